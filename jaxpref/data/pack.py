@@ -1,0 +1,132 @@
+"""Encoded groups -> packed, prefix-shared rows of fixed shape.
+
+A group is laid out as `prompt ++ completion_0 ++ ... ++ completion_{K-1}`; several groups share a row.  Turning
+sharing off gives every completion its own copy of the prompt, packing off one group a row: only this file changes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxpref.types import Batch, EncodedGroup
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """Sizes of a row: L columns, S scored tokens, G groups, K completions a group."""
+
+    columns: int
+    scored: int
+    groups: int
+    completions: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How groups become rows."""
+
+    columns: int
+    """L, tokens a row."""
+    share_prefix: bool = True
+    pack: bool = True
+
+
+def group_columns(prompt: int, completions: Sequence[int], share_prefix: bool) -> int:
+    """Columns that a group takes: its prompt once, or once per completion."""
+    copies = 1 if share_prefix else len(completions)
+    return prompt * copies + sum(completions)
+
+
+def columns_of(group: EncodedGroup, share_prefix: bool) -> int:
+    return group_columns(len(group.prompt_ids), [len(ids) for ids in group.completion_ids], share_prefix)
+
+
+def scored_of(group: EncodedGroup) -> list[int]:
+    """Scored tokens of every completion; with an empty prompt the first token has nothing to predict it."""
+    unscored = 1 if len(group.prompt_ids) == 0 else 0
+    return [len(ids) - unscored for ids in group.completion_ids]
+
+
+def assign_rows(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
+    """First-fit decreasing: rows as lists of positions into `lengths`, fullest-first, deterministic.
+
+    Every length must be at most `layout.columns` (checked when the loader plans).
+    """
+    if not layout.pack:
+        return [[i] for i in range(len(lengths))]
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        fit = next((r for r, free in enumerate(room) if free >= lengths[i]), None)
+        if fit is None:
+            rows.append([])
+            room.append(layout.columns)
+            fit = len(rows) - 1
+        rows[fit].append(i)
+        room[fit] -= lengths[i]
+    return [sorted(row) for row in rows]
+
+
+def empty_batch(rows: int, shape: RowShape, columns: Sequence[tuple[str, tuple[int, ...]]]) -> Batch:
+    """Rows of padding; `columns` names the data columns with their shape after [R, G] (`()` or `(K,)`)."""
+    R, L, S, G, K = rows, shape.columns, shape.scored, shape.groups, shape.completions
+    ints = lambda *size: np.zeros(size, np.int32)
+    return Batch(
+        token_RL=ints(R, L),
+        position_RL=ints(R, L),
+        expiry_RL=ints(R, L),
+        segment_RL=ints(R, L),
+        score_src_RS=ints(R, S),
+        score_tok_RS=ints(R, S),
+        score_slot_RS=np.full((R, S), G * K, np.int32),
+        valid_RG=np.zeros((R, G), np.float32),
+        row_id_RG=np.full((R, G), -1, np.int32),
+        slot_count_RGK=ints(R, G, K),
+        columns={name: np.zeros((R, G, *rest), np.float32) for name, rest in columns},
+    )
+
+
+def fill_row(batch: Batch, r: int, groups: Sequence[EncodedGroup], share_prefix: bool) -> None:
+    """Write `groups` into row r of a batch of padding."""
+    K = batch.slot_count_RGK.shape[2]
+    column = score = 0
+    for g, group in enumerate(groups):
+        batch.valid_RG[r, g] = 1.0
+        batch.row_id_RG[r, g] = group.row_id
+        for name, array in batch.columns.items():
+            array[r, g] = group.columns[name]
+        end = column + columns_of(group, share_prefix)
+        batch.segment_RL[r, column:end] = g + 1
+        prompt_end = column
+        for k, ids in enumerate(group.completion_ids):
+            if k == 0 or not share_prefix:
+                # A shared prompt stays visible to the end of the group, a private one to the end of its branch.
+                branch_end = column + len(group.prompt_ids) + len(ids)
+                prompt_end = column + len(group.prompt_ids)
+                _write(batch, r, column, group.prompt_ids, 0, end if share_prefix else branch_end)
+                column = prompt_end
+            _write(batch, r, column, ids, len(group.prompt_ids), column + len(ids))
+            score = _score(batch, r, score, column, prompt_end - 1, ids, g * K + k, len(group.prompt_ids) == 0)
+            column += len(ids)
+        batch.slot_count_RGK[r, g, : len(group.completion_ids)] = scored_of(group)
+
+
+def _write(batch: Batch, r: int, column: int, ids: np.ndarray, position: int, expiry: int) -> None:
+    to = slice(column, column + len(ids))
+    batch.token_RL[r, to] = ids
+    batch.position_RL[r, to] = np.arange(position, position + len(ids))
+    batch.expiry_RL[r, to] = expiry
+
+
+def _score(batch, r, score, column, last_prompt, ids, slot, skip_first: bool) -> int:
+    """Score a completion that starts at `column`; returns the next free scored position."""
+    source = np.arange(column - 1, column - 1 + len(ids))
+    source[0] = last_prompt  # the last prompt token predicts the first token of *every* completion
+    if skip_first:
+        source, ids = source[1:], ids[1:]
+    to = slice(score, score + len(ids))
+    batch.score_src_RS[r, to] = source
+    batch.score_tok_RS[r, to] = ids
+    batch.score_slot_RS[r, to] = slot
+    return score + len(ids)

@@ -1,0 +1,54 @@
+"""The decoder's mathematics as pure functions."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxpref.models.spec import Llama3Rope, ModelSpec
+
+
+def project(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    """einsum of an activation with a weight cast to the activation's dtype, accumulated in float32.
+
+    Stating the accumulator matters on CPU, where jax 0.10 otherwise widens bfloat16 operands before multiplying.
+    """
+    return jnp.einsum(equation, x, w.astype(x.dtype), preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def rms_norm(x_RLD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) * scale over the last axis, in float32 (Zhang & Sennrich, arXiv 1910.07467, eq. 4)."""
+    x32 = x_RLD.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (normed * scale_D.astype(jnp.float32)[None, None, :]).astype(x_RLD.dtype)
+
+
+def rope_frequencies(spec: ModelSpec) -> jax.Array:
+    """[H/2] rotation per token, in radians (Su et al., arXiv 2104.09864), with Llama 3.1's rescaling when set."""
+    half = spec.head_dim // 2
+    frequency = spec.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if spec.rope_scaling is None:
+        return frequency
+    return _llama3_frequencies(frequency, spec.rope_scaling)
+
+
+def _llama3_frequencies(frequency: jax.Array, rope: Llama3Rope) -> jax.Array:
+    """Wavelengths beyond the original context are stretched by `factor`, short ones kept, those between blended."""
+    wavelength = 2 * math.pi / frequency
+    # 1 at the short end of the blended band, 0 at its long end.
+    blend = (rope.original_length / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blend = jnp.clip(blend, 0.0, 1.0)
+    return frequency * (blend + (1.0 - blend) / rope.factor)
+
+
+def rope_tables(position_RL: jax.Array, spec: ModelSpec) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of every position's rotation, [R, L, 1, H/2] float32; computed once, shared by the layers."""
+    angle = position_RL.astype(jnp.float32)[..., None, None] * rope_frequencies(spec)[None, None, None, :]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_RLNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate pairs (i, i + H/2), Hugging Face's order, in float32."""
+    first, second = jnp.split(x_RLNH.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_RLNH.dtype)

@@ -1,0 +1,149 @@
+"""The mesh, and the one table that says how every array lies on it.
+
+Axes: `data` (rows, parameters replicated), `fsdp` (rows and parameters), `tensor` (heads, ffn, vocabulary).
+The mesh is Auto (docs/design.md, "Mesh mode"): XLA propagates, and `constrain` pins the activations that matter.
+"""
+
+import math
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxpref.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes.  `vocab` takes both parameter axes, so neither the embedding nor the head is ever gathered:
+# a token's logits are computed where the vocabulary lies and only the softmax's sums travel.
+LOGICAL: dict[str, Any] = {
+    "rows": ("data", "fsdp"),
+    "rows_replicated_fsdp": "data",
+    "vocab": ("fsdp", "tensor"),
+    "width": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "ffn": "tensor",
+}
+
+# Parameter path -> logical axes.  Every leaf matches exactly one rule and every rule matches a leaf (`param_specs`).
+PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embed/table", ("vocab", None)),
+    (r"layers/(attention|mlp)_norm/scale", (None, None)),
+    (r"layers/attention/q", (None, "width", "heads", None)),
+    (r"layers/attention/[kv]", (None, "width", "kv_heads", None)),
+    (r"layers/attention/o", (None, "heads", None, "width")),
+    (r"layers/mlp/(gate|up)", (None, "width", "ffn")),
+    (r"layers/mlp/down", (None, "ffn", "width")),
+    (r"final_norm/scale", (None,)),
+    (r"head/kernel", ("vocab", None)),
+)
+_OPTIONAL_RULES = frozenset({r"head/kernel"})  # absent when the head is tied to the embedding
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices: list | None = None) -> Mesh:
+    """Mesh of `data * fsdp * tensor` devices.
+
+    Errors: InputError when the product is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = (data, fsdp, tensor)
+    if math.prod(shape) != len(devices):
+        raise InputError(
+            f"a mesh of {len(devices)} devices (data * fsdp * tensor)",
+            f"mesh.data={data} * mesh.fsdp={fsdp} * mesh.tensor={tensor} = {math.prod(shape)}",
+            f"choose sizes whose product is {len(devices)}, for example mesh.data={len(devices)}",
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+    """Pin `x` to its logical axes on the mesh in force (`jax.set_mesh`); without one, `x` as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, logical_spec(logical))
+
+
+def logical_spec(logical: tuple[str | None, ...]) -> P:
+    """PartitionSpec of logical axis names."""
+    return P(*(None if name is None else LOGICAL[name] for name in logical))
+
+
+def leaf_path(path) -> str:
+    """`layers/attention/q` of a tree path of a nested dict."""
+    return "/".join(str(getattr(key, "key", key)) for key in path)
+
+
+def param_specs(params: Any) -> Any:
+    """PartitionSpec of every leaf of a parameter tree.
+
+    Errors: InputError naming every leaf that no rule or several rules match, and every rule that matches nothing.
+    """
+    used: set[str] = set()
+    problems: list[str] = []
+
+    def spec(path, leaf):
+        name = leaf_path(path)
+        found = [(rule, axes) for rule, axes in PARAM_RULES if re.fullmatch(rule, name)]
+        if len(found) != 1 or len(found[0][1]) != len(leaf.shape):
+            problems.append(f"{name} {tuple(leaf.shape)}: {len(found)} rules")
+            return P()
+        used.add(found[0][0])
+        return logical_spec(found[0][1])
+
+    specs = jax.tree_util.tree_map_with_path(spec, params)
+    problems += [f"rule {rule!r}: no leaf" for rule, _ in PARAM_RULES if rule not in used | _OPTIONAL_RULES]
+    if problems:
+        raise InputError(
+            "a parameter tree in which sharding.PARAM_RULES match every leaf exactly once",
+            "; ".join(problems),
+            "add or correct the rule for these leaves",
+        )
+    return specs
+
+
+def param_shardings(params: Any, mesh: Mesh) -> Any:
+    """NamedSharding of every leaf; `params` may hold arrays or ShapeDtypeStructs.
+
+    Errors: InputError listing every dimension that its mesh axes do not divide.
+    """
+    specs = param_specs(params)
+    problems: list[str] = []
+
+    def check(path, leaf, spec):
+        for size, axes in zip(leaf.shape, spec, strict=False):
+            names = () if axes is None else (axes,) if isinstance(axes, str) else axes
+            ways = math.prod(mesh.shape[name] for name in names)
+            if size % ways:
+                problems.append(f"{leaf_path(path)}: {size} over {'*'.join(names)}={ways}")
+        return NamedSharding(mesh, spec)
+
+    shardings = jax.tree_util.tree_map_with_path(check, params, specs)
+    if problems:
+        raise InputError(
+            "mesh sizes that divide the model's dimensions",
+            f"mesh {dict(mesh.shape)} does not divide: " + "; ".join(problems),
+            "change mesh.fsdp or mesh.tensor to divisors of these sizes",
+        )
+    return shardings
+
+
+def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
+    """Rows over `data` and `fsdp`, after `leading` unsharded dimensions (the micro-batches)."""
+    return NamedSharding(mesh, P(*(None,) * leading, LOGICAL["rows"]))
+
+
+def row_ways(mesh: Mesh) -> int:
+    """How many ways the rows of a micro-batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def constrain_params(tree: Any) -> Any:
+    """Pin a tree of the parameters' shape (gradients, accumulators) to the parameters' own sharding."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, param_specs(tree))

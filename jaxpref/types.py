@@ -1,0 +1,86 @@
+"""The dimension key and the records that pass between the stages.  Imports no jax: the data stages run without it.
+
+Dimension letters, used as suffixes of array names and in einsum strings throughout:
+
+    R rows of a batch          L columns (token positions) of a row     S scored tokens of a row
+    G groups of a row          K completions of a group                 B = R*G groups of a batch
+    T micro-batches of a step  D model width   F ffn width              V vocabulary
+    N query heads              M key/value heads                        H head size
+    Y layers                   C columns of one chunk
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt with K completions, as text or as chat messages; K is 2 for a pair (chosen first).
+
+    `prompt` and every completion are all `str` (standard format) or all lists of
+    `{"role": ..., "content": ...}` messages (conversational format).
+    """
+
+    prompt: str | list[dict]
+    completions: tuple[str | list[dict], ...]
+    row_id: int
+    """Position of the row in its source, counted from 0; unique in a run."""
+    where: str
+    """File and row for error messages, as `train.jsonl, row 12`."""
+    tools: list | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, float | tuple[float, ...]] = field(default_factory=dict)
+    """Numbers an objective may ask for: per group (`weight`, `margin`) or per completion (`scores`, length K)."""
+
+    @property
+    def conversational(self) -> bool:
+        return not isinstance(self.prompt, str)
+
+
+@dataclass(frozen=True)
+class EncodedGroup:
+    """One prompt with K completions, as token ids; every completion has at least one token.
+
+    Scoring starts at each completion's first token, except when the prompt is empty: then that token has no
+    predecessor and is not scored.
+    """
+
+    prompt_ids: np.ndarray
+    completion_ids: tuple[np.ndarray, ...]
+    row_id: int
+    where: str
+    columns: Mapping[str, float | tuple[float, ...]] = field(default_factory=dict)
+
+
+class Batch(NamedTuple):
+    """Packed, prefix-shared rows of one micro-batch (or, with a leading T, of all micro-batches of a step).
+
+    A key at column k is visible to the query at column q of the same row iff `k <= q < expiry[k]`, which covers
+    every mixture of packing and prefix sharing (docs/design.md, "Packed rows").
+    """
+
+    token_RL: Any
+    """int32 token ids; padding is 0."""
+    position_RL: Any
+    """int32 position inside its own branch: each completion continues right after its prompt."""
+    expiry_RL: Any
+    """int32, one past the last column whose query may see this key; 0 for padding."""
+    segment_RL: Any
+    """int32 group number inside the row, from 1; 0 for padding."""
+    score_src_RS: Any
+    """int32 column of the hidden state that predicts the scored token."""
+    score_tok_RS: Any
+    """int32 id of the scored token."""
+    score_slot_RS: Any
+    """int32 completion it belongs to, `g * K + k`; `G * K` for padding (dropped by every reduction)."""
+    valid_RG: Any
+    """float32, 1 where the slot holds a group."""
+    row_id_RG: Any
+    """int32 row id of the group; -1 for an empty slot."""
+    slot_count_RGK: Any
+    """int32 scored tokens of every completion; 0 for an empty slot."""
+    columns: dict[str, Any]
+    """What the objective asked for: per-group [R, G] or per-completion [R, G, K] float32 arrays."""
