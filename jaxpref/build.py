@@ -1,0 +1,214 @@
+"""Config -> the pieces of a run, on the mesh.  Training, evaluation and export start here."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxpref.config import Config
+from jaxpref.data.dataset import DataReport, common_columns, load_groups
+from jaxpref.data.loader import Loader
+from jaxpref.data.pack import Layout, columns_of
+from jaxpref.errors import InputError
+from jaxpref.models.decoder import Model, build_model
+from jaxpref.models.source import Checkpoint, open_checkpoint
+from jaxpref.objectives import OBJECTIVES, Part, bind, check_columns
+from jaxpref.reference import frozen_copy, weights_key, with_cached_logps
+from jaxpref.sharding import batch_sharding, leaf_path, make_mesh, param_shardings, row_ways
+from jaxpref.step import REFERENCE_COLUMN, make_logp_step
+from jaxpref.types import Batch, EncodedGroup
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What every command needs before data and weights are read."""
+
+    config: Config
+    mesh: Mesh
+    source: Checkpoint
+    tokenizer: Any
+    model: Model
+    parts: tuple[Part, ...]
+
+    @property
+    def needs_reference(self) -> bool:
+        return any(part.needs_reference for part in self.parts)
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.dtype(self.config.model.compute_dtype)
+
+
+def build(config: Config) -> Pieces:
+    """Opens the model (config and tokenizer, no weights yet) and checks that everything fits together.
+
+    Errors: InputError for an unknown model, a mesh that does not fit the devices or does not divide the model.
+    """
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    source = open_checkpoint(config.model.path)
+    model = build_model(
+        source.spec,
+        dtype=jnp.dtype(config.model.compute_dtype),
+        remat=config.model.remat,
+        attention_block=config.model.attention_block,
+    )
+    param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide, before weights are read
+    return Pieces(config, mesh, source, source.load_tokenizer(), model, bind(config.objective, OBJECTIVES))
+
+
+def param_shapes(model: Model) -> Any:
+    """ShapeDtypeStruct of every parameter."""
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+def load_params(pieces: Pieces, source: Checkpoint | None = None) -> Any:
+    """Parameters in float32, every process reading only what its devices hold."""
+    shardings = param_shardings(param_shapes(pieces.model), pieces.mesh)
+    by_path = {leaf_path(path): s for path, s in jax.tree_util.tree_leaves_with_path(shardings)}
+
+    def put(path: str, shape: tuple[int, ...], dtype: np.dtype, read: Callable) -> jax.Array:
+        return jax.make_array_from_callback(shape, by_path[path], read)
+
+    return (source or pieces.source).load_params(dtype=np.float32, put=put)
+
+
+def reference_source(pieces: Pieces) -> Checkpoint:
+    """The checkpoint of the reference.  Errors: InputError when it is not the same kind of model."""
+    if pieces.config.reference.path is None:
+        return pieces.source
+    source = open_checkpoint(pieces.config.reference.path)
+    if source.spec != pieces.source.spec:
+        raise InputError(
+            "a reference of the same sizes as the model",
+            f"reference.path={pieces.config.reference.path} is {source.spec}; the model is {pieces.source.spec}",
+            "choose another reference",
+        )
+    return source
+
+
+def reference_params(pieces: Pieces, params: Any) -> Any:
+    """The frozen copy, or None when no objective needs one or its log-probs are cached."""
+    if not pieces.needs_reference or pieces.config.reference.mode == "cache":
+        return None
+    if pieces.config.reference.path is None:
+        return frozen_copy(params, pieces.dtype)
+    return frozen_copy(load_params(pieces, reference_source(pieces)), pieces.dtype)
+
+
+def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataReport]:
+    """`train` or `eval` data, encoded, with the columns of the objectives checked."""
+    data = pieces.config.data
+    paths, split = (data.train, data.train_split) if which == "train" else (data.eval, data.eval_split)
+    if not paths:
+        raise InputError(f"at least one path in data.{which}", "an empty list", f"set data.{which}=[FILE]")
+    groups, report = load_groups(data, pieces.tokenizer, paths, split)
+    check_columns(pieces.parts, common_columns(groups))
+    return groups, report
+
+
+def row_layout(config: Config, groups: Sequence[EncodedGroup]) -> Layout:
+    """Row length from the config, or the longest group rounded up to whole attention blocks."""
+    length, block = config.data.row_length, config.model.attention_block
+    if length is None:
+        longest = max(columns_of(group, config.data.share_prefix) for group in groups)
+        length = -(-longest // block) * block
+    return Layout(length, config.data.share_prefix, config.data.pack)
+
+
+def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: bool) -> Loader:
+    """Training: shuffled, by steps of the config.  Otherwise one pass in order."""
+    config = pieces.config
+    columns = list(check_columns(pieces.parts, common_columns(groups)))
+    if REFERENCE_COLUMN in groups[0].columns:
+        columns.append(REFERENCE_COLUMN)
+    return Loader(
+        groups,
+        batch_size=config.train.batch_size,
+        micro_rows=config.train.micro_rows or row_ways(pieces.mesh),
+        layout=row_layout(config, groups),
+        columns=columns,
+        seed=config.train.seed if training and config.data.shuffle else None,
+        epochs=config.train.epochs if training else 1,
+        max_steps=config.train.max_steps if training else None,
+    )
+
+
+def owned_rows(loader: Loader, mesh: Mesh) -> list[bool]:
+    """Which rows of a micro-batch this process's devices hold."""
+    rows = loader.plan.micro_rows
+    owned = [False] * rows
+    for (part,) in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values():
+        for r in range(*part.indices(rows)):
+            owned[r] = True
+    return owned
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """[T, R, ...] arrays onto the mesh, each process giving the rows it holds."""
+    sharding = batch_sharding(mesh, leading=1)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)
+
+
+def put_scalar(value: int, mesh: Mesh) -> jax.Array:
+    replicated = NamedSharding(mesh, P())
+    return jax.make_array_from_callback((), replicated, lambda _: np.int32(value))
+
+
+def with_reference_logps(pieces: Pieces, groups: Sequence[EncodedGroup], params: Any = None) -> tuple[list, int]:
+    """Groups with cached reference log-probs when the config says so, and how many had to be computed.
+
+    Args:
+        params: initial parameters when the reference is the initial model and they are loaded already.
+    """
+    config = pieces.config
+    if not pieces.needs_reference or config.reference.mode != "cache":
+        return list(groups), 0
+    source = reference_source(pieces)
+    file = Path(config.reference.cache_dir).expanduser() / f"{weights_key(source.path, config.model.compute_dtype)}.npz"
+
+    def compute(missing: Sequence[EncodedGroup]) -> Mapping[int, np.ndarray]:
+        ready = params if params is not None and config.reference.path is None else load_params(pieces, source)
+        cast = jax.tree.map(lambda x: x.astype(pieces.dtype), ready)
+        return compute_logps(pieces, cast, missing)
+
+    return with_cached_logps(groups, file, compute)
+
+
+def compute_logps(pieces: Pieces, params: Any, groups: Sequence[EncodedGroup]) -> dict[int, np.ndarray]:
+    """{row id: [K] summed log-probs} of all groups under `params`."""
+    config, mesh = pieces.config, pieces.mesh
+    loader = Loader(
+        groups,
+        batch_size=config.train.batch_size,
+        micro_rows=config.train.micro_rows or row_ways(mesh),
+        layout=row_layout(config, groups),
+    )
+    values: dict[int, np.ndarray] = {}
+    with jax.set_mesh(mesh):
+        step = jax.jit(
+            make_logp_step(pieces.model, chunk=config.model.logprob_chunk), out_shardings=NamedSharding(mesh, P())
+        )
+        for item in loader.iterate():  # every process needs every value, so it builds every row
+            logps = np.asarray(step(params, put_batch(item.batch, mesh), put_scalar(item.micro_batches, mesh)))
+            rows = item.batch.row_id_RG
+            values |= {int(rows[at]): logps[at] for at in zip(*np.nonzero(rows >= 0), strict=True)}
+    return values
+
+
+def jit_on(mesh: Mesh, function: Callable, **options: Any) -> Callable:
+    """`jax.jit(function)` traced with `mesh` in force, so that `constrain` sees it."""
+    jitted = jax.jit(function, **options)
+
+    @functools.wraps(function)
+    def call(*args):
+        with jax.set_mesh(mesh):
+            return jitted(*args)
+
+    return call

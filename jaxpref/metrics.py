@@ -1,0 +1,110 @@
+"""Where numbers go (JSONL and TensorBoard always, trackers when asked), and what a step costs."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpref.config import Config, to_dict
+from jaxpref.data.loader import Step
+from jaxpref.models.spec import ModelSpec
+
+# Dense bfloat16 peak of one device, FLOP/s, by jax's device_kind (vendors' data sheets).
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def step_flops(spec: ModelSpec, step: Step, *, reference: bool) -> float:
+    """Model FLOPs of a step, counted on real tokens only: padding and recomputation (remat) are no model work.
+
+    2 per multiply-add; the backward pass is twice the forward.  A shared prompt counts once, for it runs once;
+    the vocabulary is multiplied at scored tokens only; attention counts visible (query, key) pairs.
+    """
+    attention = 2 * spec.width * spec.head_dim * (spec.heads + spec.kv_heads)
+    weights = spec.layers * (attention + 3 * spec.width * spec.ffn)
+    pairs = spec.layers * 2 * spec.heads * spec.head_dim
+    forward = 2 * (weights * step.tokens + pairs * step.visible + spec.vocab * spec.width * step.scored)
+    return forward * (4.0 if reference else 3.0)
+
+
+def peak_flops() -> float | None:
+    """Peak of all devices together; None where it is not known (CPU)."""
+    one = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    return None if one is None else one * jax.device_count()
+
+
+class Writers:
+    """Writes metrics by step; only process 0 writes.
+
+    Args:
+        out: directory of the run.
+        resumed_at: on a restart, lines of later steps in metrics.jsonl are dropped: they will be written again.
+    """
+
+    def __init__(self, out: Path, config: Config, resumed_at: int = 0):
+        self._closers, self._sinks = [], []
+        if jax.process_index() != 0:
+            return
+        self._jsonl(out / "metrics.jsonl", resumed_at)
+        self._tensorboard(out / "tensorboard", resumed_at)
+        if config.log.wandb:
+            import wandb
+
+            run = wandb.init(project=config.log.project, name=out.name, config=to_dict(config), resume="allow", id=out.name)
+            self._sinks.append(lambda step, values: run.log(dict(values), step=step))
+            self._closers.append(run.finish)
+        if config.log.trackio:
+            import trackio
+
+            trackio.init(project=config.log.project, name=out.name, config=to_dict(config), resume="allow")
+            self._sinks.append(lambda step, values: trackio.log(dict(values), step=step))
+            self._closers.append(trackio.finish)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for sink in self._sinks:
+            sink(step, values)
+
+    def close(self) -> None:
+        for close in self._closers:
+            close()
+
+    def _jsonl(self, path: Path, resumed_at: int) -> None:
+        kept = []
+        if resumed_at and path.is_file():
+            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= resumed_at]
+        stream = path.open("w")
+        stream.writelines(line + "\n" for line in kept)
+
+        def sink(step: int, values: Mapping[str, float]) -> None:
+            stream.write(json.dumps({"step": step, **values}) + "\n")
+            stream.flush()
+
+        self._sinks.append(sink)
+        self._closers.append(stream.close)
+
+    def _tensorboard(self, directory: Path, resumed_at: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        writer = SummaryWriter(str(directory), purge_step=resumed_at + 1 if resumed_at else None)
+
+        def sink(step: int, values: Mapping[str, float]) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        self._sinks.append(sink)
+        self._closers.append(writer.close)
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]

@@ -1,0 +1,84 @@
+"""The reference policy: a frozen copy of the weights, or log-probs cached on disk.
+
+Cached values are kept per completion, under digests of (prompt ids, completion ids), in one file per (weights,
+compute dtype).  So they are reused whenever the same tokens meet the same weights, whatever else changed in the run,
+and never otherwise.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpref.step import REFERENCE_COLUMN
+from jaxpref.types import EncodedGroup
+
+
+def frozen_copy(params: Any, dtype: Any) -> Any:
+    """A copy in the compute dtype that shares no buffer with `params` (training donates those)."""
+    return jax.jit(lambda tree: jax.tree.map(lambda x: jnp.copy(x.astype(dtype)), tree))(params)
+
+
+def weights_key(path: Path, dtype: str) -> str:
+    """Digest of a checkpoint's bytes and the compute dtype."""
+    digest = hashlib.sha256(f"summed log-probs v1 {dtype}".encode())
+    files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json")) if path.is_dir() else [path]
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def completion_key(group: EncodedGroup, k: int) -> bytes:
+    """Digest of one completion after its prompt, as tokens."""
+    prompt, completion = group.prompt_ids.astype("<i4"), group.completion_ids[k].astype("<i4")
+    return hashlib.sha256(len(prompt).to_bytes(4, "little") + prompt.tobytes() + completion.tobytes()).digest()[:16]
+
+
+def with_cached_logps(
+    groups: Sequence[EncodedGroup],
+    cache_file: Path,
+    compute: Callable[[Sequence[EncodedGroup]], Mapping[int, Sequence[float]]],
+) -> tuple[list[EncodedGroup], int]:
+    """Groups with the reference's log-probs as a column, and how many groups had to be computed.
+
+    Args:
+        cache_file: `CACHE_DIR/KEY.npz`, made when missing, extended otherwise.
+        compute: groups -> {row id: log-prob of every completion, summed over tokens, nats}.
+    """
+    known = _read(cache_file)
+    missing = [g for g in groups if any(completion_key(g, k) not in known for k in range(len(g.completion_ids)))]
+    if missing:
+        values = compute(missing)
+        for group in missing:
+            for k, value in enumerate(values[group.row_id]):
+                known[completion_key(group, k)] = np.float32(value)
+        if jax.process_index() == 0:
+            _write(cache_file, known)
+    return [_with_column(group, known) for group in groups], len(missing)
+
+
+def _with_column(group: EncodedGroup, known: Mapping[bytes, float]) -> EncodedGroup:
+    logps = tuple(float(known[completion_key(group, k)]) for k in range(len(group.completion_ids)))
+    return dataclasses.replace(group, columns={**group.columns, REFERENCE_COLUMN: logps})
+
+
+def _read(path: Path) -> dict[bytes, float]:
+    if not path.is_file():
+        return {}
+    with np.load(path) as stored:
+        return {key.tobytes(): value for key, value in zip(stored["keys"], stored["logps"], strict=True)}
+
+
+def _write(path: Path, known: Mapping[bytes, float]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keys = np.frombuffer(b"".join(known), np.uint8).reshape(-1, 16)
+    partial = path.with_name(f".{path.name}.partial.npz")
+    np.savez(partial, keys=keys, logps=np.array(list(known.values()), np.float32))
+    partial.replace(path)  # whole or not at all, also when two runs share the cache
