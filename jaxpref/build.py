@@ -1,6 +1,5 @@
 """Config -> the pieces of a run, on the mesh.  Training, evaluation and export start here."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,14 +200,3 @@ def compute_logps(pieces: Pieces, params: Any, groups: Sequence[EncodedGroup]) -
             values |= {int(rows[at]): logps[at] for at in zip(*np.nonzero(rows >= 0), strict=True)}
     return values
 
-
-def jit_on(mesh: Mesh, function: Callable, **options: Any) -> Callable:
-    """`jax.jit(function)` traced with `mesh` in force, so that `constrain` sees it."""
-    jitted = jax.jit(function, **options)
-
-    @functools.wraps(function)
-    def call(*args):
-        with jax.set_mesh(mesh):
-            return jitted(*args)
-
-    return call

@@ -1,12 +1,26 @@
 """Metrics of a policy on held-out groups."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxpref.build import Pieces, make_loader, owned_rows, put_batch, put_scalar
+from jaxpref.build import (
+    Pieces,
+    build,
+    load_params,
+    make_loader,
+    owned_rows,
+    put_batch,
+    put_scalar,
+    read_data,
+    reference_params,
+    with_reference_logps,
+)
+from jaxpref.export import load_run, run_params
 from jaxpref.step import finish_metrics, make_eval_step
 from jaxpref.types import EncodedGroup
 
@@ -31,3 +45,15 @@ class Evaluator:
                 total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
         metrics = finish_metrics(jax.device_get(total), self._pieces.parts)
         return {f"eval/{name}": float(value) for name, value in metrics.items()}
+
+
+def evaluate_run(run: str | Path, *, step: str = "best", overrides: Sequence[str] = ()) -> tuple[dict[str, float], int]:
+    """Metrics of a run's checkpoint on its held-out data (or on `data.eval` of the overrides), and its step."""
+    config = load_run(run, overrides)
+    pieces = build(config)
+    groups, _ = read_data(pieces, "eval")
+    groups, _ = with_reference_logps(pieces, groups)
+    wants_copy = pieces.needs_reference and config.reference.mode == "copy"
+    ref_params = reference_params(pieces, load_params(pieces)) if wants_copy else None
+    params, number = run_params(pieces, run, step)
+    return Evaluator(pieces, groups)(params, ref_params), number

@@ -1,0 +1,152 @@
+"""The command line: train, data, eval, export, demo."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from jaxpref.config import keys, load_config
+from jaxpref.errors import InputError
+
+console = Console()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, 1 for a failed run, 2 for bad input, 75 after SIGTERM."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # only its tokenizers are used: no torch is fine
+    options = _parser().parse_args(arguments)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it writes
+    from jaxpref.train import PREEMPTED, NotFiniteError, Preempted
+
+    try:
+        if getattr(options, "distributed", False):
+            import jax
+
+            jax.distributed.initialize()
+        options.run(options)
+    except InputError as error:
+        print(f"jaxpref {options.command}: bad input\n{error}", file=sys.stderr)
+        return 2
+    except NotFiniteError as error:
+        print(f"jaxpref {options.command}: {error}", file=sys.stderr)
+        return 1
+    except Preempted as error:
+        print(f"jaxpref {options.command}: {error}", file=sys.stderr)
+        return PREEMPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="jaxpref", description="Aligns Flax language models with preferences.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    shape = argparse.RawDescriptionHelpFormatter
+
+    train = commands.add_parser("train", help="train a run", epilog=_keys_help(), formatter_class=shape)
+    train.set_defaults(run=_train)
+    train.add_argument("--distributed", action="store_true", help="one of several processes (TPU pods, GPU clusters)")
+    data = commands.add_parser(
+        "data", help="show how rows are formatted, tokenised, masked and packed", epilog=_keys_help(), formatter_class=shape
+    )
+    data.set_defaults(run=_data)
+    demo = commands.add_parser("demo", help="align SmolLM2-135M on generated data, on a laptop's CPU")
+    demo.set_defaults(run=_demo)
+    for command in (train, data, demo):
+        command.add_argument("config", help="YAML file")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="as optim.learning_rate=1e-6")
+    evaluate = commands.add_parser("eval", help="evaluate a run's checkpoint on its held-out data")
+    evaluate.set_defaults(run=_eval)
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="as data.eval=[other.jsonl]")
+    export = commands.add_parser("export", help="write a run's checkpoint as a Hugging Face directory")
+    export.set_defaults(run=_export)
+    export.add_argument("--to", required=True, metavar="DIR", help="where to; must not hold anything else")
+    export.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    for command in (evaluate, export):
+        command.add_argument("directory", metavar="RUN", help="directory of the run")
+        command.add_argument("--step", default="best", help="best (default), latest or a number")
+    return parser
+
+
+def _keys_help() -> str:
+    rows = [f"  {key} = {json.dumps(default)}\n      {meaning}" for key, default, meaning in keys()]
+    return "keys, with defaults:\n" + "\n".join(rows)
+
+
+def _train(options: argparse.Namespace) -> None:
+    config = load_config(options.config, options.overrides)
+    report(run_with_progress(config))
+
+
+def run_with_progress(config):
+    """Trains with a progress bar (loss, accuracy, margin, tokens/s)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from jaxpref.train import train
+
+    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[values]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not config.log.progress) as bar:
+        task = bar.add_task("train", total=None, values="loading, compiling")
+
+        def on_log(step: int, steps: int, values: dict[str, float]) -> None:
+            shown = f"loss {values['loss']:.4f}"
+            if "rewards/margins" in values:
+                shown += f"  accuracy {values['rewards/accuracies']:.2f}  margin {values['rewards/margins']:+.3f}"
+            bar.update(task, completed=step, total=steps, values=f"{shown}  {values['tokens_per_second']:.0f} tokens/s")
+
+        return train(config, on_log=on_log)
+
+
+def report(result) -> None:
+    """Where a run's results are, and its held-out accuracy before and after."""
+    from jaxpref.plots import plot_curves
+
+    name = "eval/rewards/accuracies"
+    if name in result.first_eval and name in result.last_eval:
+        before, after = result.first_eval[name], result.last_eval[name]
+        console.print(f"held-out reward accuracy: {before:.3f} before, [bold]{after:.3f}[/bold] after {result.steps} steps")
+    console.print(f"curves      {plot_curves(result.out)}", highlight=False)
+    console.print(f"checkpoints {result.out / 'checkpoints'}", highlight=False)
+
+
+def _data(options: argparse.Namespace) -> None:
+    from jaxpref.build import build, make_loader, read_data
+    from jaxpref.data.inspect import show
+
+    config = load_config(options.config, options.overrides)
+    pieces = build(config)
+    for which in ("train", "eval") if config.data.eval else ("train",):
+        groups, data_report = read_data(pieces, which)
+        loader = make_loader(pieces, groups, training=which == "train")
+        show(console, which, groups, data_report, loader, pieces.tokenizer)
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from jaxpref.evaluate import evaluate_run
+
+    metrics, step = evaluate_run(options.directory, step=options.step, overrides=options.overrides)
+    file = Path(options.directory) / f"eval_{step}.json"
+    file.write_text(json.dumps(metrics, indent=1) + "\n")
+    for name, value in sorted(metrics.items()):
+        console.print(f"{name:32} {value:.6g}", highlight=False)
+    console.print(f"step {step}; written to {file}", highlight=False)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from jaxpref.export import export_run
+
+    step = export_run(options.directory, options.to, step=options.step, dtype=options.dtype)
+    console.print(f"step {step} written to {options.to}", highlight=False)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from jaxpref.demo import demo
+
+    demo(load_config(options.config, options.overrides), console, run_with_progress, report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

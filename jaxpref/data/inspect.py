@@ -1,0 +1,68 @@
+"""What training will see: lengths, losses, packing, and one row in colours."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxpref.data.dataset import DataReport
+from jaxpref.data.loader import Loader
+from jaxpref.types import EncodedGroup
+
+_COLOURS = ("green", "red", "yellow", "cyan", "magenta")
+
+
+def show(
+    console: Console, name: str, groups: Sequence[EncodedGroup], report: DataReport, loader: Loader, tokenizer: Any
+) -> None:
+    """Prints the account of one data set to `console`."""
+    console.rule(name)
+    console.print(str(report), highlight=False)
+    console.print(_lengths(groups))
+    plan = loader.plan
+    unshared = sum(len(g.prompt_ids) * len(g.completion_ids) + sum(map(len, g.completion_ids)) for g in groups)
+    shared = sum(len(g.prompt_ids) + sum(map(len, g.completion_ids)) for g in groups)
+    console.print(
+        f"{plan.steps} steps of up to {plan.micro_batches} micro-batches of {plan.micro_rows} rows x "
+        f"{plan.shape.columns} tokens; at most {plan.shape.groups} groups and {plan.shape.scored} scored tokens a row\n"
+        f"packing: {1 - plan.padding_fraction:.1%} of the columns hold a token; "
+        f"prefix sharing: {shared} tokens instead of {unshared} ({shared / unshared:.1%})",
+        highlight=False,
+    )
+    console.print(sample(groups[0], tokenizer))
+
+
+def _lengths(groups: Sequence[EncodedGroup]) -> Table:
+    table = Table("tokens", "min", "median", "mean", "95%", "max", title="lengths")
+    columns = {"prompt": [len(g.prompt_ids) for g in groups]}
+    for k in range(len(groups[0].completion_ids)):
+        columns[_label(k, len(groups[0].completion_ids))] = [len(g.completion_ids[k]) for g in groups]
+    for name, lengths in columns.items():
+        values = np.array(lengths)
+        table.add_row(
+            name, str(values.min()), f"{np.median(values):.0f}", f"{values.mean():.1f}",
+            f"{np.percentile(values, 95):.0f}", str(values.max()),
+        )  # fmt: skip
+    return table
+
+
+def _label(k: int, count: int) -> str:
+    return ("chosen", "rejected")[k] if count == 2 else f"completion {k}"
+
+
+def sample(group: EncodedGroup, tokenizer: Any) -> Text:
+    """One group as tokens: the prompt plain (seen, not scored), each completion in its colour (scored)."""
+    text = Text(f"{group.where}\n")
+    text.append(_tokens(group.prompt_ids, tokenizer), style="dim")
+    for k, ids in enumerate(group.completion_ids):
+        text.append(f"\n[{_label(k, len(group.completion_ids))}: {len(ids)} scored tokens] ", style="bold")
+        text.append(_tokens(ids, tokenizer), style=_COLOURS[k % len(_COLOURS)])
+    return text
+
+
+def _tokens(ids: np.ndarray, tokenizer: Any) -> str:
+    """Token texts with boundaries shown, so that a merge across prompt and completion is seen."""
+    return "|".join(tokenizer.decode([int(i)]) for i in ids)

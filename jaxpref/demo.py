@@ -1,0 +1,67 @@
+"""The demo: SmolLM2-135M-Instruct learns to prefer correct, brief, polite answers, from generated pairs, on a CPU."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxpref import build as b
+from jaxpref.config import Config
+from jaxpref.data import synthetic
+from jaxpref.export import export_run, run_params
+from jaxpref.generate import greedy
+
+ROWS, SEED = 1500, 0
+_NEW_TOKENS = 32
+_SAMPLES = 2
+
+
+def demo(config: Config, console: Console, run: Callable[[Config], Any], report: Callable[[Any], None]) -> None:
+    """Writes the data, trains, shows sample answers before and after, and exports the model.
+
+    Args:
+        run: trains a config (with a progress bar) and returns its result.
+        report: prints the result's summary.
+    """
+    began = time.perf_counter()
+    data = Path(config.data.train[0]).parent
+    synthetic.write(data, ROWS, SEED)
+    rows = [json.loads(line) for line in Path(config.data.eval[0]).read_text().splitlines()]
+    rows = rows[:: max(len(rows) // _SAMPLES, 1)][:_SAMPLES]
+    pieces = b.build(config)
+    prompts = [row["prompt"] for row in rows]
+    before = answers(pieces, b.load_params(pieces), prompts)
+    result = run(config)
+    report(result)
+    params, _ = run_params(pieces, config.out, "latest")
+    after = answers(pieces, params, prompts)
+    table = Table("unseen prompt", "before", "after", title="greedy answers")
+    for prompt, old, new in zip(prompts, before, after, strict=True):
+        table.add_row(prompt[-1]["content"], old, new)
+    console.print(table)
+    export_run(config.out, Path(config.out) / "export", step="latest")
+    console.print(f"export      {Path(config.out) / 'export'}  (loads in transformers)", highlight=False)
+    console.print(f"{time.perf_counter() - began:.0f} s in all", highlight=False)
+
+
+def answers(pieces: b.Pieces, params: Any, prompts: list[list[dict]]) -> list[str]:
+    """The policy's greedy answers to conversations."""
+    tokenizer, block = pieces.tokenizer, pieces.config.model.attention_block
+    ids = [
+        tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+        for prompt in prompts
+    ]
+    needed = max(map(len, ids)) + _NEW_TOKENS
+    new = greedy(
+        pieces.model,
+        params,
+        ids,
+        max_new_tokens=_NEW_TOKENS,
+        stop_ids=[tokenizer.eos_token_id],
+        row_length=-(-needed // block) * block,
+    )
+    return [tokenizer.decode(row).strip() for row in new]
