@@ -30,7 +30,7 @@ class ModelConfig:
     """What the backward pass recomputes: nothing, whole layers, or all but the weight products."""
     attention_block: int = Field(default=128, ge=8)
     """Columns of an attention block; the row length is a multiple of it."""
-    logprob_chunk: int = Field(default=256, ge=1)
+    logprob_chunk: int = Field(default=128, ge=1)
     """Scored columns of each row that are multiplied with the vocabulary at a time."""
 
 

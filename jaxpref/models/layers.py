@@ -1,6 +1,7 @@
 """The decoder's mathematics as pure functions."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,40 @@ from jaxpref.models.spec import Llama3Rope, ModelSpec
 
 
 def project(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    """einsum of an activation with a weight cast to the activation's dtype, accumulated in float32.
+    """`product` rounded to the activation's dtype."""
+    return product(equation, x, w).astype(x.dtype)
 
-    Stating the accumulator matters on CPU, where jax 0.10 otherwise widens bfloat16 operands before multiplying.
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    """einsum of an activation with a weight cast to the activation's dtype, in float32.
+
+    The gradient is written out because autodiff would multiply the float32 cotangent with bfloat16 operands, which
+    every backend runs at float32 speed or below.  Here both products of the backward pass take operands in the compute
+    dtype and accumulate in float32; the weight's gradient stays float32.
     """
-    return jnp.einsum(equation, x, w.astype(x.dtype), preferred_element_type=jnp.float32).astype(x.dtype)
+    return _einsum(equation, x, w.astype(x.dtype))
+
+
+def _einsum(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _product_forward(equation, x, w):
+    return product(equation, x, w), (x, w)
+
+
+def _product_backward(equation, saved, dy):
+    x, w = saved
+    inputs, y_axes = equation.split("->")
+    x_axes, w_axes = inputs.split(",")
+    dy = dy.astype(x.dtype)
+    dx = _einsum(f"{y_axes},{w_axes}->{x_axes}", dy, w.astype(x.dtype)).astype(x.dtype)
+    dw = _einsum(f"{x_axes},{y_axes}->{w_axes}", x, dy).astype(w.dtype)
+    return dx, dw
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def rms_norm(x_RLD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
