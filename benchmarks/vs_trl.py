@@ -1,0 +1,286 @@
+"""DPO on a CPU, side by side: jaxpref and TRL 1.16 train the same steps from the same weights on the same rows.
+
+    python benchmarks/vs_trl.py --rows helpful-base.train.jsonl.gz --trl-python /path/to/trl-env/bin/python
+
+First that both do the same work: every step's tokens, loss, gradient norm and log-probs are compared, and the run
+stops if they part.  Then how fast and how large, as one table in markdown.  See benchmarks/README.md.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean, median
+
+HERE = Path(__file__).resolve().parent
+
+MAKE_TRL = """make an environment for TRL, apart from jaxpref's:
+
+    python3 -m venv trl-env
+    trl-env/bin/pip install torch --index-url https://download.pytorch.org/whl/cpu
+    trl-env/bin/pip install "trl==1.16.0" "transformers>=5.20,<6" jinja2
+
+and give --trl-python trl-env/bin/python (without it: --entries jaxpref)"""
+
+# name -> (side, what it adds to the job).  `trl` is TRL's fastest in float32, `trl-checkpointing` its smallest
+# (recomputing is DPOConfig's default), `trl-defaults` is recomputing and bfloat16, as DPOConfig comes.
+ENTRIES = {
+    "trl": ("trl", {"bf16": False, "checkpointing": False}),
+    "trl-checkpointing": ("trl", {"bf16": False, "checkpointing": True}),
+    "trl-defaults": ("trl", {"bf16": True, "checkpointing": True}),
+    "trl-bfloat16": ("trl", {"bf16": True, "checkpointing": False}),
+    "jaxpref": ("jaxpref", {"bf16": False}),
+    "jaxpref-bfloat16": ("jaxpref", {"bf16": True}),
+}
+
+# Largest relative difference allowed between two float32 entries, at any step.
+TOLERANCE = {"loss": 1e-3, "logps/chosen": 1e-3, "logps/rejected": 1e-3, "grad_norm": 1e-2}
+
+
+def main() -> None:
+    args = _arguments()
+    with tempfile.TemporaryDirectory(prefix="vs-trl-", dir=args.work) as work:
+        cpus = sorted(os.sched_getaffinity(0))[: args.threads]
+        pairs = max(args.pairs, args.steps * args.batch)
+        prepared = _run_side(
+            sys.executable,
+            ["jaxpref_side.py", "prepare"],
+            {"rows": str(Path(args.rows).resolve()), "pairs": pairs, "max_length": args.max_length, "work": work},
+        )
+        print(_header(args, prepared, cpus), flush=True)
+        job = {
+            "model": prepared["model"],  # a Hugging Face directory in float32
+            "rows": prepared["rows"],  # JSON lines of messages: prompt, chosen, rejected
+            "cpus": cpus,  # the processors that a side may use, one thread each
+            "steps": args.steps,
+            "batch": args.batch,  # pairs a step
+            "learning_rate": args.learning_rate,  # constant
+            "beta": 0.1,
+            "max_length": args.max_length,
+            "overrides": args.jaxpref,
+        }
+        runs: dict[str, list[dict]] = {name: [] for name in args.entries}
+        for repeat in range(args.repeats):  # interleaved, so that a disturbance of the machine meets everyone
+            for name in args.entries:
+                runs[name].append(_run_entry(name, args, job, f"{work}/{name}-{repeat}"))
+                _progress(name, repeat, runs[name][-1])
+            if repeat == 0:
+                _compare(runs)
+    print(_work_table(args, prepared["lengths"], runs))
+    print(_table(runs), flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--rows", required=True, help="preference pairs: dialogs or messages, such as helpful-base.train.jsonl.gz")
+    add("--trl-python", help="the python of an environment that has TRL")
+    add(
+        "--entries",
+        nargs="+",
+        default=["trl", "trl-checkpointing", "jaxpref"],
+        choices=ENTRIES,
+        metavar="ENTRY",
+        help=f"which to run, in this order, of {', '.join(ENTRIES)} (default: trl trl-checkpointing jaxpref)",
+    )
+    add("--steps", type=int, default=16, help="optimizer steps a run; the first is not timed (default 16)")
+    add("--repeats", type=int, default=3, help="runs of each entry, interleaved (default 3)")
+    add("--pairs", type=int, default=64, help="usable rows to take from the front of the file (default 64)")
+    add("--batch", type=int, default=4, help="pairs a step (default 4)")
+    add("--max-length", type=int, default=512, help="tokens of prompt + answer (default 512)")
+    add("--learning-rate", type=float, default=1e-6, help="constant learning rate (default 1e-6)")
+    add("--threads", type=int, default=2, help="processors for either side (default 2)")
+    add("--row-length", type=int, help="jaxpref's data.row_length (default: its own choice)")
+    add(
+        "--jaxpref",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings of jaxpref to try, such as model.remat=none",
+    )
+    add("--work", help="where to put the model and the runs, 3 GB (default: the system's temporary directory)")
+    args = parser.parse_args()
+    if args.row_length:
+        args.jaxpref.insert(0, f"data.row_length={args.row_length}")
+    _check(parser, args)
+    return args
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        parser.error("this benchmark needs Linux: elsewhere the two sides cannot be held to the same processors")
+    if not Path(args.rows).is_file():
+        parser.error(f"--rows {args.rows}: no such file")
+    if args.steps < 2 or args.repeats < 1:
+        parser.error("--steps must be 2 or more (the first step is not timed) and --repeats 1 or more")
+    if len(os.sched_getaffinity(0)) < args.threads:
+        parser.error(f"--threads {args.threads}, but only {len(os.sched_getaffinity(0))} processors can be used")
+    if any(ENTRIES[name][0] == "trl" for name in args.entries):
+        if not args.trl_python:
+            parser.error(f"--trl-python is missing; {MAKE_TRL}")
+        if not Path(args.trl_python).is_file():
+            parser.error(f"--trl-python {args.trl_python}: no such file; {MAKE_TRL}")
+
+
+# ---- running
+
+
+def _run_entry(name: str, args: argparse.Namespace, job: dict, out: str) -> dict:
+    side, own = ENTRIES[name]
+    if side == "trl":
+        return _run_side(args.trl_python, ["trl_side.py"], job | own)
+    return _run_side(sys.executable, ["jaxpref_side.py", "train"], job | own | {"out": out})
+
+
+def _run_side(python: str, command: list[str], job: dict) -> dict:
+    """Runs a side to its end; its last line of output is the result.
+
+    This process stays small, because Linux starts a child's ru_maxrss at what its parent had in memory.
+    """
+    threads = str(len(job.get("cpus", [0])))
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
+    environment |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false", "TOKENIZERS_PARALLELISM": "false"}
+    if command[0] == "jaxpref_side.py":
+        environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    script, *rest = command
+    done = subprocess.run(
+        [python, str(HERE / script), *rest, json.dumps(job)], env=environment, capture_output=True, text=True
+    )
+    if done.returncode != 0 or not done.stdout.strip():
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
+        hint = f"\n\n{MAKE_TRL}" if "this Python lacks" in done.stderr else ""
+        sys.exit(f"{python} {' '.join(command)} ended with {done.returncode}:\n{tail}{hint}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _progress(name: str, repeat: int, run: dict) -> None:
+    print(f"- run {repeat + 1} of {name}: {median(run['seconds']):.2f} s a step", file=sys.stderr, flush=True)
+
+
+# ---- agreement
+
+
+def _compare(runs: dict[str, list[dict]]) -> None:
+    """Prints every step's losses, and stops if tokens differ or float32 entries part by more than TOLERANCE."""
+    exact = [name for name in runs if not ENTRIES[name][1]["bf16"]]
+    first = [*exact, *runs][0]
+    others = [name for name in runs if name != first]
+    if not others:
+        return
+    print("## Losses\n")
+    print("| step | tokens so far | " + " | ".join(runs) + " |\n|" + "---|" * (len(runs) + 2))
+    for t, step in enumerate(runs[first][0]["steps"]):
+        losses = (f"{runs[name][0]['steps'][t]['loss']:.6f}" for name in runs)
+        print(f"| {t + 1} | {step['num_tokens']:.0f} | " + " | ".join(losses) + " |")
+    print(f"\nLargest relative difference of any step from `{first}`:\n")
+    print("| | " + " | ".join(TOLERANCE) + " |\n|" + "---|" * (len(TOLERANCE) + 1))
+    problems = []
+    for name in others:
+        found = {key: _difference(runs[first][0], runs[name][0], key) for key in (*TOLERANCE, "num_tokens")}
+        print(f"| {name} | " + " | ".join(f"{found[key]:.1e}" for key in TOLERANCE) + " |")
+        if found["num_tokens"]:
+            problems.append(f"{name} trained on other tokens than {first}")
+        if name in exact:
+            over = (key for key in TOLERANCE if not found[key] <= TOLERANCE[key])  # `not <=` also catches NaN
+            problems += [f"{name} and {first}: {key} differs by {found[key]:.1e} > {TOLERANCE[key]}" for key in over]
+    print(flush=True)
+    if problems:
+        sys.exit("stopped, because the two sides do not train the same thing:\n- " + "\n- ".join(problems))
+
+
+def _difference(a: dict, b: dict, key: str) -> float:
+    pairs = zip(a["steps"], b["steps"], strict=True)
+    return max(abs(x[key] - y[key]) / max(abs(x[key]), 1e-12) for x, y in pairs)
+
+
+# ---- tables
+
+
+def _header(args: argparse.Namespace, prepared: dict, cpus: list[int]) -> str:
+    cpu = next((x.split(":")[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")), "")
+    passed = "; ".join(f"{why}: {', '.join(map(str, n))}" for why, n in prepared["passed_over"].items()) or "none"
+    load = os.getloadavg()[0]
+    busy = "  **The machine is busy: do not trust the times.**" if load > 0.3 * len(cpus) else ""
+    extra = f"; jaxpref settings {' '.join(args.jaxpref)}" if args.jaxpref else ""
+    return f"""# DPO: jaxpref beside TRL
+
+SmolLM2-135M-Instruct from the same float32 weights; the first {len(prepared["lengths"])} usable rows of
+{Path(args.rows).name} in file order (row numbers passed over: {passed}).
+{args.batch} pairs a step, {args.steps} steps, max_length {args.max_length}, AdamW with a constant learning rate of
+{args.learning_rate:g}, clip 1.0; the reference model runs in every step on both sides{extra}.
+{cpu or platform.machine()}, {len(cpus)} processors for either side; load before the start {load:.2f}.{busy}
+"""
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).is_file() else []
+
+
+def _work_table(args: argparse.Namespace, lengths: list[list[int]], runs: dict[str, list[dict]]) -> str:
+    """Where the difference comes from: what goes through the layers and the vocabulary, a step."""
+    steps = [lengths[t * args.batch : (t + 1) * args.batch] for t in range(args.steps)]
+    unshared = mean(sum(2 * p + c + r for p, c, r in step) for step in steps)
+    shared = mean(sum(p + c + r for p, c, r in step) for step in steps)
+    scored = mean(sum(c + r for _, c, r in step) for step in steps)
+    # TRL pads a step's 2 * batch sequences to the longest; without CUDA it multiplies all of it with the vocabulary.
+    padded = mean(2 * len(step) * max(p + max(c, r) for p, c, r in step) for step in steps)
+    lines = [
+        "## Work a step (means)\n",
+        "| | tokens | columns run | padding | scored tokens | positions x vocabulary |",
+        "|---|---|---|---|---|---|",
+        f"| TRL | {unshared:.0f} | {padded:.0f} | {1 - unshared / padded:.0%} | {scored:.0f} | {padded:.0f} |",
+    ]
+    for name in (name for name in runs if ENTRIES[name][0] == "jaxpref"):
+        work = runs[name][0]["work"]
+        columns, vocabulary = mean(w["columns"] for w in work), mean(w["vocabulary"] for w in work)
+        lines.append(
+            f"| {name} (rows of {work[0]['row_length']}, {mean(w['micro_batches'] for w in work):.1f} a step) "
+            f"| {shared:.0f} | {columns:.0f} | {1 - shared / columns:.0%} | {scored:.0f} | {vocabulary:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _table(runs: dict[str, list[dict]]) -> str:
+    speeds = {name: [_tokens_per_second(run) for run in entry] for name, entry in runs.items()}
+    fair = [name for name in runs if ENTRIES[name][0] == "trl" and not ENTRIES[name][1]["bf16"]]
+    base = max(fair, key=lambda name: median(speeds[name]), default=None)
+    head = ["", "tokens/s", *([f"against {base}"] if base else []), "seconds a step", "CPU seconds a step"]
+    head += ["peak memory, GiB", "compile, s", "start to end of step 1, s"]
+    repeats = len(next(iter(runs.values())))
+    lines = [
+        f"## Speed and memory (medians of {repeats} runs; lowest and highest run in brackets)\n",
+        f"| {' | '.join(head)} |",
+        "|" + "---|" * len(head),
+    ]
+    for name, entry in runs.items():
+        speed, low, high = median(speeds[name]), min(speeds[name]), max(speeds[name])
+        cells = [name, f"{speed:.0f} ({low:.0f}-{high:.0f})"]
+        cells += [f"{speed / median(speeds[base]):.2f} x"] if base else []
+        cells += [f"{median(median(run[key]) for run in entry):.2f}" for key in ("seconds", "cpu_seconds")]
+        cells.append(f"{median(run['peak_bytes'] for run in entry) / 2**30:.2f}")
+        cells.append("-" if entry[0]["compile"] is None else f"{median(run['compile'] for run in entry):.0f}")
+        cells.append(f"{median(run['first_step_done'] for run in entry):.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    versions = {k: v for entry in runs.values() for k, v in entry[0]["versions"].items()}
+    return (
+        "\n".join(lines)
+        + f"""
+
+Tokens are counted as TRL does, the prompt once for each answer; steps 2 to the last are timed.  CPU seconds are those
+of all threads together: beside the wall time they show a disturbed run.
+{", ".join(f"{k} {v}" for k, v in versions.items())}."""
+    )
+
+
+def _tokens_per_second(run: dict) -> float:
+    first, last = run["steps"][0]["num_tokens"], run["steps"][-1]["num_tokens"]
+    return (last - first) / sum(run["seconds"])
+
+
+if __name__ == "__main__":
+    main()
