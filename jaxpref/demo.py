@@ -15,7 +15,7 @@ from jaxpref.data import synthetic
 from jaxpref.export import export_run, run_params
 from jaxpref.generate import greedy
 
-ROWS, SEED = 1500, 0
+ROWS, SEED, TEST_FRACTION = 1000, 0, 0.1
 _NEW_TOKENS = 32
 _SAMPLES = 2
 
@@ -29,7 +29,7 @@ def demo(config: Config, console: Console, run: Callable[[Config], Any], report:
     """
     began = time.perf_counter()
     data = Path(config.data.train[0]).parent
-    synthetic.write(data, ROWS, SEED)
+    synthetic.write(data, ROWS, SEED, TEST_FRACTION)
     rows = [json.loads(line) for line in Path(config.data.eval[0]).read_text().splitlines()]
     rows = rows[:: max(len(rows) // _SAMPLES, 1)][:_SAMPLES]
     pieces = b.build(config)

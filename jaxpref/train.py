@@ -187,11 +187,12 @@ class _Run:
         values = {name: float(x) for name, x in jax.device_get(metrics).items()}
         _check_finite(step, item, values, self.where)
         window.add(values, item)
+        speed = window.tokens_per_second()
         epoch = step / self.loader.plan.steps_per_epoch
         if step % self.config.train.log_every == 0 or step == steps:
             self.last_log = window.means() | {"epoch": epoch, "num_tokens": float(self.num_tokens)}
             writers.write(step, self.last_log)
-        self.on_log(step, steps, values | {"tokens_per_second": window.tokens_per_second()})
+        self.on_log(step, steps, values | {"tokens_per_second": speed})
 
     def _evaluate(self, writers: Writers, step: int) -> dict[str, float]:
         values = self.evaluator(self.state.params, self.ref_params)
