@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxpref.models.spec import Llama3Rope, ModelSpec
 
@@ -53,21 +54,24 @@ def rms_norm(x_RLD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
     return (normed * scale_D.astype(jnp.float32)[None, None, :]).astype(x_RLD.dtype)
 
 
-def rope_frequencies(spec: ModelSpec) -> jax.Array:
-    """[H/2] rotation per token, in radians (Su et al., arXiv 2104.09864), with Llama 3.1's rescaling when set."""
+def rope_frequencies(spec: ModelSpec) -> np.ndarray:
+    """[H/2] rotation per token, in radians (Su et al., arXiv 2104.09864), with Llama 3.1's rescaling when set.
+
+    In float64 until the end: a relative error of the frequency is multiplied by the position.
+    """
     half = spec.head_dim // 2
-    frequency = spec.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if spec.rope_scaling is None:
-        return frequency
-    return _llama3_frequencies(frequency, spec.rope_scaling)
+    frequency = spec.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
+    if spec.rope_scaling is not None:
+        frequency = _llama3_frequencies(frequency, spec.rope_scaling)
+    return frequency.astype(np.float32)
 
 
-def _llama3_frequencies(frequency: jax.Array, rope: Llama3Rope) -> jax.Array:
+def _llama3_frequencies(frequency: np.ndarray, rope: Llama3Rope) -> np.ndarray:
     """Wavelengths beyond the original context are stretched by `factor`, short ones kept, those between blended."""
     wavelength = 2 * math.pi / frequency
     # 1 at the short end of the blended band, 0 at its long end.
     blend = (rope.original_length / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    blend = jnp.clip(blend, 0.0, 1.0)
+    blend = np.clip(blend, 0.0, 1.0)
     return frequency * (blend + (1.0 - blend) / rope.factor)
 
 
