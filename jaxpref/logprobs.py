@@ -114,8 +114,9 @@ def _target_logit(logits_RCV: jax.Array, tok_RC: jax.Array) -> jax.Array:
 def _predictive(logits_RCV, target_RC, lse_RC):
     """Entropy and whether the target is a most likely token, both [R, C].
 
-    The expectation is a dot product because XLA's CPU backend (jax 0.10) takes five times longer for the same sum.
+    The expectation is a sum, not a dot product: with V over two mesh axes and R over a third, XLA's partitioner
+    (jax 0.10 and 0.12) gives a wrong value for the dot (tests/test_step.py, mesh 2x2x2).
     """
     p_RCV = jnp.exp(logits_RCV - lse_RC[:, :, None])
-    mean_logit_RC = jnp.einsum("RCV,RCV->RC", p_RCV, logits_RCV, precision=lax.Precision.HIGHEST)
+    mean_logit_RC = jnp.sum(p_RCV * logits_RCV, axis=-1)
     return lse_RC - mean_logit_RC, target_RC >= logits_RCV.max(-1)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxpref.config import OptimConfig
@@ -29,7 +30,8 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
         "constant": optax.constant_schedule(peak),
         "linear": optax.linear_schedule(peak, 0.0, rest),
         "cosine": optax.cosine_decay_schedule(peak, rest),
-        "inverse_sqrt": lambda t: peak * (shift / (t + shift)) ** 0.5,
+        # Both branches of the join are evaluated: during the warm-up t is negative here.
+        "inverse_sqrt": lambda t: peak * (shift / (jnp.maximum(t, 0) + shift)) ** 0.5,
     }[config.schedule]
     if warmup == 0:
         return after
@@ -54,9 +56,9 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Gradi
     elif config.name == "lion":
         rule = optax.lion(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=mask)
     elif config.name == "adafactor":
-        rule = optax.adafactor(
-            schedule, weight_decay_rate=config.weight_decay or None, weight_decay_mask=mask, clipping_threshold=1.0
-        )
+        # optax's own decay for adafactor ignores the learning rate, and so the warm-up: it is added here instead.
+        decay = optax.add_decayed_weights(lambda t: -config.weight_decay * schedule(t), mask)
+        rule = optax.chain(optax.adafactor(schedule, clipping_threshold=1.0), decay)
     else:
         rule = optax.sgd(schedule, momentum=config.momentum or None)
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)

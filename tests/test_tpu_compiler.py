@@ -1,0 +1,83 @@
+"""The real TPU compiler accepts the step: no TPU is needed, only libtpu (`pip install "jax[tpu]"`, `make test-tpu`).
+
+Each slice compiles in a process of its own: libtpu reads its topology from the environment, once.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.tpu_compiler,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install "jax[tpu]"'),
+]
+
+GIB = 2**30
+
+
+def compile_for(case):
+    environment = os.environ | {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5p-128",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "JAX_PLATFORMS": "cpu",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "XLA_FLAGS": "",
+    }
+    script = Path(__file__).with_name("tpu_compile.py")
+    done = subprocess.run([sys.executable, str(script), case], env=environment, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def gathered_shapes(program):
+    """(computation, dimensions) of every all-gather of the optimised program."""
+    computation, found = "", []
+    for line in program.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            computation = "ENTRY" if line.startswith("ENTRY") else line.split(" ")[0]
+        if re.search(r"all-gather(-start)?\(", line):
+            for shape in re.findall(r"\w+\[([\d,]+)\]", line.split("all-gather")[0]):
+                found.append((computation, tuple(map(int, shape.split(",")))))
+    return found
+
+
+def assert_nothing_whole(result):
+    """No parameter is gathered whole outside a layer, and inside one only that layer's slice."""
+    gathers = gathered_shapes(Path(result["program"]).read_text())
+    assert gathers, "a sharded model gathers its layers"
+    sizes = {tuple(shape) for shape in result["parameters"]}
+    layers = result["layers"]
+    # A gathered tensor may be stored flat or transposed, so elements are compared too.
+    whole = {math.prod(shape) for shape in sizes if len(shape) > 2 or math.prod(shape) > 10_000_000}
+    for computation, shape in gathers:
+        assert shape not in sizes and math.prod(shape) not in whole, f"{computation} gathers {shape} whole"
+    stacked = [shape for shape in sizes if len(shape) >= 3 and shape[0] == layers]
+    one_layer = {math.prod(shape[1:]) // ways for shape in stacked for ways in (1, result["tensor"])}
+    assert any(math.prod(shape) in one_layer for _, shape in gathers), "layers are gathered one at a time"
+
+
+def test_the_demo_step_on_v5e_2x2():
+    """SmolLM2-135M, fsdp=4: parameters, two moments and the bfloat16 reference over four chips of 16 GiB."""
+    result = compile_for("demo")
+    assert result["arguments"] < 0.6 * GIB
+    assert result["arguments"] + result["temporaries"] < 2 * GIB
+    assert_nothing_whole(result)
+
+
+def test_a_llama_3_1_8b_step_on_v5p_2x2x4():
+    """8.03 B parameters, fsdp=4 x tensor=4, 32 rows of 2,048 tokens, over 16 chips of 95 GiB."""
+    result = compile_for("llama-3.1-8b")
+    # float32 parameters and two moments, and the bfloat16 reference: 14 bytes a parameter over 16 chips.
+    expected = 14 * result["count"] / 16
+    assert result["count"] == 8_030_261_248
+    assert expected <= result["arguments"] < 1.02 * expected
+    assert result["arguments"] + result["temporaries"] < 24 * GIB
+    assert_nothing_whole(result)

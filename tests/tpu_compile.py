@@ -1,0 +1,79 @@
+"""Compiles a training step for a TPU slice, shapes only, and prints what it takes; run by test_tpu_compiler.py."""
+
+import json
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxpref.config import OptimConfig
+from jaxpref.data.pack import RowShape, empty_batch
+from jaxpref.models.decoder import build_model
+from jaxpref.models.spec import Llama3Rope, ModelSpec
+from jaxpref.objectives import OBJECTIVES, bind
+from jaxpref.optim import make_optimizer, make_schedule
+from jaxpref.sharding import batch_sharding, make_mesh
+from jaxpref.step import init_state, make_train_step
+from jaxpref.train import state_shardings
+
+SMOLLM2 = ModelSpec("llama", 49152, 576, 1536, 30, 9, 3, 64, 8192, 1e5, 1e-5, True)
+LLAMA = ModelSpec(
+    "llama", 128256, 4096, 14336, 32, 32, 8, 128, 131072, 5e5, 1e-5, False, Llama3Rope(8.0, 1.0, 4.0, 8192)
+)
+# name: model, slice, mesh, micro-batches, rows, row shape
+CASES = {
+    "demo": (SMOLLM2, "v5e:2x2", (1, 4, 1), 3, 4, RowShape(512, 320, 7, 2)),
+    "llama-3.1-8b": (LLAMA, "v5p:2x2x4", (1, 4, 4), 1, 32, RowShape(2048, 1536, 8, 2)),
+}
+
+
+def main(case: str) -> None:
+    spec, topology, mesh_shape, micro_batches, rows, shape = CASES[case]
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    mesh = make_mesh(*mesh_shape, devices=list(devices))
+    model = build_model(spec, dtype=jnp.bfloat16)
+    config = OptimConfig()
+    schedule = make_schedule(config, 100)
+    optimizer = make_optimizer(config, schedule)
+    step = make_train_step(model, bind([{"name": "dpo"}], OBJECTIVES), optimizer, schedule, chunk=128)
+
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 0), params)
+    shardings = state_shardings(shapes, mesh)
+    place = lambda x, s, dtype=None: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s)
+    state = jax.tree.map(place, shapes, shardings)
+    ref = jax.tree.map(lambda x, s: place(x, s, jnp.bfloat16), params, shardings.params)
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((micro_batches, *x.shape), x.dtype, sharding=batch_sharding(mesh, leading=1)),
+        empty_batch(rows, shape, []),
+    )
+    replicated = NamedSharding(mesh, P())
+    began = time.time()
+    with jax.set_mesh(mesh):
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+        compiled = jitted.lower(state, ref, batch, jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)).compile()
+    memory = compiled.memory_analysis()
+    program = Path(tempfile.mkdtemp()) / "program.hlo"
+    program.write_text(compiled.as_text())
+    leaves = jax.tree.leaves(params)
+    print(json.dumps({
+        "seconds": round(time.time() - began),
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "parameters": [leaf.shape for leaf in leaves],
+        "count": sum(math.prod(leaf.shape) for leaf in leaves),
+        "layers": spec.layers,
+        "tensor": mesh_shape[2],
+        "program": str(program),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
