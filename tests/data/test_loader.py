@@ -1,0 +1,105 @@
+"""Planning, packing and iterating: nothing lost, order fixed by the seed, position restorable."""
+
+import numpy as np
+import pytest
+
+from jaxpref.data.loader import Loader
+from jaxpref.data.pack import Layout, assign_rows
+from jaxpref.errors import InputError
+from jaxpref.types import EncodedGroup
+
+
+def make_groups(count, seed=0, completions=2):
+    rng = np.random.default_rng(seed)
+    ids = lambda: rng.integers(1, 50, rng.integers(1, 12)).astype(np.int32)
+    return [
+        EncodedGroup(ids(), tuple(ids() for _ in range(completions)), i, f"data.jsonl, row {i + 1}", {"margin": i / 2})
+        for i in range(count)
+    ]
+
+
+def ids_of(step):
+    return sorted(int(i) for i in step.batch.row_id_RG.ravel() if i >= 0)
+
+
+def test_every_row_of_an_epoch_comes_once_also_in_the_last_smaller_batch():
+    loader = Loader(make_groups(10), batch_size=4, micro_rows=1, layout=Layout(40), seed=3, epochs=2)
+    steps = list(loader.iterate())
+    assert [step.groups for step in steps] == [4, 4, 2] * 2 and loader.plan.steps == 6
+    first, second = steps[:3], steps[3:]
+    assert (
+        sorted(i for s in first for i in ids_of(s)) == sorted(i for s in second for i in ids_of(s)) == list(range(10))
+    )
+    assert [ids_of(s) for s in first] != [ids_of(s) for s in second], "epochs are shuffled anew"
+
+
+def test_the_order_depends_on_the_seed_only():
+    run = lambda seed, **options: [
+        ids_of(s) for s in Loader(make_groups(20), batch_size=4, seed=seed, **options).iterate()
+    ]
+    here = run(1, micro_rows=1, layout=Layout(40))
+    assert here == run(1, micro_rows=4, layout=Layout(64, share_prefix=False))
+    assert here != run(2, micro_rows=1, layout=Layout(40))
+    assert run(None, micro_rows=1, layout=Layout(40))[0] == [0, 1, 2, 3]
+
+
+def test_max_steps_replaces_epochs():
+    loader = Loader(make_groups(10), batch_size=4, micro_rows=1, layout=Layout(40), seed=0, max_steps=7)
+    assert len(list(loader.iterate())) == loader.plan.steps == 7
+
+
+def test_the_position_is_restored_exactly():
+    loader = Loader(make_groups(12), batch_size=3, micro_rows=2, layout=Layout(40), seed=0, epochs=3)
+    whole = list(loader.iterate())
+    iterator = loader.iterate()
+    for _ in range(5):
+        next(iterator)
+    state = iterator.get_state()
+    again = loader.iterate()
+    again.set_state(state)
+    rest = list(again)
+    assert len(rest) == len(whole) - 5
+    for a, b in zip(rest, whole[5:], strict=True):
+        assert a.micro_batches == b.micro_batches
+        for x, y in zip(a.batch[:-1], b.batch[:-1], strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_counts_by_hand():
+    group = EncodedGroup(np.arange(3), (np.arange(2), np.arange(4)), 0, "row")
+    (shared,) = list(Loader([group], batch_size=1, micro_rows=1, layout=Layout(16)).iterate())
+    assert (shared.tokens, shared.tokens_unshared, shared.scored) == (9, 12, 6)
+    # Prompt 3 sees 1+2+3; completions see the prompt and themselves: 2*3 + 1+2 and 4*3 + 1+2+3+4.
+    assert shared.visible == 6 + 9 + 22
+    (apart,) = list(Loader([group], batch_size=1, micro_rows=1, layout=Layout(16, share_prefix=False)).iterate())
+    assert (apart.tokens, apart.visible) == (12, 15 + 28)
+
+
+def test_columns_reach_their_group():
+    loader = Loader(make_groups(6), batch_size=6, micro_rows=1, layout=Layout(40), columns=["margin"])
+    (step,) = list(loader.iterate())
+    ids, margins = step.batch.row_id_RG.ravel(), step.batch.columns["margin"].ravel()
+    assert {int(i): float(m) for i, m in zip(ids, margins, strict=True) if i >= 0} == {i: i / 2 for i in range(6)}
+
+
+def test_rows_of_other_processes_stay_padding():
+    loader = Loader(make_groups(8), batch_size=8, micro_rows=2, layout=Layout(40))
+    (all_rows,), (first,) = list(loader.iterate()), list(loader.iterate([True, False]))
+    np.testing.assert_array_equal(first.batch.token_RL[:, 0], all_rows.batch.token_RL[:, 0])
+    assert np.all(first.batch.row_id_RG[:, 1] == -1) and first.micro_batches == all_rows.micro_batches
+
+
+def test_first_fit_decreasing():
+    rows = assign_rows([3, 8, 5, 2, 7], Layout(10))
+    assert rows == [[1, 3], [0, 4], [2]]
+    assert assign_rows([3, 8], Layout(10, pack=False)) == [[0], [1]]
+
+
+def test_a_group_longer_than_the_row_is_named():
+    with pytest.raises(InputError, match=r"data.jsonl, row \d+: \d+ tokens"):
+        Loader(make_groups(10), batch_size=2, micro_rows=1, layout=Layout(16))
+
+
+def test_groups_of_different_k_are_refused():
+    with pytest.raises(InputError, match="row 1: 3"):
+        Loader(make_groups(2) + make_groups(1, completions=3), batch_size=2, micro_rows=1, layout=Layout(64))
