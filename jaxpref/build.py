@@ -45,9 +45,11 @@ class Pieces:
         return jnp.dtype(self.config.model.compute_dtype)
 
 
-def build(config: Config) -> Pieces:
+def build(config: Config, objective: Sequence[Any] | None = None) -> Pieces:
     """Opens the model (config and tokenizer, no weights yet) and checks that everything fits together.
 
+    Args:
+        objective: in place of `config.objective`; may hold functions.
     Errors: InputError for an unknown model, a mesh that does not fit the devices or does not divide the model.
     """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -59,7 +61,7 @@ def build(config: Config) -> Pieces:
         attention_block=config.model.attention_block,
     )
     param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide, before weights are read
-    return Pieces(config, mesh, source, source.load_tokenizer(), model, bind(config.objective, OBJECTIVES))
+    return Pieces(config, mesh, source, source.load_tokenizer(), model, bind(objective or config.objective, OBJECTIVES))
 
 
 def param_shapes(model: Model) -> Any:
@@ -199,4 +201,3 @@ def compute_logps(pieces: Pieces, params: Any, groups: Sequence[EncodedGroup]) -
             rows = item.batch.row_id_RG
             values |= {int(rows[at]): logps[at] for at in zip(*np.nonzero(rows >= 0), strict=True)}
     return values
-

@@ -19,12 +19,22 @@ class Checkpoints:
         directory: `RUN/checkpoints`.
         keep: latest ones to keep.
         best_metric, best_mode: which one is the best; kept besides.
+        read_only: leaves everything as it is, also what a run in another process is just writing.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 1, best_metric: str = "", best_mode: str = "max"):
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep: int = 1,
+        best_metric: str = "",
+        best_mode: str = "max",
+        read_only: bool = False,
+    ):
         self.directory = Path(directory).absolute()
+        metric = lambda metrics: metrics[best_metric]
         best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[best_metric],
+            get_metric_fn=metric,
             reverse=best_mode == "min",
             n=1,
             keep_checkpoints_without_metrics=False,
@@ -33,8 +43,12 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
+                best_fn=metric,  # without it orbax does not write the metrics; what is kept is the policy's matter
+                best_mode=best_mode,
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
             ),
         )
 
@@ -48,7 +62,9 @@ class Checkpoints:
         kept = dict(metrics) if self._best_metric in metrics else None
         self._manager.save(
             step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), progress=ocp.args.JsonSave(dict(progress))),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state._asdict()), progress=ocp.args.JsonSave(dict(progress))
+            ),
             metrics=kept,
         )
 
@@ -75,7 +91,9 @@ class Checkpoints:
         """
         restored = self._manager.restore(
             step,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(like)._asdict()), progress=ocp.args.JsonRestore()),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(_abstract(like)._asdict()), progress=ocp.args.JsonRestore()
+            ),
         )
         return TrainState(**restored.state), restored.progress
 

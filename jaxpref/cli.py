@@ -50,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
     train.add_argument("--distributed", action="store_true", help="one of several processes (TPU pods, GPU clusters)")
     data = commands.add_parser(
-        "data", help="show how rows are formatted, tokenised, masked and packed", epilog=_keys_help(), formatter_class=shape
+        "data",
+        help="show how rows are formatted, tokenised, masked and packed",
+        epilog=_keys_help(),
+        formatter_class=shape,
     )
     data.set_defaults(run=_data)
     demo = commands.add_parser("demo", help="align SmolLM2-135M on generated data, on a laptop's CPU")
@@ -60,7 +63,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="key=value", help="as optim.learning_rate=1e-6")
     evaluate = commands.add_parser("eval", help="evaluate a run's checkpoint on its held-out data")
     evaluate.set_defaults(run=_eval)
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="as data.eval=[other.jsonl]")
     export = commands.add_parser("export", help="write a run's checkpoint as a Hugging Face directory")
     export.set_defaults(run=_export)
     export.add_argument("--to", required=True, metavar="DIR", help="where to; must not hold anything else")
@@ -68,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (evaluate, export):
         command.add_argument("directory", metavar="RUN", help="directory of the run")
         command.add_argument("--step", default="best", help="best (default), latest or a number")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="as data.eval=[other.jsonl]")
     return parser
 
 
@@ -87,7 +90,13 @@ def run_with_progress(config):
 
     from jaxpref.train import train
 
-    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[values]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[values]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not config.log.progress) as bar:
         task = bar.add_task("train", total=None, values="loading, compiling")
 
@@ -107,7 +116,10 @@ def report(result) -> None:
     name = "eval/rewards/accuracies"
     if name in result.first_eval and name in result.last_eval:
         before, after = result.first_eval[name], result.last_eval[name]
-        console.print(f"held-out reward accuracy: {before:.3f} before, [bold]{after:.3f}[/bold] after {result.steps} steps")
+        tie = " (the policy is the reference: every pair ties)" if before == 0 else ""
+        console.print(
+            f"held-out reward accuracy: {before:.3f} before{tie}, [bold]{after:.3f}[/bold] after {result.steps} steps"
+        )
     console.print(f"curves      {plot_curves(result.out)}", highlight=False)
     console.print(f"checkpoints {result.out / 'checkpoints'}", highlight=False)
 

@@ -232,7 +232,8 @@ def contradictions(config: Config) -> list[str]:
         found.append("optim.weight_decay has no effect with sgd")
     if data.row_length is not None and data.row_length % config.model.attention_block:
         found.append(
-            f"data.row_length={data.row_length} is not a multiple of model.attention_block={config.model.attention_block}"
+            f"data.row_length={data.row_length} is not a multiple of "
+            f"model.attention_block={config.model.attention_block}"
         )
     ways = config.mesh.data * config.mesh.fsdp
     if train.micro_rows is not None and train.micro_rows % ways:

@@ -25,10 +25,10 @@ def load_run(run: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def run_params(pieces: b.Pieces, run: str | Path, step: str) -> tuple[object, int]:
     """Parameters of a run's checkpoint on the mesh, and its step."""
-    train = pieces.config.train
-    checkpoints = Checkpoints(
-        Path(run) / "checkpoints", keep=train.keep, best_metric=train.best_metric, best_mode=train.best_mode
-    )
+    train, directory = pieces.config.train, Path(run) / "checkpoints"
+    if not directory.is_dir():
+        raise InputError("a run that has saved checkpoints", f"{directory}: no such directory", "train the run first")
+    checkpoints = Checkpoints(directory, best_metric=train.best_metric, best_mode=train.best_mode, read_only=True)
     number = find_step(checkpoints, step)
     shapes = b.param_shapes(pieces.model)
     like = jax.tree.map(

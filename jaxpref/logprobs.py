@@ -65,6 +65,7 @@ def _token_stats(x_RLD, w_VD, batch: Batch, chunk: int, stats: bool):
     R, S = batch.score_src_RS.shape
     padding = batch.slot_count_RGK.shape[1] * batch.slot_count_RGK.shape[2]  # the slot number G*K
     chunk = min(chunk, S)
+
     @jax.checkpoint
     def one_chunk(src_RC, tok_RC, slot_RC):
         x_RCD = jnp.take_along_axis(x_RLD, src_RC[:, :, None], axis=1)

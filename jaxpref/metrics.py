@@ -60,7 +60,9 @@ class Writers:
         if config.log.wandb:
             import wandb
 
-            run = wandb.init(project=config.log.project, name=out.name, config=to_dict(config), resume="allow", id=out.name)
+            run = wandb.init(
+                project=config.log.project, name=out.name, config=to_dict(config), resume="allow", id=out.name
+            )
             self._sinks.append(lambda step, values: run.log(dict(values), step=step))
             self._closers.append(run.finish)
         if config.log.trackio:

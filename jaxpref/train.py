@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxpref import build as b
 from jaxpref.checkpoint import Checkpoints
 from jaxpref.config import Config, load_config, save_config, to_dict
-from jaxpref.data.loader import Loader, Step
+from jaxpref.data.loader import Step
 from jaxpref.errors import InputError
 from jaxpref.evaluate import Evaluator
 from jaxpref.metrics import Writers, peak_flops, step_flops
@@ -60,23 +60,29 @@ class Result:
     last_eval: dict[str, float]
 
 
-def train(config: Config, *, on_log: Callable[[int, int, dict[str, float]], None] | None = None) -> Result:
+def train(
+    config: Config,
+    *,
+    objective: Sequence[Any] | None = None,
+    on_log: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> Result:
     """Runs (or continues) a training run.
 
     Args:
+        objective: in place of `config.objective`, from a notebook: the list may hold functions of one's own.
         on_log: called with (step, steps, values of the step) after every step; for progress bars.
     Errors:
         InputError for anything wrong with config, model or data, before anything is compiled.
         NotFiniteError with the step and its rows.
         Preempted after SIGTERM, once the state is saved.
     """
-    return _Run(config, on_log or (lambda *_: None)).train()
+    return _Run(config, objective, on_log or (lambda *_: None)).train()
 
 
 class _Run:
     """One run; __init__ prepares, train() loops."""
 
-    def __init__(self, config: Config, on_log: Callable):
+    def __init__(self, config: Config, objective: Sequence[Any] | None, on_log: Callable):
         self.config, self.on_log, self.out = config, on_log, Path(config.out)
         self.checkpoints = Checkpoints(
             self.out / "checkpoints",
@@ -85,7 +91,7 @@ class _Run:
             best_mode=config.train.best_mode,
         )
         self.resume_step = _resume_step(config, self.checkpoints)
-        self.pieces = pieces = b.build(config)
+        self.pieces = pieces = b.build(config, objective)
         groups, report = b.read_data(pieces, "train")
         held_out, eval_report = b.read_data(pieces, "eval") if config.data.eval else (None, None)
         params = b.load_params(pieces)

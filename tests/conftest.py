@@ -10,6 +10,7 @@ from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+import tiny  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -21,3 +22,36 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"no reference material at {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def compile_cache(tmp_path_factory) -> Path:
+    """Folder in which `quick_compile` keeps compiled programs for the length of the session."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def quick_compile(compile_cache):
+    """For tests of whole runs: XLA optimises little, and a program that was compiled before is taken from disk."""
+    with tiny.quick_compile(compile_cache):
+        yield
+
+
+@pytest.fixture
+def any_mesh(monkeypatch):
+    """A mesh of n devices takes the first n of the 8 virtual ones (a run takes all devices there are)."""
+    tiny.allow_any_mesh(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory) -> tiny.Files:
+    """A model with a tokenizer, 18 training pairs and 6 held-out ones."""
+    return tiny.write_files(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, tiny_files, compile_cache) -> tiny.Run:
+    """One uninterrupted run of 10 steps with evaluations and checkpoints; tests must not write into it."""
+    with pytest.MonkeyPatch.context() as monkeypatch, tiny.quick_compile(compile_cache):
+        tiny.allow_any_mesh(monkeypatch)
+        return tiny.run(tiny.long_config(tmp_path_factory.mktemp("finished") / "run", tiny_files))

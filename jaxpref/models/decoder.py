@@ -91,7 +91,9 @@ class Embed(nn.Module):
         table_VD = self.param("table", _init, (self.spec.vocab, self.spec.width))
         # The vocabulary lies over fsdp and tensor, so every holder looks up all rows of its data shard; the rows are
         # spread over fsdp again right after.
-        x_RLD = constrain(table_VD[constrain(token_RL, "rows_replicated_fsdp", None)], "rows_replicated_fsdp", None, None)
+        x_RLD = constrain(
+            table_VD[constrain(token_RL, "rows_replicated_fsdp", None)], "rows_replicated_fsdp", None, None
+        )
         return constrain(x_RLD.astype(dtype), "rows", None, None)
 
 
@@ -165,8 +167,11 @@ def build_model(
     if remat not in REMAT_POLICIES:
         raise InputError(f"a remat policy of {sorted(REMAT_POLICIES)}", f"model.remat={remat!r}", "choose one of them")
     if spec.heads % spec.kv_heads:
-        raise InputError("query heads that are a multiple of key/value heads", f"{spec.heads} and {spec.kv_heads}",
-                         "correct the model's config.json")
+        raise InputError(
+            "query heads that are a multiple of key/value heads",
+            f"{spec.heads} and {spec.kv_heads}",
+            "correct the model's config.json",
+        )
     module = Decoder(spec, dtype, remat, attention_block, scan)
 
     def init(key):

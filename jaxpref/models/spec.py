@@ -17,12 +17,12 @@ class Llama3Rope:
 class ModelSpec:
     """Sizes and constants of a decoder; letters as in `jaxpref.types`.  The parameters form this tree:
 
-        embed/table [V, D]
-        layers/attention_norm/scale [Y, D]     layers/mlp_norm/scale [Y, D]
-        layers/attention/q [Y, D, N, H]        layers/attention/k, v [Y, D, M, H]    layers/attention/o [Y, N, H, D]
-        layers/mlp/gate, up [Y, D, F]          layers/mlp/down [Y, F, D]
-        final_norm/scale [D]
-        head/kernel [V, D]                     (absent when `tied`: the head is the embedding)
+    embed/table [V, D]
+    layers/attention_norm/scale [Y, D]     layers/mlp_norm/scale [Y, D]
+    layers/attention/q [Y, D, N, H]        layers/attention/k, v [Y, D, M, H]    layers/attention/o [Y, N, H, D]
+    layers/mlp/gate, up [Y, D, F]          layers/mlp/down [Y, F, D]
+    final_norm/scale [D]
+    head/kernel [V, D]                     (absent when `tied`: the head is the embedding)
     """
 
     family: str

@@ -1,0 +1,29 @@
+"""jaxpref: preference alignment of Flax language models.
+
+config = jaxpref.load_config("configs/demo.yaml", ["optim.learning_rate=1e-6"])
+result = jaxpref.train(config)
+jaxpref.export_run(result.out, "exported")
+"""
+
+from jaxpref import objectives
+from jaxpref.config import Config, load_config, make_config
+from jaxpref.errors import InputError
+from jaxpref.evaluate import evaluate_run
+from jaxpref.export import export_run
+from jaxpref.objectives import ObjectiveOutput
+from jaxpref.plots import plot_curves
+from jaxpref.train import Result, train
+
+__all__ = [
+    "Config",
+    "InputError",
+    "ObjectiveOutput",
+    "Result",
+    "evaluate_run",
+    "export_run",
+    "load_config",
+    "make_config",
+    "objectives",
+    "plot_curves",
+    "train",
+]
