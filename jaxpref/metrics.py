@@ -83,9 +83,12 @@ class Writers:
     def _jsonl(self, path: Path, resumed_at: int) -> None:
         kept = []
         if resumed_at and path.is_file():
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= resumed_at]
-        stream = path.open("w")
-        stream.writelines(line + "\n" for line in kept)
+            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= resumed_at]  # a crash may cut the last line
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(kept))
+        partial.replace(path)
+        stream = path.open("a")
 
         def sink(step: int, values: Mapping[str, float]) -> None:
             stream.write(json.dumps({"step": step, **values}) + "\n")

@@ -144,6 +144,8 @@ class _Run:
                     evaluated = self._evaluate(writers, 0)
                 self.first_eval, self.last_eval, self.saved = evaluated, {}, start
                 self._loop(iterator, writers, start, plan.steps, term)
+                if self.evaluator and not self.last_eval:  # a finished run was started again
+                    self.last_eval = self.evaluator(self.state.params, self.ref_params)
         finally:
             self.checkpoints.close()  # waits for what is being written
             writers.close()

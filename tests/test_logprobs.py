@@ -112,7 +112,9 @@ def test_the_layouts_do_differ():
 def test_the_chunk_size_does_not_matter(params, chunk):
     groups = make_groups()
     np.testing.assert_allclose(
-        sequence_logps(params, groups, Layout(64), chunk)[0], sequence_logps(params, groups, Layout(64), 5)[0], rtol=1e-6
+        sequence_logps(params, groups, Layout(64), chunk)[0],
+        sequence_logps(params, groups, Layout(64), 5)[0],
+        rtol=1e-6,
     )
 
 
@@ -184,7 +186,9 @@ def test_what_padding_holds_is_irrelevant(params):
     batch = one_batch(groups, Layout(64))
     padding = batch.segment_RL == 0
     assert padding.any()
-    other = batch._replace(token_RL=np.where(padding, 7, batch.token_RL), position_RL=np.where(padding, 3, batch.position_RL))
+    other = batch._replace(
+        token_RL=np.where(padding, 7, batch.token_RL), position_RL=np.where(padding, 3, batch.position_RL)
+    )
     a, b = (completion_logps(MODEL, params, x, chunk=8) for x in (batch, other))
     assert isinstance(a, Logps) and np.array_equal(a.sum, b.sum)
 

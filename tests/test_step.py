@@ -43,9 +43,7 @@ def params():
 def one_step(params, ref, *, micro_rows, mesh_shape=(1, 1, 1), layout=None, columns=("weight",)):
     """Loss, gradient, new parameters and the compiled step of one SGD step on a mesh."""
     mesh = make_mesh(*mesh_shape, devices=jax.devices()[: int(np.prod(mesh_shape))])
-    loader = Loader(
-        make_groups(), batch_size=8, micro_rows=micro_rows, layout=layout or Layout(32), columns=columns
-    )
+    loader = Loader(make_groups(), batch_size=8, micro_rows=micro_rows, layout=layout or Layout(32), columns=columns)
     (item,) = list(loader.iterate())
     optimizer = optax.sgd(1.0)  # the update is the gradient
     step = make_train_step(MODEL, PARTS, optimizer, lambda _: 1.0, chunk=8)
@@ -107,7 +105,9 @@ def test_moments_lie_as_their_parameters(params):
     shapes = jax.eval_shape(lambda p: init_state(p, optax.adamw(1e-3), 0), params[0])
     shardings = state_shardings(shapes, mesh)
     moments = shardings.opt_state[0].mu
-    assert moments["layers"]["mlp"]["up"].spec == shardings.params["layers"]["mlp"]["up"].spec == P(None, "fsdp", "tensor")
+    assert (
+        moments["layers"]["mlp"]["up"].spec == shardings.params["layers"]["mlp"]["up"].spec == P(None, "fsdp", "tensor")
+    )
     assert shardings.opt_state[0].count.spec == P()
 
 

@@ -32,7 +32,9 @@ def compile_for(case):
         "XLA_FLAGS": "",
     }
     script = Path(__file__).with_name("tpu_compile.py")
-    done = subprocess.run([sys.executable, str(script), case], env=environment, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(
+        [sys.executable, str(script), case], env=environment, capture_output=True, text=True, timeout=1500
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from jaxpref import build
 from jaxpref.config import Config, make_config, save_config
 from jaxpref.data.loader import Loader
-from jaxpref.models.hf import save_pretrained
 from jaxpref.metrics import read_jsonl
+from jaxpref.models.hf import save_pretrained
 from jaxpref.models.source import open_checkpoint
 from jaxpref.sharding import make_mesh
 from jaxpref.train import Result, train
@@ -48,7 +48,13 @@ def write_model(directory: Path, *, scale: float = 1.0) -> Path:
     params = source.load_params(dtype=np.float32)
     params["layers"]["mlp"]["down"] = params["layers"]["mlp"]["down"] * np.float32(scale)
     save_pretrained(
-        directory, source.spec, params, make_tokenizer(), dtype=np.float32, generation_config=None, model_card="# tiny\n"
+        directory,
+        source.spec,
+        params,
+        make_tokenizer(),
+        dtype=np.float32,
+        generation_config=None,
+        model_card="# tiny\n",
     )
     return directory
 

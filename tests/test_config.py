@@ -1,0 +1,205 @@
+"""The configuration: everything wrong is said at once, and what is right arrives typed."""
+
+import dataclasses
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from jaxpref import cli
+from jaxpref.config import Config, keys, load_config, make_config, save_config, to_dict
+from jaxpref.errors import InputError
+
+
+def problems(raw=None, overrides=(), path=None) -> str:
+    with pytest.raises(InputError) as caught:
+        make_config(raw) if raw is not None else load_config(path, overrides)
+    return caught.value.got
+
+
+def listed(text: str) -> list[str]:
+    return text.split("\n  - ")[1:]
+
+
+def test_defaults_load():
+    assert make_config({}) == load_config() == Config()
+
+
+def test_config_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().train.seed = 1
+
+
+@pytest.mark.parametrize(
+    "raw, key, near",
+    [
+        ({"optim": {"learning_rat": 1e-5}}, "optim.learning_rat", "optim.learning_rate"),
+        ({"optim": {"lr_schedule": "cosine"}}, "optim.lr_schedule", "optim.schedule"),
+        ({"optim": {"batch_size": 4}}, "optim.batch_size", "train.batch_size"),
+        ({"learning_rate": 1e-5}, "learning_rate", "optim.learning_rate"),
+        ({"data": {"max_len": 12}}, "data.max_len", "data.max_length"),
+        ({"mesh": {"tensors": 2}}, "mesh.tensors", "mesh.tensor"),
+    ],
+)
+def test_unknown_key_names_the_nearest(raw, key, near):
+    assert listed(problems(raw)) == [f"{key}: unknown key; did you mean {near}?"]
+
+
+def test_unknown_key_unlike_any_other_has_no_suggestion():
+    assert listed(problems({"zzqqxx": 1})) == ["zzqqxx: unknown key"]
+
+
+@pytest.mark.parametrize(
+    "raw, key",
+    [
+        ({"train": {"batch_size": "four"}}, "train.batch_size"),
+        ({"train": {"batch_size": 4.5}}, "train.batch_size"),
+        ({"train": {"batch_size": True}}, "train.batch_size"),
+        ({"train": {"batch_size": 0}}, "train.batch_size"),
+        ({"optim": {"learning_rate": "1e-5x"}}, "optim.learning_rate"),
+        ({"optim": {"learning_rate": -1.0}}, "optim.learning_rate"),
+        ({"optim": {"warmup_ratio": 1.5}}, "optim.warmup_ratio"),
+        ({"optim": {"b1": 1.0}}, "optim.b1"),
+        ({"optim": {"schedule": "cosin"}}, "optim.schedule"),
+        ({"model": {"compute_dtype": "float16"}}, "model.compute_dtype"),
+        ({"data": {"train": "one.jsonl"}}, "data.train"),
+        ({"data": {"train": [1]}}, "data.train.0"),
+        ({"log": {"wandb": "yes"}}, "log.wandb"),
+        ({"out": None}, "out"),
+        ({"train": None}, "train"),
+        ({"objective": "dpo"}, "objective"),
+    ],
+)
+def test_wrong_type_or_range_names_the_key(raw, key):
+    [line] = listed(problems(raw))
+    assert line.startswith(f"{key}: ") and "got " in line
+
+
+@pytest.mark.parametrize(
+    "raw, said",
+    [
+        ({"optim": {"warmup_steps": 3, "warmup_ratio": 0.1}}, "optim.warmup_steps and optim.warmup_ratio"),
+        ({"optim": {"momentum": 0.9}}, "optim.momentum is for sgd; optim.name is adamw"),
+        ({"optim": {"name": "sgd", "weight_decay": 0.1}}, "optim.weight_decay has no effect with sgd"),
+        ({"data": {"row_length": 200}}, "data.row_length=200 is not a multiple of model.attention_block=128"),
+        ({"mesh": {"data": 2, "fsdp": 2}, "train": {"micro_rows": 6}}, "train.micro_rows=6 is not a multiple"),
+        ({"train": {"eval_every": 5}}, "train.eval_every is set but data.eval is empty"),
+        ({"objective": [{"name": "sft"}], "reference": {"path": "x"}}, "no objective uses a reference"),
+        ({"objective": []}, "objective: an empty list"),
+        ({"objective": [{"name": "dpp"}]}, "did you mean 'dpo'"),
+        ({"objective": [{"name": "dpo", "bta": 0.2}]}, "dpo.bta is unknown (did you mean 'beta'"),
+        ({"objective": [{"name": "dpo", "beta": "0.2"}]}, "dpo.beta='0.2'"),
+        ({"objective": [{"name": "dpo", "weight": True}]}, "weight=True"),
+        ({"objective": [{"beta": 0.2}]}, "name=None is unknown"),
+    ],
+)
+def test_contradictions_and_objectives(raw, said):
+    [line] = listed(problems(raw))
+    assert said in line
+
+
+def test_everything_at_once():
+    raw = {
+        "optim": {"learning_rat": 1e-5, "warmup_steps": 3, "warmup_ratio": 0.1},
+        "train": {"batch_size": "four", "epochs": 0},
+        "objective": [{"name": "dpo", "bta": 1}, {"name": "ipoo"}],
+        "extra": 1,
+    }
+    lines = listed(problems(raw))
+    for said in ("learning_rat", "warmup_ratio", "batch_size", "train.epochs", "bta", "ipoo", "extra"):
+        assert sum(said in line for line in lines) == 1, said
+    assert len(lines) == 7
+
+
+def test_overrides_win_over_the_file(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("optim: {learning_rate: 1.0e-5, b2: 0.95}\ntrain: {seed: 3}\n")
+    config = load_config(file, ["optim.learning_rate=3e-7", "data.train=[a.jsonl,b.jsonl]", "train.max_steps=null"])
+    assert (config.optim.learning_rate, config.optim.b2, config.train.seed) == (3e-7, 0.95, 3)
+    assert config.data.train == ["a.jsonl", "b.jsonl"] and config.train.max_steps is None
+
+
+def test_override_of_the_objective_list():
+    config = load_config(None, ["objective=[{name: ipo, beta: 0.3}]"])
+    assert config.objective == [{"name": "ipo", "beta": 0.3}]
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1.0e-6", "0.000001", "1E-6"])
+def test_floats_in_yaml(text, tmp_path):
+    """YAML 1.1 reads 1e-6 as a string; people write it."""
+    file = tmp_path / "a.yaml"
+    file.write_text(f"optim:\n  learning_rate: {text}\n  eps: {text}\n")
+    config = load_config(file, [f"optim.weight_decay={text}"])
+    assert (config.optim.learning_rate, config.optim.eps, config.optim.weight_decay) == (1e-6, 1e-6, 1e-6)
+
+
+def test_whole_numbers_are_floats_where_floats_are_wanted():
+    value = make_config({"optim": {"clip_norm": 2}}).optim.clip_norm
+    assert value == 2.0 and isinstance(value, float)
+
+
+def test_errors_name_the_file_and_its_line(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("optim: {learning_rate: [\n")
+    assert "line 2" in problems(path=file) and str(file) in problems(path=file)
+    file.write_text("- optim\n")
+    assert "a list" in problems(path=file)
+    file.write_text("trian: {}\n")
+    assert problems(path=file).startswith(f"{file}:")
+    assert "no such file" in problems(path=tmp_path / "b.yaml")
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("# nothing yet\n")
+    assert load_config(file) == Config()
+
+
+def test_overrides_that_are_none():
+    assert "train.seed" in problems(overrides=["train.seed", "optim.b1=0.5"])
+
+
+def test_override_of_an_unknown_key():
+    assert listed(problems(overrides=["optim.learnin_rate=1"])) == [
+        "optim.learnin_rate: unknown key; did you mean optim.learning_rate?"
+    ]
+
+
+def test_override_into_a_value():
+    assert "optim.learning_rate" in problems(overrides=["optim.learning_rate.peak=1"])
+
+
+def test_round_trip(tmp_path):
+    raw = {
+        "out": "some/run",
+        "optim": {"learning_rate": 1e-6, "warmup_ratio": 0.1, "clip_norm": None},
+        "objective": [{"name": "dpo", "beta": 0.05}, {"name": "sft", "weight": 0.5}],
+        "data": {"train": ["a.jsonl"]},
+    }
+    config = make_config(raw)
+    assert config != Config()
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert make_config(to_dict(config)) == config
+    assert OmegaConf.load(tmp_path / "config.yaml").optim.learning_rate == 1e-6
+
+
+def test_every_key_has_a_meaning_and_one_place():
+    found = list(keys())
+    names = [name for name, _, _ in found]
+    assert len(set(names)) == len(names) and "train.batch_size" in names and "out" in names
+    assert all(meaning for _, _, meaning in found)
+    flat = {}
+    for name, value in to_dict(Config()).items():
+        flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    assert {name: default for name, default, _ in found} == flat
+
+
+@pytest.mark.parametrize("command", ["train", "data"])
+def test_help_lists_every_key_with_its_default(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for name, default, meaning in keys():
+        assert f"  {name} = {json.dumps(default)}\n      {meaning}\n" in text + "\n"
