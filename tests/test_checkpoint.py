@@ -88,7 +88,7 @@ def test_opening_to_read_leaves_what_another_process_is_writing(tmp_path):
     np.testing.assert_array_equal(reader.restore_params(2, state(0).params)["a"], state(2).params["a"])
     reader.close()
     assert sorted(tmp_path.rglob("*")) == before
-    run = Checkpoints(tmp_path)  # the run itself, started again, clears it away
+    run = Checkpoints(tmp_path, best_metric="eval/acc")  # the run itself, started again, clears it away
     run.save(6, state(6), {}, {})
     run.close()
     assert not writing.exists() and steps(run)[-1] == 6

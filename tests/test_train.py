@@ -66,6 +66,7 @@ def trl_config(folder: Path, name: str, theirs: dict, out: Path):
         },
     }
     rows = folder / f"rows_{name.split('/')[0]}.jsonl"
+    changes["model"] = {"attention_block": 64, "logprob_chunk": 64}
     return tiny.config(out, folder / "model", rows, **changes)
 
 
