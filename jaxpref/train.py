@@ -84,6 +84,9 @@ class _Run:
 
     def __init__(self, config: Config, objective: Sequence[Any] | None, on_log: Callable):
         self.config, self.on_log, self.out = config, on_log, Path(config.out)
+        self.pieces = pieces = b.build(config, objective)
+        groups, report = b.read_data(pieces, "train")
+        held_out, eval_report = b.read_data(pieces, "eval") if config.data.eval else (None, None)
         self.checkpoints = Checkpoints(
             self.out / "checkpoints",
             keep=config.train.keep,
@@ -91,9 +94,6 @@ class _Run:
             best_mode=config.train.best_mode,
         )
         self.resume_step = _resume_step(config, self.checkpoints)
-        self.pieces = pieces = b.build(config, objective)
-        groups, report = b.read_data(pieces, "train")
-        held_out, eval_report = b.read_data(pieces, "eval") if config.data.eval else (None, None)
         params = b.load_params(pieces)
         groups, _ = b.with_reference_logps(pieces, groups, params)
         self.loader = b.make_loader(pieces, groups, training=True)

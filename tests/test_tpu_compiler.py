@@ -45,8 +45,8 @@ def gathered_shapes(program):
     for line in program.splitlines():
         if line.endswith("{") and not line.startswith(" "):
             computation = "ENTRY" if line.startswith("ENTRY") else line.split(" ")[0]
-        if re.search(r"all-gather(-start)?\(", line):
-            for shape in re.findall(r"\w+\[([\d,]+)\]", line.split("all-gather")[0]):
+        if gather := re.search(r"= (.*?) all-gather(?:-start)?\(", line):
+            for shape in re.findall(r"\w+\[([\d,]+)\]", gather.group(1)):
                 found.append((computation, tuple(map(int, shape.split(",")))))
     return found
 
@@ -64,6 +64,17 @@ def assert_nothing_whole(result):
     stacked = [shape for shape in sizes if len(shape) >= 3 and shape[0] == layers]
     one_layer = {math.prod(shape[1:]) // ways for shape in stacked for ways in (1, result["tensor"])}
     assert any(math.prod(shape) in one_layer for _, shape in gathers), "layers are gathered one at a time"
+
+
+def test_a_stack_gathered_whole_would_be_noticed(tmp_path):
+    program = tmp_path / "program.hlo"
+    one = "ENTRY %main {\n  %ag = bf16[1,8,4]{2,1,0} all-gather(%p), dimensions={1}\n"
+    result = {"program": str(program), "parameters": [(6, 8, 4)], "layers": 6, "tensor": 1}
+    program.write_text(one)
+    assert_nothing_whole(result)
+    program.write_text(one + "  %whole = bf16[6,8,4]{2,1,0} all-gather(%q), dimensions={1}\n")
+    with pytest.raises(AssertionError, match="gathers .6, 8, 4. whole"):
+        assert_nothing_whole(result)
 
 
 def test_the_demo_step_on_v5e_2x2():

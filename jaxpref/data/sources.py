@@ -106,7 +106,7 @@ def _json_lines(path: Path) -> Rows:
         text = _decoded(raw, path, number)
         if text.strip():
             where = f"{path}, row {number}"
-            yield _row(_parsed(text, path, number), where), where
+            yield _row(_parsed(text.rstrip("\r\n"), path, number), where), where
 
 
 def _json(path: Path) -> Rows:
