@@ -183,7 +183,7 @@ def _work(config) -> list[dict]:
             {
                 "row_length": loader.layout.columns,
                 "micro_batches": item.micro_batches,
-                "columns": item.micro_batches * R * loader.layout.columns,
+                "columns": item.columns,
                 "vocabulary": chunks * R * chunk,
             }
         )

@@ -115,12 +115,12 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
 
 
 def row_layout(config: Config, groups: Sequence[EncodedGroup]) -> Layout:
-    """Row length from the config, or the longest group rounded up to whole attention blocks."""
-    length, block = config.data.row_length, config.model.attention_block
+    """Row length from the config, or the longest group rounded up to whole attention blocks in every bucket."""
+    length, block = config.data.row_length, config.model.attention_block * config.data.length_buckets
     if length is None:
         longest = max(columns_of(group, config.data.share_prefix) for group in groups)
         length = -(-longest // block) * block
-    return Layout(length, config.data.share_prefix, config.data.pack)
+    return Layout(length, config.data.share_prefix, config.data.pack, config.data.length_buckets)
 
 
 def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: bool) -> Loader:
@@ -194,7 +194,8 @@ def compute_logps(pieces: Pieces, params: Any, groups: Sequence[EncodedGroup]) -
     values: dict[int, np.ndarray] = {}
     with jax.set_mesh(mesh):
         step = jax.jit(
-            make_logp_step(pieces.model, chunk=config.model.logprob_chunk), out_shardings=NamedSharding(mesh, P())
+            make_logp_step(pieces.model, chunk=config.model.logprob_chunk, lengths=loader.layout.lengths),
+            out_shardings=NamedSharding(mesh, P()),
         )
         for item in loader.iterate():  # every process needs every value, so it builds every row
             logps = np.asarray(step(params, put_batch(item.batch, mesh), put_scalar(item.micro_batches, mesh)))

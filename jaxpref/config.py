@@ -63,7 +63,9 @@ class DataConfig:
     truncation: Literal["keep_start", "keep_end", "drop", "error"] = "keep_start"
     """Over-long prompt + completion: cut the end (TRL's rule), cut the prompt's start, drop the row, or stop."""
     row_length: int | None = Field(default=None, ge=8)
-    """Tokens of a packed row; null: the longest group, rounded up to a multiple of model.attention_block."""
+    """Tokens of a packed row; null: the longest group, rounded up to whole attention blocks."""
+    length_buckets: int = Field(default=1, ge=1)
+    """Row lengths compiled, evenly spaced up to row_length; a micro-batch runs the shortest that holds its rows."""
     share_prefix: bool = True
     """Run the prompt once for all its completions."""
     pack: bool = True
@@ -230,10 +232,11 @@ def contradictions(config: Config) -> list[str]:
         found.append(f"optim.momentum is for sgd; optim.name is {optim.name}")
     if optim.weight_decay and optim.name == "sgd":
         found.append("optim.weight_decay has no effect with sgd")
-    if data.row_length is not None and data.row_length % config.model.attention_block:
+    if data.row_length is not None and data.row_length % (config.model.attention_block * data.length_buckets):
+        times = f" * data.length_buckets={data.length_buckets}" if data.length_buckets > 1 else ""
         found.append(
             f"data.row_length={data.row_length} is not a multiple of "
-            f"model.attention_block={config.model.attention_block}"
+            f"model.attention_block={config.model.attention_block}{times}"
         )
     ways = config.mesh.data * config.mesh.fsdp
     if train.micro_rows is not None and train.micro_rows % ways:

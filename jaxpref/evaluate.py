@@ -32,7 +32,12 @@ class Evaluator:
         self._pieces = pieces
         self._loader = make_loader(pieces, groups, training=False)
         self._step = jax.jit(
-            make_eval_step(pieces.model, pieces.parts, chunk=pieces.config.model.logprob_chunk),
+            make_eval_step(
+                pieces.model,
+                pieces.parts,
+                chunk=pieces.config.model.logprob_chunk,
+                lengths=self._loader.layout.lengths,
+            ),
             out_shardings=NamedSharding(pieces.mesh, P()),
         )
 

@@ -1,9 +1,10 @@
 """Hidden states -> log-probabilities of the scored tokens, summed per completion.
 
 The vocabulary is multiplied at scored tokens only, a chunk of columns at a time, and the softmax is reduced inside
-the chunk: [.., V] never exists for a row.  Under `jax.checkpoint` the backward pass recomputes a chunk's logits.
+the chunk: [.., V] never exists for a row.  The backward pass computes a chunk's logits again.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -65,59 +66,110 @@ def _token_stats(x_RLD, w_VD, batch: Batch, chunk: int, stats: bool):
     R, S = batch.score_src_RS.shape
     padding = batch.slot_count_RGK.shape[1] * batch.slot_count_RGK.shape[2]  # the slot number G*K
     chunk = min(chunk, S)
-
-    @jax.checkpoint
-    def one_chunk(src_RC, tok_RC, slot_RC):
-        x_RCD = jnp.take_along_axis(x_RLD, src_RC[:, :, None], axis=1)
-        # The vocabulary is sharded over fsdp too, so each holder needs the hidden states of its whole data shard.
-        x_RCD = constrain(x_RCD, "rows_replicated_fsdp", None, None)
-        logits_RCV = product("RCD,VD->RCV", x_RCD, w_VD)
-        logits_RCV = constrain(logits_RCV, "rows_replicated_fsdp", None, "vocab")
-        real_RC = slot_RC < padding
-        target_RC, lse_RC = _target_logit(logits_RCV, tok_RC), jax.nn.logsumexp(logits_RCV, axis=-1)
-        logp_RC = jnp.where(real_RC, target_RC - lse_RC, 0.0)
-        if not stats:
-            return logp_RC, jnp.zeros_like(logp_RC), jnp.zeros_like(logp_RC)
-        entropy_RC, hit_RC = _predictive(*lax.stop_gradient((logits_RCV, target_RC, lse_RC)))
-        return logp_RC, jnp.where(real_RC, entropy_RC, 0.0), (real_RC & hit_RC).astype(jnp.float32)
-
-    def step(_, columns):
-        # Scored tokens stand in front, so whole chunks of padding at the end cost nothing.
-        zeros = jnp.zeros(columns[0].shape, jnp.float32)
-        some = jnp.any(columns[2] < padding)
-        return None, lax.cond(some, one_chunk, lambda *_: (zeros, zeros, zeros), *columns)
-
-    pad = -S % chunk
-    columns = (
-        _chunks(batch.score_src_RS, chunk, pad, 0),
-        _chunks(batch.score_tok_RS, chunk, pad, 0),
-        _chunks(batch.score_slot_RS, chunk, pad, padding),
+    columns = Columns(
+        _chunks(batch.score_src_RS, chunk, 0),
+        _chunks(batch.score_tok_RS, chunk, 0),
+        _chunks(batch.score_slot_RS < padding, chunk, False),
     )
-    _, out = lax.scan(step, None, columns)
-    return tuple(jnp.moveaxis(x, 0, 1).reshape(R, S + pad)[:, :S] for x in out)
+    out = _over_chunks(x_RLD, w_VD, columns, stats)
+    return tuple(jnp.moveaxis(x_ARC, 0, 1).reshape(R, -1)[:, :S] for x_ARC in out)
 
 
-def _chunks(x_RS, chunk, pad, value):
+class Columns(NamedTuple):
+    """Scored columns in A chunks of C, [A, R, C]: column of the hidden state, target id, not padding."""
+
+    src: jax.Array
+    tok: jax.Array
+    real: jax.Array
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _over_chunks(x_RLD, w_VD, columns: Columns, stats: bool):
+    """(logp, entropy, hit), each [A, R, C].
+
+    The gradient is written out: autodiff of the loop would keep a copy of w_VD for every chunk.
+    """
+    return _over_chunks_saving(x_RLD, w_VD, columns, stats)[0]
+
+
+def _over_chunks_saving(x_RLD, w_VD, columns: Columns, stats: bool):
+    def body(a, out):
+        src_RC, tok_RC, real_RC = (x[a] for x in columns)
+        *values, lse_RC = _chunk_stats(_logits(_hidden_of(x_RLD, src_RC), w_VD), tok_RC, stats)
+        values = [*(jnp.where(real_RC, value, 0.0) for value in values), lse_RC]
+        return tuple(x.at[a].set(value) for x, value in zip(out, values, strict=True))
+
+    zeros = jnp.zeros(columns.src.shape, jnp.float32)
+    *out, lse_ARC = lax.fori_loop(0, _chunks_in_use(columns), body, (zeros,) * 4)
+    return tuple(out), (x_RLD, w_VD, columns, lse_ARC)
+
+
+def _over_chunks_backward(stats, saved, cotangents):
+    x_RLD, w_VD, columns, lse_ARC = saved
+    dlogp_ARC = cotangents[0]
+    rows_R1 = jnp.arange(x_RLD.shape[0])[:, None]
+
+    def body(a, carry):
+        dx_RLD, dw_VD = carry
+        src_RC, tok_RC, real_RC = (x[a] for x in columns)
+        logits_RCV, pull = jax.vjp(_logits, _hidden_of(x_RLD, src_RC), w_VD)
+        # d logp / d logits = [v is the target] - p_v
+        p_RCV = jnp.exp(logits_RCV - lse_ARC[a][:, :, None])
+        dlogp_RC1 = jnp.where(real_RC, dlogp_ARC[a], 0.0)[:, :, None]
+        dx_RCD, dw = pull(dlogp_RC1 * (_is_target(logits_RCV, tok_RC) - p_RCV))
+        return dx_RLD.at[rows_R1, src_RC].add(dx_RCD.astype(jnp.float32)), dw_VD + dw
+
+    zeros = jnp.zeros(x_RLD.shape, jnp.float32), constrain(jnp.zeros_like(w_VD), "vocab", None)
+    dx_RLD, dw_VD = lax.fori_loop(0, _chunks_in_use(columns), body, zeros)
+    return dx_RLD.astype(x_RLD.dtype), dw_VD, None
+
+
+_over_chunks.defvjp(_over_chunks_saving, _over_chunks_backward)
+
+
+def _chunks_in_use(columns: Columns) -> jax.Array:
+    """Scored tokens stand in front of a row, so chunks of padding at the end are not run."""
+    return jnp.any(columns.real, axis=(1, 2)).sum(dtype=jnp.int32)
+
+
+def _hidden_of(x_RLD, src_RC):
+    # The vocabulary is sharded over fsdp too, so each holder needs the hidden states of its whole data shard.
+    x_RCD = jnp.take_along_axis(x_RLD, src_RC[:, :, None], axis=1)
+    return constrain(x_RCD, "rows_replicated_fsdp", None, None)
+
+
+def _logits(x_RCD, w_VD):
+    return constrain(product("RCD,VD->RCV", x_RCD, w_VD), "rows_replicated_fsdp", None, "vocab")
+
+
+def _is_target(logits_RCV, tok_RC):
+    """[R, C, V] whether the column is the target id; comparing needs no collective when V is sharded."""
+    return jnp.arange(logits_RCV.shape[-1])[None, None, :] == tok_RC[:, :, None]
+
+
+def _chunk_stats(logits_RCV, tok_RC, stats: bool):
+    """(logp, entropy, hit, logsumexp) of a chunk, each [R, C] float32.
+
+    With u = logit - max and Z = sum exp(u), the entropy is log Z - sum(exp(u) u) / Z.  The expectation is a sum,
+    not a dot product: with V over two mesh axes and R over a third, XLA's partitioner (jax 0.10 and 0.12) gives a wrong
+    value for the dot (tests/test_step.py, mesh 2x2x2).
+    """
+    target_RC = jnp.sum(jnp.where(_is_target(logits_RCV, tok_RC), logits_RCV, 0.0), axis=-1)
+    top_RC = logits_RCV.max(-1)
+    u_RCV = logits_RCV - top_RC[:, :, None]
+    e_RCV = jnp.exp(u_RCV)
+    log_z_RC = jnp.log(e_RCV.sum(-1))
+    logp_RC, lse_RC = target_RC - top_RC - log_z_RC, top_RC + log_z_RC
+    if not stats:
+        return logp_RC, jnp.zeros_like(logp_RC), jnp.zeros_like(logp_RC), lse_RC
+    # Numerator and denominator in one pass: jax 0.10 on a CPU takes longer for sum(e * u) than for the logits.  The
+    # denominator is not the Z above, because a pass of two sums adds in another order, less exactly.
+    zero = jnp.zeros((), e_RCV.dtype)
+    z_RC, eu_RC = lax.reduce((e_RCV, e_RCV * u_RCV), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (2,))
+    return logp_RC, log_z_RC - eu_RC / z_RC, (target_RC >= top_RC).astype(jnp.float32), lse_RC
+
+
+def _chunks(x_RS, chunk, value):
     """[R, S] -> [chunks, R, C], padded with `value`."""
-    x_RS = jnp.pad(x_RS, ((0, 0), (0, pad)), constant_values=value)
+    x_RS = jnp.pad(x_RS, ((0, 0), (0, -x_RS.shape[1] % chunk)), constant_values=value)
     return jnp.moveaxis(x_RS.reshape(x_RS.shape[0], -1, chunk), 1, 0)
-
-
-def _target_logit(logits_RCV: jax.Array, tok_RC: jax.Array) -> jax.Array:
-    """Logits of the target ids, [R, C].
-
-    Compare-and-sum instead of a gather: it needs no collective but the sum when V is sharded.
-    """
-    is_target = jnp.arange(logits_RCV.shape[-1])[None, None, :] == tok_RC[:, :, None]
-    return jnp.sum(jnp.where(is_target, logits_RCV, 0.0), axis=-1)
-
-
-def _predictive(logits_RCV, target_RC, lse_RC):
-    """Entropy and whether the target is a most likely token, both [R, C].
-
-    The expectation is a sum, not a dot product: with V over two mesh axes and R over a third, XLA's partitioner
-    (jax 0.10 and 0.12) gives a wrong value for the dot (tests/test_step.py, mesh 2x2x2).
-    """
-    p_RCV = jnp.exp(logits_RCV - lse_RC[:, :, None])
-    mean_logit_RC = jnp.sum(p_RCV * logits_RCV, axis=-1)
-    return lse_RC - mean_logit_RC, target_RC >= logits_RCV.max(-1)

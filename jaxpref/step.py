@@ -43,9 +43,14 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     chunk: int,
+    lengths: Sequence[int] = (),
 ) -> Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, reference params or None, batch [T, R, ...], micro-batches in use) -> (state, metrics).
 
+    Args:
+        chunk: scored columns multiplied with the vocabulary at a time.
+        lengths: row lengths of which a micro-batch runs the shortest that holds it, ascending (`Layout.lengths`);
+            empty: always the whole row.
     Metrics are float32 scalars over the whole batch; `loss` and `grad_norm` (before clipping) among them.
     """
 
@@ -56,7 +61,8 @@ def make_train_step(
             logps, ref = _both_logps(model, params, ref_params, micro, chunk)
             return _loss_and_sums(parts, logps, ref, micro, totals)
 
-        grads, sums = _accumulate(jax.grad(loss, has_aux=True), state.params, batch, micro_batches)
+        gradient = _at_used_length(jax.grad(loss, has_aux=True), lengths)
+        grads, sums = _accumulate(gradient, state.params, batch, micro_batches)
         grads = constrain_params(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -70,35 +76,41 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: Model, parts: Sequence[Part], *, chunk: int
+    model: Model, parts: Sequence[Part], *, chunk: int, lengths: Sequence[int] = ()
 ) -> Callable[[Any, Any, Batch, jax.Array], dict[str, Any]]:
     """(params, reference params or None, batch, micro-batches in use) -> sums for `add_sums`, `finish_metrics`."""
 
     def eval_step(params, ref_params, batch: Batch, micro_batches: jax.Array):
         totals = [jnp.ones(())] * len(parts)  # plain sums; eval batches are added up before dividing
 
-        def one(micro: Batch):
+        def sums_of(params, micro: Batch):
             logps, ref = _both_logps(model, params, ref_params, micro, chunk)
             _, sums = _loss_and_sums(parts, logps, ref, micro, totals)
             weights = _part_weights(parts, micro)
             return sums | {"part_weights": {part.name: w for part, w in zip(parts, weights, strict=True)}}
 
-        def body(t, total):
-            return jax.tree.map(jnp.add, total, one(_micro(batch, t)))
+        one = _at_used_length(sums_of, lengths)
 
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, _micro(batch, 0)))
+        def body(t, total):
+            return jax.tree.map(jnp.add, total, one(params, _micro(batch, t)))
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, params, _micro(batch, 0)))
         return lax.fori_loop(0, micro_batches, body, zeros)
 
     return eval_step
 
 
-def make_logp_step(model: Model, *, chunk: int) -> Callable[[Any, Batch, jax.Array], jax.Array]:
+def make_logp_step(
+    model: Model, *, chunk: int, lengths: Sequence[int] = ()
+) -> Callable[[Any, Batch, jax.Array], jax.Array]:
     """(params, batch, micro-batches in use) -> summed log-probs [T, R, G, K]: what the reference cache stores."""
 
     def logp_step(params, batch: Batch, micro_batches: jax.Array):
+        sums = lambda params, micro: completion_logps(model, params, micro, chunk=chunk, stats=False).sum
+        one = _at_used_length(sums, lengths)
+
         def body(t, out):
-            logps = completion_logps(model, params, _micro(batch, t), chunk=chunk, stats=False)
-            return lax.dynamic_update_index_in_dim(out, logps.sum.reshape(out.shape[1:]), t, 0)
+            return lax.dynamic_update_index_in_dim(out, one(params, _micro(batch, t)).reshape(out.shape[1:]), t, 0)
 
         return lax.fori_loop(0, micro_batches, body, jnp.zeros(batch.slot_count_RGK.shape, jnp.float32))
 
@@ -107,6 +119,25 @@ def make_logp_step(model: Model, *, chunk: int) -> Callable[[Any, Batch, jax.Arr
 
 def _micro(batch: Batch, t) -> Batch:
     return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, t, 0, keepdims=False), batch)
+
+
+def _at_used_length(function: Callable[[Any, Batch], Any], lengths: Sequence[int]) -> Callable[[Any, Batch], Any]:
+    """`function(params, micro)` on as many columns as the micro-batch needs, of `lengths`.
+
+    One branch a length in one program: the run still compiles once, and which branch runs depends on the data only.
+    """
+    if len(lengths) < 2:
+        return function
+
+    def at(length: int) -> Callable[[Any, Batch], Any]:
+        return lambda params, micro: function(params, micro.first_columns(length))
+
+    def run(params, micro: Batch):
+        # The last key of a row expires right behind the row's last token.
+        shorter = jnp.asarray(lengths[:-1]) < micro.expiry_RL.max()
+        return lax.switch(jnp.sum(shorter, dtype=jnp.int32), [at(length) for length in lengths], params, micro)
+
+    return run
 
 
 def _accumulate(gradient, params, batch: Batch, micro_batches):

@@ -106,7 +106,12 @@ class _Run:
         self.optimizer = make_optimizer(config.optim, schedule)
         self.state = self._initial_state(params)
         self.step_function = make_train_step(
-            pieces.model, pieces.parts, self.optimizer, schedule, chunk=config.model.logprob_chunk
+            pieces.model,
+            pieces.parts,
+            self.optimizer,
+            schedule,
+            chunk=config.model.logprob_chunk,
+            lengths=self.loader.layout.lengths,
         )
         self.num_tokens = 0
         self._write_header(report, eval_report)
@@ -335,7 +340,7 @@ class _Window:
         self._steps += 1
         self._tokens += item.tokens
         self._flops += step_flops(self._spec, item, reference=self._reference)
-        self._columns += item.micro_batches * item.batch.token_RL[0].size
+        self._columns += item.columns
 
     def _seconds(self) -> float:
         return max(time.perf_counter() - self._began - self._paused, 1e-9)

@@ -6,7 +6,7 @@ Dimension letters, used as suffixes of array names and in einsum strings through
     G groups of a row          K completions of a group                 B = R*G groups of a batch
     T micro-batches of a step  D model width   F ffn width              V vocabulary
     N query heads              M key/value heads                        H head size
-    Y layers                   C columns of one chunk
+    Y layers                   C columns of one chunk               A chunks of a row
 """
 
 from collections.abc import Mapping
@@ -84,3 +84,8 @@ class Batch(NamedTuple):
     """int32 scored tokens of every completion; 0 for an empty slot."""
     columns: dict[str, Any]
     """What the objective asked for: per-group [R, G] or per-completion [R, G, K] float32 arrays."""
+
+    def first_columns(self, length: int) -> "Batch":
+        """The same rows [R, length], for a micro-batch that needs no more; everything per slot stays."""
+        cut = {name: getattr(self, name)[:, :length] for name in ("token_RL", "position_RL", "expiry_RL", "segment_RL")}
+        return self._replace(**cut)

@@ -82,6 +82,7 @@ def test_wrong_type_or_range_names_the_key(raw, key):
         ({"optim": {"momentum": 0.9}}, "optim.momentum is for sgd; optim.name is adamw"),
         ({"optim": {"name": "sgd", "weight_decay": 0.1}}, "optim.weight_decay has no effect with sgd"),
         ({"data": {"row_length": 200}}, "data.row_length=200 is not a multiple of model.attention_block=128"),
+        ({"data": {"row_length": 256, "length_buckets": 4}}, "attention_block=128 * data.length_buckets=4"),
         ({"mesh": {"data": 2, "fsdp": 2}, "train": {"micro_rows": 6}}, "train.micro_rows=6 is not a multiple"),
         ({"train": {"eval_every": 5}}, "train.eval_every is set but data.eval is empty"),
         ({"objective": [{"name": "sft"}], "reference": {"path": "x"}}, "no objective uses a reference"),

@@ -137,6 +137,42 @@ def test_policy_equal_to_reference_gives_ln2(params):
     np.testing.assert_allclose(out.loss_B, np.log(2.0), atol=1e-6)
 
 
+def test_policy_equal_to_reference_gives_ln2_with_a_real_vocabulary():
+    """The policy's pass also sums the entropy; neither may lose digits over 49,152 terms (beside float64, too)."""
+    spec = dataclasses.replace(SPEC, vocab=49152)
+    model = build_model(spec, attention_block=8)
+    params = jax.tree.map(lambda x: 3 * x, jax.jit(model.init)(jax.random.key(2)))
+    rng = np.random.default_rng(5)
+    ids = lambda n: rng.integers(1, spec.vocab, n).astype(np.int32)
+    batch = one_batch([EncodedGroup(ids(9), (ids(150), ids(90)), 0, "row 0")], Layout(256))
+    policy = completion_logps(model, params, batch, chunk=64)
+    ref = completion_logps(model, params, batch, chunk=64, stats=False)
+    np.testing.assert_allclose(dpo(policy, ref, beta=0.1).loss_B, np.log(2.0), atol=1e-6)
+    assert np.all(ref.entropy == 0) and np.all(policy.entropy > 0), "the two passes are not the same program"
+
+    x = np.asarray(model.hidden(params, batch.token_RL, batch.position_RL, batch.expiry_RL))[0, batch.score_src_RS[0]]
+    logits = x.astype(np.float64) @ np.asarray(model.head(params), np.float64).T
+    logq = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+    logq -= logits.max(-1, keepdims=True)
+    taken = np.take_along_axis(logq, batch.score_tok_RS[0][:, None], axis=1)[:, 0]
+    slot = batch.score_slot_RS[0]
+    for k in (0, 1):
+        np.testing.assert_allclose(policy.sum[0, k], taken[slot == k].sum(), rtol=1e-6)
+        entropy = -(np.exp(logq[slot == k]) * logq[slot == k]).sum()
+        np.testing.assert_allclose(policy.entropy[0, k], entropy, rtol=1e-5)
+
+
+def test_padding_under_extreme_logits_keeps_the_gradient_finite(params):
+    """Padding columns have logits like any other; exp of them must not meet their zero cotangent."""
+    steep = {**params, "embed": {"table": 40 * params["embed"]["table"]}}
+    batch = one_batch(make_groups()[:3], Layout(64))
+    x = MODEL.hidden(steep, batch.token_RL, batch.position_RL, batch.expiry_RL)
+    assert float(jnp.max(x @ steep["embed"]["table"].T)) > 100 and int(np.sum(batch.score_slot_RS == 6)) == 0
+    shifted = batch._replace(score_slot_RS=np.where(np.arange(batch.score_slot_RS.shape[1]) > 9, 6, batch.score_slot_RS))
+    gradient = jax.grad(lambda p: completion_logps(MODEL, p, shifted, chunk=8).sum.sum())(steep)
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient))
+
+
 def test_no_scored_token_depends_on_another_completion_or_group(params):
     """Causality and leakage by gradient, through the embedding of every column of one packed row."""
     groups = make_groups()[:3]

@@ -46,7 +46,7 @@ def one_step(params, ref, *, micro_rows, mesh_shape=(1, 1, 1), layout=None, colu
     loader = Loader(make_groups(), batch_size=8, micro_rows=micro_rows, layout=layout or Layout(32), columns=columns)
     (item,) = list(loader.iterate())
     optimizer = optax.sgd(1.0)  # the update is the gradient
-    step = make_train_step(MODEL, PARTS, optimizer, lambda _: 1.0, chunk=8)
+    step = make_train_step(MODEL, PARTS, optimizer, lambda _: 1.0, chunk=8, lengths=loader.layout.lengths)
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 0), params)
     shardings = state_shardings(shapes, mesh)
     state = jax.device_put(init_state(params, optimizer, 0), shardings)
@@ -77,6 +77,19 @@ def test_accumulation_gives_the_unsplit_loss_and_gradient(params, unsplit, micro
     split = one_step(*params, micro_rows=micro_rows)
     assert unsplit[4].micro_batches == 1 < split[4].micro_batches
     assert_same(unsplit, split)
+
+
+@pytest.mark.parametrize("columns, micro_rows, mesh_shape", [(128, 1, (1, 1, 1)), (256, 8, (2, 2, 2))], ids=str)
+def test_shorter_row_lengths_change_nothing_but_the_work(params, unsplit, columns, micro_rows, mesh_shape):
+    """One pair of rows of 128, the second nearly empty; one row of 256, half full."""
+    whole, cut = Layout(columns), Layout(columns, buckets=8)
+    plain = one_step(*params, micro_rows=micro_rows, mesh_shape=mesh_shape, layout=whole)
+    bucketed = one_step(*params, micro_rows=micro_rows, mesh_shape=mesh_shape, layout=cut)
+    assert bucketed[4].padding_fraction < plain[4].padding_fraction, "a shorter length is run"
+    conditionals = [step[3].as_text().count(" conditional(") for step in (plain, bucketed)]
+    assert conditionals[0] < conditionals[1], "one program, a branch a length"
+    assert_same(unsplit, bucketed)
+    assert_same(plain, bucketed)
 
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
@@ -132,9 +145,10 @@ def test_a_mesh_that_does_not_divide_is_refused(params):
         make_mesh(3, 1, 1)
 
 
-def test_evaluation_equals_the_training_loss(params, unsplit):
-    loader = Loader(make_groups(), batch_size=3, micro_rows=1, layout=Layout(32), columns=("weight",))
-    evaluate = jax.jit(make_eval_step(MODEL, PARTS, chunk=8))
+@pytest.mark.parametrize("layout", [Layout(32), Layout(64, buckets=4)], ids=str)
+def test_evaluation_equals_the_training_loss(params, unsplit, layout):
+    loader = Loader(make_groups(), batch_size=3, micro_rows=1, layout=layout, columns=("weight",))
+    evaluate = jax.jit(make_eval_step(MODEL, PARTS, chunk=8, lengths=layout.lengths))
     total = None
     for item in loader.iterate():
         sums = evaluate(*params, item.batch, item.micro_batches)

@@ -30,6 +30,8 @@ class Step:
     micro_batches: int
     """How many of the T hold something; the same on every process."""
     groups: int
+    columns: int
+    """Columns of the micro-batches in use, padding included."""
     tokens: int
     """Real tokens in the rows (a shared prompt once): the work that is done."""
     tokens_unshared: int
@@ -127,14 +129,13 @@ class Loader:
 
     def _plan(self, micro_rows: int) -> Plan:
         scored = [sum(scored_of(group)) for group in self.groups]
-        most_scored = most_groups = most_micro = rows_total = micro_total = real = 0
+        most_scored = most_groups = most_micro = rows_total = columns_total = real = 0
         for s in range(len(self._order)):
             rows = self._rows(self._order[s])
             most_scored = max(most_scored, *(sum(scored[i] for i in row) for row in rows))
             most_groups = max(most_groups, *map(len, rows))
-            micro = -(-len(rows) // micro_rows)
-            most_micro = max(most_micro, micro)
-            rows_total, micro_total = rows_total + len(rows), micro_total + micro
+            most_micro = max(most_micro, -(-len(rows) // micro_rows))
+            rows_total, columns_total = rows_total + len(rows), columns_total + self._columns_run(rows, micro_rows)
             real += sum(self._lengths[i] for row in rows for i in row)
         steps = len(self._order)
         return Plan(
@@ -144,8 +145,13 @@ class Loader:
             steps=steps,
             steps_per_epoch=self._per_epoch,
             mean_rows=rows_total / steps,
-            padding_fraction=1.0 - real / (micro_total * micro_rows * self.layout.columns),
+            padding_fraction=1.0 - real / columns_total,
         )
+
+    def _columns_run(self, rows: list[list[int]], micro_rows: int) -> int:
+        """Columns that the step computes: every micro-batch at the length of its fullest row, the first."""
+        fullest = [sum(self._lengths[i] for i in row) for row in rows[::micro_rows]]
+        return micro_rows * sum(next(n for n in self.layout.lengths if n >= used) for used in fullest)
 
     def _build(self, members: Sequence[int], owned_rows: Sequence[bool] | None) -> Step:
         plan, layout = self.plan, self.layout
@@ -162,6 +168,7 @@ class Loader:
             batch=batch,
             micro_batches=-(-len(rows) // plan.micro_rows),
             groups=len(members),
+            columns=self._columns_run(rows, plan.micro_rows),
             tokens=sum(self._lengths[i] for i in members),
             tokens_unshared=sum(columns_of(group, False) for group in chosen),
             visible=sum(_visible_pairs(group, layout.share_prefix) for group in chosen),

@@ -30,6 +30,13 @@ class Layout:
     """L, tokens a row."""
     share_prefix: bool = True
     pack: bool = True
+    buckets: int = 1
+    """A divisor of `columns`; see `lengths`."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Row lengths that the step can run, ascending: the columns behind the last group need not be computed."""
+        return tuple(self.columns * i // self.buckets for i in range(1, self.buckets + 1))
 
 
 def group_columns(prompt: int, completions: Sequence[int], share_prefix: bool) -> int:
@@ -49,7 +56,9 @@ def scored_of(group: EncodedGroup) -> list[int]:
 
 
 def assign_rows(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
-    """First-fit decreasing: rows as lists of positions into `lengths`, fullest-first, deterministic.
+    """First-fit decreasing: rows as lists of positions into `lengths`, fullest first, deterministic.
+
+    Fullest first, so that the rows of a micro-batch are about equally long and none is computed to another's length.
 
     Every length must be at most `layout.columns` (checked when the loader plans).
     """
@@ -65,7 +74,8 @@ def assign_rows(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
             fit = len(rows) - 1
         rows[fit].append(i)
         room[fit] -= lengths[i]
-    return [sorted(row) for row in rows]
+    rows = [sorted(row) for row in rows]
+    return sorted(rows, key=lambda row: -sum(lengths[i] for i in row))
 
 
 def empty_batch(rows: int, shape: RowShape, columns: Sequence[tuple[str, tuple[int, ...]]]) -> Batch:

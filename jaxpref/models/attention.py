@@ -80,8 +80,8 @@ def _forward(q_RMJLH, k_RMLH, v_RMLH, expiry_RL, block):
             top, total, acc = carry
             s = _scores(q, _block(k_RMLH, j, block, 2), _block(expiry_RL, j, block, 1), i, j, block)
             new_top = jnp.maximum(top, s.max(-1))
-            p = jnp.where(s > _MASKED / 2, jnp.exp(s - new_top[..., None]), 0.0)
-            shrink = jnp.exp(top - new_top)
+            p = jnp.exp(s - new_top[..., None])  # exactly 0 at masked keys, once the query has seen any key
+            shrink = jnp.exp(top - new_top)  # 0 when this block holds the first key seen, which wipes the ones before
             pv = jnp.einsum(
                 "RMJqk,RMkH->RMJqH",
                 p.astype(v_RMLH.dtype),
@@ -93,7 +93,7 @@ def _forward(q_RMJLH, k_RMLH, v_RMLH, expiry_RL, block):
         zero = jnp.zeros((R, M, J, block), jnp.float32)
         init = (zero + _MASKED, zero, jnp.zeros((R, M, J, block, H), jnp.float32))
         top, total, acc = lax.fori_loop(first[i], i + 1, key_block, init)
-        seen = total > 0
+        seen = top > _MASKED / 2
         out = jnp.where(seen[..., None], acc / jnp.where(seen, total, 1.0)[..., None], 0.0)
         # +inf where nothing is seen: the backward's exp(s - lse) is then exactly 0.
         lse = jnp.where(seen, top + jnp.log(jnp.where(seen, total, 1.0)), jnp.inf)
@@ -116,7 +116,7 @@ def _backward(block, saved, dout_RMJLH):
     f32 = jnp.float32
     first = _first_visible_block(expiry_RL, block)
     # FlashAttention's D_i: dot of the output with its cotangent.
-    delta_RMJL = jnp.sum(out_RMJLH.astype(f32) * dout_RMJLH.astype(f32), -1)
+    delta_RMJL = jnp.einsum("RMJLH,RMJLH->RMJL", out_RMJLH, dout_RMJLH, preferred_element_type=f32)
 
     def query_block(carry, i):
         q, dout = _block(q_RMJLH, i, block, 3), _block(dout_RMJLH, i, block, 3)

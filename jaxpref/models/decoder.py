@@ -64,7 +64,7 @@ class GatedMlp(nn.Module):
         D, F = self.spec.width, self.spec.ffn
         gate_RLF = layers.project("RLD,DF->RLF", x_RLD, self.param("gate", _init, (D, F)))
         up_RLF = layers.project("RLD,DF->RLF", x_RLD, self.param("up", _init, (D, F)))
-        return layers.project("RLF,FD->RLD", jax.nn.silu(gate_RLF) * up_RLF, self.param("down", _init, (F, D)))
+        return layers.project("RLF,FD->RLD", layers.swiglu(gate_RLF, up_RLF), self.param("down", _init, (F, D)))
 
 
 class Block(nn.Module):

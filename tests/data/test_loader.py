@@ -95,6 +95,25 @@ def test_first_fit_decreasing():
     assert assign_rows([3, 8], Layout(10, pack=False)) == [[0], [1]]
 
 
+def test_micro_batches_run_at_the_length_of_their_fullest_row():
+    """Lengths 12, 24, 36, 48; the columns counted must hold every token, and no shorter length would."""
+    layout = Layout(48, buckets=4)
+    assert layout.lengths == (12, 24, 36, 48) and Layout(48).lengths == (48,)
+    loader = Loader(make_groups(40), batch_size=5, micro_rows=2, layout=layout, seed=0)
+    total = 0
+    for step in loader.iterate():
+        used_T = (step.batch.segment_RL > 0).sum(-1).max(-1)[: step.micro_batches]
+        assert np.array_equal(used_T, step.batch.expiry_RL.max((1, 2))[: step.micro_batches]), "what the step looks at"
+        assert sorted(used_T, reverse=True) == list(used_T), "fullest first"
+        assert step.columns == 2 * sum(-(-int(used) // 12) * 12 for used in used_T)
+        total += step.columns
+    tokens = sum(step.tokens for step in loader.iterate())
+    assert loader.plan.padding_fraction == pytest.approx(1 - tokens / total)
+    whole = Loader(make_groups(40), batch_size=5, micro_rows=2, layout=Layout(48), seed=0)
+    assert loader.plan.padding_fraction < whole.plan.padding_fraction
+    assert [ids_of(s) for s in loader.iterate()] == [ids_of(s) for s in whole.iterate()]
+
+
 def test_a_group_longer_than_the_row_is_named():
     with pytest.raises(InputError, match=r"data.jsonl, row \d+: \d+ tokens"):
         Loader(make_groups(10), batch_size=2, micro_rows=1, layout=Layout(16))
