@@ -127,7 +127,9 @@ def train(job: dict) -> dict:
         "train.resume=never",
         "log.progress=false",
     ]
-    config = load_config(None, [*settings, f"objective=[{{name: dpo, beta: {job['beta']}}}]", *job["overrides"]])
+    config = load_config(
+        None, [*settings, f"objective=[{{name: dpo, beta: {job['beta']}}}]", *job["settings"], *job["overrides"]]
+    )
     ends, cpu, peak = [], [], 0
 
     def on_log(step: int, steps: int, values: dict) -> None:

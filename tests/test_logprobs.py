@@ -168,7 +168,9 @@ def test_padding_under_extreme_logits_keeps_the_gradient_finite(params):
     batch = one_batch(make_groups()[:3], Layout(64))
     x = MODEL.hidden(steep, batch.token_RL, batch.position_RL, batch.expiry_RL)
     assert float(jnp.max(x @ steep["embed"]["table"].T)) > 100 and int(np.sum(batch.score_slot_RS == 6)) == 0
-    shifted = batch._replace(score_slot_RS=np.where(np.arange(batch.score_slot_RS.shape[1]) > 9, 6, batch.score_slot_RS))
+    shifted = batch._replace(
+        score_slot_RS=np.where(np.arange(batch.score_slot_RS.shape[1]) > 9, 6, batch.score_slot_RS)
+    )
     gradient = jax.grad(lambda p: completion_logps(MODEL, p, shifted, chunk=8).sum.sum())(steep)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient))
 
