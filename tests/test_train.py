@@ -145,7 +145,10 @@ def test_continues_on_another_mesh(finished_run, tiny_files, tmp_path):
     second = tiny.run(sharded)
     assert list(second.steps) == [7, 8, 9, 10]
     for step in second.steps:
-        np.testing.assert_allclose(second.steps[step]["loss"], finished_run.steps[step]["loss"], rtol=MESH_TOLERANCE)
+        # The loss of 0.02 is made of log-probs of tens of nats, of which float32 keeps 1e-6: hence the absolute part.
+        np.testing.assert_allclose(
+            second.steps[step]["loss"], finished_run.steps[step]["loss"], rtol=MESH_TOLERANCE, atol=1e-7
+        )
     assert [line["num_tokens"] for line in tiny.logged(config.out) if "num_tokens" in line] == [
         line["num_tokens"] for line in tiny.logged(finished_run.out) if "num_tokens" in line
     ]
