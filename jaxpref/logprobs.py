@@ -156,12 +156,14 @@ def _chunk_stats(logits_RCV, tok_RC, stats: bool):
     """
     target_RC = jnp.sum(jnp.where(_is_target(logits_RCV, tok_RC), logits_RCV, 0.0), axis=-1)
     top_RC = logits_RCV.max(-1)
-    u_RCV = logits_RCV - top_RC[:, :, None]
-    e_RCV = jnp.exp(u_RCV)
-    log_z_RC = jnp.log(e_RCV.sum(-1))
+    log_z_RC = jnp.log(jnp.exp(logits_RCV - top_RC[:, :, None]).sum(-1))
     logp_RC, lse_RC = target_RC - top_RC - log_z_RC, top_RC + log_z_RC
     if not stats:
         return logp_RC, jnp.zeros_like(logp_RC), jnp.zeros_like(logp_RC), lse_RC
+    # The barrier keeps XLA from merging the sums: with and without statistics, the log-prob is the same to the bit.
+    logits_RCV, top_RC, log_z_RC = lax.optimization_barrier((logits_RCV, top_RC, log_z_RC))
+    u_RCV = logits_RCV - top_RC[:, :, None]
+    e_RCV = jnp.exp(u_RCV)
     # Numerator and denominator in one pass: jax 0.10 on a CPU takes longer for sum(e * u) than for the logits.  The
     # denominator is not the Z above, because a pass of two sums adds in another order, less exactly.
     zero = jnp.zeros((), e_RCV.dtype)

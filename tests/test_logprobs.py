@@ -148,6 +148,7 @@ def test_policy_equal_to_reference_gives_ln2_with_a_real_vocabulary():
     policy = completion_logps(model, params, batch, chunk=64)
     ref = completion_logps(model, params, batch, chunk=64, stats=False)
     np.testing.assert_allclose(dpo(policy, ref, beta=0.1).loss_B, np.log(2.0), atol=1e-6)
+    assert np.array_equal(policy.sum, ref.sum), "to the bit: a tie of rewards stays a tie"
     assert np.all(ref.entropy == 0) and np.all(policy.entropy > 0), "the two passes are not the same program"
 
     x = np.asarray(model.hidden(params, batch.token_RL, batch.position_RL, batch.expiry_RL))[0, batch.score_src_RS[0]]
