@@ -137,18 +137,19 @@ def test_finished_run_has_nothing_left_to_do(finished_run, tiny_files, tmp_path)
     assert tiny.logged(config.out) == before
 
 
-def test_continues_on_another_mesh(finished_run, tiny_files, tmp_path):
-    config = tiny.long_config(tmp_path / "run", tiny_files)
+def test_continues_on_another_mesh(tiny_files, tmp_path):
+    # A small learning rate keeps the loss at its size of 0.6: one of 0.02 is log-probs of tens of nats cancelled, and
+    # float32 keeps fewer digits of it than this test asks for.
+    gently = {"optim": {"learning_rate": 1e-4}}
+    finished_run = tiny.run(tiny.long_config(tmp_path / "whole", tiny_files, **gently))
+    config = tiny.long_config(tmp_path / "run", tiny_files, **gently)
     tiny.run(config, die_at=8)
-    sharded = tiny.long_config(tmp_path / "run", tiny_files, mesh={"data": 2, "fsdp": 2, "tensor": 2})
+    sharded = tiny.long_config(tmp_path / "run", tiny_files, mesh={"data": 2, "fsdp": 2, "tensor": 2}, **gently)
     assert sharded.mesh != config.mesh
     second = tiny.run(sharded)
     assert list(second.steps) == [7, 8, 9, 10]
     for step in second.steps:
-        # The loss of 0.02 is made of log-probs of tens of nats, of which float32 keeps 1e-6: hence the absolute part.
-        np.testing.assert_allclose(
-            second.steps[step]["loss"], finished_run.steps[step]["loss"], rtol=MESH_TOLERANCE, atol=1e-7
-        )
+        np.testing.assert_allclose(second.steps[step]["loss"], finished_run.steps[step]["loss"], rtol=MESH_TOLERANCE)
     assert [line["num_tokens"] for line in tiny.logged(config.out) if "num_tokens" in line] == [
         line["num_tokens"] for line in tiny.logged(finished_run.out) if "num_tokens" in line
     ]

@@ -149,9 +149,10 @@ class Loader:
         )
 
     def _columns_run(self, rows: list[list[int]], micro_rows: int) -> int:
-        """Columns that the step computes: every micro-batch at the length of its fullest row, the first."""
-        fullest = [sum(self._lengths[i] for i in row) for row in rows[::micro_rows]]
-        return micro_rows * sum(next(n for n in self.layout.lengths if n >= used) for used in fullest)
+        """Columns that the step computes: every micro-batch at the length of its fullest row."""
+        used = [sum(self._lengths[i] for i in row) for row in rows]
+        fullest = [max(used[r : r + micro_rows]) for r in range(0, len(rows), micro_rows)]
+        return micro_rows * sum(next(n for n in self.layout.lengths if n >= most) for most in fullest)
 
     def _build(self, members: Sequence[int], owned_rows: Sequence[bool] | None) -> Step:
         plan, layout = self.plan, self.layout

@@ -73,7 +73,8 @@ def _rms_norm_backward(eps, saved, dy_RLD):
     inverse_RL1, x32_RLD = _inverse_rms(x_RLD, eps)
     dy32_RLD = dy_RLD.astype(jnp.float32)
     g_RLD = dy32_RLD * scale_D.astype(jnp.float32)[None, None, :]
-    mean_RL1 = jnp.einsum("RLD,RLD->RL", g_RLD, x32_RLD)[:, :, None] / x_RLD.shape[-1]
+    # "highest", or a TPU might round the operands of a dot product to bfloat16.
+    mean_RL1 = jnp.einsum("RLD,RLD->RL", g_RLD, x32_RLD, precision="highest")[:, :, None] / x_RLD.shape[-1]
     dx_RLD = inverse_RL1 * (g_RLD - x32_RLD * inverse_RL1**2 * mean_RL1)
     dscale_D = jnp.sum(dy32_RLD * x32_RLD * inverse_RL1, axis=(0, 1))
     return dx_RLD.astype(x_RLD.dtype), dscale_D.astype(scale_D.dtype)

@@ -114,6 +114,14 @@ def test_micro_batches_run_at_the_length_of_their_fullest_row():
     assert [ids_of(s) for s in loader.iterate()] == [ids_of(s) for s in whole.iterate()]
 
 
+@pytest.mark.parametrize("pack", [True, False])
+def test_columns_are_those_of_the_length_that_the_step_picks(pack):
+    loader = Loader(make_groups(20), batch_size=5, micro_rows=2, layout=Layout(48, pack=pack, buckets=4), seed=0)
+    for step in loader.iterate():
+        used_T = step.batch.expiry_RL.max((1, 2))[: step.micro_batches]
+        assert step.columns == 2 * sum(-(-int(used) // 12) * 12 for used in used_T)
+
+
 def test_a_group_longer_than_the_row_is_named():
     with pytest.raises(InputError, match=r"data.jsonl, row \d+: \d+ tokens"):
         Loader(make_groups(10), batch_size=2, micro_rows=1, layout=Layout(16))
