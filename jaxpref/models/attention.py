@@ -116,9 +116,7 @@ def _backward(block, saved, dout_RMJLH):
     f32 = jnp.float32
     first = _first_visible_block(expiry_RL, block)
     # FlashAttention's D_i: dot of the output with its cotangent; "highest", or a TPU might round float32 operands.
-    delta_RMJL = jnp.einsum(
-        "RMJLH,RMJLH->RMJL", out_RMJLH, dout_RMJLH, precision="highest", preferred_element_type=f32
-    )
+    delta_RMJL = jnp.einsum("RMJLH,RMJLH->RMJL", out_RMJLH, dout_RMJLH, precision="highest", preferred_element_type=f32)
 
     def query_block(carry, i):
         q, dout = _block(q_RMJLH, i, block, 3), _block(dout_RMJLH, i, block, 3)
