@@ -18,17 +18,35 @@ from jaxpref.types import Batch
 
 
 class Logps(NamedTuple):
-    """Per completion, [B, K] float32; B = R*G.  Empty slots hold zeros.
+    """Per completion, [B, K] float32; B = R*G.  Empty slots hold zeros.  Sums run over scored tokens.
 
-    `sum`: log-probability of the completion, summed over its scored tokens (nats, <= 0).
-    `count`: scored tokens.  `entropy`: sum of the predictive entropies (nats), no gradient.
-    `top1`: tokens that were the most likely one, no gradient.
+    The optional fields are None unless an objective asks for them (`needs(logps=...)`).
     """
 
     sum: Any
+    """Log-probability of the completion (nats, <= 0)."""
     count: Any
+    """Scored tokens."""
     entropy: Any
+    """Sum of the predictive entropies (nats), no gradient."""
     top1: Any
+    """Tokens that were the most likely one, no gradient."""
+    common: Any = None
+    """Log-probability of the first n tokens, n the shorter of completions 0 and 1."""
+    sampled: Any = None
+    """Log-probability of n of its tokens, drawn anew every step, the same ones under policy and reference."""
+    collision: Any = None
+    """Sum of log sum_v p(v)^2 (nats, <= 0), no gradient."""
+    kl: Any = None
+    """Of the policy: sum of KL(reference || policy) over the vocabulary (nats, >= 0)."""
+    prompt: Any = None
+    """[B] log-probability of the prompt, all tokens but the first (nats)."""
+    prompt_count: Any = None
+    """[B] tokens of it."""
+    reward: Any = None
+    """Scalar head at the completion's last token."""
+    value: Any = None
+    """[B] scalar head at the prompt's last token."""
 
 
 def completion_logps(model: Model, params: Any, batch: Batch, *, chunk: int, stats: bool = True) -> Logps:

@@ -1,9 +1,19 @@
 """Pieces that several objectives share."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Gt, Lt
+from pydantic import Field
 
 from jaxpref.logprobs import Logps
+
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+LessThanHalf = Annotated[float, Ge(0), Lt(0.5)]
+"""A probability that a label is wrong."""
 
 
 def log_ratios(policy: Logps, ref: Logps) -> jax.Array:

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.logprobs import Logps
-from jaxpref.objectives._math import log_ratios, pair_weight, reward_metrics
-from jaxpref.objectives.contract import ObjectiveOutput
+from jaxpref.objectives._math import Positive, log_ratios, pair_weight, reward_metrics
+from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 
 
-def dpo(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: float = 0.1) -> ObjectiveOutput:
+@needs(groups=PAIRS)
+def dpo(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1) -> ObjectiveOutput:
     """Direct preference optimisation: -log sigmoid(beta * (rho_chosen - rho_rejected)).
 
     Args:
@@ -23,7 +24,8 @@ def dpo(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: flo
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
 
 
-def ipo(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: float = 0.1) -> ObjectiveOutput:
+@needs(groups=PAIRS)
+def ipo(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1) -> ObjectiveOutput:
     """Identity preference optimisation on token means: (rho_c / n_c - rho_r / n_r - 1 / (2 beta))^2.
 
     Args:

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 
 from jaxpref.logprobs import Logps
 from jaxpref.objectives._math import pair_weight
-from jaxpref.objectives.contract import ObjectiveOutput
+from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 
 
+@needs(groups=(*PAIRS, "single", "ranked"))
 def sft(policy: Logps, weight: jax.Array | None = None) -> ObjectiveOutput:
     """Negative log-likelihood of completion 0 per token, averaged over the tokens of the whole batch.
 

@@ -10,7 +10,9 @@ from jax.test_util import check_grads
 
 from jaxpref.errors import InputError
 from jaxpref.logprobs import Logps
-from jaxpref.objectives import OBJECTIVES, ObjectiveOutput, bind, check_columns, dpo, ipo, sft
+from jaxpref.objectives import OBJECTIVES, ObjectiveOutput, bind, check_columns
+from jaxpref.objectives.pairwise import dpo, ipo
+from jaxpref.objectives.supervised import sft
 
 # TRL 1.16.0's DPOTrainer in float64 on four pairs, beta 0.1: summed log-probs (chosen, rejected), token counts, and
 # the batch's loss for the cases dpo/sigmoid, dpo/ipo and dpo/sft.
@@ -66,7 +68,7 @@ def test_constants_where_policy_equals_reference():
 
 
 def test_swapping_the_pair_flips_the_margin():
-    swap = lambda x: Logps(*(part[:, ::-1] for part in x))
+    swap = lambda x: jax.tree.map(lambda part: part[:, ::-1], x)
     there, back = dpo(POLICY, REF), dpo(swap(POLICY), swap(REF))
     np.testing.assert_allclose(there.metrics["rewards/margins"], -back.metrics["rewards/margins"])
     np.testing.assert_allclose(there.loss_B - back.loss_B, -there.metrics["rewards/margins"], rtol=1e-5)

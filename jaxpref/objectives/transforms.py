@@ -1,0 +1,82 @@
+"""Changes of the log-probs before an objective: (policy, ref) -> (policy, ref), to be combined with any of them.
+
+In the config: `{name: ipo, transform: {name: ld, alpha: 0.5}}`; in Python: `ipo(*ld(policy, ref, alpha=0.5))`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxpref.logprobs import Logps
+from jaxpref.objectives._math import Fraction, Positive, log_ratios
+from jaxpref.objectives.contract import needs
+
+_LARGEST_EXPONENT = 80.0
+"""exp stays finite in float32 and its square is not taken."""
+
+
+@needs(logps=("common",))
+def ld(policy: Logps, ref: Logps, *, alpha: Fraction = 0.5) -> tuple[Logps, Logps]:
+    """Length desensitisation: tokens behind the length of the shorter completion count alpha times.
+
+    L'(y) = L(y[:n]) + alpha * L(y[n:]), n = min(|y_0|, |y_1|), for the policy and for the reference, so that a policy
+    equal to the reference has no margin.  Token counts stay those of the whole completion.
+    Source: Liu et al., arXiv 2409.06411, eq. 9; TRL's `ld_alpha`.
+    """
+    shorten = lambda logps: logps._replace(sum=logps.common + alpha * (logps.sum - logps.common))
+    return shorten(policy), shorten(ref)
+
+
+@needs(logps=("sampled",))
+def sampled(policy: Logps, ref: Logps) -> tuple[Logps, Logps]:
+    """Down-sampling: n tokens of each completion, n the length of the shorter, the same under policy and reference.
+
+    Source: Lu et al., arXiv 2406.10957, eq. 7-8; its code draws other tokens for the reference, which is not copied.
+    """
+    draw = lambda logps: logps._replace(sum=logps.sampled, count=jnp.minimum(logps.count, _shorter(logps)))
+    return draw(policy), draw(ref)
+
+
+def _shorter(logps: Logps) -> jax.Array:
+    return jnp.minimum(logps.count[:, :1], logps.count[:, 1:2])
+
+
+def reference_free(policy: Logps, ref: Logps | None) -> tuple[Logps, Logps]:
+    """The reference is left out: log-ratios become log-probs."""
+    return policy, policy._replace(sum=jnp.zeros_like(policy.sum))
+
+
+reference_free.drops_reference = True
+
+
+def forward_kl(policy: Logps, ref: Logps) -> tuple[Logps, Logps]:
+    """f-divergence of the forward KL: rho becomes f'(u) = 1 - 1/u, u = exp(rho).
+
+    Source: Wang et al., arXiv 2309.16240, table 1; TRL's `f_divergence_type: forward_kl`.
+    """
+    rho_BK = log_ratios(policy, ref)
+    return _scored(policy, 1.0 - jnp.exp(jnp.minimum(-rho_BK, _LARGEST_EXPONENT)))
+
+
+def js_divergence(policy: Logps, ref: Logps) -> tuple[Logps, Logps]:
+    """f-divergence of Jensen and Shannon: rho becomes f'(u) = log(2u / (1 + u)) = log 2 + log sigmoid(rho).
+
+    Source: Wang et al., arXiv 2309.16240, table 1; TRL's `f_divergence_type: js_divergence`.
+    """
+    return _scored(policy, jnp.log(2.0) + jax.nn.log_sigmoid(log_ratios(policy, ref)))
+
+
+def alpha_divergence(policy: Logps, ref: Logps, *, alpha: Positive = 0.5) -> tuple[Logps, Logps]:
+    """f-divergence of order alpha: rho becomes f'(u) = (1 - u^-alpha) / alpha, towards rho for alpha to 0.
+
+    Source: Wang et al., arXiv 2309.16240, table 1, up to a constant.  TRL's coefficient c is 1 - alpha.
+    """
+    exponent_BK = jnp.minimum(-alpha * log_ratios(policy, ref), _LARGEST_EXPONENT)
+    return _scored(policy, -jnp.expm1(exponent_BK) / alpha)
+
+
+def _scored(policy: Logps, score_BK: jax.Array) -> tuple[Logps, Logps]:
+    """Log-ratios replaced by a score of them; as the reference is constant, the policy carries all of it."""
+    return policy._replace(sum=score_BK), policy._replace(sum=jnp.zeros_like(score_BK))
+
+
+TRANSFORMS = {f.__name__: f for f in (ld, sampled, reference_free, forward_kl, js_divergence, alpha_divergence)}
