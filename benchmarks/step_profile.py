@@ -35,7 +35,7 @@ from jaxpref.models.spec import ModelSpec  # noqa: E402
 from jaxpref.objectives import OBJECTIVES, bind  # noqa: E402
 from jaxpref.optim import make_optimizer, make_schedule  # noqa: E402
 from jaxpref.sharding import leaf_path  # noqa: E402
-from jaxpref.step import init_state, make_train_step  # noqa: E402
+from jaxpref.step import Scoring, init_state, make_train_step  # noqa: E402
 from jaxpref.types import EncodedGroup  # noqa: E402
 
 SMOLLM2 = dict(
@@ -182,7 +182,7 @@ def _parts(args: argparse.Namespace, spec: ModelSpec, model: Any, item: Step):
     def on_batch():
         return params, batch, micro
 
-    step = make_train_step(model, objective, optimizer, schedule, chunk=args.chunk)
+    step = make_train_step(Scoring(model, objective, args.chunk), optimizer, schedule)
     plain, with_stats = partial(logps, stats=False), partial(logps, stats=True)
     table = {
         "layers": (over_micro(hidden, scalar), on_batch, None, forward - vocabulary),

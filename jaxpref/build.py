@@ -1,5 +1,6 @@
 """Config -> the pieces of a run, on the mesh.  Training, evaluation and export start here."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,18 @@ from jax.sharding import PartitionSpec as P
 from jaxpref.config import Config
 from jaxpref.data.dataset import DataReport, common_columns, load_groups
 from jaxpref.data.loader import Loader
-from jaxpref.data.pack import Layout, columns_of
+from jaxpref.data.pack import MASKS, UNIFORM, Layout, columns_of
 from jaxpref.errors import InputError
-from jaxpref.models.decoder import Model, build_model
+from jaxpref.models.decoder import SCALAR_HEADS, Model, build_model
 from jaxpref.models.source import Checkpoint, open_checkpoint
-from jaxpref.objectives import OBJECTIVES, Part, bind, check_columns
-from jaxpref.reference import frozen_copy, weights_key, with_cached_logps
+from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, asked_logps, bind, check_columns, group_kinds
+from jaxpref.reference import cached_logps, frozen_copy, weights_key, with_column
 from jaxpref.sharding import batch_sharding, leaf_path, make_mesh, param_shardings, row_ways
-from jaxpref.step import REFERENCE_COLUMN, make_logp_step
+from jaxpref.step import REFERENCE_COLUMN, MovingReference, Scoring, make_logp_step
 from jaxpref.types import Batch, EncodedGroup
+
+EXTRA_COLUMN = "extra_refs"
+"""Data column [R, G, K, N] of log-probs under the models of `reference.extra`."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,15 @@ class Pieces:
     def dtype(self) -> Any:
         return jnp.dtype(self.config.model.compute_dtype)
 
+    @property
+    def moving(self) -> MovingReference | None:
+        reference = self.config.reference
+        return MovingReference(reference.sync_every, reference.sync_alpha, self.dtype) if reference.sync_every else None
+
+    def scoring(self, layout: Layout, kind: str) -> Scoring:
+        """How groups of a kind, laid out so, become losses."""
+        return Scoring(self.model, self.parts, self.config.model.logprob_chunk, layout.lengths, kind)
+
 
 def build(config: Config, objective: Sequence[Any] | None = None) -> Pieces:
     """Opens the model (config and tokenizer, no weights yet) and checks that everything fits together.
@@ -54,14 +67,20 @@ def build(config: Config, objective: Sequence[Any] | None = None) -> Pieces:
     """
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     source = open_checkpoint(config.model.path)
-    model = build_model(
+    parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
+    model = _decoder(config, source, [name for name in asked_logps(parts) if name in ("reward", "value")])
+    param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide, before weights are read
+    return Pieces(config, mesh, source, source.load_tokenizer(), model, parts)
+
+
+def _decoder(config: Config, source: Checkpoint, scalar_heads: Sequence[str] = ()) -> Model:
+    return build_model(
         source.spec,
         dtype=jnp.dtype(config.model.compute_dtype),
         remat=config.model.remat,
         attention_block=config.model.attention_block,
+        scalar_heads=scalar_heads,
     )
-    param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide, before weights are read
-    return Pieces(config, mesh, source, source.load_tokenizer(), model, bind(objective or config.objective, OBJECTIVES))
 
 
 def param_shapes(model: Model) -> Any:
@@ -70,14 +89,19 @@ def param_shapes(model: Model) -> Any:
 
 
 def load_params(pieces: Pieces, source: Checkpoint | None = None) -> Any:
-    """Parameters in float32, every process reading only what its devices hold."""
-    shardings = param_shardings(param_shapes(pieces.model), pieces.mesh)
+    """Parameters in float32, every process reading only what its devices hold; scalar heads start at zero."""
+    shapes = param_shapes(pieces.model)
+    shardings = param_shardings(shapes, pieces.mesh)
     by_path = {leaf_path(path): s for path, s in jax.tree_util.tree_leaves_with_path(shardings)}
 
     def put(path: str, shape: tuple[int, ...], dtype: np.dtype, read: Callable) -> jax.Array:
         return jax.make_array_from_callback(shape, by_path[path], read)
 
-    return (source or pieces.source).load_params(dtype=np.float32, put=put)
+    params = (source or pieces.source).load_params(dtype=np.float32, put=put)
+    if SCALAR_HEADS in shapes:
+        zeros = lambda x, sharding: jax.device_put(np.zeros(x.shape, x.dtype), sharding)
+        params[SCALAR_HEADS] = jax.tree.map(zeros, shapes[SCALAR_HEADS], shardings[SCALAR_HEADS])
+    return params
 
 
 def reference_source(pieces: Pieces) -> Checkpoint:
@@ -109,7 +133,8 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
     paths, split = (data.train, data.train_split) if which == "train" else (data.eval, data.eval_split)
     if not paths:
         raise InputError(f"at least one path in data.{which}", "an empty list", f"set data.{which}=[FILE]")
-    groups, report = load_groups(data, pieces.tokenizer, paths, split)
+    seed, kinds = pieces.config.train.seed, group_kinds(pieces.parts)
+    groups, report = load_groups(data, pieces.tokenizer, paths, split, kinds=kinds, seed=seed)
     check_columns(pieces.parts, common_columns(groups))
     return groups, report
 
@@ -127,14 +152,17 @@ def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
     """Training: shuffled, by steps of the config.  Otherwise one pass in order."""
     config = pieces.config
     columns = list(check_columns(pieces.parts, common_columns(groups)))
-    if REFERENCE_COLUMN in groups[0].columns:
-        columns.append(REFERENCE_COLUMN)
+    columns += [name for name in (REFERENCE_COLUMN, EXTRA_COLUMN) if name in groups[0].columns]
+    columns += [UNIFORM] if any(UNIFORM in (*part.required, *part.optional) for part in pieces.parts) else []
+    asked = asked_logps(pieces.parts)
     return Loader(
         groups,
         batch_size=config.train.batch_size,
         micro_rows=config.train.micro_rows or row_ways(pieces.mesh),
         layout=row_layout(config, groups),
         columns=columns,
+        masks=[name for name in asked if name in MASKS],
+        score_prompt="prompt" in asked,
         seed=config.train.seed if training and config.data.shuffle else None,
         epochs=config.train.epochs if training else 1,
         max_steps=config.train.max_steps if training else None,
@@ -163,23 +191,43 @@ def put_scalar(value: int, mesh: Mesh) -> jax.Array:
 
 
 def with_reference_logps(pieces: Pieces, groups: Sequence[EncodedGroup], params: Any = None) -> tuple[list, int]:
-    """Groups with cached reference log-probs when the config says so, and how many had to be computed.
+    """Groups with cached log-probs of the reference and of further references where the config says so, and how many
+    log-probs of groups had to be computed.
 
     Args:
         params: initial parameters when the reference is the initial model and they are loaded already.
     """
+    config, groups, computed = pieces.config, list(groups), 0
+    if pieces.needs_reference and config.reference.mode == "cache":
+        ready = params if config.reference.path is None else None
+        values, computed = _logps_under(pieces, reference_source(pieces), groups, ready)
+        groups = with_column(groups, REFERENCE_COLUMN, values)
+    if config.reference.extra:
+        found = [_logps_under(pieces, open_checkpoint(path), groups) for path in config.reference.extra]
+        groups = with_column(
+            groups, EXTRA_COLUMN, [np.stack(v, axis=-1) for v in zip(*(v for v, _ in found), strict=True)]
+        )
+        computed += sum(count for _, count in found)
+    return groups, computed
+
+
+def _logps_under(pieces: Pieces, source: Checkpoint, groups: Sequence[EncodedGroup], params: Any = None) -> tuple:
+    """Log-probs of all completions under a checkpoint, through the cache; it may be of another size than the model."""
     config = pieces.config
-    if not pieces.needs_reference or config.reference.mode != "cache":
-        return list(groups), 0
-    source = reference_source(pieces)
+    if source.spec.vocab != pieces.source.spec.vocab:
+        raise InputError(
+            f"a reference with the model's vocabulary of {pieces.source.spec.vocab} tokens",
+            f"{source.path}: {source.spec.vocab}",
+            "choose one with the same tokenizer",
+        )
     file = Path(config.reference.cache_dir).expanduser() / f"{weights_key(source.path, config.model.compute_dtype)}.npz"
+    theirs = dataclasses.replace(pieces, source=source, model=_decoder(config, source))
 
     def compute(missing: Sequence[EncodedGroup]) -> Mapping[int, np.ndarray]:
-        ready = params if params is not None and config.reference.path is None else load_params(pieces, source)
-        cast = jax.tree.map(lambda x: x.astype(pieces.dtype), ready)
-        return compute_logps(pieces, cast, missing)
+        ready = params if params is not None else load_params(theirs)
+        return compute_logps(theirs, jax.tree.map(lambda x: x.astype(pieces.dtype), ready), missing)
 
-    return with_cached_logps(groups, file, compute)
+    return cached_logps(groups, file, compute)
 
 
 def compute_logps(pieces: Pieces, params: Any, groups: Sequence[EncodedGroup]) -> dict[int, np.ndarray]:

@@ -40,6 +40,12 @@ class ReferenceConfig:
     """A frozen copy of the weights in the compute dtype, or log-probs computed once and cached on disk."""
     path: str | None = None
     """The reference model; null: the model that training starts from."""
+    extra: list[str] = Field(default_factory=list)
+    """Further references (MRPO), or policies of other objectives (modpo_implicit, spo): their log-probs are cached."""
+    sync_every: int | None = Field(default=None, ge=1)
+    """Steps after which the reference is moved towards the policy (TR-DPO); null: it stays."""
+    sync_alpha: float = Field(default=0.6, gt=0, le=1)
+    """Share of the policy in the moved reference; 1 replaces it."""
     cache_dir: str = "~/.cache/jaxpref/reference"
     """Where cached log-probs are kept, under a key of weights, compute dtype and token ids."""
 
@@ -222,7 +228,7 @@ def make_config(raw: Mapping[str, Any], *, where: str = "configuration") -> Conf
 
 def contradictions(config: Config) -> list[str]:
     """Settings that are each valid but not together."""
-    from jaxpref.objectives import OBJECTIVES, bind  # jax loads slowly; --help does not need it
+    from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind  # jax loads slowly; --help does not need it
 
     found = []
     optim, train, data = config.optim, config.train, config.data
@@ -244,12 +250,28 @@ def contradictions(config: Config) -> list[str]:
     if train.eval_every and not data.eval:
         found.append("train.eval_every is set but data.eval is empty")
     try:
-        parts = bind(config.objective, OBJECTIVES)
-        if config.reference.path and not any(part.needs_reference for part in parts):
-            found.append("reference.path is set but no objective uses a reference")
+        found += _reference_contradictions(config.reference, bind(config.objective, OBJECTIVES, TRANSFORMS))
     except InputError as error:
         found += error.got.split("; ")
     return found
+
+
+def _reference_contradictions(reference: ReferenceConfig, parts: Sequence[Any]) -> Iterator[str]:
+    if not any(part.needs_reference for part in parts):
+        for key in ("path", "sync_every"):
+            if getattr(reference, key):
+                yield f"reference.{key} is set but no objective uses a reference"
+    readers = [part.name for part in parts if "extra_refs" in (*part.required, *part.optional)]
+    if reference.extra and not readers:
+        yield "reference.extra is set but no objective reads further references"
+    if readers and not reference.extra:
+        yield f"{readers[0]} reads further references: list them in reference.extra"
+    if reference.mode == "cache":
+        if reference.sync_every:
+            yield "reference.sync_every moves the reference, so its log-probs cannot be cached: set reference.mode=copy"
+        for part in parts:
+            for name in {"common", "sampled", "kl"} & set(part.needs.logps) if part.needs_reference else ():
+                yield f"{part.name} needs `{name}` of the reference, which is not cached: set reference.mode=copy"
 
 
 def keys(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

@@ -21,32 +21,28 @@ from jaxpref.build import (
     with_reference_logps,
 )
 from jaxpref.export import load_run, run_params
-from jaxpref.step import finish_metrics, make_eval_step
+from jaxpref.step import finish_metrics, init_running, make_eval_step
 from jaxpref.types import EncodedGroup
 
 
 class Evaluator:
     """Plans the evaluation data and compiles its step once, at the first call."""
 
-    def __init__(self, pieces: Pieces, groups: list[EncodedGroup]):
+    def __init__(self, pieces: Pieces, groups: list[EncodedGroup], kind: str):
         self._pieces = pieces
         self._loader = make_loader(pieces, groups, training=False)
         self._step = jax.jit(
-            make_eval_step(
-                pieces.model,
-                pieces.parts,
-                chunk=pieces.config.model.logprob_chunk,
-                lengths=self._loader.layout.lengths,
-            ),
-            out_shardings=NamedSharding(pieces.mesh, P()),
+            make_eval_step(pieces.scoring(self._loader.layout, kind)), out_shardings=NamedSharding(pieces.mesh, P())
         )
 
-    def __call__(self, params: Any, ref_params: Any) -> dict[str, float]:
+    def __call__(self, params: Any, ref_params: Any, running: Any) -> dict[str, float]:
         """`eval/...` means over all groups: the objective, its rewards, log-probs, entropy, accuracy."""
         mesh, total = self._pieces.mesh, None
         with jax.set_mesh(mesh):
             for item in self._loader.iterate(owned_rows(self._loader, mesh)):
-                sums = self._step(params, ref_params, put_batch(item.batch, mesh), put_scalar(item.micro_batches, mesh))
+                sums = self._step(
+                    params, ref_params, running, put_batch(item.batch, mesh), put_scalar(item.micro_batches, mesh)
+                )
                 total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
         metrics = finish_metrics(jax.device_get(total), self._pieces.parts)
         return {f"eval/{name}": float(value) for name, value in metrics.items()}
@@ -56,9 +52,10 @@ def evaluate_run(run: str | Path, *, step: str = "best", overrides: Sequence[str
     """Metrics of a run's checkpoint on its held-out data (or on `data.eval` of the overrides), and its step."""
     config = load_run(run, overrides)
     pieces = build(config)
-    groups, _ = read_data(pieces, "eval")
+    groups, report = read_data(pieces, "eval")
     groups, _ = with_reference_logps(pieces, groups)
     wants_copy = pieces.needs_reference and config.reference.mode == "copy"
     ref_params = reference_params(pieces, load_params(pieces)) if wants_copy else None
     params, number = run_params(pieces, run, step)
-    return Evaluator(pieces, groups)(params, ref_params), number
+    # The statistics of the run's own batches are not restored: an objective that carries some starts anew.
+    return Evaluator(pieces, groups, report.kind)(params, ref_params, init_running(pieces.parts)), number

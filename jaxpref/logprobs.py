@@ -4,6 +4,7 @@ The vocabulary is multiplied at scored tokens only, a chunk of columns at a time
 the chunk: [.., V] never exists for a row.  The backward pass computes a chunk's logits again.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxpref.models.decoder import Model
+from jaxpref.models.decoder import SCALAR_HEADS, Model
 from jaxpref.models.layers import product
 from jaxpref.sharding import constrain
 from jaxpref.types import Batch
@@ -49,7 +50,16 @@ class Logps(NamedTuple):
     """[B] scalar head at the prompt's last token."""
 
 
-def completion_logps(model: Model, params: Any, batch: Batch, *, chunk: int, stats: bool = True) -> Logps:
+def completion_logps(
+    model: Model,
+    params: Any,
+    batch: Batch,
+    *,
+    chunk: int,
+    stats: bool = True,
+    asked: Sequence[str] = (),
+    ref_params: Any = None,
+) -> Logps:
     """Log-probabilities of every completion of a micro-batch.
 
     Args:
@@ -58,13 +68,36 @@ def completion_logps(model: Model, params: Any, batch: Batch, *, chunk: int, sta
         batch: packed rows, [R, ...].
         chunk: scored columns multiplied with the vocabulary at a time; R * chunk * V float32 logits exist at once.
         stats: also entropy and top1 (two more passes over the logits, forward only); zeros when False.
+        asked: optional fields of Logps to fill.
+        ref_params: parameters of the reference, for `kl`.
     Returns: Logps of shape [R*G, K].
     """
     x_RLD = model.hidden(params, batch.token_RL, batch.position_RL, batch.expiry_RL)
-    logp_RS, entropy_RS, top1_RS = _token_stats(x_RLD, model.head(params), batch, chunk, stats)
+    reference = None
+    if "kl" in asked:
+        xr_RLD = model.hidden(ref_params, batch.token_RL, batch.position_RL, batch.expiry_RL)
+        reference = lax.stop_gradient((xr_RLD, model.head(ref_params)))
+    token_RS = _token_stats(x_RLD, model.head(params), reference, batch, chunk, stats, tuple(asked))
     R, G, K = batch.slot_count_RGK.shape
-    per_slot = lambda x_RS: _sum_by_slot(x_RS, batch.score_slot_RS, G * K).reshape(R * G, K)
-    return Logps(per_slot(logp_RS), counts(batch), per_slot(entropy_RS), per_slot(top1_RS))
+    slots = R * G, K
+    per_slot = lambda x_RS: _sum_by_slot(x_RS, batch.score_slot_RS, 0, G * K).reshape(slots)
+    logps = Logps(per_slot(token_RS["logp"]), counts(batch), per_slot(token_RS["entropy"]), per_slot(token_RS["top1"]))
+    extra = {name: per_slot(batch.masks[name] * token_RS["logp"]) for name in ("common", "sampled") if name in asked}
+    extra |= {name: per_slot(token_RS[name]) for name in ("collision", "kl") if name in asked}
+    if "prompt" in asked:
+        extra["prompt"] = _sum_by_slot(token_RS["logp"], batch.score_slot_RS, G * K, G).reshape(R * G)
+        extra["prompt_count"] = batch.prompt_count_RG.reshape(R * G).astype(jnp.float32)
+    if "reward" in asked:
+        extra["reward"] = jnp.where(counts(batch) > 0, _scalar(params, "reward", x_RLD, batch.last_RGK, slots), 0.0)
+    if "value" in asked:
+        extra["value"] = batch.valid_RG.reshape(-1) * _scalar(params, "value", x_RLD, batch.prompt_last_RG, (R * G,))
+    return logps._replace(**extra)
+
+
+def completion_reference(model: Model, params: Any, batch: Batch, *, chunk: int, asked: Sequence[str] = ()) -> Logps:
+    """The same of the reference: no statistics, no gradient, and of the optional fields those that are log-probs."""
+    mine = [name for name in asked if name in ("common", "sampled")]
+    return lax.stop_gradient(completion_logps(model, params, batch, chunk=chunk, stats=False, asked=mine))
 
 
 def counts(batch: Batch) -> jax.Array:
@@ -73,24 +106,49 @@ def counts(batch: Batch) -> jax.Array:
     return batch.slot_count_RGK.reshape(R * G, K).astype(jnp.float32)
 
 
-def _sum_by_slot(x_RS: jax.Array, slot_RS: jax.Array, n: int) -> jax.Array:
-    """[R, n] sums; a masked sum rather than a matmul, which TPUs would round to bfloat16."""
-    member_RSn = slot_RS[:, :, None] == jnp.arange(n)[None, None, :]
+def data_logps(batch: Batch, asked: Sequence[str]) -> Logps:
+    """What is known of the log-probs without a model: the counts; all else is zero."""
+    count = counts(batch)
+    zero_BK, zero_B = jnp.zeros_like(count), jnp.zeros_like(count[:, 0])
+    extra = {name: zero_B if name in ("prompt", "value") else zero_BK for name in asked}
+    if "prompt" in asked:
+        extra["prompt_count"] = batch.prompt_count_RG.reshape(-1).astype(jnp.float32)
+    return Logps(zero_BK, count, zero_BK, zero_BK, **extra)
+
+
+def _scalar(params: Any, name: str, x_RLD: jax.Array, column: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A scalar head at some columns [R, ...] of the hidden states, in float32."""
+    column_RC = column.reshape(column.shape[0], -1)
+    x_RCD = jnp.take_along_axis(x_RLD, column_RC[:, :, None], axis=1).astype(jnp.float32)
+    return jnp.sum(x_RCD * params[SCALAR_HEADS][name][None, None, :], axis=-1).reshape(shape)
+
+
+def _sum_by_slot(x_RS: jax.Array, slot_RS: jax.Array, first: int, n: int) -> jax.Array:
+    """[R, n] sums of the slots from `first`; a masked sum, for TPUs would round a matmul's operands to bfloat16."""
+    member_RSn = slot_RS[:, :, None] == first + jnp.arange(n)[None, None, :]
     return jnp.sum(jnp.where(member_RSn, x_RS[:, :, None], 0.0), axis=1)
 
 
-def _token_stats(x_RLD, w_VD, batch: Batch, chunk: int, stats: bool):
-    """Log-prob, entropy and top-1 hit of every scored token, each [R, S] float32, zero at padding."""
+def _token_stats(x_RLD, w_VD, reference, batch: Batch, chunk: int, stats: bool, asked: tuple[str, ...]):
+    """name -> [R, S] float32 of every scored token, zero at padding: logp, entropy, top1 and the asked ones."""
     R, S = batch.score_src_RS.shape
-    padding = batch.slot_count_RGK.shape[1] * batch.slot_count_RGK.shape[2]  # the slot number G*K
+    G, K = batch.slot_count_RGK.shape[1:]
     chunk = min(chunk, S)
     columns = Columns(
         _chunks(batch.score_src_RS, chunk, 0),
         _chunks(batch.score_tok_RS, chunk, 0),
-        _chunks(batch.score_slot_RS < padding, chunk, False),
+        _chunks(batch.score_slot_RS < G * (K + 1), chunk, False),
     )
-    out = _over_chunks(x_RLD, w_VD, columns, stats)
-    return tuple(jnp.moveaxis(x_ARC, 0, 1).reshape(R, -1)[:, :S] for x_ARC in out)
+    out = _over_chunks(x_RLD, w_VD, reference, columns, Wanted(stats, "collision" in asked, "kl" in asked))
+    return {name: jnp.moveaxis(x_ARC, 0, 1).reshape(R, -1)[:, :S] for name, x_ARC in out.items()}
+
+
+class Wanted(NamedTuple):
+    """What is computed of a chunk besides the log-prob."""
+
+    stats: bool
+    collision: bool
+    kl: bool
 
 
 class Columns(NamedTuple):
@@ -101,48 +159,63 @@ class Columns(NamedTuple):
     real: jax.Array
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _over_chunks(x_RLD, w_VD, columns: Columns, stats: bool):
-    """(logp, entropy, hit), each [A, R, C].
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _over_chunks(x_RLD, w_VD, reference, columns: Columns, wanted: Wanted):
+    """name -> [A, R, C]; `reference` is its (hidden states, head), or None.
 
-    The gradient is written out: autodiff of the loop would keep a copy of w_VD for every chunk.
+    The gradient, of logp and kl with respect to the policy, is written out: autodiff of the loop would keep a copy of
+    w_VD for every chunk.
     """
-    return _over_chunks_saving(x_RLD, w_VD, columns, stats)[0]
+    return _over_chunks_saving(x_RLD, w_VD, reference, columns, wanted)[0]
 
 
-def _over_chunks_saving(x_RLD, w_VD, columns: Columns, stats: bool):
+def _over_chunks_saving(x_RLD, w_VD, reference, columns: Columns, wanted: Wanted):
     def body(a, out):
         src_RC, tok_RC, real_RC = (x[a] for x in columns)
-        *values, lse_RC = _chunk_stats(_logits(_hidden_of(x_RLD, src_RC), w_VD), tok_RC, stats)
-        values = [*(jnp.where(real_RC, value, 0.0) for value in values), lse_RC]
-        return tuple(x.at[a].set(value) for x, value in zip(out, values, strict=True))
+        logits_RCV = _logits(_hidden_of(x_RLD, src_RC), w_VD)
+        values, lse_RC = _chunk_stats(logits_RCV, tok_RC, wanted)
+        if wanted.kl:
+            logq_RCV = _reference_logp(reference, src_RC)
+            values["kl"] = jnp.sum(jnp.exp(logq_RCV) * (logq_RCV - logits_RCV + lse_RC[:, :, None]), axis=-1)
+        values = {name: jnp.where(real_RC, value, 0.0) for name, value in values.items()} | {"lse": lse_RC}
+        return {name: x.at[a].set(values[name]) for name, x in out.items()}
 
+    names = ["logp", "entropy", "top1", *(n for n in ("collision", "kl") if getattr(wanted, n)), "lse"]
     zeros = jnp.zeros(columns.src.shape, jnp.float32)
-    *out, lse_ARC = lax.fori_loop(0, _chunks_in_use(columns), body, (zeros,) * 4)
-    return tuple(out), (x_RLD, w_VD, columns, lse_ARC)
+    out = lax.fori_loop(0, _chunks_in_use(columns), body, dict.fromkeys(names, zeros))
+    lse_ARC = out.pop("lse")
+    return out, (x_RLD, w_VD, reference, columns, lse_ARC)
 
 
-def _over_chunks_backward(stats, saved, cotangents):
-    x_RLD, w_VD, columns, lse_ARC = saved
-    dlogp_ARC = cotangents[0]
+def _over_chunks_backward(wanted, saved, cotangents):
+    x_RLD, w_VD, reference, columns, lse_ARC = saved
     rows_R1 = jnp.arange(x_RLD.shape[0])[:, None]
 
     def body(a, carry):
         dx_RLD, dw_VD = carry
         src_RC, tok_RC, real_RC = (x[a] for x in columns)
+        cotangent = lambda name: jnp.where(real_RC, cotangents[name][a], 0.0)[:, :, None]
         logits_RCV, pull = jax.vjp(_logits, _hidden_of(x_RLD, src_RC), w_VD)
         # d logp / d logits = [v is the target] - p_v
         p_RCV = jnp.exp(logits_RCV - lse_ARC[a][:, :, None])
-        dlogp_RC1 = jnp.where(real_RC, dlogp_ARC[a], 0.0)[:, :, None]
-        dx_RCD, dw = pull(dlogp_RC1 * (_is_target(logits_RCV, tok_RC) - p_RCV))
+        dlogits_RCV = cotangent("logp") * (_is_target(logits_RCV, tok_RC) - p_RCV)
+        if wanted.kl:  # d KL(q || p) / d logits = p_v - q_v
+            dlogits_RCV += cotangent("kl") * (p_RCV - jnp.exp(_reference_logp(reference, src_RC)))
+        dx_RCD, dw = pull(dlogits_RCV)
         return dx_RLD.at[rows_R1, src_RC].add(dx_RCD.astype(jnp.float32)), dw_VD + dw
 
     zeros = jnp.zeros(x_RLD.shape, jnp.float32), constrain(jnp.zeros_like(w_VD), "vocab", None)
     dx_RLD, dw_VD = lax.fori_loop(0, _chunks_in_use(columns), body, zeros)
-    return dx_RLD.astype(x_RLD.dtype), dw_VD, None
+    return dx_RLD.astype(x_RLD.dtype), dw_VD, jax.tree.map(jnp.zeros_like, reference), None
 
 
 _over_chunks.defvjp(_over_chunks_saving, _over_chunks_backward)
+
+
+def _reference_logp(reference, src_RC):
+    """log q of a chunk under the reference, [R, C, V]."""
+    xr_RLD, wr_VD = reference
+    return jax.nn.log_softmax(_logits(_hidden_of(xr_RLD, src_RC), wr_VD), axis=-1)
 
 
 def _chunks_in_use(columns: Columns) -> jax.Array:
@@ -165,8 +238,8 @@ def _is_target(logits_RCV, tok_RC):
     return jnp.arange(logits_RCV.shape[-1])[None, None, :] == tok_RC[:, :, None]
 
 
-def _chunk_stats(logits_RCV, tok_RC, stats: bool):
-    """(logp, entropy, hit, logsumexp) of a chunk, each [R, C] float32.
+def _chunk_stats(logits_RCV, tok_RC, wanted: Wanted):
+    """(name -> values of a chunk, its logsumexp), each [R, C] float32.
 
     With u = logit - max and Z = sum exp(u), the entropy is log Z - sum(exp(u) u) / Z.  The expectation is a sum,
     not a dot product: with V over two mesh axes and R over a third, XLA's partitioner (jax 0.10 and 0.12) gives a wrong
@@ -176,8 +249,12 @@ def _chunk_stats(logits_RCV, tok_RC, stats: bool):
     top_RC = logits_RCV.max(-1)
     log_z_RC = jnp.log(jnp.exp(logits_RCV - top_RC[:, :, None]).sum(-1))
     logp_RC, lse_RC = target_RC - top_RC - log_z_RC, top_RC + log_z_RC
-    if not stats:
-        return logp_RC, jnp.zeros_like(logp_RC), jnp.zeros_like(logp_RC), lse_RC
+    values = {"logp": logp_RC, "entropy": jnp.zeros_like(logp_RC), "top1": jnp.zeros_like(logp_RC)}
+    if wanted.collision:  # log sum_v p(v)^2
+        twice_RC = jnp.log(jnp.exp(2.0 * (logits_RCV - top_RC[:, :, None])).sum(-1))
+        values["collision"] = lax.stop_gradient(twice_RC - 2.0 * log_z_RC)
+    if not wanted.stats:
+        return values, lse_RC
     # The barrier keeps XLA from merging the sums: with and without statistics, the log-prob is the same to the bit.
     logits_RCV, top_RC, log_z_RC = lax.optimization_barrier((logits_RCV, top_RC, log_z_RC))
     u_RCV = logits_RCV - top_RC[:, :, None]
@@ -186,7 +263,8 @@ def _chunk_stats(logits_RCV, tok_RC, stats: bool):
     # denominator is not the Z above, because a pass of two sums adds in another order, less exactly.
     zero = jnp.zeros((), e_RCV.dtype)
     z_RC, eu_RC = lax.reduce((e_RCV, e_RCV * u_RCV), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (2,))
-    return logp_RC, log_z_RC - eu_RC / z_RC, (target_RC >= top_RC).astype(jnp.float32), lse_RC
+    values |= {"entropy": log_z_RC - eu_RC / z_RC, "top1": (target_RC >= top_RC).astype(jnp.float32)}
+    return values, lse_RC
 
 
 def _chunks(x_RS, chunk, value):

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpref.step import REFERENCE_COLUMN
 from jaxpref.types import EncodedGroup
 
 
@@ -41,12 +40,12 @@ def completion_key(group: EncodedGroup, k: int) -> bytes:
     return hashlib.sha256(len(prompt).to_bytes(4, "little") + prompt.tobytes() + completion.tobytes()).digest()[:16]
 
 
-def with_cached_logps(
+def cached_logps(
     groups: Sequence[EncodedGroup],
     cache_file: Path,
     compute: Callable[[Sequence[EncodedGroup]], Mapping[int, Sequence[float]]],
-) -> tuple[list[EncodedGroup], int]:
-    """Groups with the reference's log-probs as a column, and how many groups had to be computed.
+) -> tuple[list[tuple[float, ...]], int]:
+    """Log-probs of every group's completions under one model, and how many groups had to be computed.
 
     Args:
         cache_file: `CACHE_DIR/KEY.npz`, made when missing, extended otherwise.
@@ -57,16 +56,20 @@ def with_cached_logps(
     if missing:
         values = compute(missing)
         for group in missing:
-            for k, value in enumerate(values[group.row_id]):
-                known[completion_key(group, k)] = np.float32(value)
+            for k in range(len(group.completion_ids)):
+                known[completion_key(group, k)] = np.float32(values[group.row_id][k])
         if jax.process_index() == 0:
             _write(cache_file, known)
-    return [_with_column(group, known) for group in groups], len(missing)
+    logps = lambda group: tuple(float(known[completion_key(group, k)]) for k in range(len(group.completion_ids)))
+    return [logps(group) for group in groups], len(missing)
 
 
-def _with_column(group: EncodedGroup, known: Mapping[bytes, float]) -> EncodedGroup:
-    logps = tuple(float(known[completion_key(group, k)]) for k in range(len(group.completion_ids)))
-    return dataclasses.replace(group, columns={**group.columns, REFERENCE_COLUMN: logps})
+def with_column(groups: Sequence[EncodedGroup], name: str, values: Sequence[Any]) -> list[EncodedGroup]:
+    """Groups with one more column."""
+    return [
+        dataclasses.replace(group, columns={**group.columns, name: value})
+        for group, value in zip(groups, values, strict=True)
+    ]
 
 
 def _read(path: Path) -> dict[bytes, float]:

@@ -39,8 +39,10 @@ PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"layers/mlp/down", (None, "ffn", "width")),
     (r"final_norm/scale", (None,)),
     (r"head/kernel", ("vocab", None)),
+    (r"scalar_heads/\w+", (None,)),
 )
-_OPTIONAL_RULES = frozenset({r"head/kernel"})  # absent when the head is tied to the embedding
+# Absent when the head is tied to the embedding, and when no objective asks for a scalar.
+_OPTIONAL_RULES = frozenset({r"head/kernel", r"scalar_heads/\w+"})
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices: list | None = None) -> Mesh:

@@ -1,11 +1,14 @@
 """One optimizer step as a pure function: micro-batches -> gradients -> update.
 
-The objective's value is defined over the whole batch, as the weighted mean over all its pairs.  Each micro-batch
-back-propagates its own share of that value, with the denominators summed over all micro-batches beforehand, so the
-loss and the gradient do not depend on how the batch is split.
+The objective's value is defined over the whole batch, as the weighted mean over all its groups.  Each micro-batch
+back-propagates its own share of that value, with the denominators summed over all micro-batches beforehand.  Where an
+objective couples the groups of a batch, the log-probs of all micro-batches come first, then the loss and its gradient
+with respect to them, then each micro-batch is back-propagated with its own cotangent.  So loss and gradient never
+depend on how the batch is split.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -13,14 +16,24 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxpref.logprobs import Logps, completion_logps, counts
+from jaxpref.logprobs import Logps, completion_logps, completion_reference, data_logps
 from jaxpref.models.decoder import Model
-from jaxpref.objectives import Part
+from jaxpref.objectives import Part, asked_logps
 from jaxpref.sharding import constrain_params
 from jaxpref.types import Batch
 
 REFERENCE_COLUMN = "ref_logp"
 """Per-completion column [R, G, K] of cached reference log-probs, in place of a reference model."""
+
+SIDES = {
+    "pair": ("chosen", "rejected"),
+    "triple": ("chosen", "rejected", "gold"),
+    "single": ("completion",),
+    "judged": ("completion",),
+    "judged_other": ("completion", "other"),
+    "ranked": ("best",),
+}
+"""Kind of groups -> names under which the log-probs of their first completions are logged."""
 
 
 class TrainState(NamedTuple):
@@ -30,72 +43,106 @@ class TrainState(NamedTuple):
     opt_state: Any
     step: jax.Array
     rng: jax.Array
+    running: Any
+    """Statistics that objectives carry from step to step: {part: {name: scalar}}."""
+    ref_params: Any
+    """The reference where it moves with the policy (float32), otherwise None."""
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jax.random.key(seed))
+@dataclass(frozen=True)
+class Scoring:
+    """How a batch becomes losses: the model, the objective, and how its log-probs are computed."""
+
+    model: Model
+    parts: Sequence[Part]
+    chunk: int
+    """Scored columns multiplied with the vocabulary at a time."""
+    lengths: Sequence[int] = ()
+    """Row lengths of which a micro-batch runs the shortest that holds it, ascending (`Layout.lengths`); empty: always
+    the whole row."""
+    kind: str = "pair"
+    """What the groups are, a key of `objectives.KINDS`."""
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        return asked_logps(self.parts)
+
+    @property
+    def coupled(self) -> bool:
+        return any(part.needs.coupled for part in self.parts)
+
+
+@dataclass(frozen=True)
+class MovingReference:
+    """TR-DPO (Gorbatovski et al., arXiv 2404.09656): ref <- alpha * policy + (1 - alpha) * ref, every so many steps."""
+
+    every: int
+    alpha: float
+    dtype: Any
+    """Compute dtype in which the reference runs; it is kept in float32."""
+
+
+def init_running(parts: Sequence[Part]) -> dict[str, dict[str, jax.Array]]:
+    """The statistics before the first step, of the parts that carry some."""
+    start = lambda part: {name: jnp.asarray(value, jnp.float32) for name, value in part.needs.running.items()}
+    return {part.name: start(part) for part in parts if part.needs.running}
+
+
+def init_state(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    parts: Sequence[Part] = (),
+    ref_params: Any = None,
+) -> TrainState:
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(params, optimizer.init(params), zero, jax.random.key(seed), init_running(parts), ref_params)
 
 
 def make_train_step(
-    model: Model,
-    parts: Sequence[Part],
+    scoring: Scoring,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    *,
-    chunk: int,
-    lengths: Sequence[int] = (),
+    moving: MovingReference | None = None,
 ) -> Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, reference params or None, batch [T, R, ...], micro-batches in use) -> (state, metrics).
 
     Args:
-        chunk: scored columns multiplied with the vocabulary at a time.
-        lengths: row lengths of which a micro-batch runs the shortest that holds it, ascending (`Layout.lengths`);
-            empty: always the whole row.
+        moving: the reference is the state's own and follows the policy.
     Metrics are float32 scalars over the whole batch; `loss` and `grad_norm` (before clipping) among them.
     """
 
     def train_step(state: TrainState, ref_params: Any, batch: Batch, micro_batches: jax.Array):
-        totals = _total_weights(parts, batch)
-
-        def loss(params, micro: Batch):
-            logps, ref = _both_logps(model, params, ref_params, micro, chunk)
-            return _loss_and_sums(parts, logps, ref, micro, totals)
-
-        gradient = _at_used_length(jax.grad(loss, has_aux=True), lengths)
-        grads, sums = _accumulate(gradient, state.params, batch, micro_batches)
+        if moving:
+            ref_params = jax.tree.map(lambda x: x.astype(moving.dtype), state.ref_params)
+        if batch.token_RL.shape[0] == 1:
+            gradient = _whole_gradient
+        else:
+            gradient = _coupled_gradient if scoring.coupled else _split_gradient
+        grads, (sums, running) = gradient(scoring, state, ref_params, batch, micro_batches)
         grads = constrain_params(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = finish_metrics(sums, parts) | {
+        metrics = finish_metrics(sums, scoring.parts) | {
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        return TrainState(params, opt_state, state.step + 1, state.rng), metrics
+        follows = _follow(moving, state.ref_params, params, state.step + 1) if moving else state.ref_params
+        return TrainState(params, opt_state, state.step + 1, state.rng, running, follows), metrics
 
     return train_step
 
 
-def make_eval_step(
-    model: Model, parts: Sequence[Part], *, chunk: int, lengths: Sequence[int] = ()
-) -> Callable[[Any, Any, Batch, jax.Array], dict[str, Any]]:
-    """(params, reference params or None, batch, micro-batches in use) -> sums for `add_sums`, `finish_metrics`."""
+def make_eval_step(scoring: Scoring) -> Callable[[Any, Any, Any, Batch, jax.Array], dict[str, Any]]:
+    """(params, reference params or None, running statistics, batch, micro-batches in use) -> sums for `add_sums`.
 
-    def eval_step(params, ref_params, batch: Batch, micro_batches: jax.Array):
-        totals = [jnp.ones(())] * len(parts)  # plain sums; eval batches are added up before dividing
+    An objective that couples groups sees one evaluation batch at a time.
+    """
 
-        def sums_of(params, micro: Batch):
-            logps, ref = _both_logps(model, params, ref_params, micro, chunk)
-            _, sums = _loss_and_sums(parts, logps, ref, micro, totals)
-            weights = _part_weights(parts, micro)
-            return sums | {"part_weights": {part.name: w for part, w in zip(parts, weights, strict=True)}}
-
-        one = _at_used_length(sums_of, lengths)
-
-        def body(t, total):
-            return jax.tree.map(jnp.add, total, one(params, _micro(batch, t)))
-
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, params, _micro(batch, 0)))
-        return lax.fori_loop(0, micro_batches, body, zeros)
+    def eval_step(params, ref_params, running, batch: Batch, micro_batches: jax.Array):
+        logps, ref = _all_logps(scoring, params, ref_params, batch, micro_batches)
+        _, (sums, _) = _loss_and_sums(scoring, logps, ref, _whole(batch), running, None)
+        return sums
 
     return eval_step
 
@@ -108,17 +155,82 @@ def make_logp_step(
     def logp_step(params, batch: Batch, micro_batches: jax.Array):
         sums = lambda params, micro: completion_logps(model, params, micro, chunk=chunk, stats=False).sum
         one = _at_used_length(sums, lengths)
-
-        def body(t, out):
-            return lax.dynamic_update_index_in_dim(out, one(params, _micro(batch, t)).reshape(out.shape[1:]), t, 0)
-
-        return lax.fori_loop(0, micro_batches, body, jnp.zeros(batch.slot_count_RGK.shape, jnp.float32))
+        return _collect(lambda micro: one(params, micro), batch, micro_batches).reshape(batch.slot_count_RGK.shape)
 
     return logp_step
 
 
-def _micro(batch: Batch, t) -> Batch:
-    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, t, 0, keepdims=False), batch)
+# ---- gradients: (scoring, state, ref_params, batch, micro-batches in use) -> gradient, (sums, running statistics)
+
+
+def _whole_gradient(scoring: Scoring, state: TrainState, ref_params, batch: Batch, _):
+    """A single micro-batch is the whole batch, whatever the objective couples."""
+
+    def loss(params, micro: Batch):
+        logps, ref = _both_logps(scoring, params, ref_params, micro)
+        return _loss_and_sums(scoring, logps, ref, micro, state.running, None)
+
+    return _at_used_length(jax.grad(loss, has_aux=True), scoring.lengths)(state.params, _micro(batch, 0))
+
+
+def _split_gradient(scoring: Scoring, state: TrainState, ref_params, batch: Batch, micro_batches):
+    """Each micro-batch gives its share; nothing couples them but the denominators."""
+    totals = _total_weights(scoring, batch)
+
+    def loss(params, micro: Batch):
+        logps, ref = _both_logps(scoring, params, ref_params, micro)
+        share, (sums, _) = _loss_and_sums(scoring, logps, ref, micro, state.running, totals)
+        return share, sums
+
+    gradient = _at_used_length(jax.grad(loss, has_aux=True), scoring.lengths)
+
+    def body(t, carry):
+        grads, sums = gradient(state.params, _micro(batch, t))
+        return jax.tree.map(jnp.add, carry, (constrain_params(grads), sums))
+
+    zeros = _zeros_like_output(gradient, state.params, _micro(batch, 0))
+    grads, sums = lax.fori_loop(0, micro_batches, body, (constrain_params(zeros[0]), zeros[1]))
+    return grads, (sums, state.running)
+
+
+def _coupled_gradient(scoring: Scoring, state: TrainState, ref_params, batch: Batch, micro_batches):
+    """Log-probs of all micro-batches, the loss of the whole batch and its cotangent, then back through each."""
+    logps, ref = _all_logps(scoring, state.params, ref_params, batch, micro_batches)
+    loss = lambda logps: _loss_and_sums(scoring, logps, ref, _whole(batch), state.running, None)
+    cotangent, aux = jax.grad(loss, has_aux=True)(logps)
+    cotangent_T = jax.tree.map(lambda x: x.reshape(batch.token_RL.shape[0], -1, *x.shape[1:]), cotangent)
+
+    def body(t, grads):
+        def projected(params, micro: Batch):
+            policy = _policy_logps(scoring, params, ref_params, micro)
+            return jax.tree.reduce(jnp.add, jax.tree.map(lambda d, x: jnp.sum(d * x), _micro(cotangent_T, t), policy))
+
+        gradient = _at_used_length(jax.grad(projected), scoring.lengths)
+        return jax.tree.map(jnp.add, grads, constrain_params(gradient(state.params, _micro(batch, t))))
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.params)
+    return lax.fori_loop(0, micro_batches, body, constrain_params(zeros)), aux
+
+
+def _zeros_like_output(function: Callable, *args: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *args))
+
+
+def _follow(moving: MovingReference, ref_params: Any, params: Any, step: jax.Array) -> Any:
+    mixed = lambda: jax.tree.map(lambda r, p: moving.alpha * p + (1.0 - moving.alpha) * r, ref_params, params)
+    return lax.cond(step % moving.every == 0, mixed, lambda: ref_params)
+
+
+# ---- log-probs
+
+
+def _micro(tree: Any, t) -> Any:
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, t, 0, keepdims=False), tree)
+
+
+def _whole(batch: Batch) -> Batch:
+    """All micro-batches as one: [T, R, ...] -> [T * R, ...]."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
 
 def _at_used_length(function: Callable[[Any, Batch], Any], lengths: Sequence[int]) -> Callable[[Any, Batch], Any]:
@@ -140,79 +252,100 @@ def _at_used_length(function: Callable[[Any, Batch], Any], lengths: Sequence[int
     return run
 
 
-def _accumulate(gradient, params, batch: Batch, micro_batches):
-    """Sums of gradients (float32) and of metrics over the micro-batches in use."""
-    if batch.token_RL.shape[0] == 1:
-        return gradient(params, _micro(batch, 0))
-
-    def body(t, carry):
-        grads, sums = gradient(params, _micro(batch, t))
-        return jax.tree.map(jnp.add, carry, (constrain_params(grads), sums))
-
-    shapes = jax.eval_shape(gradient, params, _micro(batch, 0))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-    return lax.fori_loop(0, micro_batches, body, (constrain_params(zeros[0]), zeros[1]))
+def _policy_logps(scoring: Scoring, params, ref_params, micro: Batch) -> Logps:
+    return completion_logps(
+        scoring.model, params, micro, chunk=scoring.chunk, asked=scoring.asked, ref_params=ref_params
+    )
 
 
-def _both_logps(model, params, ref_params, micro: Batch, chunk: int) -> tuple[Logps, Logps | None]:
-    logps = completion_logps(model, params, micro, chunk=chunk)
+def _both_logps(scoring: Scoring, params, ref_params, micro: Batch) -> tuple[Logps, Logps | None]:
+    logps = _policy_logps(scoring, params, ref_params, micro)
     if REFERENCE_COLUMN in micro.columns:
         cached = micro.columns[REFERENCE_COLUMN].reshape(logps.sum.shape)
         zero = jnp.zeros_like(cached)
         return logps, Logps(cached, logps.count, zero, zero)
     if ref_params is None:
         return logps, None
-    return logps, lax.stop_gradient(completion_logps(model, ref_params, micro, chunk=chunk, stats=False))
+    return logps, completion_reference(scoring.model, ref_params, micro, chunk=scoring.chunk, asked=scoring.asked)
 
 
-def _objective_columns(micro: Batch) -> dict[str, jax.Array]:
+def _all_logps(scoring: Scoring, params, ref_params, batch: Batch, micro_batches) -> tuple[Logps, Logps | None]:
+    """Of all micro-batches as one, [T*B, K]; forward only.  Those not in use hold the zeros of empty slots."""
+    one = _at_used_length(lambda params, micro: _both_logps(scoring, params, ref_params, micro), scoring.lengths)
+    collected_T = _collect(lambda micro: one(params, micro), batch, micro_batches)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), collected_T)
+
+
+def _collect(function: Callable[[Batch], Any], batch: Batch, micro_batches) -> Any:
+    """`function` of every micro-batch in use, stacked on a leading T; zeros for the others."""
+    shapes = jax.eval_shape(function, _micro(batch, 0))
+    zeros = jax.tree.map(lambda x: jnp.zeros((batch.token_RL.shape[0], *x.shape), x.dtype), shapes)
+
+    def body(t, out):
+        write = lambda x, value: lax.dynamic_update_index_in_dim(x, value, t, 0)
+        return jax.tree.map(write, out, function(_micro(batch, t)))
+
+    return lax.fori_loop(0, micro_batches, body, zeros)
+
+
+# ---- the objective
+
+
+def _arrays(batch: Batch) -> dict[str, jax.Array]:
     """Columns with rows and groups folded: [R, G, ...] -> [B, ...]."""
-    return {name: x.reshape(-1, *x.shape[2:]) for name, x in micro.columns.items() if name != REFERENCE_COLUMN}
+    return {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.columns.items() if name != REFERENCE_COLUMN}
 
 
-def _part_weights(parts: Sequence[Part], micro: Batch) -> list[jax.Array]:
-    """Sum of every part's weight_B over a micro-batch: data only, so log-probs are stood in for by zeros."""
-    count = counts(micro)
-    zeros = Logps(jnp.zeros_like(count), count, jnp.zeros_like(count), jnp.zeros_like(count))
-    return [part(zeros, zeros, _objective_columns(micro)).weight_B.sum() for part in parts]
+def _outputs(scoring: Scoring, logps: Logps, ref: Logps | None, batch: Batch, running: Mapping[str, Any]):
+    arrays = _arrays(batch)
+    return [
+        part(logps, ref, arrays | ({"running": running[part.name]} if part.name in running else {}))
+        for part in scoring.parts
+    ]
 
 
-def _total_weights(parts: Sequence[Part], batch: Batch) -> list[jax.Array]:
-    """The denominators over the whole batch; empty micro-batches weigh nothing."""
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-    return [jnp.maximum(weight, 1e-30) for weight in _part_weights(parts, flat)]
+def _total_weights(scoring: Scoring, batch: Batch) -> list[list[jax.Array]]:
+    """Denominators of every part's terms over the whole batch: data only, so log-probs are stood in for by zeros."""
+    whole = _whole(batch)
+    zeros = data_logps(whole, scoring.asked)
+    outputs = _outputs(scoring, zeros, zeros, whole, init_running(scoring.parts))
+    return [[term.weight_B.sum() for term in out.terms] for out in outputs]
 
 
-def _loss_and_sums(parts: Sequence[Part], logps: Logps, ref, micro: Batch, totals):
-    """This micro-batch's share of the objective, and the sums from which the metrics are made."""
-    valid_B = micro.valid_RG.reshape(-1)
-    share, sums, per_pair = jnp.zeros(()), {}, {}
-    for part, total in zip(parts, totals, strict=True):
-        out = part(logps, ref, _objective_columns(micro))
-        value = jnp.sum(jnp.where(valid_B > 0, out.weight_B * out.loss_B, 0.0)) / total
-        share = share + part.weight * value
-        sums[part.name] = value
-        per_pair |= {name: x_B for name, x_B in out.metrics.items() if name not in per_pair}
-    pair = {name: jnp.sum(jnp.where(valid_B > 0, x_B, 0.0)) for name, x_B in per_pair.items()}
-    sides = {"chosen": 0, "rejected": 1} if logps.sum.shape[1] == 2 else {}
-    pair |= {f"logps/{side}": logps.sum[:, k].sum() for side, k in sides.items()}
+def _loss_and_sums(scoring: Scoring, logps: Logps, ref: Logps | None, batch: Batch, running, totals):
+    """The objective on these groups, or their share of it, and the sums from which the metrics are made.
+
+    Args:
+        totals: denominators over the whole batch of every part's terms; None: these groups are the whole batch.
+    Returns: loss, (sums, the running statistics after this batch).
+    """
+    valid_B = batch.valid_RG.reshape(-1)
+    real = lambda x_B: jnp.where(valid_B > 0, x_B, 0.0)
+    share, per_term, per_group, carried = jnp.zeros(()), {}, {}, {}
+    for i, (part, out) in enumerate(zip(scoring.parts, _outputs(scoring, logps, ref, batch, running), strict=True)):
+        per_term[part.name] = []
+        for j, term in enumerate(out.terms):
+            weight_B = real(lax.stop_gradient(term.weight_B))
+            value, weight = jnp.sum(real(weight_B * term.loss_B)), weight_B.sum()
+            share += part.weight * value / jnp.maximum(weight if totals is None else totals[i][j], 1e-30)
+            per_term[part.name].append((value, weight))
+        per_group |= {name: x_B for name, x_B in out.metrics.items() if name not in per_group}
+        carried |= {part.name: out.running} if part.name in running else {}
+    group = {name: jnp.sum(real(x_B)) for name, x_B in per_group.items()}
+    group |= {f"logps/{side}": logps.sum[:, k].sum() for k, side in enumerate(SIDES[scoring.kind])}
     token = {
         "entropy": (logps.entropy.sum(), logps.count.sum()),
         "mean_token_accuracy": (logps.top1[:, 0].sum(), logps.count[:, 0].sum()),
     }
-    sums = {"parts": sums, "pair": pair, "token": token, "pairs": valid_B.sum()}
-    return share, jax.tree.map(lambda x: lax.stop_gradient(x).astype(jnp.float32), sums)
+    sums = {"terms": per_term, "group": group, "token": token, "groups": valid_B.sum()}
+    return share, jax.tree.map(lambda x: lax.stop_gradient(x).astype(jnp.float32), (sums, carried))
 
 
 def finish_metrics(sums: dict[str, Any], parts: Sequence[Part]) -> dict[str, jax.Array]:
-    """Means over the pairs (reward metrics, logps) and over the tokens (entropy, accuracy) of the batch.
-
-    Evaluation sums carry the parts undivided with their weights; training has divided them already.
-    """
-    weights = sums.get("part_weights", {})
-    values = {part.name: sums["parts"][part.name] / weights.get(part.name, 1.0) for part in parts}
-    pairs = jnp.maximum(sums["pairs"], 1.0)
+    """Means over the groups (reward metrics, logps) and over the tokens (entropy, accuracy) of the batch."""
+    mean = lambda total, weight: total / jnp.maximum(weight, 1e-30)
+    values = {part.name: sum(mean(*term) for term in sums["terms"][part.name]) for part in parts}
     metrics = {"loss": sum(part.weight * values[part.name] for part in parts)}
     metrics |= {f"loss/{name}": value for name, value in values.items()} if len(parts) > 1 else {}
-    metrics |= {name: x / pairs for name, x in sums["pair"].items()}
-    return metrics | {name: x / jnp.maximum(n, 1.0) for name, (x, n) in sums["token"].items()}
+    metrics |= {name: mean(x, sums["groups"]) for name, x in sums["group"].items()}
+    return metrics | {name: mean(*token) for name, token in sums["token"].items()}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -100,33 +101,34 @@ class _Run:
         self.where: dict[int, str] = {group.row_id: group.where for group in groups}
         if held_out is not None:
             held_out, _ = b.with_reference_logps(pieces, held_out, params)
-        self.evaluator = Evaluator(pieces, held_out) if held_out is not None else None
-        self.ref_params = b.reference_params(pieces, params)
+        self.evaluator = Evaluator(pieces, held_out, eval_report.kind) if held_out is not None else None
+        ref_params = b.reference_params(pieces, params)
+        self.fixed_ref = None if pieces.moving else ref_params
         schedule = make_schedule(config.optim, self.loader.plan.steps)
         self.optimizer = make_optimizer(config.optim, schedule)
-        self.state = self._initial_state(params)
-        self.step_function = make_train_step(
-            pieces.model,
-            pieces.parts,
-            self.optimizer,
-            schedule,
-            chunk=config.model.logprob_chunk,
-            lengths=self.loader.layout.lengths,
-        )
+        self.state = self._initial_state(params, ref_params if pieces.moving else None)
+        scoring = pieces.scoring(self.loader.layout, report.kind)
+        self.step_function = make_train_step(scoring, self.optimizer, schedule, pieces.moving)
         self.num_tokens = 0
         self._write_header(report, eval_report)
 
-    def _initial_state(self, params: Any) -> TrainState:
-        shapes = jax.eval_shape(lambda p: init_state(p, self.optimizer, self.config.train.seed), params)
-        self.shardings = state_shardings(shapes, self.pieces.mesh)
+    def _initial_state(self, params: Any, moving_ref: Any) -> TrainState:
+        def start(params, ref):
+            ref = jax.tree.map(lambda x: x.astype(jnp.float32), ref)
+            return init_state(params, self.optimizer, self.config.train.seed, self.pieces.parts, ref)
+
+        self.shardings = state_shardings(jax.eval_shape(start, params, moving_ref), self.pieces.mesh)
         # The parameters are donated: they become the state's.
-        init = jax.jit(
-            lambda p: init_state(p, self.optimizer, self.config.train.seed),
-            out_shardings=self.shardings,
-            donate_argnums=0,
-        )
+        init = jax.jit(start, out_shardings=self.shardings, donate_argnums=0)
         with jax.set_mesh(self.pieces.mesh):
-            return init(params)
+            return init(params, moving_ref)
+
+    @property
+    def ref_params(self) -> Any:
+        """The reference in the compute dtype: the fixed copy, or the state's moving one."""
+        if not self.pieces.moving:
+            return self.fixed_ref
+        return jax.tree.map(lambda x: x.astype(self.pieces.dtype), self.state.ref_params)
 
     def _write_header(self, report: Any, eval_report: Any) -> None:
         if jax.process_index() == 0:
@@ -150,7 +152,7 @@ class _Run:
                 self.first_eval, self.last_eval, self.saved = evaluated, {}, start
                 self._loop(iterator, writers, start, plan.steps, term)
                 if self.evaluator and not self.last_eval:  # a finished run was started again
-                    self.last_eval = self.evaluator(self.state.params, self.ref_params)
+                    self.last_eval = self.evaluator(self.state.params, self.ref_params, self.state.running)
         finally:
             self.checkpoints.close()  # waits for what is being written
             writers.close()
@@ -158,7 +160,7 @@ class _Run:
 
     def _loop(self, iterator: Any, writers: Writers, start: int, steps: int, term: "_TermFlag") -> None:
         config, compiled = self.config, None
-        window = _Window(self.pieces.source.spec, bool(self.ref_params))
+        window = _Window(self.pieces.source.spec, bool(self.fixed_ref or self.pieces.moving))
         pending: deque = deque()
         self.last_log: dict[str, float] = {}
         for step in range(start + 1, steps + 1):
@@ -168,7 +170,7 @@ class _Run:
             if compiled is None:
                 compiled = self.compile(batch, micro)
                 window.restart()
-            self.state, metrics = compiled(self.state, self.ref_params, batch, micro)
+            self.state, metrics = compiled(self.state, self.fixed_ref, batch, micro)
             self.num_tokens += item.tokens_unshared
             pending.append((step, item, metrics))
             last = step == steps
@@ -194,7 +196,7 @@ class _Run:
         """The train step, compiled ahead of time: another shape later would be an error, not a second compile."""
         replicated = NamedSharding(self.pieces.mesh, P())
         step = jax.jit(self.step_function, donate_argnums=0, out_shardings=(self.shardings, replicated))
-        return step.lower(self.state, self.ref_params, batch, micro).compile()
+        return step.lower(self.state, self.fixed_ref, batch, micro).compile()
 
     def _read(self, step: int, item: Step, metrics: Any, window: "_Window", writers: Writers, steps: int) -> None:
         values = {name: float(x) for name, x in jax.device_get(metrics).items()}
@@ -208,7 +210,7 @@ class _Run:
         self.on_log(step, steps, values | {"tokens_per_second": speed})
 
     def _evaluate(self, writers: Writers, step: int) -> dict[str, float]:
-        values = self.evaluator(self.state.params, self.ref_params)
+        values = self.evaluator(self.state.params, self.ref_params, self.state.running)
         writers.write(step, values)
         return values
 

@@ -32,8 +32,8 @@ class Group:
     """File and row for error messages, as `train.jsonl, row 12`."""
     tools: list | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    columns: Mapping[str, float | tuple[float, ...]] = field(default_factory=dict)
-    """Numbers an objective may ask for: per group (`weight`, `margin`) or per completion (`scores`, length K)."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers an objective may ask for: one of the group (`weight`, `margin`), or those of every completion."""
 
     @property
     def conversational(self) -> bool:
@@ -52,7 +52,7 @@ class EncodedGroup:
     completion_ids: tuple[np.ndarray, ...]
     row_id: int
     where: str
-    columns: Mapping[str, float | tuple[float, ...]] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Batch(NamedTuple):
@@ -75,15 +75,24 @@ class Batch(NamedTuple):
     score_tok_RS: Any
     """int32 id of the scored token."""
     score_slot_RS: Any
-    """int32 completion it belongs to, `g * K + k`; `G * K` for padding (dropped by every reduction)."""
+    """int32 completion it belongs to, `g * K + k`; `G * K + g` for a token of a prompt, when prompts are scored;
+    `G * (K + 1)` for padding (dropped by every reduction)."""
     valid_RG: Any
     """float32, 1 where the slot holds a group."""
     row_id_RG: Any
     """int32 row id of the group; -1 for an empty slot."""
     slot_count_RGK: Any
     """int32 scored tokens of every completion; 0 for an empty slot."""
+    prompt_count_RG: Any
+    """int32 scored tokens of the prompt; 0 unless prompts are scored."""
+    last_RGK: Any
+    """int32 column of every completion's last token; 0 for an empty slot."""
+    prompt_last_RG: Any
+    """int32 column of the prompt's last token (of its first copy); 0 for an empty slot."""
+    masks: dict[str, Any]
+    """Subsets of the scored tokens that the objective asked for, [R, S] float32 of 0 and 1 (`data/pack.py: MASKS`)."""
     columns: dict[str, Any]
-    """What the objective asked for: per-group [R, G] or per-completion [R, G, K] float32 arrays."""
+    """What the objective asked for: per group [R, G] or per completion [R, G, K, ...], float32."""
 
     def first_columns(self, length: int) -> "Batch":
         """The same rows [R, length], for a micro-batch that needs no more; everything per slot stays."""

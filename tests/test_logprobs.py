@@ -13,7 +13,7 @@ from jaxpref.data.pack import Layout, RowShape, empty_batch, fill_row
 from jaxpref.logprobs import Logps, completion_logps
 from jaxpref.models.decoder import build_model
 from jaxpref.models.spec import ModelSpec
-from jaxpref.objectives import dpo
+from jaxpref.objectives.pairwise import dpo
 from jaxpref.types import EncodedGroup
 
 SPEC = ModelSpec("llama", 61, 32, 48, 2, 4, 2, 8, 512, 1e4, 1e-5, True)
@@ -168,9 +168,9 @@ def test_padding_under_extreme_logits_keeps_the_gradient_finite(params):
     steep = {**params, "embed": {"table": 40 * params["embed"]["table"]}}
     batch = one_batch(make_groups()[:3], Layout(64))
     x = MODEL.hidden(steep, batch.token_RL, batch.position_RL, batch.expiry_RL)
-    assert float(jnp.max(x @ steep["embed"]["table"].T)) > 100 and int(np.sum(batch.score_slot_RS == 6)) == 0
+    assert float(jnp.max(x @ steep["embed"]["table"].T)) > 100 and int(np.sum(batch.score_slot_RS == 9)) == 0
     shifted = batch._replace(
-        score_slot_RS=np.where(np.arange(batch.score_slot_RS.shape[1]) > 9, 6, batch.score_slot_RS)
+        score_slot_RS=np.where(np.arange(batch.score_slot_RS.shape[1]) > 9, 9, batch.score_slot_RS)
     )
     gradient = jax.grad(lambda p: completion_logps(MODEL, p, shifted, chunk=8).sum.sum())(steep)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient))
@@ -197,7 +197,7 @@ def test_no_scored_token_depends_on_another_completion_or_group(params):
 
     table = params["embed"]["table"][batch.token_RL[0]]
     jacobian = np.asarray(jnp.abs(jax.jit(jax.jacrev(logps_of))(table)).sum(-1))  # [S, columns]
-    padding = batch.slot_count_RGK.shape[1] * 2
+    padding = batch.slot_count_RGK.shape[1] * 3
     column = 0
     spans = []  # (prompt, completion k) columns of every slot
     for row_id in order:
@@ -235,7 +235,7 @@ def test_what_padding_holds_is_irrelevant(params):
 def test_an_empty_row_gives_zeros():
     batch = empty_batch(1, RowShape(16, 4, 2, 2), [])
     logps = completion_logps(MODEL, MODEL.init(jax.random.key(0)), batch, chunk=4)
-    assert all(np.all(np.asarray(x) == 0) for x in logps)
+    assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(logps))
 
 
 def test_full_logits_are_never_built(params):
@@ -261,8 +261,9 @@ def test_fill_row_by_hand():
     assert batch.segment_RL[0].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
     assert batch.score_src_RS[0].tolist() == [1, 2, 1, 0]
     assert batch.score_tok_RS[0].tolist() == [12, 13, 14, 0]
-    assert batch.score_slot_RS[0].tolist() == [0, 0, 1, 2]
+    assert batch.score_slot_RS[0].tolist() == [0, 0, 1, 3]
     assert batch.slot_count_RGK[0].tolist() == [[2, 1]]
+    assert batch.last_RGK[0].tolist() == [[3, 4]] and batch.prompt_last_RG[0].tolist() == [1]
     apart = empty_batch(1, RowShape(8, 4, 1, 2), [])
     fill_row(apart, 0, [group], share_prefix=False)
     assert apart.token_RL[0].tolist() == [10, 11, 12, 13, 10, 11, 14, 0]

@@ -14,7 +14,7 @@ from jaxpref.models.decoder import build_model
 from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.sharding import PARAM_RULES, batch_sharding, make_mesh, param_shardings, param_specs
-from jaxpref.step import finish_metrics, init_state, make_eval_step, make_train_step
+from jaxpref.step import Scoring, finish_metrics, init_state, make_eval_step, make_train_step
 from jaxpref.train import state_shardings
 from jaxpref.types import EncodedGroup
 
@@ -46,7 +46,7 @@ def one_step(params, ref, *, micro_rows, mesh_shape=(1, 1, 1), layout=None, colu
     loader = Loader(make_groups(), batch_size=8, micro_rows=micro_rows, layout=layout or Layout(32), columns=columns)
     (item,) = list(loader.iterate())
     optimizer = optax.sgd(1.0)  # the update is the gradient
-    step = make_train_step(MODEL, PARTS, optimizer, lambda _: 1.0, chunk=8, lengths=loader.layout.lengths)
+    step = make_train_step(Scoring(MODEL, PARTS, 8, loader.layout.lengths), optimizer, lambda _: 1.0)
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 0), params)
     shardings = state_shardings(shapes, mesh)
     state = jax.device_put(init_state(params, optimizer, 0), shardings)
@@ -148,10 +148,10 @@ def test_a_mesh_that_does_not_divide_is_refused(params):
 @pytest.mark.parametrize("layout", [Layout(32), Layout(64, buckets=4)], ids=str)
 def test_evaluation_equals_the_training_loss(params, unsplit, layout):
     loader = Loader(make_groups(), batch_size=3, micro_rows=1, layout=layout, columns=("weight",))
-    evaluate = jax.jit(make_eval_step(MODEL, PARTS, chunk=8, lengths=layout.lengths))
+    evaluate = jax.jit(make_eval_step(Scoring(MODEL, PARTS, 8, layout.lengths)))
     total = None
     for item in loader.iterate():
-        sums = evaluate(*params, item.batch, item.micro_batches)
+        sums = evaluate(*params, {}, item.batch, item.micro_batches)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     metrics = finish_metrics(total, PARTS)
     for name in ("loss", "loss/dpo", "loss/sft", "rewards/margins", "entropy", "mean_token_accuracy"):

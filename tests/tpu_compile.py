@@ -20,7 +20,7 @@ from jaxpref.models.spec import Llama3Rope, ModelSpec
 from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.optim import make_optimizer, make_schedule
 from jaxpref.sharding import batch_sharding, make_mesh
-from jaxpref.step import init_state, make_train_step
+from jaxpref.step import Scoring, init_state, make_train_step
 from jaxpref.train import state_shardings
 
 SMOLLM2 = ModelSpec("llama", 49152, 576, 1536, 30, 9, 3, 64, 8192, 1e5, 1e-5, True)
@@ -42,7 +42,7 @@ def main(case: str) -> None:
     config = OptimConfig()
     schedule = make_schedule(config, 100)
     optimizer = make_optimizer(config, schedule)
-    step = make_train_step(model, bind([{"name": "dpo"}], OBJECTIVES), optimizer, schedule, chunk=128)
+    step = make_train_step(Scoring(model, bind([{"name": "dpo"}], OBJECTIVES), 128), optimizer, schedule)
 
     params = jax.eval_shape(model.init, jax.random.key(0))
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 0), params)

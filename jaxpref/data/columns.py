@@ -1,12 +1,42 @@
-"""The columns of a row beside its texts: numbers for objectives, and what the chat template is given."""
+"""The columns of a row: which are read, numbers for objectives, and what the chat template is given."""
 
+import difflib
 import json
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxpref.errors import InputError
+
+KNOWN_COLUMNS = {
+    "prompt": "what the answers reply to; left out of a pair or of messages, it is their start",
+    "chosen": "the preferred answer",
+    "rejected": "the other answer",
+    "reference": "beside a pair: the gold answer, for objectives on triples",
+    "completion": "the only answer, in place of chosen and rejected",
+    "label": "beside completion: true or 1 where it is desirable, false or 0 where not",
+    "completions": "two or more answers in a list, best first unless `scores` says otherwise",
+    "tools": "tool descriptions for the chat template: a list, or that list as JSON text",
+    "chat_template_kwargs": "further variables for the chat template: an object",
+    "weight": "number: weight of the row in the loss",
+    "baseline": "number: expected reward of an answer to the prompt",
+    "margin": "number: by how much chosen is better",
+    "probability": "number from 0 to 1: that chosen is better",
+    "score_chosen": "number, with score_rejected: the column `score` of objectives",
+    "score_rejected": "number, with score_chosen",
+    "scores_chosen": "object of numbers, with scores_rejected: the columns `scores/NAME` of objectives",
+    "scores_rejected": "object of numbers, with scores_chosen",
+    "margins_chosen": "list of numbers, as long in every row, with margins_rejected: the column `margins`",
+    "margins_rejected": "list of numbers, with margins_chosen",
+    "score": "beside completion: number, the column `score`",
+    "reward": "another name of score",
+    "scores": "beside completions: a number for each, `score`; beside completion: object of numbers, `scores/NAME`",
+}
+"""The columns that are read, with their meaning; all others are ignored."""
+
+Columns = dict[str, Any]
+"""Name -> a number of the group, or a tuple with a number (or a tuple of numbers) for every completion."""
 
 # `apply_chat_template` has these as parameters of its own; as template variables they would change what it
 # returns.
@@ -17,40 +47,103 @@ _TEMPLATE_PARAMETERS = {
 }  # fmt: skip
 
 
-def number_columns(row: Mapping[str, Any], where: str) -> dict[str, float | tuple[float, float]]:
-    """The numbers of a row, under the names by which objectives ask for them.
+def nearest_column(row: Mapping[str, Any], key: str) -> str | None:
+    """The column that is not read but could be meant by a key that is missing."""
+    others = [str(name) for name in row if name not in KNOWN_COLUMNS]
+    near = [name for name in others if key in name] or difflib.get_close_matches(key, others, n=1)
+    return near[0] if near else None
 
-    `weight` and `margin` are numbers of the pair; `score_chosen` and `score_rejected` make `score`, and the
-    objects `scores_chosen` and `scores_rejected` make `scores/NAME`, each (chosen, rejected).  A null is an
-    absent number.
+
+def number_columns(row: Mapping[str, Any], where: str) -> Columns:
+    """The numbers of a pair, under the names by which objectives ask for them.
+
+    `weight`, `baseline`, `margin` and `probability` are numbers of the pair; `score_chosen` and `score_rejected`
+    make `score`, the objects `scores_chosen` and `scores_rejected` make `scores/NAME`, the lists `margins_chosen` and
+    `margins_rejected` make `margins`, each (chosen, rejected).  A null is an absent number.
 
     Raises:
-        InputError: a value is not a finite number, or a score stands on one side only.
+        InputError: a value is not a finite number, a probability lies outside 0 to 1, or one side has what the
+            other has not.
     """
-    columns: dict[str, float | tuple[float, float]] = {}
-    for key in ("weight", "margin"):
-        if (value := _number(row.get(key), key, where)) is not None:
-            columns[key] = value
+    columns = group_columns(row, where) | _numbers(row, ("margin", "probability"), where)
+    if not 0 <= columns.get("probability", 0) <= 1:
+        raise InputError(
+            "a probability from 0 to 1",
+            f'{where}, key "probability": {row["probability"]}',
+            "write the probability that chosen is better, not a percentage",
+        )
     columns |= _both("score", row.get("score_chosen"), row.get("score_rejected"), "score_chosen", where)
     chosen, rejected = (_scores(row.get(key), key, where) for key in ("scores_chosen", "scores_rejected"))
     for name in chosen | rejected:
         columns |= _both(f"scores/{name}", chosen.get(name), rejected.get(name), f"scores_chosen.{name}", where)
-    return columns
+    return columns | _margins(row, where)
 
 
-def _both(column: str, chosen: Any, rejected: Any, key: str, where: str) -> dict[str, tuple[float, float]]:
+def completion_columns(row: Mapping[str, Any], where: str) -> Columns:
+    """The numbers of a row with one completion: `weight`, `baseline`; `score` and `scores/NAME`, each (value,).
+
+    Raises:
+        InputError: a value is not a finite number, or the score stands there under both its names.
+    """
+    columns = group_columns(row, where)
+    found = _numbers(row, ("score", "reward"), where)
+    if len(found) == 2:
+        raise InputError(
+            "one score", f'{where}, keys "score" and "reward": two names of one column', "remove one of them"
+        )
+    columns |= {"score": tuple(found.values())} if found else {}
+    scores = _scores(row.get("scores"), "scores", where)
+    named = {name: _number(value, f"scores.{name}", where) for name, value in scores.items()}
+    return columns | {f"scores/{name}": (value,) for name, value in named.items() if value is not None}
+
+
+def group_columns(row: Mapping[str, Any], where: str) -> Columns:
+    """The numbers that any row may have: `weight` and `baseline`."""
+    return _numbers(row, ("weight", "baseline"), where)
+
+
+def padded(columns: Mapping[str, Any], completions: int) -> Columns:
+    """The same columns with zeros for completions beyond those that they have numbers for."""
+    zero = lambda value: tuple(0.0 for _ in value) if isinstance(value, tuple) else 0.0
+    more = lambda values: values + (zero(values[0]),) * (completions - len(values))
+    return {name: more(value) if isinstance(value, tuple) else value for name, value in columns.items()}
+
+
+def columns_of_one(columns: Mapping[str, Any], k: int) -> Columns:
+    """The columns of completion k alone; numbers of the group stay."""
+    return {name: (value[k],) if isinstance(value, tuple) else value for name, value in columns.items()}
+
+
+def _both(column: str, chosen: Any, rejected: Any, key: str, where: str) -> Columns:
     other = key.replace("_chosen", "_rejected", 1)
     pair = _number(chosen, key, where), _number(rejected, other, where)
+    _refuse_one_side(pair, (key, other), where)
+    return {} if pair == (None, None) else {column: pair}
+
+
+def _margins(row: Mapping[str, Any], where: str) -> Columns:
+    keys = ("margins_chosen", "margins_rejected")
+    pair = tuple(number_list(row.get(key), key, where) for key in keys)
+    _refuse_one_side(pair, keys, where)
     if pair == (None, None):
         return {}
-    if None in pair:
-        present, missing = (key, other) if pair[1] is None else (other, key)
+    if len(pair[0]) != len(pair[1]) or not pair[0]:
         raise InputError(
-            "a score for both answers or for neither",
+            "as many margins for chosen as for rejected, at least one",
+            f'{where}: {len(pair[0])} in "margins_chosen", {len(pair[1])} in "margins_rejected"',
+            "give each answer its reward under every other objective",
+        )
+    return {"margins": pair}
+
+
+def _refuse_one_side(pair: Sequence[Any], keys: Sequence[str], where: str) -> None:
+    if (pair[0] is None) != (pair[1] is None):
+        present, missing = keys if pair[1] is None else reversed(keys)
+        raise InputError(
+            "numbers for both answers or for neither",
             f'{where}: "{present}" has a number, "{missing}" has none',
             f'add "{missing}" or remove "{present}"',
         )
-    return {column: pair}
 
 
 def _scores(value: Any, key: str, where: str) -> dict:
@@ -59,6 +152,23 @@ def _scores(value: Any, key: str, where: str) -> dict:
     if not isinstance(value, dict):
         raise InputError("an object of numbers", f'{where}, key "{key}": {shown(value)}', 'write {"helpful": 1.0, ...}')
     return value
+
+
+def number_list(value: Any, key: str, where: str) -> tuple[float, ...] | None:
+    """Raises: InputError where it is neither null nor a list of finite numbers."""
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise InputError("a list of numbers", f'{where}, key "{key}": {shown(value)}', "write [1.0, ...]")
+    items = tuple(_number(item, f"{key}[{i}]", where) for i, item in enumerate(value))
+    if None in items:
+        raise InputError("a number", f'{where}, key "{key}[{items.index(None)}]": null', "fill it in or drop the row")
+    return items
+
+
+def _numbers(row: Mapping[str, Any], keys: Sequence[str], where: str) -> Columns:
+    found = {key: _number(row.get(key), key, where) for key in keys}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _number(value: Any, key: str, where: str) -> float | None:

@@ -1,14 +1,16 @@
-"""Paths -> encoded groups, with an account of every row that was dropped or cut."""
+"""Paths -> encoded groups of one kind, with an account of every row that was dropped, cut or converted."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jaxpref.config import DataConfig
 from jaxpref.data.encode import EncodeReport, encode_groups
-from jaxpref.data.schema import RowError, to_group
+from jaxpref.data.kinds import kind_of_row, read_group
+from jaxpref.data.regroup import choose_kind, regroup, with_other_answers
+from jaxpref.data.schema import RowError
 from jaxpref.data.sources import read_rows
 from jaxpref.errors import InputError
 from jaxpref.types import EncodedGroup, Group
@@ -19,52 +21,107 @@ class DataReport:
     """What became of the rows of some files."""
 
     paths: list[str]
+    kind: str = "pair"
+    """Of the groups, all of them."""
+    rows: Counter = field(default_factory=Counter)
+    """Rows in the files, by their own kind."""
     unusable: Counter = field(default_factory=Counter)
     """Rows dropped before tokenisation, by reason (only with data.on_bad_row=drop)."""
+    converted: int = 0
+    """Pairs made into groups of another kind."""
+    tied: int = 0
+    """Ranked rows in which scores are equal; such completions stay in the order of the row."""
+    lent: int = 0
+    """Groups that were lent an answer to another prompt."""
+    lent_cut: int = 0
+    """Such answers that were cut to fit `max_length`."""
     encoding: EncodeReport | None = None
 
     def __str__(self) -> str:
+        rows = ", ".join(f"{count} {kind}" for kind, count in sorted(self.rows.items()))
         drops = [f"{count} dropped: {reason}" for reason, count in sorted(self.unusable.items())]
-        return "\n".join([", ".join(self.paths), *drops, str(self.encoding)])
+        into = "their chosen answers" if self.kind == "single" else "two judged answers each"
+        notes = (
+            (self.converted, f"pairs made into {into}"),
+            (self.tied, "ranked rows with equal scores, which stay in their order"),
+        )
+        made = [f"{count} {text}" for count, text in notes if count]
+        lent = f"{self.lent} groups lent an answer to another prompt ({self.lent_cut} of these cut)"
+        kind = f"kind of groups: {self.kind}; rows: {rows}"
+        lines = [", ".join(self.paths), kind, *drops, *made, str(self.encoding)]
+        return "\n".join([*lines, lent] if self.lent else lines)
 
 
 def load_groups(
-    config: DataConfig, tokenizer: Any, paths: Sequence[str], split: str
+    config: DataConfig,
+    tokenizer: Any,
+    paths: Sequence[str],
+    split: str,
+    kinds: Sequence[str] = ("pair",),
+    seed: int = 0,
 ) -> tuple[list[EncodedGroup], DataReport]:
-    """Groups of all `paths`, one after another, encoded.
+    """Groups of all `paths`, one after another, encoded, all of one kind.
+
+    The files are read twice, so that texts need not be kept: which kind all rows can become shows only at the last.
 
     Args:
         split: which split to take where a path has several; files have none.
-    Errors: RowError or InputError as `read_rows`, `to_group` and `encode_groups` raise them.
+        kinds: of groups, as the objectives accept them (keys of `objectives.KINDS`), the preferred first.  A gold
+            answer is read only where a triple is asked for and a pair is not.
+        seed: of the draw that gives each answer one to another prompt (kind `judged_other`).
+    Errors: RowError or InputError as `read_rows`, `kind_of_row`, `choose_kind`, `read_group`, `encode_groups` and
+        `with_other_answers` raise them.
     """
-    report = DataReport(list(paths))
+    report, gold = DataReport(list(paths)), "triple" in kinds and "pair" not in kinds
+    found: dict[str, str] = {}
+    for row, where in _rows(paths, split):
+        kind = kind_of_row(row, where, gold=gold)
+        report.rows[kind] += 1
+        found.setdefault(kind, where)
+    report.kind = choose_kind(found, kinds)
     groups, report.encoding = encode_groups(
-        _groups(config, paths, split, report),
+        _groups(config, _rows(paths, split), gold, report),
         tokenizer,
         max_length=config.max_length,
         truncation=config.truncation,
         on_bad_row=config.on_bad_row,
     )
+    if report.kind == "judged_other":
+        groups, report.lent_cut = with_other_answers(groups, seed=seed, max_length=config.max_length)
+        report.lent = len(groups)
     return groups, report
 
 
-def _groups(config: DataConfig, paths: Sequence[str], split: str, report: DataReport) -> Iterator[Group]:
-    row_id = 0
+def _rows(paths: Sequence[str], split: str) -> Iterator[tuple[dict, str]]:
     for path in paths:
-        for row, where in read_rows(path, None if Path(path).expanduser().is_file() else split):
-            try:
-                yield to_group(row, where, row_id, config.format)
-            except RowError as error:
-                if config.on_bad_row == "error":
-                    raise
-                report.unusable[error.reason] += 1
-            row_id += 1
+        yield from read_rows(path, None if Path(path).expanduser().is_file() else split)
+
+
+def _groups(config: DataConfig, rows: Iterator[tuple[dict, str]], gold: bool, report: DataReport) -> Iterator[Group]:
+    for row_id, (row, where) in enumerate(rows):
+        kind = kind_of_row(row, where, gold=gold)
+        try:
+            group = read_group(kind, row, where, row_id, config.format)
+        except RowError as error:
+            if config.on_bad_row == "error":
+                raise
+            report.unusable[error.reason] += 1
+            continue
+        report.converted += kind == "pair" != report.kind
+        report.tied += kind == "ranked" and _has_ties(group.columns)
+        yield from regroup(group, kind, report.kind, pairs="pair" in report.rows)
+
+
+def _has_ties(columns: Mapping[str, Any]) -> bool:
+    scores = columns.get("score", ())
+    return len(set(scores)) < len(scores)
 
 
 def common_columns(groups: Sequence[EncodedGroup]) -> list[str]:
     """Names of the columns that all groups have.
 
-    Errors: InputError when some rows have a column and others lack it, naming the first of each.
+    Errors: InputError when some rows have a column and others lack it, or hold lists of another length in it, naming
+    the first of each.
     """
     names = set(groups[0].columns)
     for group in groups:
@@ -77,4 +134,23 @@ def common_columns(groups: Sequence[EncodedGroup]) -> list[str]:
                 f"{odd!r} is in {having.where} but not in {lacking.where}",
                 f"add {odd!r} to every row, or remove it",
             )
+    for name in names:
+        _check_widths(groups, name)
     return sorted(names)
+
+
+def _check_widths(groups: Sequence[EncodedGroup], name: str) -> None:
+    """A number, or for every completion a number, or for every completion n numbers with one n for all groups."""
+    width = _width(groups[0].columns[name])
+    odd = next((group for group in groups if _width(group.columns[name]) != width), None)
+    if odd is not None:
+        raise InputError(
+            f"as many numbers in {name!r} on every row",
+            f"{width} in {groups[0].where}, {_width(odd.columns[name])} in {odd.where}",
+            "make the lists equally long",
+        )
+
+
+def _width(value: Any) -> int:
+    """How many numbers every completion has, 0 for a plain one."""
+    return len(value[0]) if isinstance(value, tuple) and isinstance(value[0], tuple) else 0

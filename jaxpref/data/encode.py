@@ -5,7 +5,8 @@ The rules are TRL's (DPOTrainer 1.16), so that both train on the same tokens:
 1. Standard format: the end-of-text token is appended, as text, to completions that do not end with it; the
    texts are tokenised with the tokenizer's own special tokens.  Conversational: the chat template alone
    decides.
-2. The prompt and prompt + completion are tokenised; the prompt is what all of them start with, in tokens.
+2. The prompt and prompt + completion are tokenised; the prompt is what all of them start with, in tokens: one length
+   for all completions of a group (TRL's KTO, whose groups have one completion, is the same rule).
    Where a token reaches over the boundary, or the template writes the end of the prompt otherwise once an
    answer follows, that end counts as part of every completion and is scored.
 3. A prompt of `max_length` tokens or more drops the row; a completion that reaches beyond is cut at its end.
@@ -42,14 +43,14 @@ class Dropped:
 
 @dataclass
 class EncodeReport:
-    """What became of the rows.  Counts are of rows unless the name says tokens or completions; all but the first
-    and `dropped` are of the rows kept.
+    """What became of the groups.  Counts are of groups unless the name says tokens or completions; all but the first
+    and `dropped` are of the groups kept.
     """
 
-    rows_in: int = 0
-    rows_kept: int = 0
+    groups_in: int = 0
+    groups_kept: int = 0
     dropped: Counter = field(default_factory=Counter)
-    """Rows dropped, by reason."""
+    """Groups dropped, by reason."""
     completions_truncated: int = 0
     completion_tokens_cut: int = 0
     prompts_truncated: int = 0
@@ -61,22 +62,22 @@ class EncodeReport:
     empty_prompts: int = 0
     """No prompt token: the first token of each completion is not scored."""
     identical_completions: int = 0
-    """Two completions are the same tokens, mostly by truncation: kept, but such a pair teaches nothing."""
+    """Two completions are the same tokens: kept, but a pair made so by truncation teaches nothing."""
     completions_with_other_turns: int = 0
     """Completions that hold user, system or tool messages, the tokens of which are scored too."""
 
     def __str__(self) -> str:
         drops = ", ".join(f"{reason}: {n}" for reason, n in sorted(self.dropped.items()))
-        lines = [f"rows: {self.rows_in} in, {self.rows_kept} kept" + (f"; dropped: {drops}" if drops else "")]
+        lines = [f"groups: {self.groups_in} in, {self.groups_kept} kept" + (f"; dropped: {drops}" if drops else "")]
         notes = (
             (self.completions_truncated, f"completions cut, by {self.completion_tokens_cut} tokens"),
             (self.prompts_truncated, f"prompts cut, by {self.prompt_tokens_cut} tokens"),
             (
                 self.boundary_merges,
-                f"rows of which the completions replace {self.boundary_tokens} prompt tokens",
+                f"groups of which the completions replace {self.boundary_tokens} prompt tokens",
             ),
-            (self.empty_prompts, "rows with an empty prompt (first token not scored)"),
-            (self.identical_completions, "rows with completions of the same tokens"),
+            (self.empty_prompts, "groups with an empty prompt (first token not scored)"),
+            (self.identical_completions, "groups with completions of the same tokens"),
             (self.completions_with_other_turns, "completions in which user, system or tool turns are scored"),
         )
         return "\n".join(lines + [f"{count} {text}" for count, text in notes if count])
@@ -121,7 +122,7 @@ def encode_groups(
     if not encoded:
         raise InputError(
             "at least one row to train on",
-            f"none of {report.rows_in} rows is left ({dict(report.dropped) or 'there were none'})",
+            f"none of {report.groups_in} groups is left ({dict(report.dropped) or 'there were none'})",
             "look at the rows named by the reasons, or raise `max_length`",
         )
     return encoded, report
@@ -162,7 +163,7 @@ def _encode_batch(
 ) -> Iterator[EncodedGroup | Dropped | RowError]:
     texts = [_texts(group, tokenizer) for group in groups]
     for group, ids in zip(groups, _token_ids(groups, texts, tokenizer), strict=True):
-        report.rows_in += 1
+        report.groups_in += 1
         if isinstance(ids, RowError):
             yield ids
             continue
@@ -272,11 +273,10 @@ def _common_length(first: list[int], second: list[int]) -> int:
 
 
 def _no_tokens(group: Group, index: int) -> RowError:
-    key = ("chosen", "rejected")[index] if len(group.completions) == 2 else f"completion {index}"
     return RowError(
         "completion without tokens",
         "a completion of at least one token",
-        f'{group.where}, key "{key}": the prompt with it has no more tokens than the prompt',
+        f"{group.where}, completion {index + 1} of {len(group.completions)}: no more tokens than the prompt alone",
         "drop the row, or mend the chat template if all rows are like this",
     )
 
@@ -339,7 +339,7 @@ def _count(
     """Counts a kept row: length of its prompt tokenised alone, its parts before and after `_fit`."""
     (prompt, completions), (kept_prompt, kept) = whole, fitted
     cuts = [len(before) - len(after) for before, after in zip(completions, kept, strict=True)]
-    report.rows_kept += 1
+    report.groups_kept += 1
     report.completions_truncated += sum(cut > 0 for cut in cuts)
     report.completion_tokens_cut += sum(cuts)
     report.prompts_truncated += len(kept_prompt) < len(prompt)

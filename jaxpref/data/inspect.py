@@ -1,4 +1,4 @@
-"""What training will see: lengths, losses, packing, and one row in colours."""
+"""What training will see: lengths, columns, packing, and one group in colours."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxpref.data.dataset import DataReport
+from jaxpref.data.dataset import DataReport, common_columns
+from jaxpref.data.kinds import completion_name
 from jaxpref.data.loader import Loader
 from jaxpref.types import EncodedGroup
 
@@ -21,7 +22,8 @@ def show(
     """Prints the account of one data set to `console`."""
     console.rule(name)
     console.print(str(report), highlight=False)
-    console.print(_lengths(groups))
+    console.print(f"columns for objectives: {_columns(groups)}", highlight=False)
+    console.print(_lengths(groups, report.kind))
     plan = loader.plan
     unshared = sum(len(g.prompt_ids) * len(g.completion_ids) + sum(map(len, g.completion_ids)) for g in groups)
     shared = sum(len(g.prompt_ids) + sum(map(len, g.completion_ids)) for g in groups)
@@ -32,14 +34,24 @@ def show(
         f"prefix sharing: {shared} tokens instead of {unshared} ({shared / unshared:.1%})",
         highlight=False,
     )
-    console.print(sample(groups[0], tokenizer))
+    console.print(sample(groups[0], tokenizer, report.kind))
 
 
-def _lengths(groups: Sequence[EncodedGroup]) -> Table:
+def _columns(groups: Sequence[EncodedGroup]) -> str:
+    """Names, with the shape of a group's numbers and, of labels, how many are 1."""
+    shapes = {name: np.shape(groups[0].columns[name]) for name in common_columns(groups)}
+    names = [name + (f" {list(shape)}" if shape else "") for name, shape in shapes.items()]
+    if "label" in shapes:
+        names.append(f"labels: {sum(g.columns['label'] > 0 for g in groups)} desirable of {len(groups)}")
+    return ", ".join(names) or "none"
+
+
+def _lengths(groups: Sequence[EncodedGroup], kind: str) -> Table:
     table = Table("tokens", "min", "median", "mean", "95%", "max", title="lengths")
     columns = {"prompt": [len(g.prompt_ids) for g in groups]}
-    for k in range(len(groups[0].completion_ids)):
-        columns[_label(k, len(groups[0].completion_ids))] = [len(g.completion_ids[k]) for g in groups]
+    for k in range(max(len(g.completion_ids) for g in groups)):
+        with_k = [len(g.completion_ids[k]) for g in groups if k < len(g.completion_ids)]
+        columns[completion_name(kind, k)] = with_k
     for name, lengths in columns.items():
         values = np.array(lengths)
         table.add_row(
@@ -49,16 +61,12 @@ def _lengths(groups: Sequence[EncodedGroup]) -> Table:
     return table
 
 
-def _label(k: int, count: int) -> str:
-    return ("chosen", "rejected")[k] if count == 2 else f"completion {k}"
-
-
-def sample(group: EncodedGroup, tokenizer: Any) -> Text:
+def sample(group: EncodedGroup, tokenizer: Any, kind: str) -> Text:
     """One group as tokens: the prompt plain (seen, not scored), each completion in its colour (scored)."""
     text = Text(f"{group.where}\n")
     text.append(_tokens(group.prompt_ids, tokenizer), style="dim")
     for k, ids in enumerate(group.completion_ids):
-        text.append(f"\n[{_label(k, len(group.completion_ids))}: {len(ids)} scored tokens] ", style="bold")
+        text.append(f"\n[{completion_name(kind, k)}: {len(ids)} scored tokens] ", style="bold")
         text.append(_tokens(ids, tokenizer), style=_COLOURS[k % len(_COLOURS)])
     return text
 

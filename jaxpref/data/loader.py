@@ -9,14 +9,24 @@ The global order depends on seed and batch size only, never on the mesh or the n
 plans all rows and builds those that its devices hold.  So a run may resume on another mesh.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grain
 import numpy as np
 
-from jaxpref.data.pack import Layout, RowShape, assign_rows, columns_of, empty_batch, fill_row, scored_of
+from jaxpref.data.pack import (
+    UNIFORM,
+    Layout,
+    RowShape,
+    assign_rows,
+    columns_of,
+    empty_batch,
+    fill_row,
+    scored_of,
+    scored_prompt_of,
+)
 from jaxpref.errors import InputError
 from jaxpref.types import Batch, EncodedGroup
 
@@ -60,15 +70,17 @@ class Loader:
     """Plans a run over `groups` and iterates its steps.
 
     Args:
-        groups: encoded groups, all with the same number of completions.
+        groups: encoded groups; those with fewer completions than the most leave slots empty.
         batch_size: groups per optimizer step.
         micro_rows: rows per micro-batch; a multiple of the mesh's data * fsdp.
         layout: row length, prefix sharing, packing.
-        columns: data columns that the objective reads.
+        columns: data columns that the objective reads; `uniform` is drawn here.
+        masks: subsets of the scored tokens that it asks for (`data/pack.py: MASKS`).
+        score_prompt: score the prompts' tokens too.
         seed: shuffles anew every epoch; None keeps the order of the file.
         epochs: passes over the data.
         max_steps: train exactly so many steps instead, whatever the epochs.
-    Errors: InputError when a group is longer than a row, naming it, or groups differ in K.
+    Errors: InputError when a group is longer than a row, naming it.
     """
 
     def __init__(
@@ -79,6 +91,8 @@ class Loader:
         micro_rows: int,
         layout: Layout,
         columns: Sequence[str] = (),
+        masks: Sequence[str] = (),
+        score_prompt: bool = False,
         seed: int | None = None,
         epochs: int = 1,
         max_steps: int | None = None,
@@ -86,7 +100,9 @@ class Loader:
         self.groups, self.layout = groups, layout
         self._lengths = [columns_of(group, layout.share_prefix) for group in groups]
         self._check()
-        self._columns = [(name, np.shape(groups[0].columns[name])) for name in columns]
+        self._completions = max(len(group.completion_ids) for group in groups)
+        self._columns = [(name, self._column_shape(name)) for name in columns]
+        self._masks, self._score_prompt, self._draw_seed = masks, score_prompt, seed or 0
         order = grain.MapDataset.range(len(groups))
         if seed is not None:
             order = order.shuffle(seed=seed)
@@ -102,7 +118,7 @@ class Loader:
         Args:
             owned_rows: [micro_rows] which rows of a micro-batch this process holds; None: all.
         """
-        steps = self._order.map(lambda members: self._build(members, owned_rows))
+        steps = self._order.map_with_index(lambda step, members: self._build(step, members, owned_rows))
         # One thread keeps the steps in order of building and is faster than any step trains.
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
@@ -114,13 +130,14 @@ class Loader:
                 f"{self.groups[longest].where}: {self._lengths[longest]} tokens",
                 f"set data.row_length to {self._lengths[longest]} or more, or lower data.max_length",
             )
-        odd = next((g for g in self.groups if len(g.completion_ids) != len(self.groups[0].completion_ids)), None)
-        if odd is not None:
-            raise InputError(
-                f"{len(self.groups[0].completion_ids)} completions in every row, as in {self.groups[0].where}",
-                f"{odd.where}: {len(odd.completion_ids)}",
-                "train rows with different numbers of completions in separate runs",
-            )
+
+    def _column_shape(self, name: str) -> tuple[int, ...]:
+        """Shape after [R, G]: one number of the group, or numbers of every completion."""
+        shape = () if name == UNIFORM else np.shape(self.groups[0].columns[name])
+        return (self._completions, *shape[1:]) if shape else ()
+
+    def _scored(self, group: EncodedGroup) -> int:
+        return sum(scored_of(group)) + (scored_prompt_of(group) if self._score_prompt else 0)
 
     def _rows(self, members: Sequence[int]) -> list[list[int]]:
         """The rows of a step, as lists of group indices."""
@@ -128,7 +145,7 @@ class Loader:
         return [[int(members[i]) for i in row] for row in rows]
 
     def _plan(self, micro_rows: int) -> Plan:
-        scored = [sum(scored_of(group)) for group in self.groups]
+        scored = [self._scored(group) for group in self.groups]
         most_scored = most_groups = most_micro = rows_total = columns_total = real = 0
         for s in range(len(self._order)):
             rows = self._rows(self._order[s])
@@ -139,7 +156,7 @@ class Loader:
             real += sum(self._lengths[i] for row in rows for i in row)
         steps = len(self._order)
         return Plan(
-            shape=RowShape(self.layout.columns, most_scored, most_groups, len(self.groups[0].completion_ids)),
+            shape=RowShape(self.layout.columns, most_scored, most_groups, self._completions),
             micro_rows=micro_rows,
             micro_batches=most_micro,
             steps=steps,
@@ -154,27 +171,33 @@ class Loader:
         fullest = [max(used[r : r + micro_rows]) for r in range(0, len(rows), micro_rows)]
         return micro_rows * sum(next(n for n in self.layout.lengths if n >= most) for most in fullest)
 
-    def _build(self, members: Sequence[int], owned_rows: Sequence[bool] | None) -> Step:
+    def _build(self, step: int, members: Sequence[int], owned_rows: Sequence[bool] | None) -> Step:
         plan, layout = self.plan, self.layout
         rows = self._rows(members)
-        flat = empty_batch(plan.micro_batches * plan.micro_rows, plan.shape, self._columns)
+        flat = empty_batch(plan.micro_batches * plan.micro_rows, plan.shape, self._columns, self._masks)
+        # A group's draws depend on seed, step and row only: not on the mesh, nor on where the group lies.
+        rng_of = lambda group: np.random.default_rng((self._draw_seed, step, group.row_id))
         for r, row in enumerate(rows):
             if owned_rows is None or owned_rows[r % plan.micro_rows]:
-                fill_row(flat, r, [self.groups[i] for i in row], layout.share_prefix)
+                groups = [self.groups[i] for i in row]
+                fill_row(flat, r, groups, layout.share_prefix, score_prompt=self._score_prompt, rng_of=rng_of)
         split = lambda x: x.reshape(plan.micro_batches, plan.micro_rows, *x.shape[1:])
-        arrays = {name: split(getattr(flat, name)) for name in Batch._fields if name != "columns"}
-        batch = Batch(**arrays, columns={name: split(x) for name, x in flat.columns.items()})
         chosen = [self.groups[i] for i in members]
         return Step(
-            batch=batch,
+            batch=Batch(*(_map_arrays(split, x) for x in flat)),
             micro_batches=-(-len(rows) // plan.micro_rows),
             groups=len(members),
             columns=self._columns_run(rows, plan.micro_rows),
             tokens=sum(self._lengths[i] for i in members),
             tokens_unshared=sum(columns_of(group, False) for group in chosen),
             visible=sum(_visible_pairs(group, layout.share_prefix) for group in chosen),
-            scored=sum(sum(scored_of(group)) for group in chosen),
+            scored=sum(map(self._scored, chosen)),
         )
+
+
+def _map_arrays(function: Callable, x: Any) -> Any:
+    """Over an array or a dict of arrays; jax's tree functions are not for the loader's thread."""
+    return {name: function(y) for name, y in x.items()} if isinstance(x, dict) else function(x)
 
 
 def _visible_pairs(group: EncodedGroup, share_prefix: bool) -> int:

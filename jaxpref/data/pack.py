@@ -4,12 +4,15 @@ A group is laid out as `prompt ++ completion_0 ++ ... ++ completion_{K-1}`; seve
 sharing off gives every completion its own copy of the prompt, packing off one group a row: only this file changes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from jaxpref.types import Batch, EncodedGroup
+
+UNIFORM = "uniform"
+"""Data column that the loader draws itself, anew every step."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,31 @@ def scored_of(group: EncodedGroup) -> list[int]:
     return [len(ids) - unscored for ids in group.completion_ids]
 
 
+def scored_prompt_of(group: EncodedGroup) -> int:
+    """Tokens of the prompt that have a predecessor."""
+    return max(len(group.prompt_ids) - 1, 0)
+
+
+def _compared(group: EncodedGroup) -> int:
+    """n, the scored tokens of the shorter of completions 0 and 1."""
+    return min(scored_of(group)[:2])
+
+
+def _first(group: EncodedGroup, k: int, rng: np.random.Generator | None) -> np.ndarray:
+    return np.arange(scored_of(group)[k]) < _compared(group)
+
+
+def _drawn(group: EncodedGroup, k: int, rng: np.random.Generator | None) -> np.ndarray:
+    n = scored_of(group)[k]
+    return rng.permutation(n) < _compared(group) if k < 2 else np.ones(n, bool)
+
+
+MASKS = {"common": _first, "sampled": _drawn}
+"""Name of a field of `Logps` -> (group, k, generator) -> which scored tokens of completion k it sums.
+
+`common`: the first n; `sampled`: n at random, all of a completion beyond the pair."""
+
+
 def assign_rows(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
     """First-fit decreasing: rows as lists of positions into `lengths`, fullest first, deterministic.
 
@@ -78,8 +106,15 @@ def assign_rows(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
     return sorted(rows, key=lambda row: -sum(lengths[i] for i in row))
 
 
-def empty_batch(rows: int, shape: RowShape, columns: Sequence[tuple[str, tuple[int, ...]]]) -> Batch:
-    """Rows of padding; `columns` names the data columns with their shape after [R, G] (`()` or `(K,)`)."""
+def empty_batch(
+    rows: int, shape: RowShape, columns: Sequence[tuple[str, tuple[int, ...]]] = (), masks: Sequence[str] = ()
+) -> Batch:
+    """Rows of padding.
+
+    Args:
+        columns: names of data columns with their shape after [R, G]: `()` or `(K, ...)`.
+        masks: names of `MASKS`.
+    """
     R, L, S, G, K = rows, shape.columns, shape.scored, shape.groups, shape.completions
     ints = lambda *size: np.zeros(size, np.int32)
     return Batch(
@@ -89,25 +124,41 @@ def empty_batch(rows: int, shape: RowShape, columns: Sequence[tuple[str, tuple[i
         segment_RL=ints(R, L),
         score_src_RS=ints(R, S),
         score_tok_RS=ints(R, S),
-        score_slot_RS=np.full((R, S), G * K, np.int32),
+        score_slot_RS=np.full((R, S), G * (K + 1), np.int32),
         valid_RG=np.zeros((R, G), np.float32),
         row_id_RG=np.full((R, G), -1, np.int32),
         slot_count_RGK=ints(R, G, K),
+        prompt_count_RG=ints(R, G),
+        last_RGK=ints(R, G, K),
+        prompt_last_RG=ints(R, G),
+        masks={name: np.zeros((R, S), np.float32) for name in masks},
         columns={name: np.zeros((R, G, *rest), np.float32) for name, rest in columns},
     )
 
 
-def fill_row(batch: Batch, r: int, groups: Sequence[EncodedGroup], share_prefix: bool) -> None:
-    """Write `groups` into row r of a batch of padding."""
-    K = batch.slot_count_RGK.shape[2]
+def fill_row(
+    batch: Batch,
+    r: int,
+    groups: Sequence[EncodedGroup],
+    share_prefix: bool,
+    *,
+    score_prompt: bool = False,
+    rng_of: Callable[[EncodedGroup], np.random.Generator] | None = None,
+) -> None:
+    """Write `groups` into row r of a batch of padding.
+
+    Args:
+        score_prompt: score the prompts' tokens too, as slots of their own.
+        rng_of: the generator of a group's draws, for masks and the column `uniform`.
+    """
     column = score = 0
     for g, group in enumerate(groups):
-        batch.valid_RG[r, g] = 1.0
-        batch.row_id_RG[r, g] = group.row_id
-        for name, array in batch.columns.items():
-            array[r, g] = group.columns[name]
+        rng = rng_of(group) if rng_of else None
+        _fill_slot(batch, r, g, group, rng)
         end = column + columns_of(group, share_prefix)
         batch.segment_RL[r, column:end] = g + 1
+        if score_prompt:
+            score = _score_prompt(batch, r, score, column, g, group)
         prompt_end = column
         for k, ids in enumerate(group.completion_ids):
             if k == 0 or not share_prefix:
@@ -116,10 +167,22 @@ def fill_row(batch: Batch, r: int, groups: Sequence[EncodedGroup], share_prefix:
                 prompt_end = column + len(group.prompt_ids)
                 _write(batch, r, column, group.prompt_ids, 0, end if share_prefix else branch_end)
                 column = prompt_end
+            if k == 0:
+                batch.prompt_last_RG[r, g] = max(prompt_end - 1, 0)
             _write(batch, r, column, ids, len(group.prompt_ids), column + len(ids))
-            score = _score(batch, r, score, column, prompt_end - 1, ids, g * K + k, len(group.prompt_ids) == 0)
+            score = _score(batch, r, score, column, prompt_end - 1, g, k, group, rng)
             column += len(ids)
-        batch.slot_count_RGK[r, g, : len(group.completion_ids)] = scored_of(group)
+            batch.last_RGK[r, g, k] = column - 1
+
+
+def _fill_slot(batch: Batch, r: int, g: int, group: EncodedGroup, rng: np.random.Generator | None) -> None:
+    """Numbers of the group; a group with fewer completions than K leaves the rest of its slots empty."""
+    batch.valid_RG[r, g] = 1.0
+    batch.row_id_RG[r, g] = group.row_id
+    batch.slot_count_RGK[r, g, : len(group.completion_ids)] = scored_of(group)
+    for name, array in batch.columns.items():
+        value = rng.random() if name == UNIFORM else np.asarray(group.columns[name])
+        array[(r, g, slice(len(value))) if np.ndim(value) else (r, g)] = value
 
 
 def _write(batch: Batch, r: int, column: int, ids: np.ndarray, position: int, expiry: int) -> None:
@@ -129,14 +192,28 @@ def _write(batch: Batch, r: int, column: int, ids: np.ndarray, position: int, ex
     batch.expiry_RL[r, to] = expiry
 
 
-def _score(batch, r, score, column, last_prompt, ids, slot, skip_first: bool) -> int:
-    """Score a completion that starts at `column`; returns the next free scored position."""
+def _score_prompt(batch: Batch, r: int, score: int, column: int, g: int, group: EncodedGroup) -> int:
+    """Score a prompt that starts at `column`; returns the next free scored position."""
+    groups, completions = batch.slot_count_RGK.shape[1:]
+    n = batch.prompt_count_RG[r, g] = scored_prompt_of(group)
+    to = slice(score, score + n)
+    batch.score_src_RS[r, to] = np.arange(column, column + n)
+    batch.score_tok_RS[r, to] = group.prompt_ids[1:]
+    batch.score_slot_RS[r, to] = groups * completions + g
+    return score + n
+
+
+def _score(batch, r, score, column, last_prompt, g: int, k: int, group: EncodedGroup, rng) -> int:
+    """Score completion k, which starts at `column`; returns the next free scored position."""
+    ids = group.completion_ids[k]
     source = np.arange(column - 1, column - 1 + len(ids))
     source[0] = last_prompt  # the last prompt token predicts the first token of *every* completion
-    if skip_first:
+    if len(group.prompt_ids) == 0:
         source, ids = source[1:], ids[1:]
     to = slice(score, score + len(ids))
     batch.score_src_RS[r, to] = source
     batch.score_tok_RS[r, to] = ids
-    batch.score_slot_RS[r, to] = slot
+    batch.score_slot_RS[r, to] = g * batch.slot_count_RGK.shape[2] + k
+    for name, mask_RS in batch.masks.items():
+        mask_RS[r, to] = MASKS[name](group, k, rng)
     return score + len(ids)

@@ -2,46 +2,35 @@
 
 The forms, told apart row by row unless the caller names one:
 
-    standard         `prompt`, `chosen`, `rejected` are text
+    standard         the prompt and the answers are text
     conversational   they are lists of {"role": ..., "content": ...} messages
-    anthropic        `chosen` and `rejected` are whole dialogs, "\\n\\nHuman: ...\\n\\nAssistant: ..."
+    anthropic        the answers are whole dialogs, "\\n\\nHuman: ...\\n\\nAssistant: ..."
 
-`prompt` may be left out: it is then what chosen and rejected have in common, cut where neither answer is
-empty and no word is split (`split_text`) or at a message boundary (`split_messages`).
+`prompt` may be left out: it is then what the answers have in common, cut at a message boundary (`split_messages`), or,
+of the two texts of a pair, where neither answer is empty and no word is split (`split_text`).
+
+Here are pairs and what holds for the answers of any row; `kinds.py` reads rows of other kinds.
 """
 
-import difflib
+import dataclasses
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxpref.data.columns import number_columns, shown, template_columns
+from jaxpref.data.columns import nearest_column, number_columns, padded, shown, template_columns
 from jaxpref.errors import InputError
 from jaxpref.types import Group
 
 FORMATS = ("auto", "standard", "conversational", "anthropic")
 
-KNOWN_COLUMNS = {
-    "prompt": "what both answers reply to; left out, it is their common start",
-    "chosen": "the preferred answer",
-    "rejected": "the other answer",
-    "tools": "tool descriptions for the chat template: a list, or that list as JSON text",
-    "chat_template_kwargs": "further variables for the chat template: an object",
-    "weight": "number: weight of the pair in the loss",
-    "margin": "number: by how much chosen is better",
-    "score_chosen": "number, with score_rejected: the column `score` of objectives",
-    "score_rejected": "number, with score_chosen",
-    "scores_chosen": "object of numbers, with scores_rejected: the columns `scores/NAME` of objectives",
-    "scores_rejected": "object of numbers, with scores_chosen",
-}
-"""The columns that are read, with their meaning; all others are ignored."""
-
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
+_GOLD = "reference"
 
 
 class RowError(InputError):
-    """A row without a usable pair.  It says something about that row only, so a caller may drop it and count.
+    """A row without usable answers.  It says something about that row only, so a caller may drop it and count.
 
     `reason` is a short fixed text to count by, such as `empty completion`.
     """
@@ -51,104 +40,117 @@ class RowError(InputError):
         self.reason = reason
 
 
-def to_group(row: Mapping[str, Any], where: str, row_id: int, format: str = "auto") -> Group:
-    """Turns one raw row into a group of two completions, chosen first.
-
-    In a dialog of the anthropic form, turns of one speaker that follow each other become one message, each
-    part stripped: the second marker was written by the model inside its own reply.
+def to_group(row: Mapping[str, Any], where: str, row_id: int, format: str = "auto", *, gold: bool = False) -> Group:
+    """Turns one raw pair into a group of two completions, chosen first; with `gold`, a third from `reference`.
 
     Args:
-        row: the columns, see `KNOWN_COLUMNS`.
+        row: the columns, see `columns.KNOWN_COLUMNS`.
         where: file and row, for errors.
         row_id: becomes `Group.row_id`.
         format: one of `FORMATS`; anything but `auto` refuses rows of another form.
+        gold: read the gold answer too, which may be the chosen one once more.
 
     Raises:
         RowError: the row has no usable pair (an empty or missing answer, twice the same answer, answers to
             different prompts, text that is not Unicode, ...); `reason` says which.
         InputError: the columns are missing or have the wrong type, which other rows will share.
     """
-    chosen, rejected = _pair(row, where)
-    prompt = _present(row, "prompt", where) if "prompt" in row else None
-    form = _form(chosen, rejected, prompt, where, format)
+    keys = ("chosen", "rejected", _GOLD) if gold else ("chosen", "rejected")
+    for key in keys:
+        if key not in row:
+            raise _no_column(row, key, where)
+    group = make_group(row, {key: row[key] for key in keys}, where, row_id, format)
+    return dataclasses.replace(group, columns=padded(number_columns(row, where), len(keys)))
+
+
+def make_group(
+    row: Mapping[str, Any], answers: Mapping[str, Any], where: str, row_id: int, format: str = "auto"
+) -> Group:
+    """A group of any number of answers, without numbers.
+
+    In a dialog of the anthropic form, turns of one speaker that follow each other become one message, each
+    part stripped: the second marker was written by the model inside its own reply.
+
+    Args:
+        row: for `prompt` and what the chat template is given.
+        answers: {key to name in errors: raw answer}, in the order of the completions.
+        where, row_id, format, Raises: as in `to_group`.
+    """
+    _check_answers(answers, where)
+    prompt = present(row["prompt"], "prompt", where) if "prompt" in row else None
+    form = _form(answers, prompt, where, format)
     if form == "standard":
-        prompt, completions = _standard(prompt, chosen, rejected, where)
+        prompt, completions = _standard(prompt, answers, where)
     else:
         if form == "anthropic":
-            prompt, chosen, rejected = _dialogs(prompt, chosen, rejected, where)
-        prompt, completions = _conversational(prompt, chosen, rejected, where)
+            prompt, answers = _dialogs(prompt, answers, where)
+        prompt, completions = _conversational(prompt, answers, where)
     _refuse_unusable(completions, where)
     tools, template_kwargs = template_columns(row, where)
     if isinstance(prompt, str) and (tools or template_kwargs):
         raise InputError(
             "tools and template variables only with messages",
             f'{where}, key "{"tools" if tools else "chat_template_kwargs"}": the row is plain text',
-            "write prompt, chosen and rejected as lists of messages, or remove the column",
+            "write the prompt and the answers as lists of messages, or remove the column",
         )
-    return Group(
-        prompt=prompt,
-        completions=completions,
-        row_id=row_id,
-        where=where,
-        tools=tools,
-        template_kwargs=template_kwargs,
-        columns=number_columns(row, where),
+    return Group(prompt, tuple(completions.values()), row_id, where, tools, template_kwargs)
+
+
+def _no_column(row: Mapping[str, Any], key: str, where: str) -> InputError:
+    near = nearest_column(row, key)
+    return InputError(
+        "the columns `chosen` and `rejected` (and, if not part of them, `prompt`)"
+        if key != _GOLD
+        else "the column `reference`, a gold answer, beside `chosen` and `rejected`",
+        f'{where}: no key "{key}"; the row has {", ".join(map(str, row)) or "no keys"}',
+        f'rename "{near}" to "{key}"' if near else f'add "{key}", or rename the column that holds it',
     )
 
 
-def _pair(row: Mapping[str, Any], where: str) -> tuple[Any, Any]:
-    for key in ("chosen", "rejected"):
-        if key not in row:
-            others = [name for name in row if name not in KNOWN_COLUMNS]
-            near = [name for name in others if key in name] or difflib.get_close_matches(key, others, n=1)
-            raise InputError(
-                "the columns `chosen` and `rejected` (and, if not part of them, `prompt`)",
-                f'{where}: no key "{key}"; the row has {", ".join(map(str, row)) or "no keys"}',
-                f'rename "{near[0]}" to "{key}"' if near else f'add "{key}", or rename the column that holds it',
-            )
-    chosen, rejected = _present(row, "chosen", where), _present(row, "rejected", where)
-    for key, value in (("chosen", chosen), ("rejected", rejected)):
-        if not isinstance(value, str | list):
-            raise InputError(
-                "text or a list of messages",
-                f'{where}, key "{key}": {shown(value)}',
-                "store the answer as a string, or as a list of role/content objects",
-            )
-    if type(chosen) is not type(rejected):
-        raise InputError(
-            "chosen and rejected of one kind, both text or both lists of messages",
-            f'{where}: "chosen" is a {type(chosen).__name__}, "rejected" a {type(rejected).__name__}',
-            'write the text as [{"role": "assistant", "content": TEXT}]',
-        )
-    if chosen == rejected:
-        raise _identical(where)
-    return chosen, rejected
-
-
-def _present(row: Mapping[str, Any], key: str, where: str) -> Any:
-    if row[key] is None:
+def present(value: Any, key: str, where: str) -> Any:
+    """The value.  Raises: RowError where it is null."""
+    if value is None:
         raise RowError(
             "missing value",
             "a value in every row",
             f'{where}, key "{key}": null',
             "fill it in or drop the row",
         )
-    return row[key]
+    return value
 
 
-def _form(chosen: Any, rejected: Any, prompt: Any, where: str, format: str) -> str:
+def _check_answers(answers: Mapping[str, Any], where: str) -> None:
+    for key, value in answers.items():
+        if not isinstance(present(value, key, where), str | list):
+            raise InputError(
+                "text or a list of messages",
+                f'{where}, key "{key}": {shown(value)}',
+                "store the answer as a string, or as a list of role/content objects",
+            )
+    (first, value), *others = answers.items()
+    odd = next((key for key, other in others if type(other) is not type(value)), None)
+    if odd is not None:
+        raise InputError(
+            "answers of one kind, all text or all lists of messages",
+            f'{where}: "{first}" is a {type(value).__name__}, "{odd}" a {type(answers[odd]).__name__}',
+            'write the text as [{"role": "assistant", "content": TEXT}]',
+        )
+    _refuse_identical(answers, where)
+
+
+def _form(answers: Mapping[str, Any], prompt: Any, where: str, format: str) -> str:
     if format not in FORMATS:
         raise InputError(f"`format` one of {', '.join(FORMATS)}", repr(format), "correct `format`")
-    if isinstance(chosen, list):
+    if any(isinstance(answer, list) for answer in answers.values()):
         found = "conversational"
     else:
-        dialogs = [text.startswith("\n\nHuman:") for text in (chosen, rejected)]
-        found = "anthropic" if all(dialogs) else "standard"
-        if any(dialogs) and not all(dialogs) and prompt is None and format != "standard":
+        plain = [key for key, text in answers.items() if not text.startswith("\n\nHuman:")]
+        found = "standard" if plain else "anthropic"
+        if 0 < len(plain) < len(answers) and prompt is None and format != "standard":
             raise RowError(
                 "broken dialog",
-                'both dialogs starting with "\\n\\nHuman:"',
-                f'{where}, key "{("chosen", "rejected")[dialogs.index(False)]}" does not',
+                'dialogs all starting with "\\n\\nHuman:"',
+                f'{where}, key "{plain[0]}" does not',
                 "mend or drop the row, or set `format: standard` to train on the raw text",
             )
     if format == "standard" and found == "anthropic":
@@ -156,32 +158,42 @@ def _form(chosen: Any, rejected: Any, prompt: Any, where: str, format: str) -> s
     if format not in ("auto", found):
         raise InputError(
             f"rows of the {format} format",
-            f'{where}, keys "chosen" and "rejected": the {found} format',
+            f"{where}, in {_quoted(answers)}: the {found} format",
             f"set `format` to {found} or auto",
         )
     return found
 
 
+def _quoted(keys: Iterable[str]) -> str:
+    return " and ".join(f'"{key}"' for key in keys)
+
+
 # ---- standard
 
 
-def _standard(prompt: Any, chosen: str, rejected: str, where: str) -> tuple[str, tuple[str, str]]:
+def _standard(prompt: Any, answers: Mapping[str, str], where: str) -> tuple[str, dict[str, str]]:
     if isinstance(prompt, list):
         raise InputError(
-            "prompt, chosen and rejected of one kind",
-            f'{where}: "prompt" is a list of messages, "chosen" and "rejected" are text',
+            "prompt and answers of one kind",
+            f'{where}: "prompt" is a list of messages, {_quoted(answers)} text',
             'write the answers as [{"role": "assistant", "content": TEXT}], or the prompt as text',
         )
-    _check_text(chosen, "chosen", where)
-    _check_text(rejected, "rejected", where)
+    for key, text in answers.items():
+        _check_text(text, key, where)
     if prompt is not None:
         _check_text(prompt, "prompt", where)
-        return prompt, (chosen, rejected)
-    for key, text in (("chosen", chosen), ("rejected", rejected)):
+        return prompt, dict(answers)
+    if tuple(answers) != ("chosen", "rejected"):
+        raise InputError(
+            "a prompt (the common start of texts is taken for one in pairs only)",
+            f'{where}: no key "prompt" beside {_quoted(answers)}',
+            'add "prompt"',
+        )
+    for key, text in answers.items():
         if not text.strip():
             raise _empty(key, where)
-    end = split_text(chosen, rejected)
-    return chosen[:end], (chosen[end:], rejected[end:])
+    end = split_text(*answers.values())
+    return answers["chosen"][:end], {key: text[end:] for key, text in answers.items()}
 
 
 def split_text(first: str, second: str) -> int:
@@ -208,65 +220,68 @@ def _common(first: Any, second: Any) -> int:
 # ---- conversational and anthropic
 
 
-def _conversational(prompt: Any, chosen: list, rejected: list, where: str) -> tuple[list[dict], tuple]:
-    chosen, rejected = _messages(chosen, "chosen", where), _messages(rejected, "rejected", where)
+def _conversational(prompt: Any, answers: Mapping[str, list], where: str) -> tuple[list[dict], dict[str, list[dict]]]:
+    sides = {key: _messages(answer, key, where) for key, answer in answers.items()}
     if isinstance(prompt, list):
         prompt = _messages(prompt, "prompt", where)
-        return prompt, _without_repeated_prompt(prompt, chosen, rejected, where)
-    end = split_messages(chosen, rejected)
+        return prompt, _without_repeated_prompt(prompt, sides, where)
+    end, start = split_messages(*sides.values()), next(iter(sides.values()))
     if isinstance(prompt, str):
-        _refuse_foreign_prompt(prompt, chosen[:end], where)
+        _refuse_foreign_prompt(prompt, start[:end], where)
     elif prompt is not None:
         raise InputError(
             "text or a list of messages",
             f'{where}, key "prompt": {shown(prompt)}',
             "store the prompt as a list of role/content objects",
         )
-    opening = {side[end]["role"] for side in (chosen, rejected) if len(side) > end}
+    opening = {side[end]["role"] for side in sides.values() if len(side) > end}
+    if end == 0 and len(sides) == 1:
+        raise RowError("empty prompt", "a user message", f"{where}, in {_quoted(sides)}: none", 'add "prompt"')
     if end == 0 or opening & {"user", "system"}:
         raise RowError(
             "different prompts",
-            "chosen and rejected that reply to the same messages",
-            f'{where}, keys "chosen" and "rejected": they part at message {end}, {sorted(opening)}',
-            "pair answers to the same prompt, or drop the row",
+            "answers that reply to the same messages",
+            f"{where}: {_quoted(sides)} part at message {end}, {sorted(opening)}",
+            "bring answers to the same prompt together, or drop the row",
         )
-    return chosen[:end], (chosen[end:], rejected[end:])
+    return start[:end], {key: side[end:] for key, side in sides.items()}
 
 
-def split_messages(first: list[dict], second: list[dict]) -> int:
-    """Number of messages in the implicit prompt of two conversations.
+def split_messages(*conversations: list[dict]) -> int:
+    """Number of messages in the implicit prompt of conversations.
 
-    The longest common start; where one conversation is itself the start of the other, only up to the last
-    user message, so that both completions hold the reply to it.
+    The longest common start; where one conversation is itself the start of all others (or the only one), only up to the
+    last user message, so that all completions hold the reply to it.
     """
-    common = _common(first, second)
-    if common < min(len(first), len(second)):
+    first, *others = conversations
+    common = min((_common(first, other) for other in others), default=len(first))
+    if common < min(map(len, conversations)):
         return common
     return max((i + 1 for i in range(common) if first[i]["role"] == "user"), default=0)
 
 
-def _without_repeated_prompt(prompt: list, chosen: list, rejected: list, where: str) -> tuple:
-    repeats = [side[: len(prompt)] == prompt for side in (chosen, rejected)]
-    if all(repeats):
-        return chosen[len(prompt) :], rejected[len(prompt) :]
-    if any(repeats):
-        key = ("chosen", "rejected")[repeats.index(True)]
+def _without_repeated_prompt(prompt: list, sides: dict[str, list], where: str) -> dict[str, list]:
+    repeats = {key: side[: len(prompt)] == prompt for key, side in sides.items()}
+    if all(repeats.values()):
+        return {key: side[len(prompt) :] for key, side in sides.items()}
+    if any(repeats.values()):
+        those = _quoted(key for key, does in repeats.items() if does)
         raise RowError(
             "prompt repeated in one answer",
-            "chosen and rejected that both repeat the prompt, or neither",
-            f'{where}: only "{key}" starts with the messages of "prompt"',
-            f'remove them from "{key}"',
+            "answers that all repeat the prompt, or none of them",
+            f'{where}: only {those} starts with the messages of "prompt"',
+            f"remove them from {those}",
         )
-    return chosen, rejected
+    return sides
 
 
 def _refuse_foreign_prompt(prompt: str, common: list[dict], where: str) -> None:
-    """A text prompt beside message lists is fine only as a copy of the user message that both lists hold."""
+    """A text prompt beside message lists is fine only as a copy of the user message that all lists hold."""
     user = [m["content"] for m in common if m["role"] == "user"]
     if not user or user[-1] != prompt:
         raise InputError(
-            "prompt, chosen and rejected of one kind",
-            f'{where}: "prompt" is text, "chosen" and "rejected" are messages that do not start with it',
+            "prompt and answers of one kind",
+            f'{where}: "prompt" is text, the answers are messages that do not start with it',
             'write the prompt as [{"role": "user", "content": TEXT}]',
         )
 
@@ -298,16 +313,16 @@ def _message(message: Any, place: str) -> dict:
     return message
 
 
-def _dialogs(prompt: Any, chosen: str, rejected: str, where: str) -> tuple[None, list[dict], list[dict]]:
+def _dialogs(prompt: Any, answers: Mapping[str, str], where: str) -> tuple[None, dict[str, list[dict]]]:
     if prompt is not None and not (
-        isinstance(prompt, str) and chosen.startswith(prompt) and rejected.startswith(prompt)
+        isinstance(prompt, str) and all(dialog.startswith(prompt) for dialog in answers.values())
     ):
         raise InputError(
             "dialogs that hold their prompt themselves",
-            f'{where}, key "prompt": {shown(prompt)}, with which "chosen" and "rejected" do not start',
+            f'{where}, key "prompt": {shown(prompt)}, with which not all of {_quoted(answers)} start',
             'remove "prompt", or set `format: standard` if the answers are raw text',
         )
-    return None, _dialog(chosen), _dialog(rejected)
+    return None, {key: _dialog(text) for key, text in answers.items()}
 
 
 def _dialog(text: str) -> list[dict]:
@@ -322,11 +337,11 @@ def _dialog(text: str) -> list[dict]:
     return messages
 
 
-# ---- what no pair may be
+# ---- what no row may be
 
 
-def _refuse_unusable(completions: tuple, where: str) -> None:
-    for key, completion in zip(("chosen", "rejected"), completions, strict=True):
+def _refuse_unusable(completions: Mapping[str, Any], where: str) -> None:
+    for key, completion in completions.items():
         last = completion[-1] if isinstance(completion, list) and completion else None
         text = completion if isinstance(completion, str) else last["content"] if last else ""
         if not text.strip() and not (last and last.get("tool_calls")):
@@ -338,8 +353,7 @@ def _refuse_unusable(completions: tuple, where: str) -> None:
                 f'{where}, key "{key}": its last message has role "user"',
                 "add the reply or drop the row",
             )
-    if completions[0] == completions[1]:
-        raise _identical(where)
+    _refuse_identical(completions, where)
 
 
 def _empty(key: str, where: str) -> RowError:
@@ -351,13 +365,16 @@ def _empty(key: str, where: str) -> RowError:
     )
 
 
-def _identical(where: str) -> RowError:
-    return RowError(
-        "identical completions",
-        "two different answers",
-        f'{where}: "chosen" and "rejected" are the same',
-        "drop the row (`on_bad_row: drop`): it holds no preference",
-    )
+def _refuse_identical(answers: Mapping[str, Any], where: str) -> None:
+    """The gold answer may be one of the others."""
+    for first, second in itertools.combinations([key for key in answers if key != _GOLD], 2):
+        if answers[first] == answers[second]:
+            raise RowError(
+                "identical completions",
+                "different answers",
+                f'{where}: "{first}" and "{second}" are the same',
+                "drop the row (`on_bad_row: drop`): it holds no preference between them",
+            )
 
 
 def _check_text(value: Any, key: str, where: str) -> None:

@@ -4,7 +4,7 @@ Outside `jaxpref/models/` nobody sees a Module: `build_model` gives a `Model`, f
 whose tree is documented at `ModelSpec`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ REMAT_POLICIES: dict[str, Any] = {
     "full": jax.checkpoint_policies.nothing_saveable,  # keep the layer's input only
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the weight products
 }
+
+SCALAR_HEADS = "scalar_heads"
 
 _init = nn.initializers.normal(0.02)
 
@@ -153,7 +155,13 @@ class Model:
 
 
 def build_model(
-    spec: ModelSpec, *, dtype: Any = jnp.float32, remat: str = "full", attention_block: int = 128, scan: bool = True
+    spec: ModelSpec,
+    *,
+    dtype: Any = jnp.float32,
+    remat: str = "full",
+    attention_block: int = 128,
+    scan: bool = True,
+    scalar_heads: Sequence[str] = (),
 ) -> Model:
     """The decoder of `spec` as a `Model`.
 
@@ -161,6 +169,8 @@ def build_model(
         dtype: compute dtype of activations and weight products; norms, softmax and log-probs stay float32.
         remat: a name of REMAT_POLICIES.
         attention_block: columns of an attention block; L must be a multiple.
+        scalar_heads: names of linear maps of the final hidden state to one number (`reward`, `value`), [D] each; they
+            start at zero.
         scan: False unrolls the layers (compile time grows with depth; for tests and inspection).
     Errors: InputError for an unknown remat policy or sizes that do not fit together.
     """
@@ -176,10 +186,13 @@ def build_model(
 
     def init(key):
         token_RL = jnp.zeros((1, attention_block), jnp.int32)
-        return module.init(key, token_RL, token_RL, token_RL)["params"]
+        params = module.init(key, token_RL, token_RL, token_RL)["params"]
+        heads = {name: jnp.zeros(spec.width) for name in scalar_heads}
+        return params | {SCALAR_HEADS: heads} if heads else params
 
     def hidden(params, token_RL, position_RL, expiry_RL):
-        return module.apply({"params": params}, token_RL, position_RL, expiry_RL)
+        decoder = {name: leaf for name, leaf in params.items() if name != SCALAR_HEADS}
+        return module.apply({"params": decoder}, token_RL, position_RL, expiry_RL)
 
     def head(params):
         return params["embed"]["table"] if spec.tied else params["head"]["kernel"]

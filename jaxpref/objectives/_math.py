@@ -4,15 +4,15 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge, Gt, Lt
 from pydantic import Field
 
 from jaxpref.logprobs import Logps
+from jaxpref.objectives.contract import Term
 
-Positive = Annotated[float, Gt(0)]
-NotNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-LessThanHalf = Annotated[float, Ge(0), Lt(0.5)]
+LessThanHalf = Annotated[float, Field(ge=0, lt=0.5)]
 """A probability that a label is wrong."""
 
 
@@ -25,6 +25,12 @@ def pair_weight(policy: Logps, weight: jax.Array | None) -> jax.Array:
     """weight_B of a pairwise objective: the data's, or 1 for every pair, or 0 for an empty slot."""
     present_B = (policy.count.sum(-1) > 0).astype(jnp.float32)
     return present_B if weight is None else present_B * weight
+
+
+def token_nll(policy: Logps, weight: jax.Array | None, completion: int = 0) -> Term:
+    """Negative log-likelihood of a completion, a mean over the tokens of the whole batch, as a term of a loss."""
+    tokens_B = policy.count[:, completion]
+    return Term(-policy.sum[:, completion] / jnp.maximum(tokens_B, 1.0), pair_weight(policy, weight) * tokens_B)
 
 
 def reward_metrics(reward_BK: jax.Array) -> dict[str, jax.Array]:

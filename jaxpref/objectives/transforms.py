@@ -3,6 +3,8 @@
 In the config: `{name: ipo, transform: {name: ld, alpha: 0.5}}`; in Python: `ipo(*ld(policy, ref, alpha=0.5))`.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -10,8 +12,8 @@ from jaxpref.logprobs import Logps
 from jaxpref.objectives._math import Fraction, Positive, log_ratios
 from jaxpref.objectives.contract import needs
 
-_LARGEST_EXPONENT = 80.0
-"""exp stays finite in float32 and its square is not taken."""
+_LARGEST_EXPONENT = 40.0
+"""exp of it and its square (ipo takes it) stay finite in float32; no gradient comes from behind it."""
 
 
 @needs(logps=("common",))
@@ -22,7 +24,7 @@ def ld(policy: Logps, ref: Logps, *, alpha: Fraction = 0.5) -> tuple[Logps, Logp
     equal to the reference has no margin.  Token counts stay those of the whole completion.
     Source: Liu et al., arXiv 2409.06411, eq. 9; TRL's `ld_alpha`.
     """
-    shorten = lambda logps: logps._replace(sum=logps.common + alpha * (logps.sum - logps.common))
+    shorten = lambda logps: logps._replace(sum=alpha * logps.sum + (1.0 - alpha) * logps.common)
     return shorten(policy), shorten(ref)
 
 
@@ -51,10 +53,10 @@ reference_free.drops_reference = True
 def forward_kl(policy: Logps, ref: Logps) -> tuple[Logps, Logps]:
     """f-divergence of the forward KL: rho becomes f'(u) = 1 - 1/u, u = exp(rho).
 
-    Source: Wang et al., arXiv 2309.16240, table 1; TRL's `f_divergence_type: forward_kl`.
+    1/u is clipped at exp(40): rho below -40 has that score and no gradient.
+    Source: Wang et al., arXiv 2309.16240, table 1; TRL's `f_divergence_type: forward_kl`, which does not clip.
     """
-    rho_BK = log_ratios(policy, ref)
-    return _scored(policy, 1.0 - jnp.exp(jnp.minimum(-rho_BK, _LARGEST_EXPONENT)))
+    return _scored(policy, _power_score(log_ratios(policy, ref), 1.0))
 
 
 def js_divergence(policy: Logps, ref: Logps) -> tuple[Logps, Logps]:
@@ -62,16 +64,22 @@ def js_divergence(policy: Logps, ref: Logps) -> tuple[Logps, Logps]:
 
     Source: Wang et al., arXiv 2309.16240, table 1; TRL's `f_divergence_type: js_divergence`.
     """
-    return _scored(policy, jnp.log(2.0) + jax.nn.log_sigmoid(log_ratios(policy, ref)))
+    return _scored(policy, math.log(2.0) + jax.nn.log_sigmoid(log_ratios(policy, ref)))
 
 
 def alpha_divergence(policy: Logps, ref: Logps, *, alpha: Positive = 0.5) -> tuple[Logps, Logps]:
-    """f-divergence of order alpha: rho becomes f'(u) = (1 - u^-alpha) / alpha, towards rho for alpha to 0.
+    """f-divergence of order alpha: rho becomes f'(u) = (1 - u^-alpha) / alpha, u = exp(rho).
 
-    Source: Wang et al., arXiv 2309.16240, table 1, up to a constant.  TRL's coefficient c is 1 - alpha.
+    Towards alpha 0 that is rho, at 1 `forward_kl`.  u^-alpha is clipped at exp(40): rho below -40 / alpha has that
+    score and no gradient.
+    Source: Wang et al., arXiv 2309.16240, table 1.  TRL's `f_alpha_divergence_coef` c is 1 - alpha, its clip exp(80).
     """
-    exponent_BK = jnp.minimum(-alpha * log_ratios(policy, ref), _LARGEST_EXPONENT)
-    return _scored(policy, -jnp.expm1(exponent_BK) / alpha)
+    return _scored(policy, _power_score(log_ratios(policy, ref), alpha))
+
+
+def _power_score(rho_BK: jax.Array, alpha: float) -> jax.Array:
+    """(1 - u^-alpha) / alpha without the cancellation near u = 1."""
+    return -jnp.expm1(jnp.minimum(-alpha * rho_BK, _LARGEST_EXPONENT)) / alpha
 
 
 def _scored(policy: Logps, score_BK: jax.Array) -> tuple[Logps, Logps]:

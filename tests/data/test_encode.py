@@ -132,7 +132,7 @@ def test_a_merge_over_the_boundary_moves_prompt_tokens_into_all_completions(toke
     parts, report = encode(pair("x ab", "c", " no"), tokenizer)
     assert parts == [["x", "Ġ"], ["abc", "<|im_end|>"], ["ab", "Ġno", "<|im_end|>"]]
     assert (report.boundary_merges, report.boundary_tokens, report.empty_prompts) == (1, 1, 0)
-    assert "1 rows of which the completions replace 1 prompt tokens" in str(report)
+    assert "1 groups of which the completions replace 1 prompt tokens" in str(report)
 
 
 def test_a_merge_may_leave_no_prompt(tokenizer):
@@ -186,10 +186,10 @@ def test_truncation(tokenizer, truncation, max_length, expected, counts):
     result, report = encode(LONG, tokenizer, max_length, truncation=truncation)
     if isinstance(expected, str):
         assert result == Dropped(expected, "train.jsonl, row 1")
-        assert (report.rows_in, report.rows_kept, report.dropped) == (1, 0, {expected: 1})
+        assert (report.groups_in, report.groups_kept, report.dropped) == (1, 0, {expected: 1})
         return
     assert result == [letters(part) for part in expected]
-    assert (report.rows_in, report.rows_kept, report.dropped) == (1, 1, {})
+    assert (report.groups_in, report.groups_kept, report.dropped) == (1, 1, {})
     assert counts == (
         report.completions_truncated,
         report.completion_tokens_cut,
@@ -226,15 +226,15 @@ def test_no_sequence_beyond_the_limit_and_no_completion_empty(tokenizer, truncat
     for group in encoded:
         assert min(map(len, group.completion_ids)) >= 1
         assert len(group.prompt_ids) + max(map(len, group.completion_ids)) <= 9
-    assert report.rows_kept == len(encoded) == 300 - report.dropped.total()
-    assert (report.rows_kept == 300) == (truncation == "keep_end")
+    assert report.groups_kept == len(encoded) == 300 - report.dropped.total()
+    assert (report.groups_kept == 300) == (truncation == "keep_end")
 
 
 def test_completions_that_truncation_makes_equal_are_kept_and_counted(tokenizer):
     parts, report = encode(pair("q:", "xya", "xyb"), tokenizer, 4)
     assert parts[1] == parts[2] == letters("xy")
     assert report.identical_completions == 1
-    assert "1 rows with completions of the same tokens" in str(report)
+    assert "1 groups with completions of the same tokens" in str(report)
     assert encode(pair("q:", "xya", "xyb"), tokenizer)[1].identical_completions == 0
 
 
@@ -257,7 +257,7 @@ def test_batches_give_what_single_groups_give_in_order(tokenizer):
     single = [encode_group(g, tokenizer, max_length=40, report=single_report) for g in groups]
     single = [s for s in single if isinstance(s, EncodedGroup)]
     assert report == single_report
-    assert 0 < report.rows_kept < 700
+    assert 0 < report.groups_kept < 700
     assert [g.row_id for g in encoded] == [g.row_id for g in single]
     for a, b in zip(encoded, single, strict=True):
         assert a.prompt_ids.tolist() == b.prompt_ids.tolist()
@@ -278,13 +278,13 @@ def test_dropped_rows_are_counted_by_reason(tokenizer):
     encoded, report = encode_groups(groups, tokenizer, max_length=4, truncation="drop")
     assert [g.prompt_ids.tolist() for g in encoded] == [tokenizer("q")["input_ids"]]
     assert report.dropped == {"longer than max_length": 3}
-    assert str(report) == "rows: 4 in, 1 kept; dropped: longer than max_length: 3"
+    assert str(report) == "groups: 4 in, 1 kept; dropped: longer than max_length: 3"
 
 
 def test_nothing_left_is_an_error_with_the_reasons(tokenizer):
-    with pytest.raises(InputError, match="none of 2 rows.*'prompt as long as max_length': 2"):
+    with pytest.raises(InputError, match="none of 2 groups.*'prompt as long as max_length': 2"):
         encode_groups([LONG, LONG], tokenizer, max_length=3)
-    with pytest.raises(InputError, match="none of 0 rows"):
+    with pytest.raises(InputError, match="none of 0 groups"):
         encode_groups([], tokenizer, max_length=3)
 
 
@@ -302,7 +302,7 @@ def refused(group, tokenizer, *parts, reason=None, **options):
 def test_completion_without_tokens_can_be_dropped():
     silent = make_tokenizer(template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
     group = chat("q", "a", "", row_id=1)
-    refused(group, silent, 'key "rejected"', reason="completion without tokens")
+    refused(group, silent, "completion 2 of 2", reason="completion without tokens")
     with pytest.raises(RowError, match="row 2"):
         encode_group(group, silent, max_length=None)
     encoded, report = encode_groups([LONG, group], silent, max_length=None, on_bad_row="drop")
@@ -363,7 +363,7 @@ def test_token_ids_are_trls(shared_dir, form):
         for g in encoded
     ]
     assert found == expected
-    assert report == EncodeReport(rows_in=16, rows_kept=16)
+    assert report == EncodeReport(groups_in=16, groups_kept=16)
 
 
 def test_truncated_lengths_are_trls(shared_dir):

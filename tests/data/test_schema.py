@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from jaxpref.data.schema import KNOWN_COLUMNS, RowError, split_messages, split_text, to_group
+from jaxpref.data.columns import KNOWN_COLUMNS
+from jaxpref.data.schema import RowError, split_messages, split_text, to_group
 from jaxpref.errors import InputError
 
 WHERE = "train.jsonl, row 12"
@@ -273,6 +274,20 @@ CHAT = {"prompt": [user("q")], "chosen": [bot("a")], "rejected": [bot("b")]}
         (PAIR | {"scores_chosen": {"x": 1}, "scores_rejected": {"y": 1}}, ['"scores_chosen.x" has a number']),
         (PAIR | {"scores_chosen": 1.0, "scores_rejected": 2.0}, ['key "scores_chosen": float 1.0']),
         (PAIR | {"scores_chosen": {"x": "1"}, "scores_rejected": {"x": 1}}, ['key "scores_chosen.x"']),
+        (PAIR | {"probability": 75}, ['key "probability": 75', "not a percentage"]),
+        (PAIR | {"probability": -0.1}, ['key "probability": -0.1']),
+        (PAIR | {"probability": True}, ['key "probability": bool True']),
+        (PAIR | {"baseline": "1"}, ["key \"baseline\": str '1'"]),
+        (PAIR | {"margins_chosen": [1.0]}, ['"margins_chosen" has a number, "margins_rejected" has none']),
+        (PAIR | {"margins_rejected": [1.0]}, ['"margins_rejected" has a number']),
+        (
+            PAIR | {"margins_chosen": [1, 2], "margins_rejected": [1]},
+            ['2 in "margins_chosen", 1 in "margins_rejected"'],
+        ),
+        (PAIR | {"margins_chosen": [], "margins_rejected": []}, ["at least one", '0 in "margins_chosen"']),
+        (PAIR | {"margins_chosen": [1, None], "margins_rejected": [1, 2]}, ['key "margins_chosen[1]": null']),
+        (PAIR | {"margins_chosen": [True], "margins_rejected": [1]}, ['key "margins_chosen[0]": bool True']),
+        (PAIR | {"margins_chosen": 1, "margins_rejected": 2}, ['key "margins_chosen": int 1']),
         (CHAT | {"tools": "[{"}, ['key "tools", column']),
         (CHAT | {"tools": [1]}, ['key "tools": list [1]']),
         (CHAT | {"tools": '{"name": "f"}'}, ['key "tools": dict']),
@@ -339,9 +354,17 @@ def test_numbers():
     assert set(row) - {"other"} <= set(KNOWN_COLUMNS)
 
 
+def test_margins_probability_and_baseline():
+    row = PAIR | {"margins_chosen": [1, -2.5], "margins_rejected": [0, 3], "probability": 0.75, "baseline": -1}
+    expected = {"margins": ((1.0, -2.5), (0.0, 3.0)), "probability": 0.75, "baseline": -1.0}
+    assert group_of(row).columns == expected
+    assert set(row) <= set(KNOWN_COLUMNS)
+    assert [group_of(PAIR | {"probability": p}).columns["probability"] for p in (0, 1)] == [0.0, 1.0]
+
+
 def test_null_numbers_are_absent():
-    row = PAIR | dict.fromkeys(("weight", "margin", "score_chosen", "score_rejected", "scores_chosen"))
-    assert group_of(row).columns == {}
+    keys = ("weight", "margin", "score_chosen", "score_rejected", "scores_chosen", "margins_chosen", "margins_rejected")
+    assert group_of(PAIR | dict.fromkeys((*keys, "probability", "baseline"))).columns == {}
 
 
 @pytest.mark.parametrize("tools", [[{"name": "f"}], '[{"name": "f"}]'])

@@ -1,0 +1,213 @@
+"""Objectives on pairs that set the reward of each completion by itself, not only the distance between the two.
+
+rho is a completion's log-ratio, log pi(y|x) - log pi_ref(y|x), summed over its tokens; R = beta * rho is its reward.
+An index c means the chosen completion, r the rejected one; D = rho_c - rho_r.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxpref.logprobs import Logps
+from jaxpref.objectives._math import NotNegative, Positive, log_ratios, pair_weight, reward_metrics
+from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
+
+
+@needs(groups=PAIRS)
+def nca(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.01) -> ObjectiveOutput:
+    """Noise-contrastive alignment of pairs: -log sigmoid(R_c) - (log sigmoid(-R_c) + log sigmoid(-R_r)) / 2.
+
+    Args:
+        policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
+        weight: [B] weight of every pair, >= 0.
+        beta: scale of the rewards, > 0; 0.01 in the authors' recipe, 0.1 in TRL.
+    Returns: loss_B in nats, 2 ln 2 where policy equals reference.
+    Source: Chen et al., arXiv 2402.05369, for two completions; TRL's `loss_type: nca_pair`.
+    Use: the chosen answer must not lose likelihood; beta 0.01, lr 5e-6.
+    Curves: loss falls from 1.386; rewards/chosen goes to log 2 (0.69) and stays; rewards/rejected falls.
+    """
+    reward_BK = beta * log_ratios(policy, ref)
+    noise_BK = jax.nn.log_sigmoid(-reward_BK)
+    loss_B = -jax.nn.log_sigmoid(reward_BK[:, 0]) - 0.5 * (noise_BK[:, 0] + noise_BK[:, 1])
+    return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(reward_BK))
+
+
+@needs(groups=PAIRS)
+def sppo_hard(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.001) -> ObjectiveOutput:
+    """Self-play preference optimisation, hard labels: (rho_c - 1 / (2 beta))^2 + (rho_r + 1 / (2 beta))^2.
+
+    Args:
+        policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
+        weight: [B] weight of every pair, >= 0.
+        beta: 1 / eta of the paper, > 0; log-ratios are driven to +-1 / (2 beta), 500 for 0.001.
+    Returns: loss_B in square nats, 1 / (2 beta^2) where policy equals reference.
+    Source: Wu et al., arXiv 2405.00675, eq. 4.7 with P = 1; TRL's `loss_type: sppo_hard`, twice the authors' code.
+    Use: rounds of answers sampled from the policy itself; beta 0.001, lr 5e-7, with clipped gradients.
+    Curves: the loss falls little from its large start; rewards go towards +1/2 and -1/2.
+    """
+    return _regression(policy, ref, weight, 0.5, beta)
+
+
+@needs(groups=PAIRS)
+def sppo_soft(
+    policy: Logps, ref: Logps, probability: jax.Array, weight: jax.Array | None = None, *, beta: Positive = 0.001
+) -> ObjectiveOutput:
+    """Self-play preference optimisation: (rho_c - (P - 1/2) / beta)^2 + (rho_r + (P - 1/2) / beta)^2.
+
+    Args:
+        policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
+        probability: [B] P, the probability that the chosen completion beats the rejected one, in [0, 1].
+        weight: [B] weight of every pair, >= 0.
+        beta: 1 / eta of the paper, > 0; 0.001.
+    Returns: loss_B in square nats, 2 ((P - 1/2) / beta)^2 where policy equals reference.
+    Source: Wu et al., arXiv 2405.00675, eq. 4.7, with P of this pair for the chosen one and 1 - P for the rejected one,
+        as `sppo_single` of the authors' code (which takes half of it).
+    Use: as sppo_hard, when a preference model gives probabilities.
+    Curves: rewards go towards P - 1/2 and 1/2 - P.
+    """
+    return _regression(policy, ref, weight, probability - 0.5, beta)
+
+
+@needs(groups=PAIRS)
+def cal_dpo(
+    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.002, lam: NotNegative = 1.0
+) -> ObjectiveOutput:
+    """Calibrated DPO: -log sigmoid(D) + lam * ((rho_c - 1 / (2 beta))^2 + (rho_r + 1 / (2 beta))^2).
+
+    Args:
+        policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
+        weight: [B] weight of every pair, >= 0.
+        beta: > 0; log-ratios are driven to +-1 / (2 beta); 0.002 in the authors' recipe.
+        lam: weight of the calibration, >= 0; 1, and 0.5 in the authors' code.
+    Returns: loss_B, ln 2 + lam / (2 beta^2) where policy equals reference.
+    Source: Xiao et al., arXiv 2412.14516; the first term has no beta, as in its code.
+    Use: the chosen answer loses likelihood under dpo; beta 0.002, lr 5e-7, with clipped gradients.
+    Curves: the loss falls little from its large start; rewards go towards +1/2 and -1/2.
+    """
+    out, rho_BK = sppo_hard(policy, ref, weight, beta=beta), log_ratios(policy, ref)
+    return out._replace(loss_B=lam * out.loss_B - jax.nn.log_sigmoid(rho_BK[:, 0] - rho_BK[:, 1]))
+
+
+@needs(groups=PAIRS)
+def mdpo_anchor(
+    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1, delta: float = 0.0
+) -> ObjectiveOutput:
+    """Anchor of mDPO: -log sigmoid(R_c - delta).
+
+    Args:
+        policy, ref: summed log-probs [B, 2] in nats; the reference is constant; the rejected completion is not used.
+        weight: [B] weight of every pair, >= 0.
+        beta: scale of the rewards, > 0; 0.1 in the authors' code.
+        delta: reward that chosen completions should have; 0 in the authors' code.
+    Returns: loss_B in nats, log(1 + exp(delta)) where policy equals reference: ln 2 for delta 0.
+    Source: Wang et al., arXiv 2406.11839, the third of its terms alone.
+    Use: a second objective beside dpo, of the same beta and weight 1, when rewards/chosen falls.
+    Curves: rewards/chosen stays above delta.
+    """
+    reward_BK = beta * log_ratios(policy, ref)
+    loss_B = -jax.nn.log_sigmoid(reward_BK[:, 0] - delta)
+    return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(reward_BK))
+
+
+@needs(groups=PAIRS)
+def apo_zero(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1) -> ObjectiveOutput:
+    """Anchored preference optimisation, zero: 1 - sigmoid(R_c) + sigmoid(R_r).
+
+    Args:
+        policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
+        weight: [B] weight of every pair, >= 0.
+        beta: scale of the rewards, > 0; 0.1 in TRL, 0.05 for SmolLM3.
+    Returns: loss_B, 1 where policy equals reference.
+    Source: D'Oosterlinck et al., arXiv 2408.06266; TRL's `loss_type: apo_zero`.
+    Use: chosen answers better than the policy's own: it makes them likelier; beta 0.05 to 0.1, lr 2e-7.
+    Curves: loss falls from 1 towards 0; rewards/chosen rises and rewards/rejected falls.
+    """
+    reward_BK = beta * log_ratios(policy, ref)
+    loss_B = jax.nn.sigmoid(-reward_BK[:, 0]) + jax.nn.sigmoid(reward_BK[:, 1])
+    return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(reward_BK))
+
+
+@needs(groups=PAIRS)
+def apo_down(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1) -> ObjectiveOutput:
+    """Anchored preference optimisation, down: sigmoid(R_c) + 1 - sigmoid(R_c - R_r).
+
+    Args:
+        policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
+        weight: [B] weight of every pair, >= 0.
+        beta: scale of the rewards, > 0; 0.1 in TRL.
+    Returns: loss_B, 1 where policy equals reference.
+    Source: D'Oosterlinck et al., arXiv 2408.06266; TRL's `loss_type: apo_down`.
+    Use: chosen answers worse than the policy's own: both become less likely, the rejected more so; lr 2e-7.
+    Curves: loss falls from 1 towards 0; both rewards fall, rewards/rejected faster.
+    """
+    reward_BK = beta * log_ratios(policy, ref)
+    loss_B = jax.nn.sigmoid(reward_BK[:, 0]) + jax.nn.sigmoid(reward_BK[:, 1] - reward_BK[:, 0])
+    return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(reward_BK))
+
+
+@needs(groups=PAIRS)
+def bco_pair(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.01) -> ObjectiveOutput:
+    """Binary classifier optimisation of pairs, no shift: -log sigmoid(R_c) - log sigmoid(-R_r).
+
+    Args:
+        policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
+        weight: [B] weight of every pair, >= 0.
+        beta: scale of the rewards, > 0; 0.01 is usual, 0.1 in TRL.
+    Returns: loss_B in nats, 2 ln 2 where policy equals reference.
+    Source: Jung et al., arXiv 2404.04656, with its shift delta = 0, as TRL's `loss_type: bco_pair` since 0.29.
+    Use: an upper bound of dpo that keeps rewards/chosen above 0; beta 0.01, lr 5e-7.
+    Curves: loss falls from 1.386; rewards/chosen rises above 0 and rewards/rejected falls below.
+    """
+    reward_BK = beta * log_ratios(policy, ref)
+    return ObjectiveOutput(_classified(reward_BK), pair_weight(policy, weight), reward_metrics(reward_BK))
+
+
+@needs(groups=PAIRS, coupled=True, running={"mean": 0.0, "count": 0.0})
+def bco_pair_centred(
+    policy: Logps,
+    ref: Logps,
+    running: Mapping[str, jax.Array],
+    weight: jax.Array | None = None,
+    *,
+    beta: Positive = 0.01,
+) -> ObjectiveOutput:
+    """Binary classifier optimisation of pairs: -log sigmoid(R_c - delta) - log sigmoid(-(R_r - delta)).
+
+    delta is the mean of the rewards of all completions seen so far, this batch included; it has no gradient.
+
+    Args:
+        policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
+        running: `mean` and `count` of the rewards before this batch; 0 at the start.
+        weight: [B] weight of every pair, >= 0, in the loss and in delta: 2 is the same as having the pair twice.
+        beta: scale of the rewards, > 0; 0.01 is usual.
+    Returns: loss_B in nats, 2 ln 2 where policy equals reference from the start; `running` after this batch.
+    Source: Jung et al., arXiv 2404.04656; TRL's `loss_type: bco_pair` before 0.29 and LLaMA-Factory.
+    Use: as bco_pair, a closer bound of dpo; beta 0.01, lr 5e-7.
+    Curves: as bco_pair, around bco/delta instead of 0.
+    """
+    reward_BK, weight_B = beta * log_ratios(policy, ref), pair_weight(policy, weight)
+    mean, count = _mean_so_far(jax.lax.stop_gradient(reward_BK), weight_B, running)
+    metrics = reward_metrics(reward_BK) | {"bco/delta": jnp.broadcast_to(mean, weight_B.shape)}
+    return ObjectiveOutput(_classified(reward_BK - mean), weight_B, metrics, running={"mean": mean, "count": count})
+
+
+def _regression(policy: Logps, ref: Logps, weight, target_B: jax.Array | float, beta: float) -> ObjectiveOutput:
+    """Rewards R to the target: (R_c - target)^2 + (R_r + target)^2, over beta^2."""
+    rho_BK = log_ratios(policy, ref)
+    loss_B = (rho_BK[:, 0] - target_B / beta) ** 2 + (rho_BK[:, 1] + target_B / beta) ** 2
+    return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
+
+
+def _classified(logit_BK: jax.Array) -> jax.Array:
+    """Cross-entropy of the labels "chosen" and "rejected"."""
+    return -jax.nn.log_sigmoid(logit_BK[:, 0]) - jax.nn.log_sigmoid(-logit_BK[:, 1])
+
+
+def _mean_so_far(reward_BK: jax.Array, weight_B: jax.Array, running: Mapping[str, jax.Array]):
+    """(mean, count) of the rewards of both completions, this batch included; empty slots weigh nothing."""
+    weight_B = weight_B.astype(reward_BK.dtype)
+    added = 2.0 * weight_B.sum()
+    count = running["count"] + added
+    surplus = jnp.sum(weight_B * (reward_BK[:, 0] + reward_BK[:, 1])) - added * running["mean"]
+    return running["mean"] + surplus / jnp.maximum(count, 1e-30), count

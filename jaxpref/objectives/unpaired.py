@@ -1,0 +1,144 @@
+"""Objectives on single completions with a label, 1 desirable or 0 undesirable, and a reference.
+
+The log averages a metric over the batch's groups.  `rewards/accuracies` and `rewards/signed` are such means as they
+stand.  `rewards/chosen` and `rewards/rejected` are means over the desirable and the undesirable groups only: they are
+made with the shares of the two in the whole batch, which objectives that are coupled see and others do not.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxpref.logprobs import Logps
+from jaxpref.objectives._math import NotNegative, Positive, log_ratios, pair_weight
+from jaxpref.objectives.contract import JUDGED, ObjectiveOutput, needs
+
+
+@needs(groups=("judged_other",), coupled=True)
+def kto(
+    policy: Logps,
+    ref: Logps,
+    label: jax.Array,
+    weight: jax.Array | None = None,
+    *,
+    beta: Positive = 0.1,
+    desirable_weight: NotNegative = 1.0,
+    undesirable_weight: NotNegative = 1.0,
+) -> ObjectiveOutput:
+    """KTO: w_D * (1 - sigmoid(beta * (rho - z0))) where label is 1, else w_U * (1 - sigmoid(beta * (z0 - rho))).
+
+    Kahneman-Tversky optimisation.  z0 = max(0, mean of rho(y') over the whole batch), y' an answer to another prompt:
+    an estimate of the KL divergence from the reference, without gradient.
+
+    Args:
+        policy, ref: summed log-probs in nats and token counts, [B, 2]: the judged answer, the answer to another prompt;
+            the reference is constant.
+        label: [B] 1 for a desirable answer, 0 for an undesirable one.
+        weight: [B] weight of every group, >= 0, in the loss and in z0: 2 is the same as having the group twice.
+        beta: strength of the pull towards the reference, > 0; 0.1 is usual.
+        desirable_weight, undesirable_weight: w_D and w_U, >= 0.  They multiply the loss and are not divided out.
+    Returns: loss_B in [0, w], w / 2 where policy equals reference.
+    Source: Ethayarajh et al., arXiv 2402.01306; TRL's `loss_type: kto`, but z0 over the whole batch.
+    Use: where answers were judged one by one.  Choose the weights so that w_D * desirable / (w_U * undesirable) is 1 to
+        1.33; learning rate 5e-7 to 5e-6, batches of at least 16, for z0 is an estimate.
+    Curves: `kl` (z0) stays small against the rewards and rises slowly; `rewards/chosen` rises, `rewards/rejected` falls
+        (0 in a batch without any of that label).
+    """
+    rho_BK = log_ratios(policy, ref)
+    weight_B = pair_weight(policy, weight)
+    z0 = jnp.maximum(_mean(jax.lax.stop_gradient(rho_BK[:, 1]), weight_B), 0.0)
+    side_B = label * desirable_weight + (1.0 - label) * undesirable_weight
+    loss_B = side_B * jax.nn.sigmoid(-_sign(label) * beta * (rho_BK[:, 0] - z0))
+    metrics = {"kl": jnp.broadcast_to(z0, loss_B.shape)} | _batch_metrics(beta * rho_BK[:, 0], label, policy)
+    return ObjectiveOutput(loss_B, weight_B, metrics)
+
+
+@needs(groups=JUDGED)
+def apo_zero_unpaired(
+    policy: Logps, ref: Logps, label: jax.Array, weight: jax.Array | None = None, *, beta: Positive = 0.1
+) -> ObjectiveOutput:
+    """Anchored preference optimisation, unpaired: 1 - sigmoid(beta * rho) where label is 1, else sigmoid(beta * rho).
+
+    Args:
+        policy, ref: summed log-probs in nats and token counts, [B, K]; completions after the first are not used; the
+            reference is constant.
+        label: [B] 1 for a desirable answer, 0 for an undesirable one.
+        weight: [B] weight of every group, >= 0.
+        beta: strength of the pull towards the reference, > 0; 0.1 is usual.
+    Returns: loss_B in [0, 1], 1/2 where policy equals reference.
+    Source: D'Oosterlinck et al., arXiv 2408.06266; TRL's `loss_type: apo_zero_unpaired`.
+    Use: where desirable answers are better than the model's own; needs no answers to other prompts.  Learning rate as
+        for KTO.
+    Curves: `rewards/signed`, the reward with a minus where label is 0, rises from 0; `rewards/accuracies`, the share of
+        rewards with the right sign, rises towards 1.
+    """
+    reward_B = beta * log_ratios(policy, ref)[:, 0]
+    loss_B = jax.nn.sigmoid(-_sign(label) * reward_B)
+    return ObjectiveOutput(loss_B, pair_weight(policy, weight), _metrics(reward_B, label))
+
+
+@needs(groups=JUDGED, coupled=True, running={"mean": 0.0, "count": 0.0})
+def bco(
+    policy: Logps,
+    ref: Logps,
+    label: jax.Array,
+    running: Mapping[str, jax.Array],
+    weight: jax.Array | None = None,
+    *,
+    beta: Positive = 0.01,
+) -> ObjectiveOutput:
+    """BCO: -log sigmoid(beta * rho - delta) where label is 1, else -log sigmoid(delta - beta * rho).
+
+    Binary classifier optimisation.  delta is the mean of all rewards beta * rho so far, this batch's included, without
+    gradient.
+
+    Args:
+        policy, ref: summed log-probs in nats and token counts, [B, K]; completions after the first are not used; the
+            reference is constant.
+        label: [B] 1 for a desirable answer, 0 for an undesirable one.
+        running: `mean` and `count` of the rewards before this batch; 0 at the start.
+        weight: [B] weight of every group, >= 0, in the loss and in delta: 2 is the same as having the group twice.
+        beta: strength of the pull towards the reference, > 0; 0.01 is usual.
+    Returns: loss_B in nats, ln 2 where policy equals reference and did so far.
+    Source: Jung et al., arXiv 2404.04656, with the running mean that TRL's BCOTrainer had; its weighting by prompt
+        density is left out.
+    Use: where answers were judged one by one, KTO's alternative without answers to other prompts; learning rate 5e-7.
+    Curves: `bco/delta` drifts slowly; `rewards/chosen` stays above it, `rewards/rejected` below (0 in a batch without
+        any of that label).
+    """
+    reward_B = beta * log_ratios(policy, ref)[:, 0]
+    weight_B = pair_weight(policy, weight)
+    after = _mean_so_far(running, jax.lax.stop_gradient(reward_B), weight_B)
+    loss_B = -jax.nn.log_sigmoid(_sign(label) * (reward_B - after["mean"]))
+    metrics = {"bco/delta": jnp.broadcast_to(after["mean"], loss_B.shape)} | _batch_metrics(reward_B, label, policy)
+    return ObjectiveOutput(loss_B, weight_B, metrics, running=after)
+
+
+def _sign(label: jax.Array) -> jax.Array:
+    return 2.0 * label - 1.0
+
+
+def _metrics(reward_B: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
+    signed_B = jax.lax.stop_gradient(_sign(label) * reward_B)
+    return {"rewards/signed": signed_B, "rewards/accuracies": (signed_B > 0).astype(jnp.float32)}
+
+
+def _batch_metrics(reward_B: jax.Array, label: jax.Array, policy: Logps) -> dict[str, jax.Array]:
+    """The same, and the means over each label: a reward divided by its label's share averages to them."""
+    reward_B, present_B = jax.lax.stop_gradient(reward_B), pair_weight(policy, None)
+    per_share = lambda of_B: of_B * reward_B / jnp.maximum(_mean(of_B, present_B), 1e-9)
+    chosen_B, rejected_B = per_share(label), per_share(1.0 - label)
+    sides = {"rewards/chosen": chosen_B, "rewards/rejected": rejected_B, "rewards/margins": chosen_B - rejected_B}
+    return _metrics(reward_B, label) | sides
+
+
+def _mean(x_B: jax.Array, weight_B: jax.Array) -> jax.Array:
+    """Weighted mean over the groups of the batch; 0 where nothing weighs."""
+    return jnp.sum(weight_B * x_B) / jnp.maximum(weight_B.sum(), 1e-9)
+
+
+def _mean_so_far(before: Mapping[str, jax.Array], x_B: jax.Array, weight_B: jax.Array) -> dict[str, jax.Array]:
+    count = before["count"] + weight_B.sum()
+    share = weight_B.sum() / jnp.maximum(count, 1e-9)
+    return {"mean": before["mean"] + share * (_mean(x_B, weight_B) - before["mean"]), "count": count}

@@ -1,0 +1,137 @@
+"""Closed-form optima through the real trainer: a small Llama whose completions can be enumerated.
+
+Nine completions of one prompt, every ordered pair of them as data, with the Bradley-Terry probability of that order as
+its weight.  Full-batch training must then reach the published optimum among the nine.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+import tiny
+
+from jaxpref import build as b
+from jaxpref.export import export_run, run_params
+
+pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
+
+TEXTS = ["".join(letters) for letters in itertools.product("abc", repeat=2)]
+BETA = 0.7
+DISTANCE = 0.02
+"""Total variation between the trained policy and the optimum, both among the nine completions."""
+_RNG = np.random.default_rng(0)
+REWARD, OTHER = _RNG.normal(size=(2, len(TEXTS)))
+
+
+def rows(reward, **per_text) -> list[dict]:
+    """Ordered pairs; `per_text` are columns of every completion, such as margins."""
+    made = []
+    for i, j in itertools.permutations(range(len(TEXTS)), 2):
+        row = {"prompt": "n", "chosen": TEXTS[i], "rejected": TEXTS[j]}
+        row |= {"weight": 1 / (1 + np.exp(reward[j] - reward[i]))}
+        for name, values in per_text.items():
+            row |= {f"{name}_chosen": values[i], f"{name}_rejected": values[j]}
+        made.append(row)
+    return made
+
+
+def train(directory, lines, objective, *, steps=300, model=None, **changes):
+    """A finished run on these rows, and log-probs of the nine under its policy and under the model it began with."""
+    model = model or tiny.write_model(directory / "model", scale=0.5)
+    data = tiny.write_rows(directory / "rows.jsonl", lines)
+    config = tiny.config(
+        directory / "run", model, data, objective=objective,
+        train={"batch_size": len(lines), "epochs": steps, "micro_rows": 8, "log_every": steps},
+        data={"train": [str(data)], "eval": [], "row_length": 64},
+        optim={"learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 5, "clip_norm": None}, **changes,
+    )  # fmt: skip
+    tiny.run(config)
+    pieces = b.build(config)
+    groups, _ = b.read_data(pieces, "train")
+    after, before = (
+        logps_of_texts(pieces, params, groups, lines)
+        for params in (run_params(pieces, config.out, "latest")[0], b.load_params(pieces))
+    )
+    return config, after, before
+
+
+def logps_of_texts(pieces, params, groups, lines):
+    values = b.compute_logps(pieces, params, groups)
+    found = {lines[g.row_id]["chosen"]: float(values[g.row_id][0]) for g in groups}
+    return np.array([found[text] for text in TEXTS])
+
+
+def normal(logp):
+    return np.exp(logp - np.logaddexp.reduce(logp))
+
+
+def distance(a, b):
+    return 0.5 * np.abs(a - b).sum()
+
+
+def assert_reached(after, before, tilt):
+    """The policy among the nine is pi_ref exp(tilt) / Z, and it was not so before."""
+    optimum = normal(before + tilt)
+    assert distance(normal(before), optimum) > 5 * DISTANCE
+    assert distance(normal(after), optimum) < DISTANCE
+
+
+def test_dpo(tmp_path):
+    _, after, before = train(tmp_path, rows(REWARD), [{"name": "dpo", "beta": BETA}])
+    assert_reached(after, before, REWARD / BETA)
+
+
+@pytest.mark.parametrize("base", [pytest.param(0, id="first"), pytest.param(1, id="second")])
+def test_modpo_with_explicit_margins(tmp_path, base):
+    """Weights (0.6, 0.4); which objective is the base does not change the optimum."""
+    rewards, weights = ([REWARD, OTHER], [0.6, 0.4]) if base == 0 else ([OTHER, REWARD], [0.4, 0.6])
+    lines = rows(rewards[0], margins=[[value] for value in rewards[1]])
+    _, after, before = train(tmp_path, lines, [{"name": "modpo", "beta": BETA, "w": weights}])
+    assert_reached(after, before, (0.6 * REWARD + 0.4 * OTHER) / BETA)
+
+
+@pytest.mark.slow
+def test_modpo_with_an_implicit_margin(tmp_path):
+    """The margin is the log-ratio of a policy that was trained on the other objective before."""
+    model = tiny.write_model(tmp_path / "model", scale=0.5)
+    (tmp_path / "margin").mkdir()
+    first, *_ = train(tmp_path / "margin", rows(OTHER), [{"name": "dpo", "beta": BETA}], model=model, steps=600)
+    export_run(first.out, tmp_path / "policy", step="latest")
+    _, after, before = train(
+        tmp_path, rows(REWARD), [{"name": "modpo_implicit", "beta": BETA, "w": [0.6, 0.4]}], model=model, steps=600,
+        reference={"extra": [str(tmp_path / "policy")], "cache_dir": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert_reached(after, before, (0.6 * REWARD + 0.4 * OTHER) / BETA)
+
+
+@pytest.mark.slow
+def test_ipo_with_sums(tmp_path):
+    """pi_ref exp(E_y'[p(y > y')] / tau) / Z under uniform opponents."""
+    _, after, before = train(tmp_path, rows(REWARD), [{"name": "ipo_sum", "beta": 0.3}], steps=600)
+    wins = 1 / (1 + np.exp(REWARD[None, :] - REWARD[:, None]))
+    assert_reached(after, before, wins.mean(1) / 0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["f_dpo_forward_kl", "f_dpo_js", "f_dpo_alpha"])
+def test_f_dpo(tmp_path, name):
+    """beta f'(pi / pi_ref) = reward + const among the nine."""
+    _, after, before = train(tmp_path, rows(REWARD), [{"name": name, "beta": 2.0}], steps=1000)
+    rho = after - before
+    score = {"f_dpo_forward_kl": 1 - np.exp(-rho), "f_dpo_js": -np.logaddexp(0, -rho), "f_dpo_alpha": (1 - np.exp(-0.5 * rho)) / 0.5}[name]  # fmt: skip
+    centred = lambda x: x - x.mean()
+    np.testing.assert_allclose(2.0 * centred(score), centred(REWARD), atol=0.05)
+    assert np.abs(centred(REWARD)).max() > 0.5
+
+
+@pytest.mark.slow
+def test_rdpo_recovers_from_flipped_labels_and_dpo_does_not(tmp_path):
+    """A fifth of the labels are flipped: in expectation, a pair's weight is mixed with its opposite's."""
+    lines = rows(REWARD)
+    flipped = [line | {"weight": 0.8 * line["weight"] + 0.2 * (1 - line["weight"])} for line in lines]
+    found = {}
+    for name, objective in (("rdpo", {"beta": BETA, "eps": 0.2}), ("dpo", {"beta": BETA})):
+        (tmp_path / name).mkdir()
+        _, after, before = train(tmp_path / name, flipped, [{"name": name, **objective}], steps=600)
+        found[name] = distance(normal(after), normal(before + REWARD / BETA))
+    assert found["rdpo"] < DISTANCE < 3 * DISTANCE < found["dpo"]
