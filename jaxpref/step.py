@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxpref.data.kinds import NAMES
 from jaxpref.logprobs import Logps, completion_logps, completion_reference, data_logps
 from jaxpref.models.decoder import Model
 from jaxpref.objectives import Part, asked_logps
@@ -24,16 +25,6 @@ from jaxpref.types import Batch
 
 REFERENCE_COLUMN = "ref_logp"
 """Per-completion column [R, G, K] of cached reference log-probs, in place of a reference model."""
-
-SIDES = {
-    "pair": ("chosen", "rejected"),
-    "triple": ("chosen", "rejected", "gold"),
-    "single": ("completion",),
-    "judged": ("completion",),
-    "judged_other": ("completion", "other"),
-    "ranked": ("best",),
-}
-"""Kind of groups -> names under which the log-probs of their first completions are logged."""
 
 
 class TrainState(NamedTuple):
@@ -332,7 +323,7 @@ def _loss_and_sums(scoring: Scoring, logps: Logps, ref: Logps | None, batch: Bat
         per_group |= {name: x_B for name, x_B in out.metrics.items() if name not in per_group}
         carried |= {part.name: out.running} if part.name in running else {}
     group = {name: jnp.sum(real(x_B)) for name, x_B in per_group.items()}
-    group |= {f"logps/{side}": logps.sum[:, k].sum() for k, side in enumerate(SIDES[scoring.kind])}
+    group |= {f"logps/{side}": logps.sum[:, k].sum() for k, side in enumerate(NAMES[scoring.kind])}
     token = {
         "entropy": (logps.entropy.sum(), logps.count.sum()),
         "mean_token_accuracy": (logps.top1[:, 0].sum(), logps.count[:, 0].sum()),

@@ -118,9 +118,12 @@ def test_f_dpo(tmp_path, name):
     """beta f'(pi / pi_ref) = reward + const among the nine."""
     _, after, before = train(tmp_path, rows(REWARD), [{"name": name, "beta": 2.0}], steps=1000)
     rho = after - before
-    score = {"f_dpo_forward_kl": 1 - np.exp(-rho), "f_dpo_js": -np.logaddexp(0, -rho), "f_dpo_alpha": (1 - np.exp(-0.5 * rho)) / 0.5}[name]  # fmt: skip
+    scores = {
+        "f_dpo_forward_kl": 1 - np.exp(-rho), "f_dpo_js": -np.logaddexp(0, -rho),
+        "f_dpo_alpha": (1 - np.exp(-0.5 * rho)) / 0.5,
+    }  # fmt: skip
     centred = lambda x: x - x.mean()
-    np.testing.assert_allclose(2.0 * centred(score), centred(REWARD), atol=0.05)
+    np.testing.assert_allclose(2.0 * centred(scores[name]), centred(REWARD), atol=0.05)
     assert np.abs(centred(REWARD)).max() > 0.5
 
 

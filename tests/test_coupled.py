@@ -54,7 +54,10 @@ def params():
     return jax.jit(make)(jax.random.key(0)), jax.jit(make)(jax.random.key(1))
 
 
-def one_step(params, ref, objective, *, micro_rows, mesh_shape=(1, 1, 1), layout=Layout(32), moving=None):
+PLAIN = Layout(32)
+
+
+def one_step(params, ref, objective, *, micro_rows, mesh_shape=(1, 1, 1), layout=PLAIN, moving=None):
     parts = bind(objective, OBJECTIVES)
     asked = asked_logps(parts)
     mesh = make_mesh(*mesh_shape, devices=jax.devices()[: int(np.prod(mesh_shape))])
@@ -158,5 +161,6 @@ def test_moving_reference(params):
         moving = MovingReference(every, 0.25, jnp.float32)
         fixed, follows = (one_step(policy, ref, [{"name": "dpo"}], micro_rows=2, moving=m) for m in (None, moving))
         assert fixed[0] == follows[0] and fixed[2].ref_params is None
-        expected = jax.tree.map(lambda p, r: 0.25 * p + 0.75 * r if moved else r, follows[2].params, ref)
+        alpha = 0.25 if moved else 0.0
+        expected = jax.tree.map(lambda p, r, a=alpha: a * p + (1 - a) * r, follows[2].params, ref)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), follows[2].ref_params, expected)

@@ -1,5 +1,6 @@
 """Pieces that several objectives share."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import jax
@@ -42,3 +43,10 @@ def reward_metrics(reward_BK: jax.Array) -> dict[str, jax.Array]:
         "rewards/margins": chosen_B - rejected_B,
         "rewards/accuracies": (chosen_B > rejected_B).astype(jnp.float32),
     }
+
+
+def mean_so_far(before: Mapping[str, jax.Array], x: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
+    """Running weighted mean, these numbers included; its statistics are `mean` and `count`."""
+    count = before["count"] + weight.sum()
+    surplus = jnp.sum(weight * (x - before["mean"]))
+    return {"mean": before["mean"] + surplus / jnp.maximum(count, 1e-30), "count": count}

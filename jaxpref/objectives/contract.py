@@ -60,7 +60,10 @@ class Needs:
     coupled: bool = False
     """Whether a pair's loss depends on the other pairs of the batch; then it is given the whole batch."""
     running: Mapping[str, float] = field(default_factory=dict)
-    """Initial values of statistics that it carries from step to step."""
+    """Initial values of statistics that it carries from step to step; for coupled objectives."""
+
+    def __post_init__(self) -> None:
+        assert self.coupled or not self.running, "statistics need the whole batch: set coupled=True"
 
 
 def needs(**kwargs: Any) -> Callable[[Callable], Callable]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.logprobs import Logps
-from jaxpref.objectives._math import NotNegative, Positive, log_ratios, pair_weight, reward_metrics
+from jaxpref.objectives._math import NotNegative, Positive, log_ratios, mean_so_far, pair_weight, reward_metrics
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 
 
@@ -187,9 +187,10 @@ def bco_pair_centred(
     Curves: as bco_pair, around bco/delta instead of 0.
     """
     reward_BK, weight_B = beta * log_ratios(policy, ref), pair_weight(policy, weight)
-    mean, count = _mean_so_far(jax.lax.stop_gradient(reward_BK), weight_B, running)
-    metrics = reward_metrics(reward_BK) | {"bco/delta": jnp.broadcast_to(mean, weight_B.shape)}
-    return ObjectiveOutput(_classified(reward_BK - mean), weight_B, metrics, running={"mean": mean, "count": count})
+    both_BK = jnp.broadcast_to(weight_B[:, None], (len(weight_B), 2))
+    after = mean_so_far(running, jax.lax.stop_gradient(reward_BK[:, :2]), both_BK)
+    metrics = reward_metrics(reward_BK) | {"bco/delta": jnp.broadcast_to(after["mean"], weight_B.shape)}
+    return ObjectiveOutput(_classified(reward_BK - after["mean"]), weight_B, metrics, running=after)
 
 
 def _regression(policy: Logps, ref: Logps, weight, target_B: jax.Array | float, beta: float) -> ObjectiveOutput:
@@ -202,12 +203,3 @@ def _regression(policy: Logps, ref: Logps, weight, target_B: jax.Array | float, 
 def _classified(logit_BK: jax.Array) -> jax.Array:
     """Cross-entropy of the labels "chosen" and "rejected"."""
     return -jax.nn.log_sigmoid(logit_BK[:, 0]) - jax.nn.log_sigmoid(-logit_BK[:, 1])
-
-
-def _mean_so_far(reward_BK: jax.Array, weight_B: jax.Array, running: Mapping[str, jax.Array]):
-    """(mean, count) of the rewards of both completions, this batch included; empty slots weigh nothing."""
-    weight_B = weight_B.astype(reward_BK.dtype)
-    added = 2.0 * weight_B.sum()
-    count = running["count"] + added
-    surplus = jnp.sum(weight_B * (reward_BK[:, 0] + reward_BK[:, 1])) - added * running["mean"]
-    return running["mean"] + surplus / jnp.maximum(count, 1e-30), count

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.logprobs import Logps
-from jaxpref.objectives._math import NotNegative, Positive, log_ratios, pair_weight
+from jaxpref.objectives._math import NotNegative, Positive, log_ratios, mean_so_far, pair_weight
 from jaxpref.objectives.contract import JUDGED, ObjectiveOutput, needs
 
 
@@ -109,7 +109,7 @@ def bco(
     """
     reward_B = beta * log_ratios(policy, ref)[:, 0]
     weight_B = pair_weight(policy, weight)
-    after = _mean_so_far(running, jax.lax.stop_gradient(reward_B), weight_B)
+    after = mean_so_far(running, jax.lax.stop_gradient(reward_B), weight_B)
     loss_B = -jax.nn.log_sigmoid(_sign(label) * (reward_B - after["mean"]))
     metrics = {"bco/delta": jnp.broadcast_to(after["mean"], loss_B.shape)} | _batch_metrics(reward_B, label, policy)
     return ObjectiveOutput(loss_B, weight_B, metrics, running=after)
@@ -136,9 +136,3 @@ def _batch_metrics(reward_B: jax.Array, label: jax.Array, policy: Logps) -> dict
 def _mean(x_B: jax.Array, weight_B: jax.Array) -> jax.Array:
     """Weighted mean over the groups of the batch; 0 where nothing weighs."""
     return jnp.sum(weight_B * x_B) / jnp.maximum(weight_B.sum(), 1e-9)
-
-
-def _mean_so_far(before: Mapping[str, jax.Array], x_B: jax.Array, weight_B: jax.Array) -> dict[str, jax.Array]:
-    count = before["count"] + weight_B.sum()
-    share = weight_B.sum() / jnp.maximum(count, 1e-9)
-    return {"mean": before["mean"] + share * (_mean(x_B, weight_B) - before["mean"]), "count": count}

@@ -1,5 +1,7 @@
 """Planning, packing and iterating: nothing lost, order fixed by the seed, position restorable."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -127,6 +129,18 @@ def test_a_group_longer_than_the_row_is_named():
         Loader(make_groups(10), batch_size=2, micro_rows=1, layout=Layout(16))
 
 
-def test_groups_of_different_k_are_refused():
-    with pytest.raises(InputError, match="row 1: 3"):
-        Loader(make_groups(2) + make_groups(1, completions=3), batch_size=2, micro_rows=1, layout=Layout(64))
+def test_groups_with_fewer_completions_leave_slots_empty():
+    """Ranked lists of two and three answers in one run; numbers of the answers are padded with zeros."""
+    ragged = make_groups(2) + make_groups(1, completions=3)
+    groups = [
+        dataclasses.replace(g, row_id=i, columns={"score": tuple(range(1, len(g.completion_ids) + 1))})
+        for i, g in enumerate(ragged)
+    ]
+    loader = Loader(groups, batch_size=3, micro_rows=1, layout=Layout(64), columns=["score"])
+    (step,) = list(loader.iterate())
+    batch, seen = step.batch, {}
+    for at in zip(*np.nonzero(batch.row_id_RG >= 0), strict=True):
+        seen[int(batch.row_id_RG[at])] = batch.slot_count_RGK[at].tolist(), batch.columns["score"][at].tolist()
+    for i, group in enumerate(groups):
+        lengths = [*map(len, group.completion_ids)]
+        assert seen[i] == (lengths + [0] * (3 - len(lengths)), [1, 2, 3 if len(lengths) == 3 else 0])

@@ -83,9 +83,9 @@ def test_gradient_of_aot_by_hand():
     np.testing.assert_allclose(slope, np.stack([chosen, -chosen], axis=1), rtol=1e-5)
 
 
-def test_aot_label_smoothing_by_hand():
+def test_aot_eps_by_hand():
     expected = [0.9 * dpo_loss(z) + 0.1 * dpo_loss(-z) for z in (0.5, -0.5, -0.5)]
-    np.testing.assert_allclose(aot(POLICY, REF, beta=0.5, label_smoothing=0.1).loss_B, expected, rtol=1e-6)
+    np.testing.assert_allclose(aot(POLICY, REF, beta=0.5, eps=0.1).loss_B, expected, rtol=1e-6)
 
 
 def test_dr_dpo_by_hand():
@@ -114,9 +114,18 @@ def test_dr_dpo_limits():
     _, slope = value_and_gradient(dr_dpo, beta=0.5, beta_prime=1e7)
     np.testing.assert_allclose(slope, value_and_gradient(dpo, beta=0.5)[1], rtol=1e-5)
     assert value(dr_dpo(POLICY, REF, beta=0.5, beta_prime=1e-4)) == pytest.approx(float(losses.min()), rel=1e-3)
-    almost_none = jnp.array([1e-12, 1.0, 1.0])  # all weight is far from the smallest loss
-    out = dr_dpo(POLICY, REF, almost_none, beta=10.0, beta_prime=0.1)
-    assert np.isfinite(out.loss_B).all()
+
+
+def test_dr_dpo_far_from_the_smallest_loss():
+    """Losses 0, 300, 100 in units of 0.1: a share of 1e-12 at the smallest counts, a weight of 0 does not."""
+    of = lambda weight: value_and_gradient(
+        lambda policy, ref: dr_dpo(policy, ref, jnp.array(weight), beta=100.0, beta_prime=0.1)
+    )
+    total, slope = of([1e-12, 1.0, 1.0])
+    assert float(total) == pytest.approx(-0.1 * math.log(0.5e-12), rel=1e-5) and np.isfinite(slope).all()
+    total, slope = of([0.0, 1.0, 1.0])
+    assert float(total) == pytest.approx(100 + 0.1 * math.log(2), rel=1e-5)
+    np.testing.assert_allclose(slope, [[0, 0], [0, 0], [-100, 100]], atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -184,12 +193,20 @@ def test_beta_dpo_by_hand():
     np.testing.assert_allclose(out.metrics["rewards/margins"], [1.5, -1.5, -0.5], rtol=1e-6)
 
 
-def test_beta_of_a_batch_is_bounded_below_and_constant():
-    """Margins far below their running mean; the gradient is that of DPO with the bound as its beta."""
-    running = {"mean": jnp.asarray(100.0), "std": jnp.asarray(1.0)}
+@pytest.mark.parametrize("mean, beta", [(1.0, 0.5 * (1 + 0.6 * (-1 / 3 - 0.9 + 0.1 / 3))), (100.0, 1e-3)])
+def test_beta_of_a_batch_is_constant_and_bounded_below(mean, beta):
+    """Value and gradient are those of DPO with the batch's beta."""
+    running = {"mean": jnp.asarray(mean), "std": jnp.asarray(1.0)}
     got = value_and_gradient(with_running(running=running, m=0.6, filter=0.0), beta=0.5)
-    for part, expected in zip(got, value_and_gradient(dpo, beta=1e-3), strict=True):
-        np.testing.assert_allclose(part, expected, rtol=1e-6)
+    for part, expected in zip(got, value_and_gradient(dpo, beta=beta), strict=True):
+        np.testing.assert_allclose(part, expected, rtol=1e-5)
+
+
+def test_the_draw_knows_this_batch():
+    """M0 5 and spread 0.001 would keep D = 3; with this batch taken in they are 0.2 and 2.75, and noise decides."""
+    running = {"mean": jnp.asarray(5.0), "std": jnp.asarray(1e-3)}
+    out = with_running([0.1, 0.1, 0.99], running, filter=0.67, decay=0.1)(POLICY, REF)
+    assert out.metrics["beta_dpo/kept"].tolist() == [0.0, 0.0, 1.0]
 
 
 def test_beta_looks_at_kept_pairs_only():
@@ -207,7 +224,7 @@ def test_how_many_pairs_are_kept():
     """ceil((1 - filter) n), at least 1, of the real ones only."""
     uniform = jnp.asarray(np.random.default_rng(1).random(128), jnp.float32)
     draw = jax.jit(lambda real_B, left_out: _draw(jnp.zeros(128), real_B, uniform, left_out))
-    for n, left_out, kept in ((10, 0.2, 8), (4, 0.2, 4), (5, 0.2, 4), (1, 0.9, 1), (100, 0.29, 71), (7, 0.0, 7)):
+    for n, left_out, kept in ((10, 0.2, 8), (4, 0.2, 4), (5, 0.2, 4), (1, 0.9, 1), (100, 0.53, 47), (7, 0.0, 7)):
         real = np.arange(128) < n
         drawn = draw(real, left_out)
         assert int(drawn.sum()) == kept and not (drawn & ~real).any()
@@ -265,9 +282,9 @@ def test_finite_at_extremes(name):
 # The case of TRL, its loss in float64, the objective here.
 TRL = [
     ("aot", 0.6920735945138186, aot, {}),
-    ("aot[ls=0.1]", 0.6924351747089574, aot, {"label_smoothing": 0.1}),
+    ("aot[ls=0.1]", 0.6924351747089574, aot, {"eps": 0.1}),
     ("aot_unpaired", 0.691523305697425, aot_unpaired, {}),
-    ("aot_unpaired[ls=0.1]", 0.6918848858925638, aot_unpaired, {"label_smoothing": 0.1}),
+    ("aot_unpaired[ls=0.1]", 0.6918848858925638, aot_unpaired, {"eps": 0.1}),
     ("sigmoid", 0.6923822056173362, with_running(m=0.0, filter=0.0), {}),
     ("sigmoid", 0.6923822056173362, dr_dpo, {"beta_prime": 1e9}),
 ]
