@@ -1,4 +1,4 @@
-"""Writes docs/objectives.md from the docstrings of the objectives and docs/trl_losses.yaml: `python docs/make_objectives.py`.
+"""Writes docs/objectives.md from the objectives' docstrings and docs/trl_losses.yaml; run it after changing either.
 
 A test compares the file with what this makes, so that it cannot drift.
 """
@@ -35,9 +35,9 @@ def _intro() -> str:
 Made by `docs/make_objectives.py` from the docstrings; change those.
 
 The notation: `rho = log pi(y|x) - log pi_ref(y|x)`, summed over the scored tokens of a completion (end-of-sequence
-included), in nats; `n` its scored tokens.  Index 0 is the chosen completion, 1 the rejected one; formulas write `w` and
-`l` for them.  Every value is a weighted mean over the whole batch, whatever the micro-batches, packing and mesh.  Where an
-objective has a `weight`, the data column `weight` weighs its pairs.
+included), in nats; `n` its scored tokens; `L` its summed log-prob.  Completion 0 is the chosen one, 1 the rejected one.
+Every value is a weighted mean over the whole batch, whatever the micro-batches, packing and mesh.  Where an objective
+has a `weight`, the data column `weight` weighs its pairs.
 
 A config lists objectives with their hyperparameters; the list is a weighted sum:
 

@@ -17,8 +17,9 @@ from jaxpref.data.dataset import DataReport, common_columns, load_groups
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import MASKS, UNIFORM, Layout, columns_of
 from jaxpref.errors import InputError
-from jaxpref.models.decoder import SCALAR_HEADS, Model, build_model
+from jaxpref.models.decoder import Model, build_model
 from jaxpref.models.source import Checkpoint, open_checkpoint
+from jaxpref.models.spec import SCALAR_HEADS
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, asked_logps, bind, check_columns, group_kinds
 from jaxpref.reference import cached_logps, frozen_copy, weights_key, with_column
 from jaxpref.sharding import batch_sharding, leaf_path, make_mesh, param_shardings, row_ways

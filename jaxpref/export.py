@@ -12,6 +12,7 @@ from jaxpref.checkpoint import Checkpoints, find_step
 from jaxpref.config import Config, load_config, to_dict
 from jaxpref.errors import InputError
 from jaxpref.models.hf import save_pretrained
+from jaxpref.models.spec import SCALAR_HEADS
 from jaxpref.sharding import param_shardings
 
 
@@ -43,6 +44,8 @@ def run_params(pieces: b.Pieces, run: str | Path, step: str) -> tuple[object, in
 def export_run(run: str | Path, to: str | Path, *, step: str = "best", dtype: str = "float32") -> int:
     """Writes the Hugging Face directory of a run's checkpoint; returns its step.
 
+    A run with a reward head becomes a sequence classifier of one label; a value head is left out.
+
     Args:
         step: `best`, `latest` or a number.
         dtype: of the written weights: float32, bfloat16 or float16.
@@ -50,6 +53,11 @@ def export_run(run: str | Path, to: str | Path, *, step: str = "best", dtype: st
     config = load_run(run)
     pieces = b.build(config)
     params, number = run_params(pieces, run, step)
+    heads = params.get(SCALAR_HEADS, {})
+    if "reward" in heads:
+        params = params | {SCALAR_HEADS: {"reward": heads["reward"]}}
+    else:  # a value head only serves training
+        params = {name: leaf for name, leaf in params.items() if name != SCALAR_HEADS}
     save_pretrained(
         to,
         pieces.source.spec,

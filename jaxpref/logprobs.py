@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxpref.models.decoder import SCALAR_HEADS, Model
+from jaxpref.models.decoder import Model
 from jaxpref.models.layers import product
+from jaxpref.models.spec import SCALAR_HEADS
 from jaxpref.sharding import constrain
 from jaxpref.types import Batch
 
@@ -120,7 +121,7 @@ def _scalar(params: Any, name: str, x_RLD: jax.Array, column: jax.Array, shape: 
     """A scalar head at some columns [R, ...] of the hidden states, in float32."""
     column_RC = column.reshape(column.shape[0], -1)
     x_RCD = jnp.take_along_axis(x_RLD, column_RC[:, :, None], axis=1).astype(jnp.float32)
-    return jnp.sum(x_RCD * params[SCALAR_HEADS][name][None, None, :], axis=-1).reshape(shape)
+    return jnp.sum(x_RCD * params[SCALAR_HEADS][name][:, None, :], axis=-1).reshape(shape)
 
 
 def _sum_by_slot(x_RS: jax.Array, slot_RS: jax.Array, first: int, n: int) -> jax.Array:

@@ -39,7 +39,7 @@ PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"layers/mlp/down", (None, "ffn", "width")),
     (r"final_norm/scale", (None,)),
     (r"head/kernel", ("vocab", None)),
-    (r"scalar_heads/\w+", (None,)),
+    (r"scalar_heads/\w+", (None, None)),
 )
 # Absent when the head is tied to the embedding, and when no objective asks for a scalar.
 _OPTIONAL_RULES = frozenset({r"head/kernel", r"scalar_heads/\w+"})

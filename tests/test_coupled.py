@@ -45,7 +45,10 @@ def every_field(policy, ref):
 def make_groups(count=8):
     rng = np.random.default_rng(3)
     ids = lambda low, high: rng.integers(1, SPEC.vocab, rng.integers(low, high)).astype(np.int32)
-    return [EncodedGroup(ids(3, 9), (ids(2, 8), ids(2, 8)), i, f"row {i}") for i in range(count)]
+    return [
+        EncodedGroup(ids(3, 9), (ids(2, 8), ids(2, 8)), i, f"row {i}", {"label": float(i % 2), "weight": 1.0 + i % 3})
+        for i in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ def one_step(params, ref, objective, *, micro_rows, mesh_shape=(1, 1, 1), layout
     asked = asked_logps(parts)
     mesh = make_mesh(*mesh_shape, devices=jax.devices()[: int(np.prod(mesh_shape))])
     loader = Loader(
-        make_groups(), batch_size=8, micro_rows=micro_rows, layout=layout, columns=[UNIFORM],
+        make_groups(), batch_size=8, micro_rows=micro_rows, layout=layout, columns=[UNIFORM, "label", "weight"],
         masks=[name for name in asked if name in MASKS], score_prompt="prompt" in asked,
     )  # fmt: skip
     (item,) = list(loader.iterate())
@@ -109,6 +112,25 @@ def test_same_loss_gradient_and_statistics(params, unsplit, micro_rows, mesh_sha
     assert (split[3].micro_batches, mesh_shape, layout) != (whole[3].micro_batches, (1, 1, 1), Layout(32))
     assert_same(whole, split)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), whole[2].running, split[2].running)
+
+
+LISTED = [name for name, function in OBJECTIVES.items() if function.needs.coupled]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "kto" else pytest.param(name, marks=pytest.mark.slow) for name in LISTED]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("wpo", "tdpo1", "sampo", "orpo_with_prompt")],
+)
+def test_listed_objectives_on_one_two_and_four_micro_batches_and_on_eight_devices(params, name):
+    apart = Layout(32, pack=False)
+    splits = [(8, (1, 1, 1)), (4, (1, 1, 1)), (2, (1, 1, 1)), (8, (8, 1, 1)), (4, (2, 2, 2))]
+    whole, *others = (one_step(*params, [{"name": name}], micro_rows=n, mesh_shape=m, layout=apart) for n, m in splits)
+    assert [step[3].micro_batches for step in (whole, *others)] == [1, 2, 4, 1, 2]
+    assert max(np.abs(x).max() for x in jax.tree.leaves(whole[1])) > 1e-4
+    for other in others:
+        assert_same(whole, other)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), whole[2].running, other[2].running)
 
 
 def test_the_coupled_gradient_is_not_the_mean_over_micro_batches(params):

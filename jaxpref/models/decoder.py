@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxpref.errors import InputError
 from jaxpref.models import layers
 from jaxpref.models.attention import attention
-from jaxpref.models.spec import ModelSpec
+from jaxpref.models.spec import SCALAR_HEADS, ModelSpec
 from jaxpref.sharding import constrain
 
 # What the backward pass keeps of a layer's forward pass; everything else is recomputed.
@@ -24,8 +24,6 @@ REMAT_POLICIES: dict[str, Any] = {
     "full": jax.checkpoint_policies.nothing_saveable,  # keep the layer's input only
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the weight products
 }
-
-SCALAR_HEADS = "scalar_heads"
 
 _init = nn.initializers.normal(0.02)
 
@@ -169,8 +167,8 @@ def build_model(
         dtype: compute dtype of activations and weight products; norms, softmax and log-probs stay float32.
         remat: a name of REMAT_POLICIES.
         attention_block: columns of an attention block; L must be a multiple.
-        scalar_heads: names of linear maps of the final hidden state to one number (`reward`, `value`), [D] each; they
-            start at zero.
+        scalar_heads: names of linear maps of the final hidden state to one number (`reward`, `value`), [1, D] each;
+            they start at zero.
         scan: False unrolls the layers (compile time grows with depth; for tests and inspection).
     Errors: InputError for an unknown remat policy or sizes that do not fit together.
     """
@@ -187,7 +185,7 @@ def build_model(
     def init(key):
         token_RL = jnp.zeros((1, attention_block), jnp.int32)
         params = module.init(key, token_RL, token_RL, token_RL)["params"]
-        heads = {name: jnp.zeros(spec.width) for name in scalar_heads}
+        heads = {name: jnp.zeros((1, spec.width)) for name in scalar_heads}
         return params | {SCALAR_HEADS: heads} if heads else params
 
     def hidden(params, token_RL, position_RL, expiry_RL):

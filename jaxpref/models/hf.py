@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxpref.errors import InputError
 from jaxpref.models.families import FAMILIES, spec_from_hf
-from jaxpref.models.spec import ModelSpec
+from jaxpref.models.spec import SCALAR_HEADS, ModelSpec
 from jaxpref.models.weights import (
     Index,
     Put,
@@ -160,6 +160,8 @@ def _check_tied_head(source: TensorSource, head: str, table: str) -> None:
 
 # ---- writing
 
+_REWARD_LEAF, _REWARD_WEIGHT = f"{SCALAR_HEADS}/reward", Weight("score.weight", "1,D -> 1D")
+
 
 def save_pretrained(
     directory: str | Path,
@@ -181,7 +183,7 @@ def save_pretrained(
     Args:
         directory: where to; parents are made.
         params: the parameter tree, numpy or (on this process fully addressable) jax arrays; one tensor at a
-            time is brought to the host.
+            time is brought to the host.  With a reward head it becomes a sequence classifier of one label.
         tokenizer: written with its chat template; None writes no tokenizer files.
         dtype: stored: float32, bfloat16 or float16.
         generation_config: written to generation_config.json; None takes the special ids from the tokenizer.
@@ -197,6 +199,10 @@ def save_pretrained(
         raise InputError(f"dtype among {', '.join(str(d) for d in _CODES)}", f"dtype = {dtype}", "choose one of them")
     weights = used_weights(FAMILIES[spec.family].WEIGHTS, spec)
     leaves = flatten(params)
+    rewards = _REWARD_LEAF in leaves
+    if rewards:  # a sequence classifier has no language-modelling head
+        weights = {path: w for path, w in weights.items() if path != "head/kernel"} | {_REWARD_LEAF: _REWARD_WEIGHT}
+        leaves = {path: leaf for path, leaf in leaves.items() if path != "head/kernel"}
     _check_leaves(leaves, weights, spec)
     if tokenizer is not None and len(tokenizer) > spec.vocab:
         raise InputError(
@@ -216,6 +222,9 @@ def save_pretrained(
             **ids,
             **{k: generation[k] for k in ids if k in generation},
         }
+        if rewards:
+            names = [name.replace("ForCausalLM", "ForSequenceClassification") for name in config["architectures"]]
+            config |= {"architectures": names, "num_labels": 1}
         _write_json(partial / "config.json", {**config, "dtype": str(dtype)})
         _write_json(partial / "generation_config.json", generation)
         (partial / "README.md").write_text(model_card, encoding="utf-8")

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+SCALAR_HEADS = "scalar_heads"
+"""Top level of the parameter tree under which linear maps of the hidden state to one number are kept."""
+
 
 @dataclass(frozen=True)
 class Llama3Rope:

@@ -92,6 +92,7 @@ class TensorSource(NamedTuple):
 def axis_sizes(spec: ModelSpec) -> dict[str, int]:
     """Letter -> size, for the letters that a `Weight.layout` may use."""
     return {
+        "1": 1,
         "D": spec.width, "F": spec.ffn, "V": spec.vocab,
         "N": spec.heads, "M": spec.kv_heads, "H": spec.head_dim,
     }  # fmt: skip

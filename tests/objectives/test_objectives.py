@@ -1,4 +1,4 @@
-"""What every objective owes, over the whole registry; and the contract.  Values and identities are in the other files."""
+"""What every objective owes, over the whole registry, and the contract; the other files have each one's own values."""
 
 import inspect
 import math
