@@ -85,6 +85,14 @@ def test_the_demo_step_on_v5e_2x2():
     assert_nothing_whole(result)
 
 
+def test_a_step_of_two_phases_on_v5e_2x2():
+    """Objectives that couple the batch and need the vocabulary: neither brings whole weights or logits to a chip."""
+    result = compile_for("coupled")
+    assert result["arguments"] < 0.6 * GIB
+    assert result["arguments"] + result["temporaries"] < 2 * GIB
+    assert_nothing_whole(result)
+
+
 def test_a_llama_3_1_8b_step_on_v5p_2x2x4():
     """8.03 B parameters, fsdp=4 x tensor=4, 32 rows of 2,048 tokens, over 16 chips of 95 GiB."""
     result = compile_for("llama-3.1-8b")

@@ -27,22 +27,26 @@ SMOLLM2 = ModelSpec("llama", 49152, 576, 1536, 30, 9, 3, 64, 8192, 1e5, 1e-5, Tr
 LLAMA = ModelSpec(
     "llama", 128256, 4096, 14336, 32, 32, 8, 128, 131072, 5e5, 1e-5, False, Llama3Rope(8.0, 1.0, 4.0, 8192)
 )
-# name: model, slice, mesh, micro-batches, rows, row shape
+# name: model, slice, mesh, micro-batches, rows, row shape, objectives
 CASES = {
-    "demo": (SMOLLM2, "v5e:2x2", (1, 4, 1), 3, 4, RowShape(512, 320, 7, 2)),
-    "llama-3.1-8b": (LLAMA, "v5p:2x2x4", (1, 4, 4), 1, 32, RowShape(2048, 1536, 8, 2)),
+    "demo": (SMOLLM2, "v5e:2x2", (1, 4, 1), 3, 4, RowShape(512, 320, 7, 2), ["dpo"]),
+    # Two phases, a sort over the batch, and the KL to the reference in the head.
+    "coupled": (SMOLLM2, "v5e:2x2", (1, 4, 1), 3, 4, RowShape(512, 320, 7, 2), ["aot", "tdpo2"]),
+    "llama-3.1-8b": (LLAMA, "v5p:2x2x4", (1, 4, 4), 1, 32, RowShape(2048, 1536, 8, 2), ["dpo"]),
 }
 
 
 def main(case: str) -> None:
-    spec, topology, mesh_shape, micro_batches, rows, shape = CASES[case]
+    spec, topology, mesh_shape, micro_batches, rows, shape, names = CASES[case]
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     mesh = make_mesh(*mesh_shape, devices=list(devices))
     model = build_model(spec, dtype=jnp.bfloat16)
     config = OptimConfig()
     schedule = make_schedule(config, 100)
     optimizer = make_optimizer(config, schedule)
-    step = make_train_step(Scoring(model, bind([{"name": "dpo"}], OBJECTIVES), 128), optimizer, schedule)
+    step = make_train_step(
+        Scoring(model, bind([{"name": name} for name in names], OBJECTIVES), 128), optimizer, schedule
+    )
 
     params = jax.eval_shape(model.init, jax.random.key(0))
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 0), params)
