@@ -12,9 +12,20 @@ from pathlib import Path
 import yaml
 
 from jaxpref.objectives import FAMILIES, KINDS, OBJECTIVES, TRANSFORMS, Needs
+from jaxpref.objectives.contract import Transform
 
 HERE = Path(__file__).parent
 SECTIONS = ("Args", "Returns", "Source", "Use", "Curves")
+LOGPS = {
+    "common": "log-probs of the first tokens alone (`reference.mode: copy`)",
+    "sampled": "log-probs of drawn tokens (`reference.mode: copy`)",
+    "collision": "the policy's collision probabilities",
+    "kl": "KL divergences from the reference over the vocabulary (`reference.mode: copy`)",
+    "prompt": "the prompt's log-prob",
+    "reward": "a scalar head, `reward`, which is trained from 0",
+    "value": "a scalar head, `value`, which is trained from 0",
+}
+"""Optional fields of `Logps` -> what an objective that reads them works on, and what that asks of the config."""
 
 
 def page() -> str:
@@ -45,7 +56,7 @@ A config lists objectives with their hyperparameters; the list is a weighted sum
       - {{name: dpo, beta: 0.1}}
       - {{name: sft, weight: 0.5}}
       - {{name: odpo, columns: {{score: scores/helpful}}}}    # another data column for an array
-      - {{name: ipo, transform: {{name: ld, alpha: 0.5}}}}    # log-probs changed before the objective
+      - {{name: ipo, transform: {{name: ld, alpha: 0.5}}}}    # log-probs changed before it: [Transforms](#transforms)
       - {{name: mypackage.mymodule:my_loss, scale: 2.0}}    # a function of one's own
 
 What a group of the data holds, and what an objective is defined on:
@@ -84,7 +95,8 @@ def _data(function: Callable) -> str:
     ]  # fmt: skip
     kinds = "any groups" if set(needs.groups) == set(KINDS) else "groups: " + ", ".join(f"`{k}`" for k in needs.groups)
     coupled = ["couples the groups of a batch, exact under accumulation"] if needs.coupled else []
-    return "; ".join([kinds, *asks, *coupled])
+    transformable = ["takes [transforms](#transforms)"] if needs.transformable else []
+    return "; ".join([kinds, *asks, *(LOGPS[name] for name in needs.logps), *coupled, *transformable])
 
 
 def _hyperparameters(function: Callable) -> str:
@@ -94,22 +106,35 @@ def _hyperparameters(function: Callable) -> str:
 
 
 def _transforms() -> str:
-    entries = []
-    for function in TRANSFORMS.values():
-        text = sections(function)
-        source = f"  Source: {_flow(text['Source'])}" if "Source" in text else ""
-        entries.append(f"- `{function.__name__}` ({_hyperparameters(function)}): {_flow(text[''])}{source}")
-    return "\n".join(["## Transforms\n", "Named by a part's `transform`, they go with any objective.\n", *entries, ""])
+    takes = ", ".join(f"`{name}`" for name, function in OBJECTIVES.items() if function.needs.transformable)
+    intro = f"""## Transforms
+
+Changes of the log-probs before an objective, named by its `transform`.  A list may name one that leaves out tokens, and
+after it one of the others.  They go with functions of the log-ratios of a pair, and with functions of one's own without
+`needs`:
+
+{takes}.
+"""
+    return "\n".join([intro, *(_transform(name, transform) for name, transform in TRANSFORMS.items()), ""])
+
+
+def _transform(name: str, transform: Transform) -> str:
+    text = sections(transform.function)
+    needs = "".join(f"  Needs {LOGPS[field]}." for field in transform.logps)
+    source = f"  Source: {_flow(text['Source'])}" if "Source" in text else ""
+    tokens = "; leaves out tokens" if transform.shortens else ""
+    return f"- `{name}` ({_hyperparameters(transform.function)}{tokens}): {_flow(text[''])}{needs}{source}"
 
 
 def _trl() -> str:
     rows = ["| TRL | jaxpref's `objective` | note |", "|---|---|---|"]
     for entry in yaml.safe_load((HERE / "trl_losses.yaml").read_text()):
         ours = yaml.safe_dump(entry["ours"], default_flow_style=True, sort_keys=False, width=10_000).strip()
-        rows.append(f"| {entry['trl']} | `{ours}` | {entry.get('note', '')} |")
+        star = "" if "cases" in entry else "\\*"
+        rows.append(f"| {entry['trl']}{star} | `{ours}` | {entry.get('note', '')} |")
     return "\n".join([
         "## Coming from TRL 1.16\n",
-        "The same numbers (tested against values of TRL 1.16.0 in float64):\n",
+        "The same numbers (tested against values of TRL 1.16.0 in float64, but for the rows with a star):\n",
         *rows, "",
     ])  # fmt: skip
 

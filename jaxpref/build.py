@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxpref.config import Config
+from jaxpref.config import Config, reference_contradictions
 from jaxpref.data.dataset import DataReport, common_columns, load_groups
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import MASKS, UNIFORM, Layout, columns_of
@@ -69,18 +69,21 @@ def build(config: Config, objective: Sequence[Any] | None = None) -> Pieces:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     source = open_checkpoint(config.model.path)
     parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
-    model = _decoder(config, source, [name for name in asked_logps(parts) if name in ("reward", "value")])
+    if found := list(reference_contradictions(config.reference, parts)):
+        raise InputError("settings that fit the objective", "; ".join(found), "correct these keys")
+    model = make_decoder(config, source, parts)
     param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide, before weights are read
     return Pieces(config, mesh, source, source.load_tokenizer(), model, parts)
 
 
-def _decoder(config: Config, source: Checkpoint, scalar_heads: Sequence[str] = ()) -> Model:
+def make_decoder(config: Config, source: Checkpoint, parts: Sequence[Part] = ()) -> Model:
+    """The model of a checkpoint, with the scalar heads that the objectives ask for."""
     return build_model(
         source.spec,
         dtype=jnp.dtype(config.model.compute_dtype),
         remat=config.model.remat,
         attention_block=config.model.attention_block,
-        scalar_heads=scalar_heads,
+        scalar_heads=[name for name in asked_logps(parts) if name in ("reward", "value")],
     )
 
 
@@ -135,7 +138,8 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
     if not paths:
         raise InputError(f"at least one path in data.{which}", "an empty list", f"set data.{which}=[FILE]")
     seed, kinds = pieces.config.train.seed, group_kinds(pieces.parts)
-    groups, report = load_groups(data, pieces.tokenizer, paths, split, kinds=kinds, seed=seed)
+    columns = sorted({name for part in pieces.parts for name in part.all_columns})
+    groups, report = load_groups(data, pieces.tokenizer, paths, split, kinds=kinds, seed=seed, columns=columns)
     check_columns(pieces.parts, common_columns(groups))
     return groups, report
 
@@ -221,14 +225,14 @@ def _logps_under(pieces: Pieces, source: Checkpoint, groups: Sequence[EncodedGro
             f"{source.path}: {source.spec.vocab}",
             "choose one with the same tokenizer",
         )
-    file = Path(config.reference.cache_dir).expanduser() / f"{weights_key(source.path, config.model.compute_dtype)}.npz"
-    theirs = dataclasses.replace(pieces, source=source, model=_decoder(config, source))
+    cache, dtype = Path(config.reference.cache_dir).expanduser(), config.model.compute_dtype
+    theirs = dataclasses.replace(pieces, source=source, model=make_decoder(config, source))
 
     def compute(missing: Sequence[EncodedGroup]) -> Mapping[int, np.ndarray]:
         ready = params if params is not None else load_params(theirs)
         return compute_logps(theirs, jax.tree.map(lambda x: x.astype(pieces.dtype), ready), missing)
 
-    return cached_logps(groups, file, compute)
+    return cached_logps(groups, lambda: cache / f"{weights_key(source.path, dtype)}.npz", compute)
 
 
 def compute_logps(pieces: Pieces, params: Any, groups: Sequence[EncodedGroup]) -> dict[int, np.ndarray]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -97,17 +98,20 @@ class Checkpoints:
         )
         return TrainState(**restored.state), restored.progress
 
-    def restore_params(self, step: int, like: Any) -> Any:
-        """Only the parameters of a step, laid out as `like` says; for export and evaluation."""
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        path = self.directory / str(step) / "state"
+    def restore_parts(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
+        """Some fields of the state (`params`, `running`, ...), laid out as `like` says.
+
+        Leaves of `like` are ShapeDtypeStructs; those without a sharding become numpy arrays on this host.
+        """
         with ocp.PyTreeCheckpointer() as reader:
             args = ocp.args.PyTreeRestore(
-                item={"params": like},
-                restore_args=ocp.checkpoint_utils.construct_restore_args({"params": like}),
-                partial_restore=True,
+                item=like, restore_args=jax.tree.map(_restore_args, like), partial_restore=True
             )
-            return reader.restore(path, args=args)["params"]
+            return reader.restore(self.directory / str(step) / "state", args=args)
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints."""
+        return list(self._manager.all_steps())
 
     def wait(self) -> None:
         """Until everything is on disk."""
@@ -117,13 +121,19 @@ class Checkpoints:
         self._manager.close()
 
 
+def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+    if leaf.sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+    return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+
 def _abstract(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
 def find_step(checkpoints: Checkpoints, wanted: str) -> int:
     """`best`, `latest` or a number -> an existing step.  Errors: InputError naming what is there."""
-    steps = checkpoints._manager.all_steps()
+    steps = checkpoints.steps()
     if wanted == "best":
         step = checkpoints.best() or checkpoints.latest()
     else:

@@ -119,7 +119,7 @@ class TrainConfig:
     max_steps: int | None = Field(default=None, ge=1)
     """Train exactly so many steps instead of epochs."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the data order."""
+    """Seed of the data order, of the draws that objectives ask for, and of the answers lent to other prompts."""
     log_every: int = Field(default=10, ge=1)
     """Steps between log lines; values are averaged over them."""
     eval_every: int | None = Field(default=None, ge=1)
@@ -250,13 +250,14 @@ def contradictions(config: Config) -> list[str]:
     if train.eval_every and not data.eval:
         found.append("train.eval_every is set but data.eval is empty")
     try:
-        found += _reference_contradictions(config.reference, bind(config.objective, OBJECTIVES, TRANSFORMS))
+        found += reference_contradictions(config.reference, bind(config.objective, OBJECTIVES, TRANSFORMS))
     except InputError as error:
         found += error.got.split("; ")
     return found
 
 
-def _reference_contradictions(reference: ReferenceConfig, parts: Sequence[Any]) -> Iterator[str]:
+def reference_contradictions(reference: ReferenceConfig, parts: Sequence[Any]) -> Iterator[str]:
+    """What of the reference's settings does not fit the bound objectives."""
     if not any(part.needs_reference for part in parts):
         for key in ("path", "sync_every"):
             if getattr(reference, key):
@@ -266,11 +267,19 @@ def _reference_contradictions(reference: ReferenceConfig, parts: Sequence[Any]) 
         yield "reference.extra is set but no objective reads further references"
     if readers and not reference.extra:
         yield f"{readers[0]} reads further references: list them in reference.extra"
+    for part in parts:
+        if part.name in ("modpo_implicit", "spo") and reference.sync_every:
+            yield f"{part.name} takes rewards of frozen policies: their reference must not move (reference.sync_every)"
+        for key, more in {"w": 1, "alphas": 1, "lambdas": 0}.items() if part.name in readers else ():
+            given = part.hyperparameters.get(key, ())
+            if given and reference.extra and len(given) != len(reference.extra) + more:
+                models, needed = len(reference.extra), len(reference.extra) + more
+                yield f"{part.name}.{key} has {len(given)} numbers; with {models} models in reference.extra: {needed}"
     if reference.mode == "cache":
         if reference.sync_every:
             yield "reference.sync_every moves the reference, so its log-probs cannot be cached: set reference.mode=copy"
         for part in parts:
-            for name in {"common", "sampled", "kl"} & set(part.needs.logps) if part.needs_reference else ():
+            for name in sorted({"common", "sampled", "kl"} & set(part.needs.logps)) if part.needs_reference else ():
                 yield f"{part.name} needs `{name}` of the reference, which is not cached: set reference.mode=copy"
 
 

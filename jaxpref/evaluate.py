@@ -20,8 +20,9 @@ from jaxpref.build import (
     reference_params,
     with_reference_logps,
 )
-from jaxpref.export import load_run, run_params
-from jaxpref.step import finish_metrics, init_running, make_eval_step
+from jaxpref.export import load_run, run_state
+from jaxpref.reference import frozen_copy
+from jaxpref.step import finish_metrics, make_eval_step
 from jaxpref.types import EncodedGroup
 
 
@@ -48,14 +49,22 @@ class Evaluator:
         return {f"eval/{name}": float(value) for name, value in metrics.items()}
 
 
-def evaluate_run(run: str | Path, *, step: str = "best", overrides: Sequence[str] = ()) -> tuple[dict[str, float], int]:
-    """Metrics of a run's checkpoint on its held-out data (or on `data.eval` of the overrides), and its step."""
-    config = load_run(run, overrides)
-    pieces = build(config)
+def evaluate_run(
+    run: str | Path, *, step: str = "best", overrides: Sequence[str] = (), objective: Sequence[Any] | None = None
+) -> tuple[dict[str, float], int]:
+    """Metrics of a run's checkpoint on its held-out data (or on `data.eval` of the overrides), and its step.
+
+    Args:
+        objective: as given to `train`, when it was.
+    """
+    config = load_run(run, overrides, objective)
+    pieces = build(config, objective)
     groups, report = read_data(pieces, "eval")
     groups, _ = with_reference_logps(pieces, groups)
-    wants_copy = pieces.needs_reference and config.reference.mode == "copy"
-    ref_params = reference_params(pieces, load_params(pieces)) if wants_copy else None
-    params, number = run_params(pieces, run, step)
-    # The statistics of the run's own batches are not restored: an objective that carries some starts anew.
-    return Evaluator(pieces, groups, report.kind)(params, ref_params, init_running(pieces.parts)), number
+    state, number = run_state(pieces, run, step, objective=True)
+    if pieces.moving:
+        ref_params = frozen_copy(state["ref_params"], pieces.dtype)
+    else:
+        wants_copy = pieces.needs_reference and config.reference.mode == "copy"
+        ref_params = reference_params(pieces, load_params(pieces)) if wants_copy else None
+    return Evaluator(pieces, groups, report.kind)(state["params"], ref_params, state["running"]), number

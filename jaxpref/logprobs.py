@@ -48,7 +48,7 @@ class Logps(NamedTuple):
     reward: Any = None
     """Scalar head at the completion's last token."""
     value: Any = None
-    """[B] scalar head at the prompt's last token."""
+    """[B] scalar head at the prompt's last token; 0 where the prompt is empty."""
 
 
 def completion_logps(
@@ -91,7 +91,9 @@ def completion_logps(
     if "reward" in asked:
         extra["reward"] = jnp.where(counts(batch) > 0, _scalar(params, "reward", x_RLD, batch.last_RGK, slots), 0.0)
     if "value" in asked:
-        extra["value"] = batch.valid_RG.reshape(-1) * _scalar(params, "value", x_RLD, batch.prompt_last_RG, (R * G,))
+        at_RG = batch.prompt_last_RG
+        value_RG = _scalar(params, "value", x_RLD, jnp.maximum(at_RG, 0), (R, G))
+        extra["value"] = jnp.where(at_RG >= 0, value_RG, 0.0).reshape(R * G)
     return logps._replace(**extra)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxpref.types import EncodedGroup
 
@@ -42,26 +43,36 @@ def completion_key(group: EncodedGroup, k: int) -> bytes:
 
 def cached_logps(
     groups: Sequence[EncodedGroup],
-    cache_file: Path,
+    cache_file: Callable[[], Path],
     compute: Callable[[Sequence[EncodedGroup]], Mapping[int, Sequence[float]]],
 ) -> tuple[list[tuple[float, ...]], int]:
     """Log-probs of every group's completions under one model, and how many groups had to be computed.
 
+    Only process 0 reads and writes the cache and tells the others: each may have a disk of its own, and all must agree
+    on what is left to compute.
+
     Args:
-        cache_file: `CACHE_DIR/KEY.npz`, made when missing, extended otherwise.
-        compute: groups -> {row id: log-prob of every completion, summed over tokens, nats}.
+        cache_file: makes the path `CACHE_DIR/KEY.npz`; the file is made when missing, extended otherwise.
+        compute: groups -> {row id: log-prob of every completion, summed over tokens, nats}, on every process.
     """
-    known = _read(cache_file)
-    missing = [g for g in groups if any(completion_key(g, k) not in known for k in range(len(g.completion_ids)))]
+    first = jax.process_index() == 0
+    path = cache_file() if first else None
+    known = _read(path) if first else {}
+    keys = [[completion_key(group, k) for k in range(len(group.completion_ids))] for group in groups]
+    values_BK = np.full((len(groups), max(map(len, keys))), np.nan, np.float32)
+    for b, row in enumerate(keys):
+        values_BK[b, : len(row)] = [known.get(key, np.nan) for key in row]
+    if jax.process_count() > 1:
+        values_BK = np.array(multihost_utils.broadcast_one_to_all(values_BK))
+    missing = [b for b, row in enumerate(keys) if np.isnan(values_BK[b, : len(row)]).any()]
     if missing:
-        values = compute(missing)
-        for group in missing:
-            for k in range(len(group.completion_ids)):
-                known[completion_key(group, k)] = np.float32(values[group.row_id][k])
-        if jax.process_index() == 0:
-            _write(cache_file, known)
-    logps = lambda group: tuple(float(known[completion_key(group, k)]) for k in range(len(group.completion_ids)))
-    return [logps(group) for group in groups], len(missing)
+        computed = compute([groups[b] for b in missing])
+        for b in missing:
+            values_BK[b, : len(keys[b])] = np.asarray(computed[groups[b].row_id])[: len(keys[b])]
+        if first:
+            new = {key: value for b in missing for key, value in zip(keys[b], values_BK[b], strict=False)}
+            _write(path, known | new)
+    return [tuple(map(float, values_BK[b, : len(row)])) for b, row in enumerate(keys)], len(missing)
 
 
 def with_column(groups: Sequence[EncodedGroup], name: str, values: Sequence[Any]) -> list[EncodedGroup]:

@@ -19,7 +19,7 @@ from jax import lax
 from jaxpref.data.kinds import NAMES
 from jaxpref.logprobs import Logps, completion_logps, completion_reference, data_logps
 from jaxpref.models.decoder import Model
-from jaxpref.objectives import Part, asked_logps
+from jaxpref.objectives import Part, Term, asked_logps
 from jaxpref.sharding import constrain_params
 from jaxpref.types import Batch
 
@@ -300,7 +300,8 @@ def _total_weights(scoring: Scoring, batch: Batch) -> list[list[jax.Array]]:
     whole = _whole(batch)
     zeros = data_logps(whole, scoring.asked)
     outputs = _outputs(scoring, zeros, zeros, whole, init_running(scoring.parts))
-    return [[term.weight_B.sum() for term in out.terms] for out in outputs]
+    valid_B = whole.valid_RG.reshape(-1)
+    return [[jnp.sum(jnp.where(valid_B > 0, term.weight_B, 0.0)) for term in out.terms] for out in outputs]
 
 
 def _loss_and_sums(scoring: Scoring, logps: Logps, ref: Logps | None, batch: Batch, running, totals):
@@ -322,13 +323,15 @@ def _loss_and_sums(scoring: Scoring, logps: Logps, ref: Logps | None, batch: Bat
             per_term[part.name].append((value, weight))
         per_group |= {name: x_B for name, x_B in out.metrics.items() if name not in per_group}
         carried |= {part.name: out.running} if part.name in running else {}
-    group = {name: jnp.sum(real(x_B)) for name, x_B in per_group.items()}
-    group |= {f"logps/{side}": logps.sum[:, k].sum() for k, side in enumerate(NAMES[scoring.kind])}
+    weighed = lambda x: x if isinstance(x, Term) else Term(x, valid_B)
+    total = lambda term: (jnp.sum(real(term.weight_B * term.loss_B)), jnp.sum(real(term.weight_B)))
+    group = {name: total(weighed(x)) for name, x in per_group.items()}
+    group |= {f"logps/{side}": (logps.sum[:, k].sum(), valid_B.sum()) for k, side in enumerate(NAMES[scoring.kind])}
     token = {
         "entropy": (logps.entropy.sum(), logps.count.sum()),
         "mean_token_accuracy": (logps.top1[:, 0].sum(), logps.count[:, 0].sum()),
     }
-    sums = {"terms": per_term, "group": group, "token": token, "groups": valid_B.sum()}
+    sums = {"terms": per_term, "means": group | token}
     return share, jax.tree.map(lambda x: lax.stop_gradient(x).astype(jnp.float32), (sums, carried))
 
 
@@ -338,5 +341,4 @@ def finish_metrics(sums: dict[str, Any], parts: Sequence[Part]) -> dict[str, jax
     values = {part.name: sum(mean(*term) for term in sums["terms"][part.name]) for part in parts}
     metrics = {"loss": sum(part.weight * values[part.name] for part in parts)}
     metrics |= {f"loss/{name}": value for name, value in values.items()} if len(parts) > 1 else {}
-    metrics |= {name: mean(x, sums["groups"]) for name, x in sums["group"].items()}
-    return metrics | {name: mean(*token) for name, token in sums["token"].items()}
+    return metrics | {name: mean(*pair) for name, pair in sums["means"].items()}

@@ -19,10 +19,11 @@ from jax.sharding import PartitionSpec as P
 
 from jaxpref import build as b
 from jaxpref.checkpoint import Checkpoints
-from jaxpref.config import Config, load_config, save_config, to_dict
+from jaxpref.config import Config, TrainConfig, load_config, save_config, to_dict
 from jaxpref.data.loader import Step
 from jaxpref.errors import InputError
 from jaxpref.evaluate import Evaluator
+from jaxpref.export import OBJECTIVE_FILE
 from jaxpref.metrics import Writers, peak_flops, step_flops
 from jaxpref.optim import make_optimizer, make_schedule
 from jaxpref.sharding import leaf_path, param_shardings
@@ -84,7 +85,7 @@ class _Run:
     """One run; __init__ prepares, train() loops."""
 
     def __init__(self, config: Config, objective: Sequence[Any] | None, on_log: Callable):
-        self.config, self.on_log, self.out = config, on_log, Path(config.out)
+        self.config, self.on_log, self.out, self.given = config, on_log, Path(config.out), objective
         self.pieces = pieces = b.build(config, objective)
         groups, report = b.read_data(pieces, "train")
         held_out, eval_report = b.read_data(pieces, "eval") if config.data.eval else (None, None)
@@ -134,6 +135,8 @@ class _Run:
         if jax.process_index() == 0:
             self.out.mkdir(parents=True, exist_ok=True)
             save_config(self.config, self.out / "config.yaml")
+            if self.given:
+                (self.out / OBJECTIVE_FILE).write_text(json.dumps([part.name for part in self.pieces.parts]) + "\n")
             (self.out / "data.txt").write_text(f"{report}\n{eval_report or ''}\n{self.loader.plan}\n")
 
     def train(self) -> Result:
@@ -212,6 +215,9 @@ class _Run:
     def _evaluate(self, writers: Writers, step: int) -> dict[str, float]:
         values = self.evaluator(self.state.params, self.ref_params, self.state.running)
         writers.write(step, values)
+        best = self.config.train.best_metric
+        if step == 0 and best not in values and best != TrainConfig().best_metric:
+            raise InputError("a metric of the evaluation", f"train.best_metric={best}", f"one of {sorted(values)}")
         return values
 
 

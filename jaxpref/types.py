@@ -88,7 +88,7 @@ class Batch(NamedTuple):
     last_RGK: Any
     """int32 column of every completion's last token; 0 for an empty slot."""
     prompt_last_RG: Any
-    """int32 column of the prompt's last token (of its first copy); 0 for an empty slot."""
+    """int32 column of the prompt's last token (of its first copy); -1 for an empty prompt or slot."""
     masks: dict[str, Any]
     """Subsets of the scored tokens that the objective asked for, [R, S] float32 of 0 and 1 (`data/pack.py: MASKS`)."""
     columns: dict[str, Any]

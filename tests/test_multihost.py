@@ -18,6 +18,8 @@ PROCESS_TOLERANCE = 1e-5
 # One process: trains the config, and writes what it saw where it is told.
 WORKER = """
 import json, sys
+from dataclasses import replace
+
 import jax
 
 config_path, number, count, port, seen = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
@@ -39,7 +41,10 @@ def watched(batch, mesh):
 build.put_batch = watched
 
 losses = {}
-result = train(load_config(config_path), on_log=lambda step, _, values: losses.update({step: values["loss"]}))
+config = load_config(config_path)
+# As on hosts with disks of their own.
+own = replace(config.reference, cache_dir=f"{config.reference.cache_dir}/{number}")
+result = train(replace(config, reference=own), on_log=lambda step, _, values: losses.update({step: values["loss"]}))
 json.dump({"losses": losses, "last_eval": result.last_eval, "filled": filled}, open(seen, "w"))
 """
 
@@ -117,3 +122,18 @@ def test_two_processes_train_as_one(mesh, tiny_files, tmp_path, compile_cache):
     alone = tiny.run(tiny.long_config(tmp_path / "two", tiny_files, **settings))
     assert list(alone.steps) == [4, 5, 6]
     np.testing.assert_allclose(alone.losses, one.losses[3:], rtol=PROCESS_TOLERANCE)
+
+
+def test_each_process_has_a_cache_of_its_own_and_the_batch_is_coupled(tiny_files, tmp_path, compile_cache):
+    """Only process 0 keeps cached log-probs, so on the second run it has all of them and the other has none."""
+    settings = dict(
+        objective=[{"name": "kto", "beta": 0.5}], train={"max_steps": 3},
+        reference={"mode": "cache", "cache_dir": str(tmp_path / "cache")},
+    )  # fmt: skip
+    make = lambda name: tiny.config(tmp_path / name, tiny_files.model, tiny_files.train, mesh={"fsdp": 4}, **settings)
+    runs = [train_in(2, make(name), tmp_path, compile_cache) for name in ("first", "second")]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["0"]
+    one = tiny.run(make("one"))
+    for seen in runs:
+        np.testing.assert_array_equal(losses_of(seen[0]), losses_of(seen[1]))
+        np.testing.assert_allclose(losses_of(seen[0]), one.losses, rtol=PROCESS_TOLERANCE)

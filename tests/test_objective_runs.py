@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxpref import build
 from jaxpref.config import make_config
 from jaxpref.errors import InputError
 from jaxpref.evaluate import evaluate_run
 from jaxpref.export import export_run
 from jaxpref.metrics import read_jsonl
+from jaxpref.models.source import open_checkpoint
+from jaxpref.objectives import ObjectiveOutput
+from jaxpref.train import train
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
@@ -30,9 +34,7 @@ def test_unpaired_objective_on_pairs(tiny_files, tmp_path):
         ours, theirs = ([run.steps[step][name] for step in range(1, 10)] for run in runs.values())
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6, err_msg=name)
     assert len({round(x, 6) for x in runs[1].losses}) > 5
-    text = (tmp_path / "rows1/data.txt").read_text()
-    assert "36" in text
-    assert evaluate_run(runs[1].out)[0]["eval/loss"] > 0
+    assert "36" in (tmp_path / "rows1/data.txt").read_text()
 
 
 def test_carried_statistics_and_a_moving_reference_continue_bit_for_bit(tiny_files, tmp_path):
@@ -49,6 +51,8 @@ def test_carried_statistics_and_a_moving_reference_continue_bit_for_bit(tiny_fil
     assert float(one["running"]["bco_pair_centred"]["count"]) == 2 * 36
     moved = jax.tree.map(lambda r, p: float(np.abs(r - p).max()), one["ref_params"], one["params"])
     assert max(jax.tree.leaves(moved)) > 0, "the reference follows, it is not the policy"
+    # Evaluation takes the statistics and the reference from the checkpoint, not those of the start.
+    assert evaluate_run(whole.out, step="latest")[0] == pytest.approx(whole.result.last_eval, rel=1e-5)
     fixed = tiny.run(tiny.long_config(tmp_path / "fixed", tiny_files, objective=settings["objective"]))
     assert fixed.losses[:4] == whole.losses[:4] and fixed.losses[4] != whole.losses[4]
 
@@ -74,7 +78,7 @@ def test_further_references(tiny_files, tmp_path):
     """Their log-probs are computed once; the same model as a second reference makes MRPO DPO."""
     changes = {"reference": {"extra": [str(tiny_files.model)], "cache_dir": str(tmp_path / "cache")}}
     make = lambda name, objective, **more: tiny.config(
-        tmp_path / name, tiny_files.model, tiny_files.train, objective=[objective], **more
+        tmp_path / name, tiny_files.model, tiny_files.train, objective=[objective], train={"max_steps": 2}, **more
     )
     mrpo = tiny.run(make("mrpo", {"name": "mrpo", "eps": 1.0}, **changes))
     dpo = tiny.run(make("dpo", {"name": "dpo"}))
@@ -110,11 +114,52 @@ def test_ranked_lists_of_different_length(tiny_files, tmp_path):
         ({"objective": [{"name": "dpo"}], "reference": {"extra": ["x"]}}, "no objective reads further references"),
         ({"objective": [{"name": "dpo"}, {"name": "kto"}]}, "cannot be summed"),
         ({"objective": [{"name": "dpo", "beta": 0}]}, "greater than 0"),
+        ({"objective": [{"name": "wpo", "transform": "ld"}]}, "wpo does not take one"),
+        ({"objective": [{"name": "ipo", "transform": ["forward_kl", "ld"]}]}, "at most one transform that leaves out"),
+        ({"objective": [{"name": "modpo", "w": [0.0, 1.0]}]}, "modpo.w"),
+        ({"objective": [{"name": "modpo_implicit", "w": [1, 1, 1]}], "reference": {"extra": ["x"]}}, "has 3 numbers"),
+        (
+            {"objective": [{"name": "modpo_implicit", "w": [1, 1]}], "reference": {"extra": ["x"], "sync_every": 2}},
+            "must not move",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other(changes, message):
     with pytest.raises(InputError, match=message):
         make_config(changes)
+
+
+def own_loss(policy, confidence, quality, *, scale: float = 1.0):
+    """Of a user's own: columns that jaxpref does not know, a number of the pair and one of each answer."""
+    margin = policy.sum[:, 0] - policy.sum[:, 1] + quality[:, 0] - quality[:, 1]
+    present = (policy.count[:, 0] > 0).astype(policy.sum.dtype)
+    return ObjectiveOutput(-jax.nn.log_sigmoid(scale * confidence * margin), present, {"quality": quality[:, 0]})
+
+
+def test_an_objective_from_python_with_columns_of_its_own(tiny_files, tmp_path):
+    rows = [row | {"confidence": 0.5, "quality_chosen": 0.25, "quality_rejected": -1.0} for row in tiny.rows(4)]
+    data = tiny.write_rows(tmp_path / "own.jsonl", rows)
+    config = tiny.config(tmp_path / "run", tiny_files.model, data, data)
+    result = train(config, objective=[own_loss])
+    assert result.last_eval["eval/quality"] == 0.25
+    with pytest.raises(InputError, match="trained with own_loss"):
+        evaluate_run(result.out)
+    again, _ = evaluate_run(result.out, objective=[own_loss], step="latest")
+    assert again["eval/loss"] == pytest.approx(result.last_eval["eval/loss"], rel=1e-5)
+    data.write_text(data.read_text().replace('"quality_rejected": -1.0', '"quality_rejected": null', 1))
+    with pytest.raises(InputError, match='row .*"quality_chosen" has a number, "quality_rejected" has none'):
+        train(config, objective=[own_loss])
+
+
+def test_a_run_on_eight_devices_is_exported_on_one(tiny_files, tmp_path, monkeypatch):
+    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+    config = tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, mesh=mesh, train={"max_steps": 2})
+    tiny.run(config)
+    monkeypatch.setattr(build, "make_mesh", None)  # whoever needs a mesh of the run's size fails
+    export_run(config.out, tmp_path / "model", step="latest")
+    stored = tiny.stored_state(config.out, 2)["params"]
+    written = open_checkpoint(tmp_path / "model").load_params(dtype=np.float32)
+    jax.tree.map(np.testing.assert_array_equal, written, stored)
 
 
 def test_data_that_cannot_serve_the_objective(tiny_files, tmp_path):

@@ -142,7 +142,7 @@ def test_interrupted_write_leaves_the_old_file(tiny_files, tmp_path, monkeypatch
     groups = plain_groups(tiny_files, tmp_path)
     compute = lambda missing: {group.row_id: (-1.5, -2.5) for group in missing}
     file = tmp_path / "cache" / "key.npz"
-    cached_logps(groups[:2], file, compute)
+    cached_logps(groups[:2], lambda: file, compute)
     before = file.read_bytes()
     savez = np.savez
 
@@ -154,10 +154,10 @@ def test_interrupted_write_leaves_the_old_file(tiny_files, tmp_path, monkeypatch
 
     monkeypatch.setattr(np, "savez", dies)
     with pytest.raises(KeyboardInterrupt):
-        cached_logps(groups, file, compute)
+        cached_logps(groups, lambda: file, compute)
     assert file.read_bytes() == before
     monkeypatch.undo()
-    again, count = cached_logps(groups, file, compute)
+    again, count = cached_logps(groups, lambda: file, compute)
     assert count == 1 and [p.name for p in file.parent.iterdir()] == ["key.npz"]
     assert again == [(-1.5, -2.5)] * 3
 
@@ -167,7 +167,7 @@ def test_failed_computation_writes_nothing(tiny_files, tmp_path):
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError):
-        cached_logps(plain_groups(tiny_files, tmp_path), tmp_path / "cache" / "key.npz", fails)
+        cached_logps(plain_groups(tiny_files, tmp_path), lambda: tmp_path / "cache" / "key.npz", fails)
     assert not (tmp_path / "cache").exists()
 
 

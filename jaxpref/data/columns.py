@@ -102,6 +102,19 @@ def group_columns(row: Mapping[str, Any], where: str) -> Columns:
     return _numbers(row, ("weight", "baseline"), where)
 
 
+def own_columns(row: Mapping[str, Any], names: Sequence[str], where: str) -> Columns:
+    """Numbers under names that an objective of one's own asks for: NAME, or NAME_chosen and NAME_rejected.
+
+    Raises:
+        InputError: a value is not a finite number, or a pair's number stands on one side only.
+    """
+    columns: Columns = {}
+    for name in names:
+        columns |= _both(name, row.get(f"{name}_chosen"), row.get(f"{name}_rejected"), f"{name}_chosen", where)
+        columns |= {} if name in columns else _numbers(row, (name,), where)
+    return columns
+
+
 def padded(columns: Mapping[str, Any], completions: int) -> Columns:
     """The same columns with zeros for completions beyond those that they have numbers for."""
     zero = lambda value: tuple(0.0 for _ in value) if isinstance(value, tuple) else 0.0

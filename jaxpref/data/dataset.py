@@ -1,5 +1,6 @@
 """Paths -> encoded groups of one kind, with an account of every row that was dropped, cut or converted."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpref.config import DataConfig
+from jaxpref.data.columns import own_columns
 from jaxpref.data.encode import EncodeReport, encode_groups
 from jaxpref.data.kinds import kind_of_row, read_group
 from jaxpref.data.regroup import choose_kind, regroup, with_other_answers
@@ -59,6 +61,7 @@ def load_groups(
     split: str,
     kinds: Sequence[str] = ("pair",),
     seed: int = 0,
+    columns: Sequence[str] = (),
 ) -> tuple[list[EncodedGroup], DataReport]:
     """Groups of all `paths`, one after another, encoded, all of one kind.
 
@@ -68,6 +71,7 @@ def load_groups(
         split: which split to take where a path has several; files have none.
         kinds: of groups, as the objectives accept them (keys of `objectives.KINDS`), the preferred first.  A gold
             answer is read only where a triple is asked for and a pair is not.
+        columns: names that objectives ask for; those that jaxpref does not know are read as they stand in the row.
         seed: of the draw that gives each answer one to another prompt (kind `judged_other`).
     Errors: RowError or InputError as `read_rows`, `kind_of_row`, `choose_kind`, `read_group`, `encode_groups` and
         `with_other_answers` raise them.
@@ -80,7 +84,7 @@ def load_groups(
         found.setdefault(kind, where)
     report.kind = choose_kind(found, kinds)
     groups, report.encoding = encode_groups(
-        _groups(config, _rows(paths, split), gold, report),
+        _groups(config, _rows(paths, split), gold, report, columns),
         tokenizer,
         max_length=config.max_length,
         truncation=config.truncation,
@@ -97,7 +101,9 @@ def _rows(paths: Sequence[str], split: str) -> Iterator[tuple[dict, str]]:
         yield from read_rows(path, None if Path(path).expanduser().is_file() else split)
 
 
-def _groups(config: DataConfig, rows: Iterator[tuple[dict, str]], gold: bool, report: DataReport) -> Iterator[Group]:
+def _groups(
+    config: DataConfig, rows: Iterator[tuple[dict, str]], gold: bool, report: DataReport, columns: Sequence[str]
+) -> Iterator[Group]:
     for row_id, (row, where) in enumerate(rows):
         kind = kind_of_row(row, where, gold=gold)
         try:
@@ -107,6 +113,8 @@ def _groups(config: DataConfig, rows: Iterator[tuple[dict, str]], gold: bool, re
                 raise
             report.unusable[error.reason] += 1
             continue
+        own = own_columns(row, [name for name in columns if name not in group.columns], where)
+        group = dataclasses.replace(group, columns={**group.columns, **own})
         report.converted += kind == "pair" != report.kind
         report.tied += kind == "ranked" and _has_ties(group.columns)
         yield from regroup(group, kind, report.kind, pairs="pair" in report.rows)

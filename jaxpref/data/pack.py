@@ -130,7 +130,7 @@ def empty_batch(
         slot_count_RGK=ints(R, G, K),
         prompt_count_RG=ints(R, G),
         last_RGK=ints(R, G, K),
-        prompt_last_RG=ints(R, G),
+        prompt_last_RG=np.full((R, G), -1, np.int32),
         masks={name: np.zeros((R, S), np.float32) for name in masks},
         columns={name: np.zeros((R, G, *rest), np.float32) for name, rest in columns},
     )
@@ -167,8 +167,8 @@ def fill_row(
                 prompt_end = column + len(group.prompt_ids)
                 _write(batch, r, column, group.prompt_ids, 0, end if share_prefix else branch_end)
                 column = prompt_end
-            if k == 0:
-                batch.prompt_last_RG[r, g] = max(prompt_end - 1, 0)
+            if k == 0 and len(group.prompt_ids):
+                batch.prompt_last_RG[r, g] = prompt_end - 1
             _write(batch, r, column, ids, len(group.prompt_ids), column + len(ids))
             score = _score(batch, r, score, column, prompt_end - 1, g, k, group, rng)
             column += len(ids)

@@ -63,7 +63,7 @@ _LISTED = (
     ranked.plackett_luce, ranked.info_nca,
     references.mrpo, references.mrpo_fixed, references.geometric_mrpo, references.multi_dpo,
     multiobjective.modpo, multiobjective.modpo_hinge, multiobjective.modpo_implicit, multiobjective.spo,
-    multiobjective.hpo_dpo, multiobjective.advantage_mle, multiobjective.advantage_mle_value,
+    multiobjective.hpo_dpo, multiobjective.hpo_kto, multiobjective.advantage_mle, multiobjective.advantage_mle_value,
     reward.bradley_terry,
 )  # fmt: skip
 OBJECTIVES = {function.__name__: function for function in _LISTED}

@@ -10,16 +10,38 @@ from pydantic import Field
 from jaxpref.logprobs import Logps
 from jaxpref.objectives.contract import Term
 
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-LessThanHalf = Annotated[float, Field(ge=0, lt=0.5)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+LessThanOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+LessThanHalf = Annotated[float, Field(ge=0, lt=0.5, allow_inf_nan=False)]
 """A probability that a label is wrong."""
 
 
 def log_ratios(policy: Logps, ref: Logps) -> jax.Array:
     """rho_BK = log pi(y|x) - log pi_ref(y|x), summed over tokens (nats); the reference gets no gradient."""
     return policy.sum - jax.lax.stop_gradient(ref.sum)
+
+
+def difference(x_BK: jax.Array) -> jax.Array:
+    """Chosen less rejected, [B]."""
+    return x_BK[:, 0] - x_BK[:, 1]
+
+
+def per_token(x_BK: jax.Array, policy: Logps) -> jax.Array:
+    """Sums over a completion's tokens as means over them; 0 for an empty slot."""
+    return x_BK / jnp.maximum(policy.count, 1.0)
+
+
+def cross_entropy(margin_B: jax.Array, label_B: jax.Array | float) -> jax.Array:
+    """Of sigmoid(margin) to the label, the probability that the chosen answer is the better one."""
+    return -label_B * jax.nn.log_sigmoid(margin_B) - (1.0 - label_B) * jax.nn.log_sigmoid(-margin_B)
+
+
+def mean(x: jax.Array, weight: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
+    """Weighted mean, also over the places where a bool holds; 0 where nothing weighs."""
+    return jnp.sum(jnp.where(weight > 0, weight * x, 0.0), axis) / jnp.maximum(weight.sum(axis), 1e-30)
 
 
 def pair_weight(policy: Logps, weight: jax.Array | None) -> jax.Array:
@@ -31,7 +53,7 @@ def pair_weight(policy: Logps, weight: jax.Array | None) -> jax.Array:
 def token_nll(policy: Logps, weight: jax.Array | None, completion: int = 0) -> Term:
     """Negative log-likelihood of a completion, a mean over the tokens of the whole batch, as a term of a loss."""
     tokens_B = policy.count[:, completion]
-    return Term(-policy.sum[:, completion] / jnp.maximum(tokens_B, 1.0), pair_weight(policy, weight) * tokens_B)
+    return Term(-per_token(policy.sum, policy)[:, completion], pair_weight(policy, weight) * tokens_B)
 
 
 def reward_metrics(reward_BK: jax.Array) -> dict[str, jax.Array]:

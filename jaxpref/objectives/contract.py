@@ -21,6 +21,7 @@ import difflib
 import importlib
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -59,6 +60,8 @@ class Needs:
     """Optional fields of `Logps` that it reads."""
     coupled: bool = False
     """Whether a pair's loss depends on the other pairs of the batch; then it is given the whole batch."""
+    transformable: bool = False
+    """Whether transforms make sense before it: a function of the summed log-ratios of a pair and of token counts."""
     running: Mapping[str, float] = field(default_factory=dict)
     """Initial values of statistics that it carries from step to step; for coupled objectives."""
 
@@ -88,8 +91,8 @@ class ObjectiveOutput(NamedTuple):
 
     loss_B: jax.Array
     weight_B: jax.Array
-    metrics: dict[str, jax.Array]
-    """name -> [B], averaged over the batch's groups for the log."""
+    metrics: dict[str, jax.Array | Term]
+    """name -> [B], averaged over the batch's groups for the log, or a Term with weights of its own."""
     plus: tuple[Term, ...] = ()
     """Terms that are added, each averaged with its own weights (a token mean beside a mean over pairs)."""
     running: Mapping[str, jax.Array] | None = None
@@ -112,23 +115,24 @@ class Part:
     optional: tuple[str, ...]
     sources: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     """Array parameter -> the data column (or columns, stacked on a last axis) that it reads instead of its own name."""
-    transforms: tuple[Callable, ...] = ()
-    """(policy, ref) -> (policy, ref), applied in order before the objective (`objectives/transforms.py`)."""
+    transforms: tuple[Any, ...] = ()
+    """`Transform`s, applied in order before the objective."""
 
     @property
     def needs(self) -> Needs:
         own = getattr(self.function, "needs", Needs())
-        asked = (name for transform in self.transforms for name in getattr(transform, "needs", Needs()).logps)
+        asked = (name for transform in self.transforms for name in transform.logps)
         return dataclasses.replace(own, logps=tuple(dict.fromkeys((*own.logps, *asked))))
 
     @property
     def needs_reference(self) -> bool:
-        return "ref" in self.required and not any(getattr(t, "drops_reference", False) for t in self.transforms)
+        dropped = any(transform.drops_reference for transform in self.transforms)
+        return ("ref" in self.required and not dropped) or "kl" in self.needs.logps
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Data columns that must be there."""
-        wanted = [self._source(name) for name in self.required if name not in _NOT_COLUMNS]
+        """Data columns that must be there: of required arrays, and those that the config names."""
+        wanted = [self._source(name) for name in (*self.required, *self.sources) if name not in _NOT_COLUMNS]
         return tuple(dict.fromkeys(column for columns in wanted for column in columns))
 
     @property
@@ -148,7 +152,7 @@ class Part:
     def __call__(self, policy, ref, columns: Mapping[str, Any]) -> ObjectiveOutput:
         """Args: `columns` holds data columns, and `extra_refs`, `running`, `uniform` where they are asked for."""
         for transform in self.transforms:
-            policy, ref = transform(policy, ref)
+            policy, ref = transform.function(policy, ref)
         have = {"policy": policy, "ref": ref, **columns}
         present = [name for name in (*self.required, *self.optional) if all(c in have for c in self._source(name))]
         return self.function(**{name: self._array(name, have) for name in present}, **self.hyperparameters)
@@ -206,12 +210,13 @@ def _bind_one(setting: dict[str, Any], registry: Mapping[str, Callable], transfo
     sources, chain = setting.pop("columns", {}), setting.pop("transform", [])
     function = name if callable(name) else _find(name, registry, "objective")
     label = getattr(function, "__name__", str(name))
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-        raise InputError("a number", f"weight={weight!r}", "give a number")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+        raise InputError("a number", f"weight={weight!r}", "give a finite number")
     arrays, hyperparameters = _signature(function, label, setting)
     if not arrays or arrays[0].name != "policy":
         raise InputError("a first parameter `policy`", f"{label}{inspect.signature(function)}", "name it `policy`")
     _check_sources(label, sources, [p.name for p in arrays if p.name not in _NOT_COLUMNS])
+    chain = chain if isinstance(chain, (list, tuple)) else [chain]
     return Part(
         name=label,
         weight=float(weight),
@@ -220,19 +225,44 @@ def _bind_one(setting: dict[str, Any], registry: Mapping[str, Callable], transfo
         required=tuple(p.name for p in arrays if p.default is p.empty),
         optional=tuple(p.name for p in arrays if p.default is not p.empty),
         sources=sources,
-        transforms=tuple(
-            _bind_transform(item, transforms) for item in (chain if isinstance(chain, (list, tuple)) else [chain])
-        ),
+        transforms=_bind_transforms(label, function, chain, transforms),
     )
 
 
-def _bind_transform(setting: Any, registry: Mapping[str, Callable]) -> Callable:
-    setting = dict(setting) if isinstance(setting, Mapping) else {"name": setting}
-    function = _find(setting.pop("name", None), registry, "transform")
-    _, hyperparameters = _signature(function, function.__name__, setting)
-    bound = partial(function, **hyperparameters)
-    bound.__dict__ |= function.__dict__  # its needs
-    return bound
+@dataclass(frozen=True)
+class Transform:
+    """A change of the log-probs before an objective (`objectives/transforms.py`), bound to its hyperparameters."""
+
+    function: Callable
+    """(policy, ref) -> (policy, ref); ref may be None where a later transform drops it."""
+    logps: tuple[str, ...] = ()
+    """Optional fields of `Logps` that it reads."""
+    shortens: bool = False
+    """It leaves out tokens; only one such, and before anything that replaces the log-ratios."""
+    drops_reference: bool = False
+
+
+def _bind_transforms(label: str, function: Callable, chain: Sequence, registry: Mapping[str, Transform]) -> tuple:
+    if chain and not getattr(function, "needs", Needs(transformable=True)).transformable:
+        raise InputError(
+            "a transform before a function of the log-ratios of pairs",
+            f"{label} does not take one: it reads more than the summed log-probs",
+            "leave the transform out; ld_dpo, sampo and f_dpo_* are objectives of their own",
+        )
+    bound = []
+    for setting in chain:
+        setting = dict(setting) if isinstance(setting, Mapping) else {"name": setting}
+        found = _find(setting.pop("name", None), registry, "transform")
+        _, hyperparameters = _signature(found.function, found.function.__name__, setting)
+        bound.append(dataclasses.replace(found, function=partial(found.function, **hyperparameters)))
+    kinds = [transform.shortens for transform in bound]
+    if kinds not in ([], [True], [False], [True, False]):
+        raise InputError(
+            "a chain of transforms that makes sense",
+            f"{label}.transform={list(chain)}",
+            "at most one transform that leaves out tokens (ld, sampled), then at most one of the others",
+        )
+    return tuple(bound)
 
 
 def _signature(function: Callable, label: str, given: Mapping[str, Any]) -> tuple[list[inspect.Parameter], dict]:

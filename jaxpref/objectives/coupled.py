@@ -4,18 +4,25 @@ They see the whole batch of a step at once, whatever the micro-batches, and take
 """
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Ge, Lt
 
 from jaxpref.logprobs import Logps
-from jaxpref.objectives._math import LessThanHalf, NotNegative, Positive, log_ratios, pair_weight, reward_metrics
+from jaxpref.objectives._math import (
+    LessThanHalf,
+    LessThanOne,
+    NotNegative,
+    Positive,
+    cross_entropy,
+    difference,
+    log_ratios,
+    mean,
+    pair_weight,
+    reward_metrics,
+)
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 from jaxpref.objectives.pairwise import dpo
-
-LessThanOne = Annotated[float, Ge(0), Lt(1)]
 
 _SMALLEST_BETA = 1e-3
 _SMALLEST_STD = 1e-6
@@ -42,10 +49,8 @@ def aot(policy: Logps, ref: Logps, *, beta: Positive = 0.01, eps: LessThanHalf =
         one pair it is DPO.  beta 0.01, DPO's learning rates.
     Curves: rewards are those of DPO's definition; few pairs have a negative margin at the end, and accuracy rises.
     """
-    chosen_less_rejected = lambda sum_BK: sum_BK[:, 0] - sum_BK[:, 1]
-    margin_B = chosen_less_rejected(policy.sum)
-    ref_margin_B = chosen_less_rejected(jax.lax.stop_gradient(ref.sum))
-    return _transported(policy, ref, margin_B, ref_margin_B, beta, eps)
+    ref_margin_B = difference(jax.lax.stop_gradient(ref.sum))
+    return _transported(policy, ref, difference(policy.sum), ref_margin_B, beta, eps)
 
 
 @needs(groups=PAIRS, coupled=True)
@@ -146,12 +151,12 @@ def beta_dpo(
         so mostly above it while margins grow; beta_dpo/kept is about 1 - filter; rewards are configured beta * rho.
     """
     rho_BK = log_ratios(policy, ref)
-    margin_B = rho_BK[:, 0] - rho_BK[:, 1]
+    margin_B = difference(rho_BK)
     fixed_B = jax.lax.stop_gradient(margin_B)
     real_B = pair_weight(policy, None) > 0
     after = _running_moments(running, fixed_B, real_B, decay)
     kept_B = _draw(_log_likelihood(fixed_B, after), real_B, uniform, filter)
-    shift = _mean(fixed_B, kept_B) - after["mean"]
+    shift = mean(fixed_B, kept_B) - after["mean"]
     beta_now = jnp.maximum(beta * (1.0 + m * shift), _SMALLEST_BETA)
     loss_B = -jax.nn.log_sigmoid(beta_now * margin_B)
     kept_as_number_B = kept_B.astype(jnp.float32)
@@ -166,7 +171,7 @@ def _transported(policy: Logps, ref: Logps, x_B, y_B, beta: float, eps: float) -
     """Loss of x above the y of the same rank."""
     real_B = pair_weight(policy, None) > 0
     z_B = beta * (x_B - _of_same_rank(y_B, x_B, real_B))
-    loss_B = -(1.0 - eps) * jax.nn.log_sigmoid(z_B) - eps * jax.nn.log_sigmoid(-z_B)
+    loss_B = cross_entropy(z_B, 1.0 - eps)
     return ObjectiveOutput(loss_B, pair_weight(policy, None), reward_metrics(beta * log_ratios(policy, ref)))
 
 
@@ -183,10 +188,6 @@ def _order(x_B: jax.Array, real_B: jax.Array) -> jax.Array:
 def _rank(x_B: jax.Array, real_B: jax.Array) -> jax.Array:
     order_B = _order(x_B, real_B)
     return jnp.zeros_like(order_B).at[order_B].set(jnp.arange(order_B.size, dtype=order_B.dtype))
-
-
-def _mean(x_B: jax.Array, member_B: jax.Array) -> jax.Array:
-    return jnp.where(member_B, x_B, 0.0).sum() / jnp.maximum(member_B.sum(), 1)
 
 
 def _soft_mean(loss_B: jax.Array, weight_B: jax.Array, t: float) -> jax.Array:
@@ -210,11 +211,11 @@ def _log_mean_exp(x_B: jax.Array, share_B: jax.Array) -> jax.Array:
 
 def _running_moments(running, x_B: jax.Array, real_B: jax.Array, decay: float) -> dict[str, jax.Array]:
     """Running mean and standard deviation (of n - 1 degrees of freedom) with this batch taken in."""
-    n, mean = real_B.sum(), _mean(x_B, real_B)
-    squares = jnp.where(real_B, (x_B - mean) ** 2, 0.0).sum()
+    n, centre = real_B.sum(), mean(x_B, real_B)
+    squares = jnp.where(real_B, (x_B - centre) ** 2, 0.0).sum()
     std = jnp.sqrt(squares / jnp.maximum(n - 1, 1))
     mix = lambda old, new, known: jnp.where(known, decay * old + (1.0 - decay) * new, old)
-    return {"mean": mix(running["mean"], mean, n > 0), "std": mix(running["std"], std, n > 1)}
+    return {"mean": mix(running["mean"], centre, n > 0), "std": mix(running["std"], std, n > 1)}
 
 
 def _log_likelihood(x_B: jax.Array, moments: Mapping[str, jax.Array]) -> jax.Array:

@@ -1,8 +1,8 @@
 """DPO under other divergences than the reverse KL: rho is replaced by f'(u), u = exp(rho) = pi / pi_ref.
 
 With the reverse KL, f(u) = u log u, f' is rho up to a constant that the pair cancels: that is `dpo` itself.  The
-transforms `forward_kl`, `js_divergence` and `alpha_divergence` do the same to any other objective.  Logged rewards stay
-beta * rho, so that curves of different divergences can be compared.
+transforms `forward_kl`, `js_divergence` and `alpha_divergence` do the same to other objectives on pairs.  Here logged
+rewards stay beta * rho, so that curves of different divergences can be compared.
 """
 
 import jax

@@ -5,27 +5,44 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from jaxpref.errors import InputError
 from jaxpref.logprobs import Logps
-from jaxpref.objectives._math import Fraction, NotNegative, Positive, log_ratios, pair_weight, reward_metrics
+from jaxpref.objectives._math import (
+    Finite,
+    Fraction,
+    NotNegative,
+    Positive,
+    difference,
+    log_ratios,
+    mean,
+    pair_weight,
+    per_token,
+    reward_metrics,
+)
 from jaxpref.objectives.contract import KINDS, PAIRS, ObjectiveOutput, Term, needs
-from jaxpref.objectives.pairwise import dpo
+from jaxpref.objectives.pairwise import Weight, dpo
+from jaxpref.objectives.unpaired import kto
 
-_OWN_ANSWERS = tuple(kind for kind in KINDS if kind != "judged_other")
-"""Kinds of groups whose completions all answer the group's prompt."""
+_OWN_SCORES = tuple(kind for kind in KINDS if kind not in ("judged_other", "triple"))
+"""Kinds of groups whose completions all have scores, as answers to the group's prompt."""
+
+
+def _base_first(w: tuple[float, ...]) -> tuple[float, ...]:
+    if not w or w[0] <= 0:
+        raise ValueError("the first entry, the base's, must be > 0; make the largest weight the base")
+    return w
+
+
+Weights = Annotated[tuple[NotNegative, ...], AfterValidator(_base_first)]
+RewardWeights = Annotated[tuple[Finite, ...], Field(min_length=1)]
+AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
 
 @needs(groups=PAIRS)
 def modpo(
-    policy: Logps,
-    ref: Logps,
-    margins: jax.Array,
-    weight: jax.Array | None = None,
-    *,
-    w: tuple[NotNegative, ...],
-    beta: Positive = 0.1,
+    policy: Logps, ref: Logps, margins: jax.Array, weight: Weight = None, *, w: Weights, beta: Positive = 0.1
 ) -> ObjectiveOutput:
     """Multi-objective DPO: -log sigmoid(u_chosen - u_rejected), u = (beta * rho - sum_j w_j r_j) / w_0.
 
@@ -50,19 +67,13 @@ def modpo(
     Curves: `base_rewards/accuracies` (u) rises as for DPO; `rewards/accuracies` (all objectives together) may stay
         below one half where the objectives disagree on the pairs.
     """
-    _expect("margins", margins, _others(w), "one less than `w`")
+    _expect("margins", margins, len(w) - 1, "one less than `w`")
     return _modpo(policy, ref, margins, weight, w, beta, _logistic)
 
 
 @needs(groups=PAIRS)
 def modpo_hinge(
-    policy: Logps,
-    ref: Logps,
-    margins: jax.Array,
-    weight: jax.Array | None = None,
-    *,
-    w: tuple[NotNegative, ...],
-    beta: Positive = 0.1,
+    policy: Logps, ref: Logps, margins: jax.Array, weight: Weight = None, *, w: Weights, beta: Positive = 0.1
 ) -> ObjectiveOutput:
     """Multi-objective DPO with a hinge: max(0, 1 - (u_chosen - u_rejected)), u = (beta * rho - sum_j w_j r_j) / w_0.
 
@@ -71,16 +82,14 @@ def modpo_hinge(
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
         margins: [B, K, n-1] rewards of the n-1 other objectives for every completion; constant.
-        weight: [B] weight of every pair, >= 0.
-        w: n weights, the base's first, which must be > 0; the others >= 0.
-        beta: strength of the pull towards the reference, > 0.
+        weight, w, beta: as in `modpo`.
     Returns: loss_B, max(0, 1 + sum_j w_j (r_j(chosen) - r_j(rejected)) / w_0) where policy equals reference: 1 without
         margins.
     Source: the code of Zhou et al., arXiv 2310.03708, which offers it beside the logistic loss.
     Use: when the preferences have no noise and a fixed margin is enough; the optimum is not that of `modpo`.
     Curves: pairs whose u differ by more than 1 give no gradient any more, so the loss flattens at the unsolved ones.
     """
-    _expect("margins", margins, _others(w), "one less than `w`")
+    _expect("margins", margins, len(w) - 1, "one less than `w`")
     return _modpo(policy, ref, margins, weight, w, beta, lambda x_B: jax.nn.relu(1.0 - x_B))
 
 
@@ -89,9 +98,9 @@ def modpo_implicit(
     policy: Logps,
     ref: Logps,
     extra_refs: jax.Array,
-    weight: jax.Array | None = None,
+    weight: Weight = None,
     *,
-    w: tuple[NotNegative, ...],
+    w: Weights,
     betas: tuple[Positive, ...] = (),
     beta: Positive = 0.1,
 ) -> ObjectiveOutput:
@@ -102,8 +111,7 @@ def modpo_implicit(
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
         extra_refs: [B, K, n-1] summed log-probs in nats under the policies of the other objectives.
-        weight: [B] weight of every pair, >= 0.
-        w: n weights, the base's first, which must be > 0; the others >= 0.
+        weight, w: as in `modpo`.
         betas: the beta each of these policies was trained with, > 0.  Empty: all with this `beta`.
         beta: strength of the pull towards the reference, > 0; the authors' code uses 0.1.
     Returns: loss_B in nats; where policy equals reference, that of `modpo` with these margins.
@@ -113,7 +121,7 @@ def modpo_implicit(
         `modpo`.
     Curves: as for `modpo`.
     """
-    _expect("extra_refs", extra_refs, _others(w), "one less than `w`")
+    _expect("extra_refs", extra_refs, len(w) - 1, "one less than `w`")
     beta_N = _betas(betas, beta, extra_refs)
     margins_BKN = beta_N[None, None, :] * (extra_refs - ref.sum[:, :, None])
     return _modpo(policy, ref, margins_BKN, weight, w, beta, _logistic)
@@ -124,7 +132,7 @@ def spo(
     policy: Logps,
     ref: Logps,
     extra_refs: jax.Array,
-    weight: jax.Array | None = None,
+    weight: Weight = None,
     *,
     lambdas: tuple[NotNegative, ...],
     betas: tuple[Positive, ...] = (),
@@ -140,7 +148,8 @@ def spo(
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected); `ref` is stage N-1.
         extra_refs: [B, K, N-1] summed log-probs in nats under stages 0, 1, .., N-2, in this order.
         weight: [B] weight of every pair, >= 0.
-        lambdas: N-1 weights >= 0 of the earlier dimensions; empty in the first stage, which is DPO.
+        lambdas: N-1 weights >= 0 of the earlier dimensions.  Empty is the first stage, from Python only: in a config
+            it is `dpo`.
         betas: the beta of each earlier stage, > 0.  Empty: all with this `beta`.
         beta: strength of the pull towards stage N-1, > 0.
     Returns: loss_B in nats; where policy equals reference, -log sigmoid(-sum_i lambda_i (r_i(chosen) - r_i(rejected))).
@@ -157,24 +166,23 @@ def spo(
     return _modpo(policy, ref, rewards_BKN, weight, (1.0, *lambdas), beta, _logistic)
 
 
-@needs(groups=PAIRS)
+@needs(groups=("pair",))
 def hpo_dpo(
     policy: Logps,
     ref: Logps,
     scores: jax.Array,
-    weight: jax.Array | None = None,
+    weight: Weight = None,
     *,
-    g: tuple[float, ...],
+    g: RewardWeights,
     beta: Positive = 0.1,
     gamma: NotNegative = 1.0,
     alpha: Positive = 1.0,
-    w_max: Annotated[float, Field(ge=1)] = 20.0,
+    w_max: AtLeastOne = 20.0,
 ) -> ObjectiveOutput:
     """Hybrid preference optimisation on DPO: L_DPO - gamma * mean of min(exp(A / alpha), w_max) * L / n.
 
     A = R - (mean of R over the group's completions), R = sum_i g_i * score_i; L / n is the mean log-prob of a token.
-    The first term is averaged over pairs, the second over all completions.  The factor of L / n is
-    constant.
+    The first term is averaged over pairs, the second over all completions.  The factor of L / n is constant.
 
     Args:
         policy, ref: summed log-probs and token counts n, [B, K]; completion 0 is chosen, 1 rejected.
@@ -188,9 +196,9 @@ def hpo_dpo(
     Returns: loss_B of the DPO term in nats, ln 2 where policy equals reference; the auxiliary term stands in `plus`.
     Source: Badrinath et al., arXiv 2405.17956 (HPO, later UPO): preference loss plus advantage-weighted likelihood.
         Its symbols and constants are rebuilt from the description, so take gamma, alpha and w_max as ours.
-    Use: rewards that are no preferences, such as reading level or a classifier's score, on every completion.  For
-        another base, sum: `[{name: kto}, {name: advantage_mle}]`.  The joint optimum is not MODPO's.  Beta and learning
-        rate as for DPO.
+    Use: rewards that are no preferences, such as reading level or a classifier's score, on every completion.  On KTO,
+        the paper's base, it is `hpo_kto`; on another loss of pairs sum it with `advantage_mle`.  The joint optimum is
+        not MODPO's.  Beta and learning rate as for DPO.
     Curves: `advantage/weight` stays near 1 and `advantage/clipped` near 0, else raise alpha.  Unlike under DPO alone,
         log-probs of both answers may rise.
     """
@@ -201,16 +209,63 @@ def hpo_dpo(
     return out._replace(plus=(term._replace(loss_B=gamma * term.loss_B),), metrics=out.metrics | metrics)
 
 
-@needs(groups=_OWN_ANSWERS)
+@needs(groups=("judged_other",), coupled=True)
+def hpo_kto(
+    policy: Logps,
+    ref: Logps,
+    label: jax.Array,
+    scores: jax.Array,
+    baseline: jax.Array,
+    weight: Weight = None,
+    *,
+    beta: Positive = 0.1,
+    desirable_weight: NotNegative = 1.0,
+    undesirable_weight: NotNegative = 1.0,
+    g: RewardWeights,
+    gamma: NotNegative = 1.0,
+    alpha: Positive = 1.0,
+    w_max: AtLeastOne = 20.0,
+) -> ObjectiveOutput:
+    """Hybrid preference optimisation on KTO: L_KTO - gamma * mean of min(exp(A / alpha), w_max) * L / n.
+
+    A = R - baseline, R = sum_i g_i * score_i; L / n is the mean log-prob of a token of the judged answer.  Both terms
+    are averaged over groups.  The factor of L / n is constant.
+
+    Args:
+        policy, ref: summed log-probs and token counts n, [B, 2]: the judged answer, the answer to another prompt; the
+            reference is constant.
+        label: [B] 1 for a desirable answer, 0 for an undesirable one.
+        scores: [B, 2, m] auxiliary rewards of the judged answer, the first; the others are not used.
+        baseline: [B] expected R of every prompt; 0 if the scores are standardised.
+        weight: [B] weight of every group, >= 0, in both terms and in KTO's z0.
+        beta, desirable_weight, undesirable_weight: of the KTO term, as in `kto`.
+        g, gamma, alpha, w_max: of the auxiliary term, as in `hpo_dpo`; gamma 0 is KTO.
+    Returns: loss_B of the KTO term, half the side's weight where policy equals reference; the auxiliary term stands in
+        `plus`.
+    Source: as `hpo_dpo`; KTO is the paper's default base.
+    Use: answers that were judged one by one and also have rewards that are no preferences.  Beta, weights of the sides,
+        learning rate and batch size as for KTO.
+    Curves: those of `kto`, with `rewards/rejected` falling less; `advantage/weight` stays near 1 and
+        `advantage/clipped` near 0, else raise alpha.
+    """
+    sides = {"desirable_weight": desirable_weight, "undesirable_weight": undesirable_weight}
+    out = kto(policy, ref, label, weight, beta=beta, **sides)
+    judged = policy._replace(sum=policy.sum[:, :1], count=policy.count[:, :1])
+    advantage_B1 = _reward(scores[:, :1], g) - baseline[:, None]
+    term, metrics = _weighted_likelihood(judged, advantage_B1, weight, alpha, w_max)
+    return out._replace(plus=(term._replace(loss_B=gamma * term.loss_B),), metrics=out.metrics | metrics)
+
+
+@needs(groups=_OWN_SCORES)
 def advantage_mle(
     policy: Logps,
     scores: jax.Array,
     baseline: jax.Array | None = None,
-    weight: jax.Array | None = None,
+    weight: Weight = None,
     *,
-    g: tuple[float, ...],
+    g: RewardWeights,
     alpha: Positive = 1.0,
-    w_max: Annotated[float, Field(ge=1)] = 20.0,
+    w_max: AtLeastOne = 20.0,
 ) -> ObjectiveOutput:
     """Advantage-weighted likelihood, HPO's auxiliary term: -min(exp(A / alpha), w_max) * L / n, mean over completions.
 
@@ -227,9 +282,10 @@ def advantage_mle(
         w_max: largest factor of a completion, >= 1.
     Returns: loss_B in nats per token, weight_B = weight * number of completions.  There is no reference.
     Source: the auxiliary term of Badrinath et al., arXiv 2405.17956; constants as in `hpo_dpo`.
-    Use: beside any preference loss: `[{name: kto}, {name: advantage_mle, g: [1.0]}]`, with a `baseline` column (0 for
-        standardised scores) where groups have one completion.  Alone it tends to mu * exp(A / alpha) / Z, mu the
-        distribution of the data, whatever the baseline, as long as w_max does not bind.
+    Use: beside a preference loss on the same groups: a pairwise one, or on judged answers `bco` or `apo_zero_unpaired`,
+        as in `[{name: bco}, {name: advantage_mle, g: [1.0]}]` with a `baseline` column (0 for standardised scores); on
+        KTO it is `hpo_kto`.  Alone it tends to mu * exp(A / alpha) / n, normalised, mu the distribution of the data, so
+        the token mean favours short answers; the baseline does not matter as long as w_max does not bind.
     Curves: the loss falls as an SFT loss does; `advantage/weight` near 1, `advantage/clipped` near 0.
     """
     reward_BK = _reward(scores, g)
@@ -244,15 +300,15 @@ def advantage_mle(
     return ObjectiveOutput(*term, metrics)
 
 
-@needs(groups=_OWN_ANSWERS, logps=("value",))
+@needs(groups=_OWN_SCORES, logps=("value",))
 def advantage_mle_value(
     policy: Logps,
     scores: jax.Array,
-    weight: jax.Array | None = None,
+    weight: Weight = None,
     *,
-    g: tuple[float, ...],
+    g: RewardWeights,
     alpha: Positive = 1.0,
-    w_max: Annotated[float, Field(ge=1)] = 20.0,
+    w_max: AtLeastOne = 20.0,
     tau: Fraction = 0.5,
 ) -> ObjectiveOutput:
     """Advantage-weighted likelihood with a value head: -min(exp((R - V) / alpha), w_max) * L / n + expectile(R - V).
@@ -263,11 +319,7 @@ def advantage_mle_value(
 
     Args:
         policy: summed log-probs and token counts n, [B, K], and `value`, [B]; empty completions are left out.
-        scores: [B, K, m] rewards of every completion; bring them to about unit variance.
-        weight: [B] weight of every group, >= 0.
-        g: m weights of the rewards, of any sign.
-        alpha: temperature, > 0: a smaller one follows the rewards harder.
-        w_max: largest factor of a completion, >= 1.
+        scores, weight, g, alpha, w_max: as in `advantage_mle`.
         tau: expectile, 0 to 1; 0.5 is half the squared error, larger values lean to the better completions.
     Returns: loss_B of the likelihood in nats per token, weight_B = weight * number of completions; the regression
         stands in `plus` with the same weights.  There is no reference.
@@ -293,15 +345,8 @@ def _modpo(policy: Logps, ref: Logps, margins_BKN, weight, w: tuple[float, ...],
     base_BK = (beta * rho_BK - jnp.sum(margins_BKN * w_N[None, None, :], axis=-1)) / w[0]
     base = reward_metrics(base_BK)
     base = {f"base_{name}": base[name] for name in ("rewards/margins", "rewards/accuracies")}
-    loss_B = loss(base_BK[:, 0] - base_BK[:, 1])
+    loss_B = loss(difference(base_BK))
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK) | base)
-
-
-def _others(w: tuple[float, ...]) -> int:
-    """Number of objectives besides the base, whose weight comes first."""
-    if not w or w[0] <= 0:
-        raise InputError("w whose first entry, the base's, is > 0", f"w={tuple(w)}", "make the largest weight the base")
-    return len(w) - 1
 
 
 def _logistic(x_B: jax.Array) -> jax.Array:
@@ -328,15 +373,13 @@ def _reward(scores: jax.Array, g: tuple[float, ...]) -> jax.Array:
 
 def _group_mean(x_BK: jax.Array, policy: Logps) -> jax.Array:
     """[B] mean over the completions that are there."""
-    real_BK = policy.count > 0
-    return jnp.sum(jnp.where(real_BK, x_BK, 0.0), axis=-1) / jnp.maximum(real_BK.sum(-1), 1)
+    return mean(x_BK, policy.count > 0, axis=-1)
 
 
 def _weighted_likelihood(policy: Logps, advantage_BK, weight, alpha: float, w_max: float):
     """(the likelihood term, its metrics); averaged over completions, so a group weighs as many as it has."""
     factor_BK = jnp.exp(jnp.minimum(jax.lax.stop_gradient(advantage_BK) / alpha, math.log(w_max)))
-    mean_logp_BK = policy.sum / jnp.maximum(policy.count, 1.0)
-    loss_B = -_group_mean(factor_BK * mean_logp_BK, policy)
+    loss_B = -_group_mean(factor_BK * per_token(policy.sum, policy), policy)
     completions_B = jnp.sum(policy.count > 0, axis=-1)
     metrics = {
         "advantage/weight": _group_mean(factor_BK, policy),
@@ -349,11 +392,7 @@ def _expect(name: str, array: jax.Array, size: int, why: str) -> None:
     """Error unless the array is [B, K, size]."""
     if array.ndim == 3 and array.shape[-1] == size:
         return
-    how = f"list that many columns: `columns: {{{name}: [first, ...]}}`"
+    fix = f"list that many columns, `columns: {{{name}: [first, ...]}}`, or change the hyperparameter"
     if name == "extra_refs":
-        how = "list that many models under `reference.extra`"
-    raise InputError(
-        f"`{name}` of shape [B, K, {size}]: {why}",
-        f"shape {tuple(array.shape)}",
-        f"{how}, or change the hyperparameter",
-    )
+        fix = "list that many models under `reference.extra`, or change the hyperparameter"
+    raise InputError(f"`{name}` of shape [B, K, {size}]: {why}", f"shape {tuple(array.shape)}", fix)

@@ -12,14 +12,24 @@ import jax.numpy as jnp
 from pydantic import Field
 
 from jaxpref.logprobs import Logps
-from jaxpref.objectives._math import LessThanHalf, NotNegative, Positive, log_ratios, pair_weight, reward_metrics
+from jaxpref.objectives._math import (
+    LessThanHalf,
+    NotNegative,
+    Positive,
+    cross_entropy,
+    difference,
+    log_ratios,
+    pair_weight,
+    per_token,
+    reward_metrics,
+)
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 
 Weight = jax.Array | None
-Smoothing = Annotated[float, Field(gt=0, lt=0.5)]
+Smoothing = Annotated[float, Field(gt=0, lt=0.5, allow_inf_nan=False)]
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def dpo(policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 0.1) -> ObjectiveOutput:
     """Direct preference optimisation: -log sigmoid(beta * D).
 
@@ -33,11 +43,11 @@ def dpo(policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 0.
     Curves: loss falls from 0.693; accuracy rises from 0 in step 1; both rewards often fall while their margin grows.
     """
     rho_BK = log_ratios(policy, ref)
-    loss_B = -jax.nn.log_sigmoid(beta * _difference(rho_BK))
+    loss_B = -jax.nn.log_sigmoid(beta * difference(rho_BK))
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def cdpo(
     policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 0.1, eps: LessThanHalf = 0.1
 ) -> ObjectiveOutput:
@@ -54,11 +64,11 @@ def cdpo(
     Curves: margins level off at log((1 - eps) / eps), 2.2 for eps 0.1; the loss cannot reach 0.
     """
     rho_BK = log_ratios(policy, ref)
-    loss_B = _cross_entropy(beta * _difference(rho_BK), 1.0 - eps)
+    loss_B = cross_entropy(beta * difference(rho_BK), 1.0 - eps)
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def rdpo(
     policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 0.1, eps: LessThanHalf = 0.1
 ) -> ObjectiveOutput:
@@ -75,12 +85,12 @@ def rdpo(
     Curves: as dpo, but the loss may become negative.
     """
     rho_BK = log_ratios(policy, ref)
-    margin_B = beta * _difference(rho_BK)
+    margin_B = beta * difference(rho_BK)
     loss_B = ((eps - 1.0) * jax.nn.log_sigmoid(margin_B) + eps * jax.nn.log_sigmoid(-margin_B)) / (1.0 - 2.0 * eps)
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def ipo(policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 0.1) -> ObjectiveOutput:
     """Identity preference optimisation on token means: (rho_c / n_c - rho_r / n_r - 1 / (2 beta))^2.
 
@@ -95,11 +105,11 @@ def ipo(policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 0.
     Curves: loss falls from 25 (beta 0.1); logged rewards are beta * rho (summed), as TRL logs them.
     """
     rho_BK = log_ratios(policy, ref)
-    loss_B = (_difference(_per_token(rho_BK, policy)) - 1.0 / (2.0 * beta)) ** 2
+    loss_B = (difference(per_token(rho_BK, policy)) - 1.0 / (2.0 * beta)) ** 2
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def ipo_sum(policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 0.1) -> ObjectiveOutput:
     """Identity preference optimisation as published: (D - 1 / (2 beta))^2.
 
@@ -113,11 +123,11 @@ def ipo_sum(policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive 
     Curves: the margin of rewards goes to 1/2, whatever beta is, and stays.
     """
     rho_BK = log_ratios(policy, ref)
-    loss_B = (_difference(rho_BK) - 1.0 / (2.0 * beta)) ** 2
+    loss_B = (difference(rho_BK) - 1.0 / (2.0 * beta)) ** 2
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def hinge(policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 0.1) -> ObjectiveOutput:
     """Hinge on log-ratios: max(0, 1 - beta * D).
 
@@ -131,11 +141,11 @@ def hinge(policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 
     Curves: loss falls from 1 towards 0; the margin of rewards slows down at 1.
     """
     rho_BK = log_ratios(policy, ref)
-    loss_B = jax.nn.relu(1.0 - beta * _difference(rho_BK))
+    loss_B = jax.nn.relu(1.0 - beta * difference(rho_BK))
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def dpo_norm(policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 5.0) -> ObjectiveOutput:
     """Length-normalised DPO: -log sigmoid(beta * (rho_c / n_c - rho_r / n_r)).
 
@@ -149,11 +159,11 @@ def dpo_norm(policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive
     Curves: as dpo; logged rewards are beta * rho (summed), as TRL logs them, and so are large.
     """
     rho_BK = log_ratios(policy, ref)
-    loss_B = -jax.nn.log_sigmoid(beta * _difference(_per_token(rho_BK, policy)))
+    loss_B = -jax.nn.log_sigmoid(beta * difference(per_token(rho_BK, policy)))
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def r_dpo(
     policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 0.1, alpha: NotNegative = 0.01
 ) -> ObjectiveOutput:
@@ -172,11 +182,11 @@ def r_dpo(
     Curves: as dpo, from another start; accuracy rises less where the chosen answer is the longer one.
     """
     rho_BK = log_ratios(policy, ref)
-    loss_B = -jax.nn.log_sigmoid(beta * _difference(rho_BK) + alpha * _difference(policy.count))
+    loss_B = -jax.nn.log_sigmoid(beta * difference(rho_BK) + alpha * difference(policy.count))
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def dpop(
     policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 0.3, lam: NotNegative = 50.0
 ) -> ObjectiveOutput:
@@ -194,11 +204,11 @@ def dpop(
     """
     rho_BK = log_ratios(policy, ref)
     shortfall_B = jnp.where(rho_BK[:, 0] < 0, -rho_BK[:, 0], 0.0)
-    loss_B = -jax.nn.log_sigmoid(beta * (_difference(rho_BK) - lam * shortfall_B))
+    loss_B = -jax.nn.log_sigmoid(beta * (difference(rho_BK) - lam * shortfall_B))
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def minor_dpo(policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 0.1) -> ObjectiveOutput:
     """MinorDPO: -log sigmoid(beta * (rho_c - max(0, rho_r))); at rho_r = 0, where a run starts, dpo's gradient.
 
@@ -208,7 +218,10 @@ def minor_dpo(policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positiv
         beta: as in dpo, > 0.
     Returns: loss_B in nats, ln 2 where policy equals reference.
     Source: Xie et al., arXiv 2408.09834.
-    Use: to push a rejected answer down no further than the reference has it; it bears up to 10 times dpo's lr.
+    Use: to push a rejected answer down no further than the reference has it; reported stable at higher learning rates.
+        Under Bradley-Terry labels its optimum is not dpo's tilted reference but lies closer to the reference.  Dead
+        zone: where there are only two answers it moves only if P(chosen beats rejected) > 1 / (1 + pi_ref(rejected));
+        with others to take probability from, that is 1/2.
     Curves: rewards/rejected (not clamped) stays near 0 where dpo's dives; the margin comes from the chosen answers.
     """
     rho_BK = log_ratios(policy, ref)
@@ -217,7 +230,7 @@ def minor_dpo(policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positiv
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def odpo(
     policy: Logps, ref: Logps, score: jax.Array, weight: Weight = None, *, beta: Positive = 0.1, alpha: Positive = 1.0
 ) -> ObjectiveOutput:
@@ -234,14 +247,14 @@ def odpo(
     Use: scored answers, when a clear win shall make a large margin; beta and learning rate of dpo.
     Curves: as dpo, from another start; odpo/without_order, the share of pairs left out, should be near 0.
     """
-    rho_BK, gap_B = log_ratios(policy, ref), _difference(score)
+    rho_BK, gap_B = log_ratios(policy, ref), difference(score)
     offset_B = alpha * jnp.log(jnp.where(gap_B > 0, gap_B, 1.0))
-    loss_B = -jax.nn.log_sigmoid(beta * _difference(rho_BK) - offset_B)
+    loss_B = -jax.nn.log_sigmoid(beta * difference(rho_BK) - offset_B)
     metrics = reward_metrics(beta * rho_BK) | {"odpo/without_order": (gap_B <= 0).astype(jnp.float32)}
     return ObjectiveOutput(loss_B, pair_weight(policy, weight) * (gap_B > 0), metrics)
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def margin_dpo(
     policy: Logps, ref: Logps, margin: jax.Array, weight: Weight = None, *, beta: Positive = 0.1
 ) -> ObjectiveOutput:
@@ -258,13 +271,13 @@ def margin_dpo(
     Curves: as dpo, from another start; the margin of rewards grows beyond the data's.
     """
     rho_BK = log_ratios(policy, ref)
-    loss_B = -jax.nn.log_sigmoid(beta * _difference(rho_BK) - margin)
+    loss_B = -jax.nn.log_sigmoid(beta * difference(rho_BK) - margin)
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def mmpo(
-    policy: Logps, ref: Logps, score: jax.Array, weight: Weight = None, *, beta: Positive = 0.1, gamma: Positive = 1.0
+    policy: Logps, ref: Logps, score: jax.Array, weight: Weight = None, *, beta: Positive = 0.01, gamma: Positive = 1.0
 ) -> ObjectiveOutput:
     """Margin matching: -p log sigmoid(beta * D) - (1 - p) log sigmoid(-beta * D), p = sigmoid(gamma * (s_c - s_r)).
 
@@ -272,7 +285,7 @@ def mmpo(
         policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
         score: [B, 2] scores s of the completions; the chosen one may score lower.
         weight: [B] weight of every pair, >= 0.
-        beta: as in dpo, > 0; 0.01 in the authors' recipe.
+        beta: as in dpo, > 0; the default is the authors'.
         gamma: scale of the scores, > 0; 1 when they are Bradley-Terry rewards.
     Returns: loss_B in nats, ln 2 where policy equals reference.
     Source: Kim et al., arXiv 2410.03145, and its code.
@@ -280,11 +293,11 @@ def mmpo(
     Curves: the margin of rewards goes to gamma * (s_c - s_r); the loss ends at the labels' entropy.
     """
     rho_BK = log_ratios(policy, ref)
-    loss_B = _cross_entropy(beta * _difference(rho_BK), jax.nn.sigmoid(gamma * _difference(score)))
+    loss_B = cross_entropy(beta * difference(rho_BK), jax.nn.sigmoid(gamma * difference(score)))
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def exo(
     policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 0.1, eps: Smoothing = 1e-3
 ) -> ObjectiveOutput:
@@ -301,13 +314,13 @@ def exo(
     Curves: loss falls towards 0; the margin of rewards goes to log((1 - eps) / eps), 6.9 for eps 1e-3.
     """
     rho_BK = log_ratios(policy, ref)
-    margin_B = beta * _difference(rho_BK)
+    margin_B = beta * difference(rho_BK)
     divergence = lambda margin_B, label: jax.nn.sigmoid(margin_B) * (jax.nn.log_sigmoid(margin_B) - math.log(label))
     loss_B = divergence(margin_B, 1.0 - eps) + divergence(-margin_B, eps)
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def discopop(
     policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 0.05, tau: Positive = 0.05
 ) -> ObjectiveOutput:
@@ -320,18 +333,20 @@ def discopop(
         tau: temperature of the mixture m, > 0; 0.05 in the paper.  Above 1, log(m exp(-h)) is cut at 80.
     Returns: loss_B in nats, (ln 2 + 1) / 2 where policy equals reference.
     Source: Lu et al., arXiv 2406.08414, its log-ratio modulated loss; TRL's `loss_type: discopop`.
-    Use: a loss that was found by search, in place of dpo; learning rate of dpo.
-    Curves: loss falls from 0.847; it is not convex and has a hump at small positive margins.
+    Use: a loss that was found by search, in place of dpo; learning rate of dpo.  At tau 0.05 its slope at a tie is
+        +0.784: alone, a pair's margin first falls, to a local minimum of the loss at h = -0.119; only above the maximum
+        at h = 0.072 does it grow.
+    Curves: loss starts at 0.847; rewards/margins may dip before it rises, or stay just below 0 if all steps are small.
     """
     rho_BK = log_ratios(policy, ref)
-    h_B = beta * _difference(rho_BK)
+    h_B = beta * difference(rho_BK)
     # m exp(-h) as one exponential: exp(-h) alone is infinite where m is 0.
     exponential_B = jnp.exp(jnp.minimum(jax.nn.log_sigmoid(h_B / tau) - h_B, 80.0))
     loss_B = exponential_B - jax.nn.sigmoid(-h_B / tau) * jax.nn.log_sigmoid(h_B)
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def chi_po(
     policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 0.05, r_max: Positive | None = None
 ) -> ObjectiveOutput:
@@ -350,7 +365,7 @@ def chi_po(
     Curves: as dpo at first; then rewards/chosen hardly rises, for phi is steep above 0, and rewards/rejected falls.
     """
     rho_BK = log_ratios(policy, ref)
-    margin_B = beta * _difference(jnp.exp(jnp.minimum(rho_BK, 20.0)) + rho_BK)
+    margin_B = beta * difference(jnp.exp(jnp.minimum(rho_BK, 20.0)) + rho_BK)
     margin_B = margin_B if r_max is None else jnp.clip(margin_B, -2.0 * r_max, 2.0 * r_max)
     return ObjectiveOutput(-jax.nn.log_sigmoid(margin_B), pair_weight(policy, weight), reward_metrics(beta * rho_BK))
 
@@ -368,21 +383,7 @@ def hypo(policy: Logps, ref: Logps, weight: Weight = None, *, beta: Positive = 0
     Use: a reference that often prefers the rejected answer, then taken as neutral; beta and learning rate of dpo.
     Curves: as dpo, from a higher start; hypo/pessimistic is the share of pairs where it differs from dpo.
     """
-    rho_BK, ref_margin_B = log_ratios(policy, ref), jax.lax.stop_gradient(_difference(ref.sum))
-    loss_B = -jax.nn.log_sigmoid(beta * (_difference(rho_BK) + jnp.minimum(ref_margin_B, 0.0)))
+    rho_BK, ref_margin_B = log_ratios(policy, ref), jax.lax.stop_gradient(difference(ref.sum))
+    loss_B = -jax.nn.log_sigmoid(beta * (difference(rho_BK) + jnp.minimum(ref_margin_B, 0.0)))
     metrics = reward_metrics(beta * rho_BK) | {"hypo/pessimistic": (ref_margin_B < 0).astype(jnp.float32)}
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), metrics)
-
-
-def _difference(x_BK: jax.Array) -> jax.Array:
-    """Chosen less rejected, [B]."""
-    return x_BK[:, 0] - x_BK[:, 1]
-
-
-def _per_token(rho_BK: jax.Array, policy: Logps) -> jax.Array:
-    return rho_BK / jnp.maximum(policy.count, 1.0)
-
-
-def _cross_entropy(margin_B: jax.Array, label_B: jax.Array | float) -> jax.Array:
-    """Of sigmoid(margin) to the label, the probability that the chosen answer is the better one."""
-    return -label_B * jax.nn.log_sigmoid(margin_B) - (1.0 - label_B) * jax.nn.log_sigmoid(-margin_B)

@@ -10,7 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.logprobs import Logps
-from jaxpref.objectives._math import NotNegative, Positive, log_ratios, mean_so_far, pair_weight, reward_metrics
+from jaxpref.objectives._math import (
+    Finite,
+    NotNegative,
+    Positive,
+    difference,
+    log_ratios,
+    mean_so_far,
+    pair_weight,
+    reward_metrics,
+)
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 
 
@@ -86,12 +95,12 @@ def cal_dpo(
     Curves: the loss falls little from its large start; rewards go towards +1/2 and -1/2.
     """
     out, rho_BK = sppo_hard(policy, ref, weight, beta=beta), log_ratios(policy, ref)
-    return out._replace(loss_B=lam * out.loss_B - jax.nn.log_sigmoid(rho_BK[:, 0] - rho_BK[:, 1]))
+    return out._replace(loss_B=lam * out.loss_B - jax.nn.log_sigmoid(difference(rho_BK)))
 
 
 @needs(groups=PAIRS)
 def mdpo_anchor(
-    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1, delta: float = 0.0
+    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1, delta: Finite = 0.0
 ) -> ObjectiveOutput:
     """Anchor of mDPO: -log sigmoid(R_c - delta).
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.logprobs import Logps
-from jaxpref.objectives._math import Positive, log_ratios, pair_weight
+from jaxpref.objectives._math import Positive, log_ratios, mean, pair_weight
 from jaxpref.objectives.contract import ObjectiveOutput, needs
 
 _LEFT_OUT = -1e30
@@ -79,17 +79,12 @@ def _ranking_metrics(reward_BK: jax.Array, present_BK: jax.Array) -> dict[str, j
     reward_BK = jax.lax.stop_gradient(reward_BK)
     K = reward_BK.shape[1]
     best_B = reward_BK[:, 0]
-    others_B = _mean(reward_BK[:, 1:], present_BK[:, 1:], axis=-1)
+    others_B = mean(reward_BK[:, 1:], present_BK[:, 1:], axis=-1)
     pairs_BKK = jnp.triu(jnp.ones((1, K, K), bool), 1) & present_BK[:, None, :] & present_BK[:, :, None]
     right_BKK = reward_BK[:, :, None] > reward_BK[:, None, :]
     return {
         "rewards/chosen": best_B,
         "rewards/rejected": others_B,
         "rewards/margins": best_B - others_B,
-        "rewards/accuracies": _mean(right_BKK.astype(jnp.float32), pairs_BKK, axis=(-2, -1)),
+        "rewards/accuracies": mean(right_BKK.astype(jnp.float32), pairs_BKK, axis=(-2, -1)),
     }
-
-
-def _mean(x: jax.Array, of: jax.Array, axis: int | tuple[int, int]) -> jax.Array:
-    """Mean over the places where `of` holds; 0 where there is none."""
-    return jnp.where(of, x, 0.0).sum(axis) / jnp.maximum(of.sum(axis), 1)

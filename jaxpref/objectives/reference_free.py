@@ -1,16 +1,37 @@
 """Objectives without a reference: completion 0 is chosen, completion 1 rejected, completion 2 (of a triple) gold."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
+from pydantic import AfterValidator
 
 from jaxpref.logprobs import Logps
-from jaxpref.objectives._math import NotNegative, Positive, pair_weight, reward_metrics, token_nll
+from jaxpref.objectives._math import (
+    Finite,
+    NotNegative,
+    Positive,
+    difference,
+    pair_weight,
+    per_token,
+    reward_metrics,
+    token_nll,
+)
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, Term, needs
 
 _SURE = -1e-6
 """Mean log-prob above which odds no longer grow: beyond it float32 rounds, and their slope 1 / (1 - P) has no bound."""
 _LARGEST_EXPONENT = 40.0
 """exp and its square stay finite in float32, and so does the norm of the gradient."""
+
+
+def _not_zero(x: float) -> float:
+    if x == 0:
+        raise ValueError("should not be 0, which is simpo")
+    return x
+
+
+NotZero = Annotated[Finite, AfterValidator(_not_zero)]
 
 
 @needs(groups=PAIRS)
@@ -99,7 +120,7 @@ def simpo(
     Curves: `rewards/margins` rise from about 0 towards gamma and beyond; `logps/chosen` may fall: steeply, if the
         learning rate is too large.
     """
-    return _preference(policy, weight, beta * _mean_logps(policy), gamma)
+    return _preference(policy, weight, beta * per_token(policy.sum, policy), gamma)
 
 
 @needs(groups=PAIRS)
@@ -109,25 +130,26 @@ def alphapo(
     *,
     beta: Positive = 2.0,
     gamma: NotNegative = 1.0,
-    alpha: Positive = 0.25,
+    alpha: NotZero = 0.25,
 ) -> ObjectiveOutput:
     """AlphaPO: -log sigmoid(beta * (r(y_w) - r(y_l)) - gamma), r(y) = (1 - exp(-alpha * a(y))) / alpha.
 
-    a is the mean log-prob; alpha * a is clipped from below at -40.
+    a is the mean log-prob; alpha * a is clipped from below at -40, which a negative alpha never reaches.
 
     Args:
         policy: summed log-probs in nats and token counts, [B, 2].
         weight: [B] weight of every pair, >= 0.
         beta: scale of the rewards, > 0.
         gamma: wanted margin, >= 0.
-        alpha: shape of the reward, > 0; SimPO in the limit 0.  The larger, the more unlikely completions count.
+        alpha: shape of the reward, not 0, where SimPO is the limit.  The larger, the more unlikely completions count;
+            below 0 r is bounded by 1 / alpha, so they hardly count.
     Returns: loss_B in nats, log(1 + exp(gamma)) where both completions are equally likely per token.  There is no
         reference.
     Source: Gupta et al., arXiv 2501.03884; TRL's CPOTrainer with `loss_type: alphapo`.
     Use: as SimPO, where it moves log-probs too far or too little; alpha 0.1 to 0.5, the rest as there.
     Curves: as of SimPO; `rewards/*` are beta * r, larger in size than SimPO's.
     """
-    exponent_BK = jnp.minimum(-alpha * _mean_logps(policy), _LARGEST_EXPONENT)
+    exponent_BK = jnp.minimum(-alpha * per_token(policy.sum, policy), _LARGEST_EXPONENT)
     return _preference(policy, weight, -beta * jnp.expm1(exponent_BK) / alpha, gamma)
 
 
@@ -207,7 +229,7 @@ def tpo_l(
     Curves: as of `tpo`.
     """
     return _plus_nll(
-        _preference(policy, weight, beta * _mean_logps(policy), gamma), token_nll(policy, weight, 2), alpha
+        _preference(policy, weight, beta * per_token(policy.sum, policy), gamma), token_nll(policy, weight, 2), alpha
     )
 
 
@@ -225,7 +247,8 @@ def slic_hf(
         delta: wanted margin in nats, >= 0.
         lam: weight of the likelihood, >= 0.
     Returns: loss_B in nats, a mean over pairs (no token mean); there is no reference.
-    Source: Zhao et al., arXiv 2305.10425, with the chosen completion as its reference answer.
+    Source: Zhao et al., arXiv 2305.10425, with the chosen completion as its reference answer; L is a sum over tokens
+        where the original takes their mean.  delta 1 and lam 0.1 are the values of HALOs' config.
     Use: where a pair that is ranked right by the margin should not be pushed further; after SFT, learning rate 1e-6.
     Curves: `rewards/margins`, differences of summed log-probs, rise; pairs beyond delta only feel the likelihood.
     """
@@ -236,14 +259,13 @@ def slic_hf(
 
 def _preference(policy: Logps, weight: jax.Array | None, reward_BK: jax.Array, gamma: float) -> ObjectiveOutput:
     """The chosen completion's reward exceeds the rejected one's by gamma."""
-    loss_B = -jax.nn.log_sigmoid(reward_BK[:, 0] - reward_BK[:, 1] - gamma)
+    loss_B = -jax.nn.log_sigmoid(difference(reward_BK) - gamma)
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(reward_BK))
 
 
 def _odds_ratio(policy: Logps, weight: jax.Array | None, lam: float) -> ObjectiveOutput:
-    mean_BK = _mean_logps(policy)
-    odds_BK = _log_odds(mean_BK)
-    log_ratio_B = odds_BK[:, 0] - odds_BK[:, 1]
+    mean_BK = per_token(policy.sum, policy)
+    log_ratio_B = difference(_log_odds(mean_BK))
     log_sigmoid_B = jax.nn.log_sigmoid(log_ratio_B)
     logged = jax.lax.stop_gradient({"log_odds_ratio": log_sigmoid_B, "log_odds_chosen": log_ratio_B})
     return ObjectiveOutput(-lam * log_sigmoid_B, pair_weight(policy, weight), reward_metrics(lam * mean_BK) | logged)
@@ -253,11 +275,6 @@ def _log_odds(a: jax.Array) -> jax.Array:
     """log(P / (1 - P)), P = exp(a), for a <= 0."""
     a = jnp.minimum(a, _SURE)
     return a - jax.nn.log1mexp(-a)
-
-
-def _mean_logps(policy: Logps) -> jax.Array:
-    """[B, K] mean log-prob of a completion's tokens; 0 for an empty slot."""
-    return policy.sum / jnp.maximum(policy.count, 1.0)
 
 
 def _plus_nll(out: ObjectiveOutput, nll: Term, alpha: float) -> ObjectiveOutput:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxpref.errors import InputError
 from jaxpref.logprobs import Logps
-from jaxpref.objectives._math import Fraction, Positive, pair_weight, reward_metrics
+from jaxpref.objectives._math import Fraction, Positive, difference, pair_weight, reward_metrics
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 
 
@@ -29,7 +29,8 @@ def mrpo(
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
-        extra_refs: [B, K, N] summed log-probs in nats under the other references; N may be 0, which is DPO.
+        extra_refs: [B, K, N] summed log-probs in nats under the other references.  From Python N may be 0, which is
+            DPO; in a config choose `dpo` for that.
         weight: [B] weight of every pair, >= 0.
         beta: strength of the pull towards the references, > 0; 0.1 in the authors' code.
         eps: width of the clip, 0 to 1; 0 is DPO with `ref`, the authors' code uses 0.1.
@@ -45,7 +46,7 @@ def mrpo(
     """
     refs_BKN = _references(ref, extra_refs)
     clipped_BKN = _clipped(refs_BKN, eps * _share(jnp.abs(refs_BKN.mean(-1))))
-    alpha_BN = _share(jnp.abs(refs_BKN[:, 0] - refs_BKN[:, 1]))
+    alpha_BN = _share(jnp.abs(difference(refs_BKN)))
     return _dpo_against(_harmonic_mean(clipped_BKN, alpha_BN), policy, weight, beta)
 
 
@@ -148,7 +149,7 @@ def multi_dpo(
     refs_BKN = _references(ref, extra_refs)
     alpha_N = _normalised(alphas, refs_BKN)
     rho_BKN = policy.sum[:, :2, None] - refs_BKN
-    losses_BN = -jax.nn.log_sigmoid(beta * (rho_BKN[:, 0] - rho_BKN[:, 1]))
+    losses_BN = -jax.nn.log_sigmoid(beta * difference(rho_BKN))
     loss_B = jnp.sum(losses_BN * alpha_N[None, :], axis=-1)
     reward_BK = beta * _weighted_mean(rho_BKN, alpha_N)
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(reward_BK))
@@ -195,5 +196,5 @@ def _normalised(alphas: tuple[float, ...], refs_BKN: jax.Array) -> jax.Array:
 
 def _dpo_against(reference_BK: jax.Array, policy: Logps, weight: jax.Array | None, beta: float) -> ObjectiveOutput:
     rho_BK = policy.sum[:, :2] - reference_BK
-    loss_B = -jax.nn.log_sigmoid(beta * (rho_BK[:, 0] - rho_BK[:, 1]))
+    loss_B = -jax.nn.log_sigmoid(beta * difference(rho_BK))
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))

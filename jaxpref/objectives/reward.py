@@ -3,7 +3,7 @@
 import jax
 
 from jaxpref.logprobs import Logps
-from jaxpref.objectives._math import NotNegative, pair_weight, reward_metrics
+from jaxpref.objectives._math import NotNegative, difference, pair_weight, reward_metrics
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 
 
@@ -29,7 +29,7 @@ def bradley_terry(
     Curves: `rewards/accuracies` rises above 0.5 and levels off, `rewards/margins` grow on; held-out accuracy that
         falls while they grow is over-fitting.
     """
-    chosen_B, rejected_B = policy.reward[:, 0], policy.reward[:, 1]
-    difference_B = chosen_B - rejected_B if margin is None else chosen_B - rejected_B - margin
-    loss_B = -jax.nn.log_sigmoid(difference_B) + centering * (chosen_B + rejected_B) ** 2
+    margin_B = 0.0 if margin is None else margin
+    centering_B = centering * (policy.reward[:, 0] + policy.reward[:, 1]) ** 2
+    loss_B = -jax.nn.log_sigmoid(difference(policy.reward) - margin_B) + centering_B
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(policy.reward))

@@ -4,7 +4,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.logprobs import Logps
-from jaxpref.objectives._math import Fraction, NotNegative, Positive, log_ratios, pair_weight, reward_metrics
+from jaxpref.objectives._math import (
+    Fraction,
+    NotNegative,
+    Positive,
+    difference,
+    log_ratios,
+    pair_weight,
+    per_token,
+    reward_metrics,
+)
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 from jaxpref.objectives.pairwise import dpo
 from jaxpref.objectives.transforms import ld, sampled
@@ -59,7 +68,7 @@ def wpo_clamped(
 
 
 def _weighted_dpo(policy: Logps, ref: Logps, weight, beta: float, largest_log_weight: float) -> ObjectiveOutput:
-    log_weight_BK = (policy.sum - policy.collision) / jnp.maximum(policy.count, 1.0)
+    log_weight_BK = per_token(policy.sum - policy.collision, policy)
     log_weight_B = jnp.minimum(log_weight_BK[:, 0] + log_weight_BK[:, 1], largest_log_weight)
     own_B = jnp.exp(jax.lax.stop_gradient(log_weight_B))
     out = dpo(policy, ref, weight, beta=beta)
@@ -160,7 +169,7 @@ def tdpo2(
 
 def _token_dpo(policy: Logps, ref: Logps, weight, beta: float, divergence_B: jax.Array) -> ObjectiveOutput:
     rho_BK = log_ratios(policy, ref)
-    loss_B = -jax.nn.log_sigmoid(beta * (rho_BK[:, 0] - rho_BK[:, 1] - divergence_B))
+    loss_B = -jax.nn.log_sigmoid(beta * (difference(rho_BK) - divergence_B))
     kl_BK = jax.lax.stop_gradient(policy.kl)
     metrics = reward_metrics(beta * rho_BK) | {"kl/chosen": kl_BK[:, 0], "kl/rejected": kl_BK[:, 1]}
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), metrics)

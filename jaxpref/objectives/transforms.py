@@ -1,4 +1,4 @@
-"""Changes of the log-probs before an objective: (policy, ref) -> (policy, ref), to be combined with any of them.
+"""Changes of the log-probs before an objective that is a function of a pair's summed log-ratios.
 
 In the config: `{name: ipo, transform: {name: ld, alpha: 0.5}}`; in Python: `ipo(*ld(policy, ref, alpha=0.5))`.
 """
@@ -10,14 +10,13 @@ import jax.numpy as jnp
 
 from jaxpref.logprobs import Logps
 from jaxpref.objectives._math import Fraction, Positive, log_ratios
-from jaxpref.objectives.contract import needs
+from jaxpref.objectives.contract import Transform
 
 _LARGEST_EXPONENT = 40.0
 """exp of it and its square (ipo takes it) stay finite in float32; no gradient comes from behind it."""
 
 
-@needs(logps=("common",))
-def ld(policy: Logps, ref: Logps, *, alpha: Fraction = 0.5) -> tuple[Logps, Logps]:
+def ld(policy: Logps, ref: Logps | None, *, alpha: Fraction = 0.5) -> tuple[Logps, Logps | None]:
     """Length desensitisation: tokens behind the length of the shorter completion count alpha times.
 
     L'(y) = L(y[:n]) + alpha * L(y[n:]), n = min(|y_0|, |y_1|), for the policy and for the reference, so that a policy
@@ -25,29 +24,29 @@ def ld(policy: Logps, ref: Logps, *, alpha: Fraction = 0.5) -> tuple[Logps, Logp
     Source: Liu et al., arXiv 2409.06411, eq. 9; TRL's `ld_alpha`.
     """
     shorten = lambda logps: logps._replace(sum=alpha * logps.sum + (1.0 - alpha) * logps.common)
-    return shorten(policy), shorten(ref)
+    return shorten(policy), ref if ref is None else shorten(ref)
 
 
-@needs(logps=("sampled",))
-def sampled(policy: Logps, ref: Logps) -> tuple[Logps, Logps]:
+def sampled(policy: Logps, ref: Logps | None) -> tuple[Logps, Logps | None]:
     """Down-sampling: n tokens of each completion, n the length of the shorter, the same under policy and reference.
 
     Source: Lu et al., arXiv 2406.10957, eq. 7-8; its code draws other tokens for the reference, which is not copied.
     """
-    draw = lambda logps: logps._replace(sum=logps.sampled, count=jnp.minimum(logps.count, _shorter(logps)))
-    return draw(policy), draw(ref)
+    return _drawn(policy), ref if ref is None else _drawn(ref)
 
 
-def _shorter(logps: Logps) -> jax.Array:
-    return jnp.minimum(logps.count[:, :1], logps.count[:, 1:2])
+def _drawn(logps: Logps) -> Logps:
+    """Of completions 0 and 1; a gold answer beside them stays whole."""
+    pair_BK = jnp.broadcast_to(jnp.arange(logps.count.shape[1])[None, :] < 2, logps.count.shape)
+    shorter_B1 = jnp.minimum(logps.count[:, :1], logps.count[:, 1:2])
+    return logps._replace(
+        sum=logps.sampled, count=jnp.where(pair_BK, jnp.minimum(logps.count, shorter_B1), logps.count)
+    )
 
 
 def reference_free(policy: Logps, ref: Logps | None) -> tuple[Logps, Logps]:
     """The reference is left out: log-ratios become log-probs."""
-    return policy, policy._replace(sum=jnp.zeros_like(policy.sum))
-
-
-reference_free.drops_reference = True
+    return _scored(policy, policy.sum)
 
 
 def forward_kl(policy: Logps, ref: Logps) -> tuple[Logps, Logps]:
@@ -83,8 +82,20 @@ def _power_score(rho_BK: jax.Array, alpha: float) -> jax.Array:
 
 
 def _scored(policy: Logps, score_BK: jax.Array) -> tuple[Logps, Logps]:
-    """Log-ratios replaced by a score of them; as the reference is constant, the policy carries all of it."""
-    return policy._replace(sum=score_BK), policy._replace(sum=jnp.zeros_like(score_BK))
+    """Log-ratios replaced by a score of them; as the reference is constant, the policy carries all of it.
+
+    What else the log-probs held no longer fits, so it goes.
+    """
+    bare = Logps(score_BK, policy.count, policy.entropy, policy.top1)
+    return bare, bare._replace(sum=jnp.zeros_like(score_BK))
 
 
-TRANSFORMS = {f.__name__: f for f in (ld, sampled, reference_free, forward_kl, js_divergence, alpha_divergence)}
+TRANSFORMS = {
+    "ld": Transform(ld, logps=("common",), shortens=True),
+    "sampled": Transform(sampled, logps=("sampled",), shortens=True),
+    "reference_free": Transform(reference_free, drops_reference=True),
+    "forward_kl": Transform(forward_kl),
+    "js_divergence": Transform(js_divergence),
+    "alpha_divergence": Transform(alpha_divergence),
+}
+"""Name in the config -> transform."""

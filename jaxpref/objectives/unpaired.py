@@ -1,8 +1,8 @@
 """Objectives on single completions with a label, 1 desirable or 0 undesirable, and a reference.
 
-The log averages a metric over the batch's groups.  `rewards/accuracies` and `rewards/signed` are such means as they
-stand.  `rewards/chosen` and `rewards/rejected` are means over the desirable and the undesirable groups only: they are
-made with the shares of the two in the whole batch, which objectives that are coupled see and others do not.
+In the log `rewards/chosen` is the mean reward of the desirable groups of a batch, `rewards/rejected` that of the
+undesirable ones, each 0 in a batch without any.  Their difference is the margin, which is not logged: it is not a mean
+over groups.  `rewards/signed` (the reward, with a minus where label is 0) and `rewards/accuracies` are means over all.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.logprobs import Logps
-from jaxpref.objectives._math import NotNegative, Positive, log_ratios, mean_so_far, pair_weight
-from jaxpref.objectives.contract import JUDGED, ObjectiveOutput, needs
+from jaxpref.objectives._math import NotNegative, Positive, log_ratios, mean, mean_so_far, pair_weight
+from jaxpref.objectives.contract import JUDGED, ObjectiveOutput, Term, needs
 
 
 @needs(groups=("judged_other",), coupled=True)
@@ -42,15 +42,15 @@ def kto(
     Source: Ethayarajh et al., arXiv 2402.01306; TRL's `loss_type: kto`, but z0 over the whole batch.
     Use: where answers were judged one by one.  Choose the weights so that w_D * desirable / (w_U * undesirable) is 1 to
         1.33; learning rate 5e-7 to 5e-6, batches of at least 16, for z0 is an estimate.
-    Curves: `kl` (z0) stays small against the rewards and rises slowly; `rewards/chosen` rises, `rewards/rejected` falls
-        (0 in a batch without any of that label).
+    Curves: `kl` (z0) stays small against the rewards and rises slowly; `rewards/chosen` rises, `rewards/rejected`
+        falls.
     """
     rho_BK = log_ratios(policy, ref)
     weight_B = pair_weight(policy, weight)
-    z0 = jnp.maximum(_mean(jax.lax.stop_gradient(rho_BK[:, 1]), weight_B), 0.0)
+    z0 = jnp.maximum(mean(jax.lax.stop_gradient(rho_BK[:, 1]), weight_B), 0.0)
     side_B = label * desirable_weight + (1.0 - label) * undesirable_weight
     loss_B = side_B * jax.nn.sigmoid(-_sign(label) * beta * (rho_BK[:, 0] - z0))
-    metrics = {"kl": jnp.broadcast_to(z0, loss_B.shape)} | _batch_metrics(beta * rho_BK[:, 0], label, policy)
+    metrics = {"kl": jnp.broadcast_to(z0, loss_B.shape)} | _metrics(beta * rho_BK[:, 0], label, policy)
     return ObjectiveOutput(loss_B, weight_B, metrics)
 
 
@@ -70,12 +70,12 @@ def apo_zero_unpaired(
     Source: D'Oosterlinck et al., arXiv 2408.06266; TRL's `loss_type: apo_zero_unpaired`.
     Use: where desirable answers are better than the model's own; needs no answers to other prompts.  Learning rate as
         for KTO.
-    Curves: `rewards/signed`, the reward with a minus where label is 0, rises from 0; `rewards/accuracies`, the share of
-        rewards with the right sign, rises towards 1.
+    Curves: `rewards/chosen` rises from 0, `rewards/rejected` falls; `rewards/accuracies`, the share of rewards with
+        the right sign, rises towards 1.
     """
     reward_B = beta * log_ratios(policy, ref)[:, 0]
     loss_B = jax.nn.sigmoid(-_sign(label) * reward_B)
-    return ObjectiveOutput(loss_B, pair_weight(policy, weight), _metrics(reward_B, label))
+    return ObjectiveOutput(loss_B, pair_weight(policy, weight), _metrics(reward_B, label, policy))
 
 
 @needs(groups=JUDGED, coupled=True, running={"mean": 0.0, "count": 0.0})
@@ -104,14 +104,13 @@ def bco(
     Source: Jung et al., arXiv 2404.04656, with the running mean that TRL's BCOTrainer had; its weighting by prompt
         density is left out.
     Use: where answers were judged one by one, KTO's alternative without answers to other prompts; learning rate 5e-7.
-    Curves: `bco/delta` drifts slowly; `rewards/chosen` stays above it, `rewards/rejected` below (0 in a batch without
-        any of that label).
+    Curves: `bco/delta` drifts slowly; `rewards/chosen` stays above it, `rewards/rejected` below.
     """
     reward_B = beta * log_ratios(policy, ref)[:, 0]
     weight_B = pair_weight(policy, weight)
     after = mean_so_far(running, jax.lax.stop_gradient(reward_B), weight_B)
     loss_B = -jax.nn.log_sigmoid(_sign(label) * (reward_B - after["mean"]))
-    metrics = {"bco/delta": jnp.broadcast_to(after["mean"], loss_B.shape)} | _batch_metrics(reward_B, label, policy)
+    metrics = {"bco/delta": jnp.broadcast_to(after["mean"], loss_B.shape)} | _metrics(reward_B, label, policy)
     return ObjectiveOutput(loss_B, weight_B, metrics, running=after)
 
 
@@ -119,20 +118,12 @@ def _sign(label: jax.Array) -> jax.Array:
     return 2.0 * label - 1.0
 
 
-def _metrics(reward_B: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
-    signed_B = jax.lax.stop_gradient(_sign(label) * reward_B)
-    return {"rewards/signed": signed_B, "rewards/accuracies": (signed_B > 0).astype(jnp.float32)}
-
-
-def _batch_metrics(reward_B: jax.Array, label: jax.Array, policy: Logps) -> dict[str, jax.Array]:
-    """The same, and the means over each label: a reward divided by its label's share averages to them."""
+def _metrics(reward_B: jax.Array, label: jax.Array, policy: Logps) -> dict[str, jax.Array | Term]:
     reward_B, present_B = jax.lax.stop_gradient(reward_B), pair_weight(policy, None)
-    per_share = lambda of_B: of_B * reward_B / jnp.maximum(_mean(of_B, present_B), 1e-9)
-    chosen_B, rejected_B = per_share(label), per_share(1.0 - label)
-    sides = {"rewards/chosen": chosen_B, "rewards/rejected": rejected_B, "rewards/margins": chosen_B - rejected_B}
-    return _metrics(reward_B, label) | sides
-
-
-def _mean(x_B: jax.Array, weight_B: jax.Array) -> jax.Array:
-    """Weighted mean over the groups of the batch; 0 where nothing weighs."""
-    return jnp.sum(weight_B * x_B) / jnp.maximum(weight_B.sum(), 1e-9)
+    signed_B = _sign(label) * reward_B
+    return {
+        "rewards/chosen": Term(reward_B, label * present_B),
+        "rewards/rejected": Term(reward_B, (1.0 - label) * present_B),
+        "rewards/signed": signed_B,
+        "rewards/accuracies": (signed_B > 0).astype(jnp.float32),
+    }

@@ -9,17 +9,19 @@ import pytest
 
 from jaxpref.errors import InputError
 from jaxpref.logprobs import Logps
-from jaxpref.objectives.contract import bind
+from jaxpref.objectives.contract import bind, group_kinds
 from jaxpref.objectives.multiobjective import (
     advantage_mle,
     advantage_mle_value,
     hpo_dpo,
+    hpo_kto,
     modpo,
     modpo_hinge,
     modpo_implicit,
     spo,
 )
 from jaxpref.objectives.pairwise import dpo, margin_dpo, r_dpo
+from jaxpref.objectives.unpaired import apo_zero_unpaired, bco, kto
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -149,11 +151,14 @@ def test_wrong_weights_are_refused(objective):
         objective(POLICY, REF, MARGINS, w=(0.5, 0.3, 0.2))
     with pytest.raises(InputError, match=r"columns: \{margins: \[first, ...\]\}"):
         objective(POLICY, REF, MARGINS[:, :, 0], w=(0.5, 0.3, 0.2))
-    for w in ((), (0.0, 1.0)):
-        with pytest.raises(InputError, match="first entry, the base's"):
-            objective(POLICY, REF, MARGINS, w=w)
-    with pytest.raises(InputError, match="greater than or equal to 0"):
-        bind([{"name": "it", "w": [0.5, -0.5]}], {"it": objective})
+    for w, message in (
+        ([], "first entry, the base's"),
+        ([0.0, 1.0], "first entry, the base's"),
+        ([0.5, -0.5], "greater than or equal to 0"),
+        ([0.5, math.inf], "finite number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            bind([{"name": "it", "w": w}], {"it": objective})
     with pytest.raises(InputError, match=r"lacks \['w'\]"):
         bind([{"name": "it"}], {"it": objective})
 
@@ -207,6 +212,44 @@ def test_hpo_by_hand():
     assert not np.any(hpo_dpo(POLICY, REF, SCORES, g=G, gamma=0.0).plus[0].loss_B), "gamma 0 is DPO"
 
 
+def test_hpo_on_kto_by_hand():
+    """Rewards 2 and -1 of the judged answers less baselines 1 and 0: factors e^(1/2) and e^(-1/2), log-probs -3/2, -4.
+
+    The answer to another prompt, in the second place, has part in z0 only.
+    """
+    label, baseline, weight = array([1.0, 0.0]), array([1.0, 0.0]), array([1.0, 3.0])
+    scores = array([[[2.0, 1.0], [0.0, 0.0]], [[0.0, -1.0], [0.0, 0.0]]])
+    sides = {"desirable_weight": 1.5, "undesirable_weight": 0.5}
+    of = lambda p, **more: hpo_kto(p, REF, label, scores, baseline, weight, g=G, alpha=2.0, **sides, **more)
+    out, alone = of(POLICY, gamma=0.3), kto(POLICY, REF, label, weight, **sides)
+    np.testing.assert_array_equal(out.loss_B, alone.loss_B)
+    np.testing.assert_array_equal(out.weight_B, [1.0, 3.0])
+    (term,) = out.plus
+    np.testing.assert_allclose(term.loss_B, [0.3 * math.exp(0.5) * 1.5, 0.3 * math.exp(-0.5) * 4], rtol=1e-5)
+    np.testing.assert_array_equal(term.weight_B, [1.0, 3.0])
+    np.testing.assert_allclose(out.metrics["advantage/weight"], [math.exp(0.5), math.exp(-0.5)], rtol=1e-5)
+    assert set(alone.metrics) < set(out.metrics)
+    grad = jax.grad(lambda s: of(POLICY._replace(sum=s), gamma=0.3).plus[0].loss_B.sum())(POLICY.sum)
+    np.testing.assert_allclose(grad, [[-0.3 * math.exp(0.5) / 2, 0], [-0.3 * math.exp(-0.5), 0]], rtol=1e-5)
+    assert not np.any(of(POLICY, gamma=0.0).plus[0].loss_B), "gamma 0 is KTO"
+
+
+def test_what_sums_with_the_likelihood_and_what_has_it_inside():
+    """On judged answers bco and apo; not KTO, whose answers to other prompts have no scores (nor have gold answers)."""
+    names = {f.__name__: f for f in (bco, apo_zero_unpaired, kto, hpo_kto, hpo_dpo, dpo, advantage_mle)}
+    both = lambda first: bind([{"name": first}, {"name": "advantage_mle", "g": [1.0]}], names)
+    assert [group_kinds(both(first)) for first in ("bco", "apo_zero_unpaired", "dpo")] == [
+        ("judged",), ("judged",), ("pair",)
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="cannot be summed"):
+        both("kto")
+    (on_pairs,), (on_judged,) = (bind([{"name": name, "g": [1.0]}], names) for name in ("hpo_dpo", "hpo_kto"))
+    assert group_kinds([on_pairs]) == ("pair",)
+    assert group_kinds([on_judged]) == ("judged_other",) and on_judged.columns == ("label", "scores", "baseline")
+    with pytest.raises(InputError, match="at least 1 item"):
+        bind([{"name": "hpo_kto", "g": []}], names)
+
+
 def test_the_factor_is_constant_and_clipped():
     """d loss / d L = -factor / (n * 2 completions), whatever the scores; factors are exp(+-1/2 / 0.1), at most 3."""
 
@@ -251,6 +294,7 @@ def test_empty_slots_weigh_nothing():
         advantage_mle(policy, scores, g=(1.0,)),
         advantage_mle_value(value, scores, g=(1.0,)),
         hpo_dpo(policy, policy, scores, g=(1.0,)),
+        hpo_kto(policy, policy, array([1.0, 0.0]), scores, array([0.0, 0.0]), g=(1.0,)),
         modpo(policy, policy, scores, w=(1.0, 1.0)),
         spo(policy, policy, scores, lambdas=(1.0,)),
     )

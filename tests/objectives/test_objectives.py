@@ -33,6 +33,7 @@ REQUIRED = {
     "modpo_implicit": {"w": [0.5, 0.3, 0.2]},
     "spo": {"lambdas": [0.5, 0.25]},
     "hpo_dpo": {"g": [0.5, 0.5]},
+    "hpo_kto": {"g": [0.5, 0.5]},
     "advantage_mle": {"g": [0.5, 0.5]},
     "advantage_mle_value": {"g": [0.5, 0.5]},
 }
@@ -40,7 +41,7 @@ REQUIRED = {
 
 # Their gradient leaves something out on purpose (stopped weights, means, anchors), so finite differences disagree.
 STOPPED = {
-    "bco", "bco_pair_centred", "kto", "wpo", "wpo_clamped", "tdpo2", "beta_dpo", "hpo_dpo", "advantage_mle",
+    "bco", "bco_pair_centred", "kto", "wpo", "wpo_clamped", "tdpo2", "beta_dpo", "hpo_dpo", "hpo_kto", "advantage_mle",
     "advantage_mle_value", "mrpo",
 }  # fmt: skip
 
@@ -188,6 +189,15 @@ def test_every_mistake_is_named_at_once():
         "rdpo.eps=0.5", "modpo.w=[0.5, -0.5]", "odpo.columns.scre is unknown", "did you mean 'score'", "ld.alpha=2.0",
     ):  # fmt: skip
         assert expected in text, expected
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_hyperparameters_are_finite(name):
+    given = part_of(name).hyperparameters
+    for hyper, value in given.items():
+        for bad in (math.inf, -math.inf, math.nan):
+            with pytest.raises(InputError, match=rf"{name}\.{hyper}="):
+                part_of(name, **{hyper: [bad] * max(len(value), 1) if isinstance(value, (list, tuple)) else bad})
 
 
 def test_objectives_without_common_groups_are_refused_with_the_reason():

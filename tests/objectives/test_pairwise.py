@@ -260,8 +260,8 @@ def test_minor_dpo_stops_at_the_reference():
     [
         (cdpo, LN3, (), {"eps": 0.25}),
         (exo, LN3, (), {"eps": 0.25}),
-        (mmpo, 0.6, ([[1.0, 0.7]],), {"gamma": 2.0}),
-        (mmpo, -0.6, ([[0.7, 1.0]],), {"gamma": 2.0}),
+        (mmpo, 0.6, ([[1.0, 0.7]],), {"beta": 0.1, "gamma": 2.0}),
+        (mmpo, -0.6, ([[0.7, 1.0]],), {"beta": 0.1, "gamma": 2.0}),
         (ipo_sum, 0.5, (), {}),
     ],
 )
@@ -270,6 +270,13 @@ def test_minimiser(function, margin, columns, hyper):
     slope = lambda delta: float(gradient(function, at(((margin + delta) / 0.1, 0)), *columns, **hyper)[0, 0])
     assert slope(0.0) == pytest.approx(0, abs=1e-9)
     assert slope(-0.2) < -1e-4 and slope(0.2) > 1e-4
+
+
+def test_discopop_starts_downhill_to_a_negative_margin():
+    """The slope at a tie is m' (1 - ln 2) - 3/4 with m' = 1 / (4 tau); from h = -0.119 to 0.072 it is positive."""
+    slope = lambda h: float(gradient(discopop, at((h / 0.05, 0)))[0, 0]) / 0.05
+    assert slope(0.0) == pytest.approx(5 * (1 - LN2) - 0.75, rel=1e-9)
+    assert slope(-0.1185) > 0 > slope(-0.1187) and slope(0.0719) > 0 > slope(0.0721)
 
 
 def test_odpo_leaves_out_pairs_without_order():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import trl_batch
 
+from jaxpref.errors import InputError
 from jaxpref.logprobs import Logps
 from jaxpref.objectives.contract import bind
 from jaxpref.objectives.reference_free import (
@@ -158,6 +159,16 @@ def test_alphapo_by_hand_and_towards_simpo():
         policy = logps([[-3.0, -8.0], [-4.0, -2.0]], [[2, 4], [1, 4]], jnp.float64)
         gap = lambda alpha: np.abs(alphapo(policy, alpha=alpha).loss_B - simpo(policy).loss_B).max()
         assert gap(0.25) > 0.1 and 5 < gap(1e-4) / gap(1e-5) < 20 and gap(1e-7) < 1e-5
+
+
+def test_alphapo_of_a_negative_alpha_bounds_the_reward():
+    """r = (1 - exp(a / 2)) / (-1/2): -1 at a = -2 ln 2, towards -2 where a completion is hopeless."""
+    out = alphapo(logps([[-2 * math.log(2), -900.0]], [[1, 1]]), beta=3.0, alpha=-0.5)
+    np.testing.assert_allclose(out.metrics["rewards/chosen"], [-3.0], rtol=1e-6)
+    np.testing.assert_allclose(out.metrics["rewards/rejected"], [-6.0], rtol=1e-6)
+    assert bind([{"name": alphapo, "alpha": -0.5}], {})[0].hyperparameters["alpha"] == -0.5
+    with pytest.raises(InputError, match="should not be 0, which is simpo"):
+        bind([{"name": alphapo, "alpha": 0.0}], {})
 
 
 def test_alphapo_stays_finite_for_hopeless_completions():

@@ -248,13 +248,14 @@ def test_over_a_whole_answer_the_harmonic_mean_is_the_smallest():
 # Advantage-weighted likelihood
 
 
-def behaviour(baseline, w_max=1e6):
+def behaviour(baseline, w_max=1e6, tokens=(1,) * ARMS):
     """The population of single answers, drawn from REF, with REWARD as their score."""
 
     def objective(log_prob):
         baseline_B = jnp.full((ARMS,), baseline)
         scores = jnp.asarray(REWARD)[:, None, None]
         policy, weight = as_logps(log_prob[:, None]), jnp.exp(jnp.asarray(REF))
+        policy = policy._replace(count=jnp.asarray(tokens, policy.sum.dtype)[:, None])
         return advantage_mle(policy, scores, baseline_B, weight, g=(1.0,), alpha=BETA, w_max=w_max)
 
     return objective
@@ -262,8 +263,14 @@ def behaviour(baseline, w_max=1e6):
 
 @pytest.mark.parametrize("baseline", (0.0, 0.9))
 def test_the_weighted_likelihood_tilts_the_data(baseline):
-    """mu * exp(A / alpha) / Z, whatever the baseline."""
+    """mu * exp(A / alpha) / Z for answers of one length, whatever the baseline."""
     assert_close(optimum(behaviour(baseline)), tilted(REF, REWARD / BETA))
+
+
+def test_the_weighted_likelihood_favours_short_answers():
+    """mu * exp(A / alpha) / n, normalised: the token mean divides an answer's pull by its length."""
+    tokens = np.array([1, 2, 3, 5, 8, 13])
+    assert_close(optimum(behaviour(0.0, tokens=tokens)), tilted(REF, REWARD / BETA - np.log(tokens)))
 
 
 def test_a_clip_that_binds_ends_the_invariance():

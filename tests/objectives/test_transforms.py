@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import trl_batch
 
+from jaxpref.errors import InputError
 from jaxpref.logprobs import Logps
 from jaxpref.objectives.contract import bind
 from jaxpref.objectives.pairwise import dpo, ipo
@@ -139,7 +140,7 @@ def test_scores_are_finite_at_extremes(transform, ratio):
 @pytest.mark.parametrize("name", ["forward_kl", "js_divergence", "alpha_divergence"])
 def test_the_reference_is_constant(name):
     policy, ref = logps([[-3.0, -7.0]]), logps([[-4.0, -5.0]])
-    of_ref = lambda total: difference(TRANSFORMS[name](policy, ref._replace(sum=total))).sum()
+    of_ref = lambda total: difference(TRANSFORMS[name].function(policy, ref._replace(sum=total))).sum()
     assert not np.any(jax.grad(of_ref)(ref.sum))
 
 
@@ -184,3 +185,16 @@ def test_transforms_apply_in_their_order():
     assert part.needs.logps == ("common",)
     margin = (1 - math.exp(-0.6)) - (1 - math.exp(0.5))
     np.testing.assert_allclose(part(POLICY, REF, {}).loss_B, [math.log1p(math.exp(-margin))], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name, chain", [("sft", ["ld"]), ("dpo", ["forward_kl", "ld"]), ("dpo", ["ld", "sampled"])])
+def test_transforms_that_make_no_sense_are_refused(name, chain):
+    """Before a likelihood; tokens left out after the log-ratios are gone; tokens left out twice."""
+    with pytest.raises(InputError):
+        bind([{"name": name, "transform": chain}], OBJECTIVES, TRANSFORMS)
+
+
+def test_a_gold_answer_is_not_drawn_from():
+    gold = lambda x: jnp.concatenate([x, x[:, :1]], axis=1)
+    policy, _ = sampled(jax.tree.map(gold, POLICY), None)
+    assert policy.count.tolist() == [[2, 2, 4]]
