@@ -87,7 +87,7 @@ def test_wrong_type_or_range_names_the_key(raw, key):
         ({"train": {"eval_every": 5}}, "train.eval_every is set but data.eval is empty"),
         ({"objective": [{"name": "sft"}], "reference": {"path": "x"}}, "no objective uses a reference"),
         ({"objective": []}, "objective: an empty list"),
-        ({"objective": [{"name": "dpp"}]}, "did you mean 'dpo'"),
+        ({"objective": [{"name": "minor_dop"}]}, "did you mean 'minor_dpo'"),
         ({"objective": [{"name": "dpo", "bta": 0.2}]}, "dpo.bta is unknown (did you mean 'beta'"),
         ({"objective": [{"name": "dpo", "beta": "0.2"}]}, "dpo.beta='0.2'"),
         ({"objective": [{"name": "dpo", "weight": True}]}, "weight=True"),
