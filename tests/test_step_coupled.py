@@ -90,7 +90,11 @@ OBJECTIVE_LISTS = {
 }
 
 
-@pytest.fixture(scope="module", params=OBJECTIVE_LISTS)
+# The sum has both others in it.
+ALONE = [pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVE_LISTS if name != "sum"]
+
+
+@pytest.fixture(scope="module", params=["sum", *ALONE])
 def unsplit(request, params):
     objective = OBJECTIVE_LISTS[request.param]
     return objective, one_step(*params, objective, micro_rows=8)
