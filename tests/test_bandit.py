@@ -76,12 +76,13 @@ def assert_reached(after, before, tilt):
     assert distance(normal(after), optimum) < DISTANCE
 
 
+@pytest.mark.slow
 def test_dpo(tmp_path):
     _, after, before = train(tmp_path, rows(REWARD), [{"name": "dpo", "beta": BETA}])
     assert_reached(after, before, REWARD / BETA)
 
 
-@pytest.mark.parametrize("base", [pytest.param(0, id="first"), pytest.param(1, id="second")])
+@pytest.mark.parametrize("base", [pytest.param(0, id="first"), pytest.param(1, id="second", marks=pytest.mark.slow)])
 def test_modpo_with_explicit_margins(tmp_path, base):
     """Weights (0.6, 0.4); which objective is the base does not change the optimum."""
     rewards, weights = ([REWARD, OTHER], [0.6, 0.4]) if base == 0 else ([OTHER, REWARD], [0.4, 0.6])

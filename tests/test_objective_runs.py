@@ -74,6 +74,7 @@ def test_reward_model_and_its_export(tiny_files, tmp_path):
     assert weights["score.weight"].shape == (1, 32) and "lm_head.weight" not in weights
 
 
+@pytest.mark.slow
 def test_further_references(tiny_files, tmp_path):
     """Their log-probs are computed once; the same model as a second reference makes MRPO DPO."""
     changes = {"reference": {"extra": [str(tiny_files.model)], "cache_dir": str(tmp_path / "cache")}}

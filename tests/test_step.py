@@ -79,7 +79,11 @@ def test_accumulation_gives_the_unsplit_loss_and_gradient(params, unsplit, micro
     assert_same(unsplit, split)
 
 
-@pytest.mark.parametrize("columns, micro_rows, mesh_shape", [(128, 1, (1, 1, 1)), (256, 8, (2, 2, 2))], ids=str)
+@pytest.mark.parametrize(
+    "columns, micro_rows, mesh_shape",
+    [(128, 1, (1, 1, 1)), pytest.param(256, 8, (2, 2, 2), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_shorter_row_lengths_change_nothing_but_the_work(params, unsplit, columns, micro_rows, mesh_shape):
     """One pair of rows of 128, the second nearly empty; one row of 256, half full."""
     whole, cut = Layout(columns), Layout(columns, buckets=8)
