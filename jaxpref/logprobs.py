@@ -19,6 +19,13 @@ from jaxpref.sharding import constrain
 from jaxpref.types import Batch
 
 
+class States(NamedTuple):
+    """What a model gives for a micro-batch, before the vocabulary is multiplied."""
+
+    hidden_RLD: jax.Array
+    head_VD: jax.Array
+
+
 class Logps(NamedTuple):
     """Per completion, [B, K] float32; B = R*G.  Empty slots hold zeros.  Sums run over scored tokens.
 
@@ -59,7 +66,7 @@ def completion_logps(
     chunk: int,
     stats: bool = True,
     asked: Sequence[str] = (),
-    ref_params: Any = None,
+    ref_states: States | None = None,
 ) -> Logps:
     """Log-probabilities of every completion of a micro-batch.
 
@@ -70,21 +77,14 @@ def completion_logps(
         chunk: scored columns multiplied with the vocabulary at a time; R * chunk * V float32 logits exist at once.
         stats: also entropy and top1 (two more passes over the logits, forward only); zeros when False.
         asked: optional fields of Logps to fill.
-        ref_params: parameters of the reference, for `kl`.
+        ref_states: the reference's, for `kl`.
     Returns: Logps of shape [R*G, K].
     """
-    x_RLD = model.hidden(params, batch.token_RL, batch.position_RL, batch.expiry_RL)
-    reference = None
-    if "kl" in asked:
-        xr_RLD = model.hidden(ref_params, batch.token_RL, batch.position_RL, batch.expiry_RL)
-        reference = lax.stop_gradient((xr_RLD, model.head(ref_params)))
-    token_RS = _token_stats(x_RLD, model.head(params), reference, batch, chunk, stats, tuple(asked))
+    states = hidden_states(model, params, batch)
+    logps, token_RS = _summed(states, batch, chunk, stats, asked, ref_states)
     R, G, K = batch.slot_count_RGK.shape
     slots = R * G, K
-    per_slot = lambda x_RS: _sum_by_slot(x_RS, batch.score_slot_RS, 0, G * K).reshape(slots)
-    logps = Logps(per_slot(token_RS["logp"]), counts(batch), per_slot(token_RS["entropy"]), per_slot(token_RS["top1"]))
-    extra = {name: per_slot(batch.masks[name] * token_RS["logp"]) for name in ("common", "sampled") if name in asked}
-    extra |= {name: per_slot(token_RS[name]) for name in ("collision", "kl") if name in asked}
+    x_RLD, extra = states.hidden_RLD, {}
     if "prompt" in asked:
         extra["prompt"] = _sum_by_slot(token_RS["logp"], batch.score_slot_RS, G * K, G).reshape(R * G)
         extra["prompt_count"] = batch.prompt_count_RG.reshape(R * G).astype(jnp.float32)
@@ -97,10 +97,25 @@ def completion_logps(
     return logps._replace(**extra)
 
 
-def completion_reference(model: Model, params: Any, batch: Batch, *, chunk: int, asked: Sequence[str] = ()) -> Logps:
-    """The same of the reference: no statistics, no gradient, and of the optional fields those that are log-probs."""
-    mine = [name for name in asked if name in ("common", "sampled")]
-    return lax.stop_gradient(completion_logps(model, params, batch, chunk=chunk, stats=False, asked=mine))
+def hidden_states(model: Model, params: Any, batch: Batch) -> States:
+    """The model's forward pass over a micro-batch."""
+    hidden_RLD = model.hidden(params, batch.token_RL, batch.position_RL, batch.expiry_RL)
+    return States(hidden_RLD, model.head(params))
+
+
+def reference_logps(ref_states: States, batch: Batch, *, chunk: int) -> Logps:
+    """The same of the reference: no gradient, no statistics, and of the optional fields those that are log-probs."""
+    return lax.stop_gradient(_summed(ref_states, batch, chunk, False, (), None)[0])
+
+
+def _summed(states: States, batch: Batch, chunk: int, stats: bool, asked: Sequence[str], ref_states: States | None):
+    """(Logps of what is summed over a completion's tokens, the tokens' own values)."""
+    token_RS = _token_stats(states, ref_states, batch, chunk, stats, asked)
+    R, G, K = batch.slot_count_RGK.shape
+    per_slot = lambda x_RS: _sum_by_slot(x_RS, batch.score_slot_RS, 0, G * K).reshape(R * G, K)
+    logps = Logps(per_slot(token_RS["logp"]), counts(batch), per_slot(token_RS["entropy"]), per_slot(token_RS["top1"]))
+    masked = {name: per_slot(mask_RS * token_RS["logp"]) for name, mask_RS in batch.masks.items()}
+    return logps._replace(**masked, **{n: per_slot(token_RS[n]) for n in ("collision", "kl") if n in asked}), token_RS
 
 
 def counts(batch: Batch) -> jax.Array:
@@ -132,7 +147,9 @@ def _sum_by_slot(x_RS: jax.Array, slot_RS: jax.Array, first: int, n: int) -> jax
     return jnp.sum(jnp.where(member_RSn, x_RS[:, :, None], 0.0), axis=1)
 
 
-def _token_stats(x_RLD, w_VD, reference, batch: Batch, chunk: int, stats: bool, asked: tuple[str, ...]):
+def _token_stats(
+    states: States, ref_states: States | None, batch: Batch, chunk: int, stats: bool, asked: Sequence[str]
+):
     """name -> [R, S] float32 of every scored token, zero at padding: logp, entropy, top1 and the asked ones."""
     R, S = batch.score_src_RS.shape
     G, K = batch.slot_count_RGK.shape[1:]
@@ -142,7 +159,7 @@ def _token_stats(x_RLD, w_VD, reference, batch: Batch, chunk: int, stats: bool, 
         _chunks(batch.score_tok_RS, chunk, 0),
         _chunks(batch.score_slot_RS < G * (K + 1), chunk, False),
     )
-    out = _over_chunks(x_RLD, w_VD, reference, columns, Wanted(stats, "collision" in asked, "kl" in asked))
+    out = _over_chunks(*states, ref_states, columns, Wanted(stats, "collision" in asked, "kl" in asked))
     return {name: jnp.moveaxis(x_ARC, 0, 1).reshape(R, -1)[:, :S] for name, x_ARC in out.items()}
 
 
@@ -163,22 +180,22 @@ class Columns(NamedTuple):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _over_chunks(x_RLD, w_VD, reference, columns: Columns, wanted: Wanted):
-    """name -> [A, R, C]; `reference` is its (hidden states, head), or None.
+def _over_chunks(x_RLD, w_VD, ref_states, columns: Columns, wanted: Wanted):
+    """name -> [A, R, C].
 
     The gradient, of logp and kl with respect to the policy, is written out: autodiff of the loop would keep a copy of
     w_VD for every chunk.
     """
-    return _over_chunks_saving(x_RLD, w_VD, reference, columns, wanted)[0]
+    return _over_chunks_saving(x_RLD, w_VD, ref_states, columns, wanted)[0]
 
 
-def _over_chunks_saving(x_RLD, w_VD, reference, columns: Columns, wanted: Wanted):
+def _over_chunks_saving(x_RLD, w_VD, ref_states, columns: Columns, wanted: Wanted):
     def body(a, out):
         src_RC, tok_RC, real_RC = (x[a] for x in columns)
         logits_RCV = _logits(_hidden_of(x_RLD, src_RC), w_VD)
         values, lse_RC = _chunk_stats(logits_RCV, tok_RC, wanted)
         if wanted.kl:
-            logq_RCV = _reference_logp(reference, src_RC)
+            logq_RCV = _reference_logp(ref_states, src_RC)
             values["kl"] = jnp.sum(jnp.exp(logq_RCV) * (logq_RCV - logits_RCV + lse_RC[:, :, None]), axis=-1)
         values = {name: jnp.where(real_RC, value, 0.0) for name, value in values.items()} | {"lse": lse_RC}
         return {name: x.at[a].set(values[name]) for name, x in out.items()}
@@ -187,11 +204,11 @@ def _over_chunks_saving(x_RLD, w_VD, reference, columns: Columns, wanted: Wanted
     zeros = jnp.zeros(columns.src.shape, jnp.float32)
     out = lax.fori_loop(0, _chunks_in_use(columns), body, dict.fromkeys(names, zeros))
     lse_ARC = out.pop("lse")
-    return out, (x_RLD, w_VD, reference, columns, lse_ARC)
+    return out, (x_RLD, w_VD, ref_states, columns, lse_ARC)
 
 
 def _over_chunks_backward(wanted, saved, cotangents):
-    x_RLD, w_VD, reference, columns, lse_ARC = saved
+    x_RLD, w_VD, ref_states, columns, lse_ARC = saved
     rows_R1 = jnp.arange(x_RLD.shape[0])[:, None]
 
     def body(a, carry):
@@ -203,22 +220,21 @@ def _over_chunks_backward(wanted, saved, cotangents):
         p_RCV = jnp.exp(logits_RCV - lse_ARC[a][:, :, None])
         dlogits_RCV = cotangent("logp") * (_is_target(logits_RCV, tok_RC) - p_RCV)
         if wanted.kl:  # d KL(q || p) / d logits = p_v - q_v
-            dlogits_RCV += cotangent("kl") * (p_RCV - jnp.exp(_reference_logp(reference, src_RC)))
+            dlogits_RCV += cotangent("kl") * (p_RCV - jnp.exp(_reference_logp(ref_states, src_RC)))
         dx_RCD, dw = pull(dlogits_RCV)
         return dx_RLD.at[rows_R1, src_RC].add(dx_RCD.astype(jnp.float32)), dw_VD + dw
 
     zeros = jnp.zeros(x_RLD.shape, jnp.float32), constrain(jnp.zeros_like(w_VD), "vocab", None)
     dx_RLD, dw_VD = lax.fori_loop(0, _chunks_in_use(columns), body, zeros)
-    return dx_RLD.astype(x_RLD.dtype), dw_VD, jax.tree.map(jnp.zeros_like, reference), None
+    return dx_RLD.astype(x_RLD.dtype), dw_VD, jax.tree.map(jnp.zeros_like, ref_states), None
 
 
 _over_chunks.defvjp(_over_chunks_saving, _over_chunks_backward)
 
 
-def _reference_logp(reference, src_RC):
+def _reference_logp(ref_states: States, src_RC):
     """log q of a chunk under the reference, [R, C, V]."""
-    xr_RLD, wr_VD = reference
-    return jax.nn.log_softmax(_logits(_hidden_of(xr_RLD, src_RC), wr_VD), axis=-1)
+    return jax.nn.log_softmax(_logits(_hidden_of(ref_states.hidden_RLD, src_RC), ref_states.head_VD), axis=-1)
 
 
 def _chunks_in_use(columns: Columns) -> jax.Array:

@@ -17,7 +17,7 @@ import optax
 from jax import lax
 
 from jaxpref.data.kinds import NAMES
-from jaxpref.logprobs import Logps, completion_logps, completion_reference, data_logps
+from jaxpref.logprobs import Logps, States, completion_logps, data_logps, hidden_states, reference_logps
 from jaxpref.models.decoder import Model
 from jaxpref.objectives import Part, Term, asked_logps
 from jaxpref.sharding import constrain_params
@@ -193,7 +193,8 @@ def _coupled_gradient(scoring: Scoring, state: TrainState, ref_params, batch: Ba
 
     def body(t, grads):
         def projected(params, micro: Batch):
-            policy = _policy_logps(scoring, params, ref_params, micro)
+            ref_states = _reference_states(scoring, ref_params, micro) if "kl" in scoring.asked else None
+            policy = _policy_logps(scoring, params, ref_states, micro)
             return jax.tree.reduce(jnp.add, jax.tree.map(lambda d, x: jnp.sum(d * x), _micro(cotangent_T, t), policy))
 
         gradient = _at_used_length(jax.grad(projected), scoring.lengths)
@@ -243,21 +244,24 @@ def _at_used_length(function: Callable[[Any, Batch], Any], lengths: Sequence[int
     return run
 
 
-def _policy_logps(scoring: Scoring, params, ref_params, micro: Batch) -> Logps:
+def _reference_states(scoring: Scoring, ref_params, micro: Batch) -> States | None:
+    return None if ref_params is None else lax.stop_gradient(hidden_states(scoring.model, ref_params, micro))
+
+
+def _policy_logps(scoring: Scoring, params, ref_states: States | None, micro: Batch) -> Logps:
     return completion_logps(
-        scoring.model, params, micro, chunk=scoring.chunk, asked=scoring.asked, ref_params=ref_params
+        scoring.model, params, micro, chunk=scoring.chunk, asked=scoring.asked, ref_states=ref_states
     )
 
 
 def _both_logps(scoring: Scoring, params, ref_params, micro: Batch) -> tuple[Logps, Logps | None]:
-    logps = _policy_logps(scoring, params, ref_params, micro)
+    ref_states = _reference_states(scoring, ref_params, micro)
+    logps = _policy_logps(scoring, params, ref_states, micro)
     if REFERENCE_COLUMN in micro.columns:
         cached = micro.columns[REFERENCE_COLUMN].reshape(logps.sum.shape)
         zero = jnp.zeros_like(cached)
         return logps, Logps(cached, logps.count, zero, zero)
-    if ref_params is None:
-        return logps, None
-    return logps, completion_reference(scoring.model, ref_params, micro, chunk=scoring.chunk, asked=scoring.asked)
+    return logps, None if ref_states is None else reference_logps(ref_states, micro, chunk=scoring.chunk)
 
 
 def _all_logps(scoring: Scoring, params, ref_params, batch: Batch, micro_batches) -> tuple[Logps, Logps | None]:

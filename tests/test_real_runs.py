@@ -3,6 +3,7 @@
 The model is stories260k where it is at hand, else the random one of the other tests; the data are the demo's.
 """
 
+import inspect
 import json
 
 import numpy as np
@@ -111,7 +112,7 @@ def test_loss_falls_and_the_quantity_moves(name, model, other, files, tmp_path):
     function = OBJECTIVES[name]
     first = function.needs.groups[0]
     rows = files[first if first in files else "pair"]
-    arrays = tiny.parameters(function)
+    arrays = inspect.signature(function).parameters
     objective = {"name": name, **SETTINGS.get(name, {})}
     if "scores" in arrays:
         objective["columns"] = {"scores": [f"scores/{axis}" for axis in AXES]}

@@ -42,13 +42,15 @@ def every_field(policy, ref):
     return ObjectiveOutput(loss_B, present_B, {}, plus=(prompt,))
 
 
+def columns_of(i):
+    scores_Km = np.sin(np.array([[1.0, 2.0], [3.0, 5.0]]) * (i + 1))
+    return {"label": float(i % 2), "weight": 1.0 + i % 3, "baseline": 0.1 * i, "scores": scores_Km}
+
+
 def make_groups(count=8):
     rng = np.random.default_rng(3)
     ids = lambda low, high: rng.integers(1, SPEC.vocab, rng.integers(low, high)).astype(np.int32)
-    return [
-        EncodedGroup(ids(3, 9), (ids(2, 8), ids(2, 8)), i, f"row {i}", {"label": float(i % 2), "weight": 1.0 + i % 3})
-        for i in range(count)
-    ]
+    return [EncodedGroup(ids(3, 9), (ids(2, 8), ids(2, 8)), i, f"row {i}", columns_of(i)) for i in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def one_step(params, ref, objective, *, micro_rows, mesh_shape=(1, 1, 1), layout
     asked = asked_logps(parts)
     mesh = make_mesh(*mesh_shape, devices=jax.devices()[: int(np.prod(mesh_shape))])
     loader = Loader(
-        make_groups(), batch_size=8, micro_rows=micro_rows, layout=layout, columns=[UNIFORM, "label", "weight"],
+        make_groups(), batch_size=8, micro_rows=micro_rows, layout=layout, columns=[UNIFORM, *columns_of(0)],
         masks=[name for name in asked if name in MASKS], score_prompt="prompt" in asked,
     )  # fmt: skip
     (item,) = list(loader.iterate())
@@ -118,6 +120,7 @@ def test_same_loss_gradient_and_statistics(params, unsplit, micro_rows, mesh_sha
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), whole[2].running, split[2].running)
 
 
+SETTINGS = {"hpo_kto": {"g": (1.0, -0.5)}}
 LISTED = [name for name, function in OBJECTIVES.items() if function.needs.coupled]
 
 
@@ -129,7 +132,8 @@ LISTED = [name for name, function in OBJECTIVES.items() if function.needs.couple
 def test_listed_objectives_on_one_two_and_four_micro_batches_and_on_eight_devices(params, name):
     apart = Layout(32, pack=False)
     splits = [(8, (1, 1, 1)), (4, (1, 1, 1)), (2, (1, 1, 1)), (8, (8, 1, 1)), (4, (2, 2, 2))]
-    whole, *others = (one_step(*params, [{"name": name}], micro_rows=n, mesh_shape=m, layout=apart) for n, m in splits)
+    objective = [{"name": name, **SETTINGS.get(name, {})}]
+    whole, *others = (one_step(*params, objective, micro_rows=n, mesh_shape=m, layout=apart) for n, m in splits)
     assert [step[3].micro_batches for step in (whole, *others)] == [1, 2, 4, 1, 2]
     assert max(np.abs(x).max() for x in jax.tree.leaves(whole[1])) > 1e-4
     for other in others:

@@ -1,6 +1,5 @@
 """A model directory and preference data small enough to train on in seconds; used by the tests of whole runs."""
 
-import inspect
 import json
 import shutil
 from collections.abc import Iterator
@@ -243,8 +242,3 @@ def remove(directory: Path) -> None:
 
 def groups_of(config: Config, which: str = "train") -> list:
     return build.read_data(build.build(config), which)[0]
-
-
-def parameters(function) -> set[str]:
-    """Names of a function's parameters."""
-    return set(inspect.signature(function).parameters)

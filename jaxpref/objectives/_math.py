@@ -7,8 +7,12 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
+from jaxpref.errors import InputError
 from jaxpref.logprobs import Logps
-from jaxpref.objectives.contract import Term
+from jaxpref.objectives.contract import ObjectiveOutput, Term
+
+LARGEST_EXPONENT = 40.0
+"""exp of it and its square stay finite in float32, and so does the norm of the gradient."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -54,6 +58,23 @@ def token_nll(policy: Logps, weight: jax.Array | None, completion: int = 0) -> T
     """Negative log-likelihood of a completion, a mean over the tokens of the whole batch, as a term of a loss."""
     tokens_B = policy.count[:, completion]
     return Term(-per_token(policy.sum, policy)[:, completion], pair_weight(policy, weight) * tokens_B)
+
+
+def plus_term(out: ObjectiveOutput, scale: float, term: Term, metrics: Mapping[str, jax.Array]) -> ObjectiveOutput:
+    """`out` with `scale` times a term of its own weights added, and more to log (constant)."""
+    scaled = term._replace(loss_B=scale * term.loss_B)
+    return out._replace(plus=(*out.plus, scaled), metrics=out.metrics | jax.lax.stop_gradient(dict(metrics)))
+
+
+def per_model(name: str, given: tuple[float, ...], n: int, default: float, models: str) -> tuple[float, ...]:
+    """One number a model: those given, or the default for each of the n.  Errors: InputError for another length."""
+    if given and len(given) != n:
+        raise InputError(
+            f"{name} with {n} entries, one a model: {models}",
+            f"{len(given)} entries: {given}",
+            f"give one number a model, or leave {name} out for {default:g} each",
+        )
+    return given or (default,) * n
 
 
 def reward_metrics(reward_BK: jax.Array) -> dict[str, jax.Array]:

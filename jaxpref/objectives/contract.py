@@ -104,6 +104,19 @@ class ObjectiveOutput(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Transform:
+    """A change of the log-probs before an objective (`objectives/transforms.py`), bound to its hyperparameters."""
+
+    function: Callable
+    """(policy, ref) -> (policy, ref); ref may be None where a later transform drops it."""
+    logps: tuple[str, ...] = ()
+    """Optional fields of `Logps` that it reads."""
+    shortens: bool = False
+    """It leaves out tokens; only one such, and before anything that replaces the log-ratios."""
+    drops_reference: bool = False
+
+
+@dataclass(frozen=True)
 class Part:
     """One objective of a weighted sum, bound to its hyperparameters."""
 
@@ -115,8 +128,8 @@ class Part:
     optional: tuple[str, ...]
     sources: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     """Array parameter -> the data column (or columns, stacked on a last axis) that it reads instead of its own name."""
-    transforms: tuple[Any, ...] = ()
-    """`Transform`s, applied in order before the objective."""
+    transforms: tuple[Transform, ...] = ()
+    """Applied in order before the objective."""
 
     @property
     def needs(self) -> Needs:
@@ -161,7 +174,7 @@ class Part:
 def bind(
     settings: Sequence[Mapping[str, Any] | Callable],
     registry: Mapping[str, Callable],
-    transforms: Mapping[str, Callable] = {},
+    transforms: Mapping[str, Transform] = {},
 ) -> tuple[Part, ...]:
     """Parts of a weighted sum from the config's list: `[{name: dpo, weight: 1, beta: 0.1}, {name: sft, weight: 0.5}]`.
 
@@ -205,7 +218,7 @@ def _unique(parts: Sequence[Part]) -> Iterator[Part]:
         yield part if seen[part.name] == 1 else dataclasses.replace(part, name=f"{part.name}_{seen[part.name]}")
 
 
-def _bind_one(setting: dict[str, Any], registry: Mapping[str, Callable], transforms: Mapping[str, Callable]) -> Part:
+def _bind_one(setting: dict[str, Any], registry: Mapping[str, Callable], transforms: Mapping[str, Transform]) -> Part:
     name, weight = setting.pop("name", None), setting.pop("weight", 1.0)
     sources, chain = setting.pop("columns", {}), setting.pop("transform", [])
     function = name if callable(name) else _find(name, registry, "objective")
@@ -227,19 +240,6 @@ def _bind_one(setting: dict[str, Any], registry: Mapping[str, Callable], transfo
         sources=sources,
         transforms=_bind_transforms(label, function, chain, transforms),
     )
-
-
-@dataclass(frozen=True)
-class Transform:
-    """A change of the log-probs before an objective (`objectives/transforms.py`), bound to its hyperparameters."""
-
-    function: Callable
-    """(policy, ref) -> (policy, ref); ref may be None where a later transform drops it."""
-    logps: tuple[str, ...] = ()
-    """Optional fields of `Logps` that it reads."""
-    shortens: bool = False
-    """It leaves out tokens; only one such, and before anything that replaces the log-ratios."""
-    drops_reference: bool = False
 
 
 def _bind_transforms(label: str, function: Callable, chain: Sequence, registry: Mapping[str, Transform]) -> tuple:

@@ -18,7 +18,9 @@ from jaxpref.objectives._math import (
     log_ratios,
     mean,
     pair_weight,
+    per_model,
     per_token,
+    plus_term,
     reward_metrics,
 )
 from jaxpref.objectives.contract import KINDS, PAIRS, ObjectiveOutput, Term, needs
@@ -205,8 +207,7 @@ def hpo_dpo(
     out = dpo(policy, ref, weight, beta=beta)
     reward_BK = _reward(scores, g)
     advantage_BK = reward_BK - _group_mean(reward_BK, policy)[:, None]
-    term, metrics = _weighted_likelihood(policy, advantage_BK, weight, alpha, w_max)
-    return out._replace(plus=(term._replace(loss_B=gamma * term.loss_B),), metrics=out.metrics | metrics)
+    return plus_term(out, gamma, *_weighted_likelihood(policy, advantage_BK, weight, alpha, w_max))
 
 
 @needs(groups=("judged_other",), coupled=True)
@@ -252,8 +253,7 @@ def hpo_kto(
     out = kto(policy, ref, label, weight, beta=beta, **sides)
     judged = policy._replace(sum=policy.sum[:, :1], count=policy.count[:, :1])
     advantage_B1 = _reward(scores[:, :1], g) - baseline[:, None]
-    term, metrics = _weighted_likelihood(judged, advantage_B1, weight, alpha, w_max)
-    return out._replace(plus=(term._replace(loss_B=gamma * term.loss_B),), metrics=out.metrics | metrics)
+    return plus_term(out, gamma, *_weighted_likelihood(judged, advantage_B1, weight, alpha, w_max))
 
 
 @needs(groups=_OWN_SCORES)
@@ -333,8 +333,8 @@ def advantage_mle_value(
     term, metrics = _weighted_likelihood(policy, reward_BK - baseline_B[:, None], weight, alpha, w_max)
     error_BK = reward_BK - policy.value[:, None]
     value_loss_B = _group_mean(jnp.where(error_BK < 0, 1.0 - tau, tau) * error_BK**2, policy)
-    metrics |= {"advantage/value": baseline_B, "advantage/value_loss": jax.lax.stop_gradient(value_loss_B)}
-    return ObjectiveOutput(*term, metrics, plus=(Term(value_loss_B, term.weight_B),))
+    logged = {"advantage/value": baseline_B, "advantage/value_loss": value_loss_B}
+    return plus_term(ObjectiveOutput(*term, metrics), 1.0, Term(value_loss_B, term.weight_B), logged)
 
 
 def _modpo(policy: Logps, ref: Logps, margins_BKN, weight, w: tuple[float, ...], beta: float, loss) -> ObjectiveOutput:
@@ -355,14 +355,7 @@ def _logistic(x_B: jax.Array) -> jax.Array:
 
 def _betas(betas: tuple[float, ...], beta: float, extra_refs: jax.Array) -> jax.Array:
     """[N] the beta of every other policy."""
-    n = extra_refs.shape[-1]
-    if betas and len(betas) != n:
-        raise InputError(
-            f"betas with {n} entries, one a model of `extra_refs`",
-            f"{len(betas)} entries: {tuple(betas)}",
-            "give one beta a model, or leave betas out where all have the same",
-        )
-    return jnp.asarray(betas or (beta,) * n, extra_refs.dtype)
+    return jnp.asarray(per_model("betas", betas, extra_refs.shape[-1], beta, "those of `extra_refs`"), extra_refs.dtype)
 
 
 def _reward(scores: jax.Array, g: tuple[float, ...]) -> jax.Array:

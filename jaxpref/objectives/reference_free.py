@@ -8,12 +8,14 @@ from pydantic import AfterValidator
 
 from jaxpref.logprobs import Logps
 from jaxpref.objectives._math import (
+    LARGEST_EXPONENT,
     Finite,
     NotNegative,
     Positive,
     difference,
     pair_weight,
     per_token,
+    plus_term,
     reward_metrics,
     token_nll,
 )
@@ -21,8 +23,6 @@ from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, Term, needs
 
 _SURE = -1e-6
 """Mean log-prob above which odds no longer grow: beyond it float32 rounds, and their slope 1 / (1 - P) has no bound."""
-_LARGEST_EXPONENT = 40.0
-"""exp and its square stay finite in float32, and so does the norm of the gradient."""
 
 
 def _not_zero(x: float) -> float:
@@ -149,7 +149,7 @@ def alphapo(
     Use: as SimPO, where it moves log-probs too far or too little; alpha 0.1 to 0.5, the rest as there.
     Curves: as of SimPO; `rewards/*` are beta * r, larger in size than SimPO's.
     """
-    exponent_BK = jnp.minimum(-alpha * per_token(policy.sum, policy), _LARGEST_EXPONENT)
+    exponent_BK = jnp.minimum(-alpha * per_token(policy.sum, policy), LARGEST_EXPONENT)
     return _preference(policy, weight, -beta * jnp.expm1(exponent_BK) / alpha, gamma)
 
 
@@ -279,5 +279,4 @@ def _log_odds(a: jax.Array) -> jax.Array:
 
 def _plus_nll(out: ObjectiveOutput, nll: Term, alpha: float) -> ObjectiveOutput:
     """`nll_loss` in the log is a mean over groups of each one's token mean; the loss has the mean over all tokens."""
-    metrics = out.metrics | {"nll_loss": jax.lax.stop_gradient(nll.loss_B)}
-    return out._replace(metrics=metrics, plus=(Term(alpha * nll.loss_B, nll.weight_B),))
+    return plus_term(out, alpha, nll, {"nll_loss": nll.loss_B})

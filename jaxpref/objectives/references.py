@@ -3,9 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jaxpref.errors import InputError
 from jaxpref.logprobs import Logps
-from jaxpref.objectives._math import Fraction, Positive, difference, pair_weight, reward_metrics
+from jaxpref.objectives._math import Fraction, Positive, difference, pair_weight, per_model, reward_metrics
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 
 
@@ -183,14 +182,8 @@ def _weighted_mean(x_BKN: jax.Array, alpha_N: jax.Array) -> jax.Array:
 
 def _normalised(alphas: tuple[float, ...], refs_BKN: jax.Array) -> jax.Array:
     """[N] weights of the references that sum to 1."""
-    n = refs_BKN.shape[-1]
-    if alphas and len(alphas) != n:
-        raise InputError(
-            f"alphas with {n} entries: one of `ref`, then one a model of `extra_refs`",
-            f"{len(alphas)} entries: {tuple(alphas)}",
-            "give one weight a reference, or leave alphas out for equal weights",
-        )
-    given_N = jnp.asarray(alphas or (1.0,) * n, refs_BKN.dtype)
+    models = "first `ref`, then those of `extra_refs`"
+    given_N = jnp.asarray(per_model("alphas", alphas, refs_BKN.shape[-1], 1.0, models), refs_BKN.dtype)
     return given_N / given_N.sum()
 
 

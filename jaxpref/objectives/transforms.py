@@ -9,11 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.logprobs import Logps
-from jaxpref.objectives._math import Fraction, Positive, log_ratios
+from jaxpref.objectives._math import LARGEST_EXPONENT, Fraction, Positive, log_ratios
 from jaxpref.objectives.contract import Transform
-
-_LARGEST_EXPONENT = 40.0
-"""exp of it and its square (ipo takes it) stay finite in float32; no gradient comes from behind it."""
 
 
 def ld(policy: Logps, ref: Logps | None, *, alpha: Fraction = 0.5) -> tuple[Logps, Logps | None]:
@@ -78,7 +75,7 @@ def alpha_divergence(policy: Logps, ref: Logps, *, alpha: Positive = 0.5) -> tup
 
 def _power_score(rho_BK: jax.Array, alpha: float) -> jax.Array:
     """(1 - u^-alpha) / alpha without the cancellation near u = 1."""
-    return -jnp.expm1(jnp.minimum(-alpha * rho_BK, _LARGEST_EXPONENT)) / alpha
+    return -jnp.expm1(jnp.minimum(-alpha * rho_BK, LARGEST_EXPONENT)) / alpha
 
 
 def _scored(policy: Logps, score_BK: jax.Array) -> tuple[Logps, Logps]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import trl_batch
 
 from jaxpref.errors import InputError
 from jaxpref.logprobs import Logps
@@ -30,17 +31,8 @@ from jaxpref.objectives.pairwise import (
     rdpo,
 )
 
-# TRL 1.16.0's DPOTrainer in float64 on four pairs: summed log-probs (chosen, rejected), token counts, and the batch's
-# loss of each `loss_type`, beta 0.1 where none is given.
-TRL_POLICY = (
-    [-9.493804646781344, -7.426259809990121, -21.86531194202625, -9.29054636156723],
-    [-11.083463177320406, -14.233428177811284, -4.374365948002692, -14.030379867676519],
-)
-TRL_REF = (
-    [-10.01569685850245, -8.577590716311509, -22.76161580287342, -9.560498871049965],
-    [-10.873320944026421, -14.496507832728428, -5.328134996802694, -15.718520807570243],
-)
-TRL_COUNTS = ([5, 3, 7, 4], [4, 6, 2, 5])
+# TRL 1.16.0's DPOTrainer in float64 on the pairs of trl_batch.py: the loss of each `loss_type`, beta 0.1 where none is
+# given.
 TRL_LOSSES = [
     (dpo, {}, 0.6923822056173362),
     (dpo, {"beta": 0.5}, 0.709805204033694),
@@ -103,9 +95,7 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("function, hyper, expected", TRL_LOSSES)
 def test_golden_values_of_trl(function, hyper, expected):
-    columns = lambda sides: np.array(sides).T
-    policy, ref = (logps(columns(side), columns(TRL_COUNTS)) for side in (TRL_POLICY, TRL_REF))
-    out = function(policy, ref, **hyper)
+    out = function(*(logps(side.sum, side.count) for side in trl_batch.batch()), **hyper)
     assert np.all(out.weight_B == 1)
     # TRL rounds exo's log(eps) to float32.
     np.testing.assert_allclose(np.mean(out.loss_B), expected, rtol=2e-8 if function is exo else 1e-9)

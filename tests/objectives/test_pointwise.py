@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import trl_batch
 
 from jaxpref.logprobs import Logps
 from jaxpref.objectives.pairwise import dpo
@@ -21,15 +22,7 @@ from jaxpref.objectives.pointwise import (
     sppo_soft,
 )
 
-# TRL 1.16.0's DPOTrainer in float64 on four pairs, beta 0.1: summed log-probs (chosen, rejected), and the batch's loss.
-TRL_POLICY = (
-    [-9.493804646781344, -7.426259809990121, -21.86531194202625, -9.29054636156723],
-    [-11.083463177320406, -14.233428177811284, -4.374365948002692, -14.030379867676519],
-)
-TRL_REF = (
-    [-10.01569685850245, -8.577590716311509, -22.76161580287342, -9.560498871049965],
-    [-10.873320944026421, -14.496507832728428, -5.328134996802694, -15.718520807570243],
-)
+# TRL 1.16.0's DPOTrainer in float64 on the pairs of trl_batch.py, beta 0.1: the batch's loss.
 TRL_LOSSES = [
     (nca, 1.387154246376982),
     (bco_pair, 1.3864684216757455),
@@ -89,7 +82,7 @@ def gradient(function, pairs, *columns, **hyper):
 
 @pytest.mark.parametrize("function, expected", TRL_LOSSES)
 def test_golden_values_of_trl(function, expected):
-    out = function(*(logps(rows(np.array(side).T)) for side in (TRL_POLICY, TRL_REF)), beta=0.1)
+    out = function(*(logps(rows(side.sum)) for side in trl_batch.batch()), beta=0.1)
     assert np.all(out.weight_B == 1)
     np.testing.assert_allclose(np.mean(out.loss_B), expected, rtol=1e-9)
     np.testing.assert_allclose(out.metrics["rewards/chosen"].mean(), 0.07098698720930993, rtol=1e-9)
