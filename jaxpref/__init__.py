@@ -8,19 +8,22 @@ jaxpref.export_run(result.out, "exported")
 from jaxpref import objectives
 from jaxpref.config import Config, load_config, make_config
 from jaxpref.errors import InputError
-from jaxpref.evaluate import evaluate_run
+from jaxpref.evaluation import evaluate_run
 from jaxpref.export import export_run
+from jaxpref.generate import Completion, generate
 from jaxpref.objectives import ObjectiveOutput
 from jaxpref.plots import plot_curves
 from jaxpref.train import Result, train
 
 __all__ = [
+    "Completion",
     "Config",
     "InputError",
     "ObjectiveOutput",
     "Result",
     "evaluate_run",
     "export_run",
+    "generate",
     "load_config",
     "make_config",
     "objectives",

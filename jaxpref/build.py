@@ -1,7 +1,7 @@
 """Config -> the pieces of a run, on the mesh.  Training, evaluation and export start here."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,32 @@ from jaxpref.data.loader import Loader
 from jaxpref.data.pack import MASKS, UNIFORM, Layout, columns_of
 from jaxpref.errors import InputError
 from jaxpref.models.decoder import Model, build_model
+from jaxpref.models.lora import LoraSpec
+from jaxpref.models.quantize import is_quantisable, place_quantised
 from jaxpref.models.source import Checkpoint, open_checkpoint
-from jaxpref.models.spec import SCALAR_HEADS
+from jaxpref.models.spec import LORA, SCALAR_HEADS
+from jaxpref.models.streaming import place_leaf, with_zero_rows
+from jaxpref.models.weights import ReadSlice
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, asked_logps, bind, check_columns, group_kinds
+from jaxpref.policy import (
+    Frozen,
+    adapter_spec,
+    quantisation,
+    read_adapter,
+    reference_adapter,
+    split,
+    start_adapter,
+)
 from jaxpref.reference import cached_logps, frozen_copy, weights_key, with_column
-from jaxpref.sharding import batch_sharding, leaf_path, make_mesh, param_shardings, row_ways
+from jaxpref.sharding import (
+    VOCAB_LEAVES,
+    batch_sharding,
+    leaf_path,
+    make_mesh,
+    param_shardings,
+    row_ways,
+    vocab_ways,
+)
 from jaxpref.step import REFERENCE_COLUMN, MovingReference, Scoring, make_logp_step
 from jaxpref.types import Batch, EncodedGroup
 
@@ -40,6 +61,8 @@ class Pieces:
     tokenizer: Any
     model: Model
     parts: tuple[Part, ...]
+    lora: LoraSpec | None = None
+    """The adapter that is trained in place of the weights."""
 
     @property
     def needs_reference(self) -> bool:
@@ -52,11 +75,16 @@ class Pieces:
     @property
     def moving(self) -> MovingReference | None:
         reference = self.config.reference
-        return MovingReference(reference.sync_every, reference.sync_alpha, self.dtype) if reference.sync_every else None
+        if not reference.sync_every:
+            return None
+        dtype = self.dtype if self.lora is None else jnp.float32  # an adapter runs as it is kept
+        return MovingReference(reference.sync_every, reference.sync_alpha, dtype)
 
     def scoring(self, layout: Layout, kind: str) -> Scoring:
         """How groups of a kind, laid out so, become losses."""
-        return Scoring(self.model, self.parts, self.config.model.logprob_chunk, layout.lengths, kind)
+        dropout = self.lora is not None and self.lora.dropout > 0
+        chunk = self.config.model.logprob_chunk
+        return Scoring(self.model, self.parts, chunk, layout.lengths, kind, dropout=dropout)
 
 
 def build(config: Config, objective: Sequence[Any] | None = None) -> Pieces:
@@ -71,19 +99,28 @@ def build(config: Config, objective: Sequence[Any] | None = None) -> Pieces:
     parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
     if found := list(reference_contradictions(config.reference, parts)):
         raise InputError("settings that fit the objective", "; ".join(found), "correct these keys")
-    model = make_decoder(config, source, parts)
+    lora = adapter_spec(config.adapter, source.spec)
+    model = make_decoder(config, source, parts, mesh, lora)
     param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide, before weights are read
-    return Pieces(config, mesh, source, source.load_tokenizer(), model, parts)
+    return Pieces(config, mesh, source, source.load_tokenizer(), model, parts, lora)
 
 
-def make_decoder(config: Config, source: Checkpoint, parts: Sequence[Part] = ()) -> Model:
-    """The model of a checkpoint, with the scalar heads that the objectives ask for."""
+def make_decoder(
+    config: Config,
+    source: Checkpoint,
+    parts: Sequence[Part] = (),
+    mesh: Mesh | None = None,
+    lora: LoraSpec | None = None,
+) -> Model:
+    """A checkpoint's model, with the scalar heads that the objectives ask for, its vocabulary padded for the mesh."""
     return build_model(
         source.spec,
         dtype=jnp.dtype(config.model.compute_dtype),
         remat=config.model.remat,
         attention_block=config.model.attention_block,
         scalar_heads=[name for name in asked_logps(parts) if name in ("reward", "value")],
+        vocab_multiple=1 if mesh is None else vocab_ways(mesh),
+        lora=lora,
     )
 
 
@@ -93,18 +130,38 @@ def param_shapes(model: Model) -> Any:
 
 
 def load_params(pieces: Pieces, source: Checkpoint | None = None) -> Any:
-    """Parameters in float32, every process reading only what its devices hold; scalar heads start at zero."""
+    """The policy that training starts from, every process reading only what its devices hold.
+
+    Weights are float32; scalar heads are zero.  Where an adapter is trained, the weights are in the compute dtype or
+    quantised, and the adapter lies beside them.
+
+    Args:
+        source: another model of the same sizes, without an adapter.
+    """
     shapes = param_shapes(pieces.model)
     shardings = param_shardings(shapes, pieces.mesh)
-    by_path = {leaf_path(path): s for path, s in jax.tree_util.tree_leaves_with_path(shardings)}
+    laid_out = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(laid_out)}
 
-    def put(path: str, shape: tuple[int, ...], dtype: np.dtype, read: Callable) -> jax.Array:
-        return jax.make_array_from_callback(shape, by_path[path], read)
+    adapter = pieces.config.adapter
+    lora = pieces.lora if source is None else None
+    kept = np.dtype(np.float32 if lora is None else pieces.dtype)
+    quantised = None if lora is None else quantisation(adapter)
+
+    def put(path: str, shape: tuple[int, ...], dtype: np.dtype, read: ReadSlice) -> Any:
+        leaf = leaves[path]
+        if path in VOCAB_LEAVES:
+            read = with_zero_rows(read, shape[0], leaf.shape[0])
+        if quantised and is_quantisable(path):
+            return place_quantised(path, leaf.shape, leaf.sharding, read, quantised)
+        return place_leaf(leaf.shape, kept, leaf.sharding, lambda index: read(index).astype(kept, copy=False))
 
     params = (source or pieces.source).load_params(dtype=np.float32, put=put)
     if SCALAR_HEADS in shapes:
         zeros = lambda x, sharding: jax.device_put(np.zeros(x.shape, x.dtype), sharding)
         params[SCALAR_HEADS] = jax.tree.map(zeros, shapes[SCALAR_HEADS], shardings[SCALAR_HEADS])
+    if lora is not None:
+        params[LORA] = start_adapter(adapter, lora, pieces.source.spec, params, pieces.mesh, pieces.config.train.seed)
     return params
 
 
@@ -122,13 +179,32 @@ def reference_source(pieces: Pieces) -> Checkpoint:
     return source
 
 
-def reference_params(pieces: Pieces, params: Any) -> Any:
-    """The frozen copy, or None when no objective needs one or its log-probs are cached."""
-    if not pieces.needs_reference or pieces.config.reference.mode == "cache":
-        return None
-    if pieces.config.reference.path is None:
+def reference_overlay(pieces: Pieces, params: Any) -> Any:
+    """What the reference lays over the frozen base (`policy.Frozen`), or None when no objective needs a reference or
+    its log-probs are cached.
+
+    Args:
+        params: the policy that training starts from, as `load_params` gives it.
+    """
+    runs = pieces.needs_reference and pieces.config.reference.mode == "copy"
+    return _overlay(pieces, params) if runs else None
+
+
+def _overlay(pieces: Pieces, params: Any) -> Any:
+    reference, lora = pieces.config.reference, pieces.lora
+    if reference.path is not None:
+        return frozen_copy(load_params(pieces, reference_source(pieces)), pieces.dtype)
+    if lora is None:
         return frozen_copy(params, pieces.dtype)
-    return frozen_copy(load_params(pieces, reference_source(pieces)), pieces.dtype)
+    if pieces.moving:
+        return frozen_copy(split(params)[0], pieces.moving.dtype)
+    path = reference_adapter(pieces.config)
+    return {} if path is None else {LORA: read_adapter(path, lora, pieces.source.spec, pieces.mesh)}
+
+
+def reference_params(pieces: Pieces, params: Any) -> Any:
+    """The reference's parameters, or None; arguments as of `reference_overlay`."""
+    return Frozen(split(params)[1], reference_overlay(pieces, params)).reference_params()
 
 
 def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataReport]:
@@ -200,12 +276,14 @@ def with_reference_logps(pieces: Pieces, groups: Sequence[EncodedGroup], params:
     log-probs of groups had to be computed.
 
     Args:
-        params: initial parameters when the reference is the initial model and they are loaded already.
+        params: the policy that training starts from, when it is loaded already.
     """
     config, groups, computed = pieces.config, list(groups), 0
     if pieces.needs_reference and config.reference.mode == "cache":
-        ready = params if config.reference.path is None else None
-        values, computed = _logps_under(pieces, reference_source(pieces), groups, ready)
+        if config.reference.path is None:
+            values, computed = _logps_under_start(pieces, groups, params)
+        else:
+            values, computed = _logps_under(pieces, reference_source(pieces), groups)
         groups = with_column(groups, REFERENCE_COLUMN, values)
     if config.reference.extra:
         found = [_logps_under(pieces, open_checkpoint(path), groups) for path in config.reference.extra]
@@ -216,8 +294,20 @@ def with_reference_logps(pieces: Pieces, groups: Sequence[EncodedGroup], params:
     return groups, computed
 
 
-def _logps_under(pieces: Pieces, source: Checkpoint, groups: Sequence[EncodedGroup], params: Any = None) -> tuple:
-    """Log-probs of all completions under a checkpoint, through the cache; it may be of another size than the model."""
+def _logps_under_start(pieces: Pieces, groups: Sequence[EncodedGroup], params: Any) -> tuple:
+    """Log-probs of all completions under the reference that the start of the training makes, through the cache."""
+
+    def load() -> Any:
+        start = load_params(pieces) if params is None else params
+        return Frozen(split(start)[1], _overlay(pieces, start)).reference_params()
+
+    adapter, how = reference_adapter(pieces.config), quantisation(pieces.config.adapter)
+    key = lambda: weights_key(pieces.source.path, pieces.config.model.compute_dtype, adapter, how)
+    return _cached(pieces, groups, key, load)
+
+
+def _logps_under(pieces: Pieces, source: Checkpoint, groups: Sequence[EncodedGroup]) -> tuple:
+    """The same under another checkpoint, which may be of another size than the model."""
     config = pieces.config
     if source.spec.vocab != pieces.source.spec.vocab:
         raise InputError(
@@ -225,14 +315,17 @@ def _logps_under(pieces: Pieces, source: Checkpoint, groups: Sequence[EncodedGro
             f"{source.path}: {source.spec.vocab}",
             "choose one with the same tokenizer",
         )
-    cache, dtype = Path(config.reference.cache_dir).expanduser(), config.model.compute_dtype
-    theirs = dataclasses.replace(pieces, source=source, model=make_decoder(config, source))
+    model = make_decoder(config, source, mesh=pieces.mesh)
+    theirs = dataclasses.replace(pieces, source=source, model=model, lora=None)
+    load = lambda: jax.tree.map(lambda x: x.astype(pieces.dtype), load_params(theirs))
+    return _cached(theirs, groups, lambda: weights_key(source.path, config.model.compute_dtype), load)
 
-    def compute(missing: Sequence[EncodedGroup]) -> Mapping[int, np.ndarray]:
-        ready = params if params is not None else load_params(theirs)
-        return compute_logps(theirs, jax.tree.map(lambda x: x.astype(pieces.dtype), ready), missing)
 
-    return cached_logps(groups, lambda: cache / f"{weights_key(source.path, dtype)}.npz", compute)
+def _cached(pieces: Pieces, groups: Sequence[EncodedGroup], key: Callable[[], str], load: Callable[[], Any]) -> tuple:
+    """Log-probs under `load()`, which is called only when some are not in the cache, kept under `key()`."""
+    cache = Path(pieces.config.reference.cache_dir).expanduser()
+    compute = lambda missing: compute_logps(pieces, load(), missing)
+    return cached_logps(groups, lambda: cache / f"{key()}.npz", compute)
 
 
 def compute_logps(pieces: Pieces, params: Any, groups: Sequence[EncodedGroup]) -> dict[int, np.ndarray]:

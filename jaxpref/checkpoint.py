@@ -1,6 +1,8 @@
 """Checkpoints (orbax, asynchronous): state, data position and counters; the latest few and the best are kept."""
 
+import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,41 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxpref.errors import InputError
+from jaxpref.sharding import VOCAB_LEAVES, leaf_path
 from jaxpref.step import TrainState
+
+ACCURACY, LOSS = "eval/rewards/accuracies", "eval/loss"
+
+
+@dataclass(frozen=True)
+class BestRule:
+    """Which evaluation is the best.
+
+    Args:
+        metric: by which; None: the reward accuracy where the objective logs it, otherwise the loss, which all log.
+        mode: `max` or `min`; None: `min` for the loss or a part of it, otherwise `max`.
+    """
+
+    metric: str | None = None
+    mode: str | None = None
+
+    def deciding(self, metrics: Mapping[str, float]) -> str | None:
+        """Name of the metric that decides; None when it is not among these."""
+        names = (ACCURACY, LOSS) if self.metric is None else (self.metric,)
+        return next((name for name in names if name in metrics), None)
+
+    def mode_of(self, name: str) -> str:
+        return self.mode or ("min" if name == LOSS or name.startswith(f"{LOSS}/") else "max")
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """Higher is better.  Errors: KeyError without the metric that decides."""
+        name = self.deciding(metrics)
+        if name is None:
+            raise KeyError(self.metric or LOSS)
+        return metrics[name] if self.mode_of(name) == "max" else -metrics[name]
+
+
+AUTOMATIC = BestRule()
 
 
 class Checkpoints:
@@ -19,7 +55,7 @@ class Checkpoints:
     Args:
         directory: `RUN/checkpoints`.
         keep: latest ones to keep.
-        best_metric, best_mode: which one is the best; kept besides.
+        best: which one is the best; kept besides.
         read_only: leaves everything as it is, also what a run in another process is just writing.
     """
 
@@ -28,25 +64,17 @@ class Checkpoints:
         directory: str | Path,
         *,
         keep: int = 1,
-        best_metric: str = "",
-        best_mode: str = "max",
+        best: BestRule = AUTOMATIC,
         read_only: bool = False,
     ):
         self.directory = Path(directory).absolute()
-        metric = lambda metrics: metrics[best_metric]
-        best = policies.BestN(
-            get_metric_fn=metric,
-            reverse=best_mode == "min",
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
-        self._best_metric, self._best_mode = best_metric, best_mode
+        self._best = best
+        keep_best = policies.BestN(get_metric_fn=best.score, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                best_fn=metric,  # without it orbax does not write the metrics; what is kept is the policy's matter
-                best_mode=best_mode,
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+                best_fn=best.score,  # without it orbax does not write the metrics; what is kept is the policy's matter
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), keep_best]),
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
                 read_only=read_only,
@@ -58,9 +86,10 @@ class Checkpoints:
 
         Args:
             progress: JSON-able: data position and counters.
-            metrics: of the latest evaluation, empty when there was none; without `best_metric` it is never the best.
+            metrics: of the latest evaluation, empty when there was none; without the metric that decides it is never
+                the best.
         """
-        kept = dict(metrics) if self._best_metric in metrics else None
+        kept = dict(metrics) if self._best.deciding(metrics) else None
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -75,38 +104,44 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Step of the best one that is still there; None when none has the metric."""
-        scored = [(s, m[self._best_metric]) for s in self._manager.all_steps() if (m := self._metrics(s))]
-        if not scored:
-            return None
-        sign = 1 if self._best_mode == "max" else -1
-        return max(scored, key=lambda item: (sign * item[1], item[0]))[0]
+        scored = [(self._best.score(m), s) for s in self._manager.all_steps() if (m := self._metrics(s))]
+        return max(scored)[1] if scored else None
+
+    def about_best(self) -> str:
+        """Which step is the best, by which metric; for the log."""
+        step = self.best()
+        if step is None:
+            return "the latest: none was saved with an evaluation"
+        metrics = self._metrics(step)
+        name = self._best.deciding(metrics)
+        side = "highest" if self._best.mode_of(name) == "max" else "lowest"
+        return f"step {step}, {side} {name} ({metrics[name]:.4g})"
 
     def _metrics(self, step: int) -> Mapping[str, float] | None:
         metrics = self._manager.metrics(step)
-        return metrics if metrics and self._best_metric in metrics else None
+        return metrics if metrics and self._best.deciding(metrics) else None
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """State and progress of a step, laid out as `like` (arrays or ShapeDtypeStructs with shardings) says.
 
-        The mesh may differ from the one that saved.
+        The mesh may differ from the one that saved, and with it the padding of the vocabulary.
         """
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_abstract(like)._asdict()), progress=ocp.args.JsonRestore()
-            ),
-        )
-        return TrainState(**restored.state), restored.progress
+        progress = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())).progress
+        state = self._read(step, _abstract(like)._asdict(), partial=False)
+        return TrainState(**state), progress
 
     def restore_parts(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
         """Some fields of the state (`params`, `running`, ...), laid out as `like` says.
 
-        Leaves of `like` are ShapeDtypeStructs; those without a sharding become numpy arrays on this host.
+        Leaves of `like` are ShapeDtypeStructs; those without a sharding become numpy arrays on this host, as they were
+        saved: with the vocabulary's padding.
         """
+        return self._read(step, like, partial=True)
+
+    def _read(self, step: int, like: Mapping[str, Any], *, partial: bool) -> dict[str, Any]:
+        args = jax.tree_util.tree_map_with_path(_restore_args, like)
+        args = ocp.args.PyTreeRestore(item=like, restore_args=args, partial_restore=partial)
         with ocp.PyTreeCheckpointer() as reader:
-            args = ocp.args.PyTreeRestore(
-                item=like, restore_args=jax.tree.map(_restore_args, like), partial_restore=True
-            )
             return reader.restore(self.directory / str(step) / "state", args=args)
 
     def steps(self) -> list[int]:
@@ -121,10 +156,13 @@ class Checkpoints:
         self._manager.close()
 
 
-def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+def _restore_args(path: Any, leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
     if leaf.sharding is None:
         return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
-    return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+    args = ocp.checkpoint_utils.construct_restore_args(leaf)
+    # Another mesh may pad the vocabulary by other rows of zeros: orbax adds or drops them where it is not strict.
+    padded = leaf_path(path).endswith(VOCAB_LEAVES)
+    return dataclasses.replace(args, strict=False) if padded else args
 
 
 def _abstract(state: TrainState) -> TrainState:

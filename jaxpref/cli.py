@@ -1,4 +1,4 @@
-"""The command line: train, data, eval, export, demo."""
+"""The command line: train, data, generate, eval, export, demo."""
 
 import argparse
 import json
@@ -6,12 +6,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
 from jaxpref.config import keys, load_config
 from jaxpref.errors import InputError
+from jaxpref.evaluation import command as evaluation
+from jaxpref.generation import command as generation
 
 console = Console()
 
@@ -19,7 +20,7 @@ console = Console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 1 for a failed run, 2 for bad input, 75 after SIGTERM."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # only its tokenizers are used: no torch is fine
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it writes
     from jaxpref.train import PREEMPTED, NotFiniteError, Preempted
 
@@ -39,6 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jaxpref {options.command}: {error}", file=sys.stderr)
         return PREEMPTED
     return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; key=value may stand before and behind flags, which argparse by itself does not allow."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if odd := [item for item in rest if item.startswith("-") or not hasattr(options, "overrides")]:
+        parser.error(f"unrecognized arguments: {' '.join(odd)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,16 +73,24 @@ def _parser() -> argparse.ArgumentParser:
     for command in (train, data, demo):
         command.add_argument("config", help="YAML file")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="as optim.learning_rate=1e-6")
-    evaluate = commands.add_parser("eval", help="evaluate a run's checkpoint on its held-out data")
-    evaluate.set_defaults(run=_eval)
+    generate = commands.add_parser("generate", help="continue prompts with a run's policy or any model")
+    generate.set_defaults(run=generation.run)
+    generation.add_arguments(generate)
+    evaluate = commands.add_parser(
+        "eval",
+        help="evaluate a run on held-out preferences, or answers by reward functions",
+        epilog=evaluation.EPILOG,
+        formatter_class=shape,
+    )
+    evaluate.set_defaults(run=lambda options: evaluation.run(options, console))
+    evaluation.add_arguments(evaluate)
     export = commands.add_parser("export", help="write a run's checkpoint as a Hugging Face directory")
     export.set_defaults(run=_export)
     export.add_argument("--to", required=True, metavar="DIR", help="where to; must not hold anything else")
     export.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    for command in (evaluate, export):
-        command.add_argument("directory", metavar="RUN", help="directory of the run")
-        command.add_argument("--step", default="best", help="best (default), latest or a number")
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="as data.eval=[other.jsonl]")
+    export.add_argument("--adapter", action="store_true", help="the adapter alone, for PEFT; otherwise it is merged")
+    export.add_argument("directory", metavar="RUN", help="directory of the run")
+    export.add_argument("--step", default="best", help="best (default), latest or a number")
     return parser
 
 
@@ -121,7 +141,7 @@ def report(result) -> None:
             f"held-out reward accuracy: {before:.3f} before{tie}, [bold]{after:.3f}[/bold] after {result.steps} steps"
         )
     console.print(f"curves      {plot_curves(result.out)}", highlight=False)
-    console.print(f"checkpoints {result.out / 'checkpoints'}", highlight=False)
+    console.print(f"checkpoints {result.out / 'checkpoints'}; best: {result.best}", highlight=False)
 
 
 def _data(options: argparse.Namespace) -> None:
@@ -136,21 +156,10 @@ def _data(options: argparse.Namespace) -> None:
         show(console, which, groups, data_report, loader, pieces.tokenizer)
 
 
-def _eval(options: argparse.Namespace) -> None:
-    from jaxpref.evaluate import evaluate_run
-
-    metrics, step = evaluate_run(options.directory, step=options.step, overrides=options.overrides)
-    file = Path(options.directory) / f"eval_{step}.json"
-    file.write_text(json.dumps(metrics, indent=1) + "\n")
-    for name, value in sorted(metrics.items()):
-        console.print(f"{name:32} {value:.6g}", highlight=False)
-    console.print(f"step {step}; written to {file}", highlight=False)
-
-
 def _export(options: argparse.Namespace) -> None:
     from jaxpref.export import export_run
 
-    step = export_run(options.directory, options.to, step=options.step, dtype=options.dtype)
+    step = export_run(options.directory, options.to, step=options.step, dtype=options.dtype, adapter=options.adapter)
     console.print(f"step {step} written to {options.to}", highlight=False)
 
 

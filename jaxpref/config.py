@@ -35,11 +35,41 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class AdapterConfig:
+    rank: int | None = Field(default=None, ge=1)
+    """Rank of a LoRA adapter that is trained in place of the weights; null: the weights are trained (unless `path`)."""
+    alpha: float | None = Field(default=None, gt=0)
+    """The adapter counts alpha / rank times; null: the rank, that is once."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the adapter's inputs dropped in training; null: that of the adapter at `path`, otherwise none."""
+    targets: list[str] | None = None
+    """Adapted weights, as regular expressions: q, attention/q or the checkpoint's q_proj; null: all but experts."""
+    rslora: bool = False
+    """Count it alpha / sqrt(rank) times (rsLoRA)."""
+    dora: bool = False
+    """Learn lengths and directions of the weights apart (DoRA)."""
+    path: str | None = None
+    """PEFT adapter to go on from: it brings rank, alpha, targets, rslora and dora."""
+    quantize: Literal["int8", "int4", "nf4"] | None = None
+    """Keep the frozen weights of the layers in 8 or 4 bits (QLoRA); needs `pip install jaxpref[qlora]`."""
+    quantize_block: int | None = Field(default=64, ge=8)
+    """Weights that share a scale, along the axis that a product sums over; null: all of an output."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether an adapter is trained, and not the weights."""
+        return self.rank is not None or self.path is not None
+
+
+@dataclass(frozen=True, config=_STRICT)
 class ReferenceConfig:
     mode: Literal["copy", "cache"] = "copy"
-    """A frozen copy of the weights in the compute dtype, or log-probs computed once and cached on disk."""
+    """A frozen copy of the weights in the compute dtype (with an adapter: the frozen weights themselves), or log-probs
+    computed once and cached on disk."""
     path: str | None = None
     """The reference model; null: the model that training starts from."""
+    adapter: str | None = None
+    """PEFT adapter of the reference, on the frozen weights; null: what adapter.path names, if anything; base: none."""
     extra: list[str] = Field(default_factory=list)
     """Further references (MRPO), or policies of other objectives (modpo_implicit, spo): their log-probs are cached."""
     sync_every: int | None = Field(default=None, ge=1)
@@ -128,10 +158,10 @@ class TrainConfig:
     """Steps between checkpoints; null: after the last step only."""
     keep: int = Field(default=2, ge=1)
     """Latest checkpoints to keep; the best is kept besides."""
-    best_metric: str = "eval/rewards/accuracies"
-    """Evaluation metric by which a checkpoint is the best."""
-    best_mode: Literal["max", "min"] = "max"
-    """Whether the best is the highest or the lowest."""
+    best_metric: str | None = None
+    """Evaluation metric by which a checkpoint is the best; null: eval/rewards/accuracies, or eval/loss without it."""
+    best_mode: Literal["max", "min"] | None = None
+    """Whether the best is the highest or the lowest; null: the lowest loss, the highest of any other metric."""
     resume: Literal["auto", "never", "must"] = "auto"
     """Continue from the latest checkpoint in `out`: if there is one, never (refuse to start), or fail without one."""
 
@@ -165,6 +195,7 @@ class Config:
     out: str = "runs/run"
     """Directory of the run: config, metrics, checkpoints."""
     model: ModelConfig = Field(default_factory=ModelConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     objective: list[dict[str, Any]] = Field(default_factory=lambda: [{"name": "dpo"}])
@@ -249,6 +280,7 @@ def contradictions(config: Config) -> list[str]:
         found.append(f"train.micro_rows={train.micro_rows} is not a multiple of mesh.data * mesh.fsdp = {ways}")
     if train.eval_every and not data.eval:
         found.append("train.eval_every is set but data.eval is empty")
+    found += adapter_contradictions(config)
     try:
         found += reference_contradictions(config.reference, bind(config.objective, OBJECTIVES, TRANSFORMS))
     except InputError as error:
@@ -256,10 +288,33 @@ def contradictions(config: Config) -> list[str]:
     return found
 
 
+def adapter_contradictions(config: Config) -> Iterator[str]:
+    """What of the adapter's settings does not fit together, or to the reference's."""
+    adapter, reference = config.adapter, config.reference
+    shape = [key for key in ("rank", "alpha", "targets", "rslora", "dora") if getattr(adapter, key)]
+    if adapter.path is not None and shape:
+        yield f"adapter.path brings its own {', '.join(shape)}: leave them out, or start a new adapter without the path"
+    if not adapter.trained:
+        for key in [*shape, *(key for key in ("dropout", "quantize") if getattr(adapter, key))]:
+            yield f"adapter.{key} is set but there is no adapter: set adapter.rank or adapter.path"
+        if reference.adapter:
+            yield "reference.adapter is laid over frozen weights: set adapter.rank or adapter.path"
+        return
+    if reference.adapter and reference.path:
+        yield "reference.adapter is laid over the frozen weights, reference.path names others: give one"
+    if reference.sync_every and reference.sync_alpha < 1:
+        yield (
+            "reference.sync_alpha < 1 mixes weights, and mixed factors of two adapters are not the factors of the "
+            "mixture: set reference.sync_alpha=1, or train the weights"
+        )
+    if reference.sync_every and (reference.adapter or reference.path):
+        yield "a reference that moves with an adapter starts as that adapter: leave reference.adapter and .path out"
+
+
 def reference_contradictions(reference: ReferenceConfig, parts: Sequence[Any]) -> Iterator[str]:
     """What of the reference's settings does not fit the bound objectives."""
     if not any(part.needs_reference for part in parts):
-        for key in ("path", "sync_every"):
+        for key in ("path", "adapter", "sync_every"):
             if getattr(reference, key):
                 yield f"reference.{key} is set but no objective uses a reference"
     readers = [part.name for part in parts if "extra_refs" in (*part.required, *part.optional)]

@@ -13,7 +13,8 @@ from jaxpref import build as b
 from jaxpref.config import Config
 from jaxpref.data import synthetic
 from jaxpref.export import export_run, run_params
-from jaxpref.generate import greedy
+from jaxpref.generate import Settings, complete
+from jaxpref.generation.prompts import given_prompts
 
 ROWS, SEED, TEST_FRACTION = 1000, 0, 0.1
 _NEW_TOKENS = 32
@@ -50,18 +51,5 @@ def demo(config: Config, console: Console, run: Callable[[Config], Any], report:
 
 def answers(pieces: b.Pieces, params: Any, prompts: list[list[dict]]) -> list[str]:
     """The policy's greedy answers to conversations."""
-    tokenizer, block = pieces.tokenizer, pieces.config.model.attention_block
-    ids = [
-        tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
-        for prompt in prompts
-    ]
-    needed = max(map(len, ids)) + _NEW_TOKENS
-    new = greedy(
-        pieces.model,
-        params,
-        ids,
-        max_new_tokens=_NEW_TOKENS,
-        stop_ids=[tokenizer.eos_token_id],
-        row_length=-(-needed // block) * block,
-    )
-    return [tokenizer.decode(row).strip() for row in new]
+    done = complete(pieces, params, given_prompts(prompts), Settings(max_new_tokens=_NEW_TOKENS))
+    return [item.text.strip() for item in sorted(done, key=lambda item: item.prompt_index)]

@@ -1,7 +1,7 @@
 """A run's checkpoint -> a directory that transformers loads."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,22 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from omegaconf import OmegaConf
 
 from jaxpref import build as b
-from jaxpref.checkpoint import Checkpoints, find_step
-from jaxpref.config import Config, load_config, to_dict
+from jaxpref.checkpoint import BestRule, Checkpoints, find_step
+from jaxpref.config import Config, load_config
 from jaxpref.errors import InputError
+from jaxpref.model_card import model_card
 from jaxpref.models.hf import save_pretrained
-from jaxpref.models.source import open_checkpoint
-from jaxpref.models.spec import SCALAR_HEADS
+from jaxpref.models.lora import TARGETS, LoraSpec, merged
+from jaxpref.models.lora import init as init_adapter
+from jaxpref.models.peft import save_adapter
+from jaxpref.models.quantize import Quantisation, as_array, is_quantisable, quantised
+from jaxpref.models.source import Checkpoint, open_checkpoint
+from jaxpref.models.spec import LORA, SCALAR_HEADS
+from jaxpref.models.weights import ReadSlice, whole
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
+from jaxpref.policy import adapter_spec, quantisation, split
 from jaxpref.sharding import param_shardings
 from jaxpref.step import init_running
 
@@ -47,18 +53,26 @@ def run_state(pieces: b.Pieces, run: str | Path, step: str, *, objective: bool =
     """`params` of a run's checkpoint on the mesh, and its step.
 
     Args:
-        objective: also what the objective carries: `running` statistics, and `ref_params` where the reference moves.
+        objective: also what the objective carries: `running` statistics, and where the reference moves `ref_params`,
+            its parameters as they run.
     """
-    shapes = b.param_shapes(pieces.model)
     laid_out = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-    params = jax.tree.map(laid_out, shapes, param_shardings(shapes, pieces.mesh))
+    if pieces.lora is None:
+        shapes, base = b.param_shapes(pieces.model), {}
+        params = jax.tree.map(laid_out, shapes, param_shardings(shapes, pieces.mesh))
+    else:  # the weights are not in the checkpoint
+        trained, base = split(b.load_params(pieces))
+        params = jax.tree.map(lambda x: laid_out(x, x.sharding), trained)
     like = {"params": params}
     if objective:
         everywhere = NamedSharding(pieces.mesh, P())
         running = jax.eval_shape(lambda: init_running(pieces.parts))
         like["running"] = jax.tree.map(lambda x: laid_out(x, everywhere), running)
         like |= {"ref_params": params} if pieces.moving else {}
-    return _restore(pieces.config, run, step, like)
+    state, number = _restore(pieces.config, run, step, like)
+    if "ref_params" in state:
+        state["ref_params"] = pieces.moving.laid_over(base, state["ref_params"]).reference_params()
+    return state | {"params": {**base, **state["params"]}}, number
 
 
 def run_params(pieces: b.Pieces, run: str | Path, step: str) -> tuple[Any, int]:
@@ -68,10 +82,11 @@ def run_params(pieces: b.Pieces, run: str | Path, step: str) -> tuple[Any, int]:
 
 
 def _restore(config: Config, run: str | Path, step: str, like: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    train, directory = config.train, Path(run) / "checkpoints"
+    directory = Path(run) / "checkpoints"
     if not directory.is_dir():
         raise InputError("a run that has saved checkpoints", f"{directory}: no such directory", "train the run first")
-    checkpoints = Checkpoints(directory, best_metric=train.best_metric, best_mode=train.best_mode, read_only=True)
+    best = BestRule(config.train.best_metric, config.train.best_mode)
+    checkpoints = Checkpoints(directory, best=best, read_only=True)
     try:
         number = find_step(checkpoints, step)
         wanted = {name: tree for name, tree in like.items() if jax.tree.leaves(tree)}
@@ -87,34 +102,86 @@ def export_run(
     step: str = "best",
     dtype: str = "float32",
     objective: Sequence[Any] | None = None,
+    adapter: bool = False,
 ) -> int:
     """Writes the Hugging Face directory of a run's checkpoint; returns its step.
 
     It is done on the host, whatever devices the run was made on.  A run with a reward head becomes a sequence
-    classifier of one label; a value head is left out.
+    classifier of one label; a value head is left out.  An adapter is merged into the weights that it was trained on:
+    where these were quantised, into what the codes stand for.
 
     Args:
         step: `best`, `latest` or a number.
         dtype: of the written weights: float32, bfloat16 or float16.
         objective: as given to `train`, when it was.
+        adapter: write a PEFT directory with the adapter alone, in float32.
+    Errors: InputError for a run or a directory that does not fit.
     """
     config = load_run(run, objective=objective)
     source = open_checkpoint(config.model.path)
     parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
-    params = b.param_shapes(b.make_decoder(config, source, parts))
-    state, number = _restore(config, run, step, {"params": params})
-    heads = state["params"].pop(SCALAR_HEADS, {})
+    lora = adapter_spec(config.adapter, source.spec)
+    shapes = b.param_shapes(b.make_decoder(config, source, parts))
+    if lora is not None:
+        new = lambda layers: init_adapter(jax.random.key(0), layers, lora)
+        shapes, _ = split(shapes | {LORA: jax.eval_shape(new, shapes["layers"])})
+    state, number = _restore(config, run, step, {"params": shapes})
+    params = state["params"]
+    heads = params.pop(SCALAR_HEADS, {})
     rewards = {SCALAR_HEADS: {"reward": heads["reward"]}} if "reward" in heads else {}
+    if adapter:
+        _check_has_adapter(run, lora, rewards)
+        card = model_card(run, config, parts, number)
+        save_adapter(to, params[LORA], lora, source.spec, base=config.model.path, model_card=card)
+        return number
+    if lora is not None:
+        params = merged_params(source, params[LORA], lora, quantisation(config.adapter))
     save_pretrained(
         to,
         source.spec,
-        state["params"] | rewards,
+        params | rewards,
         _with_own_pad(source.load_tokenizer()) if rewards else source.load_tokenizer(),
         dtype=np.dtype(dtype),
         generation_config=source.generation_config or None,
-        model_card=_model_card(config, number),
+        model_card=model_card(run, config, parts, number, classifier=bool(rewards)),
     )
     return number
+
+
+def _check_has_adapter(run: str | Path, lora: LoraSpec | None, rewards: Mapping[str, Any]) -> None:
+    if lora is None:
+        raise InputError("a run that trained an adapter", f"{run} trained the weights", "leave --adapter out")
+    if rewards:
+        raise InputError(
+            "a policy, for a PEFT directory", f"{run} trained a reward head besides", "leave --adapter out: merge"
+        )
+
+
+def merged_params(
+    source: Checkpoint, adapter: Mapping[str, Any], spec: LoraSpec, how: Quantisation | None
+) -> dict[str, Any]:
+    """A checkpoint's weights with an adapter in them, float32 in numpy; one layer of one weight at a time.
+
+    Args:
+        adapter: what lies under `lora`.
+        how: the weights were quantised when the adapter was trained.
+    """
+    merge = jax.jit(merged, static_argnames=("axes", "scale"))
+
+    def put(path: str, shape: tuple[int, ...], dtype: np.dtype, read: ReadSlice) -> np.ndarray:
+        leaf = whole(path, shape, dtype, read)
+        target = path.removeprefix("layers/")
+        if how and is_quantisable(path):
+            for y in range(len(leaf)):
+                leaf[y] = as_array(quantised(leaf[y : y + 1], path, how), np.float32)[0]
+        if target in spec.targets:
+            group, name = target.split("/")
+            for y in range(len(leaf)):
+                factors = {part: x[y] for part, x in adapter["layers"][group][name].items()}
+                leaf[y] = merge(leaf[y], factors, axes=TARGETS[target], scale=spec.scale)
+        return leaf
+
+    return source.load_params(dtype=np.float32, put=put)
 
 
 def _with_own_pad(tokenizer: Any) -> Any:
@@ -130,12 +197,3 @@ def _with_own_pad(tokenizer: Any) -> Any:
         )
     tokenizer.pad_token = spare
     return tokenizer
-
-
-def _model_card(config: Config, step: int) -> str:
-    settings = OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
-    return (
-        f"# {Path(config.out).name}\n\n"
-        f"{config.model.path}, trained with jaxpref for {step} steps on {', '.join(config.data.train)}.\n\n"
-        f"The whole configuration:\n\n```yaml\n{settings}```\n"
-    )

@@ -1,65 +1,202 @@
-"""Greedy continuation of prompts, to look at what a policy says.
+"""Text from a policy: a run's checkpoint or any model, for a file of prompts or prompts from Python."""
 
-Every new token runs the whole row again (no key/value cache): meant for a few samples, not for serving.
-"""
-
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from jaxpref import build as b
+from jaxpref.config import Config, ReferenceConfig, load_config
 from jaxpref.errors import InputError
-from jaxpref.models.decoder import Model
+from jaxpref.export import run_params
+from jaxpref.generation.decoding import Generator, policy_of
+from jaxpref.generation.prompts import given_prompts, prompt_ids, read_prompts
+from jaxpref.generation.sampling import Sampling
+from jaxpref.generation.text import Ending
+from jaxpref.models.spec import LongRope, ModelSpec
+from jaxpref.sharding import leaf_path
+from jaxpref.types import Group
+
+_CAST_BY_PRODUCTS = re.compile(
+    r"embed/table|head/kernel|layers/attention/[qkvo]|layers/(mlp|experts)/(gate|up|down|router)"
+)
 
 
-def greedy(
-    model: Model,
-    params: Any,
-    prompts: Sequence[Sequence[int]],
+@dataclass(frozen=True)
+class Completion:
+    """What was generated for a prompt."""
+
+    prompt: str | list[dict]
+    """As it was given."""
+    prompt_index: int
+    """Its number among the prompts, from 0."""
+    sample: int
+    """Number of the completion among those of its prompt, from 0."""
+    text: str
+    """Up to, and without, the stop token or stop string; other special tokens stay in it."""
+    token_ids: np.ndarray
+    """New tokens, the stop token or all of the stop string among them."""
+    token_logps: np.ndarray
+    """Log-probability of each (nats) under the policy itself: temperature 1, no token left out."""
+    finish: str
+    """`stop_token`, `stop_string`, or `length` where max_new_tokens ended it."""
+    prompt_tokens: int
+    tools: list | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template was given beside the messages."""
+
+    @property
+    def logp(self) -> float:
+        """Sum of `token_logps`, nats."""
+        return float(self.token_logps.sum(dtype=np.float64))
+
+    def to_json(self) -> dict[str, Any]:
+        """As a line of `jaxpref generate`."""
+        template = {"tools": self.tools, "chat_template_kwargs": dict(self.template_kwargs)}
+        return {
+            "prompt": self.prompt, "prompt_index": self.prompt_index, "sample": self.sample, "completion": self.text,
+            "finish": self.finish, "prompt_tokens": self.prompt_tokens, "tokens": len(self.token_ids),
+            "logp": self.logp, **{key: value for key, value in template.items() if value},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How completions are made.  Errors: InputError for what is out of range or has no effect."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    samples: int = 1
+    """Completions of every prompt."""
+    max_new_tokens: int = 256
+    stops: tuple[str, ...] = ()
+    """Texts that end a completion, wherever they appear in it."""
+    stop_tokens: tuple[int, ...] | None = None
+    """Ids that end a completion; None: the end-of-text ids of the model's generation config and of its tokenizer."""
+    seed: int = 0
+    batch_size: int = 32
+    """Rows that are decoded together, over all devices."""
+
+    def __post_init__(self):
+        problems = [
+            f"{name}={getattr(self, name)}: a whole number from 1"
+            for name in ("samples", "max_new_tokens", "batch_size")
+            if getattr(self, name) < 1
+        ]
+        if self.sampling.greedy and self.samples > 1:
+            problems.append(f"samples={self.samples} at temperature 0 would all be the same: set a temperature")
+        if "" in self.stops:
+            problems.append("a stop string without text")
+        if self.seed < 0:
+            problems.append(f"seed={self.seed}: 0 or more")
+        if problems:
+            raise InputError("settings for generation that fit together", "; ".join(problems), "correct them")
+
+
+def generate(
+    source: str | Path,
+    prompts: str | Path | Sequence[Any],
     *,
-    max_new_tokens: int,
-    stop_ids: Sequence[int],
-    row_length: int,
-) -> list[list[int]]:
-    """New token ids of every prompt, most likely token each time, up to and without the first stop token.
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    samples: int = 1,
+    max_new_tokens: int = 256,
+    stops: Sequence[str] = (),
+    stop_tokens: Sequence[int] | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    step: str = "best",
+    overrides: Sequence[str] = (),
+) -> list[Completion]:
+    """Completions of prompts by a run or a model, in the order of prompts and samples.
+
+    The same prompt number, sample number and seed give the same tokens in every batch, order and mesh, as far as the
+    logits are the same: sums on other shapes round otherwise, which a near tie may show.
 
     Args:
-        prompts: token ids, each at least one.
-        row_length: columns of the row that prompt and continuation share; a multiple of the attention block.
-    Errors: InputError when a prompt and its continuation do not fit into the row.
+        source: directory of a run; or a model, as `model.path` of a config.
+        prompts: a file (`jaxpref.generation.prompts.read_prompts`), or texts, lists of messages, or rows.
+        temperature, top_k, top_p, min_p: see `Sampling`; temperature 0 is greedy.
+        samples, max_new_tokens, stops, stop_tokens, seed, batch_size: see `Settings`.
+        step: of a run: best, latest or a number.
+        overrides: settings `model.compute_dtype=bfloat16` or `mesh.data=8`.
+    Errors: InputError for anything that does not fit, before anything is compiled.
     """
-    lengths = np.array([len(prompt) for prompt in prompts])
-    if lengths.max() + max_new_tokens > row_length or lengths.min() == 0:
-        raise InputError(
-            f"prompts of 1 to {row_length - max_new_tokens} tokens",
-            f"lengths {lengths.min()} to {lengths.max()}",
-            "shorten them, or raise row_length",
-        )
-    tokens = np.zeros((len(prompts), row_length), np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-    position = np.broadcast_to(np.arange(row_length, dtype=np.int32), tokens.shape)
-    expiry = np.full_like(tokens, row_length)  # plain causal rows: what lies behind a query is never seen
+    settings = Settings(
+        Sampling(temperature, top_k, top_p, min_p), samples, max_new_tokens, tuple(stops),
+        None if stop_tokens is None else tuple(stop_tokens), seed, batch_size,
+    )  # fmt: skip
+    groups = read_prompts(prompts) if isinstance(prompts, str | Path) else given_prompts(prompts)
+    pieces, params = open_policy(source, step=step, overrides=overrides)
+    done = complete(pieces, params, groups, settings)
+    return sorted(done, key=lambda item: (item.prompt_index, item.sample))
 
-    @jax.jit
-    def next_ids(params, tokens, last):
-        x_RLD = model.hidden(params, tokens, position, expiry)
-        x_RD = jnp.take_along_axis(x_RLD, last[:, None, None], axis=1)[:, 0]
-        w_VD = model.head(params).astype(x_RD.dtype)
-        return jnp.einsum("RD,VD->RV", x_RD, w_VD, preferred_element_type=jnp.float32).argmax(-1)
 
-    new: list[list[int]] = [[] for _ in prompts]
-    going = np.ones(len(prompts), bool)
-    for offset in range(max_new_tokens):
-        ids = np.asarray(next_ids(params, tokens, lengths + offset - 1))
-        for row in np.flatnonzero(going):
-            if ids[row] in stop_ids:
-                going[row] = False
-            else:
-                new[row].append(int(ids[row]))
-        if not going.any():
-            break
-        tokens[np.arange(len(prompts)), lengths + offset] = ids
-    return new
+def open_policy(source: str | Path, *, step: str = "best", overrides: Sequence[str] = ()) -> tuple[b.Pieces, Any]:
+    """A run's checkpoint or a model, with its parameters on the mesh; arguments as in `generate`."""
+    path = Path(source) / "config.yaml"
+    config = load_config(path if path.is_file() else None, overrides)
+    # Objective and reference play no part; an objective from Python is not even known here.
+    config = replace(config, objective=Config().objective, reference=ReferenceConfig())
+    if path.is_file():
+        pieces = b.build(config)
+        return pieces, _cast(run_params(pieces, source, step)[0], pieces.dtype)
+    if step != "best":
+        raise InputError("`step` with a run only", f"step={step!r} with {source}, which is not a run", "leave it out")
+    pieces = b.build(replace(config, model=replace(config.model, path=str(source))))
+    return pieces, _cast(b.load_params(pieces), pieces.dtype)
+
+
+def _cast(params: Any, dtype: Any) -> Any:
+    """The weights that every product would cast, cast once."""
+    cast = lambda path, x: x.astype(dtype) if _CAST_BY_PRODUCTS.fullmatch(leaf_path(path)) else x
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def complete(pieces: b.Pieces, params: Any, prompts: Sequence[Group], settings: Settings) -> Iterator[Completion]:
+    """Completions of prompts, each when it is finished: the longest prompts first, `batch_size` rows at a time.
+
+    Errors: InputError for a prompt that does not fit the model, at once.
+    """
+    positions = _positions(pieces.source.spec)
+    ids = prompt_ids(prompts, pieces.tokenizer, positions=positions, max_new_tokens=settings.max_new_tokens)
+    stops = stop_ids(pieces) if settings.stop_tokens is None else frozenset(settings.stop_tokens)
+    ending = Ending(pieces.tokenizer, stops, settings.stops)
+    generator = Generator(
+        policy_of(pieces.model), params, pieces.mesh, sampling=settings.sampling, seed=settings.seed,
+        positions=positions, max_new_tokens=settings.max_new_tokens, stop_ids=stops,
+    )  # fmt: skip
+    longest_first = sorted(range(len(prompts)), key=lambda i: -len(ids[i]))
+    numbers = [(i, sample) for i in longest_first for sample in range(settings.samples)]
+
+    def completions() -> Iterator[Completion]:
+        for first in range(0, len(numbers), settings.batch_size):
+            batch = numbers[first : first + settings.batch_size]
+            inputs = [ids[i] for i, _ in batch]
+            ends = [ending.within(prompt) for prompt in inputs]
+            for row, new, logps in generator.run(inputs, batch, ends, limit=settings.batch_size):
+                (i, sample), (text, finish) = batch[row], ending.cut(inputs[row], new)
+                given = prompts[i]
+                yield Completion(
+                    given.prompt, i, sample, text, new, logps, finish, len(ids[i]), given.tools, given.template_kwargs
+                )
+
+    return completions()
+
+
+def stop_ids(pieces: b.Pieces) -> frozenset[int]:
+    """End-of-text ids: those of generation_config.json, and the tokenizer's, with which training ends a completion."""
+    ends = pieces.source.generation_config.get("eos_token_id")
+    named = ends if isinstance(ends, list) else [ends]
+    return frozenset(end for end in (*named, pieces.tokenizer.eos_token_id) if end is not None)
+
+
+def _positions(spec: ModelSpec) -> int:
+    """Tokens that a row may have."""
+    scaling = spec.rope_scaling
+    return min(spec.max_positions, scaling.original_length) if isinstance(scaling, LongRope) else spec.max_positions

@@ -24,17 +24,19 @@ PEAK_FLOPS = {
 }
 
 
-def step_flops(spec: ModelSpec, step: Step, *, reference: bool) -> float:
+def step_flops(spec: ModelSpec, step: Step, *, reference: bool, frozen: bool = False) -> float:
     """Model FLOPs of a step, counted on real tokens only: padding and recomputation (remat) are no model work.
 
-    2 per multiply-add; the backward pass is twice the forward.  A shared prompt counts once, for it runs once;
-    the vocabulary is multiplied at scored tokens only; attention counts visible (query, key) pairs.
+    2 per multiply-add; the backward pass is twice the forward, once where weights are frozen (an adapter's own products
+    are not counted).  A shared prompt counts once, it runs once; the vocabulary is multiplied at scored tokens only;
+    attention counts visible (query, key) pairs; a mixture's token runs through the experts chosen for it.
     """
     attention = 2 * spec.width * spec.head_dim * (spec.heads + spec.kv_heads)
-    weights = spec.layers * (attention + 3 * spec.width * spec.ffn)
-    pairs = spec.layers * 2 * spec.heads * spec.head_dim
-    forward = 2 * (weights * step.tokens + pairs * step.visible + spec.vocab * spec.width * step.scored)
-    return forward * (4.0 if reference else 3.0)
+    mlp = (3 if spec.gated else 2) * spec.width * spec.ffn * (spec.experts_per_token or 1)
+    weights = spec.layers * (attention + mlp) * step.tokens + spec.vocab * spec.width * step.scored
+    pairs = spec.layers * 2 * spec.heads * spec.head_dim * step.visible
+    forward = 2 * (weights + pairs)
+    return 2.0 * weights * (2 if frozen else 3) + 2.0 * pairs * 3 + (forward if reference else 0)
 
 
 def peak_flops() -> float | None:

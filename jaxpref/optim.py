@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxpref.config import OptimConfig
-from jaxpref.sharding import leaf_path
+from jaxpref.sharding import VOCAB_LEAVES, leaf_path
 
 
 def warmup_steps(config: OptimConfig, total_steps: int) -> int:
@@ -46,8 +46,14 @@ def decay_mask(config: OptimConfig, params: Any) -> Any:
     )
 
 
-def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Global-norm clipping, then the optimizer of `config.name`; moments are float32."""
+def make_optimizer(
+    config: OptimConfig, schedule: optax.Schedule, vocab: int | None = None
+) -> optax.GradientTransformation:
+    """Global-norm clipping, then the optimizer of `config.name`; moments are float32.
+
+    Args:
+        vocab: true rows of the leaves in `VOCAB_LEAVES`, which may be padded with zeros; None: they are not.
+    """
     mask = lambda params: decay_mask(config, params)
     if config.name == "adamw":
         rule = optax.adamw(
@@ -58,8 +64,34 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Gradi
     elif config.name == "adafactor":
         # optax's own decay for adafactor ignores the learning rate, and so the warm-up: it is added here instead.
         decay = optax.add_decayed_weights(lambda t: -config.weight_decay * schedule(t), mask)
-        rule = optax.chain(optax.adafactor(schedule, clipping_threshold=1.0), decay)
+        rule = optax.chain(_adafactor(schedule, vocab), decay)
     else:
         rule = optax.sgd(schedule, momentum=config.momentum or None)
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     return optax.chain(clip, rule)
+
+
+def _adafactor(schedule: optax.Schedule, vocab: int | None) -> optax.GradientTransformation:
+    """optax.adafactor with its defaults, but a leaf's root mean squares do not count the rows that pad it."""
+    scaled = optax.chain(
+        optax.clip_by_block_rms(1.0),
+        optax.scale_by_learning_rate(schedule, flip_sign=False),
+        optax.scale_by_param_block_rms(),
+    )
+
+    def grow(tree: Any, sign: int) -> Any:
+        """Makes the mean square over all rows that over the true ones (sign 1), and undoes it (-1)."""
+
+        def leaf(path, x):
+            padded = vocab is not None and leaf_path(path).endswith(VOCAB_LEAVES)
+            return x * (x.shape[0] / vocab) ** (sign / 2) if padded else x
+
+        return jax.tree_util.tree_map_with_path(leaf, tree)
+
+    def update(updates, state, params):
+        updates, state = scaled.update(grow(updates, 1), state, grow(params, 1))
+        return grow(updates, -1), state
+
+    return optax.chain(
+        optax.scale_by_factored_rms(), optax.GradientTransformation(scaled.init, update), optax.scale(-1.0)
+    )

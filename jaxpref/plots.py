@@ -1,8 +1,14 @@
-"""The curves of a run as a PNG."""
+"""How figures look, and the curves of a run as a PNG."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from jaxpref.metrics import read_jsonl
+
+# Okabe and Ito's colours, which colour-blind people can tell apart.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
 
 _PANELS = (
     ("loss", ("loss",)),
@@ -14,28 +20,45 @@ _PANELS = (
 )
 
 
-def plot_curves(run: str | Path, png: str | Path | None = None) -> Path:
-    """Plots metrics.jsonl of a run directory: training as lines, evaluations as points; returns the PNG's path."""
+@contextmanager
+def drawn(png: str | Path, rows: int, columns: int) -> Iterator[Any]:
+    """Axes [rows, columns] to draw on; written to `png` at the end."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    small = {"font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8, "legend.framealpha": 1.0,
+             "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True,
+             "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, GREY])}  # fmt: skip
+    with plt.rc_context(small):
+        size = 4.8 * columns, 3.6 * rows
+        figure, axes = plt.subplots(rows, columns, figsize=size, constrained_layout=True, squeeze=False)
+        try:
+            yield axes
+            Path(png).parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(png, dpi=120)
+        finally:
+            plt.close(figure)
+
+
+def plot_curves(run: str | Path, png: str | Path | None = None) -> Path:
+    """Plots metrics.jsonl of a run directory: training as lines, evaluations as points; returns the PNG's path."""
     lines = read_jsonl(Path(run) / "metrics.jsonl")
-    figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), constrained_layout=True)
-    for axis, (title, names) in zip(axes.flat, _PANELS, strict=True):
-        for name in names:
-            train = [(line["step"], line[name]) for line in lines if name in line]
-            held_out = [(line["step"], line[f"eval/{name}"]) for line in lines if f"eval/{name}" in line]
-            label = name.rsplit("/", 1)[-1]
-            (drawn,) = axis.plot(*zip(*train, strict=True), label=label) if train else axis.plot([], label=label)
-            if held_out:
-                axis.plot(*zip(*held_out, strict=True), "o--", color=drawn.get_color(), label=f"{label}, held out")
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("step", fontsize=9)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
     png = Path(png) if png else Path(run) / "curves.png"
-    figure.savefig(png, dpi=110)
-    plt.close(figure)
+    with drawn(png, 2, 3) as axes:
+        for axis, (title, names) in zip(axes.flat, _PANELS, strict=True):
+            for name in names:
+                _curve(axis, lines, name)
+            axis.set(title=title, xlabel="step")
+            axis.legend()
     return png
+
+
+def _curve(axis: Any, lines: list[dict[str, Any]], name: str) -> None:
+    train = [(line["step"], line[name]) for line in lines if name in line]
+    held_out = [(line["step"], line[f"eval/{name}"]) for line in lines if f"eval/{name}" in line]
+    label = name.rsplit("/", 1)[-1]
+    (line,) = axis.plot(*zip(*train, strict=True), label=label) if train else axis.plot([], label=label)
+    if held_out:
+        axis.plot(*zip(*held_out, strict=True), "o--", color=line.get_color(), label=f"{label}, held out")

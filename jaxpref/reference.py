@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxpref.models.quantize import Quantisation
 from jaxpref.types import EncodedGroup
 
 
@@ -24,15 +25,19 @@ def frozen_copy(params: Any, dtype: Any) -> Any:
     return jax.jit(lambda tree: jax.tree.map(lambda x: jnp.copy(x.astype(dtype)), tree))(params)
 
 
-def weights_key(path: Path, dtype: str) -> str:
-    """Digest of a checkpoint's bytes and the compute dtype."""
-    digest = hashlib.sha256(f"summed log-probs v1 {dtype}".encode())
-    files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json")) if path.is_dir() else [path]
-    for file in files:
+def weights_key(path: Path, dtype: str, adapter: str | None = None, quantisation: Quantisation | None = None) -> str:
+    """Digest of a checkpoint's bytes, of the adapter's on it, how its weights are kept, and the compute dtype."""
+    kept = "" if quantisation is None else f" {quantisation}"
+    digest = hashlib.sha256(f"summed log-probs v1 {dtype}{kept}".encode())
+    for file in [*_files(path), *(_files(Path(adapter)) if adapter else [])]:
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:32]
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json")) if path.is_dir() else [path]
 
 
 def completion_key(group: EncodedGroup, k: int) -> bytes:

@@ -28,21 +28,47 @@ LOGICAL: dict[str, Any] = {
     "ffn": "tensor",
 }
 
-# Parameter path -> logical axes.  Every leaf matches exactly one rule and every rule matches a leaf (`param_specs`).
+# Parameter path -> logical axes.  Every leaf matches exactly one rule of its rank (`param_specs`), and every rule a
+# leaf of some model (tests/models/test_families.py).
+#
+# Experts are not spread over devices: each lies like a dense MLP, its width over fsdp and its ffn over tensor.  So a
+# device computes its part of every expert, the work is even whatever the router chooses, and no token travels.
 PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embed/table", ("vocab", None)),
-    (r"layers/(attention|mlp)_norm/scale", (None, None)),
+    (r"embed/position", (None, None)),
+    (r"layers/(attention|mlp)(_post)?_norm/(scale|bias)", (None, None)),
     (r"layers/attention/q", (None, "width", "heads", None)),
     (r"layers/attention/[kv]", (None, "width", "kv_heads", None)),
     (r"layers/attention/o", (None, "heads", None, "width")),
+    (r"layers/attention/q_(bias|norm)", (None, "heads", None)),
+    (r"layers/attention/([kv]_bias|k_norm)", (None, "kv_heads", None)),
+    (r"layers/attention/[qk]_norm", (None, None)),  # one norm for all heads
+    (r"layers/attention/o_bias", (None, None)),
     (r"layers/mlp/(gate|up)", (None, "width", "ffn")),
     (r"layers/mlp/down", (None, "ffn", "width")),
-    (r"final_norm/scale", (None,)),
+    (r"layers/mlp/up_bias", (None, "ffn")),
+    (r"layers/mlp/down_bias", (None, None)),
+    (r"layers/experts/router", (None, "width", None)),
+    (r"layers/experts/(gate|up)", (None, None, "width", "ffn")),
+    (r"layers/experts/down", (None, None, "ffn", "width")),
+    (r"final_norm/(scale|bias)", (None,)),
     (r"head/kernel", ("vocab", None)),
     (r"scalar_heads/\w+", (None, None)),
+    # An adapter lies as the weight it is put on; its rank is whole everywhere.
+    (r"lora/layers/(attention/[qkv]|mlp/(gate|up))/a", (None, "width", None)),
+    (r"lora/layers/attention/o/a", (None, "heads", None, None)),
+    (r"lora/layers/mlp/down/a", (None, "ffn", None)),
+    (r"lora/layers/attention/q/b", (None, None, "heads", None)),
+    (r"lora/layers/attention/[kv]/b", (None, None, "kv_heads", None)),
+    (r"lora/layers/mlp/(gate|up)/b", (None, None, "ffn")),
+    (r"lora/layers/(attention/o|mlp/down)/b", (None, None, "width")),
+    (r"lora/layers/attention/q/m", (None, "heads", None)),
+    (r"lora/layers/attention/[kv]/m", (None, "kv_heads", None)),
+    (r"lora/layers/mlp/(gate|up)/m", (None, "ffn")),
+    (r"lora/layers/(attention/o|mlp/down)/m", (None, "width")),
 )
-# Absent when the head is tied to the embedding, and when no objective asks for a scalar.
-_OPTIONAL_RULES = frozenset({r"head/kernel", r"scalar_heads/\w+"})
+VOCAB_LEAVES = tuple(rule for rule, axes in PARAM_RULES if axes[0] == "vocab")
+"""Leaves whose rows are the vocabulary, and so may be padded (`vocab_ways`)."""
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices: list | None = None) -> Mesh:
@@ -74,30 +100,41 @@ def logical_spec(logical: tuple[str | None, ...]) -> P:
     return P(*(None if name is None else LOGICAL[name] for name in logical))
 
 
+def vocab_ways(mesh: Mesh) -> int:
+    """Devices over which the vocabulary lies; embedding and head are padded with zeros to a multiple of it.
+
+    The rows behind the vocabulary stay zero: no token looks them up and no logit is made of them, so their gradient
+    is zero, and with it every optimizer's update and decay.
+    """
+    return math.prod(mesh.shape[name] for name in LOGICAL["vocab"])
+
+
 def leaf_path(path) -> str:
     """`layers/attention/q` of a tree path of a nested dict."""
     return "/".join(str(getattr(key, "key", key)) for key in path)
 
 
+def matching_rules(path: str, rank: int) -> list[str]:
+    """The rules of PARAM_RULES for a leaf of this path and number of axes."""
+    return [rule for rule, axes in PARAM_RULES if re.fullmatch(rule, path) and len(axes) == rank]
+
+
 def param_specs(params: Any) -> Any:
     """PartitionSpec of every leaf of a parameter tree.
 
-    Errors: InputError naming every leaf that no rule or several rules match, and every rule that matches nothing.
+    Errors: InputError naming every leaf that no rule or several rules match.
     """
-    used: set[str] = set()
     problems: list[str] = []
 
     def spec(path, leaf):
         name = leaf_path(path)
-        found = [(rule, axes) for rule, axes in PARAM_RULES if re.fullmatch(rule, name)]
-        if len(found) != 1 or len(found[0][1]) != len(leaf.shape):
+        found = matching_rules(name, len(leaf.shape))
+        if len(found) != 1:
             problems.append(f"{name} {tuple(leaf.shape)}: {len(found)} rules")
             return P()
-        used.add(found[0][0])
-        return logical_spec(found[0][1])
+        return logical_spec(dict(PARAM_RULES)[found[0]])
 
     specs = jax.tree_util.tree_map_with_path(spec, params)
-    problems += [f"rule {rule!r}: no leaf" for rule, _ in PARAM_RULES if rule not in used | _OPTIONAL_RULES]
     if problems:
         raise InputError(
             "a parameter tree in which sharding.PARAM_RULES match every leaf exactly once",

@@ -18,14 +18,15 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxpref import build as b
-from jaxpref.checkpoint import Checkpoints
-from jaxpref.config import Config, TrainConfig, load_config, save_config, to_dict
+from jaxpref.checkpoint import BestRule, Checkpoints
+from jaxpref.config import Config, load_config, save_config, to_dict
 from jaxpref.data.loader import Step
 from jaxpref.errors import InputError
-from jaxpref.evaluate import Evaluator
+from jaxpref.evaluation import Evaluator
 from jaxpref.export import OBJECTIVE_FILE
 from jaxpref.metrics import Writers, peak_flops, step_flops
 from jaxpref.optim import make_optimizer, make_schedule
+from jaxpref.policy import Frozen, split
 from jaxpref.sharding import leaf_path, param_shardings
 from jaxpref.step import TrainState, init_state, make_train_step
 
@@ -60,6 +61,8 @@ class Result:
     first_eval: dict[str, float]
     """Before the first step; empty without held-out data."""
     last_eval: dict[str, float]
+    best: str
+    """Which checkpoint is the best, and which metric decided it."""
 
 
 def train(
@@ -89,12 +92,8 @@ class _Run:
         self.pieces = pieces = b.build(config, objective)
         groups, report = b.read_data(pieces, "train")
         held_out, eval_report = b.read_data(pieces, "eval") if config.data.eval else (None, None)
-        self.checkpoints = Checkpoints(
-            self.out / "checkpoints",
-            keep=config.train.keep,
-            best_metric=config.train.best_metric,
-            best_mode=config.train.best_mode,
-        )
+        self.best = BestRule(config.train.best_metric, config.train.best_mode)
+        self.checkpoints = Checkpoints(self.out / "checkpoints", keep=config.train.keep, best=self.best)
         self.resume_step = _resume_step(config, self.checkpoints)
         params = b.load_params(pieces)
         groups, _ = b.with_reference_logps(pieces, groups, params)
@@ -103,11 +102,12 @@ class _Run:
         if held_out is not None:
             held_out, _ = b.with_reference_logps(pieces, held_out, params)
         self.evaluator = Evaluator(pieces, held_out, eval_report.kind) if held_out is not None else None
-        ref_params = b.reference_params(pieces, params)
-        self.fixed_ref = None if pieces.moving else ref_params
+        trained, base = split(params)
+        reference = b.reference_overlay(pieces, params)
+        self.frozen = Frozen(base, None if pieces.moving else reference)
         schedule = make_schedule(config.optim, self.loader.plan.steps)
-        self.optimizer = make_optimizer(config.optim, schedule)
-        self.state = self._initial_state(params, ref_params if pieces.moving else None)
+        self.optimizer = make_optimizer(config.optim, schedule, pieces.source.spec.vocab)
+        self.state = self._initial_state(trained, reference if pieces.moving else None)
         scoring = pieces.scoring(self.loader.layout, report.kind)
         self.step_function = make_train_step(scoring, self.optimizer, schedule, pieces.moving)
         self.num_tokens = 0
@@ -124,12 +124,12 @@ class _Run:
         with jax.set_mesh(self.pieces.mesh):
             return init(params, moving_ref)
 
-    @property
-    def ref_params(self) -> Any:
-        """The reference in the compute dtype: the fixed copy, or the state's moving one."""
-        if not self.pieces.moving:
-            return self.fixed_ref
-        return jax.tree.map(lambda x: x.astype(self.pieces.dtype), self.state.ref_params)
+    def evaluate(self) -> dict[str, float]:
+        """Metrics of the policy as it is now, against the reference: the fixed one, or the state's moving one."""
+        state, frozen, moving = self.state, self.frozen, self.pieces.moving
+        if moving:
+            frozen = moving.laid_over(frozen.base, state.ref_params)
+        return self.evaluator(frozen.policy(state.params), frozen.reference_params(), state.running)
 
     def _write_header(self, report: Any, eval_report: Any) -> None:
         if jax.process_index() == 0:
@@ -155,15 +155,18 @@ class _Run:
                 self.first_eval, self.last_eval, self.saved = evaluated, {}, start
                 self._loop(iterator, writers, start, plan.steps, term)
                 if self.evaluator and not self.last_eval:  # a finished run was started again
-                    self.last_eval = self.evaluator(self.state.params, self.ref_params, self.state.running)
+                    self.last_eval = self.evaluate()
+                self.checkpoints.wait()
+                best = self.checkpoints.about_best()
         finally:
             self.checkpoints.close()  # waits for what is being written
             writers.close()
-        return Result(self.out, plan.steps, self.last_log, self.first_eval, self.last_eval)
+        return Result(self.out, plan.steps, self.last_log, self.first_eval, self.last_eval, best)
 
     def _loop(self, iterator: Any, writers: Writers, start: int, steps: int, term: "_TermFlag") -> None:
         config, compiled = self.config, None
-        window = _Window(self.pieces.source.spec, bool(self.fixed_ref or self.pieces.moving))
+        reference = self.frozen.reference is not None or bool(self.pieces.moving)
+        window = _Window(self.pieces.source.spec, reference, bool(self.frozen.base))
         pending: deque = deque()
         self.last_log: dict[str, float] = {}
         for step in range(start + 1, steps + 1):
@@ -173,7 +176,7 @@ class _Run:
             if compiled is None:
                 compiled = self.compile(batch, micro)
                 window.restart()
-            self.state, metrics = compiled(self.state, self.fixed_ref, batch, micro)
+            self.state, metrics = compiled(self.state, self.frozen, batch, micro)
             self.num_tokens += item.tokens_unshared
             pending.append((step, item, metrics))
             last = step == steps
@@ -199,7 +202,9 @@ class _Run:
         """The train step, compiled ahead of time: another shape later would be an error, not a second compile."""
         replicated = NamedSharding(self.pieces.mesh, P())
         step = jax.jit(self.step_function, donate_argnums=0, out_shardings=(self.shardings, replicated))
-        return step.lower(self.state, self.fixed_ref, batch, micro).compile()
+        if any(x.dtype.name.endswith("int4") for x in jax.tree.leaves(self.frozen)):
+            return step  # jax 0.10 refuses arrays of 4 bits as arguments of what was compiled ahead of time
+        return step.lower(self.state, self.frozen, batch, micro).compile()
 
     def _read(self, step: int, item: Step, metrics: Any, window: "_Window", writers: Writers, steps: int) -> None:
         values = {name: float(x) for name, x in jax.device_get(metrics).items()}
@@ -213,11 +218,11 @@ class _Run:
         self.on_log(step, steps, values | {"tokens_per_second": speed})
 
     def _evaluate(self, writers: Writers, step: int) -> dict[str, float]:
-        values = self.evaluator(self.state.params, self.ref_params, self.state.running)
+        values = self.evaluate()
         writers.write(step, values)
-        best = self.config.train.best_metric
-        if step == 0 and best not in values and best != TrainConfig().best_metric:
-            raise InputError("a metric of the evaluation", f"train.best_metric={best}", f"one of {sorted(values)}")
+        if self.best.deciding(values) is None:
+            fix = f"one of {sorted(values)}"
+            raise InputError("a metric of the evaluation", f"train.best_metric={self.best.metric}", fix)
         return values
 
 
@@ -324,8 +329,8 @@ class _TermFlag:
 class _Window:
     """Means since the last log line; speed without compile and evaluation time."""
 
-    def __init__(self, spec: Any, reference: bool):
-        self._spec, self._reference = spec, reference
+    def __init__(self, spec: Any, reference: bool, frozen: bool):
+        self._spec, self._reference, self._frozen = spec, reference, frozen
         self._clear()
 
     def _clear(self) -> None:
@@ -347,7 +352,7 @@ class _Window:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._steps += 1
         self._tokens += item.tokens
-        self._flops += step_flops(self._spec, item, reference=self._reference)
+        self._flops += step_flops(self._spec, item, reference=self._reference, frozen=self._frozen)
         self._columns += item.columns
 
     def _seconds(self) -> float:

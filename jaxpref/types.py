@@ -7,6 +7,8 @@ Dimension letters, used as suffixes of array names and in einsum strings through
     T micro-batches of a step  D model width   F ffn width              V vocabulary
     N query heads              M key/value heads                        H head size
     Y layers                   C columns of one chunk               A chunks of a row
+    E experts                  Z rank of an adapter                 P learned positions
+    I keys and values cached a row                         W resamples of a bootstrap
 """
 
 from collections.abc import Mapping

@@ -7,7 +7,7 @@ import optax
 import pytest
 import tiny
 
-from jaxpref.checkpoint import Checkpoints, find_step
+from jaxpref.checkpoint import BestRule, Checkpoints, find_step
 from jaxpref.errors import InputError
 from jaxpref.sharding import make_mesh
 from jaxpref.step import init_state
@@ -22,7 +22,7 @@ def state(value: float):
 
 def save_all(directory, metrics, **options):
     """Saves steps 1, 2, ... with the metrics; returns the steps that are left."""
-    checkpoints = Checkpoints(directory, **({"keep": 2, "best_metric": "eval/acc"} | options))
+    checkpoints = Checkpoints(directory, **({"keep": 2, "best": BestRule("eval/acc")} | options))
     for step, values in enumerate(metrics, 1):
         checkpoints.save(step, state(step), {"data": {"at": step}}, values)
         checkpoints.wait()
@@ -57,9 +57,25 @@ def test_best_survives_besides_the_latest(tmp_path):
 
 def test_best_may_be_the_lowest(tmp_path):
     values = [{"eval/acc": x} for x in (0.5, 0.2, 0.6, 0.7, 0.8)]
-    checkpoints = save_all(tmp_path, values, best_mode="min", keep=1)
+    checkpoints = save_all(tmp_path, values, best=BestRule("eval/acc", "min"), keep=1)
     assert steps(checkpoints) == [2, 5] and checkpoints.best() == 2
     checkpoints.close()
+
+
+def test_which_metric_decides_without_one_given(tmp_path):
+    """The accuracy, highest; where the objective logs none the loss, lowest."""
+    rows = [(0.5, 0.1), (0.9, 0.3), (0.6, 0.2)]
+    ranked = [{"eval/loss": loss, "eval/rewards/accuracies": accuracy} for accuracy, loss in rows]
+    for name, values, best, said in (
+        ("ranked", ranked, 2, "step 2, highest eval/rewards/accuracies (0.9)"),
+        ("likelihood", [{"eval/loss": m["eval/loss"]} for m in ranked], 1, "step 1, lowest eval/loss (0.1)"),
+    ):
+        checkpoints = save_all(tmp_path / name, values, best=BestRule(), keep=1)
+        assert steps(checkpoints) == [best, 3] and checkpoints.best() == best
+        assert checkpoints.about_best() == said
+        checkpoints.close()
+    for metric, mode in (("eval/loss", "min"), ("eval/loss/sft", "min"), ("eval/entropy", "max")):
+        assert BestRule(metric).mode_of(metric) == mode
 
 
 def test_checkpoints_without_the_metric_are_never_the_best(tmp_path):
@@ -70,7 +86,7 @@ def test_checkpoints_without_the_metric_are_never_the_best(tmp_path):
 
 def test_best_is_known_to_a_new_process(tmp_path):
     save_all(tmp_path, [{"eval/acc": x} for x in (0.5, 0.9, 0.6, 0.7)]).close()
-    again = Checkpoints(tmp_path, keep=2, best_metric="eval/acc")
+    again = Checkpoints(tmp_path, keep=2, best=BestRule("eval/acc"))
     assert (again.best(), again.latest()) == (2, 4)
     assert find_step(again, "best") == 2 and find_step(again, "latest") == 4 and find_step(again, "3") == 3
     again.save(5, state(5), {}, {"eval/acc": 0.95})
@@ -83,14 +99,14 @@ def test_opening_to_read_leaves_what_another_process_is_writing(tmp_path):
     save_all(tmp_path, [{"eval/acc": x} for x in (0.5, 0.9, 0.6, 0.7)]).close()
     writing = half_written(tmp_path, 5)
     before = sorted(tmp_path.rglob("*"))
-    reader = Checkpoints(tmp_path, best_metric="eval/acc", read_only=True)
+    reader = Checkpoints(tmp_path, best=BestRule("eval/acc"), read_only=True)
     assert (reader.best(), reader.latest()) == (2, 4)
     np.testing.assert_array_equal(
         reader.restore_parts(2, {"params": abstract(state(0).params)})["params"]["a"], state(2).params["a"]
     )
     reader.close()
     assert sorted(tmp_path.rglob("*")) == before
-    run = Checkpoints(tmp_path, best_metric="eval/acc")  # the run itself, started again, clears it away
+    run = Checkpoints(tmp_path, best=BestRule("eval/acc"))  # the run itself, started again, clears it away
     run.save(6, state(6), {}, {})
     run.close()
     assert not writing.exists() and steps(run)[-1] == 6

@@ -293,15 +293,17 @@ def test_train_eval_and_export(call, tiny_files, tmp_path, any_mesh):
     code, out, err = call("train", config, "log.progress=true")
     assert code == 0, err
     assert "held-out reward accuracy: 0.000 before" in out and "after 10 steps" in out
+    assert "best: step 10, highest eval/rewards/accuracies" in out
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     last = [line for line in tiny.logged(tmp_path / "run") if "eval/loss" in line][-1]
     assert last["step"] == 10
 
     code, out, _ = call("eval", tmp_path / "run", "--step", "latest")
     assert code == 0
-    stored = json.loads((tmp_path / "run" / "eval_10.json").read_text())
-    assert stored == {key: value for key, value in last.items() if key != "step"}
-    assert f"eval/loss                        {stored['eval/loss']:.6g}" in out
+    stored = json.loads((tmp_path / "run" / "eval" / "preferences_held_out_10.json").read_text())
+    assert stored["metrics"] == pytest.approx({key: value for key, value in last.items() if key != "step"}, rel=1e-5)
+    assert f"{stored['metrics']['eval/rewards/margins']:.4g}" in out and "share of groups" in out
+    assert (tmp_path / "run" / "eval" / "preferences_held_out_10.png").read_bytes().startswith(b"\x89PNG")
 
     code, out, _ = call("export", tmp_path / "run", "--to", tmp_path / "hf", "--step", "latest")
     assert code == 0 and f"step 10 written to {tmp_path / 'hf'}" in out

@@ -9,12 +9,10 @@ import tiny
 import yaml
 from safetensors.numpy import load_file
 
-from jaxpref import build as b
 from jaxpref.config import make_config
 from jaxpref.errors import InputError
-from jaxpref.evaluate import evaluate_run
+from jaxpref.evaluation import evaluate_run
 from jaxpref.export import export_run
-from jaxpref.generate import greedy
 from jaxpref.models.source import open_checkpoint
 from jaxpref.plots import plot_curves
 
@@ -120,23 +118,6 @@ def test_exported_model_answers_as_the_run_does(finished_run, exported, tmp_path
 
 
 # ---- what shows the result
-
-
-def test_greedy_continues_each_prompt_as_alone(tiny_files, finished_run):
-    pieces = b.build(finished_run.config)
-    params = b.load_params(pieces)
-    prompts = [[10, 11, 12], [20], [30, 31, 32, 33, 34]]
-    options = dict(max_new_tokens=6, stop_ids=[2], row_length=16)
-    together = greedy(pieces.model, params, prompts, **options)
-    assert together == [greedy(pieces.model, params, [prompt], **options)[0] for prompt in prompts]
-    assert len({tuple(new) for new in together}) == 3
-    first = together[0][0]
-    longer = greedy(pieces.model, params, [[*prompts[0], first]], **options)[0]
-    assert longer[:5] == together[0][1:]
-    stopped = greedy(pieces.model, params, prompts[:1], max_new_tokens=6, stop_ids=[together[0][2]], row_length=16)
-    assert stopped == [together[0][: together[0].index(together[0][2])]]
-    with pytest.raises(InputError, match="1 to 10 tokens"):
-        greedy(pieces.model, params, [[1] * 11], **options)
 
 
 def test_curves(finished_run, tmp_path):

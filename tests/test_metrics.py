@@ -49,6 +49,8 @@ def test_flops_of_a_shared_prompt():
     wanted = by_hand(columns=3 + 2 + 4, pairs=6 + 9 + 22, scored=6)
     assert step_flops(SPEC, step, reference=False) == 3 * wanted  # forward and twice that backward
     assert step_flops(SPEC, step, reference=True) == 4 * wanted  # and a forward pass of the reference
+    weights = by_hand(columns=3 + 2 + 4, pairs=0, scored=6)  # whose gradients are not computed where they are frozen
+    assert step_flops(SPEC, step, reference=True, frozen=True) == 4 * wanted - weights
 
 
 def test_flops_of_a_prompt_for_each_completion():

@@ -10,7 +10,7 @@ import tiny
 from jaxpref import build
 from jaxpref.config import make_config
 from jaxpref.errors import InputError
-from jaxpref.evaluate import evaluate_run
+from jaxpref.evaluation import evaluate_run
 from jaxpref.export import export_run
 from jaxpref.metrics import read_jsonl
 from jaxpref.models.source import open_checkpoint

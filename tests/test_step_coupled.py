@@ -10,6 +10,7 @@ from test_step import MODEL, SPEC, assert_same
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import MASKS, UNIFORM, Layout
 from jaxpref.objectives import OBJECTIVES, ObjectiveOutput, Term, asked_logps, bind, needs
+from jaxpref.policy import Frozen
 from jaxpref.sharding import batch_sharding, make_mesh
 from jaxpref.step import MovingReference, Scoring, init_state, make_eval_step, make_train_step
 from jaxpref.train import state_shardings
@@ -77,10 +78,10 @@ def one_step(params, ref, objective, *, micro_rows, mesh_shape=(1, 1, 1), layout
     shardings = state_shardings(jax.eval_shape(start, params, ref), mesh)
     state = jax.device_put(start(params, ref), shardings)
     batch = jax.device_put(item.batch, batch_sharding(mesh, leading=1))
-    fixed = None if moving else jax.device_put(ref, shardings.params)
+    frozen = Frozen({}, None if moving else jax.device_put(ref, shardings.params))
     with jax.set_mesh(mesh):
         jitted = jax.jit(step, out_shardings=(shardings, None))
-        new, metrics = jitted(state, fixed, batch, item.micro_batches)
+        new, metrics = jitted(state, frozen, batch, item.micro_batches)
     gradient = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), params, new.params)
     return {k: float(v) for k, v in metrics.items()}, gradient, new, loader.plan, (item, parts)
 

@@ -93,6 +93,13 @@ def test_a_step_of_two_phases_on_v5e_2x2():
     assert_nothing_whole(result)
 
 
+def test_a_mixture_of_experts_on_v5e_2x2():
+    """fsdp=2 x tensor=2: a layer's experts are gathered for that layer, halved over tensor, and no more."""
+    result = compile_for("mixture")
+    assert result["arguments"] + result["temporaries"] < 3 * GIB
+    assert_nothing_whole(result)
+
+
 def test_a_llama_3_1_8b_step_on_v5p_2x2x4():
     """8.03 B parameters, fsdp=4 x tensor=4, 32 rows of 2,048 tokens, over 16 chips of 95 GiB."""
     result = compile_for("llama-3.1-8b")

@@ -16,9 +16,10 @@ from jax.sharding import PartitionSpec as P
 from jaxpref.config import OptimConfig
 from jaxpref.data.pack import RowShape, empty_batch
 from jaxpref.models.decoder import build_model
-from jaxpref.models.spec import Llama3Rope, ModelSpec
+from jaxpref.models.spec import LayerKind, Llama3Rope, ModelSpec
 from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.optim import make_optimizer, make_schedule
+from jaxpref.policy import Frozen
 from jaxpref.sharding import batch_sharding, make_mesh
 from jaxpref.step import Scoring, init_state, make_train_step
 from jaxpref.train import state_shardings
@@ -27,11 +28,17 @@ SMOLLM2 = ModelSpec("llama", 49152, 576, 1536, 30, 9, 3, 64, 8192, 1e5, 1e-5, Tr
 LLAMA = ModelSpec(
     "llama", 128256, 4096, 14336, 32, 32, 8, 128, 131072, 5e5, 1e-5, False, Llama3Rope(8.0, 1.0, 4.0, 8192)
 )
+MIXTURE = ModelSpec(
+    "mixtral", 32768, 1024, 2048, 4, 16, 8, 64, 8192, 1e5, 1e-5, False, qk_norm="head", attention_softcap=50.0,
+    kinds=(LayerKind(512), LayerKind(rope=None)) * 2, experts=8, experts_per_token=2,
+)  # fmt: skip
 # name: model, slice, mesh, micro-batches, rows, row shape, objectives
 CASES = {
     "demo": (SMOLLM2, "v5e:2x2", (1, 4, 1), 3, 4, RowShape(512, 320, 7, 2), ["dpo"]),
     # Two phases, a sort over the batch, and the KL to the reference in the head.
     "coupled": (SMOLLM2, "v5e:2x2", (1, 4, 1), 3, 4, RowShape(512, 320, 7, 2), ["aot", "tdpo2"]),
+    # Experts, windows, soft caps and layers that are not rotated.
+    "mixture": (MIXTURE, "v5e:2x2", (1, 2, 2), 2, 4, RowShape(1024, 512, 7, 2), ["dpo", "router_balance"]),
     "llama-3.1-8b": (LLAMA, "v5p:2x2x4", (1, 4, 4), 1, 32, RowShape(2048, 1536, 8, 2), ["dpo"]),
 }
 
@@ -62,7 +69,8 @@ def main(case: str) -> None:
     began = time.time()
     with jax.set_mesh(mesh):
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
-        compiled = jitted.lower(state, ref, batch, jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)).compile()
+        in_use = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+        compiled = jitted.lower(state, Frozen({}, ref), batch, in_use).compile()
     memory = compiled.memory_analysis()
     program = Path(tempfile.mkdtemp()) / "program.hlo"
     program.write_text(compiled.as_text())

@@ -147,6 +147,20 @@ def encode_group(
     return result
 
 
+def encode_prompts(prompts: Sequence[Group], tokenizer: Any) -> list[np.ndarray]:
+    """Token ids of groups without completions: what a model is given to go on with.
+
+    Raises:
+        RowError: messages that the chat template refuses.
+        InputError: no chat template for messages.
+    """
+    results = _token_ids(prompts, [_texts(prompt, tokenizer) for prompt in prompts], tokenizer)
+    for result in results:
+        if isinstance(result, RowError):
+            raise result
+    return [np.array(ids, np.int32) for [ids] in results]
+
+
 def _check_options(max_length: int | None, truncation: str, on_bad_row: str) -> None:
     if max_length is not None and max_length < 2:
         raise InputError("`max_length` of at least 2 tokens", str(max_length), "one for prompt, one for the answer")
@@ -185,7 +199,7 @@ def _encode_batch(
 def _texts(group: Group, tokenizer: Any) -> list[str] | RowError:
     """What is tokenised of a group: the prompt, then prompt + completion for each completion."""
     if not group.conversational:
-        if not tokenizer.eos_token:
+        if group.completions and not tokenizer.eos_token:
             raise InputError(
                 "a tokenizer with an end-of-text token, which closes every completion",
                 f"{group.where}: plain text, and tokenizer.eos_token is not set",

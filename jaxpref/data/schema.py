@@ -179,9 +179,9 @@ def _standard(prompt: Any, answers: Mapping[str, str], where: str) -> tuple[str,
             'write the answers as [{"role": "assistant", "content": TEXT}], or the prompt as text',
         )
     for key, text in answers.items():
-        _check_text(text, key, where)
+        check_text(text, key, where)
     if prompt is not None:
-        _check_text(prompt, "prompt", where)
+        check_text(prompt, "prompt", where)
         return prompt, dict(answers)
     if tuple(answers) != ("chosen", "rejected"):
         raise InputError(
@@ -221,9 +221,9 @@ def _common(first: Any, second: Any) -> int:
 
 
 def _conversational(prompt: Any, answers: Mapping[str, list], where: str) -> tuple[list[dict], dict[str, list[dict]]]:
-    sides = {key: _messages(answer, key, where) for key, answer in answers.items()}
+    sides = {key: read_messages(answer, key, where) for key, answer in answers.items()}
     if isinstance(prompt, list):
-        prompt = _messages(prompt, "prompt", where)
+        prompt = read_messages(prompt, "prompt", where)
         return prompt, _without_repeated_prompt(prompt, sides, where)
     end, start = split_messages(*sides.values()), next(iter(sides.values()))
     if isinstance(prompt, str):
@@ -286,7 +286,8 @@ def _refuse_foreign_prompt(prompt: str, common: list[dict], where: str) -> None:
         )
 
 
-def _messages(value: list, key: str, where: str) -> list[dict]:
+def read_messages(value: list, key: str, where: str) -> list[dict]:
+    """The messages of a list, without what is null.  Raises: RowError for none; InputError for one that is malformed."""
     if not value:
         if key == "prompt":
             raise RowError("empty prompt", "at least one message", f'{where}, key "prompt": []', "add the question")
@@ -309,7 +310,7 @@ def _message(message: Any, place: str) -> dict:
                 f'{place}, key "{key}": {got}',
                 "give both as strings; parts such as images are not supported",
             )
-        _check_text(message[key], key, place)
+        check_text(message[key], key, place)
     return message
 
 
@@ -377,7 +378,8 @@ def _refuse_identical(answers: Mapping[str, Any], where: str) -> None:
             )
 
 
-def _check_text(value: Any, key: str, where: str) -> None:
+def check_text(value: Any, key: str, where: str) -> None:
+    """Raises: InputError for what is not text; RowError for broken Unicode."""
     if not isinstance(value, str):
         raise InputError("text", f'{where}, key "{key}": {shown(value)}', "store it as a string")
     if not value.isascii():

@@ -1,4 +1,5 @@
-"""Causal attention over packed, prefix-shared rows: a key at column k is visible to column q iff k <= q < expiry[k].
+"""Causal attention over packed, prefix-shared rows: a key at column k is visible to column q iff k <= q < expiry[k]
+and, where the layer has a window, position[q] - position[k] < window.
 
 Blockwise with an online softmax (Milakov & Gimelshein, arXiv 1805.02867; FlashAttention, arXiv 2205.14135), so that
 [L, L] scores never exist, and with the column-wise mask of FlashMask (arXiv 2410.01359): per block of queries the
@@ -9,6 +10,7 @@ Plain XLA: the same code runs on CPU, GPU and TPU, and shards over rows and head
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +20,35 @@ from jax import lax
 _MASKED = -1e30
 
 
+class Mask(NamedTuple):
+    """Which keys a query sees."""
+
+    expiry_RL: jax.Array
+    """int32, one past the last column whose query may see the key of this column; 0 for padding."""
+    position_RL: jax.Array | None = None
+    """int32 position inside its own branch; read where there is a window."""
+    window: jax.Array | None = None
+    """int32 scalar, tokens; None: no window, and nothing of it in the program."""
+
+
 def attention(
-    q_RLNH: jax.Array, k_RLMH: jax.Array, v_RLMH: jax.Array, expiry_RL: jax.Array, *, block: int
+    q_RLNH: jax.Array,
+    k_RLMH: jax.Array,
+    v_RLMH: jax.Array,
+    mask: Mask,
+    *,
+    block: int,
+    scale: float,
+    softcap: float | None = None,
 ) -> jax.Array:
-    """Softmax attention with scale 1/sqrt(H); grouped queries when N > M (query head n reads key head n // (N/M)).
+    """Softmax attention; grouped queries when N > M (query head n reads key head n // (N/M)).
 
     Args:
         q_RLNH: queries, rotated.
         k_RLMH, v_RLMH: keys (rotated) and values.
-        expiry_RL: int32, one past the last column whose query may see the key of this column; 0 for padding.
         block: columns of a block; must divide L.
+        scale: multiplies the scores.
+        softcap: scores become softcap * tanh(score / softcap), before the mask.
     Returns:
         [R, L, N, H] in the dtype of q; zeros where a query sees no key (padding).
     """
@@ -35,50 +56,79 @@ def attention(
     M = k_RLMH.shape[2]
     assert L % block == 0 and N % M == 0
     # Heads first, the queries of one key head side by side: every product below is then a plain batched matmul.
-    q_RMJLH = q_RLNH.reshape(R, L, M, N // M, H).transpose(0, 2, 3, 1, 4) * jnp.asarray(H**-0.5, q_RLNH.dtype)
+    q_RMJLH = q_RLNH.reshape(R, L, M, N // M, H).transpose(0, 2, 3, 1, 4) * jnp.asarray(scale, q_RLNH.dtype)
     k_RMLH, v_RMLH = k_RLMH.transpose(0, 2, 1, 3), v_RLMH.transpose(0, 2, 1, 3)
-    out_RMJLH = _blockwise(q_RMJLH, k_RMLH, v_RMLH, expiry_RL, block)
+    out_RMJLH = _blockwise(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap)
     return out_RMJLH.transpose(0, 3, 1, 2, 4).reshape(R, L, N, H)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _blockwise(q_RMJLH, k_RMLH, v_RMLH, expiry_RL, block):
-    return _forward(q_RMJLH, k_RMLH, v_RMLH, expiry_RL, block)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _blockwise(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap):
+    return _forward(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap)[0]
 
 
 def _block(x, i, block, axis):
     return lax.dynamic_slice_in_dim(x, i * block, block, axis)
 
 
-def _first_visible_block(expiry_RL, block):
-    """[blocks] int32: the first block of keys that some query of block i may see (itself at the latest)."""
-    blocks = expiry_RL.shape[1] // block
-    last_query = expiry_RL.reshape(expiry_RL.shape[0], blocks, block).max((0, 2))
-    visible_ij = last_query[None, :] > (jnp.arange(blocks) * block)[:, None]
-    return jnp.minimum(jnp.argmax(visible_ij, axis=1), jnp.arange(blocks)).astype(jnp.int32)
+def _first_visible_block(mask: Mask, block):
+    """[blocks] int32: the first block of keys that some query of block i may see; i + 1 where all is padding."""
+    blocks = mask.expiry_RL.shape[1] // block
+    if mask.window is None:
+        last_query = mask.expiry_RL.reshape(-1, blocks, block).max((0, 2))
+        visible_ij = last_query[None, :] > (jnp.arange(blocks) * block)[:, None]
+    else:
+        visible_ij = _within_window(mask, block)
+    visible_ij &= jnp.arange(blocks)[None, :] <= jnp.arange(blocks)[:, None]
+    first_i = jnp.where(visible_ij.any(1), jnp.argmax(visible_ij, axis=1), jnp.arange(blocks) + 1)
+    return first_i.astype(jnp.int32)
 
 
-def _scores(q_RMJCH, k_RMCH, expiry_RC, i, j, block):
-    """Masked float32 scores of query block i against key block j, [R, M, J, C, C]."""
+def _within_window(mask: Mask, block):
+    """[blocks, blocks] whether some query of block i, not past the key's expiry, is near enough to a key of block j.
+
+    Of the queries before the expiry, which are the first ones of a block, the one with the smallest position decides.
+    """
+    R, L = mask.expiry_RL.shape
+    blocks = L // block
+    nearest_RL = lax.cummin(mask.position_RL.reshape(R, blocks, block), axis=2).reshape(R, L)
+    last_query_RiL = jnp.minimum(mask.expiry_RL[:, None, :], (jnp.arange(1, blocks + 1) * block)[None, :, None]) - 1
+    position_RiL = jnp.take_along_axis(nearest_RL[:, None, :], jnp.maximum(last_query_RiL, 0), axis=2)
+    before_expiry_RiL = last_query_RiL >= (jnp.arange(blocks) * block)[None, :, None]
+    visible_RiL = before_expiry_RiL & (position_RiL - mask.position_RL[:, None, :] < mask.window)
+    return visible_RiL.reshape(R, blocks, blocks, block).any((0, 3))
+
+
+def _scores(q_RMJCH, k_RMCH, softcap):
+    """Float32 scores of a block of queries against a block of keys, [R, M, J, C, C]."""
     s = jnp.einsum("RMJqH,RMkH->RMJqk", q_RMJCH, k_RMCH, preferred_element_type=jnp.float32)
+    return s if softcap is None else softcap * jnp.tanh(s / softcap)
+
+
+def _masked(s_RMJqk, mask: Mask, i, j, block):
+    """The scores of query block i against key block j, those of unseen keys replaced."""
     column_q = i * block + jnp.arange(block)
     column_k = j * block + jnp.arange(block)
+    expiry_RC = _block(mask.expiry_RL, j, block, 1)
     visible_Rqk = (column_k[None, None, :] <= column_q[None, :, None]) & (
         column_q[None, :, None] < expiry_RC[:, None, :]
     )
-    return jnp.where(visible_Rqk[:, None, None], s, _MASKED)
+    if mask.window is not None:
+        position_q, position_k = _block(mask.position_RL, i, block, 1), _block(mask.position_RL, j, block, 1)
+        visible_Rqk &= position_q[:, :, None] - position_k[:, None, :] < mask.window
+    return jnp.where(visible_Rqk[:, None, None], s_RMJqk, _MASKED)
 
 
-def _forward(q_RMJLH, k_RMLH, v_RMLH, expiry_RL, block):
+def _forward(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap):
     R, M, J, L, H = q_RMJLH.shape
-    first = _first_visible_block(expiry_RL, block)
+    first = _first_visible_block(mask, block)
 
     def query_block(i):
         q = _block(q_RMJLH, i, block, 3)
 
         def key_block(j, carry):
             top, total, acc = carry
-            s = _scores(q, _block(k_RMLH, j, block, 2), _block(expiry_RL, j, block, 1), i, j, block)
+            s = _masked(_scores(q, _block(k_RMLH, j, block, 2), softcap), mask, i, j, block)
             new_top = jnp.maximum(top, s.max(-1))
             p = jnp.exp(s - new_top[..., None])  # exactly 0 at masked keys, once the query has seen any key
             shrink = jnp.exp(top - new_top)  # 0 when this block holds the first key seen, which wipes the ones before
@@ -106,15 +156,15 @@ def _forward(q_RMJLH, k_RMLH, v_RMLH, expiry_RL, block):
     return out_RMJLH, lse_RMJL
 
 
-def _forward_saving(q_RMJLH, k_RMLH, v_RMLH, expiry_RL, block):
-    out, lse = _forward(q_RMJLH, k_RMLH, v_RMLH, expiry_RL, block)
-    return out, (q_RMJLH, k_RMLH, v_RMLH, expiry_RL, out, lse)
+def _forward_saving(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap):
+    out, lse = _forward(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap)
+    return out, (q_RMJLH, k_RMLH, v_RMLH, mask, out, lse)
 
 
-def _backward(block, saved, dout_RMJLH):
-    q_RMJLH, k_RMLH, v_RMLH, expiry_RL, out_RMJLH, lse_RMJL = saved
+def _backward(block, softcap, saved, dout_RMJLH):
+    q_RMJLH, k_RMLH, v_RMLH, mask, out_RMJLH, lse_RMJL = saved
     f32 = jnp.float32
-    first = _first_visible_block(expiry_RL, block)
+    first = _first_visible_block(mask, block)
     # FlashAttention's D_i: dot of the output with its cotangent; "highest", or a TPU might round float32 operands.
     delta_RMJL = jnp.einsum("RMJLH,RMJLH->RMJL", out_RMJLH, dout_RMJLH, precision="highest", preferred_element_type=f32)
 
@@ -125,10 +175,13 @@ def _backward(block, saved, dout_RMJLH):
         def key_block(j, carry):
             dq, dk_RMLH, dv_RMLH = carry
             k, v = _block(k_RMLH, j, block, 2), _block(v_RMLH, j, block, 2)
-            s = _scores(q, k, _block(expiry_RL, j, block, 1), i, j, block)
-            p = jnp.exp(s - lse[..., None])
+            s = _scores(q, k, softcap)
+            p = jnp.exp(_masked(s, mask, i, j, block) - lse[..., None])
             dp = jnp.einsum("RMJqH,RMkH->RMJqk", dout, v, preferred_element_type=f32)
-            ds = (p * (dp - delta[..., None])).astype(q.dtype)
+            ds = p * (dp - delta[..., None])
+            if softcap is not None:  # d(c tanh(x / c)) / dx = 1 - tanh(x / c)^2
+                ds *= 1.0 - (s / softcap) ** 2
+            ds = ds.astype(q.dtype)
             dv = jnp.einsum("RMJqk,RMJqH->RMkH", p.astype(v.dtype), dout, preferred_element_type=f32)
             dk = jnp.einsum("RMJqk,RMJqH->RMkH", ds, q, preferred_element_type=f32)
             dq = dq + jnp.einsum("RMJqk,RMkH->RMJqH", ds, k, preferred_element_type=f32)

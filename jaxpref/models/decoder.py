@@ -1,21 +1,28 @@
-"""The one decoder: thin Linen shells for names, initialisation, scan and remat around the functions of layers.py.
+"""The one decoder: the blocks of blocks.py under scan and remat, between an embedding and a head.
 
 Outside `jaxpref/models/` nobody sees a Module: `build_model` gives a `Model`, functions over a nested dict of arrays
 whose tree is documented at `ModelSpec`.
+
+The layers are one scan whatever the pattern in which they alternate: what differs between them is numbers (a window,
+which rotation), scanned beside the parameters.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxpref.errors import InputError
-from jaxpref.models import layers
-from jaxpref.models.attention import attention
-from jaxpref.models.spec import SCALAR_HEADS, ModelSpec
+from jaxpref.models import cache, layers
+from jaxpref.models.attention import Mask, attention
+from jaxpref.models.blocks import WEIGHT_INIT, Block, Carry, Norm, Shared
+from jaxpref.models.lora import LoraSpec
+from jaxpref.models.spec import LORA, SCALAR_HEADS, LongRope, ModelSpec
 from jaxpref.sharding import constrain
 
 # What the backward pass keeps of a layer's forward pass; everything else is recomputed.
@@ -25,131 +32,127 @@ REMAT_POLICIES: dict[str, Any] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the weight products
 }
 
-_init = nn.initializers.normal(0.02)
-
-
-class Norm(nn.Module):
-    eps: float
-
-    @nn.compact
-    def __call__(self, x_RLD):
-        return layers.rms_norm(x_RLD, self.param("scale", nn.initializers.ones, (x_RLD.shape[-1],)), self.eps)
-
-
-class Attention(nn.Module):
-    spec: ModelSpec
-    block: int
-
-    @nn.compact
-    def __call__(self, x_RLD, rope, expiry_RL):
-        D, N, M, H = self.spec.width, self.spec.heads, self.spec.kv_heads, self.spec.head_dim
-        q_DNH = self.param("q", _init, (D, N, H))
-        k_DMH = self.param("k", _init, (D, M, H))
-        v_DMH = self.param("v", _init, (D, M, H))
-        o_NHD = self.param("o", _init, (N, H, D))
-        q_RLNH = layers.rotate(layers.project("RLD,DNH->RLNH", x_RLD, q_DNH), *rope)
-        k_RLMH = layers.rotate(layers.project("RLD,DMH->RLMH", x_RLD, k_DMH), *rope)
-        v_RLMH = layers.project("RLD,DMH->RLMH", x_RLD, v_DMH)
-        out_RLNH = attention(q_RLNH, k_RLMH, v_RLMH, expiry_RL, block=self.block)
-        return layers.project("RLNH,NHD->RLD", out_RLNH, o_NHD)
-
-
-class GatedMlp(nn.Module):
-    """SwiGLU (Shazeer, arXiv 2002.05202)."""
-
-    spec: ModelSpec
-
-    @nn.compact
-    def __call__(self, x_RLD):
-        D, F = self.spec.width, self.spec.ffn
-        gate_RLF = layers.project("RLD,DF->RLF", x_RLD, self.param("gate", _init, (D, F)))
-        up_RLF = layers.project("RLD,DF->RLF", x_RLD, self.param("up", _init, (D, F)))
-        return layers.project("RLF,FD->RLD", layers.swiglu(gate_RLF, up_RLF), self.param("down", _init, (F, D)))
-
-
-class Block(nn.Module):
-    """Pre-norm attention and MLP, as a scan body: (carry, broadcast...) -> (carry, nothing)."""
-
-    spec: ModelSpec
-    block: int
-
-    @nn.compact
-    def __call__(self, x_RLD, rope, expiry_RL):
-        eps = self.spec.norm_eps
-        x_RLD = x_RLD + Attention(self.spec, self.block, name="attention")(
-            Norm(eps, name="attention_norm")(x_RLD), rope, expiry_RL
-        )
-        x_RLD = x_RLD + GatedMlp(self.spec, name="mlp")(Norm(eps, name="mlp_norm")(x_RLD))
-        return constrain(x_RLD, "rows", None, None), None
+_NO_WINDOW = 2**30  # more than any position
 
 
 class Embed(nn.Module):
     spec: ModelSpec
+    rows: int
+    """Of the table: the vocabulary and what pads it."""
 
     @nn.compact
-    def __call__(self, token_RL, dtype):
-        table_VD = self.param("table", _init, (self.spec.vocab, self.spec.width))
+    def __call__(self, token_RL, position_RL, dtype):
+        spec = self.spec
+        table_VD = self.param("table", WEIGHT_INIT, (self.rows, spec.width))
         # The vocabulary lies over fsdp and tensor, so every holder looks up all rows of its data shard; the rows are
         # spread over fsdp again right after.
         x_RLD = constrain(
             table_VD[constrain(token_RL, "rows_replicated_fsdp", None)], "rows_replicated_fsdp", None, None
         )
-        return constrain(x_RLD.astype(dtype), "rows", None, None)
+        x_RLD = constrain(x_RLD.astype(dtype), "rows", None, None)
+        if spec.embed_scale is not None:
+            x_RLD = x_RLD * jnp.asarray(spec.embed_scale, dtype)  # rounded to the compute dtype first, as transformers
+        if spec.learned_positions:
+            position_PD = self.param("position", WEIGHT_INIT, (spec.max_positions, spec.width))
+            x_RLD = x_RLD + constrain(position_PD[jnp.maximum(position_RL, 0)].astype(dtype), "rows", None, None)
+        return x_RLD
 
 
 class Head(nn.Module):
     """Only names the untied head's weight; the product with it is chunked in logprobs.py."""
 
-    spec: ModelSpec
+    rows: int
+    width: int
 
     @nn.compact
     def __call__(self):
-        return self.param("kernel", _init, (self.spec.vocab, self.spec.width))
+        return self.param("kernel", WEIGHT_INIT, (self.rows, self.width))
 
 
 class Decoder(nn.Module):
     spec: ModelSpec
+    lora: LoraSpec | None
+    vocab_rows: int
     dtype: Any
     remat: str
-    block: int
     scan: bool
+    attend: Callable
+    """(q, k, v, memory, view, layer) -> attention's output, memory."""
+    router: bool = False
+    """Whether the router's statistics are summed."""
 
     @nn.compact
-    def __call__(self, token_RL, position_RL, expiry_RL):
+    def __call__(self, token_RL, position_RL, real_RL, view, memory=()):
         spec = self.spec
-        x_RLD = Embed(spec, name="embed")(token_RL, self.dtype)
-        rope = layers.rope_tables(position_RL, spec)
+        x_RLD = Embed(spec, self.vocab_rows, name="embed")(token_RL, position_RL, self.dtype)
+        router_RL2E = jnp.zeros((*token_RL.shape, 2, spec.experts)) if self.router else None
+        rope, numbers = _layer_numbers(spec, position_RL)
         body = Block
         if self.remat != "none":
             body = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan)
         stacked = nn.scan(
             body,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, 0),
             length=spec.layers,
             unroll=1 if self.scan else spec.layers,
         )
-        x_RLD, _ = stacked(spec, self.block, name="layers")(x_RLD, rope, expiry_RL)
-        x_RLD = Norm(spec.norm_eps, name="final_norm")(x_RLD)
+        carry, _ = stacked(spec, self.lora, self.attend, name="layers")(
+            Carry(x_RLD, memory, router_RL2E), Shared(rope, real_RL, view), numbers
+        )
+        x_RLD = Norm(spec, name="final_norm")(carry.x_RLD)
         if not spec.tied:
-            Head(spec, name="head")()
-        return x_RLD
+            Head(self.vocab_rows, spec.width, name="head")()
+        return carry._replace(x_RLD=x_RLD)
+
+
+def _layer_numbers(spec: ModelSpec, position_RL):
+    """Rotations, and {name: [Y]} numbers in which the layers differ; what no layer has is not in the program."""
+    numbers = {"index": jnp.arange(spec.layers)}
+    if any(kind.window is not None for kind in spec.kinds):
+        numbers["window"] = jnp.asarray([kind.window or _NO_WINDOW for kind in spec.kinds], jnp.int32)
+    if spec.learned_positions:
+        return None, numbers
+    kinds = [kind.rope for kind in spec.kinds] or ["global"]
+    names = list(dict.fromkeys(kinds))
+    tables = [layers.rope_tables(position_RL, spec, name) for name in names]
+    if len(names) == 1:
+        return tables[0], numbers
+    numbers["rope"] = jnp.asarray([names.index(kind) for kind in kinds], jnp.int32)
+    return jax.tree.map(lambda *x: jnp.stack(x), *tables), numbers
 
 
 @dataclass(frozen=True)
 class Model:
     """A language model as functions over a nested dict of arrays; the rest of jaxpref sees only this.
 
-    A model of one's own needs the same three functions.
+    A model of one's own needs `init`, `hidden`, `head` and `vocab`; the others where they are used.
     """
 
     init: Callable[[jax.Array], Any]
     """key -> params, float32."""
-    hidden: Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
-    """(params, token_RL, position_RL, expiry_RL) -> final hidden states [R, L, D], normed, in the compute dtype."""
+    hidden: Callable[..., jax.Array]
+    """(params, token_RL, position_RL, expiry_RL, key=None) -> final hidden states [R, L, D], normed, in the compute
+    dtype.  The key is of the adapter's dropout; None: no dropout."""
     head: Callable[[Any], jax.Array]
-    """params -> unembedding [V, D]."""
+    """params -> unembedding [V, D]; rows beyond `vocab` are padding."""
+    vocab: int
+    """Tokens that the model can predict."""
+    logit_softcap: float | None = None
+    """Logits become cap * tanh(logit / cap)."""
+    experts: int = 0
+    """Of a mixture, a layer."""
+    hidden_and_router: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+    """As `hidden`, and [R, L, 2, E] float32 of every token, summed over the layers: how often each expert was chosen
+    (no gradient), and its router probability.  None: no mixture of experts."""
+    init_cache: Callable[[int, int], Any] | None = None
+    """(rows, length) -> an empty cache for `extend`."""
+    extend: Callable[..., tuple[jax.Array, Any]] | None = None
+    """(params, token_RC, position_RC, cache, column) -> hidden states [R, C, D], normed, and the cache, which then
+    holds these tokens in columns [column, column + C) of every row.  The column is an int32 scalar; the caller keeps
+    column + C <= length.  A key is visible to a query iff 0 <= key's position <= query's position, and within the
+    layer's window.  A token of position -1 is padding: written, never seen."""
 
 
 def build_model(
@@ -160,6 +163,8 @@ def build_model(
     attention_block: int = 128,
     scan: bool = True,
     scalar_heads: Sequence[str] = (),
+    lora: LoraSpec | None = None,
+    vocab_multiple: int = 1,
 ) -> Model:
     """The decoder of `spec` as a `Model`.
 
@@ -170,29 +175,99 @@ def build_model(
         scalar_heads: names of linear maps of the final hidden state to one number (`reward`, `value`), [1, D] each;
             they start at zero.
         scan: False unrolls the layers (compile time grows with depth; for tests and inspection).
-    Errors: InputError for an unknown remat policy or sizes that do not fit together.
+        lora: what an adapter under the params' key `lora` is.
+        vocab_multiple: embedding and head get rows of padding up to a multiple of it.
+    Errors: InputError for an unknown remat policy or sizes that do not fit together; `hidden` and `init_cache` refuse
+        rows that are longer than learned positions or LongRoPE's short divisors reach.
     """
     if remat not in REMAT_POLICIES:
         raise InputError(f"a remat policy of {sorted(REMAT_POLICIES)}", f"model.remat={remat!r}", "choose one of them")
-    if spec.heads % spec.kv_heads:
-        raise InputError(
-            "query heads that are a multiple of key/value heads",
-            f"{spec.heads} and {spec.kv_heads}",
-            "correct the model's config.json",
-        )
-    module = Decoder(spec, dtype, remat, attention_block, scan)
+    if problems := list(_problems(spec)):
+        raise InputError("sizes that fit together", "; ".join(problems), "correct the model's config.json")
+    vocab_rows = -(-spec.vocab // vocab_multiple) * vocab_multiple
+    options = {"scale": spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
+               "softcap": spec.attention_softcap}  # fmt: skip
+    decoder = partial(Decoder, spec, lora, vocab_rows, dtype, remat, scan)
+
+    def attend_rows(q_RLNH, k_RLMH, v_RLMH, memory, rows, layer):
+        mask = Mask(*rows, layer.get("window"))
+        return attention(q_RLNH, k_RLMH, v_RLMH, mask, block=attention_block, **options), memory
 
     def init(key):
         token_RL = jnp.zeros((1, attention_block), jnp.int32)
-        params = module.init(key, token_RL, token_RL, token_RL)["params"]
+        params = decoder(attend_rows).init(key, token_RL, token_RL, token_RL > 0, (token_RL, token_RL))["params"]
         heads = {name: jnp.zeros((1, spec.width)) for name in scalar_heads}
         return params | {SCALAR_HEADS: heads} if heads else params
 
-    def hidden(params, token_RL, position_RL, expiry_RL):
-        decoder = {name: leaf for name, leaf in params.items() if name != SCALAR_HEADS}
-        return module.apply({"params": decoder}, token_RL, position_RL, expiry_RL)
+    def run(router, params, token_RL, position_RL, expiry_RL, key):
+        _refuse_longer(spec, token_RL.shape[1])
+        rngs = {} if key is None else {"dropout": key}
+        inputs = token_RL, position_RL, expiry_RL > 0, (expiry_RL, position_RL)
+        return decoder(attend_rows, router).apply(_collections(params, lora), *inputs, rngs=rngs)
+
+    def hidden(params, token_RL, position_RL, expiry_RL, key=None):
+        return run(False, params, token_RL, position_RL, expiry_RL, key).x_RLD
+
+    def hidden_and_router(params, token_RL, position_RL, expiry_RL, key=None):
+        carry = run(True, params, token_RL, position_RL, expiry_RL, key)
+        return carry.x_RLD, carry.router_RL2E
 
     def head(params):
         return params["embed"]["table"] if spec.tied else params["head"]["kernel"]
 
-    return Model(init=init, hidden=hidden, head=head)
+    def new_cache(rows, length):
+        _refuse_longer(spec, length)
+        return cache.init_cache(spec, rows, length, dtype)
+
+    def extend(params, token_RC, position_RC, kept, column):
+        position_RI = lax.dynamic_update_slice_in_dim(kept["position"], position_RC, column, 1)
+        view = cache.View(position_RC, position_RI, column)
+        module = decoder(partial(cache.attend, **options))
+        inputs = token_RC, position_RC, position_RC >= 0, view, (kept["k"], kept["v"])
+        carry = module.apply(_collections(params, lora), *inputs)
+        return carry.x_RLD, dict(zip(("k", "v"), carry.memory, strict=True)) | {"position": position_RI}
+
+    return Model(
+        init, hidden, head, spec.vocab, spec.logit_softcap, spec.experts,
+        hidden_and_router if spec.experts else None, new_cache, extend,
+    )  # fmt: skip
+
+
+def _collections(params, lora: LoraSpec | None):
+    """Linen's collections of a parameter tree."""
+    if LORA in params and lora is None:
+        raise InputError(
+            "an adapter's LoraSpec", f"params[{LORA!r}] for a model built without", "set build_model(lora=)"
+        )
+    base = {name: leaf for name, leaf in params.items() if name not in (SCALAR_HEADS, LORA)}
+    return {"params": base} | ({"lora": params[LORA]} if LORA in params else {})
+
+
+def _problems(spec: ModelSpec) -> Iterator[str]:
+    """What does not fit together in a spec."""
+    if spec.heads % spec.kv_heads:
+        yield f"{spec.heads} query heads are no multiple of {spec.kv_heads} key/value heads"
+    if spec.kinds and len(spec.kinds) != spec.layers:
+        yield f"{len(spec.kinds)} kinds of layers for {spec.layers} layers"
+    if layers.rotary_dim(spec) % 2:
+        yield f"{layers.rotary_dim(spec)} rotated numbers of a head are odd"
+    if spec.rope_local_theta is None and any(kind.rope == "local" for kind in spec.kinds):
+        yield "a layer with the local rope, and no rope_local_theta"
+    rope = spec.rope_scaling
+    if isinstance(rope, LongRope) and len(rope.short_factor) != layers.rotary_dim(spec) // 2:
+        yield f"{len(rope.short_factor)} short factors for {layers.rotary_dim(spec) // 2} rotated pairs"
+    if spec.experts and not 0 < spec.experts_per_token <= spec.experts:
+        yield f"{spec.experts_per_token} of {spec.experts} experts a token"
+    if spec.experts and (spec.mlp_bias or not spec.gated):
+        yield "experts that are not gated or have biases"
+
+
+def _refuse_longer(spec: ModelSpec, length: int) -> None:
+    longest = spec.max_positions if spec.learned_positions else None
+    if isinstance(spec.rope_scaling, LongRope):
+        longest = spec.rope_scaling.original_length
+    if longest is not None and length > longest:
+        raise InputError(
+            f"rows of at most {longest} columns (the model's learned positions, or LongRoPE's original length)",
+            f"{length} columns", "set data.row_length lower, or generate less",
+        )  # fmt: skip

@@ -4,6 +4,7 @@ The header is parsed here because `gguf.GGUFReader` makes an array object for ev
 seconds for a vocabulary of 49,152 tokens.  Block formats and dequantisation are the `gguf` package's.
 """
 
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,41 +16,10 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
 from jaxpref.errors import InputError
-from jaxpref.models.families import FAMILIES, spec_from_hf
+from jaxpref.models.families import spec_from_hf
+from jaxpref.models.gguf_families import ROPE_TENSORS, Architecture, find_architecture, hf_config, stored_weights
 from jaxpref.models.spec import ModelSpec
-from jaxpref.models.weights import Index, Put, TensorSource, Weight, load_tree
-
-# Leaf path -> tensor name.  The layout is Hugging Face's, but for the row order of q and k (`_unpermute`).
-_NAMES = {
-    "embed/table": "token_embd.weight",
-    "layers/attention_norm/scale": "blk.{layer}.attn_norm.weight",
-    "layers/attention/q": "blk.{layer}.attn_q.weight",
-    "layers/attention/k": "blk.{layer}.attn_k.weight",
-    "layers/attention/v": "blk.{layer}.attn_v.weight",
-    "layers/attention/o": "blk.{layer}.attn_output.weight",
-    "layers/mlp_norm/scale": "blk.{layer}.ffn_norm.weight",
-    "layers/mlp/gate": "blk.{layer}.ffn_gate.weight",
-    "layers/mlp/up": "blk.{layer}.ffn_up.weight",
-    "layers/mlp/down": "blk.{layer}.ffn_down.weight",
-    "final_norm/scale": "output_norm.weight",
-    "head/kernel": "output.weight",
-}
-_ROPE_FACTORS = "rope_freqs.weight"
-
-# Metadata key (after `llama.`) -> Hugging Face config key.
-_CONFIG = {
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "block_count": "num_hidden_layers",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "context_length": "max_position_embeddings",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "rope.freq_base": "rope_theta",
-    "vocab_size": "vocab_size",
-}
-_CHECKED = {"attention.value_length", "rope.dimension_count", "rope.scaling.type"}
+from jaxpref.models.weights import Index, Put, TensorSource, load_tree
 
 _SCALARS = {
     GGUFValueType.UINT8: "u1", GGUFValueType.INT8: "i1", GGUFValueType.BOOL: "?",
@@ -69,11 +39,12 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class GgufFile:
-    """An opened GGUF file of the Llama architecture."""
+    """An opened GGUF file."""
 
     path: Path
     metadata: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
+    architecture: Architecture
     spec: ModelSpec
 
     @property
@@ -86,9 +57,9 @@ class GgufFile:
 
     def load_params(self, *, dtype: Any = np.float32, put: Put | None = None) -> dict[str, Any]:
         """The parameter tree, dequantised; arguments and errors as in `jaxpref.models.weights.load_tree`."""
-        table = {path: Weight(_NAMES[path], w.layout) for path, w in FAMILIES[self.spec.family].WEIGHTS.items()}
+        table = stored_weights(self.architecture, self.spec)
         source = TensorSource(str(self.path), {name: t.shape for name, t in self.tensors.items()}, self._read)
-        ignored = _ROPE_FACTORS.replace(".", r"\.")  # read by `open_gguf` into the spec
+        ignored = "|".join(re.escape(name) for name in ROPE_TENSORS)
         return load_tree(source, table, self.spec, dtype=dtype, put=put, ignored=ignored)
 
     def load_tokenizer(self) -> Any:
@@ -101,89 +72,45 @@ class GgufFile:
     def _read(self, name: str, index: Index) -> np.ndarray:
         tensor = self.tensors[name]
         vector = len(tensor.shape) == 1  # its one axis is that of the blocks, so it is cut afterwards
-        try:
-            rows = np.array(gguf.dequantize(tensor.blocks if vector else tensor.blocks[index[0]], tensor.kind))
-        except NotImplementedError as error:
-            raise InputError(
-                "a quantisation that the gguf package reads",
-                f"{tensor.kind.name} for {name} in {self.path}",
-                "use a file in another format, for example Q8_0 or F16",
-            ) from error
-        if name.endswith((".attn_q.weight", ".attn_k.weight")):
+        blocks = tensor.blocks if vector else tensor.blocks[index[0]]
+        rows = _dequantised(tensor._replace(blocks=blocks), f"{name} in {self.path}")
+        if self.architecture.permuted and re.search(r"\.attn_[qk]\.", name):
             rows = _unpermute(rows, self.spec.head_dim)
+        if self.architecture.norm_offset and name.endswith("norm.weight"):
+            rows = rows - np.float32(self.architecture.norm_offset)
         return rows[index] if vector else rows[(slice(None), *index[1:])]
 
 
 def open_gguf(path: str | Path) -> GgufFile:
     """Reads a file's header; weights stay on disk until read.
 
-    Errors: InputError for a file that is not GGUF, is damaged or split, or whose model is not a Llama;
+    Errors: InputError for a file that is not GGUF, is damaged or split, or whose architecture is not supported;
         unknown metadata of the model is refused by name.
     """
     path = Path(path)
     metadata, tensors = _parse(path)
-    architecture = metadata.get("general.architecture")
-    if architecture != "llama":
-        raise InputError("general.architecture llama", f"{architecture!r} in {path}", "use a Llama model's file")
     if metadata.get("split.count", 1) > 1:
         raise InputError(
             "a GGUF file in one piece",
             f"{path} is one of {metadata['split.count']}",
             "merge them with llama-gguf-split",
         )
-    return GgufFile(path, metadata, tensors, spec_from_hf(_hf_config(path, metadata, tensors), str(path)))
+    architecture = find_architecture(metadata, str(path))
+    vectors = {name: np.float64(_dequantised(tensors[name], str(path))) for name in ROPE_TENSORS if name in tensors}
+    config = hf_config(architecture, metadata, {name: t.shape for name, t in tensors.items()}, vectors)
+    return GgufFile(path, metadata, tensors, architecture, spec_from_hf(config, str(path)))
 
 
-def _hf_config(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    model = {key.removeprefix("llama."): v for key, v in metadata.items() if key.startswith("llama.")}
-    config = {"model_type": "llama", "tie_word_embeddings": _NAMES["head/kernel"] not in tensors}
-    config |= {_CONFIG[key]: value for key, value in model.items() if key in _CONFIG}
-    # Unknown keys keep their name, so the family refuses them unless they are off.
-    config |= {f"llama.{key}": value for key, value in model.items() if key not in _CONFIG and key not in _CHECKED}
-    # Stored as float32: take the decimal that was meant, 1e-05 and not 9.999999747378752e-06.
-    for key in ("rms_norm_eps", "rope_theta"):
-        if key in config:
-            config[key] = float(str(np.float32(config[key])))
-    if _NAMES["embed/table"] in tensors:  # `vocab_size` is optional, and does not count padding rows
-        config["vocab_size"] = tensors[_NAMES["embed/table"]].shape[0]
-    if not isinstance(config.get("num_attention_heads"), int) or not isinstance(config.get("hidden_size"), int):
-        return config  # the family says what is missing
-    head_dim = config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
-    for key, wanted in (("attention.value_length", head_dim), ("rope.dimension_count", head_dim)):
-        if model.get(key, wanted) != wanted:
-            raise InputError(f"llama.{key} = {wanted}, the head size", f"{model[key]} in {path}", "use another model")
-    if model.get("rope.scaling.type", "none") != "none":
-        config["rope_scaling"] = {"rope_type": model["rope.scaling.type"]}
-    elif _ROPE_FACTORS in tensors:
-        config["rope_scaling"] = _llama3_rope(path, tensors[_ROPE_FACTORS], head_dim, config.get("rope_theta", 1e4))
-    return config
-
-
-def _llama3_rope(path: Path, tensor: Tensor, head_dim: int, theta: float) -> dict[str, Any]:
-    """Llama 3.1's rescaling from the per-frequency divisors that llama.cpp keeps instead of it.
-
-    Every Llama 3 model has low 1, high 4 and length 8192, and differs in the factor only, which is the
-    divisor of the lowest frequency; the others must follow from it.
-    """
-    divisor = np.array(gguf.dequantize(tensor.blocks, tensor.kind), np.float64)
-    factor, low, high, length = float(divisor.max(initial=1.0)), 1.0, 4.0, 8192
-    wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    turns = length / wavelength  # rotations within the length
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    expected = 1 / ((1 - smooth) / factor + smooth)
-    if divisor.shape != expected.shape or not np.allclose(divisor, expected, rtol=1e-4):
+def _dequantised(tensor: Tensor, where: str) -> np.ndarray:
+    """float32, rows first."""
+    try:
+        return np.array(gguf.dequantize(tensor.blocks, tensor.kind))
+    except NotImplementedError as error:
         raise InputError(
-            "rope divisors of Llama 3.1's rescaling (low 1, high 4, length 8192)",
-            f"others in {_ROPE_FACTORS} of {path}",
-            "use the model's Hugging Face directory",
-        )
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": length,
-    }
+            "a quantisation that the gguf package reads",
+            f"{tensor.kind.name} for {where}",
+            "use a file in another format, for example Q8_0 or F16",
+        ) from error
 
 
 def _unpermute(rows: np.ndarray, head_dim: int) -> np.ndarray:

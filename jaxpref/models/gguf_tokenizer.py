@@ -1,17 +1,37 @@
-"""The tokenizer that a GGUF file's metadata describes, rebuilt with the `tokenizers` library."""
+"""The tokenizer that a GGUF file's metadata describes, rebuilt with the `tokenizers` library.
 
-from collections.abc import Callable, Mapping
+The file names how text is split before merging (`tokenizer.ggml.pre`) and leaves out what else the original
+tokenizer does.  So only those are built whose definition is known; every other is refused, for a tokenizer that is
+nearly right trains a model on text that it never meets again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from jaxpref.errors import InputError
 
-_LLAMA3_SPLIT = (
+_FIX = "put the original model's tokenizer.json and tokenizer_config.json beside the file: they are read instead"
+
+# Of OpenAI's cl100k and o200k, Qwen 2 and Mistral's Tekken.
+_CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _CL100K.replace(r"\p{N}{1,3}", r"\p{N}")
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -22,56 +42,80 @@ class TokenType(IntEnum):
     USER_DEFINED = 4
 
 
-def _gpt2() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+@dataclass(frozen=True)
+class Split:
+    """What comes before the merges of a byte-level BPE."""
+
+    steps: Callable[[], list[pre_tokenizers.PreTokenizer]]
+    normalizer: Callable[[], normalizers.Normalizer] | None = None
+    whole_words: bool = False
+    """A word that is in the vocabulary is taken whole, whether its merges lead there or not (as tiktoken does)."""
+    add_bos: bool = False
+    """Where the file does not say."""
 
 
-def _smollm() -> pre_tokenizers.PreTokenizer:
+def _gpt2() -> list[pre_tokenizers.PreTokenizer]:
+    return [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+
+
+def _digits() -> list[pre_tokenizers.PreTokenizer]:
     # Digits first: it also parts whitespace from a digit behind it, so "\n\n3" begins with the "\n\n" token.
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt2()])
+    return [pre_tokenizers.Digits(individual_digits=True), *_gpt2()]
 
 
-def _llama3() -> pre_tokenizers.PreTokenizer:
-    split = pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+def _regex(pattern: str) -> Callable[[], list[pre_tokenizers.PreTokenizer]]:
+    return lambda: [
+        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
 
 
-# `tokenizer.ggml.pre` -> how text is split before merging.  "default" is left out on purpose: llama.cpp means
-# by it a split that no model was trained with, and writes it when the converter did not know the tokenizer.
-_SPLITS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
-    "gpt-2": _gpt2,
-    "smollm": _smollm,
-    "llama-bpe": _llama3,
+_LLAMA3 = Split(_regex(_CL100K), whole_words=True, add_bos=True)
+# "default" is left out on purpose: llama.cpp means by it a split that no model was trained with, and writes it when the
+# converter did not know the tokenizer.
+SPLITS: dict[str, Split] = {
+    "gpt-2": Split(_gpt2),
+    "smollm": Split(_digits),
+    "starcoder": Split(_digits),
+    "refact": Split(_digits),
+    "llama-bpe": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "llama3": _LLAMA3,
+    "dbrx": Split(_regex(_CL100K)),  # OLMo 2 and Phi-4 among others
+    "qwen2": Split(_regex(_QWEN2), normalizers.NFC),
+    "tekken": Split(_regex(_TEKKEN), whole_words=True, add_bos=True),
+    "gpt-4o": Split(_regex(_O200K)),  # Phi-4-mini among others
 }
 
 
 def build_tokenizer(metadata: Mapping[str, Any], where: str) -> PreTrainedTokenizerFast:
     """The transformers tokenizer of a GGUF file, with special tokens and chat template.
 
+    Two kinds are built: byte-level BPE with a split of `SPLITS`, and the SentencePiece BPE of Llama 1 and 2, TinyLlama
+    and Mistral.  The SentencePiece tokenizers of Gemma and Phi-3 are not, for what their added tokens do to the text
+    around them is not in the file.
+
     Args:
         metadata: the file's, key -> value.
         where: the file, for error messages.
 
-    Errors: InputError for a tokenizer that is not byte-level BPE, a way of splitting text that is not known,
-        and a vocabulary with repeated tokens.
+    Errors: InputError for another kind of tokenizer, and a vocabulary with repeated tokens.
     """
     model, split = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    add_eos = metadata.get("tokenizer.ggml.add_eos_token", False)
-    if model != "gpt2" or split not in _SPLITS or add_eos:
+    architecture, add_eos = metadata.get("general.architecture"), metadata.get("tokenizer.ggml.add_eos_token", False)
+    sentencepiece = model == "llama" and architecture == "llama"
+    if not (sentencepiece or (model == "gpt2" and split in SPLITS)) or add_eos:
         raise InputError(
-            f"byte-level BPE (tokenizer.ggml.model gpt2) with tokenizer.ggml.pre among {', '.join(_SPLITS)}",
-            f"model {model!r}, pre {split!r}, add_eos_token {add_eos} in {where}",
-            "name the original model's Hugging Face directory as the tokenizer",
+            f"byte-level BPE (tokenizer.ggml.model gpt2) with tokenizer.ggml.pre among {', '.join(SPLITS)}, or "
+            "SentencePiece BPE (tokenizer.ggml.model llama) of a Llama",
+            f"model {model!r}, pre {split!r}, add_eos_token {add_eos}, architecture {architecture!r} in {where}",
+            _FIX,
         )
     tokens = metadata["tokenizer.ggml.tokens"]
     vocab = {token: number for number, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
-        raise InputError("distinct tokens", f"{len(tokens) - len(vocab)} repeated in {where}", "use another file")
-    llama3 = split == "llama-bpe"
-    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=llama3))
-    tokenizer.pre_tokenizer = _SPLITS[split]()
-    tokenizer.decoder = decoders.ByteLevel()
+        raise InputError("distinct tokens", f"{len(tokens) - len(vocab)} repeated in {where}", _FIX)
+    tokenizer = _sentencepiece(metadata, vocab, where) if sentencepiece else _byte_level(metadata, vocab, SPLITS[split])
     _add_special_tokens(tokenizer, tokens, metadata.get("tokenizer.ggml.token_type", ()))
 
     special = {
@@ -79,7 +123,8 @@ def build_tokenizer(metadata: Mapping[str, Any], where: str) -> PreTrainedTokeni
         for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
         if f"tokenizer.ggml.{key}_token_id" in metadata
     }
-    if metadata.get("tokenizer.ggml.add_bos_token", llama3) and "bos_token" in special:
+    add_bos = metadata.get("tokenizer.ggml.add_bos_token", sentencepiece or SPLITS[split].add_bos)
+    if add_bos and "bos_token" in special:
         bos = special["bos_token"]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, vocab[bos])]
@@ -87,10 +132,57 @@ def build_tokenizer(metadata: Mapping[str, Any], where: str) -> PreTrainedTokeni
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=metadata.get("tokenizer.chat_template"),
-        model_max_length=metadata["llama.context_length"],
+        model_max_length=metadata[f"{architecture}.context_length"],
         clean_up_tokenization_spaces=False,
         **special,
     )
+
+
+def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int], split: Split) -> Tokenizer:
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=split.whole_words))
+    if split.normalizer is not None:
+        tokenizer.normalizer = split.normalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split.steps())
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece(metadata: Mapping[str, Any], vocab: dict[str, int], where: str) -> Tokenizer:
+    """As Llama 2's tokenizer.json: a space in front of the text, then merges in the order of the scores."""
+    if metadata.get("tokenizer.ggml.remove_extra_whitespaces", False):
+        raise InputError("a tokenizer that keeps whitespace", f"remove_extra_whitespaces in {where}", _FIX)
+    unknown = next((token for token, number in vocab.items() if number == metadata.get(_UNKNOWN_ID, 0)), None)
+    merges = _merges(vocab, metadata["tokenizer.ggml.scores"])
+    bpe = models.BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(bpe)
+    spaces, words = (
+        normalizers.Replace(" ", "▁"),
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()],
+    )
+    if metadata.get("tokenizer.ggml.add_space_prefix", True):
+        spaces = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
+        words.append(decoders.Strip(" ", 1, 0))
+    tokenizer.normalizer, tokenizer.decoder = spaces, decoders.Sequence(words)
+    return tokenizer
+
+
+_UNKNOWN_ID = "tokenizer.ggml.unknown_token_id"
+
+
+def _merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """All pairs of tokens that make a token, the highest score of the result first.
+
+    Pairs that make the same token are in the order in which transformers' conversion of SentencePiece files has them.
+    """
+    pairs = [
+        (scores[number], token[:cut], token[cut:])
+        for token, number in vocab.items()
+        for cut in range(1, len(token))
+        if token[:cut] in vocab and token[cut:] in vocab
+    ]
+    ordered = sorted(pairs, key=lambda pair: (pair[0], len(pair[1]), len(pair[2])), reverse=True)
+    return [(left, right) for _, left, right in ordered]
 
 
 def _add_special_tokens(tokenizer: Tokenizer, tokens: list[str], kinds: list[int]) -> None:

@@ -1,9 +1,10 @@
 """Hugging Face model directories, read and written: config.json, safetensors, tokenizer, model card."""
 
 import json
+import math
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,24 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxpref.errors import InputError
-from jaxpref.models.families import FAMILIES, spec_from_hf
+from jaxpref.models.families import FAMILIES, forms, spec_from_hf
 from jaxpref.models.spec import SCALAR_HEADS, ModelSpec
 from jaxpref.models.weights import (
     Index,
     Put,
+    StoredTensor,
     TensorSource,
     Weight,
     axis_sizes,
     check_shapes,
     flatten,
-    in_file_order,
     load_tree,
+    stored_form,
+    stored_tensors,
     tree_shapes,
     used_weights,
 )
+from jaxpref.sharding import VOCAB_LEAVES
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _CODES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
@@ -78,14 +82,14 @@ def load_params(
         floats, a tied head that differs from the embedding, and one that lists all missing, extra and
         misshaped tensors.
     """
-    family = FAMILIES[spec.family]
-    head, table = family.WEIGHTS["head/kernel"].name, family.WEIGHTS["embed/table"].name
-    ignored = family.IGNORED_TENSORS
+    ignored = FAMILIES[spec.family].IGNORED_TENSORS
     with open_safetensors(Path(directory)) as source:
-        if spec.tied and {head, table} <= source.shapes.keys():
-            _check_tied_head(source, head, table)
+        table = stored_form(source.shapes, forms(spec.family), spec)
+        head, embedding = table["head/kernel"].name, table["embed/table"].name
+        if spec.tied and {head, embedding} <= source.shapes.keys():
+            _check_tied_head(source, head, embedding)
             ignored += "|" + head.replace(".", r"\.")
-        return load_tree(source, family.WEIGHTS, spec, dtype=dtype, put=put, ignored=ignored)
+        return load_tree(source, table, spec, dtype=dtype, put=put, ignored=ignored)
 
 
 @contextmanager
@@ -183,7 +187,8 @@ def save_pretrained(
     Args:
         directory: where to; parents are made.
         params: the parameter tree, numpy or (on this process fully addressable) jax arrays; one tensor at a
-            time is brought to the host.  With a reward head it becomes a sequence classifier of one label.
+            time is brought to the host.  Rows of zeros behind the vocabulary (`sharding.vocab_ways`) are left out.
+            With a reward head it becomes a sequence classifier of one label.
         tokenizer: written with its chat template; None writes no tokenizer files.
         dtype: stored: float32, bfloat16 or float16.
         generation_config: written to generation_config.json; None takes the special ids from the tokenizer.
@@ -203,7 +208,13 @@ def save_pretrained(
     if rewards:  # a sequence classifier has no language-modelling head
         weights = {path: w for path, w in weights.items() if path != "head/kernel"} | {_REWARD_LEAF: _REWARD_WEIGHT}
         leaves = {path: leaf for path, leaf in leaves.items() if path != "head/kernel"}
-    _check_leaves(leaves, weights, spec)
+    _check_addressable(leaves)
+    unpadded = lambda path, leaf: _without_padding(leaf, spec.vocab) if path in VOCAB_LEAVES else leaf
+    leaves = {path: unpadded(path, leaf) for path, leaf in leaves.items()}
+    check_shapes(
+        {path: tuple(leaf.shape) for path, leaf in leaves.items()}, tree_shapes(weights, spec),
+        where="the parameters", fix="pass the parameters of this model, with adapters merged",
+    )  # fmt: skip
     if tokenizer is not None and len(tokenizer) > spec.vocab:
         raise InputError(
             f"a tokenizer of at most {spec.vocab} tokens, the model's vocabulary",
@@ -223,8 +234,7 @@ def save_pretrained(
             **{k: generation[k] for k in ids if k in generation},
         }
         if rewards:
-            names = [name.replace("ForCausalLM", "ForSequenceClassification") for name in config["architectures"]]
-            config |= {"architectures": names, "num_labels": 1}
+            config |= {"architectures": [_classifier_class(config["model_type"])], "num_labels": 1}
         _write_json(partial / "config.json", {**config, "dtype": str(dtype)})
         _write_json(partial / "generation_config.json", generation)
         (partial / "README.md").write_text(model_card, encoding="utf-8")
@@ -237,11 +247,28 @@ def save_pretrained(
         raise
 
 
-def _check_leaves(leaves: Mapping[str, Any], weights: Mapping[str, Weight], spec: ModelSpec) -> None:
-    check_shapes(
-        {path: tuple(leaf.shape) for path, leaf in leaves.items()}, tree_shapes(weights, spec),
-        where="the parameters", fix="pass the parameters of this model, with adapters merged",
-    )  # fmt: skip
+def _classifier_class(model_type: str) -> str:
+    """The name of transformers' sequence classifier of a family.  Errors: InputError when it has none."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSES
+
+    if model_type not in CLASSES:
+        raise InputError(
+            "a family for which transformers has a sequence classifier, since the model has a reward head",
+            f"model_type {model_type}",
+            "export the policy without its reward head, or train the reward model from another family",
+        )
+    return CLASSES[model_type]
+
+
+def _without_padding(leaf: Any, vocab: int) -> Any:
+    """A leaf of the vocabulary without the rows of zeros by which it was padded for a mesh.
+
+    Rows that hold something are no padding: they stay, and are refused with the other wrong shapes.
+    """
+    return leaf[:vocab] if leaf.shape[0] > vocab and not np.asarray(leaf[vocab:]).any() else leaf
+
+
+def _check_addressable(leaves: Mapping[str, Any]) -> None:
     remote = [path for path, leaf in leaves.items() if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable]
     if remote:
         raise InputError(
@@ -310,14 +337,14 @@ def _write_weights(
     max_shard_bytes: int,
 ) -> None:
     sizes = axis_sizes(spec)
-    shards: list[dict[str, tuple[str, Weight, int]]] = [{}]
+    shards: list[list[StoredTensor]] = [[]]
     filled = total = 0
-    for path, weight, layer in in_file_order(weights, spec):
-        nbytes = int(np.prod(weight.stored_shape(sizes))) * dtype.itemsize
+    for tensor in stored_tensors(weights, spec):
+        nbytes = math.prod(tensor.shape(sizes)) * dtype.itemsize
         if shards[-1] and filled + nbytes > max_shard_bytes:
-            shards.append({})
+            shards.append([])
             filled = 0
-        shards[-1][weight.name.format(layer=layer)] = (path, weight, layer)
+        shards[-1].append(tensor)
         filled, total = filled + nbytes, total + nbytes
     if len(shards) == 1:
         return _write_shard(directory / WEIGHTS_FILE, shards[0], leaves, sizes, dtype)
@@ -325,16 +352,12 @@ def _write_weights(
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         _write_shard(directory / name, shard, leaves, sizes, dtype)
-        weight_map |= dict.fromkeys(shard, name)
+        weight_map |= {tensor.name: name for tensor in shard}
     _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_shard(
-    path: Path,
-    shard: Mapping[str, tuple[str, Weight, int]],
-    leaves: Mapping[str, Any],
-    sizes: Mapping[str, int],
-    dtype: np.dtype,
+    path: Path, shard: Sequence[StoredTensor], leaves: Mapping[str, Any], sizes: Mapping[str, int], dtype: np.dtype
 ) -> None:
     """One safetensors file: the header's length in 8 bytes, the header as JSON, the tensors' bytes.
 
@@ -344,16 +367,18 @@ def _write_shard(
     assert sys.byteorder == "little", "safetensors is little-endian"
     header: dict[str, Any] = {"__metadata__": _METADATA}
     offset = 0
-    for name, (_, weight, _) in shard.items():
-        shape = weight.stored_shape(sizes)
-        end = offset + int(np.prod(shape)) * dtype.itemsize
-        header[name] = {"dtype": _CODES[dtype], "shape": shape, "data_offsets": [offset, end]}
+    for tensor in shard:
+        shape = tensor.shape(sizes)
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[tensor.name] = {"dtype": _CODES[dtype], "shape": shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors begin aligned
+
+    def fetch(leaf: str, at: tuple[int, ...]) -> np.ndarray:
+        return np.asarray(jax.device_get(leaves[leaf][at] if at else leaves[leaf]))
+
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for leaf_path, weight, layer in shard.values():
-            leaf = leaves[leaf_path]
-            host = np.asarray(jax.device_get(leaf[layer] if weight.stacked else leaf))
-            file.write(np.ascontiguousarray(weight.stored(host), dtype=dtype).view(np.uint8).data)
+        for tensor in shard:
+            file.write(np.ascontiguousarray(tensor.build(fetch), dtype=dtype).view(np.uint8).data)

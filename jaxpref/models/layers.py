@@ -1,29 +1,33 @@
 """The decoder's mathematics as pure functions."""
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpref.models.spec import Llama3Rope, ModelSpec
+from jaxpref.models.quantize import as_array, is_quantised
+from jaxpref.models.spec import LinearRope, Llama3Rope, LongRope, ModelSpec
 
-
-def project(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    """`product` rounded to the activation's dtype."""
-    return product(equation, x, w).astype(x.dtype)
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+}
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def product(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    """einsum of an activation with a weight cast to the activation's dtype, in float32.
+def product(equation: str, x: jax.Array, w: Any) -> jax.Array:
+    """einsum of an activation with a weight, quantised or not, cast to the activation's dtype, in float32.
 
     The gradient is written out because autodiff would multiply the float32 cotangent with bfloat16 operands, which
     every backend runs at float32 speed or below.  Here both products of the backward pass take operands in the compute
     dtype and accumulate in float32; the weight's gradient stays float32.
     """
-    return _einsum(equation, x, w.astype(x.dtype))
+    return _einsum(equation, x, as_array(w, x.dtype))
 
 
 def _einsum(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -39,8 +43,8 @@ def _product_backward(equation, saved, dy):
     inputs, y_axes = equation.split("->")
     x_axes, w_axes = inputs.split(",")
     dy = dy.astype(x.dtype)
-    dx = _einsum(f"{y_axes},{w_axes}->{x_axes}", dy, w.astype(x.dtype)).astype(x.dtype)
-    dw = _einsum(f"{x_axes},{y_axes}->{w_axes}", x, dy).astype(w.dtype)
+    dx = _einsum(f"{y_axes},{w_axes}->{x_axes}", dy, as_array(w, x.dtype)).astype(x.dtype)
+    dw = None if is_quantised(w) else _einsum(f"{x_axes},{y_axes}->{w_axes}", x, dy).astype(w.dtype)
     return dx, dw
 
 
@@ -48,56 +52,91 @@ product.defvjp(_product_forward, _product_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def rms_norm(x_RLD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * scale over the last axis, in float32 (Zhang & Sennrich, arXiv 1910.07467, eq. 4).
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) * scale over the axes of `scale`, the last ones of x, in float32.
 
-    The gradient is written out to keep x alone for the backward pass, and for its two reductions, which autodiff
-    writes so that jax 0.10 on a CPU needs as long for them as for a weight product.
+    Source: Zhang & Sennrich, arXiv 1910.07467, eq. 4.  The gradient is written out to keep x alone for the backward
+    pass, and for its two reductions, which autodiff writes so that jax 0.10 on a CPU needs as long for them as for a
+    weight product.
     """
-    inverse_RL1, x32_RLD = _inverse_rms(x_RLD, eps)
-    return (x32_RLD * inverse_RL1 * scale_D.astype(jnp.float32)[None, None, :]).astype(x_RLD.dtype)
+    inverse, x32 = _inverse_rms(x, scale, eps)
+    return (x32 * inverse * _beside(scale, x)).astype(x.dtype)
 
 
-def _inverse_rms(x_RLD, eps):
-    x32_RLD = x_RLD.astype(jnp.float32)
-    return jax.lax.rsqrt(jnp.mean(x32_RLD * x32_RLD, axis=-1, keepdims=True) + eps), x32_RLD
+def _beside(scale, x):
+    """`scale` in float32 with the leading axes of x."""
+    return scale.astype(jnp.float32).reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
 
 
-def _rms_norm_forward(x_RLD, scale_D, eps):
-    return rms_norm(x_RLD, scale_D, eps), (x_RLD, scale_D)
+def _inverse_rms(x, scale, eps):
+    x32 = x.astype(jnp.float32)
+    axes = tuple(range(x.ndim - scale.ndim, x.ndim))
+    return jax.lax.rsqrt(jnp.mean(x32 * x32, axis=axes, keepdims=True) + eps), x32
 
 
-def _rms_norm_backward(eps, saved, dy_RLD):
+def _rms_norm_forward(x, scale, eps):
+    return rms_norm(x, scale, eps), (x, scale)
+
+
+def _rms_norm_backward(eps, saved, dy):
     """With r = 1/rms: dx = r (g - x r^2 mean(g x)), g = dy scale; dscale = sum(dy x r)."""
-    x_RLD, scale_D = saved
-    inverse_RL1, x32_RLD = _inverse_rms(x_RLD, eps)
-    dy32_RLD = dy_RLD.astype(jnp.float32)
-    g_RLD = dy32_RLD * scale_D.astype(jnp.float32)[None, None, :]
+    x, scale = saved
+    leading = x.ndim - scale.ndim
+    inverse, x32 = _inverse_rms(x, scale, eps)
+    dy32 = dy.astype(jnp.float32)
+    g = dy32 * _beside(scale, x)
+    axes = "RLNH"[: x.ndim]
     # "highest", or a TPU might round the operands of a dot product to bfloat16.
-    mean_RL1 = jnp.einsum("RLD,RLD->RL", g_RLD, x32_RLD, precision="highest")[:, :, None] / x_RLD.shape[-1]
-    dx_RLD = inverse_RL1 * (g_RLD - x32_RLD * inverse_RL1**2 * mean_RL1)
-    dscale_D = jnp.sum(dy32_RLD * x32_RLD * inverse_RL1, axis=(0, 1))
-    return dx_RLD.astype(x_RLD.dtype), dscale_D.astype(scale_D.dtype)
+    mean = jnp.einsum(f"{axes},{axes}->{axes[:leading]}", g, x32, precision="highest") / scale.size
+    dx = inverse * (g - x32 * inverse**2 * mean.reshape(inverse.shape))
+    dscale = jnp.sum(dy32 * x32 * inverse, axis=tuple(range(leading)))
+    return dx.astype(x.dtype), dscale.astype(scale.dtype)
 
 
 rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
-@partial(jax.checkpoint, prevent_cse=False)  # the layers are a scan, where nothing is merged
-def swiglu(gate_RLF: jax.Array, up_RLF: jax.Array) -> jax.Array:
-    """silu(gate) * up (Shazeer, arXiv 2002.05202); the backward pass keeps the two arguments only."""
-    return jax.nn.silu(gate_RLF) * up_RLF
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))  # the layers are a scan, where nothing is merged
+def layer_norm(x_RLD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, eps: float) -> jax.Array:
+    """(x - mean(x)) / std(x) * scale + bias over the last axis, in float32 (Ba et al., arXiv 1607.06450)."""
+    x32_RLD = x_RLD.astype(jnp.float32)
+    centred_RLD = x32_RLD - jnp.mean(x32_RLD, axis=-1, keepdims=True)
+    inverse_RL1 = jax.lax.rsqrt(jnp.mean(centred_RLD * centred_RLD, axis=-1, keepdims=True) + eps)
+    return (centred_RLD * inverse_RL1 * _beside(scale_D, x_RLD) + _beside(bias_D, x_RLD)).astype(x_RLD.dtype)
 
 
-def rope_frequencies(spec: ModelSpec) -> np.ndarray:
-    """[H/2] rotation per token, in radians (Su et al., arXiv 2104.09864), with Llama 3.1's rescaling when set.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(2,))
+def gated(gate_RLF: jax.Array, up_RLF: jax.Array, activation: str) -> jax.Array:
+    """activation(gate) * up (Shazeer, arXiv 2002.05202); the backward pass keeps the two arguments only."""
+    return ACTIVATIONS[activation](gate_RLF) * up_RLF
+
+
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(1,))
+def activate(x_RLF: jax.Array, activation: str) -> jax.Array:
+    """The activation alone; the backward pass keeps its argument only."""
+    return ACTIVATIONS[activation](x_RLF)
+
+
+def rotary_dim(spec: ModelSpec) -> int:
+    """Numbers of a head that are rotated, from its front."""
+    return int(spec.head_dim * spec.partial_rotary)
+
+
+def rope_frequencies(spec: ModelSpec, rope: str = "global") -> np.ndarray:
+    """[rotary_dim/2] rotation per token, in radians (Su et al., arXiv 2104.09864), with the global rope's rescaling.
 
     In float64 until the end: a relative error of the frequency is multiplied by the position.
     """
-    half = spec.head_dim // 2
-    frequency = spec.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
-    if spec.rope_scaling is not None:
-        frequency = _llama3_frequencies(frequency, spec.rope_scaling)
+    half = rotary_dim(spec) // 2
+    theta = spec.rope_theta if rope == "global" else spec.rope_local_theta
+    frequency = theta ** (-np.arange(half, dtype=np.float64) / half)
+    scaling = spec.rope_scaling if rope == "global" else None
+    if isinstance(scaling, Llama3Rope):
+        frequency = _llama3_frequencies(frequency, scaling)
+    elif isinstance(scaling, LinearRope):
+        frequency = frequency / scaling.factor
+    elif isinstance(scaling, LongRope):
+        frequency = frequency / np.asarray(scaling.short_factor, np.float64)
     return frequency.astype(np.float32)
 
 
@@ -110,14 +149,34 @@ def _llama3_frequencies(frequency: np.ndarray, rope: Llama3Rope) -> np.ndarray:
     return frequency * (blend + (1.0 - blend) / rope.factor)
 
 
-def rope_tables(position_RL: jax.Array, spec: ModelSpec) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of every position's rotation, [R, L, 1, H/2] float32; computed once, shared by the layers."""
-    angle = position_RL.astype(jnp.float32)[..., None, None] * rope_frequencies(spec)[None, None, None, :]
-    return jnp.cos(angle), jnp.sin(angle)
+def rope_amplitude(spec: ModelSpec) -> float:
+    """What LongRoPE multiplies the global cos and sin by: sqrt(1 + ln(max / original) / ln(original)) unless given."""
+    rope = spec.rope_scaling
+    if not isinstance(rope, LongRope):
+        return 1.0
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    stretch = spec.max_positions / rope.original_length
+    return math.sqrt(1 + math.log(stretch) / math.log(rope.original_length)) if stretch > 1 else 1.0
+
+
+def rope_tables(position_RL: jax.Array, spec: ModelSpec, rope: str | None = "global") -> tuple[jax.Array, jax.Array]:
+    """cos and sin of every position's rotation, [R, L, 1, rotary_dim/2] float32; None: of no rotation."""
+    position_RL11 = position_RL.astype(jnp.float32)[..., None, None]
+    if rope is None:
+        still = jnp.zeros((*position_RL.shape, 1, rotary_dim(spec) // 2))
+        return jnp.cos(still), still
+    angle = position_RL11 * rope_frequencies(spec, rope)[None, None, None, :]
+    amplitude = rope_amplitude(spec) if rope == "global" else 1.0
+    if amplitude == 1.0:
+        return jnp.cos(angle), jnp.sin(angle)
+    return amplitude * jnp.cos(angle), amplitude * jnp.sin(angle)
 
 
 def rotate(x_RLNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate pairs (i, i + H/2), Hugging Face's order, in float32."""
-    first, second = jnp.split(x_RLNH.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_RLNH.dtype)
+    """Rotate pairs (i, i + half) of the front of every head, Hugging Face's order, in float32."""
+    half = cos.shape[-1]
+    x32 = x_RLNH.astype(jnp.float32)
+    first, second, rest = x32[..., :half], x32[..., half : 2 * half], x32[..., 2 * half :]
+    parts = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(parts + [rest] * (rest.shape[-1] > 0), axis=-1).astype(x_RLNH.dtype)

@@ -34,9 +34,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Finds a model and reads its config.
 
     Args:
-        path: a Hugging Face directory; a `.gguf` file; `pkg://package/path` for either inside an installed
-            Python package; or a Hub id `org/name`, with `@revision` if wanted, which is downloaded or taken
-            from the cache.
+        path: a Hugging Face directory; a `.gguf` file, whose own tokenizer is used where there are no tokenizer files
+            beside it; `pkg://package/path` for either inside an installed Python package; or a Hub id `org/name`,
+            with `@revision` if wanted, which is downloaded or taken from the cache.
 
     Errors: InputError when nothing is found there, saying what was looked for, or the model is not supported.
     """
@@ -48,12 +48,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             spec=(spec := hf.load_spec(local)),
             generation_config=hf.read_json(generation) if generation.is_file() else {},
             load_params=lambda **options: hf.load_params(local, spec, **options),
-            load_tokenizer=lambda: _load_tokenizer(local),
+            load_tokenizer=lambda: load_tokenizer(local),
         )
     if local.suffix != ".gguf":
         raise InputError("a model directory or a .gguf file", str(local), "name the directory that holds config.json")
     opened = gguf.open_gguf(local)
-    return Checkpoint(local, opened.spec, opened.generation_config, opened.load_params, opened.load_tokenizer)
+    beside = any((local.parent / name).is_file() for name in _TOKENIZER_FILES)
+    tokenizer = (lambda: load_tokenizer(local.parent)) if beside else opened.load_tokenizer
+    return Checkpoint(local, opened.spec, opened.generation_config, opened.load_params, tokenizer)
 
 
 def _local_path(path: str) -> Path:
@@ -128,7 +130,8 @@ def _download(repository: str, revision: str) -> Path:
         ) from error
 
 
-def _load_tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Path) -> Any:
+    """A directory's tokenizer.  Errors: InputError when it has none."""
     if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
         raise InputError(
             f"tokenizer files ({', '.join(_TOKENIZER_FILES)})",

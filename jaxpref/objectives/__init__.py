@@ -10,6 +10,7 @@ from jaxpref.objectives import (
     reference_free,
     references,
     reward,
+    router,
     supervised,
     tokenwise,
     unpaired,
@@ -43,6 +44,7 @@ FAMILIES = (
     references,
     multiobjective,
     reward,
+    router,
 )
 """In the order of docs/objectives.md."""
 
@@ -65,6 +67,7 @@ _LISTED = (
     multiobjective.modpo, multiobjective.modpo_hinge, multiobjective.modpo_implicit, multiobjective.spo,
     multiobjective.hpo_dpo, multiobjective.hpo_kto, multiobjective.advantage_mle, multiobjective.advantage_mle_value,
     reward.bradley_terry,
+    router.router_balance,
 )  # fmt: skip
 OBJECTIVES = {function.__name__: function for function in _LISTED}
 """Name in the config -> function."""

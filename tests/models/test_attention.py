@@ -1,21 +1,29 @@
-"""Blockwise attention against the plain softmax over the mask `k <= q < expiry[k]`."""
+"""Blockwise attention against the plain softmax over the mask `k <= q < expiry[k]`, with windows and soft caps."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpref.models.attention import _first_visible_block, attention
+from jaxpref.models.attention import Mask, _first_visible_block, attention
 
 R, L, M, J, H = 2, 32, 2, 3, 8
+SCALE = H**-0.5
 TOLERANCE = 2e-6  # float32, values of order 1
 
 
-def plain(q, k, v, expiry_RL):
-    column = jnp.arange(q.shape[1])
-    visible = (column[None, None, :] <= column[None, :, None]) & (column[None, :, None] < expiry_RL[:, None, :])
+def seen(window=None):
+    column = np.arange(L)
+    visible = (column[None, None, :] <= column[None, :, None]) & (column[None, :, None] < EXPIRY[:, None, :])
+    return visible & (POSITION[:, :, None] - POSITION[:, None, :] < (window or 10**6))
+
+
+def plain(q, k, v, window=None, softcap=None):
+    visible = seen(window)
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     s = jnp.einsum("rqnh,rknh->rnqk", q, k, precision="highest") / np.sqrt(q.shape[-1])
+    if softcap:
+        s = softcap * jnp.tanh(s / softcap)
     p = jnp.where(visible[:, None], jnp.exp(s - s.max(-1, keepdims=True)), 0.0)
     total = p.sum(-1, keepdims=True)
     p = jnp.where(total > 0, p / jnp.where(total > 0, total, 1.0), 0.0)
@@ -32,18 +40,28 @@ def inputs(seed=0):
 EXPIRY = np.zeros((R, L), np.int32)
 EXPIRY[0, :6], EXPIRY[0, 6:13], EXPIRY[0, 13:20], EXPIRY[0, 20:27] = 20, 13, 20, 27
 EXPIRY[1, :30] = 30
+POSITION = np.zeros((R, L), np.int32)
+POSITION[0, :27] = [*range(6), *range(6, 13), *range(6, 13), *range(7)]
+POSITION[1, :30] = np.arange(30)
 
 
-@pytest.mark.parametrize("block", [4, 8, 16, 32])
-def test_equals_plain_attention_in_value_and_gradient(block):
+def mask_of(window=None):
+    return Mask(EXPIRY) if window is None else Mask(EXPIRY, POSITION, jnp.int32(window))
+
+
+@pytest.mark.parametrize("block, window, softcap", [
+    *((block, None, None) for block in (4, 8, 16, 32)), (4, 1, None), (4, 7, None), (8, 3, None), (4, 30, None),
+    (8, None, 0.5), (4, 6, 0.5), (32, 6, 3.0),
+])  # fmt: skip
+def test_equals_plain_attention_in_value_and_gradient(block, window, softcap):
     q, k, v = inputs()
     weight = jnp.cos(jnp.arange(q.size, dtype=jnp.float32).reshape(q.shape))
 
     def value(function, q, k, v):
         return jnp.sum(weight * function(q, k, v))
 
-    ours = lambda q, k, v: attention(q, k, v, EXPIRY, block=block)
-    theirs = lambda q, k, v: plain(q, k, v, jnp.asarray(EXPIRY))
+    ours = lambda q, k, v: attention(q, k, v, mask_of(window), block=block, scale=SCALE, softcap=softcap)
+    theirs = lambda q, k, v: plain(q, k, v, window, softcap)
     np.testing.assert_allclose(ours(q, k, v), theirs(q, k, v), atol=TOLERANCE)
     ours_grad = jax.grad(value, argnums=(1, 2, 3))(ours, q, k, v)
     theirs_grad = jax.grad(value, argnums=(1, 2, 3))(theirs, q, k, v)
@@ -53,23 +71,43 @@ def test_equals_plain_attention_in_value_and_gradient(block):
 
 def test_padding_gives_zeros_and_finite_gradients():
     q, k, v = inputs()
-    out = attention(q, k, v, EXPIRY, block=8)
+    out = attention(q, k, v, mask_of(), block=8, scale=SCALE)
     assert np.all(np.asarray(out)[0, 27:] == 0) and np.all(np.asarray(out)[1, 30:] == 0)
-    grads = jax.grad(lambda *a: attention(*a, EXPIRY, block=8).sum(), argnums=(0, 1, 2))(q, k, v)
+    grads = jax.grad(lambda *a: attention(*a, mask_of(), block=8, scale=SCALE).sum(), argnums=(0, 1, 2))(q, k, v)
     assert all(bool(jnp.isfinite(g).all()) for g in grads)
     assert np.all(np.asarray(grads[1])[0, 27:] == 0), "a padding key must not matter"
 
 
 def test_blocks_that_no_query_sees_are_skipped():
     expiry = np.zeros((1, 32), np.int32)
-    expiry[0, :8], expiry[0, 8:20], expiry[0, 20:32] = 8, 20, 32
-    # Block 2 (columns 8-11) sees from its own group on; block 5 (20-23) starts a new group.
-    assert _first_visible_block(jnp.asarray(expiry), 4).tolist() == [0, 0, 2, 2, 2, 5, 5, 5]
+    expiry[0, :8], expiry[0, 8:20], expiry[0, 20:28] = 8, 20, 28
+    # Block 2 (columns 8-11) sees from its own group on; block 5 (20-23) starts a new group; block 7 is padding.
+    assert _first_visible_block(Mask(jnp.asarray(expiry)), 4).tolist() == [0, 0, 2, 2, 2, 5, 5, 8]
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 5, 6, 9, 30])
+def test_blocks_out_of_the_window_are_skipped_and_no_others(window):
+    blocks = L // 4
+    visible = seen(window).reshape(R, blocks, 4, blocks, 4).any((0, 2, 4))
+    expected = [int(np.argmax(row)) if row.any() else i + 1 for i, row in enumerate(visible)]
+    assert _first_visible_block(jax.tree.map(jnp.asarray, mask_of(window)), 4).tolist() == expected
+    assert window > 6 or expected != _first_visible_block(jax.tree.map(jnp.asarray, mask_of()), 4).tolist()
+
+
+def test_without_a_window_or_cap_nothing_of_them_is_in_the_program():
+    q, k, v = inputs()
+    program = lambda **options: str(
+        jax.make_jaxpr(jax.grad(lambda q: attention(q, k, v, block=8, scale=SCALE, **options).sum()))(q)
+    )
+    plain_program = program(mask=Mask(EXPIRY, POSITION))
+    assert "tanh" not in plain_program and "cummin" not in plain_program and " sub " in plain_program
+    assert plain_program == program(mask=mask_of())
+    assert "cummin" in program(mask=mask_of(5)) and "tanh" in program(mask=mask_of(), softcap=1.0)
 
 
 def test_bfloat16_is_close_and_stays_bfloat16():
     q, k, v = (x.astype(jnp.bfloat16) for x in inputs())
-    out = attention(q, k, v, EXPIRY, block=8)
+    out = attention(q, k, v, mask_of(), block=8, scale=SCALE)
     assert out.dtype == jnp.bfloat16
-    exact = plain(*(x.astype(jnp.float32) for x in (q, k, v)), jnp.asarray(EXPIRY))
+    exact = plain(*(x.astype(jnp.float32) for x in (q, k, v)))
     np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.03)  # 8 bits of mantissa

@@ -1,13 +1,28 @@
-"""The family specs: config dicts in, ModelSpec out, and back."""
+"""Llama's configs, and what holds for every family: the layouts of stored tensors, the tree, the rules of sharding."""
 
+import jax
 import numpy as np
 import pytest
 
 from jaxpref.errors import InputError
-from jaxpref.models.families import FAMILIES, spec_from_hf
+from jaxpref.models import lora
+from jaxpref.models.decoder import build_model
+from jaxpref.models.families import FAMILIES, forms, spec_from_hf
 from jaxpref.models.families.llama import from_hf, to_hf
-from jaxpref.models.spec import Llama3Rope, ModelSpec
-from jaxpref.models.weights import Weight
+from jaxpref.models.spec import LinearRope, Llama3Rope, ModelSpec
+from jaxpref.models.weights import (
+    TensorSource,
+    Weight,
+    axis_sizes,
+    flatten,
+    load_tree,
+    stored_form,
+    stored_shapes,
+    stored_tensors,
+    tree_shapes,
+    used_weights,
+)
+from jaxpref.sharding import PARAM_RULES, matching_rules
 
 SMALL = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 64, "hidden_size": 32,
@@ -53,7 +68,16 @@ def test_defaults():
     assert from_hf(dict(SMALL, head_dim=16)).head_dim == 16
 
 
-@pytest.mark.parametrize("config", [SMALL, LLAMA31_8B, dict(SMALL, head_dim=10, rope_theta=5.0)])
+def test_biases_and_linear_rope():
+    spec = from_hf(dict(SMALL, attention_bias=True, rope_scaling={"type": "linear", "factor": 2}))
+    assert (spec.qkv_bias, spec.o_bias, spec.rope_scaling) == (True, True, LinearRope(2.0))
+    assert not from_hf(SMALL).qkv_bias and from_hf(SMALL).rope_scaling is None
+
+
+LINEAR = dict(SMALL, attention_bias=True, rope_scaling={"rope_type": "linear", "factor": 2.5})
+
+
+@pytest.mark.parametrize("config", [SMALL, LLAMA31_8B, dict(SMALL, head_dim=10, rope_theta=5.0), LINEAR])
 def test_round_trip(config):
     spec = from_hf(config)
     assert from_hf(to_hf(spec)) == spec
@@ -73,12 +97,13 @@ def test_transformers_reads_what_we_write():
 @pytest.mark.parametrize(
     "change, named",
     [
-        ({"attention_bias": True}, "attention_bias = True"),
+        ({"attention_bias": 1}, "attention_bias = 1 is neither true nor false"),
         ({"mlp_bias": True}, "mlp_bias = True"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ({"attention_dropout": 0.1}, "attention_dropout = 0.1"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = 'linear'"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_type linear without factor"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4}}, "rope_type = 'longrope'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "rope_type = 'yarn'"),
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
@@ -103,11 +128,11 @@ def test_refused(change, named):
 
 
 def test_all_problems_in_one_error():
-    config = {**SMALL, "attention_bias": True, "sliding_window": 8}
+    config = {**SMALL, "mlp_bias": True, "sliding_window": 8}
     del config["vocab_size"]
     with pytest.raises(InputError) as error:
         from_hf(config)
-    for named in ("attention_bias", "sliding_window", "vocab_size is missing"):
+    for named in ("mlp_bias", "sliding_window", "vocab_size is missing"):
         assert named in str(error.value)
 
 
@@ -116,36 +141,140 @@ def test_unknown_attribute_that_is_off_passes():
 
 
 def test_unknown_model_type():
-    with pytest.raises(InputError, match="among llama") as error:
+    with pytest.raises(InputError, match="among gemma2, .*, llama, ") as error:
         spec_from_hf({**SMALL, "model_type": "llama4"}, "x/config.json")
     assert "nearest name is 'llama'" in str(error.value) and "x/config.json" in str(error.value)
 
 
-@pytest.mark.parametrize("weight", [w for f in FAMILIES.values() for w in f.WEIGHTS.values()], ids=lambda w: w.name)
+# ---- stored tensors
+
+SIZES = {"D": 6, "F": 5, "V": 7, "N": 4, "M": 2, "H": 3, "P": 8, "E": 3, "Y": 2}
+WEIGHTS = {(w.name, w.layout): w for family in FAMILIES for form in forms(family) for w in form.values()}
+
+
+@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=lambda w: f"{w.name} {w.layout}")
 def test_layout_inverts_and_slices(weight):
-    sizes = {"D": 6, "F": 5, "V": 7, "N": 4, "M": 2, "H": 3}
-    stored = np.arange(np.prod(weight.stored_shape(sizes))).reshape(weight.stored_shape(sizes))
-    leaf = weight.read(sizes, (slice(None),) * len(weight.leaf_axes), lambda index: stored[index])
-    assert leaf.shape == weight.leaf_shape(sizes)
-    np.testing.assert_array_equal(weight.stored(leaf), stored)
+    stored = np.arange(np.prod(weight.stored_shape(SIZES))).reshape(weight.stored_shape(SIZES))
+    leaf = weight.read(SIZES, (slice(None),) * len(weight.leaf_axes), lambda index: stored[index])
+    assert leaf.shape == weight.leaf_shape(SIZES)
+    own = stored[
+        tuple(
+            slice(a.offset(SIZES), a.offset(SIZES) + n)
+            for a, n in zip(weight.stored_axes, weight.stored(leaf).shape, strict=True)
+        )
+    ]
+    np.testing.assert_array_equal(weight.stored(leaf), own)
     part = tuple(slice(1, size) for size in leaf.shape)
-    np.testing.assert_array_equal(weight.read(sizes, part, lambda index: stored[index]), leaf[part])
+    np.testing.assert_array_equal(weight.read(SIZES, part, lambda index: stored[index]), leaf[part])
 
 
 def test_layout_means_what_it_says():
-    sizes = {"D": 6, "N": 4, "H": 3}
     stored = np.arange(12 * 6).reshape(12, 6)
-    leaf = Weight("q", "NH,D -> DNH").read(sizes, (slice(None),) * 3, lambda index: stored[index])
+    leaf = Weight("q", "NH,D -> DNH").read(SIZES, (slice(None),) * 3, lambda index: stored[index])
     assert leaf[5, 2, 1] == stored[2 * 3 + 1, 5]
+    fused = np.arange((12 + 6 + 6) * 6).reshape(24, 6)
+    leaf = Weight("v", "NH+MH+[MH],D -> DMH").read(SIZES, (slice(None),) * 3, lambda index: fused[index])
+    assert leaf[5, 1, 2] == fused[12 + 6 + 1 * 3 + 2, 5]
 
 
-def test_slices_read_no_more_than_needed():
-    sizes, asked = {"D": 6, "N": 4, "H": 3}, []
-    weight = Weight("q", "NH,D -> DNH")
+@pytest.mark.parametrize(
+    "layout, asked, stored",
+    [
+        ("NH,D -> DNH", (slice(2, 4), slice(1, 3), slice(None)), (slice(3, 9), slice(2, 4))),
+        ("NH+[MH]+MH,D -> DMH", (slice(2, 4), slice(1, 2), slice(None)), (slice(15, 18), slice(2, 4))),
+        ("D,NH+MH+[MH] -> DMH", (slice(2, 4), slice(0, 1), slice(None)), (slice(2, 4), slice(18, 21))),
+        ("F+[F],D -> DF", (slice(0, 6), slice(1, 3)), (slice(6, 8), slice(0, 6))),
+        ("E,F+[F],D -> EDF", (slice(2, 3), slice(0, 6), slice(1, 3)), (slice(2, 3), slice(6, 8), slice(0, 6))),
+    ],
+)
+def test_slices_read_no_more_than_needed(layout, asked, stored):
+    weight, reads = Weight("w", layout), []
 
     def read(index):
-        asked.append(index)
-        return np.zeros((12, 6))[index]
+        reads.append(index)
+        return np.zeros(weight.stored_shape(SIZES))[index]
 
-    weight.read(sizes, (slice(2, 4), slice(1, 3), slice(None)), read)
-    assert asked == [(slice(3, 9), slice(2, 4))]
+    weight.read(SIZES, asked, read)
+    assert reads == [stored]
+
+
+# ---- every family
+
+SPECS = {
+    "llama": ModelSpec("llama", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-5, False),
+    "gpt2": ModelSpec("gpt2", 20, 8, 12, 3, 4, 4, 2, 32, 1e4, 1e-5, True, gated=False, norm="layer", qkv_bias=True,
+                      o_bias=True, mlp_bias=True, learned_positions=True),
+    "phi3": ModelSpec("phi3", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-5, False),
+    "qwen3": ModelSpec("qwen3", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-5, True, qk_norm="head", qkv_bias=True, o_bias=True),
+    "olmo2": ModelSpec("olmo2", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-5, True, norm_at="post", qk_norm="whole"),
+    "gemma2": ModelSpec("gemma2", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-5, True, norm="rms_plus_one", norm_at="both"),
+    "mixtral": ModelSpec("mixtral", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-5, False, experts=5, experts_per_token=2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_stored_tensors_are_the_decoders_tree(spec):
+    shapes = jax.eval_shape(build_model(spec, attention_block=8).init, jax.random.key(0))
+    decoder = {path: leaf.shape for path, leaf in flatten(shapes).items()}
+    for form in forms(spec.family):
+        assert tree_shapes(used_weights(form, spec), spec) == decoder
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_load_undoes_build_in_every_form(spec):
+    for number, form in enumerate(forms(spec.family)):
+        weights, rng = used_weights(form, spec), np.random.default_rng(0)
+        stored = {name: rng.normal(size=shape) for name, shape in stored_shapes(weights, spec).items()}
+        assert stored_form(stored, forms(spec.family), spec) is form
+        reads = []
+
+        def read(name, index, stored=stored, reads=reads):
+            reads.append(stored[name][index].size)
+            return stored[name][index]
+
+        source = TensorSource("memory", {name: value.shape for name, value in stored.items()}, read)
+        leaves = flatten(load_tree(source, form, spec, dtype=np.float64))
+        assert sum(reads) == sum(value.size for value in stored.values()), "everything is read once"
+        for tensor in stored_tensors(weights, spec):
+            built = tensor.build(lambda path, at, leaves=leaves: leaves[path][at])
+            np.testing.assert_array_equal(built, stored[tensor.name], err_msg=f"{tensor.name}, form {number}")
+
+
+def test_an_experts_part_reads_that_expert_alone():
+    spec, reads = SPECS["mixtral"], []
+    stored = {
+        name: np.ones(shape)
+        for name, shape in stored_shapes(used_weights(FAMILIES["mixtral"].WEIGHTS, spec), spec).items()
+    }
+
+    def read(name, index):
+        reads.append((name, stored[name][index].shape))
+        return stored[name][index]
+
+    def put(path, shape, dtype, read_slice):
+        if path == "layers/experts/up":
+            reads.clear()
+            assert read_slice((slice(1, 2), slice(3, 5), slice(0, 4), slice(6, 12))).shape == (1, 2, 4, 6)
+            assert reads == [(f"model.layers.1.block_sparse_moe.experts.{e}.w3.weight", (6, 4)) for e in (3, 4)]
+        return path
+
+    source = TensorSource("memory", {name: value.shape for name, value in stored.items()}, read)
+    load_tree(source, FAMILIES["mixtral"].WEIGHTS, spec, put=put)
+
+
+def test_every_leaf_has_one_sharding_rule_and_every_rule_a_leaf():
+    leaves = {
+        (path, len(w.stack + w.leaf_axes)) for family in FAMILIES for form in forms(family) for path, w in form.items()
+    }
+    leaves |= {("scalar_heads/reward", 2), ("scalar_heads/value", 2)}
+    for target, (ins, outs) in lora.TARGETS.items():
+        ranks = {"a": 2 + len(ins), "b": 2 + len(outs), "m": 1 + len(outs)}
+        leaves |= {(f"lora/layers/{target}/{name}", rank) for name, rank in ranks.items()}
+    found = {leaf: matching_rules(*leaf) for leaf in leaves}
+    assert {leaf: rules for leaf, rules in found.items() if len(rules) != 1} == {}
+    assert {rule for rule, _ in PARAM_RULES} == {rules[0] for rules in found.values()}
+
+
+def test_axis_sizes_have_every_letter():
+    letters = {letter for w in WEIGHTS.values() for letter in w.stack + w.leaf_axes}
+    assert letters <= axis_sizes(SPECS["mixtral"]).keys()

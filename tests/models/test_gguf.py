@@ -11,11 +11,12 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from jaxpref.errors import InputError
+from jaxpref.models import weights
 from jaxpref.models.families import llama
 from jaxpref.models.gguf import open_gguf
 from jaxpref.models.source import open_checkpoint
 from jaxpref.models.spec import Llama3Rope, ModelSpec
-from jaxpref.models.weights import axis_sizes, flatten, in_file_order
+from jaxpref.models.weights import axis_sizes, flatten, used_weights
 
 SPEC = ModelSpec(
     family="llama", vocab=264, width=64, ffn=96, layers=2, heads=4, kv_heads=2, head_dim=16,
@@ -96,11 +97,11 @@ def write(path, kind=Kind.F32, *, tied=False, pre="smollm", drop=(), extra_tenso
     writer.add_token_types(types)
     writer.add_token_merges(merges)
     writer.add_chat_template(TEMPLATE)
-    for leaf, weight, layer in in_file_order(llama.WEIGHTS, SPEC):
-        name = weight.name.format(layer=layer)
+    for tensor in weights.stored_tensors(used_weights(llama.WEIGHTS, SPEC), SPEC):
+        ((leaf, _),), name = tensor.parts, tensor.name
         if name in drop or (tied and leaf == "head/kernel"):
             continue
-        value = rng.normal(size=weight.stored_shape(axis_sizes(SPEC))).astype(np.float32)
+        value = rng.normal(size=tensor.shape(axis_sizes(SPEC))).astype(np.float32)
         this_kind = kind if value.ndim == 2 else Kind.F32  # llama.cpp keeps vectors in float32
         heads = {"q_proj": SPEC.heads, "k_proj": SPEC.kv_heads}.get(name.split(".")[-2])
         packed = gguf.quantize(permute(value, heads) if heads else value, this_kind)
@@ -119,10 +120,8 @@ def write(path, kind=Kind.F32, *, tied=False, pre="smollm", drop=(), extra_tenso
 def stored_tensors(spec, params):
     """The parameter tree under Hugging Face names, in the stored layout."""
     leaves = flatten(params)
-    return {
-        w.name.format(layer=layer): w.stored(leaves[path][layer] if w.stacked else leaves[path])
-        for path, w, layer in in_file_order({p: w for p, w in llama.WEIGHTS.items() if p in leaves}, spec)
-    }
+    tensors = weights.stored_tensors(used_weights(llama.WEIGHTS, spec), spec)
+    return {tensor.name: tensor.build(lambda path, at: leaves[path][at]) for tensor in tensors}
 
 
 # ---- weights
@@ -205,9 +204,10 @@ def test_every_wrong_tensor_in_one_error(tmp_path):
     "metadata, named",
     [
         ({"general.architecture": "gemma"}, "general.architecture"),
-        ({"llama.expert_count": 8}, "llama.expert_count = 8"),
+        ({"llama.attention.key_length_mla": 8}, "llama.attention.key_length_mla = 8"),
         ({"llama.rope.scaling.type": "yarn"}, "rope_type = 'yarn'"),
-        ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count = 16"),
+        ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count = 8"),
+        ({"llama.attention.value_length": 8}, "llama.attention.value_length = 8"),
         ({"split.count": 2}, "one of 2"),
     ],
 )
@@ -287,11 +287,21 @@ def test_bos(tmp_path):
     assert plain.input_ids == [97]
 
 
-@pytest.mark.parametrize("options", [{"pre": "default"}, {"pre": "qwen2"}, {"tokenizer.ggml.add_eos_token": True}])
+@pytest.mark.parametrize("options", [{"pre": "default"}, {"pre": "bloom"}, {"tokenizer.ggml.add_eos_token": True}])
 def test_unknown_tokenizer(tmp_path, options):
-    with pytest.raises(InputError, match="gpt-2, smollm, llama-bpe") as error:
+    with pytest.raises(InputError, match="gpt-2, smollm, starcoder") as error:
         tokenizer_of(tmp_path / "m.gguf", **options)
     assert repr(options.get("pre", "smollm")) in str(error.value)
+
+
+def test_tokenizer_files_beside_the_file_are_read_instead(tmp_path):
+    """Also where the file's own tokenizer is refused."""
+    write(tmp_path / "m.gguf", pre="default")
+    with pytest.raises(InputError, match="tokenizer.json"):
+        open_checkpoint(tmp_path / "m.gguf").load_tokenizer()
+    tokenizer_of(tmp_path / "other.gguf").save_pretrained(tmp_path)
+    tokenizer = open_checkpoint(tmp_path / "m.gguf").load_tokenizer()
+    assert tokenizer.convert_ids_to_tokens(tokenizer("the").input_ids) == ["th", "e"]
 
 
 # ---- the real model

@@ -16,6 +16,7 @@ from jaxpref.models.hf import load_params, load_spec, save_pretrained
 from jaxpref.models.source import open_checkpoint
 from jaxpref.models.spec import Llama3Rope, ModelSpec
 from jaxpref.models.weights import flatten, nest, tree_shapes, used_weights
+from jaxpref.sharding import VOCAB_LEAVES
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "llama_tiny"
 SPEC = ModelSpec(
@@ -184,6 +185,38 @@ def test_every_wrong_tensor_in_one_error(tmp_path):
         assert line in str(error.value)
 
 
+def test_every_wrong_tensor_of_a_mixture_and_of_fused_projections(tmp_path):
+    """One tensor an expert, and one for queries, keys and values together: named as they are stored."""
+    sizes = replace(SPEC, rope_scaling=None)
+    mixture = replace(sizes, family="mixtral", experts=3, experts_per_token=2)
+    wrong = {
+        "block_sparse_moe.experts.2.w3.weight": None,
+        "block_sparse_moe.experts.0.w2.weight": np.zeros((8, 13), np.float32),
+        "block_sparse_moe.experts.3.w1.weight": np.zeros((12, 8), np.float32),
+    }
+    said = errors_of(tmp_path / "mixture", mixture, wrong)
+    assert "missing model.layers.1.block_sparse_moe.experts.2.w3.weight [12, 8]" in said
+    assert "misshaped model.layers.1.block_sparse_moe.experts.0.w2.weight: [8, 13], not [8, 12]" in said
+    assert "extra model.layers.1.block_sparse_moe.experts.3.w1.weight [12, 8]" in said
+    wrong = {"self_attn.qkv_proj.weight": np.zeros((47, 8), np.float32), "mlp.gate_up_proj.weight": None}
+    said = errors_of(tmp_path / "fused", replace(sizes, family="phi3"), wrong)
+    assert "misshaped model.layers.1.self_attn.qkv_proj.weight: [47, 8], not [48, 8]" in said
+    assert "missing model.layers.1.mlp.gate_up_proj.weight [24, 8]" in said
+
+
+def errors_of(directory, spec, wrong):
+    """What loading says after tensors of layer 1 were replaced, added or (None) deleted."""
+    save(directory, spec)
+    stored = load_file(directory / "model.safetensors")
+    for name, value in wrong.items():
+        stored |= {f"model.layers.1.{name}": value}
+    stored = {name: value for name, value in stored.items() if value is not None}
+    save_file(stored, directory / "model.safetensors")
+    with pytest.raises(InputError) as error:
+        load_params(directory, spec)
+    return str(error.value)
+
+
 def test_quantised_tensors(tmp_path):
     directory = save(tmp_path / "model")
     add_tensors(directory, **{"model.norm.weight": np.zeros(8, np.int8)})
@@ -258,6 +291,15 @@ def test_wrong_params(tmp_path):
     for line in ("missing final_norm/scale", "misshaped layers/mlp/up", "extra layers/mlp/lora"):
         assert line in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_padded_vocabulary_is_cut(tmp_path):
+    params = flatten(random_params(SPEC))
+    padded = {path: np.pad(leaf, ((0, 4), (0, 0))) if path in VOCAB_LEAVES else leaf for path, leaf in params.items()}
+    assert_trees_equal(load_params(save(tmp_path / "model", params=nest(padded)), SPEC), nest(params))
+    padded["head/kernel"][22, 3] = 1e-9
+    with pytest.raises(InputError, match=r"misshaped head/kernel: \[24, 8\], not \[20, 8\]"):
+        save(tmp_path / "other", params=nest(padded))
 
 
 def test_tokenizer_too_large_and_dtype(tmp_path):

@@ -37,10 +37,39 @@ def test_rms_norm_of_zeros_and_of_large_values_is_finite():
         assert np.all(np.isfinite(gradient))
 
 
-def test_swiglu_gradient():
+@pytest.mark.parametrize("axes, shape", [(1, (16,)), (2, (4, 16))])
+def test_rms_norm_over_heads_equals_autodiff(axes, shape):
+    """Of queries and keys: over each head, or over all heads together."""
+    x, scale, cotangent = normal(0, 2, 7, 4, 16), normal(1, *shape), normal(2, 2, 7, 4, 16)
+    over = tuple(range(-axes, 0))
+    plain = lambda x, s: x / jnp.sqrt((x**2).mean(over, keepdims=True) + 1e-5) * s.reshape(1, 1, -1, 16)
+    value, pull = jax.vjp(lambda x, s: layers.rms_norm(x, s, 1e-5), x, scale)
+    plain_value, plain_pull = jax.vjp(plain, x, scale)
+    np.testing.assert_allclose(value, plain_value, rtol=1e-6, atol=1e-6)
+    for ours, theirs in zip(pull(cotangent), plain_pull(cotangent), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=3e-6)
+
+
+def test_layer_norm():
+    x, scale, bias = normal(0, 2, 5, 16) + 3.0, normal(1, 16), normal(2, 16)
+    expected = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True) * scale[None, None] + bias[None, None]
+    np.testing.assert_allclose(layers.layer_norm(x, scale, bias, 1e-12), expected, rtol=1e-4, atol=1e-5)
+    check_grads(lambda *a: layers.layer_norm(*a, 1e-5), (x, scale, bias), order=1, modes=["rev"], rtol=2e-2, atol=2e-2)
+
+
+def test_gated_gradient():
     gate, up = normal(3, 2, 5, 8), normal(4, 2, 5, 8)
-    check_grads(layers.swiglu, (gate, up), order=1, modes=["rev"], rtol=2e-2)
-    np.testing.assert_allclose(layers.swiglu(gate, up), gate / (1 + np.exp(-gate)) * up, rtol=1e-5)
+    check_grads(lambda g, u: layers.gated(g, u, "silu"), (gate, up), order=1, modes=["rev"], rtol=2e-2)
+    np.testing.assert_allclose(layers.gated(gate, up, "silu"), gate / (1 + np.exp(-gate)) * up, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name, at_1, at_minus_2",
+    [("silu", 0.7310586, -0.2384058), ("gelu", 0.8413447, -0.0455003), ("gelu_tanh", 0.8411920, -0.0454023)],
+)
+def test_activations_at_known_points(name, at_1, at_minus_2):
+    """x Phi(x) exactly and by its tanh formula differ in the fourth digit."""
+    np.testing.assert_allclose(layers.activate(jnp.array([1.0, -2.0]), name), [at_1, at_minus_2], rtol=1e-5)
 
 
 def test_product_equals_autodiff_of_einsum():

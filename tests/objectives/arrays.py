@@ -32,7 +32,14 @@ def logps(total, count, *, per_token=0.5) -> Logps:
         prompt_count=jnp.maximum(count[:, 0] - 1, 0),
         reward=0.01 * total * real,
         value=0.02 * total[:, 0] * real[:, 0],
+        router=_router(real),
     )
+
+
+def _router(real_BK) -> jnp.ndarray:
+    """[B, 2, 4] of a mixture with 2 of 4 experts a token: 10 choices a group, more of the first experts."""
+    share_E = jnp.array([[0.5, 0.7, 0.4, 0.4], [0.4, 0.3, 0.2, 0.1]], real_BK.dtype)
+    return 10.0 * share_E[None] * real_BK.max(1)[:, None, None]
 
 
 def columns(part, batch: int, K: int, seed: int = 0) -> dict:

@@ -45,6 +45,9 @@ STOPPED = {
     "advantage_mle_value", "mrpo",
 }  # fmt: skip
 
+# Works on another field than the log-probs.
+ELSEWHERE = {"bradley_terry": "reward", "router_balance": "router"}
+
 
 def part_of(name, **hyper):
     (part,) = bind([{"name": name, **REQUIRED.get(name, {}), **hyper}], OBJECTIVES)
@@ -82,8 +85,10 @@ def test_gradients_jit_and_a_constant_reference(name):
     loss = lambda total: value(part(moved(total), ref, arrays))
     gradient = jax.grad(loss)(policy.sum)
     np.testing.assert_allclose(jax.jit(loss)(policy.sum), loss(policy.sum), rtol=1e-5)
-    if name == "bradley_terry":  # works on rewards, not on log-probs
-        gradient = jax.grad(lambda r: value(part(policy._replace(reward=r), ref, arrays)))(policy.reward)
+    if name in ELSEWHERE:
+        field = ELSEWHERE[name]
+        of = lambda x: value(part(policy._replace(**{field: x}), ref, arrays))
+        gradient = jax.grad(of)(getattr(policy, field))
     elif name not in STOPPED:
         check_grads(loss, (policy.sum,), order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
     assert np.any(gradient)

@@ -1,18 +1,53 @@
 """The model families, by Hugging Face `model_type`.
 
-A family is one module with `WEIGHTS` (leaf path -> `jaxpref.models.weights.Weight`), `IGNORED_TENSORS` (a
-regular expression), `from_hf(config, where) -> ModelSpec` and `to_hf(spec) -> dict`, and one line in
-`FAMILIES`.
+A family is one module with
+
+    WEIGHTS          leaf path -> `jaxpref.models.weights.Weight`, as checkpoints of the family are written
+    OTHER_FORMS      more such tables, where checkpoints come in other forms too (optional)
+    IGNORED_TENSORS  a regular expression of stored names that are left out
+    DEFAULTS         what transformers' config class takes for attributes that a config leaves out (optional)
+    from_hf          (config, where) -> ModelSpec
+    to_hf            spec -> config.json
+
+and one line in `FAMILIES`.  What several share is in `hf_config`, `rope`, `tensors`, `qwen` and `gemma`.
 """
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from jaxpref.errors import InputError
-from jaxpref.models.families import llama
+from jaxpref.models.families import (
+    gemma2,
+    gemma3,
+    gpt2,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
 from jaxpref.models.spec import ModelSpec
+from jaxpref.models.weights import Weight
 
-FAMILIES = {"llama": llama}
+FAMILIES = {
+    "gemma2": gemma2,
+    "gemma3_text": gemma3,
+    "gpt2": gpt2,
+    "llama": llama,
+    "mistral": mistral,
+    "mixtral": mixtral,
+    "olmo2": olmo2,
+    "phi3": phi3,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "qwen3_moe": qwen3_moe,
+    "smollm3": smollm3,
+}
 
 
 def spec_from_hf(config: dict[str, Any], where: str) -> ModelSpec:
@@ -32,3 +67,9 @@ def spec_from_hf(config: dict[str, Any], where: str) -> ModelSpec:
             f"use a model of a supported family (the nearest name is {nearest!r})",
         )
     return FAMILIES[model_type].from_hf(config, where)
+
+
+def forms(family: str) -> tuple[Mapping[str, Weight], ...]:
+    """The tables of stored tensors that checkpoints of a family follow; the first is the one that is written."""
+    module = FAMILIES[family]
+    return (module.WEIGHTS, *getattr(module, "OTHER_FORMS", ()))

@@ -1,4 +1,4 @@
-"""Metrics of a policy on held-out groups."""
+"""Metrics of a policy on held-out groups, as training logs them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,17 +11,15 @@ from jax.sharding import PartitionSpec as P
 from jaxpref.build import (
     Pieces,
     build,
-    load_params,
     make_loader,
     owned_rows,
     put_batch,
     put_scalar,
     read_data,
-    reference_params,
     with_reference_logps,
 )
-from jaxpref.export import load_run, run_state
-from jaxpref.reference import frozen_copy
+from jaxpref.export import load_run
+from jaxpref.opened import open_run
 from jaxpref.step import finish_metrics, make_eval_step
 from jaxpref.types import EncodedGroup
 
@@ -45,8 +43,12 @@ class Evaluator:
                     params, ref_params, running, put_batch(item.batch, mesh), put_scalar(item.micro_batches, mesh)
                 )
                 total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
-        metrics = finish_metrics(jax.device_get(total), self._pieces.parts)
-        return {f"eval/{name}": float(value) for name, value in metrics.items()}
+        return as_metrics(jax.device_get(total), self._pieces)
+
+
+def as_metrics(sums: dict[str, Any], pieces: Pieces) -> dict[str, float]:
+    """The metrics of an evaluation, under the names by which training logs them."""
+    return {f"eval/{name}": float(value) for name, value in finish_metrics(sums, pieces.parts).items()}
 
 
 def evaluate_run(
@@ -57,14 +59,9 @@ def evaluate_run(
     Args:
         objective: as given to `train`, when it was.
     """
-    config = load_run(run, overrides, objective)
-    pieces = build(config, objective)
+    pieces = build(load_run(run, overrides, objective), objective)
     groups, report = read_data(pieces, "eval")
     groups, _ = with_reference_logps(pieces, groups)
-    state, number = run_state(pieces, run, step, objective=True)
-    if pieces.moving:
-        ref_params = frozen_copy(state["ref_params"], pieces.dtype)
-    else:
-        wants_copy = pieces.needs_reference and config.reference.mode == "copy"
-        ref_params = reference_params(pieces, load_params(pieces)) if wants_copy else None
-    return Evaluator(pieces, groups, report.kind)(state["params"], ref_params, state["running"]), number
+    opened = open_run(pieces, run, step)
+    evaluator = Evaluator(pieces, groups, report.kind)
+    return evaluator(opened.params, opened.ref_params, opened.running), opened.step

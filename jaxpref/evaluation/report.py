@@ -1,0 +1,137 @@
+"""The result of an evaluation: as JSON, and as a table to read."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxpref.evaluation.bootstrap import Estimate
+
+# The first pattern that a name starts with gives its unit.
+_UNITS = {
+    "rewards/accuracies": "share of groups",
+    "rewards/ties": "share of groups",
+    "rewards/roc_area": "share of pairs of answers",
+    "rewards": "nats",
+    "logps_per_token": "nats a token",
+    "logps": "nats an answer",
+    "kl_k1_per_token": "nats a token",
+    "kl_k3_per_token": "nats a token",
+    "kl": "nats an answer",
+    "lengths/chosen_longer": "share of groups",
+    "lengths/margin_correlation": "correlation, -1 to 1",
+    "lengths": "tokens",
+    "calibration/ece": "probability",
+    "calibration/brier": "0 to 1; 0.25 at equal rewards",
+    "calibration/nll": "nats; 0.693 at equal rewards",
+    "entropy": "nats a token",
+    "mean_token_accuracy": "share of tokens",
+    "win_rate/": "share of comparisons, ties half",
+    "ties/": "share of comparisons",
+    "expected_win_rate/": "probability",
+    "length_correlation/": "correlation, -1 to 1",
+    "characters": "characters",
+}
+
+
+def unit_of(name: str) -> str:
+    """What a value is counted in; empty where the objective alone knows."""
+    return next((unit for start, unit in _UNITS.items() if name.startswith(start)), "")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found.
+
+    Args:
+        about: what was evaluated, on what, and how intervals were made.
+        sections: title -> name -> value with interval; a name is unique in the report.
+        metrics: as training logs them.
+        tables: further results, each a list of rows.
+        left_out: what makes no sense here, and why.
+        notes: what must be known to read the values.
+    """
+
+    about: Mapping[str, Any]
+    sections: Mapping[str, Mapping[str, Estimate]]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    @property
+    def estimates(self) -> dict[str, Estimate]:
+        """Those of all sections."""
+        return {name: estimate for section in self.sections.values() for name, estimate in section.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it; there the sections are `estimates`, in the order of the table."""
+        found = dataclasses.asdict(self)
+        del found["sections"]
+        found["estimates"] = {n: dataclasses.asdict(e) | {"unit": unit_of(n)} for n, e in self.estimates.items()}
+        return found
+
+    def write(self, path: str | Path) -> Path:
+        """Writes strict JSON, whole or not at all; numbers that are not finite are null there."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(_finite(self.as_dict()), indent=1, allow_nan=False) + "\n")
+        partial.replace(path)
+        return path
+
+    def show(self, console: Console) -> None:
+        """Prints a table of the estimates, then what was left out and the notes."""
+        level = self.about["bootstrap"]["level"]
+        table = Table("", "value", f"{level:.0%} interval", "unit", title=self.about["title"], title_justify="left")
+        table.columns[1].justify = "right"
+        for title, section in self.sections.items():
+            table.add_section()
+            table.add_row(Text(title, "bold"))
+            for name, estimate in section.items():
+                ends = estimate.low, estimate.high
+                interval = "" if None in ends else f"{ends[0]:.4g} to {ends[1]:.4g}"
+                label = Text(f"  {name.removesuffix(f'/{title}')}")
+                table.add_row(label, f"{estimate.value:.4g}", interval, unit_of(name))
+        console.print(table, highlight=False)
+        for name, reason in self.left_out.items():
+            console.print(f"left out: {name}: {reason}", highlight=False, markup=False)
+        for note in self.notes:
+            console.print(f"note: {note}", highlight=False, markup=False)
+
+
+def split_defined(found: Mapping[str, Estimate], reasons: Mapping[str, str]) -> tuple[dict[str, Estimate], dict]:
+    """The estimates with a finite value, and for the others why they have none.
+
+    Args:
+        reasons: start of a name -> reason; the first that fits is given.
+    """
+    defined = {name: estimate for name, estimate in found.items() if math.isfinite(estimate.value)}
+    why = lambda name: next((reason for start, reason in reasons.items() if name.startswith(start)), "no group has it")
+    return defined, {name: why(name) for name in found if name not in defined}
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
+    """One JSON object a line; numbers that are not finite are null."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as stream:
+        stream.writelines(json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    partial.replace(path)
+    return path
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

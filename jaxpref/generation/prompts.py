@@ -1,0 +1,101 @@
+"""What is continued: texts and conversations, out of files or Python, as token ids."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpref.data.columns import shown, template_columns
+from jaxpref.data.encode import encode_prompts
+from jaxpref.data.kinds import kind_of_row, read_group
+from jaxpref.data.schema import check_text, read_messages
+from jaxpref.data.sources import read_rows
+from jaxpref.errors import InputError
+from jaxpref.types import Group
+
+_ANSWERS = ("chosen", "rejected", "completion", "completions")
+
+
+def read_prompts(path: str | Path) -> list[Group]:
+    """The prompts of a file, as groups without completions.
+
+    Args:
+        path: a `.txt` with one prompt a line, as it stands there; or what `data.train` may name (.jsonl, .parquet, a
+            folder, a hub id), each row with `prompt` (text or messages) or `messages`, or a row of training data, the
+            prompt of which is taken as training takes it.
+    Errors: InputError with file and row.
+    """
+    rows = _lines(Path(path)) if str(path).endswith(".txt") else read_rows(str(path))
+    return [to_prompt(row, where, number) for number, (row, where) in enumerate(rows)]
+
+
+def given_prompts(prompts: Sequence[Any]) -> list[Group]:
+    """The same of prompts in Python: texts, lists of messages, or rows as in a file."""
+    rows = ((value if isinstance(value, Mapping) else {"prompt": value}) for value in prompts)
+    return [to_prompt(row, f"prompts[{number}]", number) for number, row in enumerate(rows)]
+
+
+def to_prompt(row: Mapping[str, Any], where: str, number: int) -> Group:
+    """A row as a group without completions.  Errors: InputError for a row without a prompt."""
+    if any(key in row for key in _ANSWERS):
+        answered = read_group(kind_of_row(row, where), row, where, number)
+        return Group(answered.prompt, (), number, where, answered.tools, answered.template_kwargs)
+    key = next((key for key in ("prompt", "messages") if row.get(key) is not None), None)
+    if key is None:
+        raise InputError(
+            'rows with "prompt" (text or messages) or "messages"',
+            f"{where}: {', '.join(map(str, row)) or 'no keys'}",
+            'name the column that holds it "prompt"',
+        )
+    value = row[key]
+    if isinstance(value, str) and key == "prompt":
+        check_text(value, key, where)
+        return Group(value, (), number, where)
+    if not isinstance(value, list):
+        raise InputError("text or a list of messages", f'{where}, key "{key}": {shown(value)}', "correct the row")
+    messages = read_messages(value, "prompt", where)
+    if messages[-1]["role"] == "assistant":
+        raise InputError(
+            "a conversation that waits for a reply",
+            f'{where}, key "{key}": its last message has role "assistant"',
+            "remove that message",
+        )
+    return Group(messages, (), number, where, *template_columns(row, where))
+
+
+def prompt_ids(prompts: Sequence[Group], tokenizer: Any, *, positions: int, max_new_tokens: int) -> list[np.ndarray]:
+    """Token ids of every prompt: text as it is with the tokenizer's special tokens, messages by the chat template.
+
+    Args:
+        positions: of the model, for prompt and new tokens together.
+    Errors: InputError for no prompts, one without tokens, and one that leaves too little room; RowError for one that
+        the chat template refuses.
+    """
+    if not prompts:
+        raise InputError("at least one prompt", "none", "give some")
+    encoded = encode_prompts(prompts, tokenizer)
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if not len(ids):
+            raise InputError("a prompt of at least one token", f"{prompt.where}: no token", "write a text")
+        if len(ids) + max_new_tokens > positions:
+            raise InputError(
+                f"prompt and new tokens within the model's {positions} positions",
+                f"{prompt.where}: {len(ids)} tokens + max_new_tokens={max_new_tokens}",
+                "shorten the prompt or lower max_new_tokens",
+            )
+    return encoded
+
+
+def _lines(path: Path):
+    if not path.is_file():
+        raise InputError("a file of prompts", f"{path}: no such file", "correct the path")
+    for number, raw in enumerate(path.read_bytes().splitlines(), 1):
+        where = f"{path}, row {number}"
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError("text in UTF-8", f"{where}: {error}", "convert the file") from error
+        if not text.strip():
+            raise InputError("a prompt in every line", f"{where}: blank", "remove the line")
+        yield {"prompt": text}, where

@@ -1,0 +1,233 @@
+"""Mixture of experts: every token runs through the MLPs that the router chooses for it, no token is dropped.
+
+The (token, expert) pairs are laid out sorted by expert, each expert's share filled up to whole blocks, and one loop
+runs over the blocks in use: a block reads the weights of one expert.  So the cost is that of the pairs, on every
+backend (`jax.lax.ragged_dot` runs all experts on all tokens anywhere but on TPUs), and there is no capacity.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxpref.models.frozen import trained_mark, values_of, without_symbols
+from jaxpref.models.layers import ACTIVATIONS, product
+from jaxpref.sharding import logical_spec
+
+_LARGEST_BLOCK = 128
+_SMALLEST_BLOCK = 8
+
+
+class Routing(NamedTuple):
+    """What the router says of every token."""
+
+    probability_RLE: jax.Array
+    """float32, softmax over all experts."""
+    expert_RLU: jax.Array
+    """int32 ids of the chosen experts, U a token."""
+    weight_RLU: jax.Array
+    """float32 weights of their outputs."""
+
+
+def route(x_RLD: jax.Array, router_DE: jax.Array, per_token: int, norm_topk: bool) -> Routing:
+    """The most probable experts of every token.
+
+    Source: Shazeer et al., arXiv 1701.06538; the softmax is over all experts, before the choice, as in Mixtral
+    (`norm_topk`: the chosen probabilities are divided by their sum) and Qwen3-MoE.
+    """
+    probability_RLE = jax.nn.softmax(product("RLD,DE->RLE", x_RLD, router_DE), axis=-1)
+    weight_RLU, expert_RLU = lax.top_k(probability_RLE, per_token)
+    if norm_topk:
+        weight_RLU = weight_RLU / weight_RLU.sum(-1, keepdims=True)
+    return Routing(probability_RLE, expert_RLU, weight_RLU)
+
+
+def statistics(routing: Routing) -> jax.Array:
+    """[R, L, 2, E] float32 of every token: 1 for the chosen experts, and the probabilities."""
+    experts = jnp.arange(routing.probability_RLE.shape[-1])
+    chosen_RLE = (routing.expert_RLU[..., None] == experts[None, None, None, :]).any(2).astype(jnp.float32)
+    return jnp.stack([chosen_RLE, routing.probability_RLE], axis=2)
+
+
+class Weights(NamedTuple):
+    """Of all experts: gate, up [E, D, F] and down [E, F, D]."""
+
+    gate: jax.Array
+    up: jax.Array
+    down: jax.Array
+
+
+def mix(x_RLD: jax.Array, routing: Routing, real_RL: jax.Array, weights: Weights, activation: str) -> jax.Array:
+    """Weighted sum of the chosen experts' gated MLPs, in the dtype of x; padding (not `real_RL`) runs through none."""
+    expert_RLU = jnp.where(real_RL[:, :, None], routing.expert_RLU, weights.gate.shape[0])
+    return _mix(x_RLD, expert_RLU, routing.weight_RLU, weights, activation)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _mix(x_RLD, expert_RLU, weight_RLU, weights: Weights, activation: str):
+    return _mix_saving(x_RLD, expert_RLU, weight_RLU, weights, activation)[0]
+
+
+def _mix_saving(x_RLD, expert_RLU, weight_RLU, weights: Weights, activation: str):
+    def local(x_RLD, expert_RLU, weight_RLU, weights):
+        out_TD = _forward(_flat(x_RLD), _flat(expert_RLU), _flat(weight_RLU), weights, activation)
+        return _sum_over("ffn", out_TD).reshape(x_RLD.shape).astype(x_RLD.dtype)
+
+    out_RLD = _per_device(local, _SPECS, _ROWS)(x_RLD, expert_RLU, weight_RLU, weights)
+    return out_RLD, (x_RLD, expert_RLU, weight_RLU, weights)
+
+
+def _mix_forward(x_RLD, expert_RLU, weight_RLU, weights: Weights, activation: str):
+    out_RLD, saved = _mix_saving(*values_of((x_RLD, expert_RLU, weight_RLU, weights)), activation)
+    return out_RLD, (saved, trained_mark(weights))
+
+
+def _mix_backward(activation: str, saved_and_mark, dout_RLD):
+    saved, mark = saved_and_mark
+    trained = mark is not None
+
+    def local(x_RLD, expert_RLU, weight_RLU, weights, dout_RLD):
+        dx_TD, dweight_TU, dweights = _backward(
+            _flat(x_RLD), _flat(expert_RLU), _flat(weight_RLU), weights, _flat(dout_RLD), activation, trained
+        )
+        dx_RLD = _sum_over("ffn", dx_TD).reshape(x_RLD.shape).astype(x_RLD.dtype)
+        return dx_RLD, _sum_over("ffn", dweight_TU).reshape(weight_RLU.shape), _sum_over("rows", dweights)
+
+    outputs = _ROWS, _ROWS, _WEIGHTS if trained else None
+    gradients = _per_device(local, (*_SPECS, _ROWS), outputs)(*saved, without_symbols(dout_RLD))
+    dx_RLD, dweight_RLU, dweights = gradients
+    if trained:
+        dweights = jax.tree.map(lambda d, w: d.astype(w.dtype), dweights, saved[3])
+    return dx_RLD, None, dweight_RLU, dweights
+
+
+_mix.defvjp(_mix_forward, _mix_backward, symbolic_zeros=True)
+
+
+# ---- on a mesh: every device runs its own rows through its part of every expert's ffn
+
+_ROWS = ("rows", None, None)
+_WEIGHTS = Weights((None, None, "ffn"), (None, None, "ffn"), (None, "ffn", None))
+_SPECS = (_ROWS, _ROWS, _ROWS, _WEIGHTS)
+
+
+def _per_device(function, inputs, outputs):
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    is_axes = lambda x: isinstance(x, tuple) and all(name is None or isinstance(name, str) for name in x)
+    specs = lambda tree: jax.tree.map(logical_spec, tree, is_leaf=is_axes)
+    return jax.shard_map(function, in_specs=specs(inputs), out_specs=specs(outputs), check_vma=False)
+
+
+def _sum_over(logical: str, tree: Any) -> Any:
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return lax.psum(tree, logical_spec((logical,))[0])
+
+
+# ---- on one device: T tokens, U experts each
+
+
+def _flat(x_RLU):
+    return x_RLU.reshape(-1, x_RLU.shape[-1])
+
+
+class Blocks(NamedTuple):
+    """The pairs sorted by expert, in A blocks of C slots."""
+
+    token_AC: jax.Array
+    """int32 token of the slot; T where the slot is empty."""
+    choice_AC: jax.Array
+    """int32, which of the token's U choices it is."""
+    expert_A: jax.Array
+    in_use: jax.Array
+    """int32, blocks that hold something; they come first."""
+
+
+def _blocks(expert_TU: jax.Array, experts: int) -> Blocks:
+    """Args: expert_TU: ids below `experts`; `experts` itself for a token that runs through none."""
+    T, U = expert_TU.shape
+    block = _LARGEST_BLOCK
+    while block > _SMALLEST_BLOCK and block * experts > T * U:
+        block //= 2
+    blocks = -(-T * U // block) + experts
+    size_E = jnp.zeros(experts, jnp.int32).at[expert_TU.reshape(-1)].add(1, mode="drop")
+    last_E = jnp.cumsum(-(-size_E // block))
+    order_P = jnp.argsort(expert_TU.reshape(-1), stable=True)
+    expert_P = expert_TU.reshape(-1)[order_P]
+    rank_P = jnp.arange(T * U) - (jnp.cumsum(size_E) - size_E).at[expert_P].get(mode="fill", fill_value=0)
+    first_E = last_E - -(-size_E // block)
+    slot_P = first_E.at[expert_P].get(mode="fill", fill_value=blocks) * block + rank_P
+    empty = jnp.full(blocks * block, T * U, jnp.int32)
+    pair_AC = empty.at[slot_P].set(order_P.astype(jnp.int32), mode="drop").reshape(blocks, block)
+    expert_A = jnp.searchsorted(last_E, jnp.arange(blocks), side="right").astype(jnp.int32)
+    return Blocks(pair_AC // U, pair_AC % U, jnp.minimum(expert_A, experts - 1), last_E[-1].astype(jnp.int32))
+
+
+def _dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _of_expert(weights: Weights, expert: jax.Array, dtype: Any) -> Weights:
+    one = lambda w: lax.dynamic_index_in_dim(w, expert, 0, keepdims=False).astype(dtype)
+    return jax.tree.map(one, weights)
+
+
+def _hidden(x_CD, w: Weights, activation: str):
+    """What a block's tokens are before `down`, in the dtype of x, and the pullback to gate and up."""
+    gate_CF, up_CF = (_dot("CD,DF->CF", x_CD, matrix).astype(x_CD.dtype) for matrix in (w.gate, w.up))
+    return jax.vjp(lambda gate, up: ACTIVATIONS[activation](gate) * up, gate_CF, up_CF)
+
+
+def _rows_of(x_TD, token_C):
+    return x_TD.at[token_C].get(mode="fill", fill_value=0)
+
+
+def _forward(x_TD, expert_TU, weight_TU, weights: Weights, activation: str):
+    """[T, D] float32."""
+    blocks = _blocks(expert_TU, weights.gate.shape[0])
+
+    def body(a, out_TD):
+        token_C, choice_C = blocks.token_AC[a], blocks.choice_AC[a]
+        w = _of_expert(weights, blocks.expert_A[a], x_TD.dtype)
+        hidden_CF, _ = _hidden(_rows_of(x_TD, token_C), w, activation)
+        weight_C = weight_TU.at[token_C, choice_C].get(mode="fill", fill_value=0)
+        y_CD = _dot("CF,FD->CD", hidden_CF, w.down) * weight_C[:, None]
+        return out_TD.at[token_C].add(y_CD, mode="drop")
+
+    return lax.fori_loop(0, blocks.in_use, body, jnp.zeros(x_TD.shape, jnp.float32))
+
+
+def _backward(x_TD, expert_TU, weight_TU, weights: Weights, dout_TD, activation: str, trained: bool):
+    """Gradients, float32, with respect to x, the pairs' weights and the experts' weights (None unless trained)."""
+    blocks = _blocks(expert_TU, weights.gate.shape[0])
+    dtype = x_TD.dtype
+
+    def body(a, carry):
+        dx_TD, dweight_TU, dweights = carry
+        token_C, choice_C, expert = blocks.token_AC[a], blocks.choice_AC[a], blocks.expert_A[a]
+        w = _of_expert(weights, expert, dtype)
+        x_CD, dout_CD = _rows_of(x_TD, token_C), _rows_of(dout_TD, token_C)
+        hidden_CF, pull = _hidden(x_CD, w, activation)
+        weight_C = weight_TU.at[token_C, choice_C].get(mode="fill", fill_value=0)
+        dhidden_CF = _dot("CD,FD->CF", dout_CD, w.down)
+        # The output is weight * hidden @ down, so its gradient by the weight is <dout @ down^T, hidden>.
+        dweight_C = jnp.sum(dhidden_CF * hidden_CF, axis=-1)
+        dgate_CF, dup_CF = pull((dhidden_CF * weight_C[:, None]).astype(dtype))
+        dx_CD = _dot("CF,DF->CD", dgate_CF, w.gate) + _dot("CF,DF->CD", dup_CF, w.up)
+        if trained:
+            dy_CD = (dout_CD * weight_C[:, None]).astype(dtype)
+            ddown_FD = _dot("CF,CD->FD", hidden_CF, dy_CD)
+            new = Weights(_dot("CD,CF->DF", x_CD, dgate_CF), _dot("CD,CF->DF", x_CD, dup_CF), ddown_FD)
+            dweights = jax.tree.map(lambda total, part: total.at[expert].add(part), dweights, new)
+        return (
+            dx_TD.at[token_C].add(dx_CD, mode="drop"),
+            dweight_TU.at[token_C, choice_C].add(dweight_C, mode="drop"),
+            dweights,
+        )
+
+    zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
+    start = zeros(x_TD), zeros(weight_TU), jax.tree.map(zeros, weights) if trained else None
+    return lax.fori_loop(0, blocks.in_use, body, start)

@@ -1,0 +1,80 @@
+"""Gemma 3, text only: five local layers to a global one, each with its RoPE; norms of each head's queries and keys."""
+
+from typing import Any
+
+from jaxpref.models.families.gemma import read_gemma, written_gemma
+from jaxpref.models.families.hf_config import FULL, SLIDING, ConfigReader, layer_kinds
+from jaxpref.models.families.rope import check_theta, read_scaling, written_scaling
+from jaxpref.models.families.tensors import (
+    ATTENTION,
+    ATTENTION_NORM,
+    EMBED,
+    HEAD_NORM,
+    MLP,
+    ROTARY_BUFFERS,
+    SANDWICH,
+    TOP,
+)
+from jaxpref.models.spec import ModelSpec
+
+WEIGHTS = {**EMBED, **ATTENTION_NORM, **ATTENTION, **HEAD_NORM, **SANDWICH, **MLP, **TOP}
+IGNORED_TENSORS = ROTARY_BUFFERS
+DEFAULTS = {
+    "num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True, "query_pre_attn_scalar": 256,
+    "sliding_window": 4096, "sliding_window_pattern": 6,
+}  # fmt: skip
+_GLOBAL_THETA, _LOCAL_THETA = 1_000_000.0, 10_000.0
+"""What transformers takes where a config has none."""
+
+
+def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
+    """The spec of a Hugging Face config; arguments and errors as in `llama.from_hf`."""
+    # transformers writes `_sliding_window_pattern` beside `layer_types` and does not read it.
+    ignored = ["hidden_act", "_sliding_window_pattern"]
+    read = ConfigReader(config, "Gemma 3", where, defaults=DEFAULTS, ignored=ignored)
+    read.only("model_type", "gemma3_text")
+    read.only("architectures", ["Gemma3ForCausalLM"])
+    read.only("attn_logit_softcapping", None)  # transformers keeps the number and does not apply it
+    fields = read_gemma(read) | _read_ropes(read)
+    layers, pattern = fields["layers"], read.size("sliding_window_pattern")
+    every = [SLIDING if (layer + 1) % pattern else FULL for layer in range(layers)]
+    layer_types = read.layer_types(layers, every)
+    ropes = ["local" if kind == SLIDING else "global" for kind in layer_types]
+    kinds = layer_kinds(read, layer_types, read.optional_size("sliding_window"), ropes)
+    read.finish()
+    return ModelSpec(family="gemma3_text", qk_norm="head", kinds=kinds, **fields)
+
+
+def _read_ropes(read: ConfigReader) -> dict[str, Any]:
+    """The RoPE of global and of local layers, from nested `rope_parameters` or from the older attributes."""
+    new = read.mapping("rope_parameters")
+    if not new.keys() <= {FULL, SLIDING}:
+        read.problems.append(f"rope_parameters with {', '.join(new)}, not with {FULL} and {SLIDING}")
+    older = {FULL: ("rope_theta", read.mapping("rope_scaling"), _GLOBAL_THETA),
+             SLIDING: ("rope_local_base_freq", {}, _LOCAL_THETA)}  # fmt: skip
+    thetas, scalings = [], []
+    for kind, (theta_name, old, default) in older.items():
+        params = dict(new.get(kind) or {})
+        theta = read.agreed(f"{theta_name} and rope_parameters", params.pop("rope_theta", None), read.get(theta_name))
+        scaling = read.agreed("rope_scaling and rope_parameters", params or None, old or None)
+        thetas.append(check_theta(read, default if theta is None else theta))
+        scalings.append(read_scaling(read, scaling or {}, ("default", "linear")))
+    if scalings[1] is not None:
+        read.problems.append(f"{scalings[1]} on local layers is not implemented")
+    return dict(rope_theta=thetas[0], rope_scaling=scalings[0], rope_local_theta=thetas[1])
+
+
+def to_hf(spec: ModelSpec) -> dict[str, Any]:
+    """The config.json of `spec`, without dtype and token ids; the RoPE in both forms (`rope.written_rope`)."""
+    scaling = written_scaling(spec.rope_scaling)
+    return {
+        **written_gemma(spec, "Gemma3ForCausalLM"),
+        "attn_logit_softcapping": None,
+        "rope_theta": spec.rope_theta,
+        "rope_local_base_freq": spec.rope_local_theta,
+        "rope_scaling": scaling,
+        "rope_parameters": {
+            FULL: {**(scaling or {"rope_type": "default"}), "rope_theta": spec.rope_theta},
+            SLIDING: {"rope_type": "default", "rope_theta": spec.rope_local_theta},
+        },
+    }

@@ -1,0 +1,153 @@
+"""RoPE in Hugging Face configs: `rope_parameters` (transformers 5), or `rope_theta` with `rope_scaling` (older)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jaxpref.models.families.hf_config import ConfigReader
+from jaxpref.models.spec import LinearRope, Llama3Rope, LongRope, ModelSpec, RopeScaling
+
+_SPELLINGS = {"su": "longrope"}
+"""Of early Phi-3 configs."""
+_LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def read_rope(
+    read: ConfigReader,
+    *,
+    theta: float = 10000.0,
+    types: Sequence[str] = ("default", "linear", "llama3"),
+    partial: bool = False,
+) -> dict[str, Any]:
+    """`rope_theta`, `rope_scaling` and `partial_rotary` of `ModelSpec`.
+
+    Args:
+        theta: what transformers' config class takes where the file has none.
+        types: the rope types that transformers computes for this family and `ModelSpec` can say.
+        partial: whether the family rotates a part of each head.
+    """
+    forms = _spelled(read.mapping("rope_parameters")), _spelled(read.mapping("rope_scaling"))
+    inside = lambda key: [read.get(key), *(form.pop(key, None) for form in forms)]
+    given_theta = read.agreed("rope_theta and that of the rope's parameters", *inside("rope_theta"))
+    part = read.agreed("partial_rotary_factor and that of the rope's parameters", *inside("partial_rotary_factor"))
+    params = read.agreed("rope_parameters and rope_scaling", *(form or None for form in forms))
+    if part not in (None, 1) and not (partial and isinstance(part, float) and 0 < part < 1):
+        read.problems.append(f"partial_rotary_factor = {part!r}, only 1 is implemented" + " or less" * partial)
+        part = None
+    return dict(
+        rope_theta=check_theta(read, theta if given_theta is None else given_theta),
+        rope_scaling=read_scaling(read, params or {}, types),
+        partial_rotary=1.0 if part is None else float(part),
+    )
+
+
+def _spelled(params: dict[str, Any]) -> dict[str, Any]:
+    """Rope parameters with the one spelling of their type."""
+    if "type" in params:  # before transformers 4.43
+        params["rope_type"] = params.pop("type")
+    if "rope_type" in params:
+        params["rope_type"] = _SPELLINGS.get(params["rope_type"], params["rope_type"])
+    return params
+
+
+def check_theta(read: ConfigReader, theta: Any) -> float:
+    if not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
+        read.problems.append(f"rope_theta = {theta!r} is not a positive number")
+        return 1.0
+    return theta
+
+
+def read_scaling(read: ConfigReader, params: dict[str, Any], types: Sequence[str]) -> RopeScaling | None:
+    """The rescaling that a dict of rope parameters, without theta, asks for."""
+    params = dict(params)
+    rope_type = params.pop("rope_type", "default")
+    if rope_type not in types:
+        names = ", ".join(map(repr, types))
+        read.problems.append(f"rope_type = {rope_type!r}, only {names} are implemented")
+        return None  # what else there is belongs to the refused type
+    scaling: RopeScaling | None = None
+    if rope_type == "linear":
+        factor = params.pop("factor", None)
+        if _positive(read, "linear", factor=factor):
+            scaling = LinearRope(float(factor))
+    elif rope_type == "llama3":
+        scaling = _llama3(read, params)
+    elif rope_type == "longrope":
+        scaling = _longrope(read, params)
+    read.problems.extend(f"rope parameter {key} = {value!r} is unknown" for key, value in params.items() if value)
+    return scaling
+
+
+def _positive(read: ConfigReader, rope_type: str, **values: Any) -> bool:
+    """Whether all are positive numbers; notes it where not."""
+    missing = [key for key, value in values.items() if value is None]
+    if missing:
+        read.problems.append(f"rope_type {rope_type} without {', '.join(missing)}")
+    elif not all(isinstance(value, (int, float)) and 0 < value < math.inf for value in values.values()):
+        read.problems.append(f"rope_type {rope_type} with {values} is not a rescaling")
+    else:
+        return True
+    return False
+
+
+def _llama3(read: ConfigReader, params: dict[str, Any]) -> Llama3Rope | None:
+    params.setdefault("original_max_position_embeddings", read.get("max_position_embeddings"))
+    values = {key: params.pop(key, None) for key in _LLAMA3_KEYS}
+    if not _positive(read, "llama3", **values):
+        return None
+    if values["low_freq_factor"] >= values["high_freq_factor"]:
+        read.problems.append(f"rope_type llama3 with {values} is not a rescaling")
+        return None
+    return Llama3Rope(*values.values())
+
+
+def _longrope(read: ConfigReader, params: dict[str, Any]) -> LongRope | None:
+    """Phi-3 keeps the original length beside the rope's parameters, and that one counts."""
+    inside = params.pop("original_max_position_embeddings", None)
+    length = read.get("original_max_position_embeddings", inside)
+    short, long = params.pop("short_factor", None), params.pop("long_factor", None)
+    attention_factor, factor = params.pop("attention_factor", None), params.pop("factor", None)
+    optional = {"attention_factor": attention_factor, "factor": factor}
+    given = {key: value for key, value in optional.items() if value is not None}
+    if not _positive(read, "longrope", original_max_position_embeddings=length, **given):
+        return None
+    if not all(
+        isinstance(values, list) and values and all(isinstance(v, (int, float)) and v > 0 for v in values)
+        for values in (short, long)
+    ):
+        read.problems.append(f"rope_type longrope with short_factor {short!r} and long_factor {long!r}")
+        return None
+    if attention_factor is None and factor is not None:
+        # Su et al.'s rule in modeling_rope_utils; without a factor it follows from the lengths (`LongRope`).
+        attention_factor = math.sqrt(1 + math.log(factor) / math.log(length)) if factor > 1 else 1.0
+    return LongRope(tuple(short), tuple(long), length, attention_factor)
+
+
+def written_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    """`rope_scaling`, or `rope_parameters` without theta; None: no rescaling."""
+    if scaling is None:
+        return None
+    if isinstance(scaling, LinearRope):
+        return {"rope_type": "linear", "factor": scaling.factor}
+    if isinstance(scaling, Llama3Rope):
+        values = (scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_length)
+        return {"rope_type": "llama3", **dict(zip(_LLAMA3_KEYS, values, strict=True))}
+    written = {
+        "rope_type": "longrope",
+        "short_factor": list(scaling.short_factor),
+        "long_factor": list(scaling.long_factor),
+    }
+    return written if scaling.attention_factor is None else {**written, "attention_factor": scaling.attention_factor}
+
+
+def written_rope(spec: ModelSpec) -> dict[str, Any]:
+    """The rope, written twice, as `rope_parameters` (read by transformers 5) and as `rope_theta` with `rope_scaling`.
+
+    Older readers know the second form only and would fall back to their default theta without a word.
+    """
+    scaling = written_scaling(spec.rope_scaling)
+    return {
+        "rope_theta": spec.rope_theta,
+        "rope_scaling": scaling,
+        "rope_parameters": {**(scaling or {"rope_type": "default"}), "rope_theta": spec.rope_theta},
+    }

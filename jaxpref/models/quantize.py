@@ -1,0 +1,128 @@
+"""Frozen weights in 8 or 4 bits (QLoRA, Dettmers et al., arXiv 2305.14314), through qwix.
+
+A quantised leaf is a qwix `QArray`: a pytree of codes and scales with the weight's shape.  `as_array` is the one place
+where it becomes numbers again, inside the product that reads it, so no whole matrix outlives its product.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxpref.errors import InputError
+
+# Path of a weight below `layers` -> the axes, after the layers', that its product sums over.  Embedding, head, norms,
+# and biases stay as they are.
+SUMMED_AXES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("attention/q", "attention/k", "attention/v", "mlp/gate", "mlp/up", "mlp/down"), (1,)),
+    "attention/o": (1, 2),
+}
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How frozen weights are kept.  Symmetric: a code times the scale of its block."""
+
+    kind: Literal["int8", "int4", "nf4"]
+    """`nf4`: QLoRA's 16 quantiles of the normal distribution."""
+    block: int | None
+    """Weights that share a scale, along the last axis that the product sums over; None: all of an output."""
+
+    def how(self, path: str, shape: tuple[int, ...]) -> dict[str, Any]:
+        """qwix's arguments for the leaf at `path`.  Errors: InputError when the block does not divide it."""
+        summed = SUMMED_AXES[path.removeprefix("layers/")]
+        if self.block is None:
+            return {"channelwise_axes": [i for i in range(len(shape)) if i not in summed]}
+        size = min(self.block, shape[summed[-1]])
+        if shape[summed[-1]] % size:
+            raise InputError(
+                f"adapter.quantize_block that divides {shape[summed[-1]]}, the inputs of {path}",
+                f"adapter.quantize_block={self.block}",
+                "choose a divisor, or null for one scale an output",
+            )
+        return {
+            "channelwise_axes": [i for i in range(len(shape)) if i != summed[-1]],
+            "tiled_axes": {summed[-1]: size},
+        }
+
+
+def is_quantisable(path: str) -> bool:
+    """Whether the leaf at this path of the parameter tree is one that `place_quantised` takes."""
+    return path.startswith("layers/") and path.removeprefix("layers/") in SUMMED_AXES
+
+
+def is_quantised(w: Any) -> bool:
+    """Whether a leaf holds codes and scales in place of numbers."""
+    return hasattr(w, "qvalue")
+
+
+def as_array(w: Any, dtype: Any) -> jax.Array:
+    """A weight as numbers of `dtype`, whether it is quantised or not."""
+    return _qwix().dequantize(w).astype(dtype) if is_quantised(w) else w.astype(dtype)
+
+
+def quantised(w: jax.Array, path: str, quantisation: Quantisation) -> Any:
+    """A float32 weight, stacked over layers, in codes and float32 scales."""
+    kinds = {"int8": jnp.int8, "int4": jnp.int4, "nf4": "nf4"}
+    return _qwix().quantize(w, kinds[quantisation.kind], **quantisation.how(path, w.shape))
+
+
+def place_quantised(
+    path: str, shape: tuple[int, ...], sharding: NamedSharding, read_slice: Any, quantisation: Quantisation
+) -> Any:
+    """The leaf at `path`, quantised; its codes lie as `sharding` says.
+
+    One layer at a time is read and quantised, so a leaf is never in memory in float32.
+
+    Args:
+        read_slice: reads one contiguous slice an axis, float32 (`weights.load_tree`).
+    Errors: InputError when qwix is missing, the block does not divide the weight, or a block would lie on two devices.
+    """
+    encode = partial(quantised, path=path, quantisation=quantisation)
+    shapes = jax.eval_shape(encode, jax.ShapeDtypeStruct(shape, jnp.float32))
+    shardings = jax.tree.map(partial(_part_sharding, path, sharding), shapes)
+    zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    leaf = jax.jit(zeros, out_shardings=shardings)()
+
+    def write(leaf, layer, y):
+        put = lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, y, axis=0)
+        return jax.tree.map(put, leaf, encode(layer))
+
+    write = jax.jit(write, donate_argnums=0, out_shardings=shardings)
+    for y in range(shape[0]):
+        read_layer = lambda index, y=y: read_slice((slice(y, y + 1), *index[1:]))
+        layer = jax.make_array_from_callback((1, *shape[1:]), sharding, read_layer)
+        leaf = jax.block_until_ready(write(leaf, layer, np.int32(y)))  # layers in flight would pile up on the host
+    return leaf
+
+
+def _part_sharding(path: str, sharding: NamedSharding, part: jax.ShapeDtypeStruct) -> NamedSharding:
+    """Codes lie as the weight; scales too, but for axes along which one scale serves all."""
+    axes = (*sharding.spec, *(None,) * (part.ndim - len(sharding.spec)))
+    spec = P(*(axis if size > 1 else None for axis, size in zip(axes, part.shape, strict=True)))
+    found = NamedSharding(sharding.mesh, spec)
+    try:
+        found.shard_shape(part.shape)
+    except ValueError as error:
+        raise InputError(
+            "blocks of weights that lie on one device each",
+            f"{path} has scales {part.shape}, and the mesh {dict(sharding.mesh.shape)} splits them as {spec}",
+            "lower adapter.quantize_block, or set it to null for one scale an output",
+        ) from error
+    return found
+
+
+def _qwix() -> Any:
+    try:
+        import qwix  # an optional dependency
+    except ImportError as error:
+        raise InputError(
+            "the package qwix, for adapter.quantize", "it is not installed", "pip install 'jaxpref[qlora]'"
+        ) from error
+    return qwix

@@ -1,0 +1,63 @@
+"""Reward models as Hugging Face writes them: the decoder without its head, and `score.weight` [1, D]."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpref.errors import InputError
+from jaxpref.models.families import FAMILIES, forms, spec_from_hf
+from jaxpref.models.hf import open_safetensors, read_json
+from jaxpref.models.source import Checkpoint, load_tokenizer
+from jaxpref.models.weights import load_tree, stored_form
+
+_SCORE = "score.weight"
+_LABELS = ("architectures", "num_labels", "id2label", "label2id", "problem_type")
+
+
+def is_classifier(path: str | Path) -> bool:
+    """Whether a directory's config.json names a sequence classifier."""
+    config = Path(path) / "config.json"
+    names = (read_json(config).get("architectures") or []) if config.is_file() else []
+    return any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def open_classifier(path: str | Path) -> tuple[Checkpoint, Callable[[], np.ndarray]]:
+    """The decoder of a reward model as a checkpoint, and what reads its head [1, D] in float32.
+
+    Errors: InputError for a directory that is none, and for a score of more than one label.
+    """
+    path = Path(path).expanduser()
+    if not is_classifier(path):
+        raise InputError(
+            "a reward model: a Hugging Face directory with a ForSequenceClassification architecture",
+            f"{path}",
+            "name one, as `jaxpref export` writes it from a run with a reward head",
+        )
+    where = path / "config.json"
+    config = {key: value for key, value in read_json(where).items() if key not in _LABELS}
+    # It has no head of its own, and nothing reads one.
+    spec = dataclasses.replace(spec_from_hf(config, str(where)), tied=True)
+    with open_safetensors(path) as source:
+        shape = source.shapes.get(_SCORE)
+    if shape != (1, spec.width):
+        raise InputError(
+            f"{_SCORE} of shape [1, {spec.width}], a single label",
+            f"{path}: {list(shape) if shape else 'there is none'}",
+            "name a reward model of one label",
+        )
+
+    def load_params(**options: Any) -> dict[str, Any]:
+        ignored = rf"{FAMILIES[spec.family].IGNORED_TENSORS}|score\.weight"
+        with open_safetensors(path) as source:
+            return load_tree(
+                source, stored_form(source.shapes, forms(spec.family), spec), spec, ignored=ignored, **options
+            )
+
+    def head() -> np.ndarray:
+        with open_safetensors(path) as source:
+            return np.asarray(source.read(_SCORE, (slice(None), slice(None))), np.float32)
+
+    return Checkpoint(path, spec, {}, load_params, lambda: load_tokenizer(path)), head

@@ -1,0 +1,170 @@
+"""A decoder written the plain way, for one sequence and every feature of ModelSpec; and specs that use them."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpref.models.spec import LayerKind, LinearRope, Llama3Rope, LongRope, ModelSpec
+
+LLAMA = ModelSpec("llama", 61, 32, 48, 3, 4, 2, 8, 128, 1e4, 1e-5, True)
+_windowed = (LayerKind(5, "local"), LayerKind(None, "global"), LayerKind(3, "local"))
+SPECS = {
+    name: dataclasses.replace(LLAMA, **changes)
+    for name, changes in {
+        "llama": {"rope_scaling": Llama3Rope(4.0, 1.0, 4.0, 16), "tied": False},
+        "mistral": {"kinds": (LayerKind(4),) * 3},
+        "qwen2": {"qkv_bias": True},
+        "gemma2": {
+            "activation": "gelu_tanh", "norm": "rms_plus_one", "norm_at": "both", "attention_softcap": 0.7,
+            "logit_softcap": 1.5, "attention_scale": 0.3, "embed_scale": 32**0.5,
+            "kinds": (LayerKind(5), LayerKind(), LayerKind(5)),
+        },
+        "gemma3": {
+            "activation": "gelu_tanh", "norm": "rms_plus_one", "norm_at": "both", "qk_norm": "head",
+            "attention_scale": 0.3, "embed_scale": 32**0.5, "rope_local_theta": 100.0,
+            "rope_scaling": LinearRope(8.0), "kinds": _windowed,
+        },
+        "phi3": {
+            "partial_rotary": 0.5, "tied": False,
+            "rope_scaling": LongRope((1.0, 3.0), (2.0, 4.0), 64, None), "kinds": (LayerKind(7),) * 3,
+        },
+        "olmo2": {"norm_at": "post", "qk_norm": "whole"},
+        "smollm3": {"kinds": (LayerKind(), LayerKind(rope=None), LayerKind(6, None))},
+        "gpt2": {
+            "activation": "gelu_tanh", "gated": False, "norm": "layer", "qkv_bias": True, "o_bias": True,
+            "mlp_bias": True, "learned_positions": True, "kv_heads": 4,
+        },
+        "all_biases": {"activation": "gelu", "o_bias": True, "mlp_bias": True},
+        "mixtral": {"experts": 4, "experts_per_token": 2},
+        "qwen3_moe": {"experts": 6, "experts_per_token": 3, "norm_topk": False, "qk_norm": "head", "ffn": 16},
+    }.items()
+}  # fmt: skip
+
+
+# A whole model is compiled for each; these have every feature between them.
+QUICK = ("gemma2", "gemma3", "phi3", "gpt2", "qwen3_moe")
+EACH = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SPECS]
+
+
+def random_params(model, seed=1):
+    """Every leaf away from where it starts, so that leaving one out would show."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        around = 1.0 if "norm" in jax.tree_util.keystr(path) else 0.0
+        return jnp.asarray(around + 0.12 * rng.normal(size=leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def hidden(spec: ModelSpec, params, token_L, router=None):
+    """[L, D] normed hidden states of one sequence; appends every layer's [L, E] router probabilities to `router`."""
+    position = np.arange(len(token_L))
+    x = params["embed"]["table"][token_L]
+    if spec.embed_scale is not None:
+        x = x * spec.embed_scale
+    if spec.learned_positions:
+        x = x + params["embed"]["position"][position]
+    for y in range(spec.layers):
+        layer = jax.tree.map(lambda leaf, y=y: leaf[y], params["layers"])
+        x = _layer(spec, spec.kinds[y] if spec.kinds else LayerKind(), layer, x, router)
+    return _norm(spec, params["final_norm"], x)
+
+
+def _layer(spec, kind, layer, x, router):
+    x = x + _around(spec, layer, "attention", x, lambda x: _attention(spec, layer["attention"], kind, x))
+    if spec.experts:
+        return x + _around(spec, layer, "mlp", x, lambda x: _experts(spec, layer["experts"], x, router))
+    return x + _around(spec, layer, "mlp", x, lambda x: _mlp(spec, layer["mlp"], x))
+
+
+def _around(spec, layer, name, x, function):
+    if spec.norm_at != "post":
+        x = _norm(spec, layer[f"{name}_norm"], x)
+    x = function(x)
+    return _norm(spec, layer[f"{name}_post_norm"], x) if spec.norm_at != "pre" else x
+
+
+def _norm(spec, leaves, x):
+    if spec.norm == "layer":
+        centred = x - x.mean(-1, keepdims=True)
+        return (
+            centred / jnp.sqrt(x.var(-1, keepdims=True) + spec.norm_eps) * leaves["scale"][None] + leaves["bias"][None]
+        )
+    return _rms(spec, x, leaves["scale"][None], (-1,))
+
+
+def _rms(spec, x, scale, axes):
+    scale = scale + 1 if spec.norm == "rms_plus_one" else scale
+    return x / jnp.sqrt((x**2).mean(axes, keepdims=True) + spec.norm_eps) * scale
+
+
+def _attention(spec, leaves, kind, x):
+    q, k, v = (jnp.tensordot(x, leaves[name], 1, precision="highest") for name in "qkv")
+    if spec.qkv_bias:
+        q, k, v = (a + leaves[f"{name}_bias"][None] for a, name in ((q, "q"), (k, "k"), (v, "v")))
+    if spec.qk_norm == "head":
+        q, k = (_rms(spec, a, leaves[name][None, None], (-1,)) for a, name in ((q, "q_norm"), (k, "k_norm")))
+    if spec.qk_norm == "whole":
+        q, k = (_rms(spec, a, leaves[name][None], (-2, -1)) for a, name in ((q, "q_norm"), (k, "k_norm")))
+    if kind.rope and not spec.learned_positions:
+        q, k = _rotate(spec, kind.rope, q), _rotate(spec, kind.rope, k)
+    k, v = (jnp.repeat(a, spec.heads // spec.kv_heads, axis=1) for a in (k, v))
+    s = jnp.einsum("qnh,knh->nqk", q, k, precision="highest") * (spec.attention_scale or spec.head_dim**-0.5)
+    if spec.attention_softcap:
+        s = spec.attention_softcap * jnp.tanh(s / spec.attention_softcap)
+    back = np.arange(len(x))[:, None] - np.arange(len(x))[None, :]
+    p = jax.nn.softmax(jnp.where(((back >= 0) & (back < (kind.window or 10**6)))[None], s, -jnp.inf), axis=-1)
+    out = jnp.einsum("nqk,knh,nhd->qd", p, v, leaves["o"], precision="highest")
+    return out + leaves["o_bias"][None] if spec.o_bias else out
+
+
+def _rotate(spec, rope, x):
+    """As complex numbers."""
+    dim = int(spec.head_dim * spec.partial_rotary)
+    theta = spec.rope_theta if rope == "global" else spec.rope_local_theta
+    frequency, amplitude, scaling = theta ** (-np.arange(0, dim, 2) / dim), 1.0, spec.rope_scaling
+    if rope == "global" and isinstance(scaling, LinearRope):
+        frequency = frequency / scaling.factor
+    if rope == "global" and isinstance(scaling, LongRope):
+        frequency = frequency / np.array(scaling.short_factor)
+        amplitude = math.sqrt(1 + math.log(spec.max_positions / scaling.original_length, scaling.original_length))
+    if rope == "global" and isinstance(scaling, Llama3Rope):
+        turns = scaling.original_length * frequency / (2 * np.pi)
+        keep = np.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0, 1)
+        frequency = keep * frequency + (1 - keep) * frequency / scaling.factor
+    turn = amplitude * np.exp(1j * np.arange(len(x))[:, None] * frequency[None])[:, None].astype(np.complex64)
+    pairs = (x[..., : dim // 2] + 1j * x[..., dim // 2 : dim]) * turn
+    return jnp.concatenate([pairs.real, pairs.imag, x[..., dim:]], axis=-1)
+
+
+def _act(spec, x):
+    if spec.activation == "silu":
+        return x / (1 + jnp.exp(-x))
+    if spec.activation == "gelu":
+        return x * 0.5 * (1 + jax.scipy.special.erf(x / math.sqrt(2)))
+    return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _mlp(spec, leaves, x):
+    dot = lambda a, name: jnp.matmul(a, leaves[name], precision="highest")
+    up = dot(x, "up") + (leaves["up_bias"][None] if spec.mlp_bias else 0.0)
+    out = dot(_act(spec, dot(x, "gate")) * up if spec.gated else _act(spec, up), "down")
+    return out + leaves["down_bias"][None] if spec.mlp_bias else out
+
+
+def _experts(spec, leaves, x, router):
+    """All experts on all tokens, and zero weights for those not chosen."""
+    p = jax.nn.softmax(jnp.matmul(x, leaves["router"], precision="highest"), axis=-1)
+    if router is not None:
+        router.append(p)
+    order = jnp.argsort(-p, axis=-1)
+    chosen = jnp.argsort(order, axis=-1) < spec.experts_per_token
+    weight = jnp.where(chosen, p, 0.0)
+    weight = weight / weight.sum(-1, keepdims=True) if spec.norm_topk else weight
+    each = jnp.stack([_mlp(spec, {n: leaves[n][e] for n in ("gate", "up", "down")}, x) for e in range(spec.experts)])
+    return jnp.einsum("te,etd->td", weight, each, precision="highest")

@@ -1,0 +1,368 @@
+"""Configs of published models: what is read, what is written, what transformers makes of it, what is refused."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+
+from jaxpref.errors import InputError
+from jaxpref.models.families import FAMILIES, spec_from_hf
+from jaxpref.models.spec import LayerKind, LinearRope, LongRope, ModelSpec
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def kinds(pattern: str, window: int | None, *, local: bool = False, nope: bool = False) -> tuple[LayerKind, ...]:
+    """One letter a layer: `s` slides, `f` does not; local: sliding layers have the local rope; nope: `n` has none."""
+    rope = {"s": "local" if local else "global", "f": "global", "n": None}
+    return tuple(LayerKind(window if kind == "s" else None, rope[kind]) for kind in pattern)
+
+
+_COMMON = {"attention_dropout": 0.0, "initializer_range": 0.02, "torch_dtype": "bfloat16", "use_cache": True}
+_SHORT = [1.0 + 0.01 * i for i in range(48)]
+_LONG = [1.0 + i for i in range(48)]
+
+# name -> (config.json as published, but for long lists of factors; its spec)
+PUBLISHED = {
+    "Mistral-7B-v0.1": (
+        {
+            **_COMMON, "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+            "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 32768,
+            "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
+            "transformers_version": "4.34.0.dev0", "vocab_size": 32000,
+        },
+        ModelSpec("mistral", 32000, 4096, 14336, 32, 32, 8, 128, 32768, 1e4, 1e-5, False, kinds=kinds("s" * 32, 4096)),
+    ),
+    "Qwen2.5-0.5B": (
+        {
+            **_COMMON, "architectures": ["Qwen2ForCausalLM"], "bos_token_id": 151643, "eos_token_id": 151643,
+            "hidden_act": "silu", "hidden_size": 896, "intermediate_size": 4864, "max_position_embeddings": 32768,
+            "max_window_layers": 24, "model_type": "qwen2", "num_attention_heads": 14, "num_hidden_layers": 24,
+            "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768,
+            "tie_word_embeddings": True, "transformers_version": "4.40.1", "use_mrope": False,
+            "use_sliding_window": False, "vocab_size": 151936,
+        },
+        ModelSpec("qwen2", 151936, 896, 4864, 24, 14, 2, 64, 32768, 1e6, 1e-6, True, qkv_bias=True),
+    ),
+    "Qwen3-0.6B": (
+        {
+            **_COMMON, "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "bos_token_id": 151643,
+            "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024,
+            "intermediate_size": 3072, "max_position_embeddings": 40960, "max_window_layers": 28,
+            "model_type": "qwen3", "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None,
+            "tie_word_embeddings": True, "transformers_version": "4.51.0", "use_sliding_window": False,
+            "vocab_size": 151936,
+        },
+        ModelSpec("qwen3", 151936, 1024, 3072, 28, 16, 8, 128, 40960, 1e6, 1e-6, True, qk_norm="head"),
+    ),
+    "gemma-2-2b": (
+        {
+            **_COMMON, "architectures": ["Gemma2ForCausalLM"], "attention_bias": False,
+            "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": 1,
+            "final_logit_softcapping": 30.0, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2304, "intermediate_size": 9216,
+            "max_position_embeddings": 8192, "model_type": "gemma2", "num_attention_heads": 8,
+            "num_hidden_layers": 26, "num_key_value_heads": 4, "pad_token_id": 0, "query_pre_attn_scalar": 256,
+            "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "sliding_window": 4096,
+            "transformers_version": "4.42.4", "vocab_size": 256000,
+        },
+        ModelSpec(
+            "gemma2", 256000, 2304, 9216, 26, 8, 4, 256, 8192, 1e4, 1e-6, True, activation="gelu_tanh",
+            norm="rms_plus_one", norm_at="both", attention_softcap=50.0, logit_softcap=30.0, attention_scale=1 / 16,
+            embed_scale=48.0, kinds=kinds("sf" * 13, 4096),
+        ),
+    ),
+    "gemma-3-1b-it": (
+        {
+            **_COMMON, "architectures": ["Gemma3ForCausalLM"], "attention_bias": False,
+            "attn_logit_softcapping": None, "bos_token_id": 2, "cache_implementation": "hybrid",
+            "eos_token_id": [1, 106], "final_logit_softcapping": None, "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "intermediate_size": 6912,
+            "max_position_embeddings": 32768, "model_type": "gemma3_text", "num_attention_heads": 4,
+            "num_hidden_layers": 26, "num_key_value_heads": 1, "pad_token_id": 0, "query_pre_attn_scalar": 256,
+            "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000,
+            "sliding_window": 512, "sliding_window_pattern": 6, "transformers_version": "4.50.0.dev0",
+            "vocab_size": 262144,
+        },
+        ModelSpec(
+            "gemma3_text", 262144, 1152, 6912, 26, 4, 1, 256, 32768, 1e6, 1e-6, True, activation="gelu_tanh",
+            norm="rms_plus_one", norm_at="both", qk_norm="head", attention_scale=1 / 16, embed_scale=1152**0.5,
+            rope_local_theta=1e4, kinds=kinds(("sssssf" * 5)[:26], 512, local=True),
+        ),
+    ),
+    "Phi-3-mini-4k-instruct": (
+        {
+            **_COMMON, "_name_or_path": "Phi-3-mini-4k-instruct", "architectures": ["Phi3ForCausalLM"],
+            "attention_bias": False, "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "bos_token_id": 1,
+            "embd_pdrop": 0.0, "eos_token_id": 32000, "hidden_act": "silu", "hidden_size": 3072,
+            "intermediate_size": 8192, "max_position_embeddings": 4096, "model_type": "phi3",
+            "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+            "original_max_position_embeddings": 4096, "pad_token_id": 32000, "resid_pdrop": 0.0,
+            "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0, "sliding_window": 2047,
+            "tie_word_embeddings": False, "transformers_version": "4.40.2", "vocab_size": 32064,
+        },
+        ModelSpec("phi3", 32064, 3072, 8192, 32, 32, 32, 96, 4096, 1e4, 1e-5, False, kinds=kinds("s" * 32, 2047)),
+    ),
+    "Phi-4-mini-instruct": (
+        {
+            **_COMMON, "architectures": ["Phi3ForCausalLM"], "attention_bias": False, "bos_token_id": 199999,
+            "embd_pdrop": 0.0, "eos_token_id": 199999, "full_attn_mod": 1, "hidden_act": "silu", "hidden_size": 3072,
+            "intermediate_size": 8192, "interpolate_factor": 1, "lm_head_bias": False,
+            "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "phi3", "num_attention_heads": 24,
+            "num_hidden_layers": 32, "num_key_value_heads": 8, "original_max_position_embeddings": 4096,
+            "pad_token_id": 199999, "partial_rotary_factor": 0.75, "resid_pdrop": 0.0, "rms_norm_eps": 1e-05,
+            "rope_scaling": {"long_factor": _LONG, "short_factor": _SHORT, "type": "longrope"},
+            "rope_theta": 10000.0, "sliding_window": 262144, "tie_word_embeddings": True,
+            "transformers_version": "4.45.0", "vocab_size": 200064,
+        },
+        ModelSpec(
+            "phi3", 200064, 3072, 8192, 32, 24, 8, 128, 131072, 1e4, 1e-5, True,
+            rope_scaling=LongRope(tuple(_SHORT), tuple(_LONG), 4096, None), partial_rotary=0.75,
+            kinds=kinds("s" * 32, 262144),
+        ),
+    ),
+    "OLMo-2-0425-1B": (
+        {
+            **_COMMON, "architectures": ["Olmo2ForCausalLM"], "attention_bias": False, "eos_token_id": 100257,
+            "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 4096,
+            "model_type": "olmo2", "num_attention_heads": 16, "num_hidden_layers": 16, "num_key_value_heads": 16,
+            "pad_token_id": 100277, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 500000,
+            "tie_word_embeddings": False, "transformers_version": "4.47.0", "vocab_size": 100352,
+        },
+        ModelSpec(
+            "olmo2", 100352, 2048, 8192, 16, 16, 16, 128, 4096, 5e5, 1e-6, False, norm_at="post", qk_norm="whole"
+        ),
+    ),
+    "SmolLM3-3B": (
+        {
+            **_COMMON, "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "bos_token_id": 128000,
+            "eos_token_id": 128012, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 11008,
+            "layer_types": [FULL] * 36, "max_position_embeddings": 65536, "max_window_layers": 28, "mlp_bias": False,
+            "model_type": "smollm3", "no_rope_layer_interval": 4, "no_rope_layers": [1, 1, 1, 0] * 9,
+            "num_attention_heads": 16, "num_hidden_layers": 36, "num_key_value_heads": 4, "pad_token_id": 128004,
+            "pretraining_tp": 2, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 5000000.0,
+            "sliding_window": None, "transformers_version": "4.53.0.dev0", "use_sliding_window": False,
+            "vocab_size": 128256,
+        },
+        ModelSpec(
+            "smollm3", 128256, 2048, 11008, 36, 16, 4, 128, 65536, 5e6, 1e-6, True, kinds=kinds("fffn" * 9, None)
+        ),
+    ),
+    "gpt2": (
+        {
+            "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
+            "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
+            "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12,
+            "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1, "summary_activation": None,
+            "summary_first_dropout": 0.1, "summary_proj_to_labels": True, "summary_type": "cls_index",
+            "summary_use_proj": True, "vocab_size": 50257,
+            "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+        },
+        ModelSpec(
+            "gpt2", 50257, 768, 3072, 12, 12, 12, 64, 1024, 1e4, 1e-5, True, activation="gelu_tanh", gated=False,
+            norm="layer", qkv_bias=True, o_bias=True, mlp_bias=True, learned_positions=True,
+        ),
+    ),
+    "Mixtral-8x7B-v0.1": (
+        {
+            **_COMMON, "architectures": ["MixtralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+            "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 32768,
+            "model_type": "mixtral", "num_attention_heads": 32, "num_experts_per_tok": 2, "num_hidden_layers": 32,
+            "num_key_value_heads": 8, "num_local_experts": 8, "output_router_logits": False, "rms_norm_eps": 1e-05,
+            "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": None,
+            "tie_word_embeddings": False, "transformers_version": "4.36.0.dev0", "vocab_size": 32000,
+        },
+        ModelSpec(
+            "mixtral", 32000, 4096, 14336, 32, 32, 8, 128, 32768, 1e6, 1e-5, False, experts=8, experts_per_token=2
+        ),
+    ),
+    "Qwen3-30B-A3B": (
+        {
+            **_COMMON, "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False, "bos_token_id": 151643,
+            "decoder_sparse_step": 1, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
+            "hidden_size": 2048, "intermediate_size": 6144, "max_position_embeddings": 40960,
+            "max_window_layers": 48, "mlp_only_layers": [], "model_type": "qwen3_moe", "moe_intermediate_size": 768,
+            "norm_topk_prob": True, "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8,
+            "num_hidden_layers": 48, "num_key_value_heads": 4, "output_router_logits": False, "rms_norm_eps": 1e-06,
+            "rope_scaling": None, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001, "sliding_window": None,
+            "tie_word_embeddings": False, "transformers_version": "4.51.0", "use_sliding_window": False,
+            "vocab_size": 151936,
+        },
+        ModelSpec(
+            "qwen3_moe", 151936, 2048, 768, 48, 32, 4, 128, 40960, 1e6, 1e-6, False, qk_norm="head", experts=128,
+            experts_per_token=8,
+        ),
+    ),
+}  # fmt: skip
+
+
+def published(name: str, **changes) -> dict:
+    return {**deepcopy(PUBLISHED[name][0]), **changes}
+
+
+def theirs(config: dict):
+    """The config as transformers understands it."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[config["model_type"]].from_dict(deepcopy(config))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published(name):
+    config, wanted = PUBLISHED[name]
+    assert spec_from_hf(config, "config.json") == wanted
+    written = FAMILIES[wanted.family].to_hf(wanted)
+    assert spec_from_hf(written, "config.json") == wanted
+
+
+# What `spec` does not hold, or what has no effect (see the families).
+NOT_WRITTEN = {
+    "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "transformers_version", "use_cache",
+    "cache_implementation", "_name_or_path", "auto_map", "pretraining_tp", "router_aux_loss_coef",
+    "max_window_layers", "use_mrope", "no_rope_layer_interval", "attn_pdrop", "embd_pdrop", "resid_pdrop",
+    "summary_first_dropout", "task_specific_params", "hidden_act", "intermediate_size", "sliding_window_pattern",
+    "_sliding_window_pattern", "full_attn_mod", "interpolate_factor", "lm_head_bias", "mlp_bias", "attention_bias",
+    "head_dim", "n_inner", "n_ctx", "rope_local_base_freq", "rope_scaling", "rope_theta", "partial_rotary_factor",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_transformers_reads_what_we_write(name):
+    config, wanted = PUBLISHED[name]
+    original, ours = theirs(config).to_dict(), theirs(FAMILIES[wanted.family].to_hf(wanted)).to_dict()
+    for key in (original.keys() | ours.keys()) - NOT_WRITTEN:
+        assert original.get(key) == ours.get(key), key
+    for key in ("intermediate_size", "attention_bias", "mlp_bias", "hidden_act", "head_dim", "n_inner"):
+        if ours.get(key) and original.get(key):
+            assert original[key] == ours[key], key
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_we_read_what_transformers_writes(name):
+    config, wanted = PUBLISHED[name]
+    assert spec_from_hf(theirs(config).to_dict(), "config.json") == wanted
+    assert spec_from_hf(theirs(config).to_diff_dict(), "config.json") == wanted
+
+
+SIZES = (
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings",
+    "rms_norm_eps", "num_experts",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_is_left_out_is_what_transformers_takes(name):
+    """`DEFAULTS`, and what is read without an entry in it."""
+    bare = {key: value for key, value in published(name).items() if key in SIZES}
+    bare |= {} if name == "gpt2" else {"num_attention_heads": 32}  # a multiple of every default of key/value heads
+    assert spec_from_hf(bare, "bare") == spec_from_hf(theirs(bare).to_dict(), "full")
+
+
+@pytest.mark.parametrize("window, first, wanted", [(8, 2, "ffss"), (8, 0, "ssss"), (8, 4, ""), (None, 0, "")])
+@pytest.mark.parametrize("name", ["Qwen2.5-0.5B", "Qwen3-0.6B"])
+def test_qwen_windows(name, window, first, wanted):
+    config = published(
+        name, num_hidden_layers=4, use_sliding_window=window is not None, sliding_window=window, max_window_layers=first
+    )
+    spec = spec_from_hf(config, "config.json")
+    assert spec.kinds == kinds(wanted, window)
+    family = FAMILIES[spec.family]
+    assert family.from_hf(family.to_hf(spec)) == spec
+    assert spec_from_hf(theirs(config).to_dict(), "x") == spec
+
+
+def test_gemma3_rescales_its_global_layers_only():
+    old = published("gemma-3-1b-it", rope_scaling={"rope_type": "linear", "factor": 8.0})
+    spec = spec_from_hf(old, "config.json")
+    assert spec == replace(PUBLISHED["gemma-3-1b-it"][1], rope_scaling=LinearRope(8.0))
+    new = {key: value for key, value in old.items() if not key.startswith("rope_")} | {
+        "rope_parameters": {
+            FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+        }
+    }
+    assert spec_from_hf(new, "config.json") == spec
+    assert spec_from_hf(theirs(old).to_dict(), "x") == spec
+
+
+def test_longrope_with_its_factor_or_amplitude_given():
+    rope = published("Phi-4-mini-instruct")["rope_scaling"]
+    read = lambda **more: (
+        spec_from_hf(published("Phi-4-mini-instruct", rope_scaling={**rope, **more}), "x").rope_scaling
+    )
+    assert read().attention_factor is None
+    assert read(attention_factor=1.25).attention_factor == 1.25
+    assert read(factor=32.0).attention_factor == pytest.approx((1 + 5 / 12) ** 0.5)
+    assert read(type="su") == read()
+    spec = replace(PUBLISHED["Phi-4-mini-instruct"][1], rope_scaling=read(factor=32.0))
+    assert FAMILIES["phi3"].from_hf(FAMILIES["phi3"].to_hf(spec)) == spec
+
+
+def test_smollm3_interval():
+    config = published("SmolLM3-3B", num_hidden_layers=6, no_rope_layer_interval=3)
+    del config["no_rope_layers"], config["layer_types"]
+    spec = spec_from_hf(config, "config.json")
+    assert spec.kinds == kinds("ffnffn", None)
+    everywhere = spec_from_hf({**config, "no_rope_layers": [1] * 6}, "config.json")
+    assert everywhere.kinds == ()
+    assert FAMILIES["smollm3"].from_hf(FAMILIES["smollm3"].to_hf(everywhere)) == everywhere
+
+
+@pytest.mark.parametrize(
+    "name, change, named",
+    [
+        ("Mistral-7B-v0.1", {"layer_types": [FULL] * 32}, "layer_types = "),
+        ("Mistral-7B-v0.1", {"sliding_window": 0}, "sliding_window = 0"),
+        ("Qwen2.5-0.5B", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type = 'yarn'"),
+        ("Qwen2.5-0.5B", {"use_mrope": True}, "use_mrope = True"),
+        ("Qwen2.5-0.5B", {"layer_types": [FULL] * 23}, "23 layer_types for num_hidden_layers = 24"),
+        ("Qwen2.5-0.5B", {"layer_types": ["chunked_attention"] * 24}, "layer_types with chunked_attention"),
+        ("Qwen3-0.6B", {"layer_types": [SLIDING] * 28}, "no sliding_window is in force"),
+        ("Qwen3-0.6B", {"attention_bias": "yes"}, "attention_bias = 'yes' is neither true nor false"),
+        ("gemma-2-2b", {"hidden_activation": "gelu"}, "hidden_activation = 'gelu'"),
+        ("gemma-2-2b", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+        ("gemma-2-2b", {"attn_logit_softcapping": -1.0}, "attn_logit_softcapping = -1.0"),
+        ("gemma-2-2b", {"query_pre_attn_scalar": "256"}, "query_pre_attn_scalar = '256'"),
+        ("gemma-3-1b-it", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
+        ("gemma-3-1b-it", {"rope_parameters": {"rope_theta": 1e6}}, "not with full_attention and sliding_attention"),
+        ("gemma-3-1b-it", {"rope_scaling": {"rope_type": "yarn"}}, "rope_type = 'yarn'"),
+        ("gemma-3-1b-it", {"rope_parameters": {SLIDING: {"rope_theta": 1e5}}}, "rope_local_base_freq and rope_p"),
+        ("gemma-3-1b-it", {"rope_parameters": {SLIDING: {"rope_type": "linear", "factor": 2.0}}}, "on local layers"),
+        ("Qwen3-0.6B", {"rope_scaling": 8}, "rope_scaling = 8 is not an object"),
+        ("Qwen3-0.6B", {"use_sliding_window": True, "max_window_layers": "all"}, "max_window_layers = 'all'"),
+        ("gemma-3-1b-it", {"vision_config": {"hidden_size": 8}}, "vision_config"),
+        ("Phi-4-mini-instruct", {"partial_rotary_factor": 0.5}, "48 numbers in short_factor, not 32"),
+        ("Phi-4-mini-instruct", {"partial_rotary_factor": 1.5}, "partial_rotary_factor = 1.5"),
+        ("Phi-4-mini-instruct", {"full_attn_mod": 2}, "full_attn_mod = 2"),
+        ("Phi-4-mini-instruct", {"lm_head_bias": True}, "lm_head_bias = True"),
+        ("Phi-3-mini-4k-instruct", {"resid_pdrop": 0.1}, "resid_pdrop = 0.1"),
+        ("Phi-3-mini-4k-instruct", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = 'linear'"),
+        ("OLMo-2-0425-1B", {"sliding_window": 4096}, "sliding_window = 4096"),
+        ("SmolLM3-3B", {"no_rope_layers": [1, 0]}, "no_rope_layers = [1, 0]"),
+        ("SmolLM3-3B", {"mlp_bias": True}, "mlp_bias = True"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention = True"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function = 'relu'"),
+        ("gpt2", {"n_head": 7}, "n_embd = 768 is not a multiple of n_head = 7"),
+        ("Mixtral-8x7B-v0.1", {"router_jitter_noise": 0.1}, "router_jitter_noise = 0.1"),
+        ("Mixtral-8x7B-v0.1", {"num_experts_per_tok": 9}, "num_experts_per_tok = 9 of 8 experts"),
+        ("Qwen3-30B-A3B", {"decoder_sparse_step": 2}, "decoder_sparse_step = 2"),
+        ("Qwen3-30B-A3B", {"mlp_only_layers": [0]}, "mlp_only_layers = [0]"),
+        ("Qwen3-30B-A3B", {"num_local_experts": 64}, "num_experts and num_local_experts disagree"),
+    ],
+)
+def test_refused(name, change, named):
+    with pytest.raises(InputError, match="my/config.json") as error:
+        spec_from_hf(published(name, **change), "my/config.json")
+    assert named in str(error.value)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_family_refuses_what_it_does_not_know(name):
+    config = published(name, mystery=3, quantization_config={"bits": 4})
+    with pytest.raises(InputError) as error:
+        spec_from_hf(config, "config.json")
+    assert "mystery = 3" in str(error.value) and "quantization_config" in str(error.value)
+    assert spec_from_hf(published(name, mystery=None), "config.json") == PUBLISHED[name][1]

@@ -1,0 +1,202 @@
+"""Rewards of answers, win rates, and `jaxpref eval --reward`."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from jaxpref import cli
+from jaxpref.errors import InputError
+from jaxpref.evaluation import Bootstrap
+from jaxpref.evaluation.answers import Answers, in_order_of, read_answers
+from jaxpref.evaluation.figures import plot_generations
+from jaxpref.evaluation.generations import evaluate_answers
+from jaxpref.generation.prompts import given_prompts
+from jaxpref.rewards import Reward, function_reward
+
+pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
+
+FEW = Bootstrap(resamples=200)
+LENGTH = function_reward(lambda _, answer: len(answer), "length")
+JUDGE = Reward("judge", lambda _, answers: [float(answer) for answer in answers], bradley_terry=True)
+
+
+def answers(name, *of):
+    """Of (prompt, answer) pairs."""
+    return Answers(name, given_prompts([prompt for prompt, _ in of]), [answer for _, answer in of])
+
+
+def values(found):
+    return {name: estimate.value for name, estimate in found.report.estimates.items()}
+
+
+# ---- values
+
+
+def test_win_rate_and_sign_test_by_hand():
+    ours = answers("ours", *((f"q{i}", x) for i, x in enumerate(["3", "2", "1", "5", "4", "2"])))
+    theirs = answers("theirs", *((f"q{i}", x) for i, x in enumerate(["1", "2", "2", "1", "1", "1"])))
+    found = evaluate_answers(ours, [JUDGE], against=theirs, bootstrap=FEW)
+    difference = np.array([2, 0, -1, 4, 3, 1])
+    assert values(found) == pytest.approx({
+        "reward/judge": 17 / 6, "reward_against/judge": 8 / 6, "difference/judge": 9 / 6,
+        "win_rate/judge": 4.5 / 6, "ties/judge": 1 / 6,
+        "expected_win_rate/judge": np.mean(1 / (1 + np.exp(-difference))),
+        "characters/lengths of the answers": 1.0, "characters_against/lengths of the answers": 1.0,
+    })  # fmt: skip
+    assert found.report.left_out == {"length_correlation/judge": "rewards or lengths are all equal"}
+    assert found.report.tables["sign_test"] == [{"reward": "judge", "wins": 4, "losses": 1, "ties": 1, "p": 2 * 6 / 32}]
+    rate = found.report.estimates["win_rate/judge"]
+    assert 0 < rate.low < rate.value < rate.high <= 1
+    assert found.rows[2] == {
+        "prompt": "q2", "completion": "1", "rewards": {"judge": 1.0},
+        "against": {"completion": "2", "rewards": {"judge": 2.0}},
+    }  # fmt: skip
+
+
+def test_against_itself_everything_ties():
+    ours = answers("ours", ("q", "a"), ("r", "bcd"))
+    found = evaluate_answers(ours, [LENGTH], against=ours, bootstrap=FEW)
+    assert values(found)["win_rate/length"] == 0.5 and values(found)["ties/length"] == 1.0
+    assert found.report.tables["sign_test"][0]["p"] == 1.0
+    assert "expected_win_rate/length" not in values(found)  # a length is no log-odds
+
+
+def test_samples_of_a_prompt_are_one_unit():
+    """3 answers to each of 2 prompts: intervals and the sign test know only two prompts."""
+    ours = answers("ours", *((q, "5") for q in "qr" for _ in range(3)))
+    theirs = answers("theirs", *((q, x) for q in "qr" for x in ("1", "1", "9" if q == "q" else "1")))
+    found = evaluate_answers(ours, [JUDGE], against=theirs, bootstrap=FEW)
+    assert values(found)["win_rate/judge"] == 5 / 6
+    assert found.report.tables["sign_test"][0] == {"reward": "judge", "wins": 2, "losses": 0, "ties": 0, "p": 0.5}
+    rate = found.report.estimates["win_rate/judge"]
+    assert (rate.low, rate.high) == pytest.approx((4 / 6, 1.0))  # the prompt q alone, the prompt r alone
+
+
+def test_answers_are_matched_by_prompt():
+    ours = answers("ours", ("q", "1"), ("r", "2"), ("q", "3"))
+    theirs = answers("theirs", ("r", "b"), ("q", "a"), ("q", "c"))
+    assert in_order_of(ours, theirs).texts == ["a", "b", "c"]
+    for other, said in (
+        (answers("theirs", ("q", "a"), ("r", "b")), "2 of ours and 1 of theirs to the prompt 'q'"),
+        (answers("theirs", ("q", "a"), ("q", "b"), ("x", "b")), "1 of ours and 0 of theirs to the prompt 'r'"),
+    ):
+        with pytest.raises(InputError) as caught:
+            in_order_of(ours, other)
+        assert said in caught.value.got
+
+
+def test_rewards_need_different_names():
+    with pytest.raises(InputError, match="length, length"):
+        evaluate_answers(answers("ours", ("q", "a")), [LENGTH, LENGTH], bootstrap=FEW)
+
+
+def test_figures(tmp_path):
+    ours, theirs = (answers(n, *((f"q{i}", "x" * (i * k % 7 + 1)) for i in range(9))) for n, k in (("a", 3), ("b", 5)))
+    for name, against in (("alone", None), ("two", theirs)):
+        found = evaluate_answers(ours, [LENGTH], against=against, bootstrap=FEW)
+        assert plot_generations(found, tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- files
+
+
+def test_rows_of_answers(tmp_path):
+    rows = [
+        {"prompt": "q", "completion": "", "seed": 3},
+        {
+            "prompt": [{"role": "user", "content": "n"}],
+            "completion": [{"role": "assistant", "content": "b"}],
+            "label": 1,
+        },
+    ]
+    read = read_answers(tiny.write_rows(tmp_path / "a.jsonl", rows))
+    assert read.texts == ["", "b"] and [p.prompt for p in read.prompts] == ["q", rows[1]["prompt"]]
+    for row, said in (
+        ({"prompt": "q"}, "row 3: prompt"),
+        ({"prompt": "q", "completion": 3}, 'row 3, key "completion": 3'),
+        ({"completion": "a"}, "row 3"),
+    ):
+        with pytest.raises(InputError) as caught:
+            read_answers(tiny.write_rows(tmp_path / "a.jsonl", [*rows, row]))
+        assert said in caught.value.got
+
+
+# ---- the command
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Runs `jaxpref eval` and returns (exit code, stdout, stderr)."""
+    monkeypatch.setattr(cli.console, "width", 400)
+
+    def run(*arguments):
+        code = cli.main(["eval", *map(str, arguments)])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def judge(tmp_path):
+    (tmp_path / "judge.py").write_text("def bees(prompt, answer):\n    return answer.count('b') - answer.count('z')\n")
+    return f"{tmp_path}/judge.py:bees"
+
+
+def test_two_files_of_answers(call, judge, tmp_path):
+    ours = tiny.write_rows(tmp_path / "ours.jsonl", [{"prompt": f"q{i}", "completion": "b" * i} for i in range(4)])
+    theirs = tiny.write_rows(tmp_path / "theirs.jsonl", [{"prompt": f"q{i}", "completion": "b"} for i in (3, 1, 2, 0)])
+    out = tmp_path / "results" / "compared.json"
+    code, printed, err = call(ours, "--against", theirs, "--reward", judge, "--out", out, "--resamples", 100)
+    assert code == 0, err
+    stored = json.loads(out.read_text())
+    assert stored["estimates"][f"win_rate/{judge}"]["value"] == 2.5 / 4
+    assert stored["tables"]["sign_test"][0]["wins"] == 2
+    rows = out.with_suffix(".jsonl").read_text().splitlines()
+    assert [json.loads(row)["against"]["completion"] for row in rows] == ["b"] * 4
+    assert out.with_suffix(".png").is_file() and "2 won, 1 lost, 1 tied" in printed
+    refused = call(ours, "--reward", judge)
+    assert refused[0] == 2 and "add --out" in refused[2]
+
+
+def test_a_run_against_its_starting_model(call, judge, finished_run, tiny_files, tmp_path):
+    """Generated by both, judged by a function and by the run's own implicit reward."""
+    run = tiny.copy_run(finished_run.out, tmp_path / "run")
+    rows = [{"prompt": [{"role": "user", "content": f"n {i}"}]} for i in range(200, 208)]
+    prompts = tiny.write_rows(tmp_path / "prompts.jsonl", rows)
+    arguments = [
+        run, "--prompts", prompts, "--against", tiny_files.model, "--reward", judge, "--reward", run,
+        "--max-new-tokens", 10, "--temperature", 1, "--samples", 2, "--resamples", 100, "model.compute_dtype=float32",
+    ]  # fmt: skip
+    code, printed, err = call(*arguments)
+    assert code == 0, err
+    stored = json.loads((run / "eval" / "answers_prompts_best_against_model.json").read_text())
+    assert (stored["about"]["answers"], stored["about"]["prompts"]) == (16, 8)
+    implicit = f"implicit reward of {run}"
+    assert stored["estimates"][f"win_rate/{implicit}"]["value"] > 0.6
+    # E_pi[log pi / ref] = KL(pi || ref) > 0 > -KL(ref || pi) = E_ref[log pi / ref], up to the cut at 10 tokens
+    assert (
+        stored["estimates"][f"reward/{implicit}"]["value"]
+        > 0
+        > stored["estimates"][f"reward_against/{implicit}"]["value"]
+    )
+    rows = (run / "eval" / "answers_prompts_best_against_model.jsonl").read_text().splitlines()
+    assert len({json.loads(row)["completion"] for row in rows}) > 4
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--prompts", "p.jsonl"], "--prompts without it"),
+        (["--temperature", "1", "--against", "x"], "--against, --temperature without it"),
+        (["--reward", "test_evaluate_answers:answers", "--bins", "5"], "--bins and --reward"),
+        (["--reward", "test_evaluate_answers:answers"], "--prompts FILE, for a policy to answer"),
+        (["--reward", "test_evaluate_answers:answers", "data.eval=[x]"], "data.eval=[x]"),
+        (["--resamples", "3"], "resamples=3"),
+    ],
+)
+def test_options_that_do_not_fit(arguments, said, call, finished_run):
+    code, _, err = call(finished_run.out, *arguments)
+    assert code == 2 and said in err and "Traceback" not in err
