@@ -25,12 +25,12 @@ PROMPTS = (
     "Write a short story about a lighthouse keeper who finds a letter in a bottle.",
     "Explain to a ten-year-old why the sky is blue.",
     "List five things that one should pack for a hike in the mountains, with a reason for each of them.",
-    "My sourdough bread is too dense.  I use 500 g of flour, 300 g of water and 100 g of starter, and I let it rise for "
-    "three hours at room temperature before baking.  What could I change?",
+    "My sourdough bread is too dense.  I use 500 g of flour, 300 g of water and 100 g of starter, and I let it rise "
+    "for three hours at room temperature before baking.  What could I change?",
     "Hello!",
     "Summarise the plot of Romeo and Juliet in three sentences.",
-    "I have to give a talk of ten minutes about renewable energy to people who know little about it.  Which three points "
-    "should I make, and how could I begin so that they listen?",
+    "I have to give a talk of ten minutes about renewable energy to people who know little about it.  Which three "
+    "points should I make, and how could I begin so that they listen?",
 )
 MAKE_TORCH = """make an environment for it, apart from jaxpref's:
 
@@ -191,7 +191,7 @@ def _header(args: argparse.Namespace, job: dict, cpus: list[int]) -> str:
     return f"""# Greedy generation: jaxpref beside transformers
 
 SmolLM2-135M-Instruct, float32; {args.batch} prompts of {lengths[0]} to {lengths[-1]} tokens in one batch,
-{args.new_tokens} new tokens each, no early stop; {args.repeats} runs of each side in turn, {args.calls} timed calls each.
+{args.new_tokens} new tokens each, no early stop; {args.repeats} runs of each side in turn, {args.calls} calls a run.
 {cpu}, {len(cpus)} processors for either side; load before the start {load:.2f}.{busy}
 """
 

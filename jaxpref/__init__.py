@@ -5,10 +5,10 @@ result = jaxpref.train(config)
 jaxpref.export_run(result.out, "exported")
 """
 
-from jaxpref import objectives
+from jaxpref import objectives, rewards
 from jaxpref.config import Config, load_config, make_config
 from jaxpref.errors import InputError
-from jaxpref.evaluation import evaluate_run
+from jaxpref.evaluation import evaluate_answers, evaluate_preferences, evaluate_run
 from jaxpref.export import export_run
 from jaxpref.generate import Completion, generate
 from jaxpref.objectives import ObjectiveOutput
@@ -21,6 +21,8 @@ __all__ = [
     "InputError",
     "ObjectiveOutput",
     "Result",
+    "evaluate_answers",
+    "evaluate_preferences",
     "evaluate_run",
     "export_run",
     "generate",
@@ -28,5 +30,6 @@ __all__ = [
     "make_config",
     "objectives",
     "plot_curves",
+    "rewards",
     "train",
 ]

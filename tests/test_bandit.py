@@ -82,7 +82,8 @@ def test_dpo(tmp_path):
     assert_reached(after, before, REWARD / BETA)
 
 
-@pytest.mark.parametrize("base", [pytest.param(0, id="first"), pytest.param(1, id="second", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("base", [pytest.param(0, id="first"), pytest.param(1, id="second")])
 def test_modpo_with_explicit_margins(tmp_path, base):
     """Weights (0.6, 0.4); which objective is the base does not change the optimum."""
     rewards, weights = ([REWARD, OTHER], [0.6, 0.4]) if base == 0 else ([OTHER, REWARD], [0.4, 0.6])

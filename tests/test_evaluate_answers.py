@@ -10,7 +10,7 @@ from jaxpref import cli
 from jaxpref.errors import InputError
 from jaxpref.evaluation import Bootstrap
 from jaxpref.evaluation.answers import Answers, in_order_of, read_answers
-from jaxpref.evaluation.figures import plot_generations
+from jaxpref.evaluation.figures import _edges, plot_generations
 from jaxpref.evaluation.generations import evaluate_answers
 from jaxpref.generation.prompts import given_prompts
 from jaxpref.rewards import Reward, function_reward
@@ -90,6 +90,18 @@ def test_answers_are_matched_by_prompt():
 def test_rewards_need_different_names():
     with pytest.raises(InputError, match="length, length"):
         evaluate_answers(answers("ours", ("q", "a")), [LENGTH, LENGTH], bootstrap=FEW)
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_bars_hold_every_number_and_do_not_mix_signs(zero):
+    rng = np.random.default_rng(0)
+    for trial in range(300):
+        x = rng.normal(10.0 ** rng.integers(-3, 3) * rng.normal(), 10.0 ** rng.integers(-4, 3), rng.integers(1, 60))
+        x = np.round(x) if trial % 3 == 0 else x
+        edges = _edges(x, zero=zero)
+        assert np.histogram(x, edges)[0].sum() == len(x) and (np.diff(edges) > 0).all() and len(edges) < 100
+        if zero and x.min() < 0 < x.max():
+            assert np.abs(edges).min() < 1e-9 * np.diff(edges)[0]
 
 
 def test_figures(tmp_path):

@@ -13,9 +13,11 @@ from jaxpref.errors import InputError
 from jaxpref.evaluation import Bootstrap, evaluate_preferences, evaluate_run
 from jaxpref.evaluation.bootstrap import Estimate
 from jaxpref.evaluation.figures import plot_preferences
-from jaxpref.evaluation.preferences import _UNDEFINED, evaluate_groups
+from jaxpref.evaluation.preferences import _UNDEFINED, _check_finite, evaluate_groups
+from jaxpref.evaluation.records import Records
 from jaxpref.evaluation.report import split_defined
 from jaxpref.export import load_run, run_params
+from jaxpref.logprobs import Logps
 from jaxpref.opened import OpenRun
 from jaxpref.step import init_running
 
@@ -186,7 +188,7 @@ def test_judged_answers_of_one_label_leave_out_what_needs_both(tiny_files, tmp_p
     found = evaluated(tmp_path, tiny_files, rows, objective=[{"name": "apo_zero_unpaired"}])
     left_out = found.report.left_out
     assert left_out["rewards/roc_area"] == "needs desirable and undesirable groups"
-    assert left_out["logps/undesirable"] == left_out["rewards/rejected"] == "no group has it"
+    assert left_out["logps/undesirable"] == left_out["rewards/rejected"] == "no group has a finite value"
     assert "logps/desirable" in found.report.estimates and "rewards/rejected" not in found.report.estimates
 
 
@@ -232,6 +234,17 @@ def test_a_log_ratio_that_overflows_is_said():
     found = {"kl_k3/chosen": Estimate(float("inf")), "kl_k1/chosen": Estimate(-800.0, -900.0, -700.0)}
     defined, left_out = split_defined(found, _UNDEFINED)
     assert list(defined) == ["kl_k1/chosen"] and "overflows" in left_out["kl_k3/chosen"]
+
+
+def test_log_probs_that_are_no_numbers_are_named(tiny_files):
+    groups = tiny.groups_of(tiny.config("unused", tiny_files.model, tiny_files.train))[:3]
+    sums = np.array([[-1.0, -2.0], [-3.0, np.nan], [-1.0, -np.inf]])
+    bad, good = (Logps(x, np.ones((3, 2)), None, None) for x in (sums, np.zeros((3, 2))))
+    with pytest.raises(InputError) as caught:
+        _check_finite(Records(np.arange(3), bad, None, None, {}), groups)
+    assert f"{groups[1].where}: those of the policy are not; 2 of 3" in caught.value.got
+    with pytest.raises(InputError, match="those of the reference"):
+        _check_finite(Records(np.arange(3), good, bad, None, {}), groups)
 
 
 def test_options_are_checked_before_anything_is_read(finished_run):

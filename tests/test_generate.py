@@ -239,6 +239,7 @@ def test_a_policy_may_be_a_mixture(opened):
     mixture = Policy(
         start=lambda rows, columns: (one.start(rows, columns),) * 2,
         read=lambda both, states, *chunk: tuple(one.read(*pair, *chunk) for pair in zip(both, states, strict=True)),
+        unpacked=lambda both: tuple(map(one.unpacked, both)),
         next_logits=next_logits,
     )
     generator = Generator(

@@ -10,7 +10,7 @@ import pytest
 
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import Layout, RowShape, empty_batch, fill_row
-from jaxpref.logprobs import Logps, completion_logps
+from jaxpref.logprobs import Logps, completion_logps, hidden_states, logits
 from jaxpref.models.decoder import build_model
 from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives.pairwise import dpo
@@ -73,7 +73,11 @@ def one_sequence_per_row(params, groups):
 LAYOUTS = [Layout(64, s, p) for s, p in itertools.product((True, False), (True, False))] + [Layout(32)]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [LAYOUTS[0], LAYOUTS[3], *(pytest.param(x, marks=pytest.mark.slow) for x in (*LAYOUTS[1:3], LAYOUTS[4]))],
+    ids=str,
+)
 def test_every_mixture_equals_one_sequence_per_row(params, layout):
     groups = make_groups()
     weight = jnp.cos(jnp.arange(2.0 * len(groups))).reshape(-1, 2)
@@ -230,6 +234,37 @@ def test_what_padding_holds_is_irrelevant(params):
     )
     a, b = (completion_logps(MODEL, params, x, chunk=8) for x in (batch, other))
     assert isinstance(a, Logps) and np.array_equal(a.sum, b.sum)
+
+
+def test_padding_of_the_head_and_a_soft_cap(params):
+    """Rows of the head that are no token have no part in value or gradient; capped logits against the plain formula."""
+    spec, batch = dataclasses.replace(SPEC, logit_softcap=1.5), one_batch(make_groups()[:3], Layout(64))
+    narrow, wide = (build_model(spec, attention_block=8, vocab_multiple=n) for n in (1, 8))
+    padded = {**params, "embed": {"table": jnp.pad(params["embed"]["table"], ((0, 3), (0, 0)), constant_values=9.0)}}
+    assert jax.eval_shape(wide.init, jax.random.key(0))["embed"]["table"].shape == (64, SPEC.width)
+    asked = ("collision", "kl")
+
+    def total(model, p):
+        ref = hidden_states(model, jax.tree.map(lambda x: 0.5 * x, p), batch)
+        logps = completion_logps(model, p, batch, chunk=8, asked=asked, ref_states=jax.lax.stop_gradient(ref))
+        return jnp.sum(logps.sum + 0.5 * logps.kl), logps
+
+    of = lambda model, p: jax.jit(jax.grad(lambda p: total(model, p), has_aux=True))(p)
+    (grads, logps), (wide_grads, wide_logps) = of(narrow, params), of(wide, padded)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=RELATIVE), wide_logps, logps)
+    assert not np.any(wide_grads["embed"]["table"][SPEC.vocab :])
+    wide_grads["embed"]["table"] = wide_grads["embed"]["table"][: SPEC.vocab]
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(grads))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=RELATIVE * scale), wide_grads, grads)
+
+    x = narrow.hidden(params, batch.token_RL, batch.position_RL, batch.expiry_RL)
+    capped = 1.5 * np.tanh(np.asarray(jnp.einsum("RLD,VD->RLV", x, narrow.head(params), precision="highest")) / 1.5)
+    np.testing.assert_allclose(logits(wide, x, padded["embed"]["table"])[..., : SPEC.vocab], capped, atol=1e-5)
+    assert np.all(logits(wide, x, padded["embed"]["table"])[..., SPEC.vocab :] == -1e30)
+    logp = jax.nn.log_softmax(capped[0, batch.score_src_RS[0]])
+    taken = np.take_along_axis(np.asarray(logp), batch.score_tok_RS[0][:, None], axis=1)[:, 0]
+    expected = [taken[batch.score_slot_RS[0] == slot].sum() for slot in range(6)]
+    np.testing.assert_allclose(logps.sum.reshape(-1), expected, rtol=RELATIVE)
 
 
 def test_an_empty_row_gives_zeros():

@@ -124,6 +124,7 @@ def test_two_processes_train_as_one(mesh, tiny_files, tmp_path, compile_cache):
     np.testing.assert_allclose(alone.losses, one.losses[3:], rtol=PROCESS_TOLERANCE)
 
 
+@pytest.mark.slow
 def test_each_process_has_a_cache_of_its_own_and_the_batch_is_coupled(tiny_files, tmp_path, compile_cache):
     """Only process 0 keeps cached log-probs, so on the second run it has all of them and the other has none."""
     settings = dict(

@@ -74,18 +74,15 @@ def unsplit(params):
     return one_step(*params, micro_rows=8)
 
 
-@pytest.mark.parametrize("micro_rows", [1, 2, 3])
+@pytest.mark.parametrize("micro_rows", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_accumulation_gives_the_unsplit_loss_and_gradient(params, unsplit, micro_rows):
     split = one_step(*params, micro_rows=micro_rows)
     assert unsplit[4].micro_batches == 1 < split[4].micro_batches
     assert_same(unsplit, split)
 
 
-@pytest.mark.parametrize(
-    "columns, micro_rows, mesh_shape",
-    [(128, 1, (1, 1, 1)), pytest.param(256, 8, (2, 2, 2), marks=pytest.mark.slow)],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("columns, micro_rows, mesh_shape", [(128, 1, (1, 1, 1)), (256, 8, (2, 2, 2))], ids=str)
 def test_shorter_row_lengths_change_nothing_but_the_work(params, unsplit, columns, micro_rows, mesh_shape):
     """One pair of rows of 128, the second nearly empty; one row of 256, half full."""
     whole, cut = Layout(columns), Layout(columns, buckets=8)
@@ -98,10 +95,16 @@ def test_shorter_row_lengths_change_nothing_but_the_work(params, unsplit, column
     assert_same(plain, bucketed)
 
 
-MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
-
-
-@pytest.mark.parametrize("mesh_shape", MESHES, ids=str)
+@pytest.mark.parametrize(
+    "mesh_shape",
+    [
+        (8, 1, 1),
+        pytest.param((1, 8, 1), marks=pytest.mark.slow),
+        pytest.param((1, 1, 8), marks=pytest.mark.slow),
+        (2, 2, 2),
+    ],
+    ids=str,
+)
 def test_meshes_agree_and_really_shard(params, unsplit, mesh_shape):
     there = one_step(*params, micro_rows=8, mesh_shape=mesh_shape)
     assert_same(unsplit, there)

@@ -125,10 +125,10 @@ SETTINGS = {"hpo_kto": {"g": (1.0, -0.5)}}
 LISTED = [name for name, function in OBJECTIVES.items() if function.needs.coupled]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [name if name == "kto" else pytest.param(name, marks=pytest.mark.slow) for name in LISTED]
-    + [pytest.param(name, marks=pytest.mark.slow) for name in ("wpo", "tdpo1", "sampo", "orpo_with_prompt")],
+    [*LISTED, "wpo", "tdpo1", "sampo", "orpo_with_prompt"],
 )
 def test_listed_objectives_on_one_two_and_four_micro_batches_and_on_eight_devices(params, name):
     apart = Layout(32, pack=False)

@@ -29,8 +29,8 @@ LLAMA = ModelSpec(
     "llama", 128256, 4096, 14336, 32, 32, 8, 128, 131072, 5e5, 1e-5, False, Llama3Rope(8.0, 1.0, 4.0, 8192)
 )
 MIXTURE = ModelSpec(
-    "mixtral", 32768, 1024, 2048, 4, 16, 8, 64, 8192, 1e5, 1e-5, False, qk_norm="head", attention_softcap=50.0,
-    kinds=(LayerKind(512), LayerKind(rope=None)) * 2, experts=8, experts_per_token=2,
+    "mixtral", 32768, 1024, 2048, 6, 16, 8, 64, 8192, 1e5, 1e-5, False, qk_norm="head", attention_softcap=50.0,
+    kinds=(LayerKind(512), LayerKind(rope=None)) * 3, experts=8, experts_per_token=2,
 )  # fmt: skip
 # name: model, slice, mesh, micro-batches, rows, row shape, objectives
 CASES = {

@@ -287,7 +287,7 @@ def _refuse_foreign_prompt(prompt: str, common: list[dict], where: str) -> None:
 
 
 def read_messages(value: list, key: str, where: str) -> list[dict]:
-    """The messages of a list, without what is null.  Raises: RowError for none; InputError for one that is malformed."""
+    """The messages of a list, without what is null.  RowError for none, InputError for a malformed one."""
     if not value:
         if key == "prompt":
             raise RowError("empty prompt", "at least one message", f'{where}, key "prompt": []', "add the question")

@@ -132,7 +132,7 @@ def _wins(axis: Any, found: Generations, name: str) -> None:
     axis.axvline(0.5, color="black", ls="--", lw=0.8, label="half")
     against = _short(found.report.about["against"])
     axis.set(xlim=(0, 1), ylim=(-1.0, 1.3), yticks=[], xlabel="share of prompts (numbers: prompts)")
-    axis.set_title(f"against {against}: win rate {_shown(estimate)}\nsign test p = {test['p']:.2g}")
+    axis.set_title(f"against {against}\nwin rate {_shown(estimate)}, sign test p = {test['p']:.2g}")
     axis.legend(loc="upper center", ncols=3)
 
 
@@ -144,9 +144,10 @@ def _rewards_by_length(axis: Any, found: Generations, name: str) -> None:
     axis.set_title(f"reward and length: correlation {_shown(estimate) if estimate else 'undefined'}")
 
 
-def _short(name: str) -> str:
-    """Without the folders."""
-    return re.sub(r"\S+/(?=\S)", "", name)
+def _short(name: str, most: int = 40) -> str:
+    """Without folders, and without the middle of what is still long."""
+    name = re.sub(r"\S+/(?=\S)", "", name)
+    return name if len(name) <= most else f"{name[: most // 2 - 2]}...{name[1 - most // 2 :]}"
 
 
 def _edges(x_B: np.ndarray, *, zero: bool = False) -> np.ndarray:
@@ -156,15 +157,17 @@ def _edges(x_B: np.ndarray, *, zero: bool = False) -> np.ndarray:
         zero: 0 is an end, also of whole numbers, so that no bar mixes the two signs.
     """
     low, high = float(x_B.min()), float(x_B.max())
+    if low == high:
+        return np.array([low - 0.5, high + 0.5])
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    width = (high - low) / min(40, max(10, len(x_B) // 4)) or 1.0
+    width = (high - low) / min(40, max(10, len(x_B) // 4))
     whole = not zero and bool((x_B == np.round(x_B)).all())
     if whole:
         width = np.ceil(width)
     edges = (np.arange(np.floor(low / width) - 1, np.ceil(high / width) + 3) - 0.5 * whole) * width
     first, last = np.searchsorted(edges, low, "right") - 1, np.searchsorted(edges, high, "left")
-    return edges[first : max(last, first + 1) + 1]
+    return edges[first : last + 1]
 
 
 def _shown(estimate: Estimate) -> str:

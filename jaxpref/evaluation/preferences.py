@@ -289,6 +289,8 @@ def _left_out(view: View) -> Iterator[tuple[str, str]]:
     if view.kind == "single":
         yield "rewards, calibration", "one answer a prompt and no label: nothing to compare"
     elif view.kind in JUDGED:
+        if view.reward_BK is None:
+            yield "rewards", f"{objective} logs no reward of every answer"
         yield "calibration", "a reward is known up to a constant of the prompt, so one answer's is no probability"
     elif view.kind == "ranked":
         yield "calibration", "needs the margins of pairs; rewards/accuracies is the share of pairs in the right order"

@@ -91,6 +91,7 @@ class Report:
         """Prints a table of the estimates, then what was left out and the notes."""
         level = self.about["bootstrap"]["level"]
         table = Table("", "value", f"{level:.0%} interval", "unit", title=self.about["title"], title_justify="left")
+        table.columns[0].overflow = "fold"  # names of files
         table.columns[1].justify = "right"
         for title, section in self.sections.items():
             table.add_section()
@@ -114,7 +115,9 @@ def split_defined(found: Mapping[str, Estimate], reasons: Mapping[str, str]) -> 
         reasons: start of a name -> reason; the first that fits is given.
     """
     defined = {name: estimate for name, estimate in found.items() if math.isfinite(estimate.value)}
-    why = lambda name: next((reason for start, reason in reasons.items() if name.startswith(start)), "no group has it")
+    why = lambda name: next(
+        (reason for start, reason in reasons.items() if name.startswith(start)), "no group has a finite value"
+    )
     return defined, {name: why(name) for name in found if name not in defined}
 
 

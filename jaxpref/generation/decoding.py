@@ -35,6 +35,8 @@ class Policy(NamedTuple):
     read: Callable[[Any, Any, jax.Array, jax.Array, jax.Array], Any]
     """(params, state, token_RC, position_RC, column) -> state with these tokens at columns [column, column + C).
     Position -1 is padding."""
+    unpacked: Callable[[Any], Any]
+    """params -> the same as `next_logits` reads them: called once, in front of its loop."""
     next_logits: Callable[[Any, Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
     """(params, state, token_R, position_R, column) -> (float32 log-probs of the token after these, [R, V], up to a
     constant of the row; state with these tokens)."""
@@ -51,7 +53,12 @@ def policy_of(model: Model) -> Policy:
         x_RCD, cache = model.extend(params, token_R[:, None], position_R[:, None], cache, column)
         return logits(model, x_RCD, model.head(params))[:, 0], cache
 
-    return Policy(model.init_cache, read, next_logits)
+    def unpacked(params):
+        # A CPU's matrix product reads whole arrays only: in a scan, each layer's weights would be copied for it.
+        apart = jax.default_backend() == "cpu" and model.layers_apart is not None
+        return model.layers_apart(params) if apart else params
+
+    return Policy(model.init_cache, read, unpacked, next_logits)
 
 
 class Rows(NamedTuple):
@@ -123,7 +130,7 @@ class Generator:
             drawn = min(drawn + SEGMENT, self.max_new_tokens)
             with jax.set_mesh(self._mesh):  # not around `yield`: the caller's mesh is its own
                 inputs = map(self._put, (key_R2, first, going_R, np.int32(drawn)))
-                batch = _draw(self._policy.next_logits, *self._choice, self._params, batch, *inputs)
+                batch = _draw(self._policy, *self._choice, self._params, batch, *inputs)
             new_RS, logp_RS, position_R = map(np.asarray, (batch.new_RS, batch.logp_RS, batch.position_R))
             for row in np.flatnonzero(going_R):
                 ids = new_RS[row][new_RS[row] >= 0]
@@ -170,11 +177,13 @@ def _read(read, params, state, token_RC, position_RC, column):
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def _draw(next_logits, sampling, stop_ids, params, rows: Rows, key_R2, first, going_R, until) -> Rows:
+def _draw(policy, sampling, stop_ids, params, rows: Rows, key_R2, first, going_R, until) -> Rows:
     """Up to `until` new tokens for the rows that are still going."""
     rows = rows._replace(position_R=jnp.where(going_R, rows.position_R, -1))
+    params = policy.unpacked(params)
     going = lambda rows: (rows.drawn < until) & jnp.any(rows.position_R >= 0)
-    one = lambda rows: _draw_one(next_logits, sampling, np.array(stop_ids, np.int32), params, rows, key_R2, first)
+    stop_ids = np.array(stop_ids, np.int32)
+    one = lambda rows: _draw_one(policy.next_logits, sampling, stop_ids, params, rows, key_R2, first)
     rows = lax.while_loop(going, one, rows)
     seen = [constrain(x, *[None] * x.ndim) for x in rows[1:]]  # whole on every process
     return Rows(rows.state, *seen)

@@ -80,6 +80,8 @@ class Decoder(nn.Module):
     """(q, k, v, memory, view, layer) -> attention's output, memory."""
     router: bool = False
     """Whether the router's statistics are summed."""
+    apart: bool = False
+    """Whether every layer has a subtree of its own, `layers_0`, ... (`_layers_apart`)."""
 
     @nn.compact
     def __call__(self, token_RL, position_RL, real_RL, view, memory=()):
@@ -87,7 +89,20 @@ class Decoder(nn.Module):
         x_RLD = Embed(spec, self.vocab_rows, name="embed")(token_RL, position_RL, self.dtype)
         router_RL2E = jnp.zeros((*token_RL.shape, 2, spec.experts)) if self.router else None
         rope, numbers = _layer_numbers(spec, position_RL)
-        body = Block
+        carry, shared = Carry(x_RLD, memory, router_RL2E), Shared(rope, real_RL, view)
+        if self.apart:
+            for y in range(spec.layers):
+                layer = jax.tree.map(lambda x, y=y: x[y], numbers)
+                carry, _ = Block(spec, self.lora, self.attend, name=f"layers_{y}")(carry, shared, layer)
+        else:
+            carry = self._scanned(carry, shared, numbers)
+        x_RLD = Norm(spec, name="final_norm")(carry.x_RLD)
+        if not spec.tied:
+            Head(self.vocab_rows, spec.width, name="head")()
+        return carry._replace(x_RLD=x_RLD)
+
+    def _scanned(self, carry, shared, numbers):
+        spec, body = self.spec, Block
         if self.remat != "none":
             body = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan)
         stacked = nn.scan(
@@ -98,13 +113,7 @@ class Decoder(nn.Module):
             length=spec.layers,
             unroll=1 if self.scan else spec.layers,
         )
-        carry, _ = stacked(spec, self.lora, self.attend, name="layers")(
-            Carry(x_RLD, memory, router_RL2E), Shared(rope, real_RL, view), numbers
-        )
-        x_RLD = Norm(spec, name="final_norm")(carry.x_RLD)
-        if not spec.tied:
-            Head(self.vocab_rows, spec.width, name="head")()
-        return carry._replace(x_RLD=x_RLD)
+        return stacked(spec, self.lora, self.attend, name="layers")(carry, shared, numbers)[0]
 
 
 def _layer_numbers(spec: ModelSpec, position_RL):
@@ -153,6 +162,8 @@ class Model:
     holds these tokens in columns [column, column + C) of every row.  The column is an int32 scalar; the caller keeps
     column + C <= length.  A key is visible to a query iff 0 <= key's position <= query's position, and within the
     layer's window.  A token of position -1 is padding: written, never seen."""
+    layers_apart: Callable[[Any], Any] | None = None
+    """params -> the same for `extend`, every layer in arrays of its own."""
 
 
 def build_model(
@@ -222,15 +233,28 @@ def build_model(
     def extend(params, token_RC, position_RC, kept, column):
         position_RI = lax.dynamic_update_slice_in_dim(kept["position"], position_RC, column, 1)
         view = cache.View(position_RC, position_RI, column)
-        module = decoder(partial(cache.attend, **options))
+        module = decoder(partial(cache.attend, **options), apart="layers" not in params)
         inputs = token_RC, position_RC, position_RC >= 0, view, (kept["k"], kept["v"])
         carry = module.apply(_collections(params, lora), *inputs)
         return carry.x_RLD, dict(zip(("k", "v"), carry.memory, strict=True)) | {"position": position_RI}
 
     return Model(
         init, hidden, head, spec.vocab, spec.logit_softcap, spec.experts,
-        hidden_and_router if spec.experts else None, new_cache, extend,
+        hidden_and_router if spec.experts else None, new_cache, extend, _layers_apart,
     )  # fmt: skip
+
+
+def _layers_apart(params: Any) -> dict[str, Any]:
+    """`layers_0`, `layers_1`, ... in place of `layers`, in the adapter too."""
+
+    def split(tree):
+        count = len(jax.tree.leaves(tree["layers"])[0])
+        layer = lambda y: jax.tree.map(lambda x: x[y], tree["layers"])
+        rest = {name: leaf for name, leaf in tree.items() if name != "layers"}
+        return rest | {f"layers_{y}": layer(y) for y in range(count)}
+
+    adapter = {LORA: split(params[LORA])} if LORA in params else {}
+    return split(params) | adapter
 
 
 def _collections(params, lora: LoraSpec | None):

@@ -14,7 +14,7 @@ from jax import lax
 
 from jaxpref.models.frozen import trained_mark, values_of, without_symbols
 from jaxpref.models.layers import ACTIVATIONS, product
-from jaxpref.sharding import logical_spec
+from jaxpref.sharding import LOGICAL, logical_spec
 
 _LARGEST_BLOCK = 128
 _SMALLEST_BLOCK = 8
@@ -93,9 +93,9 @@ def _mix_backward(activation: str, saved_and_mark, dout_RLD):
             _flat(x_RLD), _flat(expert_RLU), _flat(weight_RLU), weights, _flat(dout_RLD), activation, trained
         )
         dx_RLD = _sum_over("ffn", dx_TD).reshape(x_RLD.shape).astype(x_RLD.dtype)
-        return dx_RLD, _sum_over("ffn", dweight_TU).reshape(weight_RLU.shape), _sum_over("rows", dweights)
+        return dx_RLD, _sum_over("ffn", dweight_TU).reshape(weight_RLU.shape), _sum_of_rows(dweights)
 
-    outputs = _ROWS, _ROWS, _WEIGHTS if trained else None
+    outputs = _ROWS, _ROWS, _GRADIENTS if trained else None
     gradients = _per_device(local, (*_SPECS, _ROWS), outputs)(*saved, without_symbols(dout_RLD))
     dx_RLD, dweight_RLU, dweights = gradients
     if trained:
@@ -110,6 +110,7 @@ _mix.defvjp(_mix_forward, _mix_backward, symbolic_zeros=True)
 
 _ROWS = ("rows", None, None)
 _WEIGHTS = Weights((None, None, "ffn"), (None, None, "ffn"), (None, "ffn", None))
+_GRADIENTS = Weights((None, "width", "ffn"), (None, "width", "ffn"), (None, "ffn", "width"))
 _SPECS = (_ROWS, _ROWS, _ROWS, _WEIGHTS)
 
 
@@ -124,7 +125,19 @@ def _per_device(function, inputs, outputs):
 def _sum_over(logical: str, tree: Any) -> Any:
     if jax.sharding.get_abstract_mesh().empty:
         return tree
-    return lax.psum(tree, logical_spec((logical,))[0])
+    return lax.psum(tree, LOGICAL[logical])
+
+
+def _sum_of_rows(dweights: Weights | None) -> Weights | None:
+    """Over all devices' rows; each keeps its part of the width, as the parameters lie."""
+    if dweights is None or jax.sharding.get_abstract_mesh().empty:
+        return dweights
+    width = LOGICAL["width"]
+    others = tuple(axis for axis in LOGICAL["rows"] if axis != width)
+    scatter = lambda d, axes: lax.psum_scatter(
+        lax.psum(d, others), width, scatter_dimension=axes.index("width"), tiled=True
+    )
+    return Weights(*map(scatter, dweights, _GRADIENTS))
 
 
 # ---- on one device: T tokens, U experts each

@@ -25,7 +25,7 @@ from jaxpref.rewards.reward import Reward
 from jaxpref.rewards.scale import likelihood_of_preferences
 from jaxpref.sharding import row_ways
 from jaxpref.step import Scoring, all_logps, whole_batch
-from jaxpref.types import Group
+from jaxpref.types import EncodedGroup, Group
 
 
 def run_reward(
@@ -146,30 +146,48 @@ def _model_reward(
         groups = [_answered(prompt, answer, i) for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))]
         encoded, _ = encode_groups(groups, pieces.tokenizer, max_length=None)
         _check_positions(encoded, pieces)
-        loader = Loader(
-            encoded,
-            batch_size=pieces.config.train.batch_size,
-            micro_rows=pieces.config.train.micro_rows or row_ways(pieces.mesh),
-            layout=b.row_layout(pieces.config, encoded),
-        )
-        chunk = pieces.config.model.logprob_chunk
-        scoring = Scoring(pieces.model, (), chunk, loader.layout.lengths, "single", also=tuple(also))
-
-        def step(params, ref_params, batch, micro_batches):
-            logps, ref = all_logps(scoring, params, ref_params, batch, micro_batches)
-            return whole_batch(batch).row_id_RG.reshape(-1), of(logps, ref)[:, 0]
-
-        found: dict[int, float] = {}
-        compiled = jax.jit(step, out_shardings=NamedSharding(pieces.mesh, P()))
-        params, ref_params = load()
-        with jax.set_mesh(pieces.mesh):
-            for item in loader.iterate(b.owned_rows(loader, pieces.mesh)):
-                batch, count = b.put_batch(item.batch, pieces.mesh), b.put_scalar(item.micro_batches, pieces.mesh)
-                rows, values = jax.device_get(compiled(params, ref_params, batch, count))
-                found |= {int(row): float(value) for row, value in zip(rows, values, strict=True) if row >= 0}
-        return [found[i] for i in range(len(groups))]
+        # Equal answers are run once: rounding differs from row to row, and would make a win of a tie.
+        first = {_tokens(group): group for group in reversed(encoded)}
+        rewards = _rewards_by_row(pieces, list(first.values()), load, of, also)
+        return [rewards[first[_tokens(group)].row_id] for group in encoded]
 
     return Reward(name, score, bradley_terry)
+
+
+def _tokens(group: EncodedGroup) -> tuple[bytes, bytes]:
+    return group.prompt_ids.tobytes(), group.completion_ids[0].tobytes()
+
+
+def _rewards_by_row(
+    pieces: b.Pieces,
+    groups: Sequence[EncodedGroup],
+    load: Callable[[], tuple[Any, Any]],
+    of: Callable[[Logps, Logps | None], jax.Array],
+    also: Sequence[str],
+) -> dict[int, float]:
+    """{row id: reward}, on every process; arguments as of `_model_reward`."""
+    loader = Loader(
+        groups,
+        batch_size=pieces.config.train.batch_size,
+        micro_rows=pieces.config.train.micro_rows or row_ways(pieces.mesh),
+        layout=b.row_layout(pieces.config, groups),
+    )
+    chunk = pieces.config.model.logprob_chunk
+    scoring = Scoring(pieces.model, (), chunk, loader.layout.lengths, "single", also=tuple(also))
+
+    def step(params, ref_params, batch, micro_batches):
+        logps, ref = all_logps(scoring, params, ref_params, batch, micro_batches)
+        return whole_batch(batch).row_id_RG.reshape(-1), of(logps, ref)[:, 0]
+
+    found: dict[int, float] = {}
+    compiled = jax.jit(step, out_shardings=NamedSharding(pieces.mesh, P()))
+    params, ref_params = load()
+    with jax.set_mesh(pieces.mesh):
+        for item in loader.iterate(b.owned_rows(loader, pieces.mesh)):
+            batch, count = b.put_batch(item.batch, pieces.mesh), b.put_scalar(item.micro_batches, pieces.mesh)
+            rows, values = jax.device_get(compiled(params, ref_params, batch, count))
+            found |= {int(row): float(value) for row, value in zip(rows, values, strict=True) if row >= 0}
+    return found
 
 
 def _answered(prompt: Group, answer: str, row_id: int) -> Group:
@@ -177,7 +195,7 @@ def _answered(prompt: Group, answer: str, row_id: int) -> Group:
     return dataclasses.replace(prompt, completions=(completion,), row_id=row_id)
 
 
-def _check_positions(groups: Sequence[Any], pieces: b.Pieces) -> None:
+def _check_positions(groups: Sequence[EncodedGroup], pieces: b.Pieces) -> None:
     most = pieces.source.spec.max_positions
     for group in groups:
         tokens = len(group.prompt_ids) + len(group.completion_ids[0])

@@ -63,6 +63,7 @@ def test_chunks_and_single_tokens_equal_the_plain_decoder(name):
         np.testing.assert_allclose(x[r][position[r] >= 0], expected, atol=RELATIVE * scale, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_in_the_cached_path_too():
     spec = plain.SPECS["qwen2"]
     lora = LoraSpec(2, 4.0, ("attention/q", "mlp/down"))
@@ -88,7 +89,7 @@ def test_an_adapter_is_in_the_cached_path_too():
     np.testing.assert_allclose(x[0], plain.hidden(spec, merged, ids[0]), rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "mixtral"])
+@pytest.mark.parametrize("name", ["mixtral", pytest.param("gemma3", marks=pytest.mark.slow)])
 def test_on_a_mesh(name):
     spec = dataclasses.replace(plain.SPECS[name], vocab=64)
     model = build_model(spec, attention_block=8)
@@ -103,7 +104,7 @@ def test_on_a_mesh(name):
     np.testing.assert_allclose(together[real], alone[real], rtol=1e-4, atol=RELATIVE * np.abs(alone).max())
 
 
-@pytest.mark.parametrize("name", ["gpt2", "phi3"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("phi3", marks=pytest.mark.slow)])
 def test_a_cache_beyond_what_positions_reach_is_refused(name):
     model = build_model(plain.SPECS[name])
     with pytest.raises(InputError, match="rows of at most"):

@@ -70,7 +70,9 @@ def test_no_token_is_dropped_when_all_choose_the_same_expert():
     check(x, router)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 2, 4)])
+@pytest.mark.parametrize(
+    "sizes", [(2, 2, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in ((8, 1, 1), (1, 2, 4)))]
+)
 def test_on_a_mesh(sizes):
     with jax.set_mesh(make_mesh(*sizes)):
         text = jax.jit(ours).lower(normal(0, R, L, D), ROUTER, WEIGHTS).as_text()
@@ -130,7 +132,10 @@ def balance(model, params, batch):
     return jnp.sum(out.weight_B * out.loss_B) / out.weight_B.sum()
 
 
-@pytest.mark.parametrize("layout", [Layout(64), Layout(64, False, True), Layout(32, True, False)], ids=str)
+APART = [pytest.param(layout, marks=pytest.mark.slow) for layout in (Layout(64, False, True), Layout(32, True, False))]
+
+
+@pytest.mark.parametrize("layout", [Layout(64), *APART], ids=str)
 def test_balance_equals_that_of_single_sequences_in_value_and_gradient(layout):
     model = build_model(SPEC, attention_block=8)
     params, groups = plain.random_params(model), groups_of(SPEC.vocab)

@@ -133,7 +133,9 @@ def test_implicit_reward_is_the_margin_of_the_evaluation(finished_run):
     reward = open_reward(str(finished_run.out), step="9")
     assert reward.bradley_terry and reward.name == f"implicit reward of {finished_run.out}"
     # Of an empty answer the template's end of turn is scored.
-    scores = reward(prompts + prompts + prompts[:1], [*chosen, *rejected, ""])
+    answers = [*chosen, *rejected, "", rejected[0]]
+    scores = reward(prompts + prompts + prompts[:1] * 2, answers)
+    assert scores[13] == scores[6], "the same answer twice is the same to the bit, wherever it stands"
     found = evaluate_preferences(finished_run.out, step="9", bootstrap=Bootstrap(100))
     np.testing.assert_allclose(scores[:6] - scores[6:12], found.margin_B, atol=SAME_WEIGHTS_TOLERANCE)
     assert scores[12] != 0 and np.ptp(found.margin_B) > 100 * SAME_WEIGHTS_TOLERANCE
