@@ -269,6 +269,17 @@ def test_a_runs_checkpoint_is_decoded(finished_run, opened):
     assert len({cs[0].logp for cs in (*found.values(), first)}) == 3
 
 
+def test_an_adapter_is_decoded(tiny_files, opened):
+    pieces, params = open_policy(tiny_files.model, overrides=["adapter.rank=2"])
+    params["lora"] = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape) * 0.2, params["lora"])
+    c = completions((pieces, params), sampling=Sampling(), stop_tokens=())[1, 0]
+    prompt = pieces.tokenizer(c.prompt)["input_ids"]
+    logps = without_cache((pieces, params), [*prompt, *c.token_ids])[len(prompt) - 1 : -1]
+    assert c.token_ids.tolist() == logps.argmax(-1).tolist()
+    np.testing.assert_allclose(c.token_logps, logps.max(-1), atol=1e-5)
+    assert c.token_ids.tolist() != completions(opened, sampling=Sampling(), stop_tokens=())[1, 0].token_ids.tolist()
+
+
 def test_bfloat16(tiny_files, opened):
     pieces, params = open_policy(tiny_files.model, overrides=["model.compute_dtype=bfloat16"])
     found, exact = (completions(o, sampling=Sampling(), max_new_tokens=1) for o in ((pieces, params), opened))

@@ -1,6 +1,5 @@
 """What is continued, read from files and Python; and what new tokens are as text, with stop strings found in it."""
 
-
 import numpy as np
 import pytest
 import tiny

@@ -37,11 +37,13 @@ def padded(rows, side):
 
 
 def decode(model, params, token, position, chunks):
-    """Hidden states of all columns, written in chunks."""
+    """Hidden states of all columns, written in chunks; single tokens with every layer's weights in arrays of their own."""
     extend, cache, column, out = jax.jit(model.extend), model.init_cache(len(token), LENGTH), 0, []
+    apart = model.layers_apart(params)
+    assert "layers" not in apart and "layers" in params
     for chunk in chunks:
         part = slice(column, column + chunk)
-        x_RCD, cache = extend(params, token[:, part], position[:, part], cache, column)
+        x_RCD, cache = extend(apart if chunk == 1 else params, token[:, part], position[:, part], cache, column)
         out.append(x_RCD)
         column += chunk
     assert np.array_equal(cache["position"][:, :column], position) and np.all(cache["position"][:, column:] == -1)
@@ -95,11 +97,11 @@ def test_on_a_mesh(name):
     model = build_model(spec, attention_block=8)
     params = plain.random_params(model)
     token, position = padded(sequences(spec.vocab), "left")
-    alone = decode(model, params, token, position, (WIDTH, *(1,) * NEW))
+    alone = decode(model, params, token, position, (WIDTH + NEW,))
     mesh = make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):
         sharded = jax.device_put(params, param_shardings(params, mesh))
-        together = decode(model, sharded, token, position, (WIDTH, *(1,) * NEW))
+        together = decode(model, sharded, token, position, (1,) * (WIDTH + NEW))
     real = position >= 0
     np.testing.assert_allclose(together[real], alone[real], rtol=1e-4, atol=RELATIVE * np.abs(alone).max())
 
