@@ -53,10 +53,11 @@ def test_two_processes_find_what_one_does(finished_run, tmp_path, compile_cache)
         for number, file in enumerate(seen)
     ]  # fmt: skip
     try:
-        said = [worker.communicate(timeout=240)[0] for worker in workers]
+        said = [worker.communicate(timeout=480)[0] for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
+            worker.wait()
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(said)
     one, two = (json.loads(file.read_text()) for file in seen)
     assert one == two, "each process knows everything"

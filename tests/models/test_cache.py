@@ -37,7 +37,7 @@ def padded(rows, side):
 
 
 def decode(model, params, token, position, chunks):
-    """Hidden states of all columns, written in chunks; single tokens with every layer's weights in arrays of their own."""
+    """Hidden states of all columns, written in chunks; single tokens by weights that lie layer by layer."""
     extend, cache, column, out = jax.jit(model.extend), model.init_cache(len(token), LENGTH), 0, []
     apart = model.layers_apart(params)
     assert "layers" not in apart and "layers" in params
