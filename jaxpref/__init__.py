@@ -10,15 +10,18 @@ from jaxpref.config import Config, load_config, make_config
 from jaxpref.errors import InputError
 from jaxpref.evaluation import evaluate_answers, evaluate_preferences, evaluate_run
 from jaxpref.export import export_run
-from jaxpref.generate import Completion, generate
+from jaxpref.generate import Completion, Mix, generate
+from jaxpref.merge import merge
 from jaxpref.objectives import ObjectiveOutput
 from jaxpref.plots import plot_curves
+from jaxpref.rewards import score_data
 from jaxpref.train import Result, train
 
 __all__ = [
     "Completion",
     "Config",
     "InputError",
+    "Mix",
     "ObjectiveOutput",
     "Result",
     "evaluate_answers",
@@ -28,8 +31,10 @@ __all__ = [
     "generate",
     "load_config",
     "make_config",
+    "merge",
     "objectives",
     "plot_curves",
     "rewards",
+    "score_data",
     "train",
 ]

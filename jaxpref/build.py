@@ -1,7 +1,7 @@
 """Config -> the pieces of a run, on the mesh.  Training, evaluation and export start here."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxpref.config import Config, reference_contradictions
 from jaxpref.data.dataset import DataReport, common_columns, load_groups
+from jaxpref.data.dimensions import margin_contradictions
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import MASKS, UNIFORM, Layout, columns_of
 from jaxpref.errors import InputError
@@ -44,7 +45,7 @@ from jaxpref.sharding import (
     row_ways,
     vocab_ways,
 )
-from jaxpref.step import REFERENCE_COLUMN, MovingReference, Scoring, make_logp_step
+from jaxpref.step import REFERENCE_COLUMN, MovingReference, Scoring, make_logp_step, summed_logps
 from jaxpref.types import Batch, EncodedGroup
 
 EXTRA_COLUMN = "extra_refs"
@@ -97,7 +98,10 @@ def build(config: Config, objective: Sequence[Any] | None = None) -> Pieces:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     source = open_checkpoint(config.model.path)
     parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
-    if found := list(reference_contradictions(config.reference, parts)):
+    if found := [
+        *reference_contradictions(config.reference, parts),
+        *margin_contradictions(config.data.margins, parts),
+    ]:
         raise InputError("settings that fit the objective", "; ".join(found), "correct these keys")
     lora = adapter_spec(config.adapter, source.spec)
     model = make_decoder(config, source, parts, mesh, lora)
@@ -160,9 +164,13 @@ def load_params(pieces: Pieces, source: Checkpoint | None = None) -> Any:
     if SCALAR_HEADS in shapes:
         zeros = lambda x, sharding: jax.device_put(np.zeros(x.shape, x.dtype), sharding)
         params[SCALAR_HEADS] = jax.tree.map(zeros, shapes[SCALAR_HEADS], shardings[SCALAR_HEADS])
-    if lora is not None:
-        params[LORA] = start_adapter(adapter, lora, pieces.source.spec, params, pieces.mesh, pieces.config.train.seed)
-    return params
+    return params if lora is None else with_adapter(pieces, params)
+
+
+def with_adapter(pieces: Pieces, base: Mapping[str, Any]) -> dict[str, Any]:
+    """The frozen weights with the adapter that training starts from beside them."""
+    config, spec = pieces.config, pieces.source.spec
+    return {**base, LORA: start_adapter(config.adapter, pieces.lora, spec, base, pieces.mesh, config.train.seed)}
 
 
 def reference_source(pieces: Pieces) -> Checkpoint:
@@ -328,8 +336,14 @@ def _cached(pieces: Pieces, groups: Sequence[EncodedGroup], key: Callable[[], st
     return cached_logps(groups, lambda: cache / f"{key()}.npz", compute)
 
 
-def compute_logps(pieces: Pieces, params: Any, groups: Sequence[EncodedGroup]) -> dict[int, np.ndarray]:
-    """{row id: [K] summed log-probs} of all groups under `params`."""
+def compute_logps(
+    pieces: Pieces, params: Any, groups: Sequence[EncodedGroup], sums: Callable[[Any, Batch], jax.Array] | None = None
+) -> dict[int, np.ndarray]:
+    """{row id: [K] summed log-probs} of all groups under `params`.
+
+    Args:
+        sums: (params, micro-batch) -> [B, K]; None: those of the model.
+    """
     config, mesh = pieces.config, pieces.mesh
     loader = Loader(
         groups,
@@ -339,10 +353,8 @@ def compute_logps(pieces: Pieces, params: Any, groups: Sequence[EncodedGroup]) -
     )
     values: dict[int, np.ndarray] = {}
     with jax.set_mesh(mesh):
-        step = jax.jit(
-            make_logp_step(pieces.model, chunk=config.model.logprob_chunk, lengths=loader.layout.lengths),
-            out_shardings=NamedSharding(mesh, P()),
-        )
+        sums = sums or summed_logps(pieces.model, config.model.logprob_chunk)
+        step = jax.jit(make_logp_step(sums, lengths=loader.layout.lengths), out_shardings=NamedSharding(mesh, P()))
         for item in loader.iterate():  # every process needs every value, so it builds every row
             logps = np.asarray(step(params, put_batch(item.batch, mesh), put_scalar(item.micro_batches, mesh)))
             rows = item.batch.row_id_RG

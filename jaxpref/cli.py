@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from jaxpref.config import keys, load_config
+from jaxpref.data import condition_command as conditioning
 from jaxpref.errors import InputError
 from jaxpref.evaluation import command as evaluation
 from jaxpref.generation import command as generation
+from jaxpref.rewards import command as rewards
 
 console = Console()
 
@@ -84,6 +86,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=lambda options: evaluation.run(options, console))
     evaluation.add_arguments(evaluate)
+    score = commands.add_parser(
+        "score", help="write scores of the answers into a data set", epilog=rewards.EPILOG, formatter_class=shape
+    )
+    score.set_defaults(run=lambda options: rewards.run(options, console))
+    rewards.add_arguments(score)
+    condition = commands.add_parser(
+        "condition", help="put a preference into prompts", epilog=conditioning.EPILOG, formatter_class=shape
+    )
+    condition.set_defaults(run=lambda options: conditioning.run(options, console))
+    conditioning.add_arguments(condition)
     export = commands.add_parser("export", help="write a run's checkpoint as a Hugging Face directory")
     export.set_defaults(run=_export)
     export.add_argument("--to", required=True, metavar="DIR", help="where to; must not hold anything else")
@@ -91,6 +103,18 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--adapter", action="store_true", help="the adapter alone, for PEFT; otherwise it is merged")
     export.add_argument("directory", metavar="RUN", help="directory of the run")
     export.add_argument("--step", default="best", help="best (default), latest or a number")
+    merge = commands.add_parser("merge", help="average the parameters of several policies (a soup)")
+    merge.set_defaults(run=_merge)
+    merge.add_argument("sources", nargs="+", metavar="RUN_OR_MODEL:WEIGHT", help="run, model or PEFT adapter directory")
+    merge.add_argument(
+        "--how", required=True, choices=["weights", "deltas", "factors"],
+        help="average whole models; what adapters add to their base; or each factor of the adapters by itself",
+    )  # fmt: skip
+    merge.add_argument("--to", required=True, metavar="DIR", help="where to; must not hold anything else")
+    merge.add_argument("--adapter", action=argparse.BooleanOptionalAction, help="a PEFT directory (factors: default)")
+    merge.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    merge.add_argument("--step", default="best", help="of runs: best (default), latest or a number")
+    merge.add_argument("--any-weights", action="store_true", help="weights need not sum to 1, nor be positive")
     return parser
 
 
@@ -161,6 +185,18 @@ def _export(options: argparse.Namespace) -> None:
 
     step = export_run(options.directory, options.to, step=options.step, dtype=options.dtype, adapter=options.adapter)
     console.print(f"step {step} written to {options.to}", highlight=False)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from jaxpref.generation.mixing import parse_policies
+    from jaxpref.merge import merge
+
+    sources = [policy for text in options.sources for policy in parse_policies(text)]
+    merge(
+        sources, options.to, how=options.how, adapter=options.adapter, step=options.step, dtype=options.dtype,
+        any_weights=options.any_weights,
+    )  # fmt: skip
+    console.print(f"soup of {len(sources)} written to {options.to}", highlight=False)
 
 
 def _demo(options: argparse.Namespace) -> None:

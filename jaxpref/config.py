@@ -94,6 +94,11 @@ class DataConfig:
     """Row format; auto recognises each row's own."""
     on_bad_row: Literal["error", "drop"] = "error"
     """Stop at a row with an empty or identical completion, a missing column..., or drop it and count it."""
+    prefer: str | None = None
+    """Score by which the chosen answer of every pair is decided anew (`scores_chosen: {NAME: ...}`; ties are dropped and
+    counted); rows with `completions` give all their pairs.  null: as the rows say."""
+    margins: list[str] = Field(default_factory=list)
+    """Scores that make the column `margins`, in the order of modpo's w[1:]: those of all objectives but the base."""
     max_length: int | None = Field(default=1024, ge=2)
     """Tokens of prompt + one completion; null: no limit."""
     truncation: Literal["keep_start", "keep_end", "drop", "error"] = "keep_start"
@@ -212,6 +217,11 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Errors: InputError listing every unknown key (with the nearest valid one), wrong type, value out of range and
     contradiction, all at once.
     """
+    return make_config(merged_settings(path, overrides), where=str(path) if path else "configuration")
+
+
+def merged_settings(path: str | Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """What stands in a YAML file, with overrides, not yet checked.  Errors: InputError if it cannot be read."""
     raw: dict[str, Any] = {}
     if path is not None:
         if not Path(path).is_file():
@@ -221,10 +231,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     if bare:
         raise InputError("overrides like optim.learning_rate=1e-6", f"{bare}", "write key=value")
     try:
-        raw = OmegaConf.to_container(OmegaConf.merge(raw, OmegaConf.from_dotlist(list(overrides))), resolve=True)
+        return OmegaConf.to_container(OmegaConf.merge(raw, OmegaConf.from_dotlist(list(overrides))), resolve=True)
     except OmegaConfBaseException as error:
         raise InputError("overrides that fit the configuration", f"{overrides}: {error}", "correct them") from error
-    return make_config(raw, where=str(path) if path else "configuration")
 
 
 def _read(path: str | Path) -> dict[str, Any]:
@@ -259,6 +268,7 @@ def make_config(raw: Mapping[str, Any], *, where: str = "configuration") -> Conf
 
 def contradictions(config: Config) -> list[str]:
     """Settings that are each valid but not together."""
+    from jaxpref.data.dimensions import margin_contradictions
     from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind  # jax loads slowly; --help does not need it
 
     found = []
@@ -282,7 +292,11 @@ def contradictions(config: Config) -> list[str]:
         found.append("train.eval_every is set but data.eval is empty")
     found += adapter_contradictions(config)
     try:
-        found += reference_contradictions(config.reference, bind(config.objective, OBJECTIVES, TRANSFORMS))
+        parts = bind(config.objective, OBJECTIVES, TRANSFORMS)
+        found += [
+            *reference_contradictions(config.reference, parts),
+            *margin_contradictions(config.data.margins, parts),
+        ]
     except InputError as error:
         found += error.got.split("; ")
     return found

@@ -23,7 +23,7 @@ from jaxpref.models.quantize import Quantisation, as_array, is_quantisable, quan
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.models.spec import LORA, SCALAR_HEADS
 from jaxpref.models.weights import ReadSlice, whole
-from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
+from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, bind
 from jaxpref.policy import adapter_spec, quantisation, split
 from jaxpref.sharding import param_shardings
 from jaxpref.step import init_running
@@ -49,19 +49,22 @@ def load_run(run: str | Path, overrides: Sequence[str] = (), objective: Sequence
     return load_config(path, overrides)
 
 
-def run_state(pieces: b.Pieces, run: str | Path, step: str, *, objective: bool = False) -> tuple[dict[str, Any], int]:
+def run_state(
+    pieces: b.Pieces, run: str | Path, step: str, *, objective: bool = False, base: Any = None
+) -> tuple[dict[str, Any], int]:
     """`params` of a run's checkpoint on the mesh, and its step.
 
     Args:
         objective: also what the objective carries: `running` statistics, and where the reference moves `ref_params`,
             its parameters as they run.
+        base: of a run that trained an adapter: the frozen weights, when they are loaded already.
     """
     laid_out = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     if pieces.lora is None:
         shapes, base = b.param_shapes(pieces.model), {}
         params = jax.tree.map(laid_out, shapes, param_shardings(shapes, pieces.mesh))
     else:  # the weights are not in the checkpoint
-        trained, base = split(b.load_params(pieces))
+        trained, base = split(b.load_params(pieces) if base is None else b.with_adapter(pieces, base))
         params = jax.tree.map(lambda x: laid_out(x, x.sharding), trained)
     like = {"params": params}
     if objective:
@@ -75,9 +78,9 @@ def run_state(pieces: b.Pieces, run: str | Path, step: str, *, objective: bool =
     return state | {"params": {**base, **state["params"]}}, number
 
 
-def run_params(pieces: b.Pieces, run: str | Path, step: str) -> tuple[Any, int]:
-    """Parameters of a run's checkpoint on the mesh, and its step."""
-    state, number = run_state(pieces, run, step)
+def run_params(pieces: b.Pieces, run: str | Path, step: str, *, base: Any = None) -> tuple[Any, int]:
+    """Parameters of a run's checkpoint on the mesh, and its step; `base` as of `run_state`."""
+    state, number = run_state(pieces, run, step, base=base)
     return state["params"], number
 
 
@@ -121,12 +124,7 @@ def export_run(
     source = open_checkpoint(config.model.path)
     parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
     lora = adapter_spec(config.adapter, source.spec)
-    shapes = b.param_shapes(b.make_decoder(config, source, parts))
-    if lora is not None:
-        new = lambda layers: init_adapter(jax.random.key(0), layers, lora)
-        shapes, _ = split(shapes | {LORA: jax.eval_shape(new, shapes["layers"])})
-    state, number = _restore(config, run, step, {"params": shapes})
-    params = state["params"]
+    params, number = host_params(config, source, parts, lora, run, step)
     heads = params.pop(SCALAR_HEADS, {})
     rewards = {SCALAR_HEADS: {"reward": heads["reward"]}} if "reward" in heads else {}
     if adapter:
@@ -146,6 +144,18 @@ def export_run(
         model_card=model_card(run, config, parts, number, classifier=bool(rewards)),
     )
     return number
+
+
+def host_params(
+    config: Config, source: Checkpoint, parts: Sequence[Part], lora: LoraSpec | None, run: str | Path, step: str
+) -> tuple[dict[str, Any], int]:
+    """What a run trained (all weights, or an adapter), as numpy arrays on this host, and the checkpoint's step."""
+    shapes = b.param_shapes(b.make_decoder(config, source, parts))
+    if lora is not None:
+        new = lambda layers: init_adapter(jax.random.key(0), layers, lora)
+        shapes, _ = split(shapes | {LORA: jax.eval_shape(new, shapes["layers"])})
+    state, number = _restore(config, run, step, {"params": shapes})
+    return state["params"], number
 
 
 def _check_has_adapter(run: str | Path, lora: LoraSpec | None, rewards: Mapping[str, Any]) -> None:

@@ -1,29 +1,23 @@
 """Text from a policy: a run's checkpoint or any model, for a file of prompts or prompts from Python."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxpref import build as b
-from jaxpref.config import Config, ReferenceConfig, load_config
 from jaxpref.errors import InputError
-from jaxpref.export import run_params
-from jaxpref.generation.decoding import Generator, policy_of
+from jaxpref.generation.decoding import Generator
+from jaxpref.generation.mixing import Mix
+from jaxpref.generation.opening import Mixed, Opened, open_policy, open_source
 from jaxpref.generation.prompts import given_prompts, prompt_ids, read_prompts
 from jaxpref.generation.sampling import Sampling
 from jaxpref.generation.text import Ending
-from jaxpref.models.spec import LongRope, ModelSpec
-from jaxpref.sharding import leaf_path
 from jaxpref.types import Group
 
-_CAST_BY_PRODUCTS = re.compile(
-    r"embed/table|head/kernel|layers/attention/[qkvo]|layers/(mlp|experts)/(gate|up|down|router)"
-)
+__all__ = ["Completion", "Mix", "Settings", "complete", "generate", "open_policy", "open_source", "stop_ids"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,8 @@ class Completion:
     token_ids: np.ndarray
     """New tokens, the stop token or all of the stop string among them."""
     token_logps: np.ndarray
-    """Log-probability of each (nats) under the policy itself: temperature 1, no token left out."""
+    """Log-probability of each (nats) under the policy itself (of a mix: under the mix): temperature 1, no token left
+    out."""
     finish: str
     """`stop_token`, `stop_string`, or `length` where max_new_tokens ended it."""
     prompt_tokens: int
@@ -97,7 +92,7 @@ class Settings:
 
 
 def generate(
-    source: str | Path,
+    source: str | Path | Mix,
     prompts: str | Path | Sequence[Any],
     *,
     temperature: float = 0.0,
@@ -119,11 +114,12 @@ def generate(
     logits are the same: sums on other shapes round otherwise, which a near tie may show.
 
     Args:
-        source: directory of a run; or a model, as `model.path` of a config.
+        source: directory of a run; a model, as `model.path` of a config; a PEFT adapter directory; or a `Mix` of these,
+            which decide every token together.
         prompts: a file (`jaxpref.generation.prompts.read_prompts`), or texts, lists of messages, or rows.
         temperature, top_k, top_p, min_p: see `Sampling`; temperature 0 is greedy.
         samples, max_new_tokens, stops, stop_tokens, seed, batch_size: see `Settings`.
-        step: of a run: best, latest or a number.
+        step: of a run, or of all runs of a mix: best, latest or a number.
         overrides: settings `model.compute_dtype=bfloat16` or `mesh.data=8`.
     Errors: InputError for anything that does not fit, before anything is compiled.
     """
@@ -132,43 +128,27 @@ def generate(
         None if stop_tokens is None else tuple(stop_tokens), seed, batch_size,
     )  # fmt: skip
     groups = read_prompts(prompts) if isinstance(prompts, str | Path) else given_prompts(prompts)
-    pieces, params = open_policy(source, step=step, overrides=overrides)
-    done = complete(pieces, params, groups, settings)
+    opened = open_source(source, step=step, overrides=overrides)
+    done = complete(opened.pieces, opened.params, groups, settings, opened.mixed)
     return sorted(done, key=lambda item: (item.prompt_index, item.sample))
 
 
-def open_policy(source: str | Path, *, step: str = "best", overrides: Sequence[str] = ()) -> tuple[b.Pieces, Any]:
-    """A run's checkpoint or a model, with its parameters on the mesh; arguments as in `generate`."""
-    path = Path(source) / "config.yaml"
-    config = load_config(path if path.is_file() else None, overrides)
-    # Objective and reference play no part; an objective from Python is not even known here.
-    config = replace(config, objective=Config().objective, reference=ReferenceConfig())
-    if path.is_file():
-        pieces = b.build(config)
-        return pieces, _cast(run_params(pieces, source, step)[0], pieces.dtype)
-    if step != "best":
-        raise InputError("`step` with a run only", f"step={step!r} with {source}, which is not a run", "leave it out")
-    pieces = b.build(replace(config, model=replace(config.model, path=str(source))))
-    return pieces, _cast(b.load_params(pieces), pieces.dtype)
-
-
-def _cast(params: Any, dtype: Any) -> Any:
-    """The weights that every product would cast, cast once."""
-    cast = lambda path, x: x.astype(dtype) if _CAST_BY_PRODUCTS.fullmatch(leaf_path(path)) else x
-    return jax.tree_util.tree_map_with_path(cast, params)
-
-
-def complete(pieces: b.Pieces, params: Any, prompts: Sequence[Group], settings: Settings) -> Iterator[Completion]:
+def complete(
+    pieces: b.Pieces, params: Any, prompts: Sequence[Group], settings: Settings, mixed: Mixed | None = None
+) -> Iterator[Completion]:
     """Completions of prompts, each when it is finished: the longest prompts first, `batch_size` rows at a time.
 
+    Args:
+        pieces, params, mixed: of an opened policy (`generation.opening.open_source`).
     Errors: InputError for a prompt that does not fit the model, at once.
     """
-    positions = _positions(pieces.source.spec)
+    opened = Opened(pieces, params, mixed)
+    positions = opened.positions
     ids = prompt_ids(prompts, pieces.tokenizer, positions=positions, max_new_tokens=settings.max_new_tokens)
     stops = stop_ids(pieces) if settings.stop_tokens is None else frozenset(settings.stop_tokens)
     ending = Ending(pieces.tokenizer, stops, settings.stops)
     generator = Generator(
-        policy_of(pieces.model), params, pieces.mesh, sampling=settings.sampling, seed=settings.seed,
+        opened.policy, params, pieces.mesh, sampling=settings.sampling, seed=settings.seed,
         positions=positions, max_new_tokens=settings.max_new_tokens, stop_ids=stops,
     )  # fmt: skip
     longest_first = sorted(range(len(prompts)), key=lambda i: -len(ids[i]))
@@ -194,9 +174,3 @@ def stop_ids(pieces: b.Pieces) -> frozenset[int]:
     ends = pieces.source.generation_config.get("eos_token_id")
     named = ends if isinstance(ends, list) else [ends]
     return frozenset(end for end in (*named, pieces.tokenizer.eos_token_id) if end is not None)
-
-
-def _positions(spec: ModelSpec) -> int:
-    """Tokens that a row may have."""
-    scaling = spec.rope_scaling
-    return min(spec.max_positions, scaling.original_length) if isinstance(scaling, LongRope) else spec.max_positions

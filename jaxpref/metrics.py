@@ -1,6 +1,7 @@
 """Where numbers go (JSONL and TensorBoard always, trackers when asked), and what a step costs."""
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,23 @@ PEAK_FLOPS = {
 }
 
 
-def step_flops(spec: ModelSpec, step: Step, *, reference: bool, frozen: bool = False) -> float:
+def step_flops(spec: ModelSpec, step: Step, *, reference: bool, frozen: bool = False, policies: int = 1) -> float:
     """Model FLOPs of a step, counted on real tokens only: padding and recomputation (remat) are no model work.
 
     2 per multiply-add; the backward pass is twice the forward, once where weights are frozen (an adapter's own products
     are not counted).  A shared prompt counts once, it runs once; the vocabulary is multiplied at scored tokens only;
     attention counts visible (query, key) pairs; a mixture's token runs through the experts chosen for it.
+
+    Args:
+        policies: trained at once on the same reference.
     """
     attention = 2 * spec.width * spec.head_dim * (spec.heads + spec.kv_heads)
     mlp = (3 if spec.gated else 2) * spec.width * spec.ffn * (spec.experts_per_token or 1)
     weights = spec.layers * (attention + mlp) * step.tokens + spec.vocab * spec.width * step.scored
     pairs = spec.layers * 2 * spec.heads * spec.head_dim * step.visible
     forward = 2 * (weights + pairs)
-    return 2.0 * weights * (2 if frozen else 3) + 2.0 * pairs * 3 + (forward if reference else 0)
+    trained = 2.0 * weights * (2 if frozen else 3) + 2.0 * pairs * 3
+    return policies * trained + (forward if reference else 0)
 
 
 def peak_flops() -> float | None:
@@ -115,3 +120,57 @@ class Writers:
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+class Window:
+    """Means since the last log line; speed without compile and evaluation time."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps = self._tokens = self._flops = self._columns = 0
+        self.restart()
+
+    def restart(self) -> None:
+        self._began, self._paused = time.perf_counter(), 0.0
+
+    def pause(self) -> None:
+        self._pause_began = time.perf_counter()
+
+    def resume(self) -> None:
+        self._paused += time.perf_counter() - self._pause_began
+
+    def add(self, values: dict[str, float], item: Step, flops: float) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._steps += 1
+        self._tokens += item.tokens
+        self._flops += flops
+        self._columns += item.columns
+
+    def progress(self) -> dict[str, Any]:
+        """Beside the state, what a run goes on from."""
+        return {
+            "data": self.data_state, "first_eval": self.first_eval,
+            "num_tokens": self.num_tokens, "flops": self.flops, "seconds": self._seconds(),
+        }  # fmt: skip
+
+    def _seconds(self) -> float:
+        return max(time.perf_counter() - self._began - self._paused, 1e-9)
+
+    def tokens_per_second(self) -> float:
+        return self._tokens / self._seconds()
+
+    def means(self) -> dict[str, float]:
+        """Closes the window."""
+        seconds = self._seconds()
+        means = {name: value / self._steps for name, value in self._sums.items()}
+        means["tokens_per_second"] = self._tokens / seconds
+        means["model_flops_per_second"] = self._flops / seconds
+        if (peak := peak_flops()) is not None:
+            means["mfu"] = self._flops / seconds / peak
+        means["padding_fraction"] = 1.0 - self._tokens / self._columns
+        self._clear()
+        return means

@@ -48,6 +48,40 @@ def model_card(run: str | Path, config: Config, parts: Sequence[Part], step: int
     return "\n\n".join(sections) + "\n"
 
 
+_SOUPS = {
+    "weights": "The weighted mean of the models' weights.",
+    "deltas": "The base with the weighted sum of what the adapters add to its weights.",
+    "factors": "The base with an adapter whose two factors are the weighted means of the adapters' factors, each by "
+    "itself; their product is not the mean of the adapters.",
+}
+
+
+def soup_card(weights: Mapping[str, float], how: str, base: str, *, adapter: bool) -> str:
+    """Markdown of a soup (`jaxpref.merge`).
+
+    Args:
+        weights: source -> its weight.
+        how: a key of `merge.HOWS`.
+        base: name or path of the model that the adapters lie on; of whole models the first one.
+        adapter: a PEFT directory.
+    """
+    named = [name for name in dict.fromkeys([base, *weights]) if _hub_id(name)]
+    front = {
+        **({"base_model": named} if named else {}),
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["jaxpref", "merge", f"soup-{how}"],
+    }
+    about = "" if how == "weights" else f" The base is {base}."
+    sections = [
+        f"---\n{_yaml(front)}---",
+        f"# Soup of {len(weights)} policies",
+        f"{_SOUPS[how]}{about} Merged with jaxpref {importlib.metadata.version('jaxpref')}, without further training.",
+        _table(("policy", "weight"), {name: f"{weight:g}" for name, weight in weights.items()}),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
 def _front_matter(config: Config, parts: Sequence[Part], classifier: bool) -> dict[str, Any]:
     """Keys as in https://huggingface.co/docs/hub/model-cards; a local path is no `base_model` and no dataset."""
     base = _hub_id(config.model.path.partition("@")[0])

@@ -21,8 +21,8 @@ _PANELS = (
 
 
 @contextmanager
-def drawn(png: str | Path, rows: int, columns: int) -> Iterator[Any]:
-    """Axes [rows, columns] to draw on; written to `png` at the end."""
+def drawn(png: str | Path, rows: int, columns: int, *, panel: tuple[float, float] = (4.8, 3.6)) -> Iterator[Any]:
+    """Axes [rows, columns] to draw on; written to `png` at the end.  `panel`: width and height of one, inches."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -32,7 +32,7 @@ def drawn(png: str | Path, rows: int, columns: int) -> Iterator[Any]:
              "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True,
              "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, GREY])}  # fmt: skip
     with plt.rc_context(small):
-        size = 4.8 * columns, 3.6 * rows
+        size = panel[0] * columns, panel[1] * rows
         figure, axes = plt.subplots(rows, columns, figsize=size, constrained_layout=True, squeeze=False)
         try:
             yield axes

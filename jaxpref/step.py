@@ -149,13 +149,18 @@ def make_eval_step(scoring: Scoring) -> Callable[[Any, Any, Any, Batch, jax.Arra
     return eval_step
 
 
+def summed_logps(model: Model, chunk: int) -> Callable[[Any, Batch], jax.Array]:
+    """(params, micro-batch) -> [B, K] summed log-probs."""
+    return lambda params, micro: completion_logps(model, params, micro, chunk=chunk, stats=False).sum
+
+
 def make_logp_step(
-    model: Model, *, chunk: int, lengths: Sequence[int] = ()
+    sums: Callable[[Any, Batch], jax.Array], *, lengths: Sequence[int] = ()
 ) -> Callable[[Any, Batch, jax.Array], jax.Array]:
-    """(params, batch, micro-batches in use) -> summed log-probs [T, R, G, K]: what the reference cache stores."""
+    """(params, batch, micro-batches in use) -> `sums` of all micro-batches, [T, R, G, K]: what the reference cache
+    stores."""
 
     def logp_step(params, batch: Batch, micro_batches: jax.Array):
-        sums = lambda params, micro: completion_logps(model, params, micro, chunk=chunk, stats=False).sum
         one = _at_used_length(sums, lengths)
         return _collect(lambda micro: one(params, micro), batch, micro_batches).reshape(batch.slot_count_RGK.shape)
 

@@ -1,7 +1,6 @@
 """The training loop: data -> step -> metrics, evaluations and checkpoints."""
 
 import json
-import math
 import signal
 import threading
 import time
@@ -19,27 +18,20 @@ from jax.sharding import PartitionSpec as P
 
 from jaxpref import build as b
 from jaxpref.checkpoint import BestRule, Checkpoints
-from jaxpref.config import Config, load_config, save_config, to_dict
+from jaxpref.config import Config, save_config
 from jaxpref.data.loader import Step
 from jaxpref.errors import InputError
 from jaxpref.evaluation import Evaluator
 from jaxpref.export import OBJECTIVE_FILE
-from jaxpref.metrics import Writers, peak_flops, step_flops
+from jaxpref.metrics import Window, Writers, step_flops
 from jaxpref.optim import make_optimizer, make_schedule
 from jaxpref.policy import Frozen, split
+from jaxpref.resume import resume_step
 from jaxpref.sharding import leaf_path, param_shardings
-from jaxpref.step import TrainState, init_state, make_train_step
+from jaxpref.step import Scoring, TrainState, init_state, make_eval_step, make_train_step
 
 PREEMPTED = 75
 """Exit code after SIGTERM: the state is saved, run the same command again (sysexits.h: EX_TEMPFAIL)."""
-
-# What may differ between the run that saved a checkpoint and the one that continues it.
-_MAY_CHANGE = ("mesh", "log", "out")
-_MAY_CHANGE_KEYS = {
-    "train": ("log_every", "eval_every", "save_every", "keep", "resume", "micro_rows"),
-    "model": ("remat", "attention_block", "logprob_chunk"),
-    "reference": ("cache_dir",),
-}
 
 
 class NotFiniteError(RuntimeError):
@@ -63,6 +55,10 @@ class Result:
     last_eval: dict[str, float]
     best: str
     """Which checkpoint is the best, and which metric decided it."""
+    flops: float
+    """Model FLOPs of all steps, as `metrics.step_flops` counts them; without evaluations."""
+    seconds: float
+    """Of all sessions of the run, with loading, compilation and evaluations."""
 
 
 def train(
@@ -81,48 +77,77 @@ def train(
         NotFiniteError with the step and its rows.
         Preempted after SIGTERM, once the state is saved.
     """
-    return _Run(config, objective, on_log or (lambda *_: None)).train()
+    return Run(config, objective, on_log or (lambda *_: None)).train()
 
 
-class _Run:
-    """One run; __init__ prepares, train() loops."""
+class Run:
+    """One run; __init__ prepares, train() loops.  `stacked.py` has the one of several adapters at once."""
+
+    donated: tuple[int, ...] = (0,)
+    """Of the arguments of `start`: the parameters become the state's."""
 
     def __init__(self, config: Config, objective: Sequence[Any] | None, on_log: Callable):
+        self.began = time.perf_counter()
         self.config, self.on_log, self.out, self.given = config, on_log, Path(config.out), objective
         self.pieces = pieces = b.build(config, objective)
         groups, report = b.read_data(pieces, "train")
         held_out, eval_report = b.read_data(pieces, "eval") if config.data.eval else (None, None)
         self.best = BestRule(config.train.best_metric, config.train.best_mode)
         self.checkpoints = Checkpoints(self.out / "checkpoints", keep=config.train.keep, best=self.best)
-        self.resume_step = _resume_step(config, self.checkpoints)
+        self.resume_step = resume_step(config, self.checkpoints)
         params = b.load_params(pieces)
         groups, _ = b.with_reference_logps(pieces, groups, params)
         self.loader = b.make_loader(pieces, groups, training=True)
         self.where: dict[int, str] = {group.row_id: group.where for group in groups}
         if held_out is not None:
             held_out, _ = b.with_reference_logps(pieces, held_out, params)
-        self.evaluator = Evaluator(pieces, held_out, eval_report.kind) if held_out is not None else None
+        self.evaluator = None
+        if held_out is not None:
+            self.evaluator = Evaluator(pieces, held_out, eval_report.kind, self.make_evaluation)
         trained, base = split(params)
         reference = b.reference_overlay(pieces, params)
         self.frozen = Frozen(base, None if pieces.moving else reference)
         schedule = make_schedule(config.optim, self.loader.plan.steps)
         self.optimizer = make_optimizer(config.optim, schedule, pieces.source.spec.vocab)
-        self.state = self._initial_state(trained, reference if pieces.moving else None)
+        self._make_state(trained, reference if pieces.moving else None)
         scoring = pieces.scoring(self.loader.layout, report.kind)
-        self.step_function = make_train_step(scoring, self.optimizer, schedule, pieces.moving)
-        self.num_tokens = 0
-        self._write_header(report, eval_report)
+        self.step_function = self.make_step(scoring, schedule)
+        self.num_tokens, self.flops, self.seconds_before = 0, 0.0, 0.0
+        self.write_header(report, eval_report)
 
-    def _initial_state(self, params: Any, moving_ref: Any) -> TrainState:
-        def start(params, ref):
-            ref = jax.tree.map(lambda x: x.astype(jnp.float32), ref)
-            return init_state(params, self.optimizer, self.config.train.seed, self.pieces.parts, ref)
-
-        self.shardings = state_shardings(jax.eval_shape(start, params, moving_ref), self.pieces.mesh)
-        # The parameters are donated: they become the state's.
-        init = jax.jit(start, out_shardings=self.shardings, donate_argnums=0)
+    def _make_state(self, params: Any, moving_ref: Any) -> None:
+        shapes = jax.eval_shape(self.start, params, moving_ref)
+        self.shardings = self.lay_out(shapes)
+        init = jax.jit(self.start, out_shardings=self.shardings, donate_argnums=self.donated)
         with jax.set_mesh(self.pieces.mesh):
-            return init(params, moving_ref)
+            self.state = init(params, moving_ref)
+
+    def start(self, params: Any, moving_ref: Any) -> TrainState:
+        """The state before the first step."""
+        ref = jax.tree.map(lambda x: x.astype(jnp.float32), moving_ref)
+        return init_state(params, self.optimizer, self.config.train.seed, self.pieces.parts, ref)
+
+    def lay_out(self, shapes: TrainState) -> TrainState:
+        """Shardings of the state."""
+        return state_shardings(shapes, self.pieces.mesh)
+
+    def make_step(self, scoring: Scoring, schedule: Any) -> Callable:
+        return make_train_step(scoring, self.optimizer, schedule, self.pieces.moving)
+
+    def make_evaluation(self, scoring: Scoring) -> Callable:
+        return make_eval_step(scoring)
+
+    def step_flops(self, item: Step) -> float:
+        """Model FLOPs of a step."""
+        spec, reference = self.pieces.source.spec, self.frozen.reference is not None or bool(self.pieces.moving)
+        return step_flops(spec, item, reference=reference, frozen=bool(self.frozen.base))
+
+    def deciding(self, values: dict[str, float]) -> dict[str, float]:
+        """Of an evaluation, the metrics by which a checkpoint is the best."""
+        return values
+
+    def make_writers(self, start: int) -> Writers:
+        return Writers(self.out, self.config, start)
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the policy as it is now, against the reference: the fixed one, or the state's moving one."""
@@ -131,23 +156,30 @@ class _Run:
             frozen = moving.laid_over(frozen.base, state.ref_params)
         return self.evaluator(frozen.policy(state.params), frozen.reference_params(), state.running)
 
-    def _write_header(self, report: Any, eval_report: Any) -> None:
+    def write_header(self, *reports: Any) -> None:
+        """Settings, and an account of the data, before the first step.  Args: reports on training and held-out data."""
         if jax.process_index() == 0:
-            self.out.mkdir(parents=True, exist_ok=True)
-            save_config(self.config, self.out / "config.yaml")
+            self.write_settings(self.config, *reports)
             if self.given:
                 (self.out / OBJECTIVE_FILE).write_text(json.dumps([part.name for part in self.pieces.parts]) + "\n")
-            (self.out / "data.txt").write_text(f"{report}\n{eval_report or ''}\n{self.loader.plan}\n")
+
+    def write_settings(self, config: Config, report: Any, eval_report: Any) -> None:
+        out = Path(config.out)
+        out.mkdir(parents=True, exist_ok=True)
+        save_config(config, out / "config.yaml")
+        (out / "data.txt").write_text(f"{report}\n{eval_report or ''}\n{self.loader.plan}\n")
 
     def train(self) -> Result:
-        config, plan = self.config, self.loader.plan
+        plan = self.loader.plan
         iterator = self.loader.iterate(b.owned_rows(self.loader, self.pieces.mesh))
         start, evaluated = 0, {}
         if self.resume_step is not None:
             self.state, progress = self.checkpoints.restore(self.resume_step, self.state)
-            iterator.set_state(progress["data"])
-            self.num_tokens, start, evaluated = progress["num_tokens"], self.resume_step, progress["first_eval"]
-        writers = Writers(self.out, config, start)
+            self.data_state = progress["data"]
+            iterator.set_state(self.data_state)
+            start, evaluated = self.resume_step, progress["first_eval"]
+            self.num_tokens, self.flops, self.seconds_before = (progress[n] for n in ("num_tokens", "flops", "seconds"))
+        writers = self.make_writers(start)
         try:
             with _TermFlag() as term, jax.set_mesh(self.pieces.mesh):
                 if start == 0 and self.evaluator:
@@ -161,12 +193,22 @@ class _Run:
         finally:
             self.checkpoints.close()  # waits for what is being written
             writers.close()
-        return Result(self.out, plan.steps, self.last_log, self.first_eval, self.last_eval, best)
+        seconds = self._seconds()
+        return Result(self.out, plan.steps, self.last_log, self.first_eval, self.last_eval, best, self.flops, seconds)
+
+    def progress(self) -> dict[str, Any]:
+        """Beside the state, what a run goes on from."""
+        return {
+            "data": self.data_state, "first_eval": self.first_eval,
+            "num_tokens": self.num_tokens, "flops": self.flops, "seconds": self._seconds(),
+        }  # fmt: skip
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.began
 
     def _loop(self, iterator: Any, writers: Writers, start: int, steps: int, term: "_TermFlag") -> None:
         config, compiled = self.config, None
-        reference = self.frozen.reference is not None or bool(self.pieces.moving)
-        window = _Window(self.pieces.source.spec, reference, bool(self.frozen.base))
+        window = Window()
         pending: deque = deque()
         self.last_log: dict[str, float] = {}
         for step in range(start + 1, steps + 1):
@@ -192,8 +234,10 @@ class _Run:
                 self.last_eval = self._evaluate(writers, step)
                 window.resume()
             if save:
-                progress = {"data": iterator.get_state(), "num_tokens": self.num_tokens, "first_eval": self.first_eval}
-                self.checkpoints.save(step, self.state, progress, self.last_eval if evaluate else {})
+                self.data_state = iterator.get_state()
+                self.checkpoints.save(
+                    step, self.state, self.progress(), self.deciding(self.last_eval) if evaluate else {}
+                )
             if stop and not last:
                 self.checkpoints.wait()
                 raise Preempted(f"SIGTERM: saved step {step} in {self.checkpoints.directory}; run again to continue")
@@ -206,10 +250,12 @@ class _Run:
             return step  # jax 0.10 refuses arrays of 4 bits as arguments of what was compiled ahead of time
         return step.lower(self.state, self.frozen, batch, micro).compile()
 
-    def _read(self, step: int, item: Step, metrics: Any, window: "_Window", writers: Writers, steps: int) -> None:
-        values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+    def _read(self, step: int, item: Step, metrics: Any, window: "Window", writers: Writers, steps: int) -> None:
+        values = {name: np.asarray(x, float)[()] for name, x in jax.device_get(metrics).items()}
         _check_finite(step, item, values, self.where)
-        window.add(values, item)
+        flops = self.step_flops(item)
+        self.flops += flops
+        window.add(values, item, flops)
         speed = window.tokens_per_second()
         epoch = step / self.loader.plan.steps_per_epoch
         if step % self.config.train.log_every == 0 or step == steps:
@@ -251,7 +297,7 @@ def _every(interval: int | None, step: int) -> bool:
 
 
 def _check_finite(step: int, item: Step, values: dict[str, float], where: dict[int, str]) -> None:
-    bad = [name for name in ("loss", "grad_norm") if not math.isfinite(values[name])]
+    bad = [name for name in ("loss", "grad_norm") if not np.isfinite(values[name]).all()]
     if bad:
         rows = sorted({int(r) for r in np.unique(item.batch.row_id_RG) if r >= 0})
         raise NotFiniteError(
@@ -259,45 +305,6 @@ def _check_finite(step: int, item: Step, values: dict[str, float], where: dict[i
             + ", ".join(where[r] for r in rows)
             + ". Nothing was saved since the last checkpoint; lower optim.learning_rate or look at these rows."
         )
-
-
-def _resume_step(config: Config, checkpoints: Checkpoints) -> int | None:
-    """The step to continue from, or None for a fresh start.
-
-    Errors: InputError when `train.resume` forbids what is there, or the run was made with other settings.
-    """
-    latest, mode = checkpoints.latest(), config.train.resume
-    if latest is None:
-        if mode == "must":
-            raise InputError("a checkpoint to resume from", f"none in {checkpoints.directory}", "set train.resume=auto")
-        return None
-    if mode == "never":
-        raise InputError(
-            "an empty run directory (train.resume=never)",
-            f"{checkpoints.directory} has step {latest}",
-            "choose another `out`, delete that one, or set train.resume=auto",
-        )
-    stored = to_dict(load_config(Path(config.out) / "config.yaml"))
-    changed = _differences(stored, to_dict(config))
-    if changed:
-        raise InputError(
-            f"the settings with which {config.out} was started",
-            "changed: " + ", ".join(changed),
-            "restore them, or choose another `out` for a new run",
-        )
-    return latest
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    found = []
-    for section in (name for name in new if name not in _MAY_CHANGE):
-        if not isinstance(new[section], dict):
-            found += [section] if json.dumps(old[section]) != json.dumps(new[section]) else []
-            continue
-        for key, value in new[section].items():
-            if key not in _MAY_CHANGE_KEYS.get(section, ()) and old[section][key] != value:
-                found.append(f"{section}.{key} {old[section][key]!r} -> {value!r}")
-    return found
 
 
 class _TermFlag:
@@ -324,51 +331,3 @@ class _TermFlag:
 
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked
-
-
-class _Window:
-    """Means since the last log line; speed without compile and evaluation time."""
-
-    def __init__(self, spec: Any, reference: bool, frozen: bool):
-        self._spec, self._reference, self._frozen = spec, reference, frozen
-        self._clear()
-
-    def _clear(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._steps = self._tokens = self._flops = self._columns = 0
-        self.restart()
-
-    def restart(self) -> None:
-        self._began, self._paused = time.perf_counter(), 0.0
-
-    def pause(self) -> None:
-        self._pause_began = time.perf_counter()
-
-    def resume(self) -> None:
-        self._paused += time.perf_counter() - self._pause_began
-
-    def add(self, values: dict[str, float], item: Step) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._steps += 1
-        self._tokens += item.tokens
-        self._flops += step_flops(self._spec, item, reference=self._reference, frozen=self._frozen)
-        self._columns += item.columns
-
-    def _seconds(self) -> float:
-        return max(time.perf_counter() - self._began - self._paused, 1e-9)
-
-    def tokens_per_second(self) -> float:
-        return self._tokens / self._seconds()
-
-    def means(self) -> dict[str, float]:
-        """Closes the window."""
-        seconds = self._seconds()
-        means = {name: value / self._steps for name, value in self._sums.items()}
-        means["tokens_per_second"] = self._tokens / seconds
-        means["model_flops_per_second"] = self._flops / seconds
-        if (peak := peak_flops()) is not None:
-            means["mfu"] = self._flops / seconds / peak
-        means["padding_fraction"] = 1.0 - self._tokens / self._columns
-        self._clear()
-        return means

@@ -1,72 +1,15 @@
-"""Closed-form optima through the real trainer: a small Llama whose completions can be enumerated.
-
-Nine completions of one prompt, every ordered pair of them as data, with the Bradley-Terry probability of that order as
-its weight.  Full-batch training must then reach the published optimum among the nine.
-"""
-
-import itertools
+"""Closed-form optima through the real trainer: a small Llama whose completions can be enumerated (bandit.py)."""
 
 import numpy as np
 import pytest
 import tiny
+from bandit import BETA, DISTANCE, REWARDS, distance, knowing_model, normal, rows, train
 
-from jaxpref import build as b
-from jaxpref.export import export_run, run_params
+from jaxpref.export import export_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
-TEXTS = ["".join(letters) for letters in itertools.product("abc", repeat=2)]
-BETA = 0.7
-DISTANCE = 0.02
-"""Total variation between the trained policy and the optimum, both among the nine completions."""
-_RNG = np.random.default_rng(0)
-REWARD, OTHER = _RNG.normal(size=(2, len(TEXTS)))
-
-
-def rows(reward, **per_text) -> list[dict]:
-    """Ordered pairs; `per_text` are columns of every completion, such as margins."""
-    made = []
-    for i, j in itertools.permutations(range(len(TEXTS)), 2):
-        row = {"prompt": "n", "chosen": TEXTS[i], "rejected": TEXTS[j]}
-        row |= {"weight": 1 / (1 + np.exp(reward[j] - reward[i]))}
-        for name, values in per_text.items():
-            row |= {f"{name}_chosen": values[i], f"{name}_rejected": values[j]}
-        made.append(row)
-    return made
-
-
-def train(directory, lines, objective, *, steps=300, model=None, **changes):
-    """A finished run on these rows, and log-probs of the nine under its policy and under the model it began with."""
-    model = model or tiny.write_model(directory / "model", scale=0.5)
-    data = tiny.write_rows(directory / "rows.jsonl", lines)
-    config = tiny.config(
-        directory / "run", model, data, objective=objective,
-        train={"batch_size": len(lines), "epochs": steps, "micro_rows": 8, "log_every": steps},
-        data={"train": [str(data)], "eval": [], "row_length": 64},
-        optim={"learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 5, "clip_norm": None}, **changes,
-    )  # fmt: skip
-    tiny.run(config)
-    pieces = b.build(config)
-    groups, _ = b.read_data(pieces, "train")
-    after, before = (
-        logps_of_texts(pieces, params, groups, lines)
-        for params in (run_params(pieces, config.out, "latest")[0], b.load_params(pieces))
-    )
-    return config, after, before
-
-
-def logps_of_texts(pieces, params, groups, lines):
-    values = b.compute_logps(pieces, params, groups)
-    found = {lines[g.row_id]["chosen"]: float(values[g.row_id][0]) for g in groups}
-    return np.array([found[text] for text in TEXTS])
-
-
-def normal(logp):
-    return np.exp(logp - np.logaddexp.reduce(logp))
-
-
-def distance(a, b):
-    return 0.5 * np.abs(a - b).sum()
+REWARD, OTHER = REWARDS[:2]
 
 
 def assert_reached(after, before, tilt):
@@ -122,12 +65,9 @@ def test_f_dpo(tmp_path, name):
     The reference gives them nearly all probability, as it must be for the optimum to be reached: f' levels off where
     log-ratios grow, and a model that hardly knows the nine can raise all of them at once, to where no gradient is left.
     """
-    (tmp_path / "first").mkdir()
-    first, knows, _ = train(tmp_path / "first", rows(np.zeros(len(TEXTS))), [{"name": "sft"}], steps=150)
-    assert np.exp(knows).sum() > 0.9
-    export_run(first.out, tmp_path / "reference", step="latest")
+    model = knowing_model(tmp_path)
     objective = [{"name": name, "beta": 2.0}]
-    _, after, before = train(tmp_path, rows(REWARD), objective, steps=600, model=tmp_path / "reference")
+    _, after, before = train(tmp_path, rows(REWARD), objective, steps=600, model=model)
     rho = after - before
     scores = {
         "f_dpo_forward_kl": 1 - np.exp(-rho), "f_dpo_js": -np.logaddexp(0, -rho),

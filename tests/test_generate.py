@@ -14,7 +14,7 @@ import tiny
 from jaxpref.errors import InputError
 from jaxpref.generate import Settings, complete, generate, open_policy, stop_ids
 from jaxpref.generation import decoding
-from jaxpref.generation.decoding import Generator, Policy, policy_of
+from jaxpref.generation.decoding import Generator, Policy, decodes_apart, policy_of
 from jaxpref.generation.prompts import given_prompts
 from jaxpref.generation.sampling import Sampling
 from jaxpref.logprobs import logits
@@ -68,7 +68,8 @@ def golden_rows(source, name, new_tokens):
     pieces, params = open_policy(source)
     prompts = [np.array(row["prompt"]) for row in golden["rows"]]
     generator = Generator(
-        policy_of(pieces.model), params, pieces.mesh, sampling=Sampling(), seed=0, max_new_tokens=new_tokens,
+        policy_of(pieces.model, decodes_apart(pieces.mesh)),
+        params, pieces.mesh, sampling=Sampling(), seed=0, max_new_tokens=new_tokens,
         positions=pieces.source.spec.max_positions, stop_ids=stop_ids(pieces),
     )  # fmt: skip
     numbers, never = [(i, 0) for i in range(len(prompts))], [lambda new: None] * len(prompts)
@@ -126,7 +127,8 @@ def test_position_in_the_batch_changes_no_row(opened):
     """The same prompts and numbers, in another order."""
     pieces, params = opened
     generator = Generator(
-        policy_of(pieces.model), params, pieces.mesh, sampling=SAMPLED, seed=3, positions=256, max_new_tokens=8,
+        policy_of(pieces.model, decodes_apart(pieces.mesh)),
+        params, pieces.mesh, sampling=SAMPLED, seed=3, positions=256, max_new_tokens=8,
         stop_ids=[2],
     )  # fmt: skip
     prompts = [np.arange(5, 5 + n) for n in (4, 9, 1, 6)]
@@ -230,7 +232,7 @@ def test_a_policy_may_be_a_mixture(opened):
     """The mean of two models' probabilities, drawn greedily, against both run without a cache."""
     pieces, params = opened
     other = jax.tree.map(lambda x: x * 1.1, params)
-    one = policy_of(pieces.model)
+    one = policy_of(pieces.model, decodes_apart(pieces.mesh))
 
     def next_logits(both, states, *step):
         (p, first), (q, second) = (one.next_logits(*pair, *step) for pair in zip(both, states, strict=True))
@@ -240,6 +242,7 @@ def test_a_policy_may_be_a_mixture(opened):
         start=lambda rows, columns: (one.start(rows, columns),) * 2,
         read=lambda both, states, *chunk: tuple(one.read(*pair, *chunk) for pair in zip(both, states, strict=True)),
         unpacked=lambda both: tuple(map(one.unpacked, both)),
+        unpacked_state=lambda states: tuple(map(one.unpacked_state, states)),
         next_logits=next_logits,
     )
     generator = Generator(

@@ -32,6 +32,7 @@ KNOWN_COLUMNS = {
     "score": "beside completion: number, the column `score`",
     "reward": "another name of score",
     "scores": "beside completions: a number for each, `score`; beside completion: object of numbers, `scores/NAME`",
+    "scores_completions": "beside completions: object of lists, a number for each one, the columns `scores/NAME`",
 }
 """The columns that are read, with their meaning; all others are ignored."""
 
@@ -95,6 +96,25 @@ def completion_columns(row: Mapping[str, Any], where: str) -> Columns:
     scores = _scores(row.get("scores"), "scores", where)
     named = {name: _number(value, f"scores.{name}", where) for name, value in scores.items()}
     return columns | {f"scores/{name}": (value,) for name, value in named.items() if value is not None}
+
+
+def ranked_columns(row: Mapping[str, Any], count: int, where: str) -> Columns:
+    """The numbers of a row with `count` completions: `weight`, `baseline`; `scores/NAME`, one for each in their order.
+
+    Raises:
+        InputError: a value is not a finite number, or a list of another length.
+    """
+    columns = group_columns(row, where)
+    for name, value in _scores(row.get("scores_completions"), "scores_completions", where).items():
+        scores = number_list(value, f"scores_completions.{name}", where)
+        if scores is not None and len(scores) != count:
+            raise InputError(
+                f"a score for each of the {count} completions",
+                f'{where}, key "scores_completions.{name}": {len(scores)}',
+                "mend or drop the row",
+            )
+        columns |= {} if scores is None else {f"scores/{name}": scores}
+    return columns
 
 
 def group_columns(row: Mapping[str, Any], where: str) -> Columns:

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxpref.config import DataConfig
 from jaxpref.data.columns import own_columns
+from jaxpref.data.dimensions import MARGINS, Preferred, kind_of_pairs, preferred_pairs, with_margins
 from jaxpref.data.encode import EncodeReport, encode_groups
 from jaxpref.data.kinds import kind_of_row, read_group
 from jaxpref.data.regroup import choose_kind, regroup, with_other_answers
@@ -29,6 +30,8 @@ class DataReport:
     """Rows in the files, by their own kind."""
     unusable: Counter = field(default_factory=Counter)
     """Rows dropped before tokenisation, by reason (only with data.on_bad_row=drop)."""
+    preferred: Preferred | None = None
+    """What `data.prefer` did to the pairs."""
     converted: int = 0
     """Pairs made into groups of another kind."""
     tied: int = 0
@@ -50,7 +53,8 @@ class DataReport:
         made = [f"{count} {text}" for count, text in notes if count]
         lent = f"{self.lent} groups lent an answer to another prompt ({self.lent_cut} of these cut)"
         kind = f"kind of groups: {self.kind}; rows: {rows}"
-        lines = [", ".join(self.paths), kind, *drops, *made, str(self.encoding)]
+        relabelled = [str(self.preferred)] if self.preferred else []
+        lines = [", ".join(self.paths), kind, *drops, *relabelled, *made, str(self.encoding)]
         return "\n".join([*lines, lent] if self.lent else lines)
 
 
@@ -73,18 +77,19 @@ def load_groups(
             answer is read only where a triple is asked for and a pair is not.
         columns: names that objectives ask for; those that jaxpref does not know are read as they stand in the row.
         seed: of the draw that gives each answer one to another prompt (kind `judged_other`).
-    Errors: RowError or InputError as `read_rows`, `kind_of_row`, `choose_kind`, `read_group`, `encode_groups` and
-        `with_other_answers` raise them.
+    Errors: RowError or InputError as `read_rows`, `kind_of_row`, `choose_kind`, `read_group`, `encode_groups`,
+        `with_other_answers` and those of `dimensions.py` raise them.
     """
     report, gold = DataReport(list(paths)), "triple" in kinds and "pair" not in kinds
+    report.preferred = Preferred(config.prefer) if config.prefer else None
     found: dict[str, str] = {}
     for row, where in _rows(paths, split):
         kind = kind_of_row(row, where, gold=gold)
         report.rows[kind] += 1
-        found.setdefault(kind, where)
+        found.setdefault(kind_of_pairs(kind, where) if config.prefer else kind, where)
     report.kind = choose_kind(found, kinds)
     groups, report.encoding = encode_groups(
-        _groups(config, _rows(paths, split), gold, report, columns),
+        _groups(config, _rows(paths, split), gold, report, columns, pairs="pair" in found),
         tokenizer,
         max_length=config.max_length,
         truncation=config.truncation,
@@ -102,22 +107,55 @@ def _rows(paths: Sequence[str], split: str) -> Iterator[tuple[dict, str]]:
 
 
 def _groups(
-    config: DataConfig, rows: Iterator[tuple[dict, str]], gold: bool, report: DataReport, columns: Sequence[str]
+    config: DataConfig,
+    rows: Iterator[tuple[dict, str]],
+    gold: bool,
+    report: DataReport,
+    columns: Sequence[str],
+    pairs: bool,
 ) -> Iterator[Group]:
-    for row_id, (row, where) in enumerate(rows):
+    """Args: `pairs` says whether some row is a pair, or becomes one."""
+    row_id = 0
+    for row, where in rows:
         kind = kind_of_row(row, where, gold=gold)
+        made = []
         try:
-            group = read_group(kind, row, where, row_id, config.format)
+            made = _groups_of_row(config, kind, row, where, row_id, columns, report)
         except RowError as error:
             if config.on_bad_row == "error":
                 raise
             report.unusable[error.reason] += 1
-            continue
-        own = own_columns(row, [name for name in columns if name not in group.columns], where)
-        group = dataclasses.replace(group, columns={**group.columns, **own})
-        report.converted += kind == "pair" != report.kind
+        kind = kind_of_pairs(kind, where) if report.preferred else kind
+        for group in made:
+            report.converted += kind == "pair" != report.kind
+            yield from regroup(group, kind, report.kind, pairs=pairs)
+        row_id += max(1, len(made))
+    if report.preferred and report.preferred.only_ties:
+        raise _only_ties(report)
+
+
+def _groups_of_row(
+    config: DataConfig, kind: str, row: dict, where: str, row_id: int, columns: Sequence[str], report: DataReport
+) -> list[Group]:
+    """One group, or the pairs of which one score decides the chosen answer; those have row ids from `row_id` on."""
+    group = read_group(kind, row, where, row_id, config.format)
+    names = [name for name in columns if name not in group.columns and not (name == MARGINS and config.margins)]
+    group = dataclasses.replace(group, columns={**group.columns, **own_columns(row, names, where)})
+    group = with_margins(group, config.margins)
+    if not report.preferred:
         report.tied += kind == "ranked" and _has_ties(group.columns)
-        yield from regroup(group, kind, report.kind, pairs="pair" in report.rows)
+        return [group]
+    pairs = preferred_pairs(group, kind, report.preferred)
+    return [dataclasses.replace(pair, row_id=row_id + n) for n, pair in enumerate(pairs)]
+
+
+def _only_ties(report: DataReport) -> InputError:
+    name, tied = report.preferred.name, report.preferred.tied
+    return InputError(
+        f"pairs whose answers differ in the score {name!r} (data.prefer)",
+        f"{', '.join(report.paths)}: {tied} ties and nothing else",
+        "name another score, or other data",
+    )
 
 
 def _has_ties(columns: Mapping[str, Any]) -> bool:

@@ -90,6 +90,7 @@ def encode_groups(
     max_length: int | None,
     truncation: str = "keep_start",
     on_bad_row: str = "error",
+    may_be_none: bool = False,
 ) -> tuple[list[EncodedGroup], EncodeReport]:
     """Encodes groups in their order, tokenising many at a time.
 
@@ -102,6 +103,7 @@ def encode_groups(
             (a leading BOS token stays), and completions to `max_length - 1`; `drop` drops the row; `error`
             raises.
         on_bad_row: `error` raises a `RowError`, `drop` drops and counts the row.
+        may_be_none: whether it is no error that no row is left.
 
     Raises:
         RowError: a completion without tokens, or messages that the chat template refuses.
@@ -119,7 +121,7 @@ def encode_groups(
                 encoded.append(result)
             else:
                 report.dropped[result.reason] += 1
-    if not encoded:
+    if not encoded and not may_be_none:
         raise InputError(
             "at least one row to train on",
             f"none of {report.groups_in} groups is left ({dict(report.dropped) or 'there were none'})",

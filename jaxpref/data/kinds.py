@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxpref.data.columns import completion_columns, group_columns, nearest_column, number_list, shown
+from jaxpref.data.columns import completion_columns, nearest_column, number_list, ranked_columns, shown
 from jaxpref.data.schema import RowError, make_group, present, to_group
 from jaxpref.errors import InputError
 from jaxpref.types import Group
@@ -117,5 +117,6 @@ def _ranked(row: Mapping[str, Any], where: str, row_id: int, format: str) -> Gro
         )
     order = sorted(range(len(answers)), key=lambda i: -scores[i]) if scores else range(len(answers))
     group = make_group(row, {f"completions[{i}]": answers[i] for i in order}, where, row_id, format)
-    score = {"score": tuple(scores[i] for i in order)} if scores else {}
-    return dataclasses.replace(group, columns=group_columns(row, where) | score)
+    columns = ranked_columns(row, len(answers), where) | ({"score": scores} if scores else {})
+    ordered = {name: tuple(x[i] for i in order) if isinstance(x, tuple) else x for name, x in columns.items()}
+    return dataclasses.replace(group, columns=ordered)

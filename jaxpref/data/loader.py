@@ -9,6 +9,7 @@ The global order depends on seed and batch size only, never on the mesh or the n
 plans all rows and builds those that its devices hold.  So a run may resume on another mesh.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,8 @@ class Loader:
         seed: shuffles anew every epoch; None keeps the order of the file.
         epochs: passes over the data.
         max_steps: train exactly so many steps instead, whatever the epochs.
+        rounded: make the arrays' sizes powers of two, so that loaders over parts of a data set share compiled programs;
+            what is padding is not run.
     Errors: InputError when a group is longer than a row, naming it.
     """
 
@@ -96,6 +99,7 @@ class Loader:
         seed: int | None = None,
         epochs: int = 1,
         max_steps: int | None = None,
+        rounded: bool = False,
     ):
         self.groups, self.layout = groups, layout
         self._lengths = [columns_of(group, layout.share_prefix) for group in groups]
@@ -110,7 +114,8 @@ class Loader:
         self._per_epoch = len(order)
         steps = max_steps or self._per_epoch * epochs
         self._order = order.repeat(-(-steps // self._per_epoch))[:steps]
-        self.plan = self._plan(micro_rows)
+        plan = self._plan(micro_rows)
+        self.plan = _rounded(plan) if rounded else plan
 
     def iterate(self, owned_rows: Sequence[bool] | None = None) -> Any:
         """A grain iterator of `Step`s with `get_state()` and `set_state()`; builds ahead in a thread.
@@ -193,6 +198,13 @@ class Loader:
             visible=sum(_visible_pairs(group, layout.share_prefix) for group in chosen),
             scored=sum(map(self._scored, chosen)),
         )
+
+
+def _rounded(plan: Plan) -> Plan:
+    """The same with room up to powers of two; the row length is the layout's."""
+    up = lambda n: 1 << (n - 1).bit_length() if n > 1 else n
+    shape = dataclasses.replace(plan.shape, scored=up(plan.shape.scored), groups=up(plan.shape.groups))
+    return dataclasses.replace(plan, shape=shape, micro_batches=up(plan.micro_batches))
 
 
 def _map_arrays(function: Callable, x: Any) -> Any:

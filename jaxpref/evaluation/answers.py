@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxpref.data.sources import read_rows
 from jaxpref.errors import InputError
-from jaxpref.generate import Completion, Settings, complete, open_policy
+from jaxpref.generate import Completion, Mix, Settings, complete, open_source
 from jaxpref.generation.prompts import read_prompts, to_prompt
 from jaxpref.types import Group
 
@@ -53,7 +53,7 @@ def _text(value: Any, where: str) -> str:
 
 
 def generated_answers(
-    source: str | Path,
+    source: str | Path | Mix,
     prompts: str | Path,
     settings: Settings,
     *,
@@ -67,8 +67,8 @@ def generated_answers(
         watch: (completions, their number) -> the same; for progress bars.
     """
     groups = read_prompts(prompts)
-    pieces, params = open_policy(source, step=step, overrides=overrides)
-    made = watch(complete(pieces, params, groups, settings), len(groups) * settings.samples)
+    opened = open_source(source, step=step, overrides=overrides)
+    made = watch(complete(opened.pieces, opened.params, groups, settings, opened.mixed), len(groups) * settings.samples)
     done = sorted(made, key=lambda item: (item.prompt_index, item.sample))
     return Answers(str(source), [groups[item.prompt_index] for item in done], [item.text for item in done])
 

@@ -93,7 +93,7 @@ def _on_answers(options: argparse.Namespace, bootstrap: Bootstrap, console: Cons
     if options.bins is not None:
         raise InputError("--bins with held-out preferences alone", "--bins and --reward", "leave one out")
     to = _destination(options)
-    rewards = [open_reward(what, overrides=_for_all(options.overrides)) for what in options.reward]
+    rewards = [open_reward(what, overrides=for_all_models(options.overrides)) for what in options.reward]
     answers = _answers(options.source, options, options.step, console)
     against = None if options.against is None else _answers(options.against, options, "best", console)
     given = {name: getattr(options, name) for name in _GENERATION if getattr(options, name) is not None}
@@ -130,15 +130,15 @@ def _answers(source: str, options: argparse.Namespace, step: str, console: Conso
         return track(made, f"answers of {source}", total, console=console)
 
     return generated_answers(
-        source, options.prompts, settings, step=step, overrides=_for_all(options.overrides), watch=watch
+        source, options.prompts, settings, step=step, overrides=for_all_models(options.overrides), watch=watch
     )
 
 
-def _for_all(overrides: Iterable[str]) -> list[str]:
+def for_all_models(overrides: Iterable[str]) -> list[str]:
     """Overrides that fit every model which takes part: where and in which dtype it runs."""
     fit = [item for item in overrides if item.startswith(("mesh.", "model.compute_dtype="))]
     if odd := [item for item in overrides if item not in fit]:
-        raise InputError("with --reward: overrides of mesh.* or model.compute_dtype", ", ".join(odd), "leave them out")
+        raise InputError("with rewards: overrides of mesh.* or model.compute_dtype", ", ".join(odd), "leave them out")
     return fit
 
 

@@ -1,10 +1,11 @@
 """Metrics of a policy on held-out groups, as training logs them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -25,14 +26,17 @@ from jaxpref.types import EncodedGroup
 
 
 class Evaluator:
-    """Plans the evaluation data and compiles its step once, at the first call."""
+    """Plans the evaluation data and compiles its step once, at the first call.
 
-    def __init__(self, pieces: Pieces, groups: list[EncodedGroup], kind: str):
+    Args:
+        make_step: scoring -> the step; `stacked.py` evaluates several policies at once.
+    """
+
+    def __init__(self, pieces: Pieces, groups: list[EncodedGroup], kind: str, make_step: Callable = make_eval_step):
         self._pieces = pieces
         self._loader = make_loader(pieces, groups, training=False)
-        self._step = jax.jit(
-            make_eval_step(pieces.scoring(self._loader.layout, kind)), out_shardings=NamedSharding(pieces.mesh, P())
-        )
+        step = make_step(pieces.scoring(self._loader.layout, kind))
+        self._step = jax.jit(step, out_shardings=NamedSharding(pieces.mesh, P()))
 
     def __call__(self, params: Any, ref_params: Any, running: Any) -> dict[str, float]:
         """`eval/...` means over all groups: the objective, its rewards, log-probs, entropy, accuracy."""
@@ -48,7 +52,9 @@ class Evaluator:
 
 def as_metrics(sums: dict[str, Any], pieces: Pieces) -> dict[str, float]:
     """The metrics of an evaluation, under the names by which training logs them."""
-    return {f"eval/{name}": float(value) for name, value in finish_metrics(sums, pieces.parts).items()}
+    return {
+        f"eval/{name}": np.asarray(value, float).tolist() for name, value in finish_metrics(sums, pieces.parts).items()
+    }
 
 
 def evaluate_run(

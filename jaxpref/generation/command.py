@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxpref.errors import InputError
-from jaxpref.generate import Completion, Settings, complete, open_policy
+from jaxpref.generate import Completion, Settings, complete, open_source
+from jaxpref.generation.mixing import DIVERGENCES, Mix, parse_policies
 from jaxpref.generation.prompts import read_prompts
 from jaxpref.generation.sampling import Sampling
 
@@ -26,10 +27,16 @@ INTERRUPTED = 130
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="RUN_OR_MODEL", help="directory of a run or a model, .gguf file, pkg://PACKAGE/FILE, hub id")
+    models = "directory of a run, model or PEFT adapter, .gguf file, pkg://PACKAGE/FILE, hub id"
+    add("source", metavar="RUN_OR_MODEL", nargs="?", help=f"{models}; not with --mix")
+    add("--mix", metavar="A:0.3,B:0.7", help="several of these, which decide every token together (MOD), with weights")
+    add("--divergence", choices=DIVERGENCES, help="that their training penalised (default reverse_kl, as DPO's)")
+    add("--alpha", type=float, help="order of the divergence alpha (default 0.5)")
+    add("--reference", metavar="MODEL", help="what they were trained from; it counts for what the weights lack to 1")
+    add("--first-top-k", type=int, metavar="K", help="only the K most likely tokens of the first (with A:1-L,B:L PAD)")
     add("--prompts", required=True, metavar="FILE", help=".txt (one a line), or rows with `prompt` or `messages`")
     add("--out", metavar="FILE", help="JSON lines; must not exist (default: standard output)")
-    add("--step", default="best", help="of a run: best (default), latest or a number")
+    add("--step", default="best", help="of runs: best (default), latest or a number")
     add("--max-new-tokens", type=int, default=256, help="tokens of a completion at most (default 256)")
     add("--temperature", type=float, default=0.0, help="0 (default): the most likely token each time")
     add("--top-k", type=int, help="draw among the k most likely tokens")
@@ -57,9 +64,10 @@ def run(options: argparse.Namespace) -> None:
     )
     if options.out and Path(options.out).exists():
         raise InputError("a new file for the completions", f"{options.out} exists", "choose another name or remove it")
-    pieces, params = open_policy(options.source, step=options.step, overrides=options.overrides)
+    source, overrides = _source(options)
+    opened = open_source(source, step=options.step, overrides=overrides)
     prompts = read_prompts(options.prompts)
-    completions = complete(pieces, params, prompts, settings)
+    completions = complete(opened.pieces, opened.params, prompts, settings, opened.mixed)
     console = Console(stderr=True, quiet=jax.process_index() > 0)  # standard output is for the lines
     with _opened(options.out) as file:
         try:
@@ -68,6 +76,23 @@ def run(options: argparse.Namespace) -> None:
             console.print("interrupted; what was finished is written")
             sys.exit(INTERRUPTED)
     console.print(finished, highlight=False)
+
+
+def _source(options: argparse.Namespace) -> tuple[str | Mix, list[str]]:
+    """What is decoded, and the overrides: with --mix there is no source, so the first word is one of these."""
+    given = {name: getattr(options, name) for name in ("divergence", "alpha", "reference", "first_top_k")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.mix is None:
+        if options.source is None or given:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise InputError("RUN_OR_MODEL or --mix", f"{flags or 'neither'} without --mix", "give one of them")
+        return options.source, options.overrides
+    if "alpha" in given and given.get("divergence") != "alpha":
+        raise InputError("--alpha with --divergence alpha", f"--divergence {given.get('divergence')}", "leave it out")
+    first = [] if options.source is None else [options.source]
+    if first and "=" not in first[0]:
+        raise InputError("RUN_OR_MODEL or --mix", f"{first[0]} and --mix", "give one of them")
+    return Mix(parse_policies(options.mix), **given), [*first, *options.overrides]
 
 
 def _opened(path: str | None) -> AbstractContextManager[TextIO]:

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxpref.generation.sampling import Sampling, choose, row_keys
 from jaxpref.logprobs import logits
 from jaxpref.models.decoder import Model
+from jaxpref.models.turned import in_rows
 from jaxpref.sharding import constrain, row_ways
 
 CHUNK = 256
@@ -36,29 +37,35 @@ class Policy(NamedTuple):
     """(params, state, token_RC, position_RC, column) -> state with these tokens at columns [column, column + C).
     Position -1 is padding."""
     unpacked: Callable[[Any], Any]
-    """params -> the same as `next_logits` reads them: called once, in front of its loop."""
+    """params -> the same as `next_logits` reads them; called once."""
+    unpacked_state: Callable[[Any], Any]
+    """State after the last `read` -> as `next_logits` takes and returns it."""
     next_logits: Callable[[Any, Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
     """(params, state, token_R, position_R, column) -> (float32 log-probs of the token after these, [R, V], up to a
     constant of the row; state with these tokens)."""
 
 
+def decodes_apart(mesh: Mesh) -> bool:
+    """Whether layers are decoded from arrays of their own: on a CPU, whose products would copy them out of a stack."""
+    return mesh.size == 1 and jax.default_backend() == "cpu"
+
+
 @cache  # the same functions for the same model, so that nothing is compiled again
-def policy_of(model: Model) -> Policy:
-    """One model."""
+def policy_of(model: Model, apart: bool = False) -> Policy:
+    """One model.  Args: apart as of `decodes_apart`."""
+    apart = apart and model.layers_apart is not None
 
     def read(params, cache, token_RC, position_RC, column):
         return model.extend(params, token_RC, position_RC, cache, column)[1]
 
     def next_logits(params, cache, token_R, position_R, column):
         x_RCD, cache = model.extend(params, token_R[:, None], position_R[:, None], cache, column)
-        return logits(model, x_RCD, model.head(params))[:, 0], cache
+        head_VD = model.head(params)
+        return logits(model, x_RCD, in_rows(head_VD) if apart else head_VD)[:, 0], cache
 
-    def unpacked(params):
-        # A CPU's matrix product reads whole arrays only: in a scan, each layer's weights would be copied for it.
-        apart = jax.default_backend() == "cpu" and model.layers_apart is not None
-        return model.layers_apart(params) if apart else params
-
-    return Policy(model.init_cache, read, unpacked, next_logits)
+    if not apart:
+        return Policy(model.init_cache, read, lambda params: params, lambda cache: cache, next_logits)
+    return Policy(model.init_cache, read, jax.jit(model.layers_apart), jax.jit(model.cache_apart), next_logits)
 
 
 class Rows(NamedTuple):
@@ -102,6 +109,8 @@ class Generator:
     ):
         self.max_new_tokens, self._positions = max_new_tokens, positions
         self._params, self._mesh, self._seed = params, mesh, seed
+        with jax.set_mesh(mesh):
+            self._unpacked = policy.unpacked(params)
         self._policy, self._choice = policy, (sampling, tuple(sorted(stop_ids)))
 
     def run(
@@ -130,7 +139,7 @@ class Generator:
             drawn = min(drawn + SEGMENT, self.max_new_tokens)
             with jax.set_mesh(self._mesh):  # not around `yield`: the caller's mesh is its own
                 inputs = map(self._put, (key_R2, first, going_R, np.int32(drawn)))
-                batch = _draw(self._policy, *self._choice, self._params, batch, *inputs)
+                batch = _draw(self._policy, *self._choice, self._unpacked, batch, *inputs)
             new_RS, logp_RS, position_R = map(np.asarray, (batch.new_RS, batch.logp_RS, batch.position_R))
             for row in np.flatnonzero(going_R):
                 ids = new_RS[row][new_RS[row] >= 0]
@@ -154,6 +163,7 @@ class Generator:
                 part = np.s_[:, column : column + CHUNK]
                 chunk = map(self._put, (token_RC[part], position_RC[part], np.int32(column)))
                 state = _read(self._policy.read, self._params, state, *chunk)
+            state = self._policy.unpacked_state(state)
         room = rows, self.max_new_tokens
         empty = last_R, position_R, np.full(room, -1, np.int32), np.zeros(room, np.float32), np.int32(0)
         return Rows(state, *map(self._put, empty)), np.int32(columns)
@@ -180,7 +190,6 @@ def _read(read, params, state, token_RC, position_RC, column):
 def _draw(policy, sampling, stop_ids, params, rows: Rows, key_R2, first, going_R, until) -> Rows:
     """Up to `until` new tokens for the rows that are still going."""
     rows = rows._replace(position_R=jnp.where(going_R, rows.position_R, -1))
-    params = policy.unpacked(params)
     going = lambda rows: (rows.drawn < until) & jnp.any(rows.position_R >= 0)
     stop_ids = np.array(stop_ids, np.int32)
     one = lambda rows: _draw_one(policy.next_logits, sampling, stop_ids, params, rows, key_R2, first)
@@ -209,10 +218,9 @@ def _draw_one(next_logits, sampling: Sampling, stop_ids, params, rows: Rows, key
 
 
 def bucket(columns: int) -> int:
-    """Room for so many columns of prompts: none, a power of two from 16, or whole chunks."""
-    if columns > CHUNK:
-        return -(-columns // CHUNK) * CHUNK
-    return max(16, 1 << (columns - 1).bit_length()) if columns else 0
+    """Room for so many columns of prompts: multiples of 16 up to 64, of 32 up to a chunk, then of chunks."""
+    step = next((step for step, until in ((16, 64), (32, CHUNK)) if columns <= until), CHUNK)
+    return -(-columns // step) * step
 
 
 def _padded_rows(rows: int, limit: int, ways: int) -> int:

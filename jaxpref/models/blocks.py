@@ -11,6 +11,7 @@ from jax import lax
 from jaxpref.models import experts, layers
 from jaxpref.models.lora import LoraSpec, adapted
 from jaxpref.models.spec import ModelSpec
+from jaxpref.models.turned import Turned
 from jaxpref.sharding import constrain
 
 WEIGHT_INIT = nn.initializers.normal(0.02)
@@ -39,7 +40,7 @@ class Carry(NamedTuple):
 
 def _weigh(module, name: str, equation: str, x: jax.Array, shape: tuple[int, ...], bias: bool = False) -> jax.Array:
     """x times the parameter `name`, with the adapter of this name if there is one, and `<name>_bias`."""
-    w = module.param(name, WEIGHT_INIT, shape)
+    w = _weight(module, name, shape)
     if module.has_variable("lora", name):
         key = module.make_rng("dropout") if module.has_rng("dropout") else None
         y = adapted(equation, x, w, module.get_variable("lora", name), module.lora, key)
@@ -51,6 +52,12 @@ def _weigh(module, name: str, equation: str, x: jax.Array, shape: tuple[int, ...
         out = tuple(size for axis, size in zip(w_axes, shape, strict=True) if axis in y_axes)
         y = y + module.param(f"{name}_bias", nn.initializers.zeros, out).astype(jnp.float32)[None, None]
     return y.astype(x.dtype)
+
+
+def _weight(module, name: str, shape: tuple[int, ...]):
+    if module.has_variable("params", name) and isinstance(w := module.get_variable("params", name), Turned):
+        return w  # Linen would miss the shape
+    return module.param(name, WEIGHT_INIT, shape)
 
 
 class Norm(nn.Module):

@@ -4,6 +4,7 @@ A row's tokens lie in columns 0 to I of the cache in the order in which they cam
 positions alone, so rows may be padded on either side and differ in length.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,44 +29,59 @@ class View(NamedTuple):
 
 
 def init_cache(spec: ModelSpec, rows: int, length: int, dtype: Any) -> dict[str, jax.Array]:
-    """An empty cache: k, v [Y, R, M, I, H] in the compute dtype and position [R, I] int32, -1 where unused."""
-    shape = (spec.layers, rows, spec.kv_heads, length, spec.head_dim)
-    zeros = lambda: _placed(jnp.zeros(shape, dtype))  # two arrays: a caller may donate the cache
-    return {"k": zeros(), "v": zeros(), "position": constrain(jnp.full((rows, length), -1, jnp.int32), "rows", None)}
+    """An empty cache: `layers`, keys [Y, R, M, H, I] and values [Y, R, M, I, H] in the compute dtype, and `position`
+    [R, I] int32, -1 where unused.
+
+    Keys lie as the product with a query reads them fastest on a CPU.
+    """
+    shape = spec.layers, rows, spec.kv_heads
+    zeros = lambda *sizes: _placed(jnp.zeros((*shape, *sizes), dtype))
+    kept = zeros(spec.head_dim, length), zeros(length, spec.head_dim)
+    return {"layers": kept, "position": constrain(jnp.full((rows, length), -1, jnp.int32), "rows", None)}
 
 
-def _placed(x_YRMIH):
-    return constrain(x_YRMIH, None, "rows", "kv_heads", None, None)
+def layers_apart(cache: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with a tuple of layers in place of the leading axis: XLA copies a layer before it multiplies it."""
+    keys, values = cache["layers"]
+    apart = tuple((keys[y], values[y]) for y in range(len(keys)))
+    return {"layers": apart, "position": cache["position"]}
+
+
+def _placed(kept):
+    return constrain(kept, None, "rows", "kv_heads", None, None)
 
 
 def attend(q_RCNH, k_RCMH, v_RCMH, memory, view: View, layer, *, scale: float, softcap: float | None):
     """Writes the keys and values of one layer into its cache; softmax attention over all that it holds.
 
     Args:
-        memory: keys and values of all layers, [Y, R, M, I, H] each: carried from layer to layer, so that XLA writes in
-            place.
+        memory: keys and values as in the cache, of all layers: carried from layer to layer, so that XLA writes in
+            place; or of this layer alone, without the leading axis.
         layer: `index` of the layer; `window` where there is one.
     Returns: [R, C, N, H] and the memory.
     """
-    y = layer["index"]
-    memory = tuple(_written(kept, new, y, view.column) for kept, new in zip(memory, (k_RCMH, v_RCMH), strict=True))
-    k_RMIH, v_RMIH = (lax.dynamic_index_in_dim(kept, y, 0, keepdims=False) for kept in memory)
+    keys, k_RMHI = _written(memory[0], k_RCMH.transpose(0, 2, 3, 1), layer["index"], (0, 0, 0, view.column))
+    values, v_RMIH = _written(memory[1], v_RCMH.transpose(0, 2, 1, 3), layer["index"], (0, 0, view.column, 0))
     R, C, N, H = q_RCNH.shape
-    M = k_RMIH.shape[1]
+    M = v_RMIH.shape[1]
     q_RMJCH = q_RCNH.reshape(R, C, M, N // M, H).transpose(0, 2, 3, 1, 4) * jnp.asarray(scale, q_RCNH.dtype)
-    s_RMJCI = jnp.einsum("RMJCH,RMIH->RMJCI", q_RMJCH, k_RMIH, preferred_element_type=jnp.float32)
+    s_RMJCI = jnp.einsum("RMJCH,RMHI->RMJCI", q_RMJCH, k_RMHI, preferred_element_type=jnp.float32)
     if softcap is not None:
         s_RMJCI = softcap * jnp.tanh(s_RMJCI / softcap)
     visible_RCI = _visible(view, layer.get("window"))
     p_RMJCI = jax.nn.softmax(jnp.where(visible_RCI[:, None, None], s_RMJCI, _MASKED), axis=-1).astype(v_RMIH.dtype)
     out_RMJCH = jnp.einsum("RMJCI,RMIH->RMJCH", p_RMJCI, v_RMIH, preferred_element_type=jnp.float32)
-    return out_RMJCH.transpose(0, 3, 1, 2, 4).reshape(R, C, N, H).astype(q_RCNH.dtype), memory
+    return out_RMJCH.transpose(0, 3, 1, 2, 4).reshape(R, C, N, H).astype(q_RCNH.dtype), (keys, values)
 
 
-def _written(kept_YRMIH, new_RCMH, y, column):
-    new_1RMCH = new_RCMH.transpose(0, 2, 1, 3)[None].astype(kept_YRMIH.dtype)
-    zero = jnp.zeros((), jnp.int32)
-    return _placed(lax.dynamic_update_slice(kept_YRMIH, new_1RMCH, (y, zero, zero, column, zero)))
+def _written(kept, new, y, start):
+    """Kept keys or values with new ones written at `start`, and those of this layer."""
+    new, start = new.astype(kept.dtype), [jnp.int32(at) for at in start]
+    if kept.ndim == new.ndim:
+        kept = lax.dynamic_update_slice(kept, new, start)
+        return kept, kept
+    kept = _placed(lax.dynamic_update_slice(kept, new[None], [y, *start]))
+    return kept, lax.dynamic_index_in_dim(kept, y, 0, keepdims=False)
 
 
 def _visible(view: View, window):

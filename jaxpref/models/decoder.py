@@ -7,7 +7,7 @@ The layers are one scan whatever the pattern in which they alternate: what diffe
 which rotation), scanned beside the parameters.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,8 +21,10 @@ from jaxpref.errors import InputError
 from jaxpref.models import cache, layers
 from jaxpref.models.attention import Mask, attention
 from jaxpref.models.blocks import WEIGHT_INIT, Block, Carry, Norm, Shared
-from jaxpref.models.lora import LoraSpec
+from jaxpref.models.lora import TARGETS, LoraSpec
+from jaxpref.models.quantize import is_quantised
 from jaxpref.models.spec import LORA, SCALAR_HEADS, LongRope, ModelSpec
+from jaxpref.models.turned import turned
 from jaxpref.sharding import constrain
 
 # What the backward pass keeps of a layer's forward pass; everything else is recomputed.
@@ -81,7 +83,7 @@ class Decoder(nn.Module):
     router: bool = False
     """Whether the router's statistics are summed."""
     apart: bool = False
-    """Whether every layer has a subtree of its own, `layers_0`, ... (`_layers_apart`)."""
+    """Whether every layer has a subtree of its own, `layers_0`, ..., and a memory of its own (`_layers_apart`)."""
 
     @nn.compact
     def __call__(self, token_RL, position_RL, real_RL, view, memory=()):
@@ -91,9 +93,13 @@ class Decoder(nn.Module):
         rope, numbers = _layer_numbers(spec, position_RL)
         carry, shared = Carry(x_RLD, memory, router_RL2E), Shared(rope, real_RL, view)
         if self.apart:
+            memories = []
             for y in range(spec.layers):
                 layer = jax.tree.map(lambda x, y=y: x[y], numbers)
-                carry, _ = Block(spec, self.lora, self.attend, name=f"layers_{y}")(carry, shared, layer)
+                own = carry._replace(memory=memory[y])
+                carry, _ = Block(spec, self.lora, self.attend, name=f"layers_{y}")(own, shared, layer)
+                memories.append(carry.memory)
+            carry = carry._replace(memory=tuple(memories))
         else:
             carry = self._scanned(carry, shared, numbers)
         x_RLD = Norm(spec, name="final_norm")(carry.x_RLD)
@@ -163,7 +169,10 @@ class Model:
     column + C <= length.  A key is visible to a query iff 0 <= key's position <= query's position, and within the
     layer's window.  A token of position -1 is padding: written, never seen."""
     layers_apart: Callable[[Any], Any] | None = None
-    """params -> the same for `extend`, every layer in arrays of its own."""
+    """params -> the same for `extend`, every layer in arrays of its own and, as a CPU reads them fastest, turned round
+    (`turned.py`)."""
+    cache_apart: Callable[[Any], Any] | None = None
+    """A cache -> the same, for `extend` with such params."""
 
 
 def build_model(
@@ -234,27 +243,42 @@ def build_model(
         position_RI = lax.dynamic_update_slice_in_dim(kept["position"], position_RC, column, 1)
         view = cache.View(position_RC, position_RI, column)
         module = decoder(partial(cache.attend, **options), apart="layers" not in params)
-        inputs = token_RC, position_RC, position_RC >= 0, view, (kept["k"], kept["v"])
+        inputs = token_RC, position_RC, position_RC >= 0, view, kept["layers"]
         carry = module.apply(_collections(params, lora), *inputs)
-        return carry.x_RLD, dict(zip(("k", "v"), carry.memory, strict=True)) | {"position": position_RI}
+        return carry.x_RLD, {"layers": carry.memory, "position": position_RI}
 
     return Model(
         init, hidden, head, spec.vocab, spec.logit_softcap, spec.experts,
-        hidden_and_router if spec.experts else None, new_cache, extend, _layers_apart,
+        hidden_and_router if spec.experts else None, new_cache, extend, _layers_apart, cache.layers_apart,
     )  # fmt: skip
 
 
 def _layers_apart(params: Any) -> dict[str, Any]:
-    """`layers_0`, `layers_1`, ... in place of `layers`, in the adapter too."""
+    """`layers_0`, `layers_1`, ... in place of `layers`, in the adapter too; weights turned round.
 
-    def split(tree):
+    Args:
+        params: all, or the base or the adapter alone.
+    """
+
+    def split(tree, finish):
+        if "layers" not in tree:
+            return dict(tree)
         count = len(jax.tree.leaves(tree["layers"])[0])
-        layer = lambda y: jax.tree.map(lambda x: x[y], tree["layers"])
+        layer = lambda y: finish(jax.tree.map(lambda x: x[y], tree["layers"]))
         rest = {name: leaf for name, leaf in tree.items() if name != "layers"}
         return rest | {f"layers_{y}": layer(y) for y in range(count)}
 
-    adapter = {LORA: split(params[LORA])} if LORA in params else {}
-    return split(params) | adapter
+    adapter = {LORA: split(params[LORA], lambda layer: layer)} if LORA in params else {}
+    return split(params, _turned_weights) | adapter
+
+
+def _turned_weights(layer: Mapping[str, Any]) -> dict[str, Any]:
+    found = {group: dict(leaves) for group, leaves in layer.items()}
+    for target, (inputs, _) in TARGETS.items():
+        group, name = target.split("/")
+        if name in found.get(group, {}) and not is_quantised(found[group][name]):
+            found[group][name] = turned(found[group][name], len(inputs))
+    return found
 
 
 def _collections(params, lora: LoraSpec | None):

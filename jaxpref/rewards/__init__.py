@@ -1,25 +1,54 @@
-"""Rewards: functions of prompts and answers, from Python functions, reward models and trained policies."""
+"""Rewards: functions of prompts and answers, by functions, rules, data columns, reward models and policies."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from jaxpref.data.rewrite import Source, read_pairs
 from jaxpref.errors import InputError
+from jaxpref.rewards.calibrate import calibrate, fit_temperature
 from jaxpref.rewards.classifier import is_classifier
 from jaxpref.rewards.functions import function_reward
-from jaxpref.rewards.models import classifier_reward, run_reward
-from jaxpref.rewards.reward import Reward
+from jaxpref.rewards.models import adapter_reward, classifier_reward, run_reward
+from jaxpref.rewards.reward import Limits, Reward
+from jaxpref.rewards.rules import column_reward, rule_reward
+from jaxpref.rewards.scalarise import Scalariser, scalarised
+from jaxpref.rewards.scoring import ScoreReport, score_data
 
-__all__ = ["Reward", "classifier_reward", "function_reward", "open_reward", "run_reward"]
+__all__ = [
+    "Limits",
+    "Reward",
+    "Scalariser",
+    "ScoreReport",
+    "Source",
+    "adapter_reward",
+    "calibrate",
+    "classifier_reward",
+    "column_reward",
+    "fit_temperature",
+    "function_reward",
+    "open_reward",
+    "read_pairs",
+    "rule_reward",
+    "run_reward",
+    "scalarised",
+    "score_data",
+]
 
 
-def open_reward(what: str, *, step: str = "best", overrides=()) -> Reward:
+def open_reward(what: str, *, step: str = "best", overrides: Sequence[str] = ()) -> Reward:
     """The reward that a text names: a run (its scalar head, or its implicit reward), a directory with a reward model,
-    or `module:function`, `FILE.py:function`.
+    `adapter:DIR,base=MODEL,beta=0.1` (the implicit reward of a PEFT adapter), `rule:NAME`, `column:NAME` (a score that
+    the data has), or `module:function`, `FILE.py:function`.
 
     Args:
         step: of a run: `best`, `latest` or a number.
         overrides: for a run or a model, as `mesh.data=8`.
     Errors: InputError when it is none of these.
     """
+    kind, colon, rest = what.partition(":")
+    if colon and kind in ("rule", "column", "adapter"):
+        named = {"rule": rule_reward, "column": column_reward}
+        return _adapter(rest, overrides) if kind == "adapter" else named[kind](rest)
     if (Path(what) / "config.yaml").is_file():
         return run_reward(what, step=step, overrides=overrides)
     if is_classifier(what):
@@ -27,7 +56,22 @@ def open_reward(what: str, *, step: str = "best", overrides=()) -> Reward:
     if ":" in what and "://" not in what:
         return function_reward(what)
     raise InputError(
-        "a run, a directory with a reward model, module:function or FILE.py:function",
+        "a run, a directory with a reward model, adapter:DIR,base=MODEL,beta=0.1, rule:NAME, column:NAME, "
+        "module:function or FILE.py:function",
         f"{what}: " + ("a model without a reward head" if Path(what).is_dir() else "none of these"),
         "correct the name; a run with a reference has an implicit reward, its export alone has none",
     )
+
+
+def _adapter(text: str, overrides: Sequence[str]) -> Reward:
+    path, *settings = text.split(",")
+    given = dict(item.partition("=")[::2] for item in settings)
+    try:
+        if set(given) != {"base", "beta"} or not path:
+            raise ValueError("it needs a directory, base and beta")
+        beta = float(given["beta"])
+    except ValueError as error:
+        raise InputError(
+            "adapter:DIR,base=MODEL,beta=NUMBER", f"adapter:{text}: {error}", "write it so; beta as it was trained with"
+        ) from error
+    return adapter_reward(path, given["base"], beta=beta, overrides=overrides)

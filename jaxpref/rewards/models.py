@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxpref import build as b
-from jaxpref.config import load_config, make_config, to_dict
-from jaxpref.data.encode import encode_groups
+from jaxpref.config import Config, load_config, make_config, to_dict
 from jaxpref.data.loader import Loader
 from jaxpref.errors import InputError
 from jaxpref.export import load_run, run_params
@@ -20,9 +19,12 @@ from jaxpref.logprobs import Logps
 from jaxpref.models.spec import SCALAR_HEADS
 from jaxpref.objectives import OBJECTIVES, asked_logps, bind
 from jaxpref.opened import open_run
+from jaxpref.policy import BASE
 from jaxpref.rewards.classifier import open_classifier
-from jaxpref.rewards.reward import Reward
+from jaxpref.rewards.identity import checkpoint_digest, model_digest
+from jaxpref.rewards.reward import WHOLE, Limits, Reward, Values
 from jaxpref.rewards.scale import likelihood_of_preferences
+from jaxpref.rewards.tokens import encode_within, with_answer
 from jaxpref.sharding import row_ways
 from jaxpref.step import Scoring, all_logps, whole_batch
 from jaxpref.types import EncodedGroup, Group
@@ -55,14 +57,57 @@ def run_reward(
     pieces = b.build(config, objective)
     if "reward" in asked_logps(pieces.parts):
         params = functools.cache(lambda: (run_params(pieces, run, step)[0], None))
-        return _model_reward(str(run), pieces, params, lambda policy, _: policy.reward, True, ("reward",))
+        trained = lambda: f"reward head {checkpoint_digest(pieces, run, step)} {model_digest(pieces)}"
+        return _model_reward(str(run), pieces, params, lambda policy, _: policy.reward, True, ("reward",), trained)
     if beta is None:
         beta = _own_beta(run, pieces)
     elif not pieces.needs_reference:
         raise _no_reference(run, pieces)
     load = functools.cache(lambda: _with_reference(pieces, run, step))
-    implicit = lambda policy, ref: beta * (policy.sum - ref.sum)
-    return _model_reward(f"implicit reward of {run}", pieces, load, implicit, likelihood_of_preferences(pieces.parts))
+    trained = lambda: f"implicit {beta!r} {checkpoint_digest(pieces, run, step)} {model_digest(pieces)}"
+    likelihood = likelihood_of_preferences(pieces.parts)
+    return _model_reward(f"implicit reward of {run}", pieces, load, _implicit(beta), likelihood, identity=trained)
+
+
+def adapter_reward(path: str | Path, base: str, *, beta: float, overrides: Sequence[str] = ()) -> Reward:
+    """The implicit reward of a PEFT adapter on its base: beta * (log pi_adapter - log pi_base), summed over tokens.
+
+    It is taken to be on the Bradley-Terry scale, as it is where DPO with this beta and this reference trained it.
+
+    Args:
+        path: a PEFT directory.
+        base: what `model.path` may name.
+        beta: that the adapter was trained with, > 0.
+        overrides: settings for `model.compute_dtype`, `mesh` and the like.
+    Errors: InputError for an adapter that does not fit the base.
+    """
+    config = _config_of(
+        overrides, model=base, objective={"name": "dpo", "beta": beta}, adapter={"path": str(path)},
+        reference={"adapter": BASE},
+    )  # fmt: skip
+    pieces = b.build(config)
+
+    @functools.cache
+    def load() -> tuple[Any, Any]:
+        params = b.load_params(pieces)
+        return params, b.reference_params(pieces, params)
+
+    identity = lambda: f"adapter {beta!r} {model_digest(pieces, adapter=path)}"
+    return _model_reward(f"implicit reward of {path}", pieces, load, _implicit(beta), True, identity=identity)
+
+
+def _implicit(beta: float) -> Callable[[Logps, Logps], jax.Array]:
+    return lambda policy, ref: beta * (policy.sum - ref.sum)
+
+
+def _config_of(overrides: Sequence[str], *, model: str, objective: Mapping[str, Any], **sections: Any) -> Config:
+    """A config that only scores: rows are as long as the answers need."""
+    settings = to_dict(load_config(None, overrides))
+    settings["model"]["path"], settings["objective"] = model, [dict(objective)]
+    for name, changes in sections.items():
+        settings[name] |= changes
+    config = make_config(settings)
+    return dataclasses.replace(config, data=_unbounded(config.data))
 
 
 def classifier_reward(path: str | Path, *, overrides: Sequence[str] = ()) -> Reward:
@@ -74,10 +119,7 @@ def classifier_reward(path: str | Path, *, overrides: Sequence[str] = ()) -> Rew
         overrides: settings for `model.compute_dtype`, `mesh` and the like.
     Errors: InputError when it is none, or has another number of labels.
     """
-    settings = to_dict(load_config(None, overrides))
-    settings["model"]["path"], settings["objective"] = str(path), [{"name": "bradley_terry"}]
-    config = make_config(settings)
-    config = dataclasses.replace(config, data=_unbounded(config.data))
+    config = _config_of(overrides, model=str(path), objective={"name": "bradley_terry"})
     source, head = open_classifier(path)
     parts = bind(config.objective, OBJECTIVES)
     mesh = b.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -92,7 +134,8 @@ def classifier_reward(path: str | Path, *, overrides: Sequence[str] = ()) -> Rew
         placed = jax.make_array_from_callback(zero.shape, zero.sharding, lambda index: value[index])
         return {**params, SCALAR_HEADS: {"reward": placed}}, None
 
-    return _model_reward(str(path), pieces, load, lambda policy, _: policy.reward, True, ("reward",))
+    identity = lambda: f"classifier {model_digest(pieces)}"
+    return _model_reward(str(path), pieces, load, lambda policy, _: policy.reward, True, ("reward",), identity)
 
 
 def _unbounded(data: Any) -> Any:
@@ -133,74 +176,113 @@ def _model_reward(
     of: Callable[[Logps, Logps | None], jax.Array],
     bradley_terry: bool,
     also: Sequence[str] = (),
+    identity: Callable[[], str] | None = None,
 ) -> Reward:
     """A reward that reads log-probs.
 
     Args:
         load: -> parameters of policy and reference; called once, with the first answers.
-        of: (policy, ref) -> [B, 1].
+        of: (policy, ref) -> [B, K].
         also: optional fields of `Logps` that it reads.
+        identity: as of `Reward`, of the weights.
     """
+    run = _runner(pieces, load, of, also)
+
+    def of_groups(groups: Sequence[Group], limits: Limits) -> list[Values]:
+        encoded = encode_within(groups, pieces.tokenizer, limits)
+        _check_positions(encoded, pieces)
+        rewards = run(list(_each_answer_once(encoded)))
+        found = {group.row_id: tuple(rewards[key] for key in _answers(group)) for group in encoded}
+        return [found.get(i) for i in range(len(groups))]
 
     def score(prompts: Sequence[Group], answers: Sequence[str]) -> list[float]:
-        groups = [_answered(prompt, answer, i) for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))]
-        encoded, _ = encode_groups(groups, pieces.tokenizer, max_length=None)
-        _check_positions(encoded, pieces)
-        # Equal answers are run once: rounding differs from row to row, and would make a win of a tie.
-        first = {_tokens(group): group for group in reversed(encoded)}
-        rewards = _rewards_by_row(pieces, list(first.values()), load, of, also)
-        return [rewards[first[_tokens(group)].row_id] for group in encoded]
+        answered = [with_answer(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        return [value for (value,) in of_groups(answered, WHOLE)]
 
-    return Reward(name, score, bradley_terry)
+    whole_identity = identity and (lambda: f"{identity()} {_reading(pieces)}")
+    return Reward(name, score, bradley_terry, of_groups, identity=whole_identity)
 
 
-def _tokens(group: EncodedGroup) -> tuple[bytes, bytes]:
-    return group.prompt_ids.tobytes(), group.completion_ids[0].tobytes()
+def _reading(pieces: b.Pieces) -> str:
+    """How texts become what the model sees, beside the files of its weights."""
+    return f"{pieces.config.model.compute_dtype} {pieces.tokenizer.chat_template} {pieces.tokenizer.eos_token}"
 
 
-def _rewards_by_row(
+def _answers(group: EncodedGroup) -> list[tuple[bytes, bytes]]:
+    """Every answer after its prompt, as tokens."""
+    return [(group.prompt_ids.tobytes(), ids.tobytes()) for ids in group.completion_ids]
+
+
+def _each_answer_once(groups: Sequence[EncodedGroup]) -> Iterator[EncodedGroup]:
+    """Equal answers are run once: rounding differs from row to row, and would make a win of a tie."""
+    seen: set[tuple[bytes, bytes]] = set()
+    for group in groups:
+        new = {key: ids for key, ids in zip(_answers(group), group.completion_ids, strict=True) if key not in seen}
+        seen |= new.keys()
+        if new:
+            yield dataclasses.replace(group, completion_ids=tuple(new.values()))
+
+
+def _runner(
     pieces: b.Pieces,
-    groups: Sequence[EncodedGroup],
     load: Callable[[], tuple[Any, Any]],
     of: Callable[[Logps, Logps | None], jax.Array],
     also: Sequence[str],
-) -> dict[int, float]:
-    """{row id: reward}, on every process; arguments as of `_model_reward`."""
-    loader = Loader(
+) -> Callable[[Sequence[EncodedGroup]], dict[tuple[bytes, bytes], float]]:
+    """Groups -> {answer: reward}, on every process; arguments as of `_model_reward`.
+
+    Called with one part of a data set after another it compiles a few times only: sizes are powers of two.
+    """
+
+    @functools.cache
+    def compiled(lengths: tuple[int, ...]) -> Callable:
+        scoring = Scoring(pieces.model, (), pieces.config.model.logprob_chunk, lengths, "single", also=tuple(also))
+
+        def step(params, ref_params, batch, micro_batches):
+            logps, ref = all_logps(scoring, params, ref_params, batch, micro_batches)
+            return whole_batch(batch).row_id_RG.reshape(-1), of(logps, ref)
+
+        return jax.jit(step, out_shardings=NamedSharding(pieces.mesh, P()))
+
+    def run(groups: Sequence[EncodedGroup]) -> dict[tuple[bytes, bytes], float]:
+        if not groups:
+            return {}
+        loader = _loader(pieces, groups)
+        params, ref_params = load()
+        rewards_K: dict[int, Any] = {}
+        with jax.set_mesh(pieces.mesh):
+            for item in loader.iterate(b.owned_rows(loader, pieces.mesh)):
+                batch, count = b.put_batch(item.batch, pieces.mesh), b.put_scalar(item.micro_batches, pieces.mesh)
+                step = compiled(loader.layout.lengths)
+                rows, values_BK = jax.device_get(step(params, ref_params, batch, count))
+                rewards_K |= {int(row): values for row, values in zip(rows, values_BK, strict=True) if row >= 0}
+        return {
+            key: float(value)
+            for group in groups
+            for key, value in zip(_answers(group), rewards_K[group.row_id], strict=False)
+        }
+
+    return run
+
+
+def _loader(pieces: b.Pieces, groups: Sequence[EncodedGroup]) -> Loader:
+    layout = b.row_layout(pieces.config, groups)
+    unit = pieces.config.model.attention_block * pieces.config.data.length_buckets
+    return Loader(
         groups,
         batch_size=pieces.config.train.batch_size,
         micro_rows=pieces.config.train.micro_rows or row_ways(pieces.mesh),
-        layout=b.row_layout(pieces.config, groups),
+        layout=dataclasses.replace(layout, columns=unit << (-(-layout.columns // unit) - 1).bit_length()),
+        rounded=True,
     )
-    chunk = pieces.config.model.logprob_chunk
-    scoring = Scoring(pieces.model, (), chunk, loader.layout.lengths, "single", also=tuple(also))
-
-    def step(params, ref_params, batch, micro_batches):
-        logps, ref = all_logps(scoring, params, ref_params, batch, micro_batches)
-        return whole_batch(batch).row_id_RG.reshape(-1), of(logps, ref)[:, 0]
-
-    found: dict[int, float] = {}
-    compiled = jax.jit(step, out_shardings=NamedSharding(pieces.mesh, P()))
-    params, ref_params = load()
-    with jax.set_mesh(pieces.mesh):
-        for item in loader.iterate(b.owned_rows(loader, pieces.mesh)):
-            batch, count = b.put_batch(item.batch, pieces.mesh), b.put_scalar(item.micro_batches, pieces.mesh)
-            rows, values = jax.device_get(compiled(params, ref_params, batch, count))
-            found |= {int(row): float(value) for row, value in zip(rows, values, strict=True) if row >= 0}
-    return found
-
-
-def _answered(prompt: Group, answer: str, row_id: int) -> Group:
-    completion = [{"role": "assistant", "content": answer}] if prompt.conversational else answer
-    return dataclasses.replace(prompt, completions=(completion,), row_id=row_id)
 
 
 def _check_positions(groups: Sequence[EncodedGroup], pieces: b.Pieces) -> None:
     most = pieces.source.spec.max_positions
     for group in groups:
-        tokens = len(group.prompt_ids) + len(group.completion_ids[0])
+        tokens = len(group.prompt_ids) + max(map(len, group.completion_ids))
         if tokens > most:
             raise InputError(
                 f"prompt and answer within the model's {most} positions", f"{group.where}: {tokens} tokens",
-                "shorten it, or choose another reward model",
+                "shorten it, cut it as training does (`--max-length`), or choose another reward model",
             )  # fmt: skip

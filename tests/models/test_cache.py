@@ -37,13 +37,15 @@ def padded(rows, side):
 
 
 def decode(model, params, token, position, chunks):
-    """Hidden states of all columns, written in chunks; single tokens by weights that lie layer by layer."""
+    """Hidden states of all columns, written in chunks; single tokens by weights and caches that lie layer by layer."""
     extend, cache, column, out = jax.jit(model.extend), model.init_cache(len(token), LENGTH), 0, []
     apart = model.layers_apart(params)
     assert "layers" not in apart and "layers" in params
     for chunk in chunks:
         part = slice(column, column + chunk)
-        x_RCD, cache = extend(apart if chunk == 1 else params, token[:, part], position[:, part], cache, column)
+        if chunk == 1 and params is not apart:
+            params, cache = apart, model.cache_apart(cache)
+        x_RCD, cache = extend(params, token[:, part], position[:, part], cache, column)
         out.append(x_RCD)
         column += chunk
     assert np.array_equal(cache["position"][:, :column], position) and np.all(cache["position"][:, column:] == -1)

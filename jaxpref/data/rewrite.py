@@ -1,0 +1,113 @@
+"""Data sets that are read and written again with something added: raw rows, beside the groups they make."""
+
+import dataclasses
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxpref.data.columns import own_columns
+from jaxpref.data.kinds import kind_of_row, read_group
+from jaxpref.data.schema import RowError
+from jaxpref.data.sources import read_rows
+from jaxpref.errors import InputError
+from jaxpref.types import Group
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows, and how they are read."""
+
+    paths: Sequence[str]
+    split: str = "train"
+    """Which split of a path that has several; files have none."""
+    format: str = "auto"
+    on_bad_row: str = "error"
+    """`drop` leaves unusable rows out; they are counted."""
+
+
+def as_source(data: str | Sequence[str] | Source) -> Source:
+    """Paths as a source."""
+    return data if isinstance(data, Source) else Source([data] if isinstance(data, str) else list(data))
+
+
+def rows_of(source: Source) -> Iterator[tuple[dict, str, str]]:
+    """(row, where, kind) of all paths, one after another."""
+    for path in source.paths:
+        for row, where in read_rows(path, None if Path(path).expanduser().is_file() else source.split):
+            yield row, where, kind_of_row(row, where)
+
+
+def group_of(
+    source: Source, row: Mapping[str, Any], where: str, kind: str, row_id: int, columns: Sequence[str] = ()
+) -> Group | RowError:
+    """The row's answers in its own order, or why it is left out.
+
+    Args:
+        columns: further ones that are wanted, as `own_columns` reads them.
+    """
+    # The order of a ranked row follows its `scores`.
+    read = {key: value for key, value in row.items() if key != "scores"} if kind == "ranked" else row
+    try:
+        group = read_group(kind, read, where, row_id, source.format)
+        missing = [name for name in columns if name not in group.columns]
+        return dataclasses.replace(group, columns={**group.columns, **own_columns(row, missing, where)})
+    except RowError as error:
+        if source.on_bad_row == "error":
+            raise
+        return error
+
+
+def read_pairs(source: Source, columns: Sequence[str] = ()) -> list[Group]:
+    """The pairs of a data set as groups, chosen first.
+
+    Args:
+        columns: further ones that are wanted.
+    Errors: InputError for rows of another kind.
+    """
+    groups = []
+    for row, where, kind in rows_of(source):
+        if kind != "pair":
+            raise InputError("rows with `chosen` and `rejected`", f"{where}: a {kind} row", "name data of pairs")
+        group = group_of(source, row, where, kind, len(groups), columns)
+        groups += [group] if isinstance(group, Group) else []
+    return groups
+
+
+def check_out(out: str | Path) -> Path:
+    """Errors: InputError for a file that exists, or is no .jsonl or .jsonl.gz."""
+    out = Path(out)
+    if not out.name.endswith((".jsonl", ".jsonl.gz")):
+        raise InputError("a .jsonl or .jsonl.gz file to write", str(out), "rename it")
+    if out.exists():
+        raise InputError("a new file for the rows", f"{out} exists", "choose another name or remove it")
+    return out
+
+
+def write_lines(out: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """JSON lines, whole or not at all.  Errors: InputError for what cannot be written as JSON."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    opened = gzip.open if out.name.endswith(".gz") else open
+    try:
+        with opened(partial, "wt", encoding="utf-8") as file:
+            for row in rows:
+                file.write(_line(row) + "\n")
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    try:
+        text = json.dumps(row, ensure_ascii=False)
+        text.encode()
+        return text
+    except UnicodeEncodeError:  # half a surrogate pair; JSON can write it, UTF-8 cannot
+        return json.dumps(row)
+    except TypeError as error:
+        raise InputError(
+            "rows that can be written as JSON", f"a row with {', '.join(row)}: {error}", "remove that column first"
+        ) from error

@@ -1,0 +1,86 @@
+"""Log-probs of given answers under a policy that may be several: what the answers would be drawn with."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxpref import build as b
+from jaxpref.generation.mixing import Mix, mixed_logits, whole_params
+from jaxpref.generation.opening import Mixed, Opened, open_source
+from jaxpref.logprobs import States, hidden_states, logits, sums_of_completions
+from jaxpref.models.decoder import Model
+from jaxpref.sharding import constrain
+from jaxpref.types import Batch, EncodedGroup
+
+
+def answer_logps(
+    source: str | Path | Mix | Opened,
+    groups: Sequence[EncodedGroup],
+    *,
+    step: str = "best",
+    overrides: Sequence[str] = (),
+) -> dict[int, np.ndarray]:
+    """{row id: [K] summed log-probs, nats} of the groups' completions: at temperature 1, no token left out.
+
+    Under a mix every token has the log-prob that it would be drawn with after the tokens before it, and these are
+    summed.  That is not the mix of the policies' log-probs of the whole answer: each token is normalised by itself.
+
+    Args:
+        source, step, overrides: as of `generation.opening.open_source`; or what it opened.
+        groups: as `build.read_data` gives them, tokenised by the (first) policy's tokenizer.
+    """
+    opened = source if isinstance(source, Opened) else open_source(source, step=step, overrides=overrides)
+    config = opened.pieces.config
+    # Rows as long as these answers need, whatever the run was trained on.
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, row_length=None))
+    pieces, mixed, sums = dataclasses.replace(opened.pieces, config=config), opened.mixed, None
+    if mixed is not None:
+        sums = lambda params, micro: mixed_logps(mixed, params, micro, chunk=config.model.logprob_chunk)
+    return b.compute_logps(pieces, opened.params, groups, sums)
+
+
+def mixed_logps(mixed: Mixed, params: Any, batch: Batch, *, chunk: int) -> jax.Array:
+    """[R*G, K] summed log-probs of a micro-batch's completions under several policies that decide together.
+
+    Args:
+        params: as of `mixing.mixture_of`.
+        chunk: scored columns that are multiplied with the vocabulary at a time.
+    """
+    trees = whole_params(params, mixed.models)
+    models = [model for model, _ in mixed.models]
+    states = [hidden_states(model, tree, batch) for model, tree in zip(models, trees, strict=True)]
+    chunk = min(chunk, batch.score_src_RS.shape[1])
+    columns = _chunks(batch.score_src_RS, chunk), _chunks(batch.score_tok_RS, chunk)
+
+    def logp_of_chunk(columns: tuple[jax.Array, jax.Array]) -> jax.Array:
+        src_RC, tok_RC = columns
+        each = [_logits_at(model, state, src_RC) for model, state in zip(models, states, strict=True)]
+        logits_RCV = jax.vmap(lambda logits_NRV: mixed_logits(logits_NRV, params["weight_N"], mixed.rule), 2, 1)(
+            jnp.stack(each)
+        )
+        chosen_RCV = jnp.arange(logits_RCV.shape[-1])[None, None, :] == tok_RC[:, :, None]  # V may be sharded
+        of_token_RC = jnp.max(jnp.where(chosen_RCV, logits_RCV, -jnp.inf), axis=-1)
+        return of_token_RC - jax.nn.logsumexp(logits_RCV, axis=-1)
+
+    logp_ARC = lax.map(logp_of_chunk, columns)
+    R, S = batch.score_src_RS.shape
+    logp_RS = jnp.moveaxis(logp_ARC, 0, 1).reshape(R, -1)[:, :S]
+    return sums_of_completions(logp_RS, batch)
+
+
+def _logits_at(model: Model, states: States, src_RC: jax.Array) -> jax.Array:
+    """[R, C, V] logits of what follows these columns."""
+    x_RCD = jnp.take_along_axis(states.hidden_RLD, src_RC[:, :, None], axis=1)
+    return logits(model, constrain(x_RCD, "rows_replicated_fsdp", None, None), states.head_VD)
+
+
+def _chunks(x_RS: jax.Array, chunk: int) -> jax.Array:
+    """[A, R, C]; what is padded at the end belongs to no completion."""
+    x_RS = jnp.pad(x_RS, ((0, 0), (0, -x_RS.shape[1] % chunk)))
+    return jnp.moveaxis(x_RS.reshape(x_RS.shape[0], -1, chunk), 1, 0)

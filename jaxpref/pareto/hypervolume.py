@@ -1,0 +1,132 @@
+"""How much a set of points achieves, as one number with an interval.
+
+Dimension letters beside those of types.py: X points, J objectives.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import moocore
+import numpy as np
+
+from jaxpref.errors import InputError
+from jaxpref.evaluation.bootstrap import DEFAULT, Bootstrap, Estimate, estimates, units_of
+from jaxpref.pareto.dominance import Sweep, sweeps
+from jaxpref.pareto.front import Front
+
+_BELOW = 0.1
+"""How far the default reference point lies below the worst value, in ranges of the values."""
+
+
+def hypervolume(value_XJ: np.ndarray, reference_J: np.ndarray) -> float:
+    """Volume of what the points dominate above a reference point.
+
+    A point that does not exceed the reference in every objective adds nothing.  The unit is the product of the
+    objectives' units, so values compare only at the same reference and on the same data.
+
+    Args:
+        value_XJ: more is better.
+    Source: Zitzler and Thiele, 1998; computed exactly by moocore.
+    """
+    return float(moocore.hypervolume(np.asarray(value_XJ, float), ref=reference_J, maximise=True))
+
+
+def default_reference(front: Front) -> dict[str, float]:
+    """For every objective the worst value of all points less a tenth of the range; 1 less where all are equal.
+
+    The tenth lets the ends of a front count, which are the worst in some objective.
+    """
+    worst_J, best_J = front.values.min(0), front.values.max(0)
+    below_J = np.where(best_J > worst_J, _BELOW * (best_J - worst_J), 1.0)
+    return dict(zip(front.objectives, (worst_J - below_J).tolist(), strict=True))
+
+
+def checked_reference(front: Front, reference: Mapping[str, float] | None) -> dict[str, float]:
+    """The reference point, or the default one, in the order of the objectives.
+
+    Errors: InputError where it has not one finite number for every objective.
+    """
+    if reference is None:
+        return default_reference(front)
+    if set(reference) != set(front.objectives) or not all(np.isfinite(x) for x in reference.values()):
+        raise InputError(
+            f"a finite number for each of {', '.join(front.objectives)}",
+            f"reference point {dict(reference)}",
+            "correct it",
+        )
+    return {name: float(reference[name]) for name in front.objectives}
+
+
+@dataclass(frozen=True)
+class Achieved:
+    """The hypervolume of a sweep.
+
+    Args:
+        volume: with its interval where rewards of every answer are known.
+        share: of the box between the reference point and the best value of each objective over all points, 0 to 1.
+    """
+
+    sweep: Sweep
+    volume: Estimate
+    share: float
+
+
+def achieved(
+    front: Front, reference: Mapping[str, float] | None = None, bootstrap: Bootstrap = DEFAULT
+) -> list[Achieved]:
+    """The hypervolume of every sweep, its ends included.
+
+    Intervals are over prompts: all points see the same resampled prompts.  There is one where the axes are mean rewards
+    and every point of the sweep has the rewards that its means are of.  The reference point stays as it is.  Noise
+    lifts the volume (it takes the best of several noisy points), so an interval may lie mostly above the value.
+
+    Args:
+        reference: objective -> value; otherwise `default_reference`.
+    """
+    of_J = np.array(list(checked_reference(front, reference).values()))
+    box = float(np.prod(np.maximum(front.values.max(0) - of_J, 0.0)))
+    every = sweeps(front)
+    intervals = _intervals(front, every, of_J, bootstrap)
+    found = []
+    for sweep in every:
+        volume = hypervolume(front.values[list(sweep.members)], of_J)
+        low, high = intervals.get(sweep, (None, None))
+        found.append(Achieved(sweep, Estimate(volume, low, high), volume / box if box > 0 else 0.0))
+    return found
+
+
+def _intervals(
+    front: Front, every: Sequence[Sweep], reference_J: np.ndarray, bootstrap: Bootstrap
+) -> dict[Sweep, tuple[float | None, float | None]]:
+    reward_XBJ = _rewards(front)
+    known = [sweep for sweep in every if all(at in reward_XBJ for at in sweep.members)]
+    if not known:
+        return {}
+
+    def statistics(weight_WB: np.ndarray) -> dict[Sweep, np.ndarray]:
+        weight_WB = weight_WB / weight_WB.sum(1, keepdims=True)
+        mean_WJ = {at: weight_WB @ reward_BJ for at, reward_BJ in reward_XBJ.items()}
+        volumes = functools.partial(_volumes, mean_WJ, reference_J)
+        return {sweep: volumes(sweep) for sweep in known}
+
+    found = estimates(statistics, units_of(front.prompts), bootstrap)
+    return {sweep: (estimate.low, estimate.high) for sweep, estimate in found.items()}
+
+
+def _volumes(mean_WJ: Mapping[int, np.ndarray], reference_J: np.ndarray, sweep: Sweep) -> np.ndarray:
+    mean_WXJ = np.stack([mean_WJ[at] for at in sweep.members], 1)
+    return np.array([hypervolume(mean_XJ, reference_J) for mean_XJ in mean_WXJ])
+
+
+def _rewards(front: Front) -> dict[int, np.ndarray]:
+    """Place of a point -> [B, J] rewards of its answers, where the point's values are their means."""
+    found = {}
+    if front.measure != "reward":
+        return found
+    for at, point in enumerate(front.points):
+        if point.answers and set(point.rewards) == set(front.objectives):
+            reward_BJ = np.array([point.rewards[name] for name in front.objectives], float).T
+            if np.allclose(reward_BJ.mean(0), front.values[at], rtol=1e-5, atol=1e-8):
+                found[at] = reward_BJ
+    return found

@@ -1,0 +1,71 @@
+"""How methods look, alike in the figure and in the report."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxpref.pareto.dominance import Sweep
+from jaxpref.pareto.front import Front
+
+
+@dataclass(frozen=True)
+class Style:
+    """Args: light, dark: colours on a light and on a dark page.  marker: circle, square, diamond, up, down, star, cross
+    or hexagon."""
+
+    label: str
+    light: str
+    dark: str
+    marker: str
+
+
+# Okabe and Ito's hues, which colour-blind people can tell apart, darker or lighter where the page asks for it; the
+# markers say the same once more.
+_STYLES = {
+    "reference": Style("reference model", "#6E6E6E", "#A0A4AA", "cross"),
+    "dpo": Style("DPO on one objective", "#1A1A1A", "#F2F2F2", "star"),
+    "modpo": Style("MODPO", "#0072B2", "#4BA6E8", "circle"),
+    "modpo_stacked": Style("MODPO, all points in one run", "#2AA5DE", "#9BD8FA", "diamond"),
+    "mod": Style("MOD decoding", "#D55E00", "#FF8A3D", "square"),
+    "soup_deltas": Style("soup of LoRA deltas", "#009E73", "#2FCB9E", "up"),
+    "soup_factors": Style("soup of LoRA factors", "#C2649B", "#E79AC6", "down"),
+}
+_OTHERS = (("#B8860B", "#F0C050"), ("#6A3D9A", "#B79AE0"), ("#8B1A1A", "#E07070"), ("#3B7A57", "#8FD0A8"))
+
+
+def styles(front: Front) -> dict[str, Style]:
+    """For every method of a front; methods not named above follow in the order in which they come."""
+    methods = dict.fromkeys(point.method for point in front.points)
+    others = iter(range(len(methods)))
+    return {method: _STYLES.get(method) or _other(method, next(others)) for method in methods}
+
+
+def _other(method: str, number: int) -> Style:
+    return Style(method, *_OTHERS[number % len(_OTHERS)], "hexagon")
+
+
+def sweep_label(front: Front, sweep: Sweep) -> str:
+    """The method, with the seed where it has several."""
+    label = styles(front)[sweep.method].label
+    several = len({point.seed for point in front.points if point.method == sweep.method}) > 1
+    return f"{label}, seed {sweep.seed}" if several else label
+
+
+def weight_label(front: Front, weights: Mapping[str, float] | None) -> str:
+    """Short: the first weight of two, or all in per cent; empty where there are none."""
+    if weights is None:
+        return ""
+    total = sum(weights.values())
+    shares = [weights[name] / total for name in front.objectives]
+    return f"{shares[0]:.2g}" if len(shares) == 2 else "/".join(f"{100 * share:.0f}" for share in shares)
+
+
+def labelled_with(front: Front) -> str:
+    """What these labels are, in words."""
+    if len(front.objectives) == 2:
+        return f"labels: weight of {front.objectives[0]}"
+    return f"labels: weights in % of {' / '.join(front.objectives)}"
+
+
+def measure_label(front: Front, objective: str) -> str:
+    """Of an axis."""
+    return f"{objective}: mean reward" if front.measure == "reward" else f"{objective}: held-out accuracy"

@@ -1,0 +1,188 @@
+// Tables of points and of methods.
+
+/** Columns of points: {title, value(point), text: as words, show(value)}; `value` is what sorting goes by. */
+function columns() {
+  const found = [
+    { title: "point", text: true, value: (p) => p.name },
+    { title: "method", text: true, value: (p) => styles[p.method].label },
+  ];
+  if (new Set(front.points.map((p) => p.seed)).size > 1) found.push({ title: "seed", value: (p) => p.seed });
+  const weights = (p) =>
+    p.weights
+      ? weightsOf(p)
+          .map((w) => w.toFixed(2))
+          .join(" / ")
+      : "–";
+  found.push({
+    title: `weights: ${objectives.join(" / ")}`,
+    value: (p) => p.weights && weightsOf(p)[0],
+    show: (_, p) => [weights(p)],
+  });
+  const all = [...measured()].map(([m, o]) => [m, estimates(`${o}: ${m}`, (p) => p.estimates[m]?.[o] ?? null)]);
+  const of = (axis) => all.filter(([m]) => (m === measure) === axis).map(([, column]) => column);
+  return [...found, ...of(true), costs("FLOPs", "flops", flops), costs("time", "seconds", time), ...of(false)];
+}
+
+/** Every [measure, objective] that some point has. */
+function measured() {
+  const found = front.points.flatMap((p) =>
+    Object.entries(p.estimates).flatMap(([m, of]) => Object.keys(of).map((o) => [m, o])),
+  );
+  return new Map(found.map((pair) => [pair.join("/"), pair])).values();
+}
+
+const small = (text) => element("small", { textContent: text });
+
+/** As many decimals for all as show the largest of them to three digits. */
+function estimates(title, of) {
+  const largest = Math.max(...front.points.map((p) => Math.abs(of(p)?.value ?? 0)), 1e-6);
+  const decimals = Math.min(Math.max(2 - Math.floor(Math.log10(largest)), 0), 8);
+  const text = (x) => x.toFixed(decimals);
+  const show = (_, p) => {
+    const e = of(p);
+    if (!e) return ["–"];
+    return e.low === null ? [text(e.value)] : [text(e.value), small(`${text(e.low)} to ${text(e.high)}`)];
+  };
+  return { title, value: (p) => of(p)?.value ?? null, show };
+}
+
+function costs(title, key, text) {
+  const show = (own, p) => [text(own), small(`shared ${text(p.cost[`shared_${key}`])}`)];
+  return { title: `${title}, own`, value: (p) => p.cost[key], show };
+}
+
+function radio(side, point) {
+  const input = element("input", {
+    type: "radio",
+    name: side,
+    value: point.name,
+    checked: sides[side].point === point,
+  });
+  input.setAttribute("aria-label", `${point.name} as ${side.toUpperCase()}`);
+  input.onchange = () => {
+    choosePoint(side, point.name);
+    changed();
+    at("points").querySelector(`input[name="${side}"]:checked`)?.focus();
+  };
+  return element("td", {}, input);
+}
+
+function heading({ title, text }, i) {
+  const button = element("button", {
+    type: "button",
+    textContent: title + (view.sort === i ? (view.rising ? " ↑" : " ↓") : ""),
+  });
+  button.onclick = () => {
+    Object.assign(view, view.sort === i ? { rising: !view.rising } : { sort: i, rising: Boolean(text) });
+    drawPoints();
+    at("points").querySelectorAll("th button")[i].focus();
+  };
+  const made = element("th", { className: text ? "text" : "", scope: "col" }, button);
+  if (view.sort === i) made.ariaSort = view.rising ? "ascending" : "descending";
+  return made;
+}
+
+function cell({ value, show, text }, point) {
+  const content = show ? show(value(point), point) : [String(value(point))];
+  return element("td", { className: text ? "text" : "" }, ...content);
+}
+
+function drawPoints() {
+  const of = columns(),
+    rows = [...front.points];
+  if (view.sort !== null) {
+    const { value } = of[view.sort];
+    const compare = (a, b) => (a === null) - (b === null) || (view.rising ? 1 : -1) * (a < b ? -1 : a > b ? 1 : 0);
+    rows.sort((p, q) => compare(value(p), value(q)));
+  }
+  const head = element(
+    "tr",
+    {},
+    ...["A", "B"].map((s) => element("th", { textContent: s, scope: "col" })),
+    ...of.map(heading),
+  );
+  const body = rows.map((p) => {
+    const row = element("tr", {
+      className: [worse.has(p.name) && "worse", chosenAs(p.name) && "chosen"].filter(Boolean).join(" "),
+    });
+    row.dataset.row = p.name;
+    row.append(radio("a", p), radio("b", p), ...of.map((column) => cell(column, p)));
+    return row;
+  });
+  if (!front.points.some((p) => p.method === "morlhf")) {
+    body.push(
+      element(
+        "tr",
+        {},
+        element("td", { className: "open", colSpan: of.length + 2, textContent: "MORLHF (RL baseline): not run" }),
+      ),
+    );
+  }
+  at("points").replaceChildren(element("thead", {}, head), element("tbody", {}, ...body));
+  at("points-note").textContent =
+    "Own: the cost of the point's own training. Shared: of work that other points need as well (margin policies, " +
+    "scores), in full; it was done once. Dominated points are grey.";
+}
+
+/** Columns of methods, as for points. */
+function methodColumns() {
+  const total = (s, key) =>
+    s.cost[key] === null || s.cost[`shared_${key}`] === null ? null : s.cost[key] + s.cost[`shared_${key}`];
+  const ends = ({ low, high }) => (low === null ? [] : [small(`${short(low)} to ${short(high)}`)]);
+  return [
+    { title: "method", text: true, value: (s) => s.label },
+    { title: "points", value: (s) => s.points.length },
+    { title: "not dominated", value: (s) => s.points.filter((name) => !worse.has(name)).length },
+    { title: "hypervolume", value: (s) => s.hypervolume.value, show: (v, s) => [short(v), ...ends(s.hypervolume)] },
+    { title: "share of the box", value: (s) => `${(100 * s.share).toFixed(1)}%` },
+    { title: "FLOPs in all", value: (s) => flops(total(s, "flops")) },
+    { title: "time in all", value: (s) => time(total(s, "seconds")) },
+  ];
+}
+
+function drawMethods() {
+  const of = methodColumns();
+  const head = of.map(({ title, text }) =>
+    element("th", { textContent: title, className: text ? "text" : "", scope: "col" }),
+  );
+  const rows = results.sweeps.map((sweep) => element("tr", {}, ...of.map((column) => cell(column, sweep))));
+  at("methods").replaceChildren(element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
+  at("methods-note").textContent = methodsNote();
+  at("violations").replaceChildren(violations());
+}
+
+function methodsNote() {
+  const above = objectives.map((o) => `${o} ${short(results.reference_point[o])}`).join(", ");
+  const notes = [
+    `Hypervolume: what the method's points dominate above ${above}, with single-objective DPO as the ends of`,
+    "every sweep; the box reaches from there to the best value of each objective. In all: the points' own",
+    "cost, and the shared cost once.",
+  ];
+  if (results.sweeps.some((s) => s.hypervolume.low !== null)) {
+    const { level, resamples } = results.bootstrap;
+    notes.push(
+      `Intervals: ${100 * level}%, ${resamples} bootstrap resamples of the prompts; noise lifts a hypervolume,`,
+    );
+    notes.push("so its interval may lie mostly above its value.");
+  }
+  return notes.join(" ");
+}
+
+function violations() {
+  if (!results.violations.length) {
+    const text = "In no sweep did an objective get worse, beyond the intervals, when weight moved to it.";
+    return element("p", { className: "note", textContent: text });
+  }
+  const items = results.violations.map((v) => {
+    const values = `${shown(v.found_more)} against ${shown(v.found_less)}`;
+    const text = `${v.objective} has more weight in ${v.more} than in ${v.less}, but is worse: ${values}`;
+    return element("li", { textContent: `${styles[v.method].label}: ${text}` });
+  });
+  const summary = `${items.length} times an objective got more weight and became worse, beyond the intervals`;
+  return element(
+    "details",
+    { open: items.length < 5 },
+    element("summary", { textContent: summary }),
+    element("ul", {}, ...items),
+  );
+}

@@ -1,0 +1,81 @@
+"""Scores kept on disk: a reward runs only on what it has not scored before.
+
+One SQLite file a reward, named after the digest of its identity; in it the scores of every group, under the digest of
+its texts and the limits.  A chunk is written in one transaction, so what was scored before a kill is there after it.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from jaxpref.errors import InputError
+from jaxpref.rewards.reward import Limits, Reward, Values
+from jaxpref.types import Group
+
+CACHE_DIR = "~/.cache/jaxpref/scores"
+
+
+def cached(reward: Reward, directory: str | Path = CACHE_DIR) -> Reward:
+    """The same reward, which looks up what it has scored before; one without an identity stays as it is.
+
+    Groups are looked up and run together as they are given: give them in chunks.
+    Errors: InputError for a file that is not such a cache.
+    """
+    if reward.identity is None:
+        return reward
+    name = hashlib.sha256(f"scores v1 {reward.identity()}".encode()).hexdigest()[:32]
+    file = Path(directory).expanduser() / f"{name}.sqlite"
+
+    def of_groups(groups: Sequence[Group], limits: Limits) -> list[Values]:
+        keys = [group_key(group, limits) for group in groups]
+        known = _read(file, keys)
+        # A group may stand there twice.
+        missing = {key: group for key, group in zip(keys, groups, strict=True) if key not in known}
+        if missing:
+            fresh = dict(zip(missing, reward.raw(list(missing.values()), limits), strict=True))
+            _write(file, fresh)
+            known |= fresh
+        return [known[key] for key in keys]
+
+    return dataclasses.replace(reward, of_groups=of_groups, identity=None)
+
+
+def group_key(group: Group, limits: Limits) -> bytes:
+    """Digest of all that a reward may read of a group."""
+    read = [group.prompt, group.completions, group.tools, dict(group.template_kwargs), dataclasses.astuple(limits)]
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).digest()
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterable[sqlite3.Connection]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # Two runs may write at once; each waits for the other.
+        with contextlib.closing(sqlite3.connect(file, timeout=600)) as connection, connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, value TEXT NOT NULL)")
+            yield connection
+    except sqlite3.DatabaseError as error:
+        raise InputError("a cache of scores", f"{file}: {error}", "remove it, or name another directory") from error
+
+
+def _read(file: Path, keys: Iterable[bytes]) -> dict[bytes, Values]:
+    found: dict[bytes, Values] = {}
+    with _opened(file) as connection:
+        for key in keys:
+            row = connection.execute("SELECT value FROM scores WHERE key = ?", (key,)).fetchone()
+            if row is not None:
+                values = json.loads(row[0])
+                found[key] = None if values is None else tuple(values)
+    return found
+
+
+def _write(file: Path, scores: Mapping[bytes, Values]) -> None:
+    lines = [
+        (key, json.dumps(None if values is None else [float(x) for x in values])) for key, values in scores.items()
+    ]
+    with _opened(file) as connection:
+        connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", lines)

@@ -1,0 +1,119 @@
+"""`jaxpref score`: its options and its progress bar."""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxpref.data.encode import TRUNCATIONS
+from jaxpref.data.rewrite import Source
+from jaxpref.data.schema import FORMATS
+from jaxpref.errors import InputError
+from jaxpref.evaluation.command import for_all_models
+from jaxpref.rewards import Reward, open_reward
+from jaxpref.rewards.cache import CACHE_DIR, cached
+from jaxpref.rewards.calibrate import calibrate
+from jaxpref.rewards.reward import Limits
+from jaxpref.rewards.rules import RULES_HELP
+from jaxpref.rewards.scalarise import read_scalariser
+from jaxpref.rewards.scoring import CHUNK, score_data
+
+EPILOG = f"""rewards
+    a run                            its scalar head, or its implicit reward beta * (log pi - log ref)
+    adapter:DIR,base=MODEL,beta=0.1  the implicit reward of a PEFT adapter
+    a directory                      a reward model in Hugging Face form
+    module:function, FILE.py:function
+    column:NAME                      a score that the data has already
+{RULES_HELP}
+
+    jaxpref score pairs.jsonl --reward helpful=runs/helpful --reward brief=rule:words --out scored.jsonl
+    jaxpref score pairs.jsonl --reward kind=rule:vader --calibrate kind=kind_pairs.jsonl --out scored.jsonl
+    jaxpref score scored.jsonl --scalarise both=worst_case:helpful=0.7,brief=0.3 --out scored2.jsonl"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    parser.set_defaults(overrides=[])  # those behind flags
+    add("data", nargs="+", metavar="DATA", help="as data.train may name; all are written into one file")
+    add("--out", required=True, metavar="FILE", help=".jsonl or .jsonl.gz; must not exist")
+    add("--reward", action="append", default=[], metavar="NAME=WHAT", help="a score and the reward that gives it")
+    add("--calibrate", action="append", default=[], metavar="NAME=PAIRS", help="fit its temperature on these pairs")
+    add("--scalarise", action="append", default=[], metavar="NAME=KIND:A=0.7,B=0.3", help="a score made of others")
+    add("--replace", action="store_true", help="write over scores of the same names")
+    add("--step", default="best", help="of runs: best (default), latest or a number")
+    add("--split", default="train", help="of a path that has several (default train)")
+    add("--format", default="auto", choices=FORMATS, help="of the rows (default auto)")
+    add("--on-bad-row", default="error", choices=["error", "drop"], help="drop unusable rows and count them")
+    add("--max-length", type=int, help="tokens of prompt and one answer for models, as in the training to come")
+    add("--truncation", default="keep_start", choices=TRUNCATIONS, help="beyond it (default keep_start)")
+    add("--chunk", type=int, default=CHUNK, metavar="ROWS", help=f"scored and kept together (default {CHUNK})")
+    add("--cache", default=CACHE_DIR, metavar="DIR", help=f"of kept scores (default {CACHE_DIR}); none: keep nothing")
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    rest = {"split": options.split, "format": options.format, "on_bad_row": options.on_bad_row}
+    source, limits = Source(_paths(options.data), **rest), Limits(options.max_length, options.truncation)
+    overrides = for_all_models([*options.overrides, *(item for item in options.data if item not in source.paths)])
+    rewards, pairs = _named(options.reward, "--reward"), _calibration(options)
+    cache = None if options.cache == "none" else options.cache
+    if options.chunk < 1:
+        raise InputError("--chunk of at least 1", str(options.chunk), "correct it")
+
+    def make(name: str) -> Reward:
+        reward = open_reward(rewards[name], step=options.step, overrides=overrides)
+        if name not in pairs:
+            return reward
+        reward = reward if cache is None else cached(reward, cache)
+        made = calibrate(reward, Source([pairs[name]], **rest), limits=limits)
+        console.print(
+            f"{name}: temperature {made.temperature:.5g} (standard error {made.temperature_error:.2g}), "
+            f"fitted on {pairs[name]}",
+            highlight=False,
+        )
+        return made
+
+    columns = TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console) as bar:
+        tasks: dict[str, int] = {}
+
+        def watch(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total)
+            bar.update(tasks[name], completed=done)
+
+        report = score_data(
+            source, {name: partial(make, name) for name in rewards}, options.out, limits=limits,
+            scalarise={name: read_scalariser(text) for name, text in _named(options.scalarise, "--scalarise").items()},
+            replace=options.replace, cache=cache, chunk=options.chunk, watch=watch,
+        )  # fmt: skip
+    console.print(str(report), highlight=False)
+
+
+def _paths(data: Sequence[str]) -> list[str]:
+    """Those that are no `key=value`, which may stand between them."""
+    return [item for item in data if "=" not in item or Path(item).exists()]
+
+
+def _named(items: Sequence[str], flag: str) -> dict[str, str]:
+    found = {}
+    for item in items:
+        name, equals, what = item.partition("=")
+        if not (name and equals and what) or name in found:
+            raise InputError(f"{flag} NAME=..., each name once", item, "correct it")
+        found[name] = what
+    return found
+
+
+def _calibration(options: argparse.Namespace) -> dict[str, str]:
+    """Score -> its pairs; the name may be left out where there is one reward."""
+    rewards = _named(options.reward, "--reward")
+    only = next(iter(rewards)) if len(rewards) == 1 else None
+    named = lambda item: item.partition("=")[0] in rewards
+    items = [item if named(item) or only is None else f"{only}={item}" for item in options.calibrate]
+    pairs = _named(items, "--calibrate")
+    if odd := [name for name in pairs if name not in rewards]:
+        raise InputError(f"--calibrate with a name of --reward: {', '.join(rewards) or 'none'}", odd[0], "correct it")
+    return pairs

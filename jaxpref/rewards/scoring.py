@@ -1,0 +1,197 @@
+"""Scores of the answers of a data set, written beside them: `scores_chosen: {NAME: number}` and the like.
+
+One reward after another goes over the data, so that no two models are in memory at once; the last pass writes the rows.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpref.data.dimensions import scores_of
+from jaxpref.data.rewrite import Source, as_source, check_out, group_of, rows_of, write_lines
+from jaxpref.data.schema import RowError
+from jaxpref.errors import InputError
+from jaxpref.rewards.cache import CACHE_DIR, cached
+from jaxpref.rewards.reward import WHOLE, Limits, Reward, Values
+from jaxpref.rewards.scalarise import Scalariser
+from jaxpref.types import Group
+
+CHUNK = 256
+"""Rows that are scored and kept together."""
+
+_KEYS = {
+    "pair": ("scores_chosen", "scores_rejected"),
+    "single": ("scores",),
+    "judged": ("scores",),
+    "ranked": ("scores_completions",),
+}
+"""Kind of a row -> where its scores stand: a key an answer, or one key with a list."""
+
+Watch = Callable[[str, int, int], None]
+"""(reward, rows done, rows in all), for progress bars."""
+
+
+@dataclass
+class ScoreReport:
+    """What became of the rows."""
+
+    out: str
+    rows: Counter = field(default_factory=Counter)
+    """Rows written, by kind."""
+    dropped: Counter = field(default_factory=Counter)
+    """Rows left out, by reason."""
+    agreement: dict[str, Counter] = field(default_factory=dict)
+    """Score -> of the pairs, how often chosen has the `higher` one, the `lower` one, or they `tie`."""
+
+    def __str__(self) -> str:
+        rows = ", ".join(f"{count} {kind}" for kind, count in sorted(self.rows.items()))
+        lines = [f"{self.out}: {rows}", *(f"{count} dropped: {why}" for why, count in sorted(self.dropped.items()))]
+        for name, found in self.agreement.items():
+            pairs = found.total()
+            lines.append(
+                f"{name}: higher for chosen in {found['higher'] / pairs:.1%} of {pairs} pairs, "
+                f"lower in {found['lower'] / pairs:.1%}, equal in {found['tie'] / pairs:.1%}"
+            )
+        return "\n".join(lines)
+
+
+def score_data(
+    data: str | Sequence[str] | Source,
+    rewards: Mapping[str, Reward | Callable[[], Reward]],
+    out: str | Path,
+    *,
+    limits: Limits = WHOLE,
+    scalarise: Mapping[str, Scalariser] | None = None,
+    replace: bool = False,
+    cache: str | Path | None = CACHE_DIR,
+    chunk: int = CHUNK,
+    watch: Watch = lambda name, done, total: None,
+) -> ScoreReport:
+    """Writes the rows of a data set again, with scores of all their answers; everything else in a row stays.
+
+    Killed and called again it goes on where it was: what a reward has scored is kept under the digest of its identity
+    and of the texts, and an unchanged reward is not run again on the same texts.
+
+    Args:
+        data: paths as `data.train` may name, or a `Source`.
+        rewards: name of the score -> the reward, or what makes it (it is then freed before the next one is made).
+        out: a new .jsonl or .jsonl.gz file.
+        limits: on length, for models; rows of which they leave nothing are dropped and counted.
+        scalarise: name of a further score -> how it is made of those in `rewards` and in the data.
+        replace: write over scores of the same names that the data has.
+        cache: directory of kept scores; None: nothing is kept.
+        chunk: rows scored at a time, >= 1.
+        watch: told after every chunk.
+    Errors: InputError for `out` that exists or has another ending, a score that the data has already, rows that cannot
+        be read (RowError unless they are dropped), and what the rewards refuse.
+    """
+    source, out, scalarise = as_source(data), check_out(out), dict(scalarise or {})
+    names = [*rewards, *scalarise]
+    if len(set(names)) < len(names) or not names:
+        raise InputError("scores of different names", ", ".join(names) or "none", "name each with --reward NAME=WHAT")
+    total = _check_rows(source, () if replace else names)
+    report, found = ScoreReport(str(out)), {}
+    for name, reward in rewards.items():
+        made = reward if isinstance(reward, Reward) else reward()
+        made = made if cache is None else cached(made, cache)
+        watched = lambda done, name=name: watch(name, done, total)
+        found[name] = list(_scores(source, made, limits, chunk, watched))
+        del made
+    write_lines(out, _scored_rows(source, found, scalarise, report))
+    return report
+
+
+def _check_rows(source: Source, names: Sequence[str]) -> int:
+    """How many rows there are.  Errors: InputError for a row that has one of the scores already."""
+    total = 0
+    for row, where, kind in rows_of(source):
+        total += 1
+        for key in _KEYS[kind]:
+            had = row.get(key)
+            taken = [name for name in names if isinstance(had, dict) and had.get(name) is not None]
+            if taken:
+                raise InputError(
+                    "new names of scores", f"{where}: {key} has {', '.join(taken)} already",
+                    "choose another name, or write over them (--replace)",
+                )  # fmt: skip
+    return total
+
+
+def _scores(
+    source: Source, reward: Reward, limits: Limits, chunk: int, done: Callable[[int], None]
+) -> Iterator[Values | str]:
+    """Of every row in order: its values, or the reason why it is left out."""
+    rows, count = rows_of(source), 0
+    while part := list(islice(rows, chunk)):
+        groups = [group_of(source, *row, count + i, reward.columns) for i, row in enumerate(part)]
+        usable = [group for group in groups if isinstance(group, Group)]
+        values = iter(_values(reward, usable, limits, source.on_bad_row))
+        for group in groups:
+            yield next(values) if isinstance(group, Group) else group.reason
+        count += len(part)
+        done(count)
+
+
+_TOO_LONG = "nothing left by the limits on length"
+
+
+def _values(reward: Reward, groups: Sequence[Group], limits: Limits, on_bad_row: str) -> list[Values | str]:
+    if not groups:
+        return []
+    try:
+        return [_TOO_LONG if values is None else values for values in reward.of(groups, limits)]
+    except RowError as error:
+        if on_bad_row == "error":
+            raise
+        if len(groups) == 1:
+            return [error.reason]
+        halves = groups[: len(groups) // 2], groups[len(groups) // 2 :]
+        return [value for half in halves for value in _values(reward, half, limits, on_bad_row)]
+
+
+def _scored_rows(
+    source: Source, found: Mapping[str, list], scalarise: Mapping[str, Scalariser], report: ScoreReport
+) -> Iterator[dict]:
+    for i, (row, where, kind) in enumerate(rows_of(source)):
+        values = {name: rows[i] for name, rows in found.items()}
+        reason = next((value for value in values.values() if isinstance(value, str)), None)
+        if reason is not None:
+            report.dropped[reason] += 1
+            continue
+        if scalarise:
+            group = group_of(source, row, where, kind, i, ())
+            if isinstance(group, RowError):
+                report.dropped[group.reason] += 1
+                continue
+            values |= _scalarised(group, values, scalarise)
+        report.rows[kind] += 1
+        if kind == "pair":
+            _count_agreement(report, values)
+        yield _with_scores(row, kind, values)
+
+
+def _scalarised(group: Group, values: Mapping[str, Values], scalarise: Mapping[str, Scalariser]) -> dict[str, Values]:
+    made: dict[str, Values] = {}
+    for name, scalariser in scalarise.items():
+        scores = {key: values[key] if key in values else scores_of(group, key) for key in scalariser.weights}
+        made[name] = tuple(float(x) for x in np.atleast_1d(scalariser(scores)))
+    return made
+
+
+def _count_agreement(report: ScoreReport, values: Mapping[str, Sequence[float]]) -> None:
+    for name, (chosen, rejected, *_) in values.items():
+        what = "tie" if chosen == rejected else "higher" if chosen > rejected else "lower"
+        report.agreement.setdefault(name, Counter())[what] += 1
+
+
+def _with_scores(row: Mapping[str, Any], kind: str, values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    keys = _KEYS[kind]
+    of_key = lambda k: {name: list(x) if kind == "ranked" else x[k] for name, x in values.items()}
+    # Columnar files fill what a row lacks with null.
+    had = lambda key: {name: value for name, value in (row.get(key) or {}).items() if value is not None}
+    return {**row, **{key: {**had(key), **of_key(k)} for k, key in enumerate(keys)}}
