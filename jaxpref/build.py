@@ -1,6 +1,7 @@
 """Config -> the pieces of a run, on the mesh.  Training, evaluation and export start here."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -342,7 +343,7 @@ def compute_logps(
     """{row id: [K] summed log-probs} of all groups under `params`.
 
     Args:
-        sums: (params, micro-batch) -> [B, K]; None: those of the model.
+        sums: (params, micro-batch) -> [B, K], the same function for the same programs; None: those of the model.
     """
     config, mesh = pieces.config, pieces.mesh
     loader = Loader(
@@ -352,11 +353,17 @@ def compute_logps(
         layout=row_layout(config, groups),
     )
     values: dict[int, np.ndarray] = {}
+    step = _compiled_logp_step(
+        sums or summed_logps(pieces.model, config.model.logprob_chunk), tuple(loader.layout.lengths), mesh
+    )
     with jax.set_mesh(mesh):
-        sums = sums or summed_logps(pieces.model, config.model.logprob_chunk)
-        step = jax.jit(make_logp_step(sums, lengths=loader.layout.lengths), out_shardings=NamedSharding(mesh, P()))
         for item in loader.iterate():  # every process needs every value, so it builds every row
             logps = np.asarray(step(params, put_batch(item.batch, mesh), put_scalar(item.micro_batches, mesh)))
             rows = item.batch.row_id_RG
             values |= {int(rows[at]): logps[at] for at in zip(*np.nonzero(rows >= 0), strict=True)}
     return values
+
+
+@functools.lru_cache(maxsize=8)  # another policy on the same groups compiles nothing
+def _compiled_logp_step(sums: Callable, lengths: tuple[int, ...], mesh: Mesh) -> Callable:
+    return jax.jit(make_logp_step(sums, lengths=lengths), out_shardings=NamedSharding(mesh, P()))

@@ -14,6 +14,8 @@ from jaxpref.data import condition_command as conditioning
 from jaxpref.errors import InputError
 from jaxpref.evaluation import command as evaluation
 from jaxpref.generation import command as generation
+from jaxpref.pareto import command as pareto
+from jaxpref.progress import training_bar
 from jaxpref.rewards import command as rewards
 
 console = Console()
@@ -96,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     condition.set_defaults(run=lambda options: conditioning.run(options, console))
     conditioning.add_arguments(condition)
+    front = commands.add_parser(
+        "pareto", help="train a front of policies over weights of objectives, and show it", epilog=pareto.EPILOG,
+        formatter_class=shape,
+    )  # fmt: skip
+    front.set_defaults(run=lambda options: pareto.run(options, console))
+    pareto.add_arguments(front)
     export = commands.add_parser("export", help="write a run's checkpoint as a Hugging Face directory")
     export.set_defaults(run=_export)
     export.add_argument("--to", required=True, metavar="DIR", help="where to; must not hold anything else")
@@ -129,27 +137,10 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def run_with_progress(config):
-    """Trains with a progress bar (loss, accuracy, margin, tokens/s)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    """Trains with a progress bar."""
     from jaxpref.train import train
 
-    columns = (
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("{task.fields[values]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not config.log.progress) as bar:
-        task = bar.add_task("train", total=None, values="loading, compiling")
-
-        def on_log(step: int, steps: int, values: dict[str, float]) -> None:
-            shown = f"loss {values['loss']:.4f}"
-            if "rewards/margins" in values:
-                shown += f"  accuracy {values['rewards/accuracies']:.2f}  margin {values['rewards/margins']:+.3f}"
-            bar.update(task, completed=step, total=steps, values=f"{shown}  {values['tokens_per_second']:.0f} tokens/s")
-
+    with training_bar(console, show=config.log.progress) as on_log:
         return train(config, on_log=on_log)
 
 

@@ -95,8 +95,8 @@ class DataConfig:
     on_bad_row: Literal["error", "drop"] = "error"
     """Stop at a row with an empty or identical completion, a missing column..., or drop it and count it."""
     prefer: str | None = None
-    """Score by which the chosen answer of every pair is decided anew (`scores_chosen: {NAME: ...}`; ties are dropped and
-    counted); rows with `completions` give all their pairs.  null: as the rows say."""
+    """Score by which the chosen answer of every pair is decided anew (`scores_chosen: {NAME: ...}`; ties are dropped
+    and counted); rows with `completions` give all their pairs.  null: as the rows say."""
     margins: list[str] = Field(default_factory=list)
     """Scores that make the column `margins`, in the order of modpo's w[1:]: those of all objectives but the base."""
     max_length: int | None = Field(default=1024, ge=2)

@@ -88,8 +88,9 @@ def merge(
     _check_settings(given, how, adapter, any_weights)
     soup = [_find(source, float(weight), step) for source, weight in given]
     _check_together(soup, how)
+    soup = [item for item in soup if item.weight] or soup
     first = soup[0]
-    card = soup_card({str(i.source): i.weight for i in soup}, how, first.base_name, adapter=adapter)
+    card = soup_card({str(source): float(weight) for source, weight in given}, how, first.base_name, adapter=adapter)
     if how == "weights":
         params = _mean_of_models(soup)
     else:
@@ -233,6 +234,8 @@ def _check_together(soup: Sequence[Ingredient], how: str) -> None:
             problems.append(f"{item.source} was trained from {item.base_name}, {first.source} from {first.base_name}")
         elif how != "weights" and item.kept != first.kept:
             problems.append(f"the base of {item.source} was quantised otherwise than that of {first.source}")
+        elif _tokens(item) != _tokens(first):
+            problems.append(f"{item.source} has another vocabulary than {first.source}")
     if how != "weights":
         problems += [f"{item.source} has no adapter: take --how weights" for item in soup if item.lora is None]
         problems += [
@@ -249,6 +252,10 @@ def _check_together(soup: Sequence[Ingredient], how: str) -> None:
         ]
     if problems:
         raise InputError("policies trained alike from one model", "; ".join(problems), "leave the odd one out")
+
+
+def _tokens(item: Ingredient) -> dict[str, int]:
+    return item.base.load_tokenizer().get_vocab()
 
 
 def _start(item: Ingredient) -> bool:

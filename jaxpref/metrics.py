@@ -2,15 +2,17 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxpref.config import Config, to_dict
-from jaxpref.data.loader import Step
+from jaxpref.data.loader import Step, visible_pairs
+from jaxpref.data.pack import columns_of, scored_of
 from jaxpref.models.spec import ModelSpec
+from jaxpref.types import EncodedGroup
 
 # Dense bfloat16 peak of one device, FLOP/s, by jax's device_kind (vendors' data sheets).
 PEAK_FLOPS = {
@@ -35,13 +37,24 @@ def step_flops(spec: ModelSpec, step: Step, *, reference: bool, frozen: bool = F
     Args:
         policies: trained at once on the same reference.
     """
+    weights, pairs = _multiply_adds(spec, step.tokens, step.scored, step.visible)
+    trained = 2.0 * weights * (2 if frozen else 3) + 2.0 * pairs * 3
+    return policies * trained + (2.0 * (weights + pairs) if reference else 0)
+
+
+def forward_flops(spec: ModelSpec, groups: Sequence[EncodedGroup], *, share_prefix: bool) -> float:
+    """Model FLOPs of one forward pass over groups, counted as `step_flops` counts."""
+    tokens = sum(columns_of(group, share_prefix) for group in groups)
+    scored, visible = sum(sum(scored_of(g)) for g in groups), sum(visible_pairs(g, share_prefix) for g in groups)
+    return 2.0 * sum(_multiply_adds(spec, tokens, scored, visible))
+
+
+def _multiply_adds(spec: ModelSpec, tokens: int, scored: int, visible: int) -> tuple[int, int]:
+    """Of a forward pass: with weights, and of queries with keys and values."""
     attention = 2 * spec.width * spec.head_dim * (spec.heads + spec.kv_heads)
     mlp = (3 if spec.gated else 2) * spec.width * spec.ffn * (spec.experts_per_token or 1)
-    weights = spec.layers * (attention + mlp) * step.tokens + spec.vocab * spec.width * step.scored
-    pairs = spec.layers * 2 * spec.heads * spec.head_dim * step.visible
-    forward = 2 * (weights + pairs)
-    trained = 2.0 * weights * (2 if frozen else 3) + 2.0 * pairs * 3
-    return policies * trained + (forward if reference else 0)
+    weights = spec.layers * (attention + mlp) * tokens + spec.vocab * spec.width * scored
+    return weights, spec.layers * 2 * spec.heads * spec.head_dim * visible
 
 
 def peak_flops() -> float | None:

@@ -7,6 +7,7 @@ with respect to them, then each micro-batch is back-propagated with its own cota
 depend on how the batch is split.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -149,6 +150,7 @@ def make_eval_step(scoring: Scoring) -> Callable[[Any, Any, Any, Batch, jax.Arra
     return eval_step
 
 
+@functools.cache  # the same function for the same model, so that nothing is compiled again
 def summed_logps(model: Model, chunk: int) -> Callable[[Any, Batch], jax.Array]:
     """(params, micro-batch) -> [B, K] summed log-probs."""
     return lambda params, micro: completion_logps(model, params, micro, chunk=chunk, stats=False).sum

@@ -1,4 +1,4 @@
-"""A whole front against its closed form: MODPO, multi-objective decoding and soups on the enumerable toy (bandit.py)."""
+"""A whole front against its closed form: MODPO, decoding of several policies and soups on the toy of bandit.py."""
 
 import numpy as np
 import pytest

@@ -160,6 +160,7 @@ def runs(tmp_path_factory, tiny_files, compile_cache):
         return found
 
 
+@pytest.mark.slow
 def test_soups_of_runs(runs, tmp_path):
     for name, how in (("adapter", "deltas"), ("whole", "weights"), ("adapter", "weights")):
         merge(dict(zip(runs[name], (0.4, 0.6), strict=True)), tmp_path / name / how, how=how, step="latest")
@@ -173,6 +174,7 @@ def test_soups_of_runs(runs, tmp_path):
         np.testing.assert_allclose(leaf, whole[path], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_base_is_that_of_quantised_training(sources, tmp_path, tiny_files):
     """Deltas are added to what the codes stand for, as an export does."""
     outs = []
@@ -248,6 +250,10 @@ def test_soups_that_would_mean_nothing(sources, tmp_path, tiny_files):
     refused("rank, scale and weights", {alike[0]: 0.5, other: 0.5}, "factors", tmp_path)
     dora = adapter(models[0], tmp_path / "dora", 5, dora=True)
     refused("whose lengths are no sum", {alike[0]: 0.5, dora: 0.5}, "deltas", tmp_path)
+    other_words = tiny.copy_run(models[1], tmp_path / "other_words")
+    file = other_words / "tokenizer.json"
+    file.write_text(file.read_text().replace('"~"', '"\\u00e9"'))
+    refused("another vocabulary", {models[0]: 0.5, other_words: 0.5}, "weights", tmp_path)
     elsewhere = adapter(models[1], tmp_path / "elsewhere", 6)
     refused("was trained from", {alike[0]: 0.5, elsewhere: 0.5}, "deltas", tmp_path)
 

@@ -1,6 +1,8 @@
 """Policies that decide together: the formula in float64, decoding and scoring against models run one by one."""
 
 import itertools
+import json
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,10 @@ import tiny
 from scipy.optimize import brentq
 from scipy.special import logsumexp
 
-from jaxpref import Mix, generate
+from jaxpref import Mix, cli, generate
 from jaxpref import build as b
 from jaxpref.errors import InputError
-from jaxpref.generate import Settings, complete, open_policy, open_source
-from jaxpref.generation.decoding import Generator
+from jaxpref.generate import Settings, complete, open_source
 from jaxpref.generation.mixing import DIVERGENCES, Rule, mixed_logits, parse_policies
 from jaxpref.generation.opening import reweighted
 from jaxpref.generation.prompts import given_prompts
@@ -28,7 +29,8 @@ from jaxpref.types import EncodedGroup
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
-PROMPTS = ["a cat", "b", "hello there", "rather long a prompt, is it"]
+PROMPTS = ["a cat", "b", "rather long, is it"]
+NEW = 7
 TOLERANCE = 2e-5
 """Of a float32 log-prob that went through a search."""
 CONDITION = 2e-4
@@ -63,7 +65,7 @@ def by_root(name, p_NV, ref_V, weights, alpha=0.5):
         return ref_V * np.exp(score_V) / (ref_V * np.exp(score_V)).sum()
     below_V = score_V.max() - score_V
     made = lambda log_gap: ref_V * inverse(name, np.exp(log_gap) + below_V, alpha)
-    return made(brentq(lambda log_gap: made(log_gap).sum() - 1, -300, 3, xtol=1e-14, rtol=1e-14, maxiter=1000))
+    return made(brentq(lambda log_gap: made(log_gap).sum() - 1, -150, 3, xtol=1e-14, rtol=1e-14, maxiter=1000))
 
 
 def policies(count, tokens=40, scale=2.0, seed=0):
@@ -239,6 +241,9 @@ def sources(tmp_path_factory, tiny_files):
     return models, [random_adapter(tiny_files.model, folder / f"a{seed}", seed) for seed in range(3)]
 
 
+GREEDY, DRAWN = Sampling(), Sampling(1.0, top_p=0.95)
+
+
 def random_adapter(model, directory, seed, rank=3, targets=("attention/q", "attention/v", "mlp/up"), size=0.4):
     """A PEFT directory; its rank depends on the seed."""
     source = open_checkpoint(model)
@@ -250,48 +255,64 @@ def random_adapter(model, directory, seed, rank=3, targets=("attention/q", "atte
     return directory
 
 
-def texts(source, **settings):
-    found = generate(source, PROMPTS, max_new_tokens=10, stop_tokens=(), **settings)
+@cache  # opened anew, a model would be compiled anew
+def opened(source, *overrides):
+    return open_source(source, overrides=overrides)
+
+
+def texts(source, *overrides, **settings):
+    found = decoded(opened(source, *overrides), **settings)
     return [c.token_ids.tolist() for c in found], found
+
+
+def decoded(policy, sampling=GREEDY, **settings):
+    settings = Settings(sampling, max_new_tokens=NEW, stop_tokens=(), **settings)
+    done = complete(policy.pieces, policy.params, given_prompts(PROMPTS), settings, policy.mixed)
+    return sorted(done, key=lambda c: (c.prompt_index, c.sample))
 
 
 def next_logps(source, rows, columns=128, **opening):
     """[row][position, V] log-probs of what follows each token, by the model as training runs it, float64."""
-    pieces, params, _ = open_source(source, **opening)
+    pieces, params, _ = open_source(source, **opening) if opening else opened(source)
     token_RL = np.zeros((len(rows), columns), np.int32)
     for i, row in enumerate(rows):
         token_RL[i, : len(row)] = row
-    position_RL = jnp.broadcast_to(jnp.arange(columns), token_RL.shape)
-    x_RLD = pieces.model.hidden(params, token_RL, position_RL, jnp.full_like(token_RL, columns))
-    logits = np.asarray(jnp.einsum("RLD,VD->RLV", x_RLD, pieces.model.head(params)), np.float64)
+    logits = np.asarray(_logits(pieces.model, params, token_RL), np.float64)
     return logits - logsumexp(logits, axis=-1, keepdims=True)
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(model, params, token_RL):
+    position_RL = jnp.broadcast_to(jnp.arange(token_RL.shape[1]), token_RL.shape)
+    x_RLD = model.hidden(params, token_RL, position_RL, jnp.full_like(token_RL, token_RL.shape[1]))
+    return jnp.einsum("RLD,VD->RLV", x_RLD, model.head(params))
 
 
 def test_a_weight_of_one_is_that_policy_token_for_token(sources):
     (first, second, _), (adapter, other, _) = sources
-    for sampling in ({}, {"temperature": 1.0, "samples": 2, "seed": 3}):
-        for one, two in ((first, second), (adapter, other)):
-            alone, completions = texts(one, **sampling)
-            mixed, found = texts(Mix([(one, 1.0), (two, 0.0)]), **sampling)
-            assert mixed == alone != texts(two, **sampling)[0]
-            assert [c.text for c in found] == [c.text for c in completions]
-            for a, c in zip(found, completions, strict=True):
-                np.testing.assert_allclose(a.token_logps, c.token_logps, atol=1e-6)
+    drawn = {"sampling": DRAWN, "samples": 2, "seed": 3}
+    for one, two, settings in ((first, second, {}), (adapter, other, drawn)):
+        alone, completions = texts(one, **settings)
+        mixed, found = texts(Mix([(one, 1.0), (two, 0.0)]), **settings)
+        assert mixed == alone
+        assert [c.text for c in found] == [c.text for c in completions]
+        for a, c in zip(found, completions, strict=True):
+            np.testing.assert_allclose(a.token_logps, c.token_logps, atol=1e-6)
+
+
+def test_generate_takes_a_mix(sources):
+    mix = Mix(dict(zip(sources[0][:2], (0.4, 0.6), strict=True)))
+    made = generate(mix, PROMPTS, max_new_tokens=NEW, stop_tokens=())
+    assert [c.token_ids.tolist() for c in made] == texts(mix)[0]
 
 
 def test_a_weight_of_zero_that_is_run_changes_no_bit(sources):
     """The same in the compiled mix, where the weight is a number like any other."""
-    pieces, params, mixed = open_source(Mix(dict(zip(sources[0][:2], (0.5, 0.5), strict=True))))
-    params = {**params, "weight_N": jnp.asarray([1.0, 0.0])}
-    for sampling in (Sampling(), Sampling(0.9, top_p=0.95)):
-        settings = Settings(sampling, max_new_tokens=8, stop_tokens=())
-        prompts = given_prompts(PROMPTS)
-        done = (
-            complete(pieces, params, prompts, settings, mixed),
-            complete(*open_policy(sources[0][0]), prompts, settings),
-        )
-        first, second = ({c.prompt_index: c.token_ids.tolist() for c in each} for each in done)
-        assert first == second
+    mix = reweighted(opened(Mix(dict(zip(sources[0][:2], (0.4, 0.6), strict=True)))), (1.0, 0.0))
+    ids = lambda policy, sampling: [c.token_ids.tolist() for c in decoded(policy, sampling)]
+    for sampling in (GREEDY, DRAWN):
+        assert ids(mix, sampling) == ids(opened(sources[0][0]), sampling)
+    assert ids(mix, GREEDY) != ids(opened(sources[0][1]), GREEDY)
 
 
 CASES = {
@@ -304,14 +325,18 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+def some_slow(cases, fast):
+    return [pytest.param(case, marks=[] if case in fast else pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize("case", some_slow(CASES, ("two models", "the rest is the reference's", "jsd")))
 def test_every_token_is_the_most_likely_one_of_the_mix(case, sources):
     """And its log-prob is the mix's, and the answer's is their sum: models run one by one, the formula in float64."""
     make, members = CASES[case]
     mix, every = make(*sources), [*sources[0], *sources[1]]
     weights = [weight for _, weight in mix.policies]
     tokens, found = texts(mix)
-    tokenizer = open_source(every[0]).pieces.tokenizer
+    tokenizer = opened(every[0]).pieces.tokenizer
     prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     rows = [[*prompt, *new] for prompt, new in zip(prompts, tokens, strict=True)]
     each = [next_logps(every[i], rows) for i in members]
@@ -327,7 +352,7 @@ def test_every_token_is_the_most_likely_one_of_the_mix(case, sources):
         EncodedGroup(np.array(prompt), (np.array(new), np.array(new[:4])), i, "")
         for i, (prompt, new) in enumerate(zip(prompts, tokens, strict=True))
     ]
-    summed = answer_logps(mix, groups)
+    summed = answer_logps(opened(mix), groups)
     for i, c in enumerate(found):
         np.testing.assert_allclose(summed[i], [c.logp, c.token_logps[:4].sum()], atol=2e-4)
     assert tokens != texts(every[members[0]])[0]
@@ -348,6 +373,7 @@ def test_adapters_hold_their_base_once(sources, tiny_files):
     assert [tuple(overlay) for overlay in params["overlays"]] == [(LORA,), (LORA,), (), ()]
 
 
+@pytest.mark.slow
 def test_runs_with_adapters_hold_their_base_once(tmp_path, tiny_files):
     outs = []
     for name in "ab":
@@ -360,61 +386,93 @@ def test_runs_with_adapters_hold_their_base_once(tmp_path, tiny_files):
     pieces, params, mixed = open_source(mix, step="latest")
     assert len(params["bases"]) == 1 and [base for _, base in mixed.models] == [0, 0]
     for out, overlay in zip(outs, params["overlays"], strict=True):
-        own = open_source(out, step="latest").params[LORA]
+        own = tiny.stored_state(out, 2)["params"][LORA]
         for x, y in zip(jax.tree.leaves(own), jax.tree.leaves(overlay[LORA]), strict=True):
             np.testing.assert_array_equal(x, y)
-    assert len({str(texts(source, step="latest")[0]) for source in (mix, *outs)}) == 3
+    [first, second] = [jax.tree.leaves(overlay) for overlay in params["overlays"]]
+    assert any(not np.array_equal(x, y) for x, y in zip(first, second, strict=True))
 
 
 def test_other_weights_compile_nothing(sources):
-    prompts, settings = given_prompts(PROMPTS), Settings(max_new_tokens=10, stop_tokens=())
-    tokens = lambda opened: {
-        c.prompt_index: c.token_ids.tolist()
-        for c in complete(opened.pieces, opened.params, prompts, settings, opened.mixed)
-    }
-    even = open_source(Mix(dict(zip(sources[0][:2], (0.5, 0.5), strict=True))))
-    first, compiled = tokens(even), []
+    mix = opened(Mix(dict(zip(sources[0][:2], (0.4, 0.6), strict=True))))
+    first, compiled = decoded(mix), []
     listen = lambda event, _, **about: (
         compiled.append(about.get("fun_name")) if event == "/jax/core/compile/backend_compile_duration" else None
     )
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        other = tokens(reweighted(even, (0.1, 0.9)))
-        assert not compiled
+        other = decoded(reweighted(mix, (0.1, 0.9)))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    assert list(other.values()) == texts(Mix(dict(zip(sources[0][:2], (0.1, 0.9), strict=True))))[0] != first
+    assert not compiled
+    assert [c.token_ids.tolist() for c in other] != [c.token_ids.tolist() for c in first]
     for weights in ((0.5, 0.4), (1.5, -0.5), (1.0,), (0.0, 0.0)):
         with pytest.raises(InputError, match="2 weights of 0 or more, in all 1"):
-            reweighted(even, weights)
+            reweighted(mix, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["mesh.data=8", "mesh.data=2 mesh.fsdp=2 mesh.tensor=2"])
 def test_mesh_changes_no_row(sources, mesh):
     models, adapters = sources
     mix = Mix({adapters[0]: 0.4, models[1]: 0.6}, "jsd", reference=models[0])
-    sampling = {"temperature": 1.0, "samples": 2}
-    tokens, found = texts(mix, **sampling)
-    assert texts(mix, overrides=mesh.split(), **sampling)[0] == tokens
+    settings = {"sampling": DRAWN, "samples": 2}
+    tokens, found = texts(mix, **settings)
+    assert texts(mix, *mesh.split(), **settings)[0] == tokens
     groups = [EncodedGroup(np.arange(5, 9), (c.token_ids,), i, "") for i, c in enumerate(found)]
-    whole, parts = answer_logps(mix, groups), answer_logps(mix, groups, overrides=mesh.split())
+    whole, parts = answer_logps(opened(mix), groups), answer_logps(opened(mix, *mesh.split()), groups)
     for i in whole:
         np.testing.assert_allclose(parts[i], whole[i], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_position_in_the_batch_and_its_size_change_no_row(sources):
-    mix = Mix(dict(zip(sources[1], (0.2, 0.5, 0.3), strict=True)))
-    sampling = {"temperature": 1.0, "samples": 2}
-    alone = texts(mix, batch_size=1, **sampling)[0]
-    assert texts(mix, batch_size=3, **sampling)[0] == alone and len({tuple(row) for row in alone}) > 4
+    mix, settings = CASES["two models"][0](*sources), {"sampling": DRAWN, "samples": 2}
+    alone = texts(mix, batch_size=1, **settings)[0]
+    assert texts(mix, batch_size=4, **settings)[0] == alone and len({tuple(row) for row in alone}) > 3
 
 
 def test_answers_under_one_model_are_those_of_the_reference_cache(sources):
-    pieces, params, _ = opened = open_source(sources[0][1])
+    policy = opened(sources[0][1])
     groups = [EncodedGroup(np.arange(5, 9), (np.arange(10, 14), np.arange(40, 42)), i, "") for i in range(3)]
-    expected = b.compute_logps(pieces, params, groups)
-    for i, values in answer_logps(opened, groups).items():
+    expected = b.compute_logps(policy.pieces, policy.params, groups)
+    for i, values in answer_logps(policy, groups).items():
         np.testing.assert_array_equal(values, expected[i])
+
+
+# ---- from the command line
+
+
+def call(capsys, *words):
+    code = cli.main(["generate", *map(str, words)])
+    printed = capsys.readouterr()
+    return code, [json.loads(line) for line in printed.out.splitlines()], printed.err
+
+
+def test_command(sources, capsys, tmp_path):
+    first, second = sources[0][:2]
+    prompts = tiny.write_rows(tmp_path / "prompts.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
+    words = ("--mix", f"{first}:0.4,{second}:0.6", "--max-new-tokens", NEW, "--prompts", prompts, "--stop-token", 127)
+    code, lines, _ = call(capsys, *words, "model.compute_dtype=float32")  # the first word that is no option
+    assert code == 0
+    lines.sort(key=lambda line: line["prompt_index"])
+    assert [line["completion"] for line in lines] == [c.text for c in texts(Mix({first: 0.4, second: 0.6}))[1]]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ((), "neither without --mix"),
+        (("a", "--divergence", "jsd"), "--divergence without --mix"),
+        (("a", "--mix", "b:1"), "a and --mix"),
+        (("--mix", "a:0.5,b:0.5", "--alpha", "0.3"), "--alpha with --divergence alpha"),
+        (("--mix", "a:0.5,b:0.5", "--divergence", "jsd"), "name it"),
+        (("--mix", "a,b:1"), "SOURCE:WEIGHT"),
+    ],
+)
+def test_options_that_do_not_fit(words, said, capsys, tmp_path):
+    code, lines, err = call(capsys, *words, "--prompts", tmp_path / "prompts.jsonl")
+    assert code == 2 and said in err and not lines
 
 
 # ---- refused
@@ -449,6 +507,16 @@ def test_policies_of_other_vocabularies(sources, tmp_path, tiny_files):
         open_source(Mix({tiny_files.model: 0.5, other: 0.5}))
 
 
+def test_a_run_with_margins_is_opened(tmp_path, tiny_files):
+    """Its objective is not read, so its margins must not be either."""
+    margins = {"data": {"margins": ["a"]}, "objective": [{"name": "modpo", "w": [0.5, 0.5]}]}
+    config = tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, **margins)
+    (tmp_path / "run").mkdir()
+    tiny.write_config(config, tmp_path / "run" / "config.yaml")
+    with pytest.raises(InputError, match="train the run first"):
+        open_source(tmp_path / "run")
+
+
 def test_step_needs_a_run(sources):
     with pytest.raises(InputError, match="not a run"):
         generate(Mix(dict.fromkeys(sources[0][:2], 0.5)), ["a"], step="3")
@@ -459,13 +527,3 @@ def test_policies_in_words():
     for text in ("a", "a:b", ":0.3", "a:0.5,"):
         with pytest.raises(InputError, match="SOURCE:WEIGHT"):
             parse_policies(text)
-
-
-def test_the_generator_sees_one_policy(sources):
-    """A mix is a policy like any other: nothing else of the generator knows of it."""
-    pieces, params, mixed = open_source(Mix(dict.fromkeys(sources[0][:2], 0.5)))
-    generator = Generator(
-        mixed.policy, params, pieces.mesh, sampling=Sampling(), seed=0, positions=256, max_new_tokens=4, stop_ids=(),
-    )  # fmt: skip
-    [(_, new, _)] = generator.run([np.arange(20, 32)], [(0, 0)], [lambda new: None], limit=1)
-    assert len(new) == 4

@@ -195,7 +195,7 @@ class Loader:
             columns=self._columns_run(rows, plan.micro_rows),
             tokens=sum(self._lengths[i] for i in members),
             tokens_unshared=sum(columns_of(group, False) for group in chosen),
-            visible=sum(_visible_pairs(group, layout.share_prefix) for group in chosen),
+            visible=sum(visible_pairs(group, layout.share_prefix) for group in chosen),
             scored=sum(map(self._scored, chosen)),
         )
 
@@ -212,7 +212,7 @@ def _map_arrays(function: Callable, x: Any) -> Any:
     return {name: function(y) for name, y in x.items()} if isinstance(x, dict) else function(x)
 
 
-def _visible_pairs(group: EncodedGroup, share_prefix: bool) -> int:
+def visible_pairs(group: EncodedGroup, share_prefix: bool) -> int:
     """(query, key) pairs that the mask allows."""
     triangle = lambda n: n * (n + 1) // 2
     prompt = len(group.prompt_ids)

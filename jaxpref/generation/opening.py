@@ -163,8 +163,9 @@ def _find(source: str | Path, step: str, overrides: Sequence[str]) -> _Found:
     if not run and step != "best":
         raise InputError("`step` with a run only", f"step={step!r} with {source}, which is not a run", "leave it out")
     config = load_config(Path(source) / "config.yaml" if run else None, overrides)
-    # Objective and reference play no part; an objective from Python is not even known here.
-    config = replace(config, objective=Config().objective, reference=ReferenceConfig())
+    # Objective, its margins and reference play no part; an objective from Python is not even known here.
+    data = replace(config.data, margins=[])
+    config = replace(config, objective=Config().objective, reference=ReferenceConfig(), data=data)
     return _Found(source, b.build(config if run else _with_model(config, source, overrides)), run)
 
 

@@ -1,7 +1,8 @@
 """Log-probs of given answers under a policy that may be several: what the answers would be drawn with."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,14 @@ def answer_logps(
     config = opened.pieces.config
     # Rows as long as these answers need, whatever the run was trained on.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, row_length=None))
-    pieces, mixed, sums = dataclasses.replace(opened.pieces, config=config), opened.mixed, None
-    if mixed is not None:
-        sums = lambda params, micro: mixed_logps(mixed, params, micro, chunk=config.model.logprob_chunk)
+    pieces = dataclasses.replace(opened.pieces, config=config)
+    sums = None if opened.mixed is None else _mixed_sums(opened.mixed, config.model.logprob_chunk)
     return b.compute_logps(pieces, opened.params, groups, sums)
+
+
+@functools.cache  # the same function for the same models, so that other weights compile nothing
+def _mixed_sums(mixed: Mixed, chunk: int) -> Callable[[Any, Batch], jax.Array]:
+    return lambda params, micro: mixed_logps(mixed, params, micro, chunk=chunk)
 
 
 def mixed_logps(mixed: Mixed, params: Any, batch: Batch, *, chunk: int) -> jax.Array:

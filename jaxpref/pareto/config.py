@@ -23,9 +23,13 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from jaxpref.config import Config, make_config, merged_settings, to_dict
+from jaxpref.data.rewrite import Source
 from jaxpref.errors import InputError
+from jaxpref.rewards import Limits, Reward, calibrate, open_reward
 
 _STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+SHARED = "shared"
+"""Name of the pairs of data.train and data.eval beside the objectives' own."""
 SMALL_BASE = 0.1
 """Below this weight of the base the margins, which are divided by it, saturate the sigmoid (arXiv 2310.03708)."""
 
@@ -117,6 +121,10 @@ class FrontConfig:
     def base(self, weights: Mapping[str, float]) -> str:
         """The objective whose pairs a point trains on."""
         return self.pareto.base or max(self.names, key=lambda name: weights[name])
+
+    def pool(self, name: str) -> str:
+        """Name of the pairs that an objective's DPO and MODPO runs train on."""
+        return name if self.objective(name).train else SHARED
 
     def needs_single(self, name: str) -> bool:
         """Whether a DPO policy of this objective alone is trained."""
@@ -211,6 +219,10 @@ def _run_contradictions(pareto: ParetoConfig, run: Config) -> Iterator[str]:
         yield "pareto.together trains adapters: set adapter.rank, or pareto.together=false to train the weights"
     if run.adapter.path is not None:
         yield "adapter.path: every run of a front starts a new adapter: give adapter.rank"
+    if pareto.warm_start and run.adapter.rank is None:
+        yield "pareto.warm_start starts from adapters: set adapter.rank"
+    if run.reference.path is not None or run.reference.adapter is not None:
+        yield "reference.path and reference.adapter: the reference of a front is the model: remove them"
     if run.reference.sync_every or run.reference.extra:
         yield "reference.sync_every and reference.extra have no place in a front: remove them"
 
@@ -235,6 +247,16 @@ def point_name(method: str, weights: Mapping[str, float]) -> str:
     return "_".join([method, *(f"{weight:.4g}" for weight in weights.values())])
 
 
+def single_out(front: FrontConfig, name: str) -> str:
+    """Directory of the DPO run of one objective."""
+    return str(Path(front.run.out) / "dpo" / name)
+
+
+def point_out(front: FrontConfig, weights: Mapping[str, float]) -> str:
+    """Directory of the MODPO run of one weight vector."""
+    return str(Path(front.run.out) / "points" / point_name("modpo", weights))
+
+
 def single_run(front: FrontConfig, name: str, train: Sequence[str], eval: Sequence[str]) -> Config:
     """The DPO run of one objective.  Args: train, eval: its pairs, scored where they have to be relabelled."""
     objective = front.objective(name)
@@ -244,8 +266,9 @@ def single_run(front: FrontConfig, name: str, train: Sequence[str], eval: Sequen
             "both `train` and `eval` pairs of an objective, or neither", f"{name} has one of them", "add the other"
         )
     data = replace(front.run.data, train=list(train), eval=list(eval), prefer=relabel(objective.train))
-    out = Path(front.run.out) / "dpo" / name
-    return replace(front.run, out=str(out), data=data, objective=[{"name": "dpo", "beta": front.pareto.beta}])
+    return replace(
+        front.run, out=single_out(front, name), data=data, objective=[{"name": "dpo", "beta": front.pareto.beta}]
+    )
 
 
 def point_run(front: FrontConfig, weights: Mapping[str, float], train: Sequence[str], eval: Sequence[str]) -> Config:
@@ -253,17 +276,23 @@ def point_run(front: FrontConfig, weights: Mapping[str, float], train: Sequence[
     base = front.base(weights)
     others = [name for name in front.names if name != base]
     single = single_run(front, base, train, eval)
-    modpo = {
-        "name": "modpo",
-        "beta": front.pareto.beta,
-        "w": [weights[base], *(weights[name] for name in others)],
-        "columns": {"margins": [f"scores/{name}" for name in others]},
-    }
-    out = Path(front.run.out) / "points" / point_name("modpo", weights)
-    return replace(single, out=str(out), objective=[modpo])
+    modpo = {"name": "modpo", "beta": front.pareto.beta, "w": [weights[base], *(weights[name] for name in others)]}
+    data = replace(single.data, margins=others)
+    return replace(single, out=point_out(front, weights), data=data, objective=[modpo])
 
 
 def save_front_config(front: FrontConfig, path: Path) -> None:
     settings = to_dict(front.run)
     del settings["objective"]
     OmegaConf.save(OmegaConf.create(settings | {"pareto": TypeAdapter(ParetoConfig).dump_python(front.pareto)}), path)
+
+
+def explicit_reward(front: FrontConfig, name: str) -> Reward:
+    """An objective's explicit reward, divided by its temperature."""
+    objective = front.objective(name)
+    reward = open_reward(objective.reward)
+    if objective.temperature == "fit":
+        data = front.run.data
+        pairs = Source(objective.train, split=data.train_split, format=data.format, on_bad_row=data.on_bad_row)
+        return calibrate(reward, pairs, limits=Limits(data.max_length, data.truncation))
+    return replace(reward, temperature=objective.temperature)

@@ -3,13 +3,13 @@
 All policies are measured on the same pairs, prompts and draws, against the same reference.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from jaxpref import build as b
 from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import DEFAULT, Estimate, estimates, mean, units_of
 from jaxpref.generate import Completion, Settings
@@ -36,18 +36,16 @@ class Bench:
 
     Args:
         held_out: objective -> its pairs, chosen first.
-        reference: log-probs under the reference.
+        reference: what log-ratios are to.
         prompts: that every policy answers.
         prompt_ids: the same as tokens.
-        judges: objective -> reward of answers.
         settings: how answers are drawn.
     """
 
     held_out: Mapping[str, Sequence[EncodedGroup]]
-    reference: Logps
+    reference: Policy
     prompts: Sequence[Group]
     prompt_ids: Sequence[np.ndarray]
-    judges: Mapping[str, Reward]
     settings: Settings
 
     def answers(self, policy: Policy) -> dict[str, Any]:
@@ -68,43 +66,37 @@ class Bench:
         return {name: self._accuracy(policy, groups) for name, groups in self.held_out.items()}
 
     def _accuracy(self, policy: Policy, groups: Sequence[EncodedGroup]) -> Estimate:
-        ours, theirs = policy.logps(groups), self.reference(groups)
+        ours, theirs = policy.logps(groups), self.reference.logps(groups)
         ratio_BK = np.array([ours[group.row_id][:2] - theirs[group.row_id][:2] for group in groups])
         unit_B = units_of([group.prompt_ids.tobytes() for group in groups])
         return mean_estimate((ratio_BK[:, 0] > ratio_BK[:, 1]).astype(float), unit_B)
 
-    def judged(self, name: str, answers: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-        """One objective's rewards of the answers of several policies, in one call: a model is compiled once."""
-        prompts = [self.prompts[i] for found in answers for i in found["prompts"]]
-        rewards = self.judges[name](prompts, [text for found in answers for text in found["texts"]])
-        return _parts(rewards, [len(found["texts"]) for found in answers])
-
-    def log_ratios(self, answers: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-        """Log-probs of answers under their own policies less those under the reference, nats: their mean over draws at
-        temperature 1 estimates the KL of a policy from the reference, a sequence."""
+    def logps(self, policy: Policy, answers: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+        """Log-probs of the answers of several policies, nats a sequence, under one; in one call, so that every policy
+        runs the same program."""
         flat = [item for found in answers for item in zip(found["prompts"], found["token_ids"], strict=True)]
         groups = [
             EncodedGroup(self.prompt_ids[i], (np.array(ids, np.int32),), n, f"answer {n}")
             for n, (i, ids) in enumerate(flat)
         ]
-        theirs = self.reference(groups)
-        own = [logp for found in answers for logp in found["logps"]]
-        ratios = np.array([logp - float(theirs[n][0]) for n, logp in enumerate(own)])
-        return _parts(ratios, [len(found["texts"]) for found in answers])
+        found = policy.logps(groups)
+        return parts([float(found[n][0]) for n in range(len(groups))], answers)
+
+    def judged(self, judge: Reward, answers: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+        """An explicit reward of the answers of several policies."""
+        prompts = [self.prompts[i] for found in answers for i in found["prompts"]]
+        return parts(judge(prompts, [text for found in answers for text in found["texts"]]), answers)
 
 
-def _parts(values: np.ndarray, sizes: Sequence[int]) -> list[list[float]]:
-    return [part.tolist() for part in np.split(values, np.cumsum(sizes)[:-1])]
+def parts(values: Sequence[float], answers: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """Values of all answers -> those of every policy's."""
+    sizes = [len(found["texts"]) for found in answers]
+    return [part.tolist() for part in np.split(np.asarray(values, float), np.cumsum(sizes)[:-1])]
 
 
 def mean_estimate(x_B: Any, unit_B: np.ndarray) -> Estimate:
     """Mean with its bootstrap interval over units."""
     return estimates(lambda weight_WB: {"mean": mean(weight_WB, np.asarray(x_B, float))}, unit_B, DEFAULT)["mean"]
-
-
-def logps_of(pieces: b.Pieces, params: Any) -> Logps:
-    """Of a model."""
-    return lambda groups: b.compute_logps(pieces, params, groups)
 
 
 def first_prompts(held_out: Mapping[str, Sequence[Group]], count: int) -> list[Group]:
@@ -117,7 +109,8 @@ def first_prompts(held_out: Mapping[str, Sequence[Group]], count: int) -> list[G
     for i in range(longest):
         for groups in held_out.values():
             if i < len(groups) and len(found) < count:
-                found.setdefault(repr(groups[i].prompt), groups[i])
+                prompt = dataclasses.replace(groups[i], completions=(), columns={})
+                found.setdefault(repr(prompt.prompt), prompt)
     if not found:
         raise InputError("held-out pairs, whose prompts are answered", "none", "add data.eval or objectives' eval")
     return list(found.values())

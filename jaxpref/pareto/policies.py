@@ -1,26 +1,38 @@
 """The policies of a front, on one base in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxpref import build as b
 from jaxpref.config import Config
 from jaxpref.export import run_params
 from jaxpref.generate import Completion, Settings, complete
-from jaxpref.pareto.measure import Policy, logps_of
-from jaxpref.policy import split
-from jaxpref.rewards.models import implicit_reward
-from jaxpref.rewards.reward import Reward
+from jaxpref.generation.mixing import Mix, Rule
+from jaxpref.generation.opening import Mixed, Opened, open_source
+from jaxpref.generation.scoring import answer_logps
+from jaxpref.models.spec import LORA
+from jaxpref.pareto.measure import Policy
+from jaxpref.policy import read_adapter, split
 from jaxpref.types import Group
+
+LATEST = "latest"
+"""Checkpoint that a front is made of: the last, for a best one would be chosen by the data it is shown on."""
+_MOD = Rule("reverse_kl", 0.5, reference=False)
+"""DPO's divergence; weights sum to 1, so the reference plays no part."""
 
 
 class Shelf:
     """Base and reference of a front's runs, read once, and what is laid over them.
 
     Args:
-        config: of any of these runs; they differ in data and objective only.
+        config: of any of these runs with a reference; they differ in data and objective only.
     """
 
     def __init__(self, config: Config):
@@ -29,25 +41,46 @@ class Shelf:
         self.pieces = b.build(replace(config, reference=reference, data=data))
         start = b.load_params(self.pieces)
         self._base = split(start)[1]
-        self.reference_params = b.reference_params(self.pieces, start)
-
-    def params(self, run: str | Path) -> Any:
-        """Of a finished run."""
-        return run_params(self.pieces, run, "latest", base=self._base)[0]
-
-    def policy(self, params: Any) -> Policy:
-        """As it is measured."""
-
-        def answers(prompts: Sequence[Group], settings: Settings) -> list[Completion]:
-            done = complete(self.pieces, params, prompts, settings)
-            return sorted(done, key=lambda item: (item.prompt_index, item.sample))
-
-        return Policy(logps_of(self.pieces, params), answers)
+        self._reference = b.reference_params(self.pieces, start)
 
     def reference(self) -> Policy:
-        return self.policy(self.reference_params)
+        return _policy(Opened(self.pieces, self._reference))
 
-    def implicit_reward(self, name: str, config: Config) -> Reward:
-        """beta * (log pi - log ref) of a DPO run, on this base."""
-        load = lambda: (self.params(config.out), self.reference_params)
-        return implicit_reward(name, self.pieces, load, beta=config.objective[0]["beta"])
+    def run(self, directory: str | Path) -> Policy:
+        """Of a finished run."""
+        return _policy(Opened(self.pieces, self._params(directory)))
+
+    def adapter(self, directory: str | Path) -> Policy:
+        """Of a PEFT directory."""
+        pieces = self.pieces
+        tree = read_adapter(str(directory), pieces.lora, pieces.source.spec, pieces.mesh)
+        return _policy(Opened(pieces, {**self._base, LORA: tree}))
+
+    def mix(self, runs: Mapping[str | Path, float]) -> Policy:
+        """Runs that decide every token together; MOD under the reverse KL (Shi et al., arXiv 2406.18853)."""
+        pieces = self.pieces
+        if pieces.lora is None:
+            mesh = [f"mesh.{axis}={size}" for axis, size in pieces.mesh.shape.items()]
+            return _policy(open_source(Mix(runs), step=LATEST, overrides=mesh))
+        overlays = tuple(split(self._params(run))[0] for run in runs)
+        weights = np.array(list(runs.values()), np.float32)
+        placed = NamedSharding(pieces.mesh, P())
+        weight_N = jax.make_array_from_callback(weights.shape, placed, lambda index: weights[index])
+        params = {"weight_N": weight_N, "bases": (self._base,), "overlays": overlays}
+        models = ((pieces.model, 0),) * len(runs)
+        return _policy(Opened(pieces, params, Mixed(models, _MOD, (pieces.source.spec,) * len(runs))))
+
+    def _params(self, directory: str | Path) -> Any:
+        return run_params(self.pieces, directory, LATEST, base=self._base or None)[0]
+
+
+def _policy(opened: Opened) -> Policy:
+    def answers(prompts: Sequence[Group], settings: Settings) -> list[Completion]:
+        done = complete(opened.pieces, opened.params, prompts, settings, opened.mixed)
+        return sorted(done, key=lambda item: (item.prompt_index, item.sample))
+
+    return Policy(lambda groups: answer_logps(opened, groups), answers)
+
+
+Make = Callable[[Shelf], Policy]
+"""What makes a policy when it is its turn to be measured."""

@@ -12,38 +12,42 @@ So a sweep that was killed goes on where it was: inside of a run from its last c
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxpref.config import Config
-from jaxpref.data.dataset import read_texts
+from jaxpref.data.rewrite import Source
 from jaxpref.errors import InputError
 from jaxpref.export import export_run
 from jaxpref.pareto.config import (
+    SHARED,
     FrontConfig,
     describe,
+    explicit_reward,
     load_front_config,
     point_name,
     point_run,
     save_front_config,
+    single_out,
     single_run,
     small_bases,
 )
-from jaxpref.pareto.front import Cost, Front, Point
-from jaxpref.pareto.policies import Shelf
-from jaxpref.pareto.rewards import explicit_rewards
+from jaxpref.pareto.front import Front
+from jaxpref.pareto.policies import LATEST
+from jaxpref.pareto.record import measured_front
 from jaxpref.policy import BASE
-from jaxpref.rewards.reward import Reward
-from jaxpref.scoring import score_data
+from jaxpref.rewards import Limits, Reward, run_reward, score_data
 from jaxpref.stacked import train_stacked
 from jaxpref.train import Result, train
 
 CONFIG = "config.yaml"
-SHARED = "shared"
-"""Name of the pairs of data.train and data.eval among the objectives' own."""
+Pools = dict[str, dict[str, list[str]]]
+"""Name -> `train` and `eval` -> paths of pairs."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,11 @@ class Watch:
 
     Args:
         say: a line.
-        train: (title) -> `on_log` of `train`; for progress bars.
+        training: (title) -> context of a training run, which gives its `on_log`; for progress bars.
     """
 
     say: Callable[[str], None] = print
-    train: Callable[[str], Callable[..., None] | None] = lambda title: None
+    training: Callable[[str], AbstractContextManager] = lambda title: nullcontext()
 
 
 def run_front(front: FrontConfig, watch: Watch = Watch()) -> Front:
@@ -78,14 +82,11 @@ class _Sweep:
 
     def run(self) -> Front:
         front = self.front
-        explicit = {name: reward for name, reward in explicit_rewards(front).items()}
-        pools = self._scored(self._pools(), explicit, "explicit")
+        pools = self._scored(self._pools(), self._explicit_rewards(), "explicit")
         self._train_singles(pools)
-        implicit = [name for name in front.names if front.objective(name).reward is None]
         if "modpo" in front.pareto.methods:
-            pools = self._with_implicit(pools, implicit)
-            self._train_points(pools)
-        return self._measure(pools)
+            self._train_points(self._scored(pools, self._implicit_rewards(), "all"))
+        return measured_front(front, {name: self._single(name, pools) for name in front.names}, self._stage)
 
     # ---- directories and stages
 
@@ -119,8 +120,8 @@ class _Sweep:
 
     # ---- data
 
-    def _pools(self) -> dict[str, dict[str, list[str]]]:
-        """Name -> paths of `train` and `eval`: the objectives' own pairs, and the shared ones."""
+    def _pools(self) -> Pools:
+        """The objectives' own pairs, and the shared ones."""
         data = self.front.run.data
         own = {o.name: {"train": o.train, "eval": o.eval} for o in self.front.pareto.objectives if o.train}
         shared = {SHARED: {"train": data.train, "eval": data.eval}} if self._uses_shared() else {}
@@ -129,50 +130,56 @@ class _Sweep:
     def _uses_shared(self) -> bool:
         return any(not objective.train for objective in self.front.pareto.objectives)
 
-    def _pool(self, name: str) -> str:
-        return name if self.front.objective(name).train else SHARED
-
-    def _scored(self, pools: dict, rewards: Mapping[str, Reward], kind: str) -> dict:
-        """The pools with scores beside every answer."""
-        if not rewards:
-            return pools
-        found: dict[str, dict[str, list[str]]] = {}
-        for pool, sides in pools.items():
+    def _scored(self, pools: Pools, rewards: Mapping[str, Callable[[], Reward]], kind: str) -> Pools:
+        """The pools with scores beside every answer; of two models never both are in memory."""
+        found: Pools = {}
+        for pool, sides in pools.items() if rewards else ():
             found[pool] = {}
             for side, paths in sides.items():
                 to = self.out / "data" / f"{pool}-{side}-{kind}.jsonl"
-                split = self.front.run.data.train_split if side == "train" else self.front.run.data.eval_split
-                work = lambda paths=paths, to=to, split=split: score_data(paths, rewards, to, split=split)
+                work = lambda paths=paths, to=to, side=side: self._score(paths, side, rewards, to)
                 self._stage(f"score-{kind}-{pool}-{side}", work)
                 found[pool][side] = [str(to)]
-        return found
+        return found or pools
 
-    def _with_implicit(self, pools: dict, names: Sequence[str]) -> dict:
-        """Scores of the implicit rewards; the policies are on one base, which is freed afterwards."""
-        if not names:
-            return pools
-        shelf = Shelf(self._single(names[0], pools))
-        rewards = {name: shelf.implicit_reward(name, self._single(name, pools)) for name in names}
-        return self._scored(pools, rewards, "all")
+    def _score(self, paths: Sequence[str], side: str, rewards: Mapping[str, Any], to: Path) -> dict[str, Any]:
+        data = self.front.run.data
+        split = data.train_split if side == "train" else data.eval_split
+        source = Source(paths, split=split, format=data.format, on_bad_row=data.on_bad_row)
+        to.unlink(missing_ok=True)  # of a sweep that was killed before the stage was written down
+        report = score_data(source, rewards, to, limits=Limits(data.max_length, data.truncation))
+        self.watch.say(str(report))
+        return {"report": str(report)}
+
+    def _explicit_rewards(self) -> dict[str, Callable[[], Reward]]:
+        return {o.name: partial(explicit_reward, self.front, o.name) for o in self.front.pareto.objectives if o.reward}
+
+    def _implicit_rewards(self) -> dict[str, Callable[[], Reward]]:
+        names = [name for name in self.front.names if self.front.objective(name).reward is None]
+        return {name: partial(run_reward, single_out(self.front, name), step=LATEST) for name in names}
 
     # ---- training
 
-    def _single(self, name: str, pools: dict) -> Config:
-        pool = pools[self._pool(name)]
+    def _single(self, name: str, pools: Pools) -> Config:
+        pool = pools[self.front.pool(name)]
         return single_run(self.front, name, pool["train"], pool["eval"])
 
-    def _train_singles(self, pools: dict) -> None:
+    def _train_singles(self, pools: Pools) -> None:
         for name in filter(self.front.needs_single, self.front.names):
             self._train(f"dpo-{name}", f"DPO on {name}", self._single(name, pools))
 
     def _train(self, stage: str, title: str, config: Config) -> None:
-        self._stage(stage, lambda: _cost_of([train(config, on_log=self.watch.train(title))]))
+        def work() -> dict[str, Any]:
+            with self.watch.training(title) as on_log:
+                return _cost_of([train(config, on_log=on_log)])
 
-    def _train_points(self, pools: dict) -> None:
+        self._stage(stage, work)
+
+    def _train_points(self, pools: Pools) -> None:
         front, by_base = self.front, {}
         for weights in front.points:
             base = front.base(weights)
-            pool = pools[self._pool(base)]
+            pool = pools[self.front.pool(base)]
             config = self._warm(point_run(front, weights, pool["train"], pool["eval"]), base)
             by_base.setdefault(base, []).append((weights, config))
         for base, points in by_base.items():
@@ -183,8 +190,10 @@ class _Sweep:
                 self._train(point_name("modpo", weights), f"MODPO {describe(weights)}", config)
 
     def _train_together(self, base: str, configs: Sequence[Config]) -> None:
-        log = self.watch.train(f"MODPO, {len(configs)} points on {base}")
-        work = lambda: _cost_of(train_stacked(configs, self.out / "stacked" / base, on_log=log))
+        def work() -> dict[str, Any]:
+            with self.watch.training(f"MODPO, {len(configs)} points on {base}") as on_log:
+                return _cost_of(train_stacked(configs, self.out / "stacked" / base, on_log=on_log))
+
         self._stage(f"stacked-{base}", work)
 
     def _warm(self, config: Config, base: str) -> Config:
@@ -193,9 +202,18 @@ class _Sweep:
             return config
         adapter = self.out / "dpo" / f"{base}-adapter"
         if not adapter.is_dir():
-            export_run(self.out / "dpo" / base, adapter, step="latest", adapter=True)
+            export_run(self.out / "dpo" / base, adapter, step=LATEST, adapter=True)
         return replace(
             config,
             adapter=replace(config.adapter, path=str(adapter), rank=None, alpha=None, targets=None, rslora=False),
             reference=replace(config.reference, adapter=BASE),
         )
+
+
+def _cost_of(results: Sequence[Result]) -> dict[str, Any]:
+    """What a training stage cost; seconds of all its sessions, also of those that were killed."""
+    return {
+        "flops": sum(result.flops for result in results),
+        "seconds": sum(result.seconds for result in results),
+        "runs": [str(result.out) for result in results],
+    }

@@ -1,0 +1,82 @@
+"""`jaxpref pareto`: a whole front from one config, or the report of a finished one drawn again."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from jaxpref.errors import InputError
+from jaxpref.pareto.config import load_front_config
+from jaxpref.pareto.front import Front, read_front
+from jaxpref.pareto.report import write_front
+from jaxpref.pareto.sweep import Watch, run_front
+from jaxpref.progress import training_bar
+
+EPILOG = """the config is that of a run (`jaxpref train --help`) without `objective`, and a section `pareto`:
+    pareto:
+      objectives:
+        - {name: helpful, train: [helpful.jsonl], eval: [helpful-test.jsonl]}   # pairs: its reward is learned by DPO
+        - {name: brief, reward: "rule:words"}                 # an explicit reward of the pairs in data.train, data.eval
+      weights: [[0.1, 0.9], [0.5, 0.5], [0.9, 0.1]]           # or grid: 10
+      methods: [dpo, modpo, mod, soup_deltas]
+a front that was killed goes on where it was when the same command is given again
+
+    jaxpref pareto CONFIG.yaml
+    jaxpref pareto runs/front --reference-point helpful=0 brief=-60      # only draws the report again
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="CONFIG_OR_FRONT", help="YAML file; or the directory of a finished front")
+    add("--reference-point", nargs="+", default=[], metavar="OBJECTIVE=VALUE", help="that hypervolumes are above")
+    add("--distributed", action="store_true", help="one of several processes (TPU pods, GPU clusters)")
+    add("overrides", nargs="*", metavar="key=value", help="as pareto.beta=0.05 or optim.learning_rate=1e-4")
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    """Makes the front, writes its record, table, figure and page, and prints the table."""
+    reference = _reference_point(options.reference_point)
+    if Path(options.source).is_dir():
+        if options.overrides:
+            raise InputError("no settings for a finished front", ", ".join(options.overrides), "leave them out")
+        front, out = read_front(options.source), Path(options.source)
+    else:
+        config = load_front_config(options.source, options.overrides)
+        bar = partial(training_bar, console, show=config.run.log.progress)
+        say = lambda line: console.print(line, highlight=False, markup=False)
+        front, out = run_front(config, Watch(say, bar)), Path(config.run.out)
+    if jax.process_index() == 0:
+        results = write_front(front, out, reference=reference)
+        show(front, results, console)
+        for name in ("front.png", "report.html", "front.csv", "front.json"):
+            console.print(f"written: {out / name}", highlight=False)
+
+
+def _reference_point(items: list[str]) -> dict[str, float] | None:
+    try:
+        return {name: float(value) for name, _, value in (item.partition("=") for item in items)} or None
+    except ValueError as error:
+        raise InputError("--reference-point OBJECTIVE=VALUE ...", f"{items}: {error}", "write numbers") from error
+
+
+def show(front: Front, results: dict, console: Console) -> None:
+    """Prints a table of the points and a line for every method."""
+    columns = [f"{measure} {name}" for measure in ("reward", "accuracy") for name in front.objectives]
+    table = Table("point", *columns, title=front.title, title_justify="left")
+    for point in front.points:
+        cells = [point.estimates[measure][name] for measure in ("reward", "accuracy") for name in front.objectives]
+        mark = " (dominated)" if point.name in results["dominated"] else ""
+        table.add_row(point.name + mark, *(f"{cell.value:.3g}{_interval(cell)}" for cell in cells))
+    console.print(table)
+    for sweep in results["sweeps"]:
+        console.print(f"{sweep['label']}: hypervolume {sweep['hypervolume']['value']:.4g}", highlight=False)
+    for violation in results["violations"]:
+        console.print(f"not monotone: {violation}", highlight=False, markup=False)
+
+
+def _interval(estimate) -> str:
+    return "" if estimate.low is None else f" ({estimate.low:.3g} to {estimate.high:.3g})"

@@ -1,0 +1,5 @@
+"""A reward for the tests of fronts."""
+
+
+def short(prompt, answer: str) -> float:
+    return -len(answer)

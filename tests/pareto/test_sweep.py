@@ -1,0 +1,194 @@
+"""`jaxpref pareto` on a tiny model: every stage for real, once together and once one by one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from jaxpref.cli import main
+from jaxpref.errors import InputError
+from jaxpref.pareto.config import make_front_config, small_bases
+from jaxpref.pareto.front import read_front
+from jaxpref.pareto.sweep import Watch, run_front
+
+pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
+
+WEIGHTS = [[0.2, 0.8], [0.6, 0.4], [0.8, 0.2]]
+QUIET = Watch(say=lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("front")
+    model = tiny.write_model(directory / "model")
+    train = tiny.write_rows(directory / "train.jsonl", tiny.rows(18))
+    return tiny.Files(model, train, tiny.write_rows(directory / "test.jsonl", tiny.rows(6, first=100)))
+
+
+def settings(out: Path, files: tiny.Files, **pareto) -> dict:
+    """`likes` are the pairs as they are labelled; `short` relabels them by the number of characters."""
+    raw = tiny.settings(out, files.model, files.train, files.held_out, adapter={"rank": 2, "alpha": 8.0})
+    raw["train"] |= {"epochs": 2, "save_every": 4}
+    objectives = [
+        {"name": "likes", "train": [str(files.train)], "eval": [str(files.held_out)]},
+        {"name": "short", "reward": f"{Path(__file__).parent / 'judges.py'}:short", "temperature": 4.0},
+    ]
+    answers = {"count": 4, "max_new_tokens": 6, "samples": 2}
+    return raw | {"pareto": {"objectives": objectives, "weights": WEIGHTS, "answers": answers, **pareto}}
+
+
+EVERY_METHOD = ["dpo", "modpo", "mod", "soup_deltas", "soup_factors"]
+
+
+@pytest.fixture(scope="module")
+def front(files, tmp_path_factory, compile_cache):
+    with pytest.MonkeyPatch.context() as monkeypatch, tiny.quick_compile(compile_cache):
+        tiny.allow_any_mesh(monkeypatch)
+        out = tmp_path_factory.mktemp("runs") / "front"
+        config = make_front_config(settings(out, files, methods=EVERY_METHOD))
+        return run_front(config, QUIET), out, config
+
+
+def test_every_policy_is_measured(front):
+    found, out, _ = front
+    names = [point.name for point in found.points]
+    weighted = [f"{method}_{w:.4g}_{1 - w:.4g}" for method in EVERY_METHOD[1:] for w in (0.2, 0.6, 0.8)]
+    assert names == ["reference", "dpo_likes", "dpo_short", *weighted]
+    for point in found.points:
+        assert len(point.answers) == len(found.prompts) == 8
+        assert set(point.estimates["reward"]) == set(point.estimates["accuracy"]) == {"likes", "short"}
+        np.testing.assert_allclose(np.mean(point.rewards["short"]), point.estimates["reward"]["short"].value)
+        assert point.rewards["short"] == [-len(text) / 4.0 for text in point.answers]
+    reference = found.points[0]
+    assert reference.estimates["accuracy"]["likes"].value == 0  # all log-ratios are 0
+    assert abs(reference.estimates["kl"]["to the reference, nats"].value) < 1e-4
+    assert found.points[1].estimates["accuracy"]["likes"].value == 1
+    # Two points share a base and are trained together; the third has the other base.
+    assert [p.method for p in found.points if p.name.startswith("modpo")] == ["modpo", "modpo_stacked", "modpo_stacked"]
+
+
+def test_data_carry_the_scores_of_all(front):
+    _, out, _ = front
+    rows = [json.loads(line) for line in (out / "data" / "likes-train-all.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row["scores_chosen"]["short"] == -len(row["chosen"][0]["content"]) / 4.0
+        assert set(row["scores_chosen"]) == set(row["scores_rejected"]) == {"likes", "short"}
+
+
+def test_cost_counts_shared_work_apart(front):
+    found, _, _ = front
+    cost = {point.name: point.cost for point in found.points}
+    assert cost["dpo_likes"].flops > 0 and cost["dpo_likes"].shared_flops == 0
+    assert cost["mod_0.2_0.8"].flops == 0
+    assert cost["mod_0.2_0.8"].shared_flops == cost["dpo_likes"].flops + cost["dpo_short"].flops
+    modpo = cost["modpo_0.6_0.4"]
+    assert modpo.shared_flops > cost["dpo_likes"].flops  # the margin policy and the scores
+    assert modpo.flops < cost["modpo_0.2_0.8"].flops * 1.1  # the reference is shared, the pairs are not the same
+
+
+def test_a_second_call_does_nothing_again(front, monkeypatch):
+    found, out, config = front
+
+    def refuse(*_, **__):
+        raise AssertionError("done again")
+
+    for name in ("sweep.train", "sweep.train_stacked", "sweep.score_data", "measure.Bench.answers"):
+        monkeypatch.setattr(f"jaxpref.pareto.{name}", refuse)
+    assert run_front(config, QUIET) == found
+
+
+def test_other_settings_are_refused(front, files):
+    _, out, _ = front
+    with pytest.raises(InputError, match="with which"):
+        run_front(make_front_config(settings(out, files, methods=["modpo"])), QUIET)
+
+
+@pytest.mark.slow
+def test_one_by_one_gives_the_same_points(front, files, tmp_path):
+    found, _, _ = front
+    config = make_front_config(settings(tmp_path / "front", files, together=False, methods=["modpo"]))
+    alone = run_front(config, QUIET)
+    together = {point.name: point for point in found.points}
+    for point in alone.points[1:]:
+        assert point.method == "modpo"
+        other = together[point.name]
+        assert point.curves[-1]["eval/loss"] == pytest.approx(other.curves[-1]["eval/loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on(files, tmp_path):
+    out, seen = tmp_path / "front", []
+    config = make_front_config(settings(out, files, weights=[[0.7, 0.3]], methods=["modpo"]))
+
+    class Dies:
+        def __init__(self, title):
+            self.title = title
+
+        def __enter__(self):
+            def on_log(step, *_):
+                seen.append((self.title, step))
+                if self.title.startswith("MODPO") and step == 6 and seen.count((self.title, 6)) == 1:
+                    raise tiny.Killed
+
+            return on_log
+
+        def __exit__(self, *_):
+            pass
+
+    watch = Watch(QUIET.say, Dies)
+    with pytest.raises(tiny.Killed):
+        run_front(config, watch)
+    before = len(seen)
+    run_front(config, watch)
+    again = seen[before:]
+    assert {title for title, _ in again} == {"MODPO likes 0.7, short 0.3"}  # DPO is not trained a second time
+    assert again[0][1] == 5  # the checkpoint after step 4
+
+
+@pytest.mark.slow
+def test_the_command_writes_and_draws_again(files, tmp_path, capsys):
+    import yaml
+
+    out = tmp_path / "front"
+    raw = settings(out, files, weights=[[0.7, 0.3]], methods=["dpo", "modpo"])
+    (tmp_path / "front.yaml").write_text(yaml.safe_dump(raw))
+    assert main(["pareto", str(tmp_path / "front.yaml")]) == 0
+    shown = capsys.readouterr().out
+    assert "modpo_0.7_0.3" in shown and "hypervolume" in shown
+    for name in ("front.json", "front.csv", "front.png", "report.html"):
+        (out / name).rename(out / f"{name}.before")
+    (out / "front.json.before").rename(out / "front.json")
+    assert main(["pareto", str(out), "--reference-point", "likes=-5", "short=-9"]) == 0
+    record = json.loads((out / "front.json").read_text())
+    assert record["results"]["reference_point"] == {"likes": -5.0, "short": -9.0}
+    assert read_front(out).objectives == ["likes", "short"] and (out / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"weights": [[0.0, 1.0]]}, "not > 0"),
+        ({"weights": [[-0.5, 1.5]]}, "not > 0"),
+        ({"weights": [[1.0]]}, "1 entries for 2 objectives"),
+        ({"weights": None}, "give one of them"),
+        ({"grid": 4}, "give one of them"),
+        ({"base": "kind"}, "none of"),
+        ({"methods": ["rlhf"]}, "methods"),
+    ],
+)
+def test_what_is_wrong_is_said(files, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        make_front_config(settings(tmp_path / "front", files, **changes))
+
+
+def test_weights(files, tmp_path):
+    raw = settings(tmp_path / "front", files, weights=[[1, 3], [99, 1]])
+    front = make_front_config(raw)
+    assert front.points == [{"likes": 0.25, "short": 0.75}, {"likes": 0.99, "short": 0.01}]
+    assert [front.base(point) for point in front.points] == ["short", "likes"] and not small_bases(front)
+    raw["pareto"]["base"] = "short"
+    assert "weight 0.01" in small_bases(make_front_config(raw))[0]
+    raw["pareto"] |= {"weights": None, "grid": 4, "base": None}
+    assert [list(point.values()) for point in make_front_config(raw).points] == [[0.25, 0.75], [0.5, 0.5], [0.75, 0.25]]
