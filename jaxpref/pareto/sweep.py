@@ -147,7 +147,8 @@ class _Sweep:
         split = data.train_split if side == "train" else data.eval_split
         source = Source(paths, split=split, format=data.format, on_bad_row=data.on_bad_row)
         to.unlink(missing_ok=True)  # of a sweep that was killed before the stage was written down
-        report = score_data(source, rewards, to, limits=Limits(data.max_length, data.truncation))
+        # A score that the rows have under this name may be the raw one of the reward.
+        report = score_data(source, rewards, to, limits=Limits(data.max_length, data.truncation), replace=True)
         self.watch.say(str(report))
         return {"report": str(report)}
 
@@ -171,7 +172,7 @@ class _Sweep:
     def _train(self, stage: str, title: str, config: Config) -> None:
         def work() -> dict[str, Any]:
             with self.watch.training(title) as on_log:
-                return _cost_of([train(config, on_log=on_log)])
+                return _cost_of([train(_training(config), on_log=on_log)])
 
         self._stage(stage, work)
 
@@ -192,7 +193,9 @@ class _Sweep:
     def _train_together(self, base: str, configs: Sequence[Config]) -> None:
         def work() -> dict[str, Any]:
             with self.watch.training(f"MODPO, {len(configs)} points on {base}") as on_log:
-                return _cost_of(train_stacked(configs, self.out / "stacked" / base, on_log=on_log))
+                return _cost_of(
+                    train_stacked([_training(config) for config in configs], self.out / "stacked" / base, on_log=on_log)
+                )
 
         self._stage(f"stacked-{base}", work)
 
@@ -208,6 +211,11 @@ class _Sweep:
             adapter=replace(config.adapter, path=str(adapter), rank=None, alpha=None, targets=None, rslora=False),
             reference=replace(config.reference, adapter=BASE),
         )
+
+
+def _training(config: Config) -> Config:
+    """Without held-out data unless it is evaluated on the way: all policies are measured at the end."""
+    return config if config.train.eval_every else replace(config, data=replace(config.data, eval=[]))
 
 
 def _cost_of(results: Sequence[Result]) -> dict[str, Any]:
