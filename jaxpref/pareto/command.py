@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxpref.errors import InputError
+from jaxpref.evaluation.bootstrap import Estimate
 from jaxpref.pareto.config import load_front_config
 from jaxpref.pareto.front import Front, read_front
 from jaxpref.pareto.report import write_front
@@ -65,12 +66,16 @@ def _reference_point(items: list[str]) -> dict[str, float] | None:
 
 def show(front: Front, results: dict, console: Console) -> None:
     """Prints a table of the points and a line for every method."""
-    columns = [f"{measure} {name}" for measure in ("reward", "accuracy") for name in front.objectives]
-    table = Table("point", *columns, title=front.title, title_justify="left")
+    columns = ["point", *(f"{what}: {name}" for what in ("reward", "acc.") for name in front.objectives)]
+    table = Table(*columns, title=front.title, title_justify="left")
+    table.columns[0].overflow = "fold"
     for point in front.points:
-        cells = [point.estimates[measure][name] for measure in ("reward", "accuracy") for name in front.objectives]
-        mark = " (dominated)" if point.name in results["dominated"] else ""
-        table.add_row(point.name + mark, *(f"{cell.value:.3g}{_interval(cell)}" for cell in cells))
+        rewards, accuracies = (
+            [point.estimates[measure][name] for name in front.objectives] for measure in ("reward", "accuracy")
+        )
+        worse = " (dominated)" if point.name in results["dominated"] else ""
+        shown = [f"{one.value:.3g}{_half(one)}" for one in rewards] + [f"{one.value:.2f}" for one in accuracies]
+        table.add_row(point.name + worse, *shown)
     console.print(table)
     for sweep in results["sweeps"]:
         console.print(f"{sweep['label']}: hypervolume {sweep['hypervolume']['value']:.4g}", highlight=False)
@@ -78,5 +83,6 @@ def show(front: Front, results: dict, console: Console) -> None:
         console.print(f"not monotone: {violation}", highlight=False, markup=False)
 
 
-def _interval(estimate) -> str:
-    return "" if estimate.low is None else f" ({estimate.low:.3g} to {estimate.high:.3g})"
+def _half(estimate: Estimate) -> str:
+    """Half of the interval."""
+    return "" if estimate.low is None else f" ±{(estimate.high - estimate.low) / 2:.2g}"
