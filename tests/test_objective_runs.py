@@ -37,6 +37,7 @@ def test_unpaired_objective_on_pairs(tiny_files, tmp_path):
     assert "36" in (tmp_path / "rows1/data.txt").read_text()
 
 
+@pytest.mark.slow
 def test_carried_statistics_and_a_moving_reference_continue_bit_for_bit(tiny_files, tmp_path):
     settings = {"objective": [{"name": "bco_pair_centred", "beta": 0.5}], "reference": {"sync_every": 4}}
     whole = tiny.run(tiny.long_config(tmp_path / "whole", tiny_files, **settings))
@@ -90,6 +91,7 @@ def test_further_references(tiny_files, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_ranked_lists_of_different_length(tiny_files, tmp_path):
     rows = [{"prompt": f"n {i}", "completions": [f"a{i}", "b" * (i + 1), "no", "never"][: 2 + i % 3]} for i in range(8)]
     data = tiny.write_rows(tmp_path / "ranked.jsonl", rows)
@@ -152,6 +154,7 @@ def test_an_objective_from_python_with_columns_of_its_own(tiny_files, tmp_path):
         train(config, objective=[own_loss])
 
 
+@pytest.mark.slow
 def test_a_run_on_eight_devices_is_exported_on_one(tiny_files, tmp_path, monkeypatch):
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
     config = tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, mesh=mesh, train={"max_steps": 2})

@@ -107,6 +107,7 @@ def test_cost_is_shared(both):
     assert 0.75 < ratio < 0.9
 
 
+@pytest.mark.slow
 def test_a_stack_that_was_cut_off_goes_on(both, files, tmp_path):
     _, whole, _ = both
     configs = [config_of(files, tmp_path / f"point_{i}", w) for i, w in enumerate(WEIGHTS)]
@@ -125,6 +126,7 @@ def test_a_stack_that_was_cut_off_goes_on(both, files, tmp_path):
         assert tiny.logged(result.out) == tiny.logged(wanted.out)
 
 
+@pytest.mark.slow
 def test_on_a_mesh(both, files, tmp_path):
     _, _, alone = both
     changes = {"mesh": {"fsdp": 2, "tensor": 2}, "train": {"micro_rows": 2}}

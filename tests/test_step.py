@@ -74,7 +74,9 @@ def unsplit(params):
     return one_step(*params, micro_rows=8)
 
 
-@pytest.mark.parametrize("micro_rows", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize(
+    "micro_rows", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_accumulation_gives_the_unsplit_loss_and_gradient(params, unsplit, micro_rows):
     split = one_step(*params, micro_rows=micro_rows)
     assert unsplit[4].micro_batches == 1 < split[4].micro_batches

@@ -185,6 +185,7 @@ def test_draws_depend_on_the_group_alone():
     assert any(list(mask[: sum(mask)]) != [1] * sum(mask) for i in range(8) for mask in drawn[0, i][1][:2])
 
 
+@pytest.mark.slow
 def test_moving_reference(params):
     """ref <- 0.25 policy + 0.75 ref after the second step, not after the first; the loss starts at the old one."""
     policy, ref = params

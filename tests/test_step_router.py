@@ -32,6 +32,7 @@ def steps():
         yield run, run(micro_rows=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_rows, mesh_shape, layout", SPLITS, ids=str)
 def test_same_loss_and_gradient(steps, micro_rows, mesh_shape, layout):
     run, whole = steps

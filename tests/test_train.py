@@ -94,7 +94,9 @@ def test_log_matches_trl_with_warmup_clipping_decay_and_accumulation(tmp_path):
     assert_matches_trl(GOLDEN, "standard/dpo_recipe", tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", SHARED_RECIPES)
+@pytest.mark.parametrize(
+    "name", [SHARED_RECIPES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in SHARED_RECIPES[1:])]
+)
 def test_log_matches_trl(name, shared_dir, tmp_path):
     assert_matches_trl(shared_dir / "golden" / "trl_run", name, tmp_path / "run")
 
@@ -137,6 +139,7 @@ def test_finished_run_has_nothing_left_to_do(finished_run, tiny_files, tmp_path)
     assert tiny.logged(config.out) == before
 
 
+@pytest.mark.slow
 def test_continues_on_another_mesh(tiny_files, tmp_path):
     # A small learning rate keeps the loss at its size of 0.6: one of 0.02 is log-probs of tens of nats cancelled, and
     # float32 keeps fewer digits of it than this test asks for.

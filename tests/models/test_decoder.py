@@ -49,8 +49,18 @@ def check(source, name, rows=(0, 1), **options):
         assert logits[row].argmax(-1).tolist() == expected["top1"][row]
 
 
-@pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("remat", list(REMAT_POLICIES))
+@pytest.mark.parametrize(
+    "scan, remat",
+    [
+        (True, "full"),
+        *(
+            pytest.param(scan, remat, marks=pytest.mark.slow)
+            for scan in (True, False)
+            for remat in REMAT_POLICIES
+            if (scan, remat) != (True, "full")
+        ),
+    ],
+)
 def test_tiny_llama_with_llama3_rope(scan, remat):
     check(open_checkpoint(GOLDEN / "llama_tiny"), "llama_tiny", scan=scan, remat=remat)
 
@@ -82,6 +92,7 @@ def test_smollm2():
     assert difference[~ill].max() < LOGITS and difference[ill].max() < ILL_CONDITIONED_LOGITS
 
 
+@pytest.mark.slow
 def test_gradients_do_not_depend_on_scan_or_remat():
     source = open_checkpoint(GOLDEN / "llama_tiny")
     params = source.load_params()
