@@ -126,9 +126,23 @@ class Checkpoints:
 
         The mesh may differ from the one that saved, and with it the padding of the vocabulary.
         """
-        progress = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())).progress
         state = self._read(step, _abstract(like)._asdict(), partial=False)
-        return TrainState(**state), progress
+        return TrainState(**state), self.progress(step)
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """What was saved beside the state of a step."""
+        return self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())).progress
+
+    def check_vocabulary(self, step: int, tokens: int) -> None:
+        """Errors: InputError unless the model still has as many tokens as when the step was saved: rows of padding are
+        added and dropped without a word."""
+        saved = self.progress(step).get("vocabulary", tokens)
+        if saved != tokens:
+            raise InputError(
+                f"the model with which {self.directory.parent} was trained, of {saved} tokens",
+                f"it has {tokens} now",
+                "restore the model's directory; a changed tokenizer needs a new run",
+            )
 
     def restore_parts(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
         """Some fields of the state (`params`, `running`, ...), laid out as `like` says.

@@ -72,7 +72,7 @@ def run_state(
         running = jax.eval_shape(lambda: init_running(pieces.parts))
         like["running"] = jax.tree.map(lambda x: laid_out(x, everywhere), running)
         like |= {"ref_params": params} if pieces.moving else {}
-    state, number = _restore(pieces.config, run, step, like)
+    state, number = _restore(pieces.config, run, step, like, pieces.source.spec.vocab)
     if "ref_params" in state:
         state["ref_params"] = pieces.moving.laid_over(base, state["ref_params"]).reference_params()
     return state | {"params": {**base, **state["params"]}}, number
@@ -84,7 +84,9 @@ def run_params(pieces: b.Pieces, run: str | Path, step: str, *, base: Any = None
     return state["params"], number
 
 
-def _restore(config: Config, run: str | Path, step: str, like: dict[str, Any]) -> tuple[dict[str, Any], int]:
+def _restore(
+    config: Config, run: str | Path, step: str, like: dict[str, Any], vocabulary: int
+) -> tuple[dict[str, Any], int]:
     directory = Path(run) / "checkpoints"
     if not directory.is_dir():
         raise InputError("a run that has saved checkpoints", f"{directory}: no such directory", "train the run first")
@@ -92,6 +94,7 @@ def _restore(config: Config, run: str | Path, step: str, like: dict[str, Any]) -
     checkpoints = Checkpoints(directory, best=best, read_only=True)
     try:
         number = find_step(checkpoints, step)
+        checkpoints.check_vocabulary(number, vocabulary)
         wanted = {name: tree for name, tree in like.items() if jax.tree.leaves(tree)}
         return like | checkpoints.restore_parts(number, wanted), number
     finally:
@@ -154,7 +157,7 @@ def host_params(
     if lora is not None:
         new = lambda layers: init_adapter(jax.random.key(0), layers, lora)
         shapes, _ = split(shapes | {LORA: jax.eval_shape(new, shapes["layers"])})
-    state, number = _restore(config, run, step, {"params": shapes})
+    state, number = _restore(config, run, step, {"params": shapes}, source.spec.vocab)
     return state["params"], number
 
 

@@ -174,6 +174,7 @@ class Run:
         iterator = self.loader.iterate(b.owned_rows(self.loader, self.pieces.mesh))
         start, evaluated = 0, {}
         if self.resume_step is not None:
+            self.checkpoints.check_vocabulary(self.resume_step, self.pieces.source.spec.vocab)
             self.state, progress = self.checkpoints.restore(self.resume_step, self.state)
             self.data_state = progress["data"]
             iterator.set_state(self.data_state)
@@ -199,7 +200,7 @@ class Run:
     def progress(self) -> dict[str, Any]:
         """Beside the state, what a run goes on from."""
         return {
-            "data": self.data_state, "first_eval": self.first_eval,
+            "data": self.data_state, "first_eval": self.first_eval, "vocabulary": self.pieces.source.spec.vocab,
             "num_tokens": self.num_tokens, "flops": self.flops, "seconds": self._seconds(),
         }  # fmt: skip
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from jaxpref import build as b
 from jaxpref.config import OptimConfig
+from jaxpref.errors import InputError
 from jaxpref.evaluation import evaluate_run
 from jaxpref.export import export_run
 from jaxpref.generation.decoding import Generator, policy_of
@@ -101,6 +102,17 @@ def test_training_and_evaluation_agree(runs):
     assert_close(padded.result.last_eval, plain.result.last_eval)
     assert {"kl/chosen", "wpo/weight", "entropy"} <= plain.steps[1].keys()
     assert evaluate_run(padded.out, step="latest")[0] == padded.result.last_eval
+
+
+def test_a_model_of_another_vocabulary_is_refused(runs, tmp_path):
+    """Padding would make the rows fit: those that are too many would be dropped without a word."""
+    other = tiny.write_model(tmp_path / "other")
+    copy = tiny.copy_run(runs[1].out, tmp_path / "run")
+    config = replace(runs[1].config, out=str(copy), model=replace(runs[1].config.model, path=str(other)))
+    tiny.write_config(config, copy / "config.yaml")
+    for use in (lambda: tiny.run(config), lambda: export_run(copy, tmp_path / "export", step="latest")):
+        with pytest.raises(InputError, match=f"of {VOCAB} tokens"):
+            use()
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "sgd"])
