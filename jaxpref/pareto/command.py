@@ -4,7 +4,6 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="CONFIG_OR_FRONT", help="YAML file; or the directory of a finished front")
     add("--reference-point", nargs="+", default=[], metavar="OBJECTIVE=VALUE", help="that hypervolumes are above")
-    add("--distributed", action="store_true", help="one of several processes (TPU pods, GPU clusters)")
     add("overrides", nargs="*", metavar="key=value", help="as pareto.beta=0.05 or optim.learning_rate=1e-4")
 
 
@@ -50,11 +48,10 @@ def run(options: argparse.Namespace, console: Console) -> None:
         bar = partial(training_bar, console, show=config.run.log.progress)
         say = lambda line: console.print(line, highlight=False, markup=False)
         front, out = run_front(config, Watch(say, bar)), Path(config.run.out)
-    if jax.process_index() == 0:
-        results = write_front(front, out, reference=reference)
-        show(front, results, console)
-        for name in ("front.png", "report.html", "front.csv", "front.json"):
-            console.print(f"written: {out / name}", highlight=False)
+    results = write_front(front, out, reference=reference)
+    show(front, results, console)
+    for name in ("front.png", "report.html", "front.csv", "front.json"):
+        console.print(f"written: {out / name}", highlight=False)
 
 
 def _reference_point(items: list[str]) -> dict[str, float] | None:

@@ -45,7 +45,7 @@ from jaxpref.rewards import Limits, Reward, run_reward, score_data
 from jaxpref.stacked import train_stacked
 from jaxpref.train import Result, train
 
-CONFIG = "config.yaml"
+CONFIG = "front.yaml"
 Pools = dict[str, dict[str, list[str]]]
 """Name -> `train` and `eval` -> paths of pairs."""
 
@@ -66,8 +66,14 @@ class Watch:
 def run_front(front: FrontConfig, watch: Watch = Watch()) -> Front:
     """Trains and measures a front, or goes on with it.
 
-    Errors: InputError for a directory of another front, and what training, scoring and generation raise.
+    Errors: InputError for a directory of another front, for several processes, and what training, scoring and
+        generation raise.
     """
+    if jax.process_count() > 1:
+        raise InputError(
+            "one process (on all devices of its host)", f"{jax.process_count()} processes",
+            "on a pod, `jaxpref score` the data on one host and `jaxpref train` the points, with data.margins",
+        )  # fmt: skip
     return _Sweep(front, watch).run()
 
 
@@ -111,11 +117,10 @@ class _Sweep:
         began = time.perf_counter()
         found = work()
         found = {"seconds": time.perf_counter() - began, **found}
-        if jax.process_index() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text(json.dumps(found, indent=1) + "\n")
-            partial.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(found, indent=1) + "\n")
+        partial.replace(path)
         return found
 
     # ---- data

@@ -1,0 +1,81 @@
+"""What a point of a front costs when the adapters of all points are trained in one step: seconds and memory.
+
+    python benchmarks/stacked.py                # 1, 3 and 5 points in one step
+
+SmolLM2-135M-Instruct with LoRA on the demo's generated pairs, MODPO with explicit margins, on the CPU.  Every entry is
+a process of its own; a step is timed from the end of one to the end of the next, without the first.  Prints one table
+in markdown.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = [[0.1, 0.9], [0.3, 0.7], [0.5, 0.5], [0.7, 0.3], [0.9, 0.1]]
+
+
+def main() -> None:
+    if len(sys.argv) == 3 and sys.argv[1] == "run":
+        print(json.dumps(run(json.loads(sys.argv[2]))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--points", type=int, nargs="+", default=[1, 3, 5])
+    options = parser.parse_args()
+    print(f"{options.steps} steps of 8 pairs, {os.cpu_count()} processors, load before {os.getloadavg()[0]:.1f}\n")
+    print("| points in one step | seconds a step | seconds a step and point | first step and loading, s | peak, GiB |")
+    print("|---|---|---|---|---|")
+    for points in options.points:
+        with tempfile.TemporaryDirectory() as work:
+            job = json.dumps({"points": points, "steps": options.steps, "work": work})
+            done = subprocess.run([sys.executable, __file__, "run", job], capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        step = found["step"]
+        print(
+            f"| {points} | {step:.2f} | {step / points:.2f} | {found['first']:.1f} | {found['peak']:.1f} |", flush=True
+        )
+
+
+def run(job: dict) -> dict:
+    """One entry: trains and takes the time of every step."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from jaxpref.config import load_config
+    from jaxpref.data import synthetic
+    from jaxpref.stacked import train_stacked
+    from jaxpref.train import train
+
+    work = Path(job["work"])
+    synthetic.write(work / "data", 1000, 0, 0.1)
+    front = {"adapter": {"rank": 8, "alpha": 16}, "train": {"batch_size": 8, "micro_rows": 1, "log_every": 1}}
+    settings = [
+        f"data.train=[{work}/data/train.jsonl]", "data.eval=[]", "data.prefer=brevity", "data.margins=[politeness]",
+        "data.row_length=768", f"train.max_steps={job['steps']}", "optim.learning_rate=1e-3", "log.progress=false",
+        *(f"{section}.{key}={value}" for section, keys in front.items() for key, value in keys.items()),
+    ]  # fmt: skip
+    configs = [
+        load_config(ROOT / "configs" / "demo.yaml", [
+            *settings, f"out={work}/point_{i}", f"objective=[{{name: modpo, w: [{w[0]}, {w[1]}]}}]",
+        ])
+        for i, w in enumerate(WEIGHTS[: job["points"]])
+    ]  # fmt: skip
+    began, ends = time.perf_counter(), []
+    on_log = lambda *_: ends.append(time.perf_counter())
+    if len(configs) == 1:
+        train(configs[0], on_log=on_log)
+    else:
+        train_stacked(configs, work / "stack", on_log=on_log)
+    steps = [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"step": median(steps), "first": ends[0] - began, "peak": peak}
+
+
+if __name__ == "__main__":
+    main()
