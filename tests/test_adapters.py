@@ -258,6 +258,7 @@ def gradient(objective, **settings):
     return moved, float(metrics["loss"])
 
 
+@pytest.mark.slow
 def test_no_gradient_of_a_frozen_weight_is_computed():
     """In the compiled step nothing is multiplied into the shape of a frozen weight."""
     step, arguments = make_step([{"name": "dpo"}], dropout=0.0, micro_rows=2)

@@ -283,6 +283,7 @@ def test_an_adapter_is_decoded(tiny_files, opened):
     assert c.token_ids.tolist() != completions(opened, sampling=Sampling(), stop_tokens=())[1, 0].token_ids.tolist()
 
 
+@pytest.mark.slow
 def test_bfloat16(tiny_files, opened):
     pieces, params = open_policy(tiny_files.model, overrides=["model.compute_dtype=bfloat16"])
     found, exact = (completions(o, sampling=Sampling(), max_new_tokens=1) for o in ((pieces, params), opened))

@@ -329,7 +329,7 @@ def some_slow(cases, fast):
     return [pytest.param(case, marks=[] if case in fast else pytest.mark.slow) for case in cases]
 
 
-@pytest.mark.parametrize("case", some_slow(CASES, ("two models", "the rest is the reference's", "jsd")))
+@pytest.mark.parametrize("case", some_slow(CASES, ("two models", "the rest is the reference's")))
 def test_every_token_is_the_most_likely_one_of_the_mix(case, sources):
     """And its log-prob is the mix's, and the answer's is their sum: models run one by one, the formula in float64."""
     make, members = CASES[case]

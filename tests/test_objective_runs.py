@@ -20,6 +20,7 @@ from jaxpref.train import train
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
 
+@pytest.mark.slow
 def test_unpaired_objective_on_pairs(tiny_files, tmp_path):
     """Pairs become single answers with labels; micro-batches of one row change nothing."""
     runs = {}

@@ -18,7 +18,7 @@ from jaxpref.train import train
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
-WEIGHTS = [[0.8, 0.2], [0.5, 0.5], [0.3, 0.7]]
+WEIGHTS = [[0.8, 0.2], [0.3, 0.7]]
 TOLERANCE = 2e-5
 """Of parameters, relative to the largest: products for several adapters at once are summed in another order."""
 
@@ -101,10 +101,10 @@ def test_a_point_is_an_ordinary_run(both):
 
 
 def test_cost_is_shared(both):
-    """The reference runs once for all: 3 policies and one reference against 3 of each."""
+    """The reference runs once for all: 2 policies and one reference against 2 of each."""
     _, together, alone = both
     ratio = sum(result.flops for result in together) / sum(result.flops for result in alone)
-    assert 0.75 < ratio < 0.9
+    assert 0.8 < ratio < 0.95
 
 
 @pytest.mark.slow
@@ -153,6 +153,6 @@ def test_runs_that_cannot_share_a_step_are_refused(files, tmp_path, change, matc
 def test_a_changed_weight_is_refused_when_going_on(both, files, tmp_path):
     together, _, _ = both
     stack = both[1][0].out.parent / "stack"
-    changed = [dataclasses.replace(together[0], objective=together[2].objective), *together[1:]]
+    changed = [dataclasses.replace(together[0], objective=together[1].objective), *together[1:]]
     with pytest.raises(InputError, match="changed"):
         train_stacked(changed, stack)

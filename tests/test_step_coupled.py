@@ -112,7 +112,11 @@ SPLITS = [
 ]
 
 
-@pytest.mark.parametrize("micro_rows, mesh_shape, layout", SPLITS, ids=str)
+@pytest.mark.parametrize(
+    "micro_rows, mesh_shape, layout",
+    [SPLITS[0], SPLITS[2], *(pytest.param(*split, marks=pytest.mark.slow) for split in (SPLITS[1], *SPLITS[3:]))],
+    ids=str,
+)
 def test_same_loss_gradient_and_statistics(params, unsplit, micro_rows, mesh_shape, layout):
     objective, whole = unsplit
     split = one_step(*params, objective, micro_rows=micro_rows, mesh_shape=mesh_shape, layout=layout)

@@ -51,7 +51,16 @@ def mask_of(window=None):
 
 
 QUICK = [(4, None, None), (4, 7, None), (4, 6, 0.5)]
-SLOW = [(8, None, None), (32, None, None), (8, None, 0.5), (16, None, None), (4, 1, None), (8, 3, None), (4, 30, None), (32, 6, 3.0)]
+SLOW = [
+    (8, None, None),
+    (32, None, None),
+    (8, None, 0.5),
+    (16, None, None),
+    (4, 1, None),
+    (8, 3, None),
+    (4, 30, None),
+    (32, 6, 3.0),
+]
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ def test_packed_shared_rows_equal_the_plain_decoder_in_value_and_gradient(name):
     assert all(jax.tree.leaves(matter)), "every leaf matters"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["gemma3", pytest.param("gpt2", marks=pytest.mark.slow), pytest.param("qwen3_moe", marks=pytest.mark.slow)]
 )
