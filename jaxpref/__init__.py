@@ -5,7 +5,7 @@ result = jaxpref.train(config)
 jaxpref.export_run(result.out, "exported")
 """
 
-from jaxpref import objectives, rewards
+from jaxpref import objectives, pareto, rewards
 from jaxpref.config import Config, load_config, make_config
 from jaxpref.errors import InputError
 from jaxpref.evaluation import evaluate_answers, evaluate_preferences, evaluate_run
@@ -33,6 +33,7 @@ __all__ = [
     "make_config",
     "merge",
     "objectives",
+    "pareto",
     "plot_curves",
     "rewards",
     "score_data",
