@@ -10,6 +10,7 @@ in a run by itself they are equal to the bit.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -202,14 +203,17 @@ class _StackedRun(Run):
         """The finished runs, each with a checkpoint of its own."""
         return [self._split(i, config, whole) for i, config in enumerate(self.points)]
 
+    @cached_property
+    def _take(self) -> Callable[[TrainState, int], TrainState]:
+        return jax.jit(_point, out_shardings=self.one_shardings)
+
     def _split(self, i: int, config: Config, whole: Result) -> Result:
         own = lambda values: _of_point(values, i)
         checkpoints = Checkpoints(Path(config.out) / "checkpoints", keep=1, best=self.best)
         try:
             if checkpoints.latest() != whole.steps:
-                take = jax.jit(lambda state: _point(state, i), out_shardings=self.one_shardings)
                 with jax.set_mesh(self.pieces.mesh):
-                    state = take(self.state)
+                    state = self._take(self.state, i)
                 progress = self.progress() | {"first_eval": own(whole.first_eval)}
                 checkpoints.save(whole.steps, state, progress, own(whole.last_eval))
                 checkpoints.wait()

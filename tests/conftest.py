@@ -12,6 +12,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 import tiny  # noqa: E402
 
+from jaxpref import cli  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
@@ -35,6 +37,19 @@ def quick_compile(compile_cache):
     """For tests of whole runs: XLA optimises little, and a program that was compiled before is taken from disk."""
     with tiny.quick_compile(compile_cache):
         yield
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Runs a command and returns (exit code, stdout, stderr); the terminal is wide, so that lines stay whole."""
+    monkeypatch.setattr(cli.console, "width", 400)
+
+    def run(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
 
 
 @pytest.fixture

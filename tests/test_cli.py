@@ -13,19 +13,6 @@ from jaxpref import cli
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-@pytest.fixture
-def call(capsys, monkeypatch):
-    """Runs a command and returns (exit code, stdout, stderr); the terminal is wide, so that lines stay whole."""
-    monkeypatch.setattr(cli.console, "width", 400)
-
-    def run(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
-
-
 def refused(result, *said):
     """Exit code 2, and one error in three parts that says all of `said`."""
     code, _, err = result

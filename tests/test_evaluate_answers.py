@@ -1,12 +1,12 @@
 """Rewards of answers, win rates, and `jaxpref eval --reward`."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import tiny
 
-from jaxpref import cli
 from jaxpref.errors import InputError
 from jaxpref.evaluation import Bootstrap
 from jaxpref.evaluation.answers import Answers, in_order_of, read_answers
@@ -139,16 +139,8 @@ def test_rows_of_answers(tmp_path):
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
-    """Runs `jaxpref eval` and returns (exit code, stdout, stderr)."""
-    monkeypatch.setattr(cli.console, "width", 400)
-
-    def run(*arguments):
-        code = cli.main(["eval", *map(str, arguments)])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
+def call(call):
+    return partial(call, "eval")
 
 
 @pytest.fixture

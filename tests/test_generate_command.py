@@ -1,11 +1,12 @@
 """`jaxpref generate`: the lines that it writes, and how it ends."""
 
 import json
+from functools import partial
 
 import pytest
 import tiny
 
-from jaxpref import cli, generate
+from jaxpref import generate
 from jaxpref.generation.decoding import Generator
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
@@ -18,13 +19,8 @@ def prompts(tmp_path):
 
 
 @pytest.fixture
-def call(capsys):
-    def run(*arguments):
-        code = cli.main(["generate", *map(str, arguments)])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
+def call(call):
+    return partial(call, "generate")
 
 
 SAMPLING = ("--temperature", 0.8, "--top-k", 50, "--top-p", 0.95, "--min-p", 0.001, "--samples", 2, "--seed", 4)

@@ -27,6 +27,7 @@ from jaxpref.data.conditioning import (
 from jaxpref.data.rewrite import Source, check_out, write_lines
 from jaxpref.data.schema import FORMATS
 from jaxpref.errors import InputError
+from jaxpref.flags import named, numbers
 
 EPILOG = """for training, from data with scores (`jaxpref score`)
     jaxpref condition scored.jsonl --as cdpo --scores helpful,brief --control brief --out pairs.jsonl
@@ -82,7 +83,7 @@ def _training_rows(
     options: argparse.Namespace, source: Source, out: Path, report: ConditionReport
 ) -> Iterator[dict[str, Any]]:
     if options.way == "metaalign":
-        preferences = _named(options.preference, "--preference")
+        preferences = named(options.preference, "--preference")
         _expect(preferences, "--preference SCORE=WORDS, or --words for prompts")
         return metaalign_rows(source, preferences, report)
     if options.way == "ric" and options.statistics:
@@ -103,10 +104,10 @@ def _training_rows(
 def _change_of_prompts(options: argparse.Namespace) -> Callable[[Prompt], Prompt] | None:
     """What is done to prompts that wait for answers; None where training data is made."""
     if options.way == "cdpo" and options.target:
-        targets = _numbers(_named(options.target, "--target"))
+        targets = numbers(named(options.target, "--target"))
         return lambda prompt: cdpo_prompt(prompt, targets)
     if options.way == "ric" and options.weights:
-        weights = _numbers(_named(options.weights.split(","), "--weights"))
+        weights = numbers(named(options.weights.split(","), "--weights"))
         scores = _targets(weights, options.statistics, options.map)
         return lambda prompt: ric_prompt(prompt, scores, ending=options.ending)
     if options.way == "metaalign" and options.words:
@@ -148,23 +149,6 @@ def _write_statistics(out: Path, statistics: Mapping[str, ScoreStatistics]) -> N
 
 def _list(text: str | None) -> list[str]:
     return [name for name in (text or "").split(",") if name]
-
-
-def _named(items: Sequence[str], flag: str) -> dict[str, str]:
-    found = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not (name and equals and value) or name in found:
-            raise InputError(f"{flag} NAME=..., each name once", item, "correct it")
-        found[name] = value
-    return found
-
-
-def _numbers(named: Mapping[str, str]) -> dict[str, float]:
-    try:
-        return {name: float(value) for name, value in named.items()}
-    except ValueError as error:
-        raise InputError("numbers", f"{dict(named)}: {error}", "correct them") from error
 
 
 def _expect(found: Any, what: str) -> None:

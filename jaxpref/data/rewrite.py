@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from jaxpref.config import DataConfig
 from jaxpref.data.columns import own_columns
 from jaxpref.data.kinds import kind_of_row, read_group
 from jaxpref.data.schema import RowError
@@ -31,6 +32,12 @@ class Source:
 def as_source(data: str | Sequence[str] | Source) -> Source:
     """Paths as a source."""
     return data if isinstance(data, Source) else Source([data] if isinstance(data, str) else list(data))
+
+
+def configured(data: DataConfig, paths: Sequence[str], side: Literal["train", "eval"]) -> Source:
+    """Paths that are read as a run's training or held-out data are."""
+    split = data.train_split if side == "train" else data.eval_split
+    return Source(paths, split, data.format, data.on_bad_row)
 
 
 def rows_of(source: Source) -> Iterator[tuple[dict, str, str]]:

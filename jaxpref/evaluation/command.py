@@ -16,6 +16,7 @@ from jaxpref.evaluation.figures import plot_generations, plot_preferences
 from jaxpref.evaluation.generations import evaluate_answers
 from jaxpref.evaluation.preferences import evaluate_preferences
 from jaxpref.evaluation.report import Report, write_rows
+from jaxpref.flags import for_all_models
 from jaxpref.generate import Completion, Settings
 from jaxpref.generation.sampling import Sampling
 from jaxpref.rewards import open_reward
@@ -132,14 +133,6 @@ def _answers(source: str, options: argparse.Namespace, step: str, console: Conso
     return generated_answers(
         source, options.prompts, settings, step=step, overrides=for_all_models(options.overrides), watch=watch
     )
-
-
-def for_all_models(overrides: Iterable[str]) -> list[str]:
-    """Overrides that fit every model which takes part: where and in which dtype it runs."""
-    fit = [item for item in overrides if item.startswith(("mesh.", "model.compute_dtype="))]
-    if odd := [item for item in overrides if item not in fit]:
-        raise InputError("with rewards: overrides of mesh.* or model.compute_dtype", ", ".join(odd), "leave them out")
-    return fit
 
 
 def _show(report: Report, written: Iterable[Path], console: Console) -> None:

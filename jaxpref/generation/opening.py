@@ -148,10 +148,24 @@ def _open_mix(mix: Mix, step: str, overrides: Sequence[str]) -> Opened:
         read[i] = _read(found[i], step, bases, reference=reference)
     keys, each = list(bases), [read[i] for i in range(len(found))]
     pieces = found[0].pieces
-    weight_N = _everywhere([weight for _, weight in mix.policies if weight > 0], pieces.mesh)
-    params = {"weight_N": weight_N, "bases": tuple(bases.values()), "overlays": tuple(overlay for _, overlay in each)}
+    weights = [weight for _, weight in mix.policies if weight > 0]
     models = tuple((f.pieces.model, keys.index(key)) for f, (key, _) in zip(found, each, strict=True))
-    return Opened(pieces, params, Mixed(models, mix.rule, tuple(f.pieces.source.spec for f in found)))
+    mixed = Mixed(models, mix.rule, tuple(f.pieces.source.spec for f in found))
+    return opened_mix(pieces, mixed, weights, list(bases.values()), [overlay for _, overlay in each])
+
+
+def opened_mix(
+    pieces: b.Pieces, mixed: Mixed, weights: Sequence[float], bases: Sequence[Any], overlays: Sequence[Any]
+) -> Opened:
+    """A mix of policies whose parameters are there.
+
+    Args:
+        weights: of all but the reference.
+        bases: parameters, each once.
+        overlays: of every model of `mixed`, what is laid over its base.
+    """
+    weight_N = _everywhere(weights, pieces.mesh)
+    return Opened(pieces, {"weight_N": weight_N, "bases": tuple(bases), "overlays": tuple(overlays)}, mixed)
 
 
 def _is_run(source: str | Path) -> bool:

@@ -4,11 +4,13 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import Estimate
+from jaxpref.flags import named, numbers
 from jaxpref.pareto.config import load_front_config
 from jaxpref.pareto.front import Front, read_front
 from jaxpref.pareto.report import write_front
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> None:
     """Makes the front, writes its record, table, figure and page, and prints the table."""
-    reference = _reference_point(options.reference_point)
+    reference = numbers(named(options.reference_point, "--reference-point")) or None
     if Path(options.source).is_dir():
         if options.overrides:
             raise InputError("no settings for a finished front", ", ".join(options.overrides), "leave them out")
@@ -54,25 +56,16 @@ def run(options: argparse.Namespace, console: Console) -> None:
         console.print(f"written: {out / name}", highlight=False)
 
 
-def _reference_point(items: list[str]) -> dict[str, float] | None:
-    try:
-        return {name: float(value) for name, _, value in (item.partition("=") for item in items)} or None
-    except ValueError as error:
-        raise InputError("--reference-point OBJECTIVE=VALUE ...", f"{items}: {error}", "write numbers") from error
-
-
 def show(front: Front, results: dict, console: Console) -> None:
     """Prints a table of the points and a line for every method."""
-    columns = ["point", *(f"{what}: {name}" for what in ("reward", "acc.") for name in front.objectives)]
-    table = Table(*columns, title=front.title, title_justify="left")
-    table.columns[0].overflow = "fold"
+    caption = "reward of the answers, and below it held-out accuracy;  * dominated"
+    table = Table("point", *front.objectives, title=front.title, caption=caption, box=SIMPLE, pad_edge=False)
+    table.title_justify = table.caption_justify = "left"
+    table.columns[0].no_wrap = True
     for point in front.points:
-        rewards, accuracies = (
-            [point.estimates[measure][name] for name in front.objectives] for measure in ("reward", "accuracy")
-        )
-        worse = " (dominated)" if point.name in results["dominated"] else ""
-        shown = [f"{one.value:.3g}{_half(one)}" for one in rewards] + [f"{one.value:.2f}" for one in accuracies]
-        table.add_row(point.name + worse, *shown)
+        reward, accuracy = point.estimates["reward"], point.estimates["accuracy"]
+        name = point.name + "*" * (point.name in results["dominated"])
+        table.add_row(name, *(f"{_shown(reward[of])}\n{accuracy[of].value:.2f}" for of in front.objectives))
     console.print(table)
     for sweep in results["sweeps"]:
         console.print(f"{sweep['label']}: hypervolume {sweep['hypervolume']['value']:.4g}", highlight=False)
@@ -80,6 +73,7 @@ def show(front: Front, results: dict, console: Console) -> None:
         console.print(f"not monotone: {violation}", highlight=False, markup=False)
 
 
-def _half(estimate: Estimate) -> str:
-    """Half of the interval."""
-    return "" if estimate.low is None else f" ±{(estimate.high - estimate.low) / 2:.2g}"
+def _shown(estimate: Estimate) -> str:
+    """A value and half of its interval."""
+    half = "" if estimate.low is None else f" ±{(estimate.high - estimate.low) / 2:.2g}"
+    return f"{estimate.value:.3g}{half}"

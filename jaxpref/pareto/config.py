@@ -18,12 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from jaxpref.config import Config, make_config, merged_settings, to_dict
-from jaxpref.data.rewrite import Source
+from jaxpref.data.rewrite import configured
 from jaxpref.errors import InputError
 from jaxpref.rewards import Limits, Reward, calibrate, open_reward
 
@@ -196,6 +195,8 @@ def _objective_contradictions(objective: ObjectiveConfig, run: Config | None) ->
                 yield f"{name} has neither {key} (pairs) nor a reward to relabel data.{key} with"
         if objective.temperature != 1.0:
             yield f"{name}: temperature is of an explicit reward; an implicit one has its scale from beta"
+    elif bool(objective.train) != bool(objective.eval):
+        yield f"{name} has one of train and eval (pairs); give both, or neither to relabel those of data.train"
     elif run is not None:
         for key in ("train", "eval"):
             if not getattr(objective, key) and not getattr(run.data, key):
@@ -264,13 +265,8 @@ def single_run(front: FrontConfig, name: str, train: Sequence[str], eval: Sequen
 
     Every policy is measured at the end, on the same pairs; a run evaluates itself only if `train.eval_every` is set.
     """
-    objective = front.objective(name)
-    relabel = lambda own: None if own else name
-    if bool(objective.train) != bool(objective.eval):
-        raise InputError(
-            "both `train` and `eval` pairs of an objective, or neither", f"{name} has one of them", "add the other"
-        )
-    data = replace(front.run.data, train=list(train), eval=list(eval), prefer=relabel(objective.train))
+    relabel = None if front.objective(name).train else name
+    data = replace(front.run.data, train=list(train), eval=list(eval), prefer=relabel)
     return replace(
         front.run, out=single_out(front, name), data=data, objective=[{"name": "dpo", "beta": front.pareto.beta}]
     )
@@ -286,10 +282,16 @@ def point_run(front: FrontConfig, weights: Mapping[str, float], train: Sequence[
     return replace(single, out=point_out(front, weights), data=data, objective=[modpo])
 
 
-def save_front_config(front: FrontConfig, path: Path) -> None:
+def front_settings(front: FrontConfig) -> dict[str, Any]:
+    """What `make_front_config` makes the front of."""
     settings = to_dict(front.run)
     del settings["objective"]
-    OmegaConf.save(OmegaConf.create(settings | {"pareto": TypeAdapter(ParetoConfig).dump_python(front.pareto)}), path)
+    return settings | {"pareto": TypeAdapter(ParetoConfig).dump_python(front.pareto)}
+
+
+def limits(front: FrontConfig) -> Limits:
+    """How long the answers are that its models score."""
+    return Limits(front.run.data.max_length, front.run.data.truncation)
 
 
 def explicit_reward(front: FrontConfig, name: str) -> Reward:
@@ -297,7 +299,6 @@ def explicit_reward(front: FrontConfig, name: str) -> Reward:
     objective = front.objective(name)
     reward = open_reward(objective.reward)
     if objective.temperature == "fit":
-        data = front.run.data
-        pairs = Source(objective.train, split=data.train_split, format=data.format, on_bad_row=data.on_bad_row)
-        return calibrate(reward, pairs, limits=Limits(data.max_length, data.truncation))
+        pairs = configured(front.run.data, objective.train, "train")
+        return calibrate(reward, pairs, limits=limits(front))
     return replace(reward, temperature=objective.temperature)

@@ -5,17 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
-
 from jaxpref import build as b
 from jaxpref.config import Config
 from jaxpref.export import run_params
 from jaxpref.generate import Completion, Settings, complete
 from jaxpref.generation.mixing import Mix, Rule
-from jaxpref.generation.opening import Mixed, Opened, open_source
+from jaxpref.generation.opening import Mixed, Opened, open_source, opened_mix
 from jaxpref.generation.scoring import answer_logps
 from jaxpref.models.spec import LORA
 from jaxpref.pareto.measure import Policy
@@ -62,13 +57,9 @@ class Shelf:
         if pieces.lora is None:
             mesh = [f"mesh.{axis}={size}" for axis, size in pieces.mesh.shape.items()]
             return _policy(open_source(Mix(runs), step=LATEST, overrides=mesh))
-        overlays = tuple(split(self._params(run))[0] for run in runs)
-        weights = np.array(list(runs.values()), np.float32)
-        placed = NamedSharding(pieces.mesh, P())
-        weight_N = jax.make_array_from_callback(weights.shape, placed, lambda index: weights[index])
-        params = {"weight_N": weight_N, "bases": (self._base,), "overlays": overlays}
-        models = ((pieces.model, 0),) * len(runs)
-        return _policy(Opened(pieces, params, Mixed(models, _MOD, (pieces.source.spec,) * len(runs))))
+        mixed = Mixed(((pieces.model, 0),) * len(runs), _MOD, (pieces.source.spec,) * len(runs))
+        overlays = [split(self._params(run))[0] for run in runs]
+        return _policy(opened_mix(pieces, mixed, list(runs.values()), [self._base], overlays))
 
     def _params(self, directory: str | Path) -> Any:
         return run_params(self.pieces, directory, LATEST, base=self._base or None)[0]

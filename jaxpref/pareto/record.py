@@ -3,16 +3,14 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from jaxpref import build as b
-from jaxpref.config import Config, to_dict
-from jaxpref.data.rewrite import Source, read_pairs
+from jaxpref.config import Config
+from jaxpref.data.rewrite import configured, read_pairs
 from jaxpref.evaluation.bootstrap import Estimate, units_of
 from jaxpref.generate import Settings
 from jaxpref.generation.opening import Opened
@@ -20,7 +18,7 @@ from jaxpref.generation.prompts import prompt_ids, read_prompts
 from jaxpref.generation.sampling import Sampling
 from jaxpref.merge import merge
 from jaxpref.metrics import forward_flops, read_jsonl
-from jaxpref.pareto.config import FrontConfig, ParetoConfig, explicit_reward, point_name, point_out, single_out
+from jaxpref.pareto.config import FrontConfig, explicit_reward, front_settings, point_name, point_out, single_out
 from jaxpref.pareto.front import Cost, Front, Point
 from jaxpref.pareto.measure import Bench, Policy, first_prompts, mean_estimate
 from jaxpref.pareto.policies import LATEST, Make, Shelf
@@ -54,9 +52,9 @@ def measured_front(front: FrontConfig, singles: Mapping[str, Config], stage: Sta
     bench = _bench(front, singles, shelf)
     entries, answers, accuracies = list(_entries(front, singles, shelf, stage)), [], []
     for entry in entries:
-        policy = entry.make(shelf)
-        answers.append(stage(f"answers-{entry.name}", partial(bench.answers, policy)))
-        accuracies.append(stage(f"accuracy-{entry.name}", partial(_accuracy, bench, policy)))
+        policy = cache(partial(entry.make, shelf))  # read by the first stage that needs it
+        answers.append(stage(f"answers-{entry.name}", lambda policy=policy: bench.answers(policy())))
+        accuracies.append(stage(f"accuracy-{entry.name}", lambda policy=policy: _accuracy(bench, policy())))
         del policy
     reference = stage("logps-reference", lambda: {"logps": bench.logps(bench.reference, answers)})["logps"]
     rewards = {name: _rewards(front, name, shelf, bench, answers, reference, stage) for name in front.names}
@@ -76,7 +74,7 @@ def _bench(front: FrontConfig, singles: Mapping[str, Config], shelf: Shelf) -> B
     read = lambda config: b.read_data(replace(pieces, config=config), "eval")[0][: front.pareto.held_out]
     held_out = {name: read(config) for name, config in singles.items()}
     if asked.prompts is None:
-        sources = {name: _source(config) for name, config in singles.items()}
+        sources = {name: configured(config.data, config.data.eval, "eval") for name, config in singles.items()}
         prompts = first_prompts({name: read_pairs(source) for name, source in sources.items()}, asked.count)
     else:
         prompts = read_prompts(asked.prompts)[: asked.count]
@@ -87,11 +85,6 @@ def _bench(front: FrontConfig, singles: Mapping[str, Config], shelf: Shelf) -> B
         seed=front.run.train.seed, batch_size=asked.batch_size,
     )  # fmt: skip
     return Bench(held_out, shelf.reference(), prompts, ids, settings)
-
-
-def _source(config: Config) -> Source:
-    data = config.data
-    return Source(data.eval, split=data.eval_split, format=data.format, on_bad_row=data.on_bad_row)
 
 
 def _accuracy(bench: Bench, policy: Policy) -> dict[str, Any]:
@@ -232,10 +225,8 @@ def _text(prompt: Group) -> str:
 
 
 def _about(front: FrontConfig) -> dict[str, Any]:
-    settings = to_dict(front.run)
-    del settings["objective"]
     return {
-        "config": settings | {"pareto": TypeAdapter(ParetoConfig).dump_python(front.pareto)},
+        "config": front_settings(front),
         "versions": {name: version(name) for name in ("jaxpref", "jax", "flax")} | {"python": sys.version.split()[0]},
         "checkpoints": "the last of every run",
     }

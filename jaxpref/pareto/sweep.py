@@ -3,8 +3,7 @@
     data/      the pairs of every objective with the scores of all
     dpo/       a run an objective
     points/    a run a weight vector (MODPO); stacked/ is what those trained together go on from
-    measured/  what every policy is worth
-    stages/    what every stage cost; a stage that stands there is not done again
+    stages/    what every stage found (answers, accuracies, rewards) and cost; one that stands there is not done again
 
 So a sweep that was killed goes on where it was: inside of a run from its last checkpoint, otherwise at the next stage.
 """
@@ -19,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from omegaconf import OmegaConf
 
 from jaxpref.config import Config
-from jaxpref.data.rewrite import Source
+from jaxpref.data.rewrite import configured
 from jaxpref.errors import InputError
 from jaxpref.export import export_run
 from jaxpref.pareto.config import (
@@ -29,10 +29,11 @@ from jaxpref.pareto.config import (
     FrontConfig,
     describe,
     explicit_reward,
+    front_settings,
+    limits,
     load_front_config,
     point_name,
     point_run,
-    save_front_config,
     single_out,
     single_run,
     small_bases,
@@ -41,7 +42,7 @@ from jaxpref.pareto.front import Front
 from jaxpref.pareto.policies import LATEST
 from jaxpref.pareto.record import measured_front
 from jaxpref.policy import BASE
-from jaxpref.rewards import Limits, Reward, run_reward, score_data
+from jaxpref.rewards import Reward, run_reward, score_data
 from jaxpref.stacked import train_stacked
 from jaxpref.train import Result, train
 
@@ -107,7 +108,7 @@ class _Sweep:
                 )  # fmt: skip
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        save_front_config(self.front, stored)
+        OmegaConf.save(OmegaConf.create(front_settings(self.front)), stored)
 
     def _stage(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """What a stage returns with its `seconds`, done once and kept; runs say their own seconds."""
@@ -148,12 +149,10 @@ class _Sweep:
         return found or pools
 
     def _score(self, paths: Sequence[str], side: str, rewards: Mapping[str, Any], to: Path) -> dict[str, Any]:
-        data = self.front.run.data
-        split = data.train_split if side == "train" else data.eval_split
-        source = Source(paths, split=split, format=data.format, on_bad_row=data.on_bad_row)
+        source = configured(self.front.run.data, paths, side)
         to.unlink(missing_ok=True)  # of a sweep that was killed before the stage was written down
         # A score that the rows have under this name may be the raw one of the reward.
-        report = score_data(source, rewards, to, limits=Limits(data.max_length, data.truncation), replace=True)
+        report = score_data(source, rewards, to, limits=limits(self.front), replace=True)
         self.watch.say(str(report))
         return {"report": str(report)}
 

@@ -12,7 +12,7 @@ from jaxpref.data.encode import TRUNCATIONS
 from jaxpref.data.rewrite import Source
 from jaxpref.data.schema import FORMATS
 from jaxpref.errors import InputError
-from jaxpref.evaluation.command import for_all_models
+from jaxpref.flags import for_all_models, named
 from jaxpref.rewards import Reward, open_reward
 from jaxpref.rewards.cache import CACHE_DIR, cached
 from jaxpref.rewards.calibrate import calibrate
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     rest = {"split": options.split, "format": options.format, "on_bad_row": options.on_bad_row}
     source, limits = Source(_paths(options.data), **rest), Limits(options.max_length, options.truncation)
     overrides = for_all_models([*options.overrides, *(item for item in options.data if item not in source.paths)])
-    rewards, pairs = _named(options.reward, "--reward"), _calibration(options)
+    rewards, pairs = named(options.reward, "--reward"), _calibration(options)
     cache = None if options.cache == "none" else options.cache
     if options.chunk < 1:
         raise InputError("--chunk of at least 1", str(options.chunk), "correct it")
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
         report = score_data(
             source, {name: partial(make, name) for name in rewards}, options.out, limits=limits,
-            scalarise={name: read_scalariser(text) for name, text in _named(options.scalarise, "--scalarise").items()},
+            scalarise={name: read_scalariser(text) for name, text in named(options.scalarise, "--scalarise").items()},
             replace=options.replace, cache=cache, chunk=options.chunk, watch=watch,
         )  # fmt: skip
     console.print(str(report), highlight=False)
@@ -97,23 +97,13 @@ def _paths(data: Sequence[str]) -> list[str]:
     return [item for item in data if "=" not in item or Path(item).exists()]
 
 
-def _named(items: Sequence[str], flag: str) -> dict[str, str]:
-    found = {}
-    for item in items:
-        name, equals, what = item.partition("=")
-        if not (name and equals and what) or name in found:
-            raise InputError(f"{flag} NAME=..., each name once", item, "correct it")
-        found[name] = what
-    return found
-
-
 def _calibration(options: argparse.Namespace) -> dict[str, str]:
     """Score -> its pairs; the name may be left out where there is one reward."""
-    rewards = _named(options.reward, "--reward")
+    rewards = named(options.reward, "--reward")
     only = next(iter(rewards)) if len(rewards) == 1 else None
-    named = lambda item: item.partition("=")[0] in rewards
-    items = [item if named(item) or only is None else f"{only}={item}" for item in options.calibrate]
-    pairs = _named(items, "--calibrate")
+    has_name = lambda item: item.partition("=")[0] in rewards
+    items = [item if has_name(item) or only is None else f"{only}={item}" for item in options.calibrate]
+    pairs = named(items, "--calibrate")
     if odd := [name for name in pairs if name not in rewards]:
         raise InputError(f"--calibrate with a name of --reward: {', '.join(rewards) or 'none'}", odd[0], "correct it")
     return pairs

@@ -2,13 +2,13 @@
 
 import json
 import re
+from functools import partial
 from itertools import combinations
 
 import numpy as np
 import pytest
 import tiny
 
-from jaxpref import cli
 from jaxpref.config import DataConfig
 from jaxpref.data.conditioning import (
     ConditionReport,
@@ -209,15 +209,8 @@ def test_targets_by_hand():
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
-    monkeypatch.setattr(cli.console, "width", 400)
-
-    def run(*arguments):
-        code = cli.main(["condition", *map(str, arguments)])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
+def call(call):
+    return partial(call, "condition")
 
 
 def read(path):

@@ -118,6 +118,18 @@ def test_one_by_one_gives_the_same_points(front, files, tmp_path):
 
 
 @pytest.mark.slow
+def test_warm_start_begins_with_the_policy_of_the_base(front, files, tmp_path):
+    found, _, _ = front
+    changes = {"warm_start": True, "weights": WEIGHTS[1:], "methods": ["modpo"]}
+    warm = run_front(make_front_config(settings(tmp_path / "front", files, **changes)), QUIET)
+    cold = {point.name: point.curves[0] for point in found.points if point.method == "modpo_stacked"}
+    for point in warm.points[1:]:
+        # Against the model as it was, the DPO policy tells chosen from rejected before the first step.
+        assert point.curves[0]["accuracy"] == 1 and point.curves[0]["margin"] > 0.01
+        assert abs(cold[point.name]["margin"]) < 1e-4
+
+
+@pytest.mark.slow
 def test_killed_it_goes_on(files, tmp_path):
     out, seen = tmp_path / "front", []
     config = make_front_config(settings(out, files, weights=[[0.7, 0.3]], methods=["modpo"]))

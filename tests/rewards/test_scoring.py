@@ -9,7 +9,6 @@ import pytest
 import tiny
 
 from jaxpref import build as b
-from jaxpref import cli
 from jaxpref.data.rewrite import Source
 from jaxpref.data.schema import RowError
 from jaxpref.errors import InputError
@@ -328,18 +327,6 @@ def test_modpo_with_token_counts_is_length_regularised_dpo(tiny_files, tmp_path)
 
 
 # ---- the command
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    monkeypatch.setattr(cli.console, "width", 400)
-
-    def run(*arguments):
-        code = cli.main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
 
 
 def test_the_command_scores_calibrates_and_scalarises(call, data, tmp_path, cache):
