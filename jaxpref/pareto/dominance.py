@@ -4,7 +4,7 @@ Dimension letters beside those of types.py: X points, J objectives.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import moocore
 import numpy as np
@@ -73,6 +73,16 @@ def total_cost(front: Front, sweep: Sweep) -> Cost:
     added = lambda key: None if None in (found := [getattr(cost, key) for cost in costs]) else sum(found)
     once = lambda key: None if None in (found := [getattr(cost, key) for cost in costs]) else max(found)
     return Cost(added("flops"), added("seconds"), once("shared_flops"), once("shared_seconds"))
+
+
+def separate_cost(front: Front, sweep: Sweep) -> dict[str, float | None]:
+    """FLOPs and seconds of a whole sweep if every point were a pipeline of its own, which does the shared work again.
+
+    At least: points that were trained together cost more by themselves, for each runs the reference.
+    """
+    costs = [asdict(front.points[at].cost) for at in sweep.points]
+    found = {key: [cost[name] for cost in costs for name in (key, f"shared_{key}")] for key in ("flops", "seconds")}
+    return {key: None if None in values else sum(values) for key, values in found.items()}
 
 
 @dataclass(frozen=True)

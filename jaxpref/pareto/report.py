@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpref.evaluation.bootstrap import DEFAULT, Bootstrap
-from jaxpref.pareto.dominance import dominated, total_cost, violations
+from jaxpref.pareto.dominance import dominated, separate_cost, total_cost, violations
 from jaxpref.pareto.figure import plot_front
 from jaxpref.pareto.front import Front, front_json
 from jaxpref.pareto.html import report_html
@@ -64,6 +64,7 @@ def _sweep(front: Front, found: Achieved) -> dict[str, Any]:
         "method": sweep.method, "seed": sweep.seed, "label": sweep_label(front, sweep),
         "points": names(sweep.points), "ends": names(sweep.ends),
         "hypervolume": asdict(found.volume), "share": found.share, "cost": asdict(total_cost(front, sweep)),
+        "separate_cost": separate_cost(front, sweep),
     }  # fmt: skip
 
 

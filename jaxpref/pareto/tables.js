@@ -128,6 +128,10 @@ function drawPoints() {
 function methodColumns() {
   const total = (s, key) =>
     s.cost[key] === null || s.cost[`shared_${key}`] === null ? null : s.cost[key] + s.cost[`shared_${key}`];
+  const spent = (v, s, key, shown) => [
+    shown(v),
+    ...(v ? [small(`${shown(v / s.points.length)} a point`), small(`${shown(s.separate_cost[key])} separately`)] : []),
+  ];
   const ends = ({ low, high }) => (low === null ? [] : [small(`${short(low)} to ${short(high)}`)]);
   return [
     { title: "method", text: true, value: (s) => s.label },
@@ -135,8 +139,8 @@ function methodColumns() {
     { title: "not dominated", value: (s) => s.points.filter((name) => !worse.has(name)).length },
     { title: "hypervolume", value: (s) => s.hypervolume.value, show: (v, s) => [short(v), ...ends(s.hypervolume)] },
     { title: "share of the box", value: (s) => `${(100 * s.share).toFixed(1)}%` },
-    { title: "FLOPs in all", value: (s) => flops(total(s, "flops")) },
-    { title: "time in all", value: (s) => time(total(s, "seconds")) },
+    { title: "FLOPs in all", value: (s) => total(s, "flops"), show: (v, s) => spent(v, s, "flops", flops) },
+    { title: "time in all", value: (s) => total(s, "seconds"), show: (v, s) => spent(v, s, "seconds", time) },
   ];
 }
 
@@ -156,7 +160,7 @@ function methodsNote() {
   const notes = [
     `Hypervolume: what the method's points dominate above ${above}, with single-objective DPO as the ends of`,
     "every sweep; the box reaches from there to the best value of each objective. In all: the points' own",
-    "cost, and the shared cost once.",
+    "cost, and the shared cost once. Separately: at least, if every point were a pipeline of its own.",
   ];
   if (results.sweeps.some((s) => s.hypervolume.low !== null)) {
     const { level, resamples } = results.bootstrap;

@@ -9,7 +9,7 @@ from fronts import point
 
 from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import Bootstrap, Estimate, estimates, mean, units_of
-from jaxpref.pareto.dominance import Sweep, dominated, sweeps, total_cost, violations
+from jaxpref.pareto.dominance import Sweep, dominated, separate_cost, sweeps, total_cost, violations
 from jaxpref.pareto.front import Cost
 from jaxpref.pareto.hypervolume import achieved, checked_reference, default_reference, hypervolume
 
@@ -138,3 +138,5 @@ def test_shared_work_counts_once():
     front = fronts.front([point(f"p{i}", (i, -i), (1, 1), cost=cost) for i, cost in enumerate(costs)])
     assert total_cost(front, Sweep("modpo", 0, (0, 1))) == Cost(4.0, 6.0, 12.0, 20.0)
     assert total_cost(front, Sweep("modpo", 0, (0, 1, 2))) == Cost(None, 7.0, 12.0, 20.0)
+    assert separate_cost(front, Sweep("modpo", 0, (0, 1))) == {"flops": 26.0, "seconds": 46.0}
+    assert separate_cost(front, Sweep("modpo", 0, (0, 1, 2))) == {"flops": None, "seconds": 67.0}
