@@ -4,13 +4,13 @@ Dimension letters beside those of types.py: X points, J objectives.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import moocore
 import numpy as np
 
 from jaxpref.evaluation.bootstrap import Estimate
-from jaxpref.pareto.front import Cost, Front, Point
+from jaxpref.pareto.front import Front, Point
 
 
 def dominated(value_XJ: np.ndarray) -> np.ndarray:
@@ -65,24 +65,6 @@ def sweeps(front: Front) -> list[Sweep]:
 
 def _single_objective(point: Point) -> bool:
     return point.weights is not None and sum(weight > 0 for weight in point.weights.values()) == 1
-
-
-def total_cost(front: Front, sweep: Sweep) -> Cost:
-    """Of a whole sweep: its own points' work added up, and the shared work, once (the most that a point names)."""
-    costs = [front.points[at].cost for at in sweep.points]
-    added = lambda key: None if None in (found := [getattr(cost, key) for cost in costs]) else sum(found)
-    once = lambda key: None if None in (found := [getattr(cost, key) for cost in costs]) else max(found)
-    return Cost(added("flops"), added("seconds"), once("shared_flops"), once("shared_seconds"))
-
-
-def separate_cost(front: Front, sweep: Sweep) -> dict[str, float | None]:
-    """FLOPs and seconds of a whole sweep if every point were a pipeline of its own, which does the shared work again.
-
-    At least: points that were trained together cost more by themselves, for each runs the reference.
-    """
-    costs = [asdict(front.points[at].cost) for at in sweep.points]
-    found = {key: [cost[name] for cost in costs for name in (key, f"shared_{key}")] for key in ("flops", "seconds")}
-    return {key: None if None in values else sum(values) for key, values in found.items()}
 
 
 @dataclass(frozen=True)

@@ -17,23 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import Estimate
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a point cost.
-
-    Args:
-        flops: of its own training, model FLOPs; None where they were not counted.
-        seconds: of its own training, by the clock.
-        shared_flops, shared_seconds: of all work that it needs and other points need too (margin policies, scores), in
-            full: it was done once and is not to be added up over points.
-    """
-
-    flops: float | None = 0.0
-    seconds: float | None = 0.0
-    shared_flops: float | None = 0.0
-    shared_seconds: float | None = 0.0
+from jaxpref.pareto.cost import Cost, Work
 
 
 @dataclass(frozen=True)
@@ -42,7 +26,7 @@ class Point:
 
     Args:
         name: unique in its front, and good as a name of a directory.
-        method: how it was made: reference, dpo, modpo, modpo_stacked, mod, soup_deltas, soup_factors, or another.
+        method: how it was made: reference, dpo, modpo, mod, soup_deltas, soup_factors, or another.
         weights: objective -> weight, >= 0 and not all 0; None where there are none (the reference).
         base: objective whose pairs it was trained on.
         seed: of its training.  Points of one method and seed are a sweep.
@@ -77,7 +61,8 @@ class Point:
         of = lambda key, value: object.__setattr__(self, key, value)
         of("estimates", {m: {o: _estimate(e) for o, e in found.items()} for m, found in self.estimates.items()})
         of("weights", None if self.weights is None else {o: float(w) for o, w in self.weights.items()})
-        of("cost", Cost(**{key: None if x is None else float(x) for key, x in vars(self.cost).items()}))
+        cost = self.cost
+        of("cost", Cost(_work(cost.own), {name: _work(x) for name, x in cost.shared.items()}, int(cost.together)))
         of("curves", _plain(self.curves))
         of("answers", list(self.answers))
         of("rewards", {o: [float(x) for x in values] for o, values in self.rewards.items()})
@@ -95,7 +80,9 @@ class Point:
             for name, e in estimates.items():
                 found += [(f"{measure} of {name}", x) for x in (e.value, e.low, e.high) if x is not None]
         found += [(f"rewards of {name}", x) for name, values in self.rewards.items() for x in values]
-        return found + [(name, value) for name, value in vars(self.cost).items() if value is not None]
+        works = {"own": self.cost.own, **self.cost.shared}
+        costs = [(f"{name}, {key}", x) for name, work in works.items() for key, x in vars(work).items()]
+        return found + [(name, value) for name, value in costs if value is not None]
 
 
 @dataclass(frozen=True)
@@ -186,6 +173,11 @@ def read_front(path: str | Path) -> Front:
 def _estimate(found: Estimate) -> Estimate:
     """The same in Python's numbers."""
     return Estimate(*(None if x is None else float(x) for x in (found.value, found.low, found.high)))
+
+
+def _work(work: Work) -> Work:
+    """The same in Python's numbers."""
+    return Work(*(None if x is None else float(x) for x in (work.flops, work.seconds)))
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,8 @@ from jaxpref.generation.sampling import Sampling
 from jaxpref.merge import merge
 from jaxpref.metrics import forward_flops, read_jsonl
 from jaxpref.pareto.config import FrontConfig, explicit_reward, front_settings, point_name, point_out, single_out
-from jaxpref.pareto.front import Cost, Front, Point
+from jaxpref.pareto.cost import Cost, Work
+from jaxpref.pareto.front import Front, Point
 from jaxpref.pareto.measure import Bench, Policy, first_prompts, mean_estimate
 from jaxpref.pareto.policies import LATEST, Make, Shelf
 from jaxpref.rewards import open_reward

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxpref.evaluation.bootstrap import DEFAULT, Bootstrap
-from jaxpref.pareto.dominance import dominated, separate_cost, total_cost, violations
+from jaxpref.pareto.cost import separate_work, total_work
+from jaxpref.pareto.dominance import dominated, violations
 from jaxpref.pareto.figure import plot_front
 from jaxpref.pareto.front import Front, front_json
 from jaxpref.pareto.html import report_html
@@ -60,11 +61,12 @@ def _results(
 def _sweep(front: Front, found: Achieved) -> dict[str, Any]:
     names = lambda places: [front.points[at].name for at in places]
     sweep = found.sweep
+    costs = [front.points[at].cost for at in sweep.points]
     return {
         "method": sweep.method, "seed": sweep.seed, "label": sweep_label(front, sweep),
         "points": names(sweep.points), "ends": names(sweep.ends),
-        "hypervolume": asdict(found.volume), "share": found.share, "cost": asdict(total_cost(front, sweep)),
-        "separate_cost": separate_cost(front, sweep),
+        "hypervolume": asdict(found.volume), "share": found.share, "cost": asdict(total_work(costs)),
+        "separate_cost": asdict(separate_work(costs)),
     }  # fmt: skip
 
 
@@ -89,7 +91,8 @@ def _row(front: Front, at: int) -> dict[str, Any]:
         for name, estimate in estimates.items():
             column = f"{measure}/{name}"
             row |= {column: estimate.value, f"{column}/low": estimate.low, f"{column}/high": estimate.high}
-    return row | asdict(point.cost) | {"run": point.run}
+    shared = {f"shared_{key}": value for key, value in asdict(point.cost.all_shared).items()}
+    return row | asdict(point.cost.own) | shared | {"together": point.cost.together, "run": point.run}
 
 
 def _write(path: Path, text: str) -> None:

@@ -24,7 +24,6 @@ _STYLES = {
     "reference": Style("reference model", "#6E6E6E", "#A0A4AA", "cross"),
     "dpo": Style("DPO on one objective", "#1A1A1A", "#F2F2F2", "star"),
     "modpo": Style("MODPO", "#0072B2", "#4BA6E8", "circle"),
-    "modpo_stacked": Style("MODPO, all points in one run", "#2AA5DE", "#9BD8FA", "diamond"),
     "mod": Style("MOD decoding", "#D55E00", "#FF8A3D", "square"),
     "soup_deltas": Style("soup of LoRA deltas", "#009E73", "#2FCB9E", "up"),
     "soup_factors": Style("soup of LoRA factors", "#C2649B", "#E79AC6", "down"),

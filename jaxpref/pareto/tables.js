@@ -46,9 +46,16 @@ function estimates(title, of) {
   return { title, value: (p) => of(p)?.value ?? null, show };
 }
 
+const added = (values) => (values.includes(null) ? null : values.reduce((sum, value) => sum + value, 0));
+
 function costs(title, key, text) {
-  const show = (own, p) => [text(own), small(`shared ${text(p.cost[`shared_${key}`])}`)];
-  return { title: `${title}, own`, value: (p) => p.cost[key], show };
+  const shared = (p) => added(Object.values(p.cost.shared).map((work) => work[key]));
+  const show = (own, p) => [
+    text(own),
+    ...(p.cost.together > 1 ? [small(`1/${p.cost.together} of a run`)] : []),
+    small(`shared ${text(shared(p))}`),
+  ];
+  return { title: `${title}, own`, value: (p) => p.cost.own[key], show };
 }
 
 function radio(side, point) {
@@ -120,14 +127,12 @@ function drawPoints() {
   }
   at("points").replaceChildren(element("thead", {}, head), element("tbody", {}, ...body));
   at("points-note").textContent =
-    "Own: the cost of the point's own training. Shared: of work that other points need as well (margin policies, " +
-    "scores), in full; it was done once. Dominated points are grey.";
+    "Own: the cost of the point's own training, or its share of a run that trained several. Shared: of work that " +
+    "other points need as well (margin policies, scores), in full; it was done once. Dominated points are grey.";
 }
 
 /** Columns of methods, as for points. */
 function methodColumns() {
-  const total = (s, key) =>
-    s.cost[key] === null || s.cost[`shared_${key}`] === null ? null : s.cost[key] + s.cost[`shared_${key}`];
   const spent = (v, s, key, shown) => [
     shown(v),
     ...(v ? [small(`${shown(v / s.points.length)} a point`), small(`${shown(s.separate_cost[key])} separately`)] : []),
@@ -139,8 +144,8 @@ function methodColumns() {
     { title: "not dominated", value: (s) => s.points.filter((name) => !worse.has(name)).length },
     { title: "hypervolume", value: (s) => s.hypervolume.value, show: (v, s) => [short(v), ...ends(s.hypervolume)] },
     { title: "share of the box", value: (s) => `${(100 * s.share).toFixed(1)}%` },
-    { title: "FLOPs in all", value: (s) => total(s, "flops"), show: (v, s) => spent(v, s, "flops", flops) },
-    { title: "time in all", value: (s) => total(s, "seconds"), show: (v, s) => spent(v, s, "seconds", time) },
+    { title: "FLOPs in all", value: (s) => s.cost.flops, show: (v, s) => spent(v, s, "flops", flops) },
+    { title: "time in all", value: (s) => s.cost.seconds, show: (v, s) => spent(v, s, "seconds", time) },
   ];
 }
 

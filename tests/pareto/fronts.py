@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxpref.evaluation.bootstrap import Estimate
-from jaxpref.pareto.front import Cost, Front, Point
+from jaxpref.pareto.cost import Cost, Work
+from jaxpref.pareto.front import Front, Point
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=document.title='owned'> & <!-- $x$"
 WIDE = "你好 \u2028 \ud800"  # the last one is no character, and UTF-8 has no bytes for it
@@ -65,12 +66,13 @@ def study(objectives: Sequence[str] = OBJECTIVES, *, prompts: int = 6) -> Front:
     points = [add("reference", np.full(J, -1.0), None, method="reference")]
     for j, name in enumerate(objectives):
         end = np.where(np.arange(J) == j, 1.0, -0.8)
-        points.append(add(f"dpo_{name}", end, np.eye(J)[j], method="dpo", cost=Cost(1e12, 60.0), curves=lines))
+        points.append(add(f"dpo_{name}", end, np.eye(J)[j], method="dpo", cost=Cost(Work(1e12, 60.0)), curves=lines))
     for method, lost in (("modpo", 0.0), ("soup_deltas", 0.3)):
         for share in (0.3, 0.7):
             weights = even * (1 - share) if J > 2 else np.array([share, 1 - share])
             weights[0] += share if J > 2 else 0.0
-            cost = Cost(2e12, 90.0, 2e12, 120.0) if method == "modpo" else Cost(0.0, None, 2e12, 120.0)
+            own = Work(2e12, 90.0) if method == "modpo" else Work(0.0, None)
+            cost = Cost(own, {"DPO": Work(2e12, 120.0)}, 2 if method == "modpo" else 1)
             curves = lines if method == "modpo" else ()
             name = f"{method}_{share}"
             points.append(add(name, np.sqrt(weights) - lost, weights, method=method, cost=cost, curves=curves))

@@ -11,7 +11,8 @@ import pytest
 
 from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import Bootstrap, Estimate
-from jaxpref.pareto.front import Cost, Front, Point, read_front
+from jaxpref.pareto.cost import Cost, Work
+from jaxpref.pareto.front import Front, Point, read_front
 from jaxpref.pareto.report import write_front
 
 QUICK = Bootstrap(resamples=100)
@@ -36,9 +37,8 @@ def test_results_stand_beside_the_front(written):
     assert "reference" in results["dominated"] and "modpo_0.3" not in results["dominated"]
     assert [s["method"] for s in results["sweeps"]] == ["reference", "dpo", "modpo", "soup_deltas"]
     assert results["sweeps"][2]["ends"] == ["dpo_helpful", "dpo_harmless"]
-    assert results["sweeps"][2]["cost"] == {
-        "flops": 4e12, "seconds": 180.0, "shared_flops": 2e12, "shared_seconds": 120.0
-    }  # fmt: skip
+    assert results["sweeps"][2]["cost"] == {"flops": 6e12, "seconds": 300.0}
+    assert results["sweeps"][2]["separate_cost"] == {"flops": 8e12, "seconds": 420.0}
     assert results["sweeps"][3]["cost"]["seconds"] is None  # one of its points was not timed
 
 
@@ -67,7 +67,7 @@ def test_numbers_of_any_kind_become_plain_ones(tmp_path):
     estimate = Estimate(np.float32(0.5), np.float64(0.25), None)
     point = Point(
         "a", "modpo", {"x": np.float32(1), "y": 0}, None, 0, None, {"accuracy": {"x": estimate, "y": estimate}},
-        cost=Cost(np.float32(2.0), 1),
+        cost=Cost(Work(np.float32(2.0), 1), {"x": Work(np.int32(3), None)}, np.int64(2)),
         curves=({"step": np.int32(1), "loss": np.float32("nan")},),
     )  # fmt: skip
     front = Front("t", ("x", "y"), "accuracy", (point,), about={"at": tmp_path, "list": (1, np.arange(2))})

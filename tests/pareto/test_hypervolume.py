@@ -9,8 +9,8 @@ from fronts import point
 
 from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import Bootstrap, Estimate, estimates, mean, units_of
-from jaxpref.pareto.dominance import Sweep, dominated, separate_cost, sweeps, total_cost, violations
-from jaxpref.pareto.front import Cost
+from jaxpref.pareto.cost import Cost, Work, separate_work, total_work
+from jaxpref.pareto.dominance import Sweep, dominated, sweeps, violations
 from jaxpref.pareto.hypervolume import achieved, checked_reference, default_reference, hypervolume
 
 QUICK = Bootstrap(resamples=200)
@@ -134,9 +134,9 @@ def test_other_sweeps_and_mixed_moves_are_not_compared():
 
 
 def test_shared_work_counts_once():
-    costs = [Cost(1.0, 2.0, 10.0, 20.0), Cost(3.0, 4.0, 12.0, 20.0), Cost(None, 1.0, 12.0, 20.0)]
-    front = fronts.front([point(f"p{i}", (i, -i), (1, 1), cost=cost) for i, cost in enumerate(costs)])
-    assert total_cost(front, Sweep("modpo", 0, (0, 1))) == Cost(4.0, 6.0, 12.0, 20.0)
-    assert total_cost(front, Sweep("modpo", 0, (0, 1, 2))) == Cost(None, 7.0, 12.0, 20.0)
-    assert separate_cost(front, Sweep("modpo", 0, (0, 1))) == {"flops": 26.0, "seconds": 46.0}
-    assert separate_cost(front, Sweep("modpo", 0, (0, 1, 2))) == {"flops": None, "seconds": 67.0}
+    work = {"scores": Work(10.0, 20.0), "margins": Work(2.0, 0.0)}
+    costs = [Cost(Work(1.0, 2.0), {"scores": work["scores"]}), Cost(Work(3.0, 4.0), work), Cost(Work(None, 1.0), work)]
+    assert total_work(costs[:2]) == Work(16.0, 26.0)
+    assert total_work(costs) == Work(None, 27.0)
+    assert separate_work(costs[:2]) == Work(26.0, 46.0)
+    assert separate_work(costs) == Work(None, 67.0)
