@@ -246,8 +246,12 @@ def _read(path: str | Path) -> dict[str, Any]:
     return raw
 
 
-def make_config(raw: Mapping[str, Any], *, where: str = "configuration") -> Config:
-    """Config of a plain nested mapping; errors as in `load_config`."""
+def make_config(raw: Mapping[str, Any], *, where: str = "configuration", own_data: bool = True) -> Config:
+    """Config of a plain nested mapping; errors as in `load_config`.
+
+    Args:
+        own_data: whether data.train and data.eval are all the data that its runs will have.
+    """
     adapter = TypeAdapter(Config)
     problems: list[str] = []
     try:
@@ -260,13 +264,13 @@ def make_config(raw: Mapping[str, Any], *, where: str = "configuration") -> Conf
         except ValidationError:
             config = None
     if config is not None:
-        problems += contradictions(config)
+        problems += contradictions(config, own_data)
     if problems:
         raise InputError("a valid configuration", f"{where}:\n  - " + "\n  - ".join(problems), "correct these keys")
     return config
 
 
-def contradictions(config: Config) -> list[str]:
+def contradictions(config: Config, own_data: bool = True) -> list[str]:
     """Settings that are each valid but not together."""
     from jaxpref.data.dimensions import margin_contradictions
     from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind  # jax loads slowly; --help does not need it
@@ -288,7 +292,7 @@ def contradictions(config: Config) -> list[str]:
     ways = config.mesh.data * config.mesh.fsdp
     if train.micro_rows is not None and train.micro_rows % ways:
         found.append(f"train.micro_rows={train.micro_rows} is not a multiple of mesh.data * mesh.fsdp = {ways}")
-    if train.eval_every and not data.eval:
+    if train.eval_every and not data.eval and own_data:
         found.append("train.eval_every is set but data.eval is empty")
     found += adapter_contradictions(config)
     try:

@@ -163,13 +163,6 @@ class Window:
         self._flops += flops
         self._columns += item.columns
 
-    def progress(self) -> dict[str, Any]:
-        """Beside the state, what a run goes on from."""
-        return {
-            "data": self.data_state, "first_eval": self.first_eval,
-            "num_tokens": self.num_tokens, "flops": self.flops, "seconds": self._seconds(),
-        }  # fmt: skip
-
     def _seconds(self) -> float:
         return max(time.perf_counter() - self._began - self._paused, 1e-9)
 

@@ -53,7 +53,8 @@ def train_stacked(
     _check(configs)
     if (Path(out) / "checkpoints").is_dir():
         for config in configs:
-            check_unchanged(config)
+            if (Path(config.out) / "config.yaml").is_file():  # killed before it began, a run has none
+                check_unchanged(config)
     run = _StackedRun(dataclasses.replace(configs[0], out=str(out)), configs, on_log or (lambda *_: None))
     return run.runs(run.train())
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from jaxpref.config import load_config
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
-from jaxpref.pareto.config import load_front_config, point_run, single_run, small_bases
+from jaxpref.pareto.config import doubtful_bases, load_front_config, point_run, single_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -25,7 +25,7 @@ def data():
 def test_safety_is_the_scripts_front():
     front = load_front_config(CONFIGS / "modpo_safety.yaml")
     assert front.points == [{"better": w, "safer": pytest.approx(1 - w)} for w in (0.1, 0.5, 0.9)]
-    assert small_bases(front) == []
+    assert doubtful_bases(front) == []
     safer = front.objective("safer")
     margin = single_run(front, "safer", safer.train, safer.eval)
     assert margin.objective == [{"name": "dpo", "beta": 0.1}] and margin.data.prefer is None

@@ -67,6 +67,14 @@ def group_of(
         return error
 
 
+def groups_of(source: Source) -> Iterator[Group]:
+    """The usable rows, of any kind."""
+    for number, (row, where, kind) in enumerate(rows_of(source)):
+        group = group_of(source, row, where, kind, number)
+        if isinstance(group, Group):
+            yield group
+
+
 def read_pairs(source: Source, columns: Sequence[str] = ()) -> list[Group]:
     """The pairs of a data set as groups, chosen first.
 

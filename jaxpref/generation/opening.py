@@ -51,7 +51,7 @@ class Opened(NamedTuple):
     def positions(self) -> int:
         """Tokens that a row may have."""
         specs = (self.pieces.source.spec,) if self.mixed is None else self.mixed.specs
-        return min(map(_positions, specs))
+        return min(map(positions_of, specs))
 
 
 class Mixed(NamedTuple):
@@ -265,6 +265,7 @@ def _check_vocabularies(found: Sequence[_Found]) -> None:
             )
 
 
-def _positions(spec: ModelSpec) -> int:
+def positions_of(spec: ModelSpec) -> int:
+    """Tokens that a row may have."""
     scaling = spec.rope_scaling
     return min(spec.max_positions, scaling.original_length) if isinstance(scaling, LongRope) else spec.max_positions

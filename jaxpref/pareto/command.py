@@ -47,6 +47,11 @@ def run(options: argparse.Namespace, console: Console) -> None:
         front, out = read_front(options.source), Path(options.source)
     else:
         config = load_front_config(options.source, options.overrides)
+        if reference is not None and set(reference) != set(config.names):
+            raise InputError(
+                f"--reference-point with a value for each of {', '.join(config.names)}", ", ".join(reference),
+                "correct it; settings stand before it",
+            )  # fmt: skip
         bar = partial(training_bar, console, show=config.run.log.progress)
         say = lambda line: console.print(line, highlight=False, markup=False)
         front, out = run_front(config, Watch(say, bar)), Path(config.run.out)

@@ -22,13 +22,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from jaxpref.config import Config, make_config, merged_settings, to_dict
-from jaxpref.data.rewrite import configured
 from jaxpref.errors import InputError
-from jaxpref.rewards import Limits, Reward, calibrate, open_reward
 
 _STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
-SHARED = "shared"
-"""Name of the pairs of data.train and data.eval beside the objectives' own."""
+SHARED = "data.train"
+"""Name of the pairs of data.train and data.eval beside the objectives' own; no objective can be named so."""
 SMALL_BASE = 0.1
 """Below this weight of the base the margins, which are divided by it, saturate the sigmoid (arXiv 2310.03708)."""
 
@@ -79,7 +77,8 @@ class ParetoConfig:
     grid: int | None = Field(default=None, ge=2)
     """In place of weights: all vectors whose entries are positive multiples of 1/grid."""
     base: str | None = None
-    """The objective whose pairs MODPO trains on; null: for every point the one of the largest weight."""
+    """The objective whose pairs MODPO trains on; null: for every point the one of the largest weight.  Labels that a
+    reward gave are certain, whatever its temperature: prefer an objective with pairs of its own."""
     beta: float = Field(default=0.1, gt=0)
     """Of MODPO and of the single-objective DPO runs."""
     together: bool = True
@@ -149,7 +148,7 @@ def make_front_config(raw: Mapping[str, Any], *, where: str = "configuration") -
         problems.append("objective: a front chooses it for every run (dpo, modpo): remove it; see pareto.beta")
         del raw["objective"]
     try:
-        run = make_config(raw, where=where)
+        run = make_config(raw, where=where, own_data=False)
     except InputError as error:
         problems += error.got.split("\n  - ")[1:]
     try:
@@ -168,12 +167,17 @@ def _contradictions(pareto: ParetoConfig, run: Config | None) -> Iterator[str]:
     if len(names) < 2 or len(set(names)) < len(names):
         yield f"pareto.objectives: two or more of different names, got {names}"
     for name in names:
-        if not re.fullmatch(r"[\w-]+", name):
+        if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII):
             yield f"pareto.objectives: {name!r} is no name of letters, digits, - and _"
+    if len(set(pareto.methods)) < len(pareto.methods):
+        yield f"pareto.methods: {', '.join(pareto.methods)}: each once"
     if (pareto.weights is None) == (pareto.grid is None):
         yield "pareto.weights or pareto.grid: give one of them"
     if pareto.grid is not None and pareto.grid < len(names):
         yield f"pareto.grid={pareto.grid}: {len(names)} or more with {len(names)} objectives, for all weights are > 0"
+    if pareto.weights == []:
+        yield "pareto.weights: no vector; give one or more, or pareto.grid"
+    yield from _repeated_weights(pareto.weights or ())
     for row in pareto.weights or ():
         if len(row) != len(names):
             yield f"pareto.weights: {row} has {len(row)} entries for {len(names)} objectives"
@@ -185,6 +189,17 @@ def _contradictions(pareto: ParetoConfig, run: Config | None) -> Iterator[str]:
         yield from _objective_contradictions(objective, run)
     if run is not None:
         yield from _run_contradictions(pareto, run)
+
+
+def _repeated_weights(rows: Sequence[Sequence[float]]) -> Iterator[str]:
+    """Points are named by their weights to four digits."""
+    named: dict[tuple[str, ...], Sequence[float]] = {}
+    for row in rows:
+        total = math.fsum(row)
+        name = tuple(f"{x / total:.4g}" for x in row) if 0 < total < math.inf else ()
+        if name and name in named:
+            yield f"pareto.weights: {row} and {named[name]} are the same point"
+        named[name] = row
 
 
 def _objective_contradictions(objective: ObjectiveConfig, run: Config | None) -> Iterator[str]:
@@ -226,13 +241,23 @@ def _run_contradictions(pareto: ParetoConfig, run: Config) -> Iterator[str]:
         yield "pareto.warm_start starts from adapters: set adapter.rank"
     if run.reference.path is not None or run.reference.adapter is not None:
         yield "reference.path and reference.adapter: the reference of a front is the model: remove them"
+    if run.data.prefer is not None or run.data.margins:
+        yield "data.prefer and data.margins: a front chooses them for every run: remove them"
     if run.reference.sync_every or run.reference.extra:
         yield "reference.sync_every and reference.extra have no place in a front: remove them"
 
 
-def small_bases(front: FrontConfig) -> list[str]:
-    """What to warn about: points whose base has a small weight."""
-    return [
+def doubtful_bases(front: FrontConfig) -> list[str]:
+    """What to warn about: points whose base has a small weight, or labels of which a reward is certain."""
+    labelled = [name for name in front.names if front.objective(name).train]
+    bases = {front.base(weights) for weights in front.points} if labelled else set()
+    relabelled = [
+        f"the pairs of base {base!r} are labelled by its reward, always for the higher one, so its temperature does "
+        f"not count at the points trained on them; pareto.base={labelled[0]} has labels of its own for all points"
+        for base in front.names
+        if base in bases and base not in labelled
+    ]
+    return relabelled + [
         f"base {base!r} has weight {weights[base]:.3g} in {describe(weights)}: below {SMALL_BASE} the margins, divided "
         "by it, saturate the loss; leave pareto.base out to take the largest weight"
         for weights in front.points
@@ -287,18 +312,3 @@ def front_settings(front: FrontConfig) -> dict[str, Any]:
     settings = to_dict(front.run)
     del settings["objective"]
     return settings | {"pareto": TypeAdapter(ParetoConfig).dump_python(front.pareto)}
-
-
-def limits(front: FrontConfig) -> Limits:
-    """How long the answers are that its models score."""
-    return Limits(front.run.data.max_length, front.run.data.truncation)
-
-
-def explicit_reward(front: FrontConfig, name: str) -> Reward:
-    """An objective's explicit reward, divided by its temperature."""
-    objective = front.objective(name)
-    reward = open_reward(objective.reward)
-    if objective.temperature == "fit":
-        pairs = configured(front.run.data, objective.train, "train")
-        return calibrate(reward, pairs, limits=limits(front))
-    return replace(reward, temperature=objective.temperature)

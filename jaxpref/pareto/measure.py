@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import DEFAULT, Estimate, estimates, mean, units_of
 from jaxpref.generate import Completion, Settings
 from jaxpref.rewards.reward import Reward
@@ -128,20 +127,3 @@ def parts(values: Sequence[float], answers: Sequence[Mapping[str, Any]]) -> list
 def mean_estimate(x_B: Any, unit_B: np.ndarray) -> Estimate:
     """Mean with its bootstrap interval over units."""
     return estimates(lambda weight_WB: {"mean": mean(weight_WB, np.asarray(x_B, float))}, unit_B, DEFAULT)["mean"]
-
-
-def first_prompts(held_out: Mapping[str, Sequence[Group]], count: int) -> list[Group]:
-    """The first distinct prompts of all objectives' data, taken in turns.
-
-    Errors: InputError without any.
-    """
-    found: dict[str, Group] = {}
-    longest = max(map(len, held_out.values()), default=0)
-    for i in range(longest):
-        for groups in held_out.values():
-            if i < len(groups) and len(found) < count:
-                prompt = replace(groups[i], completions=(), columns={})
-                found.setdefault(repr(prompt.prompt), prompt)
-    if not found:
-        raise InputError("held-out pairs, whose prompts are answered", "none", "add data.eval or objectives' eval")
-    return list(found.values())

@@ -3,13 +3,12 @@
     data/      the pairs of every objective with the scores of all
     dpo/       a run an objective
     points/    a run a weight vector (MODPO); stacked/ is what those trained together go on from
+    adapters/  with warm starts, the DPO policies as PEFT adapters
     stages/    what every stage found (answers, accuracies, rewards) and cost; one that stands there is not done again
 
 So a sweep that was killed goes on where it was: inside of a run from its last checkpoint, otherwise at the next stage.
 """
 
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from omegaconf import OmegaConf
 
 from jaxpref.config import Config
 from jaxpref.data.rewrite import configured
@@ -28,25 +26,23 @@ from jaxpref.pareto.config import (
     SHARED,
     FrontConfig,
     describe,
-    explicit_reward,
-    front_settings,
-    limits,
-    load_front_config,
+    doubtful_bases,
     point_name,
     point_run,
     single_out,
     single_run,
-    small_bases,
 )
 from jaxpref.pareto.front import Front
+from jaxpref.pareto.inputs import start_front
 from jaxpref.pareto.policies import LATEST
 from jaxpref.pareto.record import measured_front
+from jaxpref.pareto.rewards import explicit_reward, limits
+from jaxpref.pareto.stages import Stages
 from jaxpref.policy import BASE
 from jaxpref.rewards import Reward, run_reward, score_data
 from jaxpref.stacked import train_stacked
 from jaxpref.train import Result, train
 
-CONFIG = "front.yaml"
 Pools = dict[str, dict[str, list[str]]]
 """Name -> `train` and `eval` -> paths of pairs."""
 
@@ -83,46 +79,18 @@ class _Sweep:
 
     def __init__(self, front: FrontConfig, watch: Watch):
         self.front, self.watch, self.out = front, watch, Path(front.run.out)
-        self._check_directory()
-        for line in small_bases(front):
+        start_front(front, self.out)
+        self.stages = Stages(self.out / "stages")
+        for line in doubtful_bases(front):
             watch.say(f"warning: {line}")
 
     def run(self) -> Front:
         front = self.front
-        pools = self._scored(self._pools(), self._explicit_rewards(), "explicit")
+        pools = self._scored(self._pools(), "explicit", self._explicit_rewards())
         self._train_singles(pools)
         if "modpo" in front.pareto.methods:
-            self._train_points(self._scored(pools, self._implicit_rewards(), "all"))
-        return measured_front(front, {name: self._single(name, pools) for name in front.names}, self._stage)
-
-    # ---- directories and stages
-
-    def _check_directory(self) -> None:
-        """Writes the config, or compares it with the one that stands there."""
-        stored = self.out / CONFIG
-        if stored.is_file():
-            if load_front_config(stored) != self.front:
-                raise InputError(
-                    f"the settings with which {self.out} was started", f"{stored} has others",
-                    "restore them, or choose another `out` for a new front",
-                )  # fmt: skip
-            return
-        self.out.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(front_settings(self.front)), stored)
-
-    def _stage(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """What a stage returns with its `seconds`, done once and kept; runs say their own seconds."""
-        path = self.out / "stages" / f"{name}.json"
-        if path.is_file():
-            return json.loads(path.read_text())
-        began = time.perf_counter()
-        found = work()
-        found = {"seconds": time.perf_counter() - began, **found}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(found, indent=1) + "\n")
-        partial.replace(path)
-        return found
+            self._train_points(self._scored(pools, "implicit", self._implicit_rewards()))
+        return measured_front(front, {name: self._single(name, pools) for name in front.names}, self.stages)
 
     # ---- data
 
@@ -130,23 +98,36 @@ class _Sweep:
         """The objectives' own pairs, and the shared ones."""
         data = self.front.run.data
         own = {o.name: {"train": o.train, "eval": o.eval} for o in self.front.pareto.objectives if o.train}
-        shared = {SHARED: {"train": data.train, "eval": data.eval}} if self._uses_shared() else {}
+        shared = {SHARED: {"train": data.train, "eval": data.eval}} if self._relabelled() else {}
         return own | shared
 
-    def _uses_shared(self) -> bool:
-        return any(not objective.train for objective in self.front.pareto.objectives)
+    def _relabelled(self) -> set[str]:
+        """Objectives whose pairs are the shared ones."""
+        return {objective.name for objective in self.front.pareto.objectives if not objective.train}
 
-    def _scored(self, pools: Pools, rewards: Mapping[str, Callable[[], Reward]], kind: str) -> Pools:
-        """The pools with scores beside every answer; of two models never both are in memory."""
+    def _scored(self, pools: Pools, kind: str, rewards: Mapping[str, Callable[[], Reward]]) -> Pools:
+        """The pools with the scores that their runs read; of two models never both are in memory."""
         found: Pools = {}
-        for pool, sides in pools.items() if rewards else ():
-            found[pool] = {}
-            for side, paths in sides.items():
-                to = self.out / "data" / f"{pool}-{side}-{kind}.jsonl"
-                work = lambda paths=paths, to=to, side=side: self._score(paths, side, rewards, to)
-                self._stage(f"score-{kind}-{pool}-{side}", work)
-                found[pool][side] = [str(to)]
-        return found or pools
+        for pool, sides in pools.items():
+            wanted = {name: make for name, make in rewards.items() if name in self._read_on(pool)}
+            # What is measured needs labels, no margins; a run reads held-out pairs only if it evaluates itself.
+            held_out = self.front.run.train.eval_every or (kind == "explicit" and pool == SHARED)
+            found[pool] = dict(sides)
+            for side in ("train", "eval") if held_out else ("train",):
+                if wanted:
+                    to = self.out / "data" / f"{pool}-{side}-{kind}.jsonl"
+                    work = lambda side=side, paths=sides[side], to=to, own=wanted: self._score(paths, side, own, to)
+                    self.stages(f"score-{kind}-{pool}-{side}", work)
+                    found[pool][side] = [str(to)]
+        return found
+
+    def _read_on(self, pool: str) -> set[str]:
+        """Objectives whose scores are read: to label the pairs by, and as margins of the points trained on them."""
+        front = self.front
+        bases = {front.base(weights) for weights in front.points} if "modpo" in front.pareto.methods else set()
+        trained = [base for base in bases if front.pool(base) == pool]
+        margins = {name for base in trained for name in front.names if name != base}
+        return margins | (self._relabelled() if pool == SHARED else set())
 
     def _score(self, paths: Sequence[str], side: str, rewards: Mapping[str, Any], to: Path) -> dict[str, Any]:
         source = configured(self.front.run.data, paths, side)
@@ -157,7 +138,8 @@ class _Sweep:
         return {"report": str(report)}
 
     def _explicit_rewards(self) -> dict[str, Callable[[], Reward]]:
-        return {o.name: partial(explicit_reward, self.front, o.name) for o in self.front.pareto.objectives if o.reward}
+        names = [objective.name for objective in self.front.pareto.objectives if objective.reward]
+        return {name: partial(explicit_reward, self.front, name, self.stages) for name in names}
 
     def _implicit_rewards(self) -> dict[str, Callable[[], Reward]]:
         names = [name for name in self.front.names if self.front.objective(name).reward is None]
@@ -178,7 +160,7 @@ class _Sweep:
             with self.watch.training(title) as on_log:
                 return _cost_of([train(_training(config), on_log=on_log)])
 
-        self._stage(stage, work)
+        self.stages(stage, work)
 
     def _train_points(self, pools: Pools) -> None:
         front, by_base = self.front, {}
@@ -201,13 +183,13 @@ class _Sweep:
                     train_stacked([_training(config) for config in configs], self.out / "stacked" / base, on_log=on_log)
                 )
 
-        self._stage(f"stacked-{base}", work)
+        self.stages(f"stacked-{base}", work)
 
     def _warm(self, config: Config, base: str) -> Config:
         """With `warm_start`: from the DPO adapter of the base, against the model as it was."""
         if not self.front.pareto.warm_start:
             return config
-        adapter = self.out / "dpo" / f"{base}-adapter"
+        adapter = self.out / "adapters" / base
         if not adapter.is_dir():
             export_run(self.out / "dpo" / base, adapter, step=LATEST, adapter=True)
         return replace(

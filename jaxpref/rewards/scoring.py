@@ -165,20 +165,29 @@ def _scored_rows(
             continue
         if scalarise:
             group = group_of(source, row, where, kind, i, ())
-            if isinstance(group, RowError):
-                report.dropped[group.reason] += 1
+            made = group if isinstance(group, RowError) else _scalarised(group, values, scalarise, source.on_bad_row)
+            if isinstance(made, RowError):
+                report.dropped[made.reason] += 1
                 continue
-            values |= _scalarised(group, values, scalarise)
+            values |= made
         report.rows[kind] += 1
         if kind == "pair":
             _count_agreement(report, values)
         yield _with_scores(row, kind, values)
 
 
-def _scalarised(group: Group, values: Mapping[str, Values], scalarise: Mapping[str, Scalariser]) -> dict[str, Values]:
+def _scalarised(
+    group: Group, values: Mapping[str, Values], scalarise: Mapping[str, Scalariser], on_bad_row: str
+) -> dict[str, Values] | RowError:
+    """The further scores, or why the row is left out: it lacks one that they are made of."""
     made: dict[str, Values] = {}
     for name, scalariser in scalarise.items():
-        scores = {key: values[key] if key in values else scores_of(group, key) for key in scalariser.weights}
+        try:
+            scores = {key: values[key] if key in values else scores_of(group, key) for key in scalariser.weights}
+        except RowError as error:
+            if on_bad_row == "error":
+                raise
+            return error
         made[name] = tuple(float(x) for x in np.atleast_1d(scalariser(scores)))
     return made
 

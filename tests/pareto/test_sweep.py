@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxpref import build as b
 from jaxpref.cli import main
 from jaxpref.errors import InputError
-from jaxpref.pareto.config import make_front_config, small_bases
+from jaxpref.pareto.config import doubtful_bases, make_front_config
 from jaxpref.pareto.front import read_front
+from jaxpref.pareto.inputs import asked_prompts
 from jaxpref.pareto.sweep import Watch, run_front
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
@@ -66,26 +68,38 @@ def test_every_policy_is_measured(front):
     assert abs(reference.estimates["kl"]["to the reference, nats"].value) < 1e-4
     assert found.points[1].estimates["accuracy"]["likes"].value == 1
     # Two points share a base and are trained together; the third has the other base.
-    assert [p.method for p in found.points if p.name.startswith("modpo")] == ["modpo", "modpo_stacked", "modpo_stacked"]
+    assert [p.cost.together for p in found.points if p.method == "modpo"] == [1, 2, 2]
 
 
 def test_data_carry_the_scores_of_all(front):
     _, out, _ = front
-    rows = [json.loads(line) for line in (out / "data" / "likes-train-all.jsonl").read_text().splitlines()]
-    for row in rows:
+    read = lambda name: [json.loads(line) for line in (out / "data" / name).read_text().splitlines()]
+    for row in read("likes-train-explicit.jsonl"):
         assert row["scores_chosen"]["short"] == -len(row["chosen"][0]["content"]) / 4.0
+        assert set(row["scores_chosen"]) == set(row["scores_rejected"]) == {"short"}
+    for row in read("data.train-train-implicit.jsonl"):
         assert set(row["scores_chosen"]) == set(row["scores_rejected"]) == {"likes", "short"}
+    # Nothing is scored that no run reads.
+    assert sorted(path.name for path in (out / "data").iterdir()) == [
+        "data.train-eval-explicit.jsonl", "data.train-train-explicit.jsonl", "data.train-train-implicit.jsonl",
+        "likes-train-explicit.jsonl",
+    ]  # fmt: skip
 
 
 def test_cost_counts_shared_work_apart(front):
     found, _, _ = front
     cost = {point.name: point.cost for point in found.points}
-    assert cost["dpo_likes"].flops > 0 and cost["dpo_likes"].shared_flops == 0
-    assert cost["mod_0.2_0.8"].flops == 0
-    assert cost["mod_0.2_0.8"].shared_flops == cost["dpo_likes"].flops + cost["dpo_short"].flops
-    modpo = cost["modpo_0.6_0.4"]
-    assert modpo.shared_flops > cost["dpo_likes"].flops  # the margin policy and the scores
-    assert modpo.flops < cost["modpo_0.2_0.8"].flops * 1.1  # the reference is shared, the pairs are not the same
+    assert cost["dpo_likes"].own.flops > 0 and not cost["dpo_likes"].shared
+    both = {"DPO on likes": cost["dpo_likes"].own, "DPO on short": cost["dpo_short"].own}
+    assert cost["mod_0.2_0.8"].own.flops == 0 and cost["mod_0.2_0.8"].shared == both
+    # Trained on the shared pairs, which `short` relabels: `likes` is a learned margin.
+    assert set(cost["modpo_0.2_0.8"].shared) == {
+        "DPO on likes", "explicit scores of data.train", "implicit scores of data.train"
+    }  # fmt: skip
+    assert cost["modpo_0.2_0.8"].all_shared.flops > cost["dpo_likes"].own.flops
+    # Trained on the pairs of `likes`, with an explicit margin: no policy comes before.
+    assert set(cost["modpo_0.6_0.4"].shared) == {"explicit scores of likes"}
+    assert cost["modpo_0.6_0.4"].own.flops < cost["modpo_0.2_0.8"].own.flops * 1.1  # the reference is shared
 
 
 def test_a_second_call_does_nothing_again(front, monkeypatch):
@@ -99,10 +113,17 @@ def test_a_second_call_does_nothing_again(front, monkeypatch):
     assert run_front(config, QUIET) == found
 
 
-def test_other_settings_are_refused(front, files):
-    _, out, _ = front
+def test_other_settings_and_other_files_are_refused(front, files):
+    _, out, config = front
     with pytest.raises(InputError, match="with which"):
         run_front(make_front_config(settings(out, files, methods=["modpo"])), QUIET)
+    text = files.train.read_text()
+    try:
+        files.train.write_text(text + text.splitlines()[0] + "\n")
+        with pytest.raises(InputError, match=f"from which.*\n.*{files.train}"):
+            run_front(config, QUIET)
+    finally:
+        files.train.write_text(text)
 
 
 @pytest.mark.slow
@@ -122,7 +143,7 @@ def test_warm_start_begins_with_the_policy_of_the_base(front, files, tmp_path):
     found, _, _ = front
     changes = {"warm_start": True, "weights": WEIGHTS[1:], "methods": ["modpo"]}
     warm = run_front(make_front_config(settings(tmp_path / "front", files, **changes)), QUIET)
-    cold = {point.name: point.curves[0] for point in found.points if point.method == "modpo_stacked"}
+    cold = {point.name: point.curves[0] for point in found.points if point.method == "modpo"}
     for point in warm.points[1:]:
         # Against the model as it was, the DPO policy tells chosen from rejected before the first step.
         assert point.curves[0]["accuracy"] == 1 and point.curves[0]["margin"] > 0.01
@@ -188,6 +209,9 @@ def test_the_command_writes_and_draws_again(files, tmp_path, capsys):
         ({"grid": 4}, "give one of them"),
         ({"base": "kind"}, "none of"),
         ({"methods": ["rlhf"]}, "methods"),
+        ({"methods": ["mod", "mod"]}, "each once"),
+        ({"weights": []}, "no vector"),
+        ({"weights": [[1, 1], [2, 2.00001]]}, "the same point"),
     ],
 )
 def test_what_is_wrong_is_said(files, tmp_path, changes, message):
@@ -195,12 +219,53 @@ def test_what_is_wrong_is_said(files, tmp_path, changes, message):
         make_front_config(settings(tmp_path / "front", files, **changes))
 
 
+def test_settings_that_a_front_chooses_itself_are_refused(files, tmp_path):
+    raw = settings(tmp_path / "front", files)
+    raw["data"]["prefer"] = "short"
+    with pytest.raises(InputError, match="a front chooses them"):
+        make_front_config(raw)
+    raw["data"]["prefer"], raw["pareto"]["objectives"][0]["name"] = None, "höflich"
+    with pytest.raises(InputError, match="no name of letters"):
+        make_front_config(raw)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"answers": {"prompts": "nowhere.txt"}}, "no such file"),
+        ({"answers": {"temperature": 0.0, "samples": 2}}, "all be the same"),
+        ({"judge": "rule:wrds"}, "a rule: rule:words"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_training(files, tmp_path, changes, message):
+    raw = settings(tmp_path / "front", files)
+    raw["pareto"]["objectives"][1]["judge"] = changes.pop("judge", None)
+    raw["pareto"] |= changes
+    with pytest.raises(InputError, match=message):
+        run_front(make_front_config(raw), QUIET)
+    assert not (tmp_path / "front").exists()  # so that the corrected settings may take its place
+
+
+def test_prompts_are_as_long_as_in_training(files, tmp_path):
+    long = [{"prompt": "a cat " * 40, "chosen": "b", "rejected": "c"}, {"prompt": "a", "completions": ["b", "c", "d"]}]
+    held_out = tiny.write_rows(tmp_path / "held_out.jsonl", long)
+    raw = settings(tmp_path / "front", files)
+    raw["data"] |= {"eval": [str(held_out)], "max_length": 16}
+    config = make_front_config(raw)
+    prompts, ids = asked_prompts(config, b.build(config.run))
+    asked = [prompt.prompt for prompt in prompts]
+    assert "a" in asked and long[0]["prompt"] not in asked and max(map(len, ids)) <= 16
+
+
 def test_weights(files, tmp_path):
     raw = settings(tmp_path / "front", files, weights=[[1, 3], [99, 1]])
     front = make_front_config(raw)
     assert front.points == [{"likes": 0.25, "short": 0.75}, {"likes": 0.99, "short": 0.01}]
-    assert [front.base(point) for point in front.points] == ["short", "likes"] and not small_bases(front)
+    assert [front.base(point) for point in front.points] == ["short", "likes"]
+    assert ["labelled by its reward" in line for line in doubtful_bases(front)] == [True]
     raw["pareto"]["base"] = "short"
-    assert "weight 0.01" in small_bases(make_front_config(raw))[0]
+    assert "weight 0.01" in doubtful_bases(make_front_config(raw))[1]
+    raw["pareto"]["base"] = "likes"
+    assert not doubtful_bases(make_front_config(raw))
     raw["pareto"] |= {"weights": None, "grid": 4, "base": None}
     assert [list(point.values()) for point in make_front_config(raw).points] == [[0.25, 0.75], [0.5, 0.5], [0.75, 0.25]]

@@ -1,0 +1,127 @@
+"""What a front is made from: checked before anything is trained, and held against later when it goes on."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from jaxpref import build as b
+from jaxpref.data.rewrite import configured, groups_of
+from jaxpref.errors import InputError
+from jaxpref.generate import Settings
+from jaxpref.generation.opening import positions_of
+from jaxpref.generation.prompts import prompt_ids, read_prompts
+from jaxpref.generation.sampling import Sampling
+from jaxpref.pareto.config import FrontConfig, front_settings, load_front_config
+from jaxpref.reference import weights_key
+from jaxpref.rewards import open_reward
+from jaxpref.types import Group
+
+CONFIG = "front.yaml"
+INPUTS = "inputs.json"
+_PATH_OF_FUNCTION = ".py:"
+
+
+def start_front(front: FrontConfig, out: Path) -> None:
+    """Checks a new front and writes down what it is made from, or compares that with what stands there.
+
+    Errors: InputError for settings, prompts, rewards and judges that cannot be used, and for a directory that was
+        started with other settings or from other files.
+    """
+    stored, digests = out / CONFIG, out / INPUTS
+    if stored.is_file() and load_front_config(stored) != front:
+        raise InputError(
+            f"the settings with which {out} was started", f"{stored} has others",
+            "restore them, or choose another `out` for a new front",
+        )  # fmt: skip
+    pieces = b.build(front.run)
+    found = dict(_digests(front, pieces))
+    if digests.is_file():
+        before = json.loads(digests.read_text())
+        changed = [name for name in sorted({*before, *found}) if before.get(name) != found.get(name)]
+        if changed:
+            raise InputError(
+                f"the files from which {out} was started", f"changed since: {', '.join(changed)}",
+                "restore them, or choose another `out` for a new front",
+            )  # fmt: skip
+        return
+    asked_prompts(front, pieces)
+    answer_settings(front)
+    for what in {what for objective in front.pareto.objectives for what in (objective.reward, objective.judge) if what}:
+        open_reward(what)
+    out.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(front_settings(front)), stored)
+    digests.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _digests(front: FrontConfig, pieces: b.Pieces) -> Iterator[tuple[str, str]]:
+    """Of the model, and of every local file that the settings name; what a hub or a package has is not looked at."""
+    yield front.run.model.path, weights_key(pieces.source.path, front.run.model.compute_dtype)
+    data, pareto = front.run.data, front.pareto
+    paths = {*data.train, *data.eval, *filter(None, [pareto.answers.prompts])}
+    for objective in pareto.objectives:
+        paths |= {*objective.train, *objective.eval}
+        functions = [what for what in (objective.reward, objective.judge) if what and _PATH_OF_FUNCTION in what]
+        paths |= {what.rpartition(":")[0] for what in functions}
+    for path in sorted(paths):
+        file = Path(path).expanduser()
+        if file.is_file():
+            with file.open("rb") as stream:
+                yield path, hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def answer_settings(front: FrontConfig) -> Settings:
+    """How answers are drawn.  Errors: InputError for settings that do not fit together."""
+    asked = front.pareto.answers
+    return Settings(
+        Sampling(asked.temperature), samples=asked.samples, max_new_tokens=asked.max_new_tokens,
+        seed=front.run.train.seed, batch_size=asked.batch_size,
+    )  # fmt: skip
+
+
+def asked_prompts(front: FrontConfig, pieces: b.Pieces) -> tuple[list[Group], list]:
+    """The prompts that every policy answers, and their token ids.
+
+    Without `answers.prompts`: the first distinct ones of all objectives' held-out data, taken in turns, of at most
+    `data.max_length` tokens, as in training.
+    Errors: InputError without any, and for one that leaves no room for an answer.
+    """
+    asked, data = front.pareto.answers, front.run.data
+    room = {"positions": positions_of(pieces.source.spec), "max_new_tokens": asked.max_new_tokens}
+    if asked.prompts is not None:
+        prompts = read_prompts(asked.prompts)[: asked.count]
+        return prompts, prompt_ids(prompts, pieces.tokenizer, **room)
+    held_out = {
+        objective.name: [
+            Group(group.prompt, (), group.row_id, group.where, group.tools, group.template_kwargs)
+            for group in groups_of(configured(data, objective.eval or data.eval, "eval"))
+        ]
+        for objective in front.pareto.objectives
+    }
+    prompts, ids = [], []
+    for prompt in _in_turns(held_out):
+        [own] = prompt_ids([prompt], pieces.tokenizer, **{**room, "positions": 1 << 62})
+        if len(own) <= min(data.max_length or room["positions"], room["positions"] - asked.max_new_tokens):
+            prompts.append(prompt)
+            ids.append(own)
+        if len(prompts) == asked.count:
+            break
+    if not prompts:
+        raise InputError(
+            f"held-out prompts of at most data.max_length={data.max_length} tokens, which are answered", "none",
+            "add data.eval or objectives' eval, or name a file in answers.prompts",
+        )  # fmt: skip
+    return prompts, ids
+
+
+def _in_turns(held_out: Mapping[str, list[Group]]) -> Iterator[Group]:
+    """The distinct prompts: the first of every objective, then the second, and so on."""
+    seen = set()
+    for i in range(max(map(len, held_out.values()), default=0)):
+        for groups in held_out.values():
+            key = repr(groups[i].prompt) if i < len(groups) else None
+            if key is not None and key not in seen:
+                seen.add(key)
+                yield groups[i]
