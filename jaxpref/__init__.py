@@ -12,6 +12,7 @@ from jaxpref.evaluation import evaluate_answers, evaluate_preferences, evaluate_
 from jaxpref.export import export_run
 from jaxpref.generate import Completion, Mix, generate
 from jaxpref.merge import merge
+from jaxpref.models.peft import load_adapters
 from jaxpref.objectives import ObjectiveOutput
 from jaxpref.plots import plot_curves
 from jaxpref.rewards import score_data
@@ -29,6 +30,7 @@ __all__ = [
     "evaluate_run",
     "export_run",
     "generate",
+    "load_adapters",
     "load_config",
     "make_config",
     "merge",

@@ -107,7 +107,20 @@ def build(config: Config, objective: Sequence[Any] | None = None) -> Pieces:
     lora = adapter_spec(config.adapter, source.spec)
     model = make_decoder(config, source, parts, mesh, lora)
     param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide, before weights are read
-    return Pieces(config, mesh, source, source.load_tokenizer(), model, parts, lora)
+    return Pieces(config, mesh, source, _tokenizer(source), model, parts, lora)
+
+
+def _tokenizer(source: Checkpoint) -> Any:
+    """Errors: InputError for one with tokens that the model has no embedding of."""
+    tokenizer, vocabulary = source.load_tokenizer(), source.spec.vocab
+    beyond = [token for token, number in tokenizer.get_vocab().items() if number >= vocabulary]
+    if beyond:
+        raise InputError(
+            f"a tokenizer of the model's {vocabulary} tokens", f"{source.path}: {', '.join(map(repr, beyond[:5]))} "
+            f"and others, {len(beyond)} in all, beyond them",
+            "take the tokenizer that belongs to the model, or a model whose embeddings were enlarged for these tokens",
+        )  # fmt: skip
+    return tokenizer
 
 
 def make_decoder(

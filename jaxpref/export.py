@@ -132,18 +132,22 @@ def export_run(
     rewards = {SCALAR_HEADS: {"reward": heads["reward"]}} if "reward" in heads else {}
     if adapter:
         _check_has_adapter(run, lora, rewards)
-        card = model_card(run, config, parts, number)
+        card = model_card(run, config, parts, number, adapter=True)
         save_adapter(to, params[LORA], lora, source.spec, base=config.model.path, model_card=card)
         return number
     if lora is not None:
         params = merged_params(source, params[LORA], lora, quantisation(config.adapter))
+    tokenizer, generation = source.load_tokenizer(), dict(source.generation_config)
+    if rewards:
+        tokenizer = _with_own_pad(tokenizer)
+        generation["pad_token_id"] = tokenizer.pad_token_id  # where transformers looks for the end of an answer
     save_pretrained(
         to,
         source.spec,
         params | rewards,
-        _with_own_pad(source.load_tokenizer()) if rewards else source.load_tokenizer(),
+        tokenizer,
         dtype=np.dtype(dtype),
-        generation_config=source.generation_config or None,
+        generation_config=generation if source.generation_config else None,
         model_card=model_card(run, config, parts, number, classifier=bool(rewards)),
     )
     return number

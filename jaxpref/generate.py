@@ -101,7 +101,7 @@ def generate(
     min_p: float | None = None,
     samples: int = 1,
     max_new_tokens: int = 256,
-    stops: Sequence[str] = (),
+    stops: str | Sequence[str] = (),
     stop_tokens: Sequence[int] | None = None,
     seed: int = 0,
     batch_size: int = 32,
@@ -124,7 +124,8 @@ def generate(
     Errors: InputError for anything that does not fit, before anything is compiled.
     """
     settings = Settings(
-        Sampling(temperature, top_k, top_p, min_p), samples, max_new_tokens, tuple(stops),
+        Sampling(temperature, top_k, top_p, min_p), samples, max_new_tokens,
+        (stops,) if isinstance(stops, str) else tuple(stops),
         None if stop_tokens is None else tuple(stop_tokens), seed, batch_size,
     )  # fmt: skip
     groups = read_prompts(prompts) if isinstance(prompts, str | Path) else given_prompts(prompts)

@@ -13,7 +13,6 @@ No soup is the optimum for the weighted rewards; that is `objectives.multiobject
 `generation.mixing.Mix`.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -133,11 +132,7 @@ def _run(run: str | Path, weight: float, step: str) -> Ingredient:
 
 
 def _adapter(directory: str | Path, weight: float) -> Ingredient:
-    name = json.loads((Path(directory) / CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not name:
-        raise InputError(
-            "an adapter that names its base", f"{directory}/{CONFIG_FILE}: no base_model_name_or_path", "write it there"
-        )
+    name = peft.base_of(directory)
     base = open_checkpoint(name)
     load = lambda: peft.load_adapter(directory, base.spec)[1]
     return Ingredient(directory, weight, base, name, peft.read_spec(directory, base.spec), None, load)

@@ -17,7 +17,15 @@ _FILES = (".gguf", ".json", ".jsonl", ".gz", ".parquet")
 _VERSIONS = ("jaxpref", "jax", "flax", "optax", "transformers")
 
 
-def model_card(run: str | Path, config: Config, parts: Sequence[Part], step: int, *, classifier: bool = False) -> str:
+def model_card(
+    run: str | Path,
+    config: Config,
+    parts: Sequence[Part],
+    step: int,
+    *,
+    classifier: bool = False,
+    adapter: bool = False,
+) -> str:
     """Markdown with the Hub's YAML front matter.
 
     Args:
@@ -25,11 +33,12 @@ def model_card(run: str | Path, config: Config, parts: Sequence[Part], step: int
         parts: the bound objectives, with every hyperparameter.
         step: of the exported checkpoint.
         classifier: a reward model, written as a sequence classifier.
+        adapter: a PEFT directory.
     """
     run, settings = Path(run), to_dict(config)
     evaluation = _evaluation(run / "metrics.jsonl", step)
     sections = [
-        f"---\n{_yaml(_front_matter(config, parts, classifier))}---",
+        f"---\n{_yaml(_front_matter(config, parts, classifier, adapter))}---",
         f"# {Path(config.out).name}",
         f"{config.model.path}, trained with jaxpref for {step} steps on {', '.join(config.data.train)}."
         + (" It scores an answer at its last token: one label, higher is better." if classifier else ""),
@@ -82,14 +91,14 @@ def soup_card(weights: Mapping[str, float], how: str, base: str, *, adapter: boo
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(config: Config, parts: Sequence[Part], classifier: bool) -> dict[str, Any]:
+def _front_matter(config: Config, parts: Sequence[Part], classifier: bool, adapter: bool) -> dict[str, Any]:
     """Keys as in https://huggingface.co/docs/hub/model-cards; a local path is no `base_model` and no dataset."""
     base = _hub_id(config.model.path.partition("@")[0])
     datasets = [path for path in config.data.train if _hub_id(path)]
     return {
         **({"base_model": base} if base else {}),
         **({"datasets": datasets} if datasets else {}),
-        "library_name": "transformers",
+        "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-classification" if classifier else "text-generation",
         "tags": ["jaxpref", *dict.fromkeys(part.function.__name__ for part in parts), *["reward-model"] * classifier],
     }

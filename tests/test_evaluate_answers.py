@@ -199,6 +199,8 @@ def test_a_run_against_its_starting_model(call, judge, finished_run, tiny_files,
         (["--reward", "test_evaluate_answers:answers"], "--prompts FILE, for a policy to answer"),
         (["--reward", "test_evaluate_answers:answers", "data.eval=[x]"], "data.eval=[x]"),
         (["--resamples", "3"], "resamples=3"),
+        (["--out", "found.jsonl"], "--out FILE.json"),
+        (["--reward", "test_evaluate_answers:answers", "--prompts", "p.jsonl", "--out", "p.json"], "p.jsonl"),
     ],
 )
 def test_options_that_do_not_fit(arguments, said, call, finished_run):

@@ -60,8 +60,11 @@ def test_carried_statistics_and_a_moving_reference_continue_bit_for_bit(tiny_fil
 
 
 def test_reward_model_and_its_export(tiny_files, tmp_path):
+    model = tiny.write_model(tmp_path / "model_that_pads_with_its_end")
+    end = json.loads((model / "generation_config.json").read_text())["eos_token_id"]
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": end, "pad_token_id": end}))
     config = tiny.config(
-        tmp_path / "run", tiny_files.model, tiny_files.train, tiny_files.held_out,
+        tmp_path / "run", model, tiny_files.train, tiny_files.held_out,
         objective=[{"name": "bradley_terry", "centering": 0.01}], train={"epochs": 8},
     )  # fmt: skip
     run = tiny.run(config)
@@ -72,6 +75,10 @@ def test_reward_model_and_its_export(tiny_files, tmp_path):
     assert written["architectures"] == ["LlamaForSequenceClassification"] and written["num_labels"] == 1
     from safetensors.numpy import load_file
 
+    # transformers reads the score before the padding, so config and tokenizer name the same token, which is no end.
+    tokenizer = json.loads((tmp_path / "model/tokenizer_config.json").read_text())
+    pad = open_checkpoint(tmp_path / "model").load_tokenizer().pad_token_id
+    assert written["pad_token_id"] == pad and tokenizer["pad_token"] != tokenizer["eos_token"]
     weights = load_file(tmp_path / "model/model.safetensors")
     assert weights["score.weight"].shape == (1, 32) and "lm_head.weight" not in weights
 

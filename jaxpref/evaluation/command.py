@@ -77,13 +77,14 @@ def _on_preferences(options: argparse.Namespace, bootstrap: Bootstrap, console: 
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise InputError("--reward, by which answers are scored", f"{flags} without it", "add it, or leave these out")
+    _given_out(options)
     found = evaluate_preferences(
         options.source, step=options.step, overrides=options.overrides, bootstrap=bootstrap,
         bins=BINS if options.bins is None else options.bins,
     )  # fmt: skip
     about = found.report.about
     name = "_".join(["preferences", *(Path(path).stem for path in about["data"]), str(about["step"])])
-    to = Path(options.out) if options.out else Path(options.source) / "eval" / f"{name}.json"
+    to = _given_out(options) or Path(options.source) / "eval" / f"{name}.json"
     if jax.process_index() == 0:
         written = [found.report.write(to), write_rows(found.groups, to.with_suffix(".jsonl"))]
         written += [png] if (png := plot_preferences(found, to.with_suffix(".png"))) else []
@@ -105,9 +106,23 @@ def _on_answers(options: argparse.Namespace, bootstrap: Bootstrap, console: Cons
         _show(found.report, [*written, plot_generations(found, to.with_suffix(".png"))], console)
 
 
+def _given_out(options: argparse.Namespace) -> Path | None:
+    """--out, beside which rows and figure are written.  Errors: InputError where these would replace what is read."""
+    if not options.out:
+        return None
+    to = Path(options.out)
+    if to.suffix != ".json":
+        raise InputError("--out FILE.json", options.out, "rename it")
+    read = {Path(path).resolve() for path in (options.source, options.against, options.prompts) if path}
+    for written in (to, to.with_suffix(".jsonl"), to.with_suffix(".png")):
+        if written.resolve() in read:
+            raise InputError("--out beside which nothing stands that is read", f"{written}", "choose another name")
+    return to
+
+
 def _destination(options: argparse.Namespace) -> Path:
-    if options.out:
-        return Path(options.out)
+    if (given := _given_out(options)) is not None:
+        return given
     if not (Path(options.source) / "config.yaml").is_file():
         raise InputError("--out FILE.json, where the policy is no run", f"{options.source} without it", "add --out")
     against = f"_against_{Path(options.against).stem}" if options.against else ""

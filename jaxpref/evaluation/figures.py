@@ -52,11 +52,13 @@ def _margins(axis: Any, found: Preferences) -> None:
         label=[f"chosen has the higher reward ({(~wrong_B).sum()})", f"it has not, or a tie ({wrong_B.sum()})"],
     )  # fmt: skip
     axis.axvline(0, color="black", lw=0.8)
-    mean = found.report.estimates["rewards/margins"]
-    axis.axvline(mean.value, color="black", ls=":", label=f"mean {_shown(mean)}")
+    logged = found.report.estimates  # an objective of one's own may log less
+    if mean := logged.get("rewards/margins"):
+        axis.axvline(mean.value, color="black", ls=":", label=f"mean {_shown(mean)}")
     axis.set_xlabel("reward margin, chosen less rejected (nats)")
     axis.set_ylabel("pairs")
-    axis.set_title(f"margins: accuracy {_shown(found.report.estimates['rewards/accuracies'])}")
+    accuracy = logged.get("rewards/accuracies")
+    axis.set_title(f"margins: accuracy {_shown(accuracy)}" if accuracy else "margins")
     axis.margins(y=0.35)  # room for the legend above the bars
     axis.legend(loc="best")
 

@@ -6,10 +6,10 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 from rich.console import Console
@@ -23,6 +23,12 @@ from jaxpref.generation.sampling import Sampling
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
+_UNUSED = {
+    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": None,
+    "suppress_tokens": None, "begin_suppress_tokens": None, "forced_bos_token_id": None, "forced_eos_token_id": None,
+    "min_length": 0, "min_new_tokens": None, "sequence_bias": None, "guidance_scale": 1.0,
+}  # fmt: skip
+"""Keys of generation_config.json that change which token is likeliest -> the value that does not."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,8 +73,10 @@ def run(options: argparse.Namespace) -> None:
     source, overrides = _source(options)
     opened = open_source(source, step=options.step, overrides=overrides)
     prompts = read_prompts(options.prompts)
-    completions = complete(opened.pieces, opened.params, prompts, settings, opened.mixed)
     console = Console(stderr=True, quiet=jax.process_index() > 0)  # standard output is for the lines
+    if unused := _unused(opened.pieces.source.generation_config):
+        console.print(f"note: the model's generation_config asks for {unused}, which is not done", highlight=False)
+    completions = complete(opened.pieces, opened.params, prompts, settings, opened.mixed)
     with _opened(options.out) as file:
         try:
             finished = _write(completions, file, len(prompts) * settings.samples, settings.seed, console)
@@ -95,10 +103,19 @@ def _source(options: argparse.Namespace) -> tuple[str | Mix, list[str]]:
     return Mix(parse_policies(options.mix), **given), [*first, *options.overrides]
 
 
+def _unused(generation_config: Mapping[str, Any]) -> str:
+    """What transformers would do besides, also when it is greedy."""
+    given = {name: generation_config.get(name) for name in _UNUSED}
+    return ", ".join(f"{name}={value}" for name, value in given.items() if value not in (None, _UNUSED[name], [], {}))
+
+
 def _opened(path: str | None) -> AbstractContextManager[TextIO]:
     if jax.process_index() > 0:  # every process knows every completion
         return open(os.devnull, "w")
-    return Path(path).open("x", encoding="utf-8") if path else nullcontext(sys.stdout)
+    if path is None:
+        return nullcontext(sys.stdout)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return Path(path).open("x", encoding="utf-8")
 
 
 def _write(completions: Iterable[Completion], file: TextIO, total: int, seed: int, console: Console) -> str:

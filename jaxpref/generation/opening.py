@@ -1,6 +1,5 @@
 """Runs, models and PEFT adapters -> what can be decoded, on the mesh; policies on one base hold it once."""
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from jaxpref.export import run_params
 from jaxpref.generation.decoding import Policy, decodes_apart, policy_of
 from jaxpref.generation.mixing import Mix, Rule, mixture_of
 from jaxpref.models.decoder import Model
-from jaxpref.models.peft import CONFIG_FILE
+from jaxpref.models.peft import CONFIG_FILE, base_of
 from jaxpref.models.quantize import Quantisation
 from jaxpref.models.spec import LongRope, ModelSpec
 from jaxpref.policy import quantisation, split
@@ -191,10 +190,7 @@ def _with_model(config: Config, source: str | Path, overrides: Sequence[str]) ->
     config = replace(config, adapter=replace(config.adapter, path=str(source)))
     if any(item.startswith("model.path=") for item in overrides):
         return config
-    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise InputError("an adapter that names its base", f"{file}: no base_model_name_or_path", "set model.path=BASE")
-    return replace(config, model=replace(config.model, path=base))
+    return replace(config, model=replace(config.model, path=base_of(source)))
 
 
 def _read(

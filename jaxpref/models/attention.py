@@ -56,10 +56,16 @@ def attention(
     M = k_RLMH.shape[2]
     assert L % block == 0 and N % M == 0
     # Heads first, the queries of one key head side by side: every product below is then a plain batched matmul.
-    q_RMJLH = q_RLNH.reshape(R, L, M, N // M, H).transpose(0, 2, 3, 1, 4) * jnp.asarray(scale, q_RLNH.dtype)
+    q_RMJLH = q_RLNH.reshape(R, L, M, N // M, H).transpose(0, 2, 3, 1, 4)
+    q_RMJLH = scaled(q_RMJLH, scale)
     k_RMLH, v_RMLH = k_RLMH.transpose(0, 2, 1, 3), v_RLMH.transpose(0, 2, 1, 3)
     out_RMJLH = _blockwise(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap)
     return out_RMJLH.transpose(0, 3, 1, 2, 4).reshape(R, L, N, H)
+
+
+def scaled(q: jax.Array, scale: float) -> jax.Array:
+    """q * scale in the dtype of q, rounded once: the scale itself is not."""
+    return (q.astype(jnp.float32) * scale).astype(q.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))

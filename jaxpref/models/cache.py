@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxpref.models.attention import scaled
 from jaxpref.models.spec import ModelSpec
 from jaxpref.sharding import constrain
 
@@ -64,7 +65,7 @@ def attend(q_RCNH, k_RCMH, v_RCMH, memory, view: View, layer, *, scale: float, s
     values, v_RMIH = _written(memory[1], v_RCMH.transpose(0, 2, 1, 3), layer["index"], (0, 0, view.column, 0))
     R, C, N, H = q_RCNH.shape
     M = v_RMIH.shape[1]
-    q_RMJCH = q_RCNH.reshape(R, C, M, N // M, H).transpose(0, 2, 3, 1, 4) * jnp.asarray(scale, q_RCNH.dtype)
+    q_RMJCH = scaled(q_RCNH.reshape(R, C, M, N // M, H).transpose(0, 2, 3, 1, 4), scale)
     s_RMJCI = jnp.einsum("RMJCH,RMHI->RMJCI", q_RMJCH, k_RMHI, preferred_element_type=jnp.float32)
     if softcap is not None:
         s_RMJCI = softcap * jnp.tanh(s_RMJCI / softcap)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,7 +84,7 @@ def load_params(
         misshaped tensors.
     """
     ignored = FAMILIES[spec.family].IGNORED_TENSORS
-    with open_safetensors(Path(directory)) as source:
+    with open_safetensors(Path(directory), ignored) as source:
         table = stored_form(source.shapes, forms(spec.family), spec)
         head, embedding = table["head/kernel"].name, table["embed/table"].name
         if spec.tied and {head, embedding} <= source.shapes.keys():
@@ -93,8 +94,12 @@ def load_params(
 
 
 @contextmanager
-def open_safetensors(directory: Path) -> Iterator[TensorSource]:
-    """All tensors of a directory's safetensors files; they stay on disk until read."""
+def open_safetensors(directory: Path, ignored: str = r"(?!)") -> Iterator[TensorSource]:
+    """All tensors of a directory's safetensors files; they stay on disk until read.
+
+    Args:
+        ignored: regular expression of names that may be of any dtype, for they are not read.
+    """
     with ExitStack() as stack:
         slices = {}
         for path in _weight_files(directory):
@@ -108,7 +113,8 @@ def open_safetensors(directory: Path) -> Iterator[TensorSource]:
                 ) from error
             slices |= {name: file.get_slice(name) for name in file.keys()}
         known = {*_CODES.values(), "F64"}
-        other = [f"{name} {part.get_dtype()}" for name, part in slices.items() if part.get_dtype() not in known]
+        odd = {name: part.get_dtype() for name, part in slices.items() if not re.fullmatch(ignored, name)}
+        other = [f"{name} {dtype}" for name, dtype in odd.items() if dtype not in known]
         if other:
             raise InputError(
                 "tensors of floats",

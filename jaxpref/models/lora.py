@@ -66,6 +66,13 @@ def find_targets(patterns: Sequence[str] | None, names: Mapping[str, Sequence[st
         names: weight that can be adapted -> the names it goes by.
     Errors: InputError for patterns that match nothing, with all names.
     """
+    for pattern in patterns or ():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(
+                "adapter.targets as regular expressions", f"{pattern!r}: {error}", "as .*_proj for what ends in _proj"
+            ) from error
     matches = lambda pattern, target: any(re.fullmatch(pattern, name) for name in names[target])
     unmatched = [p for p in patterns or () if not any(matches(p, target) for target in names)]
     if unmatched or not names:
@@ -73,7 +80,7 @@ def find_targets(patterns: Sequence[str] | None, names: Mapping[str, Sequence[st
         raise InputError(
             f"adapter.targets among {known or 'no weight: this model has none that an adapter may be put on'}",
             f"{unmatched}",
-            "name weights as listed, or by a regular expression; those of experts and fused ones cannot be named",
+            "name weights as listed, or by a regular expression; those of experts cannot be named",
         )
     return tuple(t for t in TARGETS if t in names and (patterns is None or any(matches(p, t) for p in patterns)))
 

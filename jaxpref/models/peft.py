@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from jaxpref.errors import InputError
 from jaxpref.models.families import FAMILIES
+from jaxpref.models.hf import read_json
 from jaxpref.models.lora import TARGETS, LoraSpec
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.weights import Weight, axis_sizes, check_shapes, nest, used_weights
@@ -49,6 +50,21 @@ def target_names(model: ModelSpec) -> dict[str, tuple[str, ...]]:
         stored = () if _fused(weight) else (module.rpartition(".")[2], module)
         names[target] = (target.rpartition("/")[2], target, *stored)
     return names
+
+
+def base_of(directory: str | Path) -> str:
+    """The model that a PEFT adapter says it lies on, as `model.path` takes it.
+
+    Errors: InputError for an adapter that names none.
+    """
+    file = Path(directory) / CONFIG_FILE
+    config = read_json(file)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not name:
+        raise InputError(
+            "an adapter that names its base", f"{file}: no base_model_name_or_path", "write it there, or set model.path"
+        )
+    return f"{name}@{revision}" if revision and not Path(name).expanduser().exists() else name
 
 
 def read_spec(directory: str | Path, model: ModelSpec) -> LoraSpec:
@@ -175,7 +191,7 @@ def _read(directory: Path, model: ModelSpec) -> tuple[LoraSpec, dict[str, np.nda
     if missing := [file.name for file in files if not file.is_file()]:
         fix = "correct the path; an adapter_model.bin is converted by loading it with PEFT and saving it again"
         raise InputError(f"a PEFT adapter: {CONFIG_FILE} and {WEIGHTS_FILE}", f"no {missing} in {directory}", fix)
-    config = json.loads(files[0].read_text(encoding="utf-8"))
+    config = read_json(files[0])
     problems = [f"{key} is missing" for key in ("peft_type", "r", "lora_alpha") if not config.get(key)]
     problems += [f"{k} = {v!r}, only {_ONLY[k][0]!r} is" for k, v in config.items() if k in _ONLY and v not in _ONLY[k]]
     known = _READ | _IGNORED | _ONLY.keys()

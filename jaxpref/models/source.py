@@ -23,7 +23,7 @@ class Checkpoint:
     """The local directory or file."""
     spec: ModelSpec
     generation_config: dict[str, Any]
-    """As in generation_config.json; empty when there is none."""
+    """As in generation_config.json."""
     load_params: Callable[..., dict[str, Any]]
     """`load_params(dtype=np.float32, put=None)` -> parameter tree; see `jaxpref.models.weights.load_tree`."""
     load_tokenizer: Callable[[], Any]
@@ -42,11 +42,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     local = _local_path(str(path))
     if local.is_dir():
-        generation = local / "generation_config.json"
         return Checkpoint(
             path=local,
             spec=(spec := hf.load_spec(local)),
-            generation_config=hf.read_json(generation) if generation.is_file() else {},
+            generation_config=_generation_config(local),
             load_params=lambda **options: hf.load_params(local, spec, **options),
             load_tokenizer=lambda: load_tokenizer(local),
         )
@@ -56,6 +55,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     beside = any((local.parent / name).is_file() for name in _TOKENIZER_FILES)
     tokenizer = (lambda: load_tokenizer(local.parent)) if beside else opened.load_tokenizer
     return Checkpoint(local, opened.spec, opened.generation_config, opened.load_params, tokenizer)
+
+
+def _generation_config(directory: Path) -> dict[str, Any]:
+    """Of a directory; without one, the special tokens in config.json, as transformers takes them."""
+    file = directory / "generation_config.json"
+    if file.is_file():
+        return hf.read_json(file)
+    config, names = hf.read_json(directory / "config.json"), ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: config[name] for name in names if config.get(name) is not None}
 
 
 def _local_path(path: str) -> Path:

@@ -317,6 +317,7 @@ def test_smollm3_interval():
         ("Mistral-7B-v0.1", {"sliding_window": 0}, "sliding_window = 0"),
         ("Qwen2.5-0.5B", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type = 'yarn'"),
         ("Qwen2.5-0.5B", {"use_mrope": True}, "use_mrope = True"),
+        ("Qwen2.5-0.5B", {"is_causal": False}, "is_causal = False"),
         ("Qwen2.5-0.5B", {"layer_types": [FULL] * 23}, "23 layer_types for num_hidden_layers = 24"),
         ("Qwen2.5-0.5B", {"layer_types": ["chunked_attention"] * 24}, "layer_types with chunked_attention"),
         ("Qwen3-0.6B", {"layer_types": [SLIDING] * 28}, "no sliding_window is in force"),

@@ -395,3 +395,33 @@ def test_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(InputError, match="hf download some-org/model"):
         open_checkpoint("some-org/model")
+
+
+def test_tensors_that_are_not_read_may_be_of_any_kind(tmp_path):
+    """Old checkpoints of GPT-2 carry the causal mask, in bytes or booleans."""
+    spec = ModelSpec(
+        family="gpt2", vocab=20, width=8, ffn=32, layers=2, heads=2, kv_heads=2, head_dim=4, max_positions=16,
+        rope_theta=1e4, norm_eps=1e-5, tied=True, learned_positions=True, activation="gelu_tanh", gated=False,
+        norm="layer", qkv_bias=True, o_bias=True, mlp_bias=True,
+    )  # fmt: skip
+    directory = save(tmp_path / "model", spec)
+    tensors = load_file(directory / "model.safetensors")
+    mask = {
+        "transformer.h.0.attn.bias": np.ones((1, 1, 16, 16), bool),
+        "h.1.attn.bias": np.ones((1, 1, 16, 16), np.uint8),
+    }
+    save_file({**tensors, **mask}, directory / "model.safetensors")
+    load_params(directory, spec)
+    save_file(
+        {**tensors, "transformer.h.0.mlp.c_fc.weight": np.ones((8, 32), np.uint8)}, directory / "model.safetensors"
+    )
+    with pytest.raises(InputError, match="c_fc.weight U8"):
+        load_params(directory, spec)
+
+
+def test_special_tokens_without_a_generation_config(tmp_path):
+    directory = save(tmp_path / "model")
+    (directory / "generation_config.json").unlink()
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"eos_token_id": [1, 2]}))
+    assert open_checkpoint(directory).generation_config["eos_token_id"] == [1, 2]

@@ -192,6 +192,11 @@ def test_patterns_that_match_nothing_are_refused():
         lora.find_targets(["q", "lm_head", "qq"], NAMES)
 
 
+def test_a_pattern_that_is_no_regular_expression_is_refused():
+    with pytest.raises(InputError, match=r"\*_proj.*nothing to repeat"):
+        lora.find_targets(["*_proj"], NAMES)
+
+
 def test_adapters_of_one_spec_can_be_mapped_over():
     spec = KINDS["dora"]
     equation, x, w, adapter = case("attention/o", spec)

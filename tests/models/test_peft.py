@@ -204,3 +204,19 @@ def test_peft_loads_what_is_written(kind, tmp_path):
     wanted = load_file(tmp_path / "logits")["logits"]
     np.testing.assert_allclose(logits(base()[1] | {LORA: tree}, spec), wanted, rtol=1e-4, atol=1e-4)
     assert np.abs(logits(base()[1], None) - wanted).max() > 0.1
+
+
+def test_the_base_that_an_adapter_names(tmp_path):
+    directory = tmp_path / "adapter"
+    directory.mkdir()
+    write = lambda text: (directory / "adapter_config.json").write_text(text)
+    write(json.dumps({"base_model_name_or_path": "org/base", "revision": "abc"}))
+    assert peft.base_of(directory) == "org/base@abc"
+    write(json.dumps({"base_model_name_or_path": str(tmp_path), "revision": "abc"}))
+    assert peft.base_of(directory) == str(tmp_path)
+    write("{}")
+    with pytest.raises(InputError, match="no base_model_name_or_path"):
+        peft.base_of(directory)
+    write("[1")
+    with pytest.raises(InputError, match="a JSON file"):
+        peft.base_of(directory)

@@ -7,8 +7,9 @@ from typing import Any
 from jaxpref.errors import InputError
 from jaxpref.models.spec import LayerKind, ModelSpec
 
-# Knowingly ignored in every family: they change neither the function nor its gradient (`pretraining_tp` only splits a
-# product).  Token ids are taken from the tokenizer and generation_config.json.
+# Knowingly ignored in every family: they do not change the function (`pretraining_tp` only splits a product), nor its
+# gradient but for one row: torch's embedding gives the row of `pad_token_id` none, here it is a token like the others.
+# Token ids are taken from the tokenizer and generation_config.json.
 IGNORED = frozenset({
     "initializer_range", "use_cache", "pretraining_tp", "bos_token_id", "eos_token_id", "pad_token_id",
     "dtype", "torch_dtype", "transformers_version", "transformers.js_config", "_name_or_path", "auto_map",
@@ -128,6 +129,7 @@ class ConfigReader:
 
         An unknown attribute that is None, False, 0 or empty is off, and passes.
         """
+        self.only("is_causal", True)
         for key, value in self.config.items():
             if key not in self._known and value:
                 self.problems.append(f"{key} = {value!r} is unknown for this family")
