@@ -13,7 +13,7 @@ from jaxpref.errors import InputError
 from jaxpref.evaluation import evaluate_run
 from jaxpref.export import export_run
 from jaxpref.metrics import read_jsonl
-from jaxpref.models.source import open_checkpoint
+from jaxpref.models.source import load_tokenizer, open_checkpoint
 from jaxpref.objectives import ObjectiveOutput
 from jaxpref.train import train
 
@@ -77,7 +77,7 @@ def test_reward_model_and_its_export(tiny_files, tmp_path):
 
     # transformers reads the score before the padding, so config and tokenizer name the same token, which is no end.
     tokenizer = json.loads((tmp_path / "model/tokenizer_config.json").read_text())
-    pad = open_checkpoint(tmp_path / "model").load_tokenizer().pad_token_id
+    pad = load_tokenizer(tmp_path / "model").pad_token_id
     assert written["pad_token_id"] == pad and tokenizer["pad_token"] != tokenizer["eos_token"]
     weights = load_file(tmp_path / "model/model.safetensors")
     assert weights["score.weight"].shape == (1, 32) and "lm_head.weight" not in weights
