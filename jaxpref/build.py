@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxpref.config import Config, reference_contradictions
 from jaxpref.data.dataset import DataReport, common_columns, load_groups
 from jaxpref.data.dimensions import margin_contradictions
+from jaxpref.data.encode import check_known_tokens
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import MASKS, UNIFORM, Layout, columns_of
 from jaxpref.errors import InputError
@@ -107,20 +108,7 @@ def build(config: Config, objective: Sequence[Any] | None = None) -> Pieces:
     lora = adapter_spec(config.adapter, source.spec)
     model = make_decoder(config, source, parts, mesh, lora)
     param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide, before weights are read
-    return Pieces(config, mesh, source, _tokenizer(source), model, parts, lora)
-
-
-def _tokenizer(source: Checkpoint) -> Any:
-    """Errors: InputError for one with tokens that the model has no embedding of."""
-    tokenizer, vocabulary = source.load_tokenizer(), source.spec.vocab
-    beyond = [token for token, number in tokenizer.get_vocab().items() if number >= vocabulary]
-    if beyond:
-        raise InputError(
-            f"a tokenizer of the model's {vocabulary} tokens", f"{source.path}: {', '.join(map(repr, beyond[:5]))} "
-            f"and others, {len(beyond)} in all, beyond them",
-            "take the tokenizer that belongs to the model, or a model whose embeddings were enlarged for these tokens",
-        )  # fmt: skip
-    return tokenizer
+    return Pieces(config, mesh, source, source.load_tokenizer(), model, parts, lora)
 
 
 def make_decoder(
@@ -239,6 +227,7 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
     columns = sorted({name for part in pieces.parts for name in part.all_columns})
     groups, report = load_groups(data, pieces.tokenizer, paths, split, kinds=kinds, seed=seed, columns=columns)
     check_columns(pieces.parts, common_columns(groups))
+    check_known_tokens(((g.where, (g.prompt_ids, *g.completion_ids)) for g in groups), pieces.source.spec.vocab)
     return groups, report
 
 

@@ -145,7 +145,10 @@ def complete(
     """
     opened = Opened(pieces, params, mixed)
     positions = opened.positions
-    ids = prompt_ids(prompts, pieces.tokenizer, positions=positions, max_new_tokens=settings.max_new_tokens)
+    ids = prompt_ids(
+        prompts, pieces.tokenizer, vocabulary=pieces.source.spec.vocab, positions=positions,
+        max_new_tokens=settings.max_new_tokens,
+    )  # fmt: skip
     stops = stop_ids(pieces) if settings.stop_tokens is None else frozenset(settings.stop_tokens)
     ending = Ending(pieces.tokenizer, stops, settings.stops)
     generator = Generator(

@@ -74,7 +74,7 @@ def soup_card(weights: Mapping[str, float], how: str, base: str, *, adapter: boo
         base: name or path of the model that the adapters lie on; of whole models the first one.
         adapter: a PEFT directory.
     """
-    named = [name for name in dict.fromkeys([base, *weights]) if _hub_id(name)]
+    named = [name for name in dict.fromkeys([base.partition("@")[0], *weights]) if _hub_id(name)]
     front = {
         **({"base_model": named} if named else {}),
         "library_name": "peft" if adapter else "transformers",

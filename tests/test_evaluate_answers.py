@@ -206,3 +206,11 @@ def test_a_run_against_its_starting_model(call, judge, finished_run, tiny_files,
 def test_options_that_do_not_fit(arguments, said, call, finished_run):
     code, _, err = call(finished_run.out, *arguments)
     assert code == 2 and said in err and "Traceback" not in err
+
+
+def test_held_out_data_are_not_written_over(call, finished_run, tiny_files, tmp_path):
+    data = tmp_path / "held_out.jsonl"
+    data.write_bytes(tiny_files.held_out.read_bytes())
+    code, _, err = call(finished_run.out, "--out", data.with_suffix(".json"), f"data.eval=[{data}]")
+    assert code == 2 and "choose another name" in err
+    assert data.read_bytes() == tiny_files.held_out.read_bytes()

@@ -116,7 +116,7 @@ def test_lines_of_text(tmp_path):
 def test_text_is_taken_as_it_is_and_messages_by_the_template():
     tokenizer = tiny.make_tokenizer()
     prompts = given_prompts(["n 1", USER, {"prompt": USER, "chat_template_kwargs": {"unused": 1}}])
-    found = prompt_ids(prompts, tokenizer, positions=256, max_new_tokens=5)
+    found = prompt_ids(prompts, tokenizer, vocabulary=128, positions=256, max_new_tokens=5)
     assert [tokenizer.decode(ids) for ids in found] == [
         "n 1",
         *["<|im_start|>user\nn 1<|im_end|>\n<|im_start|>assistant\n"] * 2,
@@ -152,9 +152,24 @@ def test_bad_lines_are_named(tmp_path):
         read_prompts(tmp_path / "q.txt")
 
 
+def test_tokens_that_the_model_does_not_have_are_refused():
+    """A tokenizer may know more tokens than there are embeddings; that matters where one of them is used."""
+    tokenizer = tiny.make_tokenizer()
+    used = int(tokenizer("n 1")["input_ids"][0])
+    ids = lambda vocabulary: prompt_ids(
+        given_prompts(["n 1"]), tokenizer, vocabulary=vocabulary, positions=20, max_new_tokens=8
+    )
+    largest = max(ids(128)[0].tolist())
+    assert ids(largest + 1)[0].tolist() == ids(128)[0].tolist() and used <= largest
+    with pytest.raises(InputError, match=rf"(?s)model's {largest}.*prompts\[0\]: token {largest}"):
+        ids(largest)
+
+
 def test_prompts_that_no_model_could_continue():
     tokenizer = tiny.make_tokenizer()
-    ids = lambda prompts, t=tokenizer: prompt_ids(given_prompts(prompts), t, positions=20, max_new_tokens=8)
+    ids = lambda prompts, t=tokenizer: prompt_ids(
+        given_prompts(prompts), t, vocabulary=128, positions=20, max_new_tokens=8
+    )
     assert list(map(len, ids(["b" * 12]))) == [12]
     with pytest.raises(InputError, match=r"prompts\[1\]: 13 tokens \+ max_new_tokens=8"):
         ids(["a", "b" * 13])

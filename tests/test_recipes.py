@@ -51,10 +51,11 @@ def test_the_sft_run_of_the_comment_is_read():
     """The overrides that the comment in modpo_summarize.yaml gives for the run before it."""
     lines = (CONFIGS / "modpo_summarize.yaml").read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if "out=runs/summarize_sft" in line)
-    words = lines[first].strip("# \\") + " " + lines[first + 1].strip("# ")
+    words = " ".join(line.strip("# \\") for line in lines[first : first + 3])
     [_, command, path, *overrides] = shlex.split(words)
     assert command == "train"
     run = load_config(CONFIGS.parent / path, overrides)
+    assert run.data.train == ["data/summarize/train.jsonl"]
     assert run.objective == [{"name": "sft"}] and run.train.epochs == 1 and run.adapter.dropout == 0.05
 
 

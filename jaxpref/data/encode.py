@@ -149,6 +149,22 @@ def encode_group(
     return result
 
 
+def check_known_tokens(rows: Iterable[tuple[str, Iterable[np.ndarray]]], vocabulary: int) -> None:
+    """Errors: InputError for a token that the model has no embedding of; some tokenizers have more tokens than that.
+
+    Args:
+        rows: where each stands, and its token ids.
+        vocabulary: of the model, without padding.
+    """
+    for where, parts in rows:
+        largest = max((int(ids.max()) for ids in parts if len(ids)), default=0)
+        if largest >= vocabulary:
+            raise InputError(
+                f"tokens among the model's {vocabulary}", f"{where}: token {largest}",
+                "take the tokenizer that belongs to the model, or a model with embeddings for the added tokens",
+            )  # fmt: skip
+
+
 def encode_prompts(prompts: Sequence[Group], tokenizer: Any) -> list[np.ndarray]:
     """Token ids of groups without completions: what a model is given to go on with.
 

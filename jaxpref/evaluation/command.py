@@ -83,6 +83,7 @@ def _on_preferences(options: argparse.Namespace, bootstrap: Bootstrap, console: 
         bins=BINS if options.bins is None else options.bins,
     )  # fmt: skip
     about = found.report.about
+    _given_out(options, *about["data"])
     name = "_".join(["preferences", *(Path(path).stem for path in about["data"]), str(about["step"])])
     to = _given_out(options) or Path(options.source) / "eval" / f"{name}.json"
     if jax.process_index() == 0:
@@ -106,14 +107,18 @@ def _on_answers(options: argparse.Namespace, bootstrap: Bootstrap, console: Cons
         _show(found.report, [*written, plot_generations(found, to.with_suffix(".png"))], console)
 
 
-def _given_out(options: argparse.Namespace) -> Path | None:
-    """--out, beside which rows and figure are written.  Errors: InputError where these would replace what is read."""
+def _given_out(options: argparse.Namespace, *more: str) -> Path | None:
+    """--out, beside which rows and figure are written.  Errors: InputError where these would replace what is read.
+
+    Args:
+        more: further files that are read.
+    """
     if not options.out:
         return None
     to = Path(options.out)
     if to.suffix != ".json":
         raise InputError("--out FILE.json", options.out, "rename it")
-    read = {Path(path).resolve() for path in (options.source, options.against, options.prompts) if path}
+    read = {Path(path).resolve() for path in (options.source, options.against, options.prompts, *more) if path}
     for written in (to, to.with_suffix(".jsonl"), to.with_suffix(".png")):
         if written.resolve() in read:
             raise InputError("--out beside which nothing stands that is read", f"{written}", "choose another name")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxpref.data.columns import shown, template_columns
-from jaxpref.data.encode import encode_prompts
+from jaxpref.data.encode import check_known_tokens, encode_prompts
 from jaxpref.data.kinds import kind_of_row, read_group
 from jaxpref.data.schema import check_text, read_messages
 from jaxpref.data.sources import read_rows
@@ -64,10 +64,13 @@ def to_prompt(row: Mapping[str, Any], where: str, number: int) -> Group:
     return Group(messages, (), number, where, *template_columns(row, where))
 
 
-def prompt_ids(prompts: Sequence[Group], tokenizer: Any, *, positions: int, max_new_tokens: int) -> list[np.ndarray]:
+def prompt_ids(
+    prompts: Sequence[Group], tokenizer: Any, *, vocabulary: int, positions: int, max_new_tokens: int
+) -> list[np.ndarray]:
     """Token ids of every prompt: text as it is with the tokenizer's special tokens, messages by the chat template.
 
     Args:
+        vocabulary: of the model.
         positions: of the model, for prompt and new tokens together.
     Errors: InputError for no prompts, one without tokens, and one that leaves too little room; RowError for one that
         the chat template refuses.
@@ -75,6 +78,7 @@ def prompt_ids(prompts: Sequence[Group], tokenizer: Any, *, positions: int, max_
     if not prompts:
         raise InputError("at least one prompt", "none", "give some")
     encoded = encode_prompts(prompts, tokenizer)
+    check_known_tokens(((prompt.where, (ids,)) for prompt, ids in zip(prompts, encoded, strict=True)), vocabulary)
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not len(ids):
             raise InputError("a prompt of at least one token", f"{prompt.where}: no token", "write a text")

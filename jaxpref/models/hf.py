@@ -221,10 +221,11 @@ def save_pretrained(
         {path: tuple(leaf.shape) for path, leaf in leaves.items()}, tree_shapes(weights, spec),
         where="the parameters", fix="pass the parameters of this model, with adapters merged",
     )  # fmt: skip
-    if tokenizer is not None and len(tokenizer) > spec.vocab:
+    ids = _special_ids(tokenizer)
+    if beyond := {name: number for name, number in ids.items() if number is not None and number >= spec.vocab}:
         raise InputError(
-            f"a tokenizer of at most {spec.vocab} tokens, the model's vocabulary",
-            f"{len(tokenizer)} tokens", "save the tokenizer that the model was trained with",
+            f"a tokenizer whose special tokens are among the model's {spec.vocab}", f"{beyond}",
+            "save the tokenizer that the model was trained with",
         )  # fmt: skip
     _check_replaceable(directory, overwrite)
 
@@ -232,7 +233,6 @@ def save_pretrained(
     shutil.rmtree(partial, ignore_errors=True)  # of an earlier run that was killed
     partial.mkdir(parents=True)
     try:
-        ids = _special_ids(tokenizer)
         generation = ids if generation_config is None else generation_config
         config = {
             **FAMILIES[spec.family].to_hf(spec),

@@ -168,10 +168,12 @@ def _peft_config(spec: LoraSpec, model: ModelSpec, base: str) -> dict[str, Any]:
     chosen = {modules[target] for target in spec.targets}
     clear = {m for m in chosen if all(o in chosen for o in modules.values() if last(o) == last(m))}
     example = weights[spec.targets[0]]
+    name, _, revision = (base, "", "") if Path(base).expanduser().exists() else base.partition("@")
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": name,
+        **({"revision": revision} if revision else {}),
         "r": spec.rank,
         "lora_alpha": int(spec.alpha) if spec.alpha == int(spec.alpha) else spec.alpha,
         "lora_dropout": spec.dropout,

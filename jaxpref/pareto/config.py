@@ -249,6 +249,8 @@ def _run_contradictions(pareto: ParetoConfig, run: Config) -> Iterator[str]:
 
 def doubtful_bases(front: FrontConfig) -> list[str]:
     """What to warn about: points whose base has a small weight, or labels of which a reward is certain."""
+    if "modpo" not in front.pareto.methods:
+        return []
     labelled = [name for name in front.names if front.objective(name).train]
     bases = {front.base(weights) for weights in front.points} if labelled else set()
     relabelled = [

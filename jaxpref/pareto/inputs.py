@@ -57,19 +57,28 @@ def start_front(front: FrontConfig, out: Path) -> None:
 
 
 def _digests(front: FrontConfig, pieces: b.Pieces) -> Iterator[tuple[str, str]]:
-    """Of the model, and of every local file that the settings name; what a hub or a package has is not looked at."""
+    """Of the model, of local data and of Python files that training depends on.
+
+    What a hub or a package has is not looked at, nor a reward model.  Judges are apart (`file_digest`): one that failed
+    on an answer may be mended when everything is trained.
+    """
     yield front.run.model.path, weights_key(pieces.source.path, front.run.model.compute_dtype)
     data, pareto = front.run.data, front.pareto
     paths = {*data.train, *data.eval, *filter(None, [pareto.answers.prompts])}
     for objective in pareto.objectives:
         paths |= {*objective.train, *objective.eval}
-        functions = [what for what in (objective.reward, objective.judge) if what and _PATH_OF_FUNCTION in what]
-        paths |= {what.rpartition(":")[0] for what in functions}
+        paths |= {objective.reward.rpartition(":")[0]} if _PATH_OF_FUNCTION in (objective.reward or "") else set()
     for path in sorted(paths):
-        file = Path(path).expanduser()
-        if file.is_file():
-            with file.open("rb") as stream:
-                yield path, hashlib.file_digest(stream, "sha256").hexdigest()
+        local = Path(path).expanduser()
+        for file in sorted(local.rglob("*")) if local.is_dir() else [local]:
+            if file.is_file():
+                yield str(file), file_digest(file)
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def answer_settings(front: FrontConfig) -> Settings:
@@ -89,7 +98,8 @@ def asked_prompts(front: FrontConfig, pieces: b.Pieces) -> tuple[list[Group], li
     Errors: InputError without any, and for one that leaves no room for an answer.
     """
     asked, data = front.pareto.answers, front.run.data
-    room = {"positions": positions_of(pieces.source.spec), "max_new_tokens": asked.max_new_tokens}
+    spec = pieces.source.spec
+    room = {"vocabulary": spec.vocab, "positions": positions_of(spec), "max_new_tokens": asked.max_new_tokens}
     if asked.prompts is not None:
         prompts = read_prompts(asked.prompts)[: asked.count]
         return prompts, prompt_ids(prompts, pieces.tokenizer, **room)

@@ -1,7 +1,7 @@
 """Finished runs -> the record of a front: every policy measured, with what it cost."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxpref import build as b
 from jaxpref.config import Config
+from jaxpref.data.rewrite import configured, groups_of
 from jaxpref.evaluation.bootstrap import Estimate, units_of
 from jaxpref.merge import merge
 from jaxpref.metrics import forward_flops, read_jsonl
@@ -19,8 +20,9 @@ from jaxpref.pareto.front import Front, Point
 from jaxpref.pareto.inputs import answer_settings, asked_prompts
 from jaxpref.pareto.measure import Bench, Policy, mean_estimate
 from jaxpref.pareto.policies import LATEST, Make, Shelf
-from jaxpref.pareto.rewards import judge
+from jaxpref.pareto.rewards import judge, judge_digest, limits
 from jaxpref.pareto.stages import Stages
+from jaxpref.rewards.tokens import encode_within
 from jaxpref.types import Group
 
 
@@ -45,7 +47,7 @@ def measured_front(front: FrontConfig, singles: Mapping[str, Config], stages: St
     """
     shelf = Shelf(next(iter(singles.values())))
     bench = _bench(front, singles, shelf)
-    entries, answers, accuracies = list(_entries(front, singles, shelf, stages)), [], []
+    entries, answers, accuracies = list(_entries(front, shelf, stages)), [], []
     for entry in entries:
         policy = cache(partial(entry.make, shelf))  # read by the first stage that needs it
         answers.append(stages(f"answers-{entry.name}", lambda policy=policy: bench.answers(policy())))
@@ -79,7 +81,7 @@ def _rewards(front, name: str, shelf: Shelf, bench: Bench, answers, reference, s
     objective = front.objective(name)
     if objective.judge or objective.reward:
         judged = lambda: {"rewards": bench.judged(judge(front, name, stages), answers)}
-        return stages(f"rewards-{name}", judged)["rewards"]
+        return stages(f"rewards-{name}{judge_digest(front, name)}", judged)["rewards"]
     single = lambda: shelf.run(single_out(front, name))
     own = stages(f"logps-{name}", lambda: {"logps": bench.logps(single(), answers)})["logps"]
     pairs = zip(own, reference, strict=True)
@@ -89,7 +91,7 @@ def _rewards(front, name: str, shelf: Shelf, bench: Bench, answers, reference, s
 # ---- what is measured, and what it cost
 
 
-def _entries(front: FrontConfig, singles: Mapping[str, Config], shelf: Shelf, stages: Stages) -> Iterator[Entry]:
+def _entries(front: FrontConfig, shelf: Shelf, stages: Stages) -> Iterator[Entry]:
     """The reference, the ends, and every method at every weight vector."""
     methods, runs = front.pareto.methods, {name: single_out(front, name) for name in front.names}
     yield Entry("reference", "reference", None, lambda shelf: shelf.reference())
@@ -98,7 +100,8 @@ def _entries(front: FrontConfig, singles: Mapping[str, Config], shelf: Shelf, st
         for name in front.names:
             one_hot = {other: float(other == name) for other in front.names}
             make = lambda shelf, name=name: shelf.run(runs[name])
-            yield Entry(f"dpo_{name}", "dpo", one_hot, make, name, runs[name], Cost(trained[name]))
+            cost = Cost(trained[name], _label_costs(front, name, stages))
+            yield Entry(f"dpo_{name}", "dpo", one_hot, make, name, runs[name], cost)
     for method in (method for method in methods if method != "dpo"):
         for weights in front.points:
             name = point_name(method, weights)
@@ -106,13 +109,14 @@ def _entries(front: FrontConfig, singles: Mapping[str, Config], shelf: Shelf, st
                 run, base = point_out(front, weights), front.base(weights)
                 make = lambda shelf, run=run: shelf.run(run)
                 shared = {
-                    **{f"DPO on {of}": trained[of] for of in _policies_before(front, base)},
-                    **_scoring_costs(front, base, singles, shelf, stages),
+                    **_policy_costs(front, _policies_before(front, base), trained, stages),
+                    **_scoring_costs(front, base, shelf, stages),
                 }
                 yield Entry(name, method, weights, make, base, run, _point_cost(front, weights, shared, stages))
             else:
                 make = partial(_untrained, front, method, weights, runs, name)
-                yield Entry(name, method, weights, make, cost=Cost(shared={f"DPO on {of}": trained[of] for of in runs}))
+                cost = Cost(shared=_policy_costs(front, front.names, trained, stages))
+                yield Entry(name, method, weights, make, cost=cost)
 
 
 def _policies_before(front: FrontConfig, base: str) -> list[str]:
@@ -139,24 +143,48 @@ def _point_cost(front: FrontConfig, weights: Mapping[str, float], shared: Mappin
     return Cost(Work(run.flops / count, run.seconds / count), shared, count)
 
 
-def _scoring_costs(front, base: str, singles: Mapping[str, Config], shelf: Shelf, stages: Stages) -> dict[str, Work]:
+def _policy_costs(front, names: Sequence[str], trained: Mapping[str, Work], stages: Stages) -> dict[str, Work]:
+    """Of the DPO policies of objectives, with the labels that they were trained on."""
+    labels = {key: work for name in names for key, work in _label_costs(front, name, stages).items()}
+    return {f"DPO on {name}": trained[name] for name in names} | labels
+
+
+def _label_costs(front: FrontConfig, name: str, stages: Stages) -> dict[str, Work]:
+    """Of an objective's pairs, where its reward labels them."""
+    return {} if front.objective(name).train else _explicit_costs(front, SHARED, stages)
+
+
+def _explicit_costs(front: FrontConfig, pool: str, stages: Stages) -> dict[str, Work]:
+    """Of the explicit scores of some pairs; what models among the rewards compute is not counted."""
+    rewards = {o.name: o.reward for o in front.pareto.objectives if o.reward}
+    models = any(what.startswith("adapter:") or Path(what).exists() for what in rewards.values())
+    work = stages.cost(f"score-explicit-{pool}-train")
+    fitted = [name for name in rewards if front.objective(name).temperature == "fit"]
+    return {
+        f"explicit scores of {pool}": replace(work, flops=None) if models else work,
+        **{f"temperature of {name}": stages.cost(f"temperature-{name}") for name in fitted},
+    }
+
+
+def _scoring_costs(front: FrontConfig, base: str, shelf: Shelf, stages: Stages) -> dict[str, Work]:
     """Of the scores of a base's training pairs; an implicit reward is a forward pass of policy and reference."""
     pool = front.pool(base)
     implicit = [name for name in front.names if front.objective(name).reward is None and name != base]
-    found = {}
-    if any(front.objective(name).reward for name in front.names if name != base or pool == SHARED):
-        found[f"explicit scores of {pool}"] = stages.cost(f"score-explicit-{pool}-train")
+    explicit = any(front.objective(name).reward for name in front.names if name != base or pool == SHARED)
+    found = _explicit_costs(front, pool, stages) if explicit else {}
     if implicit:
-        count = lambda: {"flops": _forward_flops(shelf, singles[base])}
+        count = lambda: {"flops": _forward_flops(front, pool, shelf)}
         passes = 2 * len(implicit) * stages(f"forward-flops-{pool}", count)["flops"]
         found[f"implicit scores of {pool}"] = replace(stages.cost(f"score-implicit-{pool}-train"), flops=passes)
     return found
 
 
-def _forward_flops(shelf: Shelf, config: Config) -> float:
-    """Of one pass over a run's training pairs."""
-    pieces = replace(shelf.pieces, config=replace(config, data=replace(config.data, margins=[])))
-    return forward_flops(pieces.source.spec, b.read_data(pieces, "train")[0], share_prefix=config.data.share_prefix)
+def _forward_flops(front: FrontConfig, pool: str, shelf: Shelf) -> float:
+    """Of one pass over all training pairs of a pool, ties among them, as they are scored."""
+    data = front.run.data
+    paths = data.train if pool == SHARED else front.objective(pool).train
+    groups = encode_within(list(groups_of(configured(data, paths, "train"))), shelf.pieces.tokenizer, limits(front))
+    return forward_flops(shelf.pieces.source.spec, groups, share_prefix=data.share_prefix)
 
 
 # ---- the record

@@ -36,7 +36,7 @@ from jaxpref.pareto.front import Front
 from jaxpref.pareto.inputs import start_front
 from jaxpref.pareto.policies import LATEST
 from jaxpref.pareto.record import measured_front
-from jaxpref.pareto.rewards import explicit_reward, limits
+from jaxpref.pareto.rewards import explicit_reward, limits, temperature
 from jaxpref.pareto.stages import Stages
 from jaxpref.policy import BASE
 from jaxpref.rewards import Reward, run_reward, score_data
@@ -86,6 +86,9 @@ class _Sweep:
 
     def run(self) -> Front:
         front = self.front
+        for objective in front.pareto.objectives:
+            if objective.temperature == "fit":
+                temperature(front, objective.name, self.stages)
         pools = self._scored(self._pools(), "explicit", self._explicit_rewards())
         self._train_singles(pools)
         if "modpo" in front.pareto.methods:

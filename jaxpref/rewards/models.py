@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxpref import build as b
 from jaxpref.config import Config, load_config, make_config, to_dict
+from jaxpref.data.encode import check_known_tokens
 from jaxpref.data.loader import Loader
 from jaxpref.errors import InputError
 from jaxpref.export import load_run, run_params
@@ -191,6 +192,7 @@ def _model_reward(
     def of_groups(groups: Sequence[Group], limits: Limits) -> list[Values]:
         encoded = encode_within(groups, pieces.tokenizer, limits)
         _check_positions(encoded, pieces)
+        check_known_tokens(((g.where, (g.prompt_ids, *g.completion_ids)) for g in encoded), pieces.source.spec.vocab)
         rewards = run(list(_each_answer_once(encoded)))
         found = {group.row_id: tuple(rewards[key] for key in _answers(group)) for group in encoded}
         return [found.get(i) for i in range(len(groups))]

@@ -1,6 +1,8 @@
 """`jaxpref pareto` on a tiny model: every stage for real, once together and once one by one."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +93,9 @@ def test_cost_counts_shared_work_apart(front):
     cost = {point.name: point.cost for point in found.points}
     assert cost["dpo_likes"].own.flops > 0 and not cost["dpo_likes"].shared
     both = {"DPO on likes": cost["dpo_likes"].own, "DPO on short": cost["dpo_short"].own}
-    assert cost["mod_0.2_0.8"].own.flops == 0 and cost["mod_0.2_0.8"].shared == both
+    labels = cost["dpo_short"].shared
+    assert set(labels) == {"explicit scores of data.train"}
+    assert cost["mod_0.2_0.8"].own.flops == 0 and cost["mod_0.2_0.8"].shared == both | labels
     # Trained on the shared pairs, which `short` relabels: `likes` is a learned margin.
     assert set(cost["modpo_0.2_0.8"].shared) == {
         "DPO on likes", "explicit scores of data.train", "implicit scores of data.train"
@@ -111,6 +115,26 @@ def test_a_second_call_does_nothing_again(front, monkeypatch):
     for name in ("sweep.train", "sweep.train_stacked", "sweep.score_data", "measure.Bench.answers"):
         monkeypatch.setattr(f"jaxpref.pareto.{name}", refuse)
     assert run_front(config, QUIET) == found
+
+
+def test_a_judge_may_be_mended(front, monkeypatch):
+    """Answers are judged again by another judge; nothing is trained or answered again."""
+    found, out, config = front
+    judge = out.parent / "judge.py"
+    objectives = [replace(o, judge=f"{judge}:long" if o.name == "likes" else None) for o in config.pareto.objectives]
+    other = replace(config, pareto=replace(config.pareto, objectives=objectives))
+    copy = out.parent / "copy"
+    shutil.copytree(out, copy)
+    other = replace(other, run=replace(other.run, out=str(copy)))
+    judge.write_text("def long(prompt, answer):\n    raise ValueError\n")
+    (copy / "front.yaml").unlink(), (copy / "inputs.json").unlink()
+    monkeypatch.setattr("jaxpref.pareto.sweep.train", None)
+    monkeypatch.setattr("jaxpref.pareto.measure.Bench.answers", None)
+    with pytest.raises((InputError, ValueError)):
+        run_front(other, QUIET)
+    judge.write_text("def long(prompt, answer):\n    return len(answer)\n")
+    mended = run_front(other, QUIET)
+    assert mended.points[0].rewards["likes"] == [float(len(text)) for text in found.points[0].answers]
 
 
 def test_other_settings_and_other_files_are_refused(front, files):
@@ -135,7 +159,9 @@ def test_one_by_one_gives_the_same_points(front, files, tmp_path):
     for point in alone.points[1:]:
         assert point.method == "modpo"
         other = together[point.name]
-        assert point.curves[-1]["eval/loss"] == pytest.approx(other.curves[-1]["eval/loss"], rel=1e-3)
+        assert point.cost.together == 1
+        assert point.curves[-1]["loss"] == pytest.approx(other.curves[-1]["loss"], rel=1e-3)
+        assert point.curves[-1]["loss"] != pytest.approx(point.curves[0]["loss"], rel=1e-2)
 
 
 @pytest.mark.slow
@@ -146,8 +172,8 @@ def test_warm_start_begins_with_the_policy_of_the_base(front, files, tmp_path):
     cold = {point.name: point.curves[0] for point in found.points if point.method == "modpo"}
     for point in warm.points[1:]:
         # Against the model as it was, the DPO policy tells chosen from rejected before the first step.
-        assert point.curves[0]["accuracy"] == 1 and point.curves[0]["margin"] > 0.01
-        assert abs(cold[point.name]["margin"]) < 1e-4
+        assert point.curves[0]["rewards/accuracies"] == 1 and point.curves[0]["rewards/margins"] > 0.01
+        assert abs(cold[point.name]["rewards/margins"]) < 1e-4
 
 
 @pytest.mark.slow
