@@ -4,6 +4,8 @@ python load_checkpoint.py DIRECTORY whole     onto a mesh of 8 devices of this p
 python load_checkpoint.py DIRECTORY eighth    what the first of 8 devices holds, as one of 8 processes would
 """
 
+import ctypes
+import gc
 import os
 import sys
 
@@ -32,6 +34,11 @@ def main(directory: str, how: str) -> None:
         return read_slice(shardings[path].devices_indices_map(shape)[jax.devices()[0]])
 
     jax.block_until_ready(jax.numpy.zeros(8) + 1)  # what jax allocates for itself is there before the measurement
+    # What was garbage before must not be given back during the measurement and stand against the arrays.
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+    gc.freeze()
     print("ready", flush=True)
     sys.stdin.readline()
     params = load_params(directory, spec, dtype=np.float32, put=put)

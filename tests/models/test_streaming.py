@@ -97,7 +97,7 @@ def test_the_whole_model_on_one_host(checkpoint):
 def test_one_of_eight_processes(checkpoint):
     loaded, peak = watch(checkpoint, "eighth")
     assert 90 * MIB < loaded < 105 * MIB
-    assert peak >= loaded, "the measurement sees the arrays"
+    assert peak > loaded
     assert peak - loaded < 0.3 * LARGEST_TENSOR
 
 
