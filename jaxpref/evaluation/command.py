@@ -83,9 +83,8 @@ def _on_preferences(options: argparse.Namespace, bootstrap: Bootstrap, console: 
         bins=BINS if options.bins is None else options.bins,
     )  # fmt: skip
     about = found.report.about
-    _given_out(options, *about["data"])
     name = "_".join(["preferences", *(Path(path).stem for path in about["data"]), str(about["step"])])
-    to = _given_out(options) or Path(options.source) / "eval" / f"{name}.json"
+    to = _given_out(options, *about["data"]) or Path(options.source) / "eval" / f"{name}.json"
     if jax.process_index() == 0:
         written = [found.report.write(to), write_rows(found.groups, to.with_suffix(".jsonl"))]
         written += [png] if (png := plot_preferences(found, to.with_suffix(".png"))) else []

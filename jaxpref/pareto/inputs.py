@@ -3,11 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from jaxpref import build as b
+from jaxpref.data.encode import encode_prompts
 from jaxpref.data.rewrite import configured, groups_of
 from jaxpref.errors import InputError
 from jaxpref.generate import Settings
@@ -105,25 +108,20 @@ def asked_prompts(front: FrontConfig, pieces: b.Pieces) -> tuple[list[Group], li
         return prompts, prompt_ids(prompts, pieces.tokenizer, **room)
     held_out = {
         objective.name: [
-            Group(group.prompt, (), group.row_id, group.where, group.tools, group.template_kwargs)
+            replace(group, completions=(), columns={})
             for group in groups_of(configured(data, objective.eval or data.eval, "eval"))
         ]
         for objective in front.pareto.objectives
     }
-    prompts, ids = [], []
-    for prompt in _in_turns(held_out):
-        [own] = prompt_ids([prompt], pieces.tokenizer, **{**room, "positions": 1 << 62})
-        if len(own) <= min(data.max_length or room["positions"], room["positions"] - asked.max_new_tokens):
-            prompts.append(prompt)
-            ids.append(own)
-        if len(prompts) == asked.count:
-            break
+    most = min(data.max_length or room["positions"], room["positions"] - asked.max_new_tokens)
+    fit = (prompt for prompt in _in_turns(held_out) if len(encode_prompts([prompt], pieces.tokenizer)[0]) <= most)
+    prompts = list(islice(fit, asked.count))
     if not prompts:
         raise InputError(
             f"held-out prompts of at most data.max_length={data.max_length} tokens, which are answered", "none",
             "add data.eval or objectives' eval, or name a file in answers.prompts",
         )  # fmt: skip
-    return prompts, ids
+    return prompts, prompt_ids(prompts, pieces.tokenizer, **room)
 
 
 def _in_turns(held_out: Mapping[str, list[Group]]) -> Iterator[Group]:
