@@ -12,7 +12,7 @@ demo: $(VENV)/.ready
 	JAX_PLATFORMS=cpu $(VENV)/bin/jaxpref demo configs/demo.yaml train.resume=auto
 
 demo-pareto: $(VENV)/.ready
-	$(VENV)/bin/python -m jaxpref.data.synthetic --rows 1000 --seed 0 --test-fraction 0.1 --out runs/demo_pareto/data
+	$(VENV)/bin/python -m jaxpref.demo.synthetic --rows 1000 --seed 0 --test-fraction 0.1 --out runs/demo_pareto/data
 	JAX_PLATFORMS=cpu $(VENV)/bin/jaxpref pareto configs/demo_pareto.yaml
 
 test: $(VENV)/.ready

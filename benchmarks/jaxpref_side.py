@@ -8,6 +8,9 @@ Every key is explained where vs_trl.py makes the job.  The last line of the outp
 
 import time
 
+from jaxpref.runs.build import build
+from jaxpref.runs.feed import make_loader, read_data
+
 BEGAN = time.perf_counter()
 
 import json  # noqa: E402
@@ -68,7 +71,8 @@ def prepare(job: dict) -> dict:
 def _first_pairs(job: dict, tokenizer):
     """The first rows that both sides keep: a pair can be made of them and the prompt leaves room for an answer."""
     from jaxpref.data.encode import Dropped, encode_group
-    from jaxpref.data.schema import RowError, to_group
+    from jaxpref.data.forms import RowError
+    from jaxpref.data.kinds import to_group
     from jaxpref.data.sources import read_rows
     from jaxpref.errors import InputError
 
@@ -104,9 +108,9 @@ def train(job: dict) -> dict:
     """Runs `jaxpref.train` and measures it from outside, by its callback and its metrics file."""
     import jax
 
-    from jaxpref.config import load_config
-    from jaxpref.metrics import read_jsonl
-    from jaxpref.train import train as run
+    from jaxpref.runs.metrics import read_jsonl
+    from jaxpref.settings import load_config
+    from jaxpref.training.run import train as run
 
     compiling = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -169,11 +173,10 @@ def _version() -> str:
 
 def _work(config) -> list[dict]:
     """Per step: columns that the layers run, and positions multiplied with the vocabulary, padding included."""
-    from jaxpref import build as b
 
-    pieces = b.build(config)
-    groups, _ = b.read_data(pieces, "train")
-    loader = b.make_loader(pieces, groups, training=True)
+    pieces = build(config)
+    groups, _ = read_data(pieces, "train")
+    loader = make_loader(pieces, groups, training=True)
     found = []
     for item in loader.iterate():
         T, R, S = item.batch.score_slot_RS.shape

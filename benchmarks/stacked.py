@@ -47,10 +47,10 @@ def main() -> None:
 def run(job: dict) -> dict:
     """One entry: trains and takes the time of every step."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from jaxpref.config import load_config
-    from jaxpref.data import synthetic
-    from jaxpref.stacked import train_stacked
-    from jaxpref.train import train
+    from jaxpref.demo import synthetic
+    from jaxpref.settings import load_config
+    from jaxpref.training.run import train
+    from jaxpref.training.stacked import train_stacked
 
     work = Path(job["work"])
     synthetic.write(work / "data", 1000, 0, 0.1)

@@ -23,21 +23,22 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
-from jaxpref.build import param_shapes  # noqa: E402
-from jaxpref.config import OptimConfig  # noqa: E402
-from jaxpref.data.loader import Loader, Step  # noqa: E402
-from jaxpref.data.pack import Layout, columns_of  # noqa: E402
-from jaxpref.errors import InputError  # noqa: E402
-from jaxpref.logprobs import completion_logps  # noqa: E402
-from jaxpref.metrics import step_flops  # noqa: E402
-from jaxpref.models.decoder import REMAT_POLICIES, build_model  # noqa: E402
-from jaxpref.models.spec import ModelSpec  # noqa: E402
-from jaxpref.objectives import OBJECTIVES, bind  # noqa: E402
-from jaxpref.optim import make_optimizer, make_schedule  # noqa: E402
-from jaxpref.policy import Frozen  # noqa: E402
-from jaxpref.sharding import leaf_path  # noqa: E402
-from jaxpref.step import Scoring, init_state, make_train_step  # noqa: E402
-from jaxpref.types import EncodedGroup  # noqa: E402
+from jaxpref.config import OptimConfig
+from jaxpref.data.loader import Loader, Step
+from jaxpref.data.pack import Layout, columns_of
+from jaxpref.errors import InputError
+from jaxpref.models.decoder import REMAT_POLICIES, build_model
+from jaxpref.models.logprobs import completion_logps
+from jaxpref.models.spec import ModelSpec
+from jaxpref.objectives import OBJECTIVES, bind
+from jaxpref.runs.build import param_shapes
+from jaxpref.runs.flops import step_flops
+from jaxpref.sharding import leaf_path
+from jaxpref.step.batch_loss import Scoring
+from jaxpref.step.optim import make_optimizer, make_schedule
+from jaxpref.step.policy import Frozen
+from jaxpref.step.train_step import init_state, make_train_step
+from jaxpref.types import EncodedGroup
 
 SMOLLM2 = dict(
     family="llama", vocab=49152, width=576, ffn=1536, heads=9, kv_heads=3, head_dim=64, max_positions=8192,

@@ -6,17 +6,18 @@ jaxpref.export_run(result.out, "exported")
 """
 
 from jaxpref import objectives, pareto, rewards
-from jaxpref.config import Config, load_config, make_config
+from jaxpref.config import Config
 from jaxpref.errors import InputError
 from jaxpref.evaluation import evaluate_answers, evaluate_preferences, evaluate_run
-from jaxpref.export import export_run
-from jaxpref.generate import Completion, Mix, generate
-from jaxpref.merge import merge
+from jaxpref.generation.completions import Completion, Mix, generate
 from jaxpref.models.peft import load_adapters
 from jaxpref.objectives import ObjectiveOutput
-from jaxpref.plots import plot_curves
 from jaxpref.rewards import score_data
-from jaxpref.train import Result, train
+from jaxpref.runs.export import export_run
+from jaxpref.runs.merge import merge
+from jaxpref.runs.plots import plot_curves
+from jaxpref.settings import load_config, make_config
+from jaxpref.training.run import Result, train
 
 __all__ = [
     "Completion",

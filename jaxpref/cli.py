@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from jaxpref.config import keys, load_config
-from jaxpref.data import condition_command as conditioning
+from jaxpref.conditioning import command as conditioning
 from jaxpref.errors import InputError
 from jaxpref.evaluation import command as evaluation
 from jaxpref.generation import command as generation
 from jaxpref.pareto import command as pareto
-from jaxpref.progress import training_bar
 from jaxpref.rewards import command as rewards
+from jaxpref.settings import keys, load_config
+from jaxpref.training.progress import training_bar
 
 console = Console()
 
@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # only its tokenizers are used: no torch is fine
     options = _parse(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it writes
-    from jaxpref.train import PREEMPTED, NotFiniteError, Preempted
+    from jaxpref.training.loop import NotFiniteError
+    from jaxpref.training.preemption import PREEMPTED, Preempted
 
     try:
         if getattr(options, "distributed", False):
@@ -138,7 +139,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def run_with_progress(config):
     """Trains with a progress bar."""
-    from jaxpref.train import train
+    from jaxpref.training.run import train
 
     with training_bar(console, show=config.log.progress) as on_log:
         return train(config, on_log=on_log)
@@ -146,7 +147,7 @@ def run_with_progress(config):
 
 def report(result) -> None:
     """Where a run's results are, and its held-out accuracy before and after."""
-    from jaxpref.plots import plot_curves
+    from jaxpref.runs.plots import plot_curves
 
     name = "eval/rewards/accuracies"
     if name in result.first_eval and name in result.last_eval:
@@ -160,8 +161,9 @@ def report(result) -> None:
 
 
 def _data(options: argparse.Namespace) -> None:
-    from jaxpref.build import build, make_loader, read_data
     from jaxpref.data.inspect import show
+    from jaxpref.runs.build import build
+    from jaxpref.runs.feed import make_loader, read_data
 
     config = load_config(options.config, options.overrides)
     pieces = build(config)
@@ -172,7 +174,7 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from jaxpref.export import export_run
+    from jaxpref.runs.export import export_run
 
     step = export_run(options.directory, options.to, step=options.step, dtype=options.dtype, adapter=options.adapter)
     console.print(f"step {step} written to {options.to}", highlight=False)
@@ -180,7 +182,7 @@ def _export(options: argparse.Namespace) -> None:
 
 def _merge(options: argparse.Namespace) -> None:
     from jaxpref.generation.mixing import parse_policies
-    from jaxpref.merge import merge
+    from jaxpref.runs.merge import merge
 
     sources = [policy for text in options.sources for policy in parse_policies(text)]
     merge(
@@ -191,7 +193,7 @@ def _merge(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from jaxpref.demo import demo
+    from jaxpref.demo.command import demo
 
     demo(load_config(options.config, options.overrides), console, run_with_progress, report)
 

@@ -4,6 +4,7 @@ Axes: `data` (rows, parameters replicated), `fsdp` (rows and parameters), `tenso
 The mesh is Auto (docs/design.md, "Mesh mode"): XLA propagates, and `constrain` pins the activations that matter.
 """
 
+import dataclasses
 import math
 import re
 from typing import Any
@@ -12,9 +13,10 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxpref.config import MeshConfig
 from jaxpref.errors import InputError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
 
 # Logical axis -> mesh axes.  `vocab` takes both parameter axes, so neither the embedding nor the head is ever gathered:
 # a token's logits are computed where the vocabulary lies and only the softmax's sums travel.
@@ -71,20 +73,23 @@ VOCAB_LEAVES = tuple(rule for rule, axes in PARAM_RULES if axes[0] == "vocab")
 """Leaves whose rows are the vocabulary, and so may be padded (`vocab_ways`)."""
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices: list | None = None) -> Mesh:
-    """Mesh of `data * fsdp * tensor` devices.
+def make_mesh(config: MeshConfig, *, devices: list | None = None) -> Mesh:
+    """The mesh of the config's section `mesh`, whose fields are the axes.
 
-    Errors: InputError when the product is not the number of devices.
+    Args:
+        devices: None: all that there are.
+    Errors: InputError when the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = (data, fsdp, tensor)
-    if math.prod(shape) != len(devices):
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    count = math.prod(sizes.values())
+    if count != len(devices):
         raise InputError(
-            f"a mesh of {len(devices)} devices (data * fsdp * tensor)",
-            f"mesh.data={data} * mesh.fsdp={fsdp} * mesh.tensor={tensor} = {math.prod(shape)}",
+            f"a mesh of {len(devices)} devices ({' * '.join(AXES)})",
+            " * ".join(f"mesh.{axis}={size}" for axis, size in sizes.items()) + f" = {count}",
             f"choose sizes whose product is {len(devices)}, for example mesh.data={len(devices)}",
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:

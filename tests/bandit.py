@@ -13,12 +13,17 @@ from pathlib import Path
 import numpy as np
 import tiny
 
-from jaxpref import Mix, merge
-from jaxpref import build as b
+from jaxpref import Mix
 from jaxpref.data.encode import encode_groups
-from jaxpref.export import export_run, run_params
-from jaxpref.generate import open_source
+from jaxpref.generation.completions import open_source
 from jaxpref.generation.scoring import answer_logps
+from jaxpref.runs import merge
+from jaxpref.runs.build import build
+from jaxpref.runs.cached_reference import compute_logps
+from jaxpref.runs.directory import run_params
+from jaxpref.runs.export import export_run
+from jaxpref.runs.feed import read_data
+from jaxpref.runs.params import load_params
 from jaxpref.types import Group
 
 TEXTS = ["".join(letters) for letters in itertools.product("abc", repeat=2)]
@@ -54,17 +59,17 @@ def train(directory, lines, objective, *, steps=300, model=None, learning_rate=3
         optim={"learning_rate": learning_rate, "schedule": "cosine", "warmup_steps": 5, "clip_norm": None}, **changes,
     )  # fmt: skip
     tiny.run(config)
-    pieces = b.build(config)
-    groups, _ = b.read_data(pieces, "train")
+    pieces = build(config)
+    groups, _ = read_data(pieces, "train")
     after, before = (
         logps_of_texts(pieces, params, groups, lines)
-        for params in (run_params(pieces, config.out, "latest")[0], b.load_params(pieces))
+        for params in (run_params(pieces, config.out, "latest")[0], load_params(pieces))
     )
     return config, after, before
 
 
 def logps_of_texts(pieces, params, groups, lines):
-    values = b.compute_logps(pieces, params, groups)
+    values = compute_logps(pieces, params, groups)
     found = {lines[g.row_id]["chosen"]: float(values[g.row_id][0]) for g in groups}
     return np.array([found[text] for text in TEXTS])
 

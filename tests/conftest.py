@@ -12,7 +12,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 import tiny  # noqa: E402
 
-from jaxpref import cli  # noqa: E402
+from jaxpref import cli
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -5,7 +5,7 @@ import pytest
 import tiny
 from bandit import BETA, DISTANCE, REWARDS, distance, knowing_model, normal, rows, train
 
-from jaxpref.export import export_run
+from jaxpref.runs.export import export_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 

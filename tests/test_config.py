@@ -7,8 +7,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from jaxpref import cli
-from jaxpref.config import Config, keys, load_config, make_config, save_config, to_dict
+from jaxpref.config import Config
 from jaxpref.errors import InputError
+from jaxpref.settings import keys, load_config, make_config, save_config, to_dict
 
 
 def problems(raw=None, overrides=(), path=None) -> str:

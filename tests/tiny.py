@@ -13,14 +13,16 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from jaxpref import build
-from jaxpref.config import Config, make_config, save_config
+from jaxpref.config import Config, MeshConfig
 from jaxpref.data.loader import Loader
-from jaxpref.metrics import read_jsonl
 from jaxpref.models.hf import save_pretrained
 from jaxpref.models.source import open_checkpoint
+from jaxpref.runs.build import build
+from jaxpref.runs.feed import make_loader, read_data
+from jaxpref.runs.metrics import read_jsonl
+from jaxpref.settings import make_config, save_config
 from jaxpref.sharding import make_mesh
-from jaxpref.train import Result, train
+from jaxpref.training.run import Result, train
 
 RANDOM_LLAMA = Path(__file__).parent / "golden" / "llama_tiny"
 CHATML = (
@@ -174,8 +176,10 @@ def logged(out: Path) -> list[dict[str, float]]:
 
 
 def allow_any_mesh(monkeypatch) -> None:
-    first = lambda *sizes: make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
-    monkeypatch.setattr(build, "make_mesh", first)
+    def first_devices(mesh: MeshConfig):
+        return make_mesh(mesh, devices=jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
+
+    monkeypatch.setattr("jaxpref.runs.build.make_mesh", first_devices)
 
 
 @contextmanager
@@ -231,9 +235,9 @@ def write_config(config: Config, path: Path) -> Path:
 
 
 def loader_of(config: Config, which: str = "train") -> Loader:
-    pieces = build.build(config)
-    groups, _ = build.read_data(pieces, which)
-    return build.make_loader(pieces, groups, training=which == "train")
+    pieces = build(config)
+    groups, _ = read_data(pieces, which)
+    return make_loader(pieces, groups, training=which == "train")
 
 
 def remove(directory: Path) -> None:
@@ -241,4 +245,4 @@ def remove(directory: Path) -> None:
 
 
 def groups_of(config: Config, which: str = "train") -> list:
-    return build.read_data(build.build(config), which)[0]
+    return read_data(build(config), which)[0]

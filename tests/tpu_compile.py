@@ -13,16 +13,16 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxpref.config import OptimConfig
+from jaxpref.config import MeshConfig, OptimConfig
 from jaxpref.data.pack import RowShape, empty_batch
 from jaxpref.models.decoder import build_model
 from jaxpref.models.spec import LayerKind, Llama3Rope, ModelSpec
 from jaxpref.objectives import OBJECTIVES, bind
-from jaxpref.optim import make_optimizer, make_schedule
-from jaxpref.policy import Frozen
 from jaxpref.sharding import batch_sharding, make_mesh
-from jaxpref.step import Scoring, init_state, make_train_step
-from jaxpref.train import state_shardings
+from jaxpref.step.batch_loss import Scoring
+from jaxpref.step.optim import make_optimizer, make_schedule
+from jaxpref.step.policy import Frozen
+from jaxpref.step.train_step import init_state, make_train_step, state_shardings
 
 SMOLLM2 = ModelSpec("llama", 49152, 576, 1536, 30, 9, 3, 64, 8192, 1e5, 1e-5, True)
 LLAMA = ModelSpec(
@@ -46,7 +46,7 @@ CASES = {
 def main(case: str) -> None:
     spec, topology, mesh_shape, micro_batches, rows, shape, names = CASES[case]
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    mesh = make_mesh(*mesh_shape, devices=list(devices))
+    mesh = make_mesh(MeshConfig(*mesh_shape), devices=list(devices))
     model = build_model(spec, dtype=jnp.bfloat16)
     config = OptimConfig()
     schedule = make_schedule(config, 100)

@@ -11,9 +11,9 @@ from jaxpref.config import DataConfig
 from jaxpref.data.columns import own_columns
 from jaxpref.data.dimensions import MARGINS, Preferred, kind_of_pairs, preferred_pairs, with_margins
 from jaxpref.data.encode import EncodeReport, encode_groups
+from jaxpref.data.forms import RowError
 from jaxpref.data.kinds import kind_of_row, read_group
 from jaxpref.data.regroup import choose_kind, regroup, with_other_answers
-from jaxpref.data.schema import RowError
 from jaxpref.data.sources import read_rows
 from jaxpref.errors import InputError
 from jaxpref.types import EncodedGroup, Group

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxpref.data.columns import Columns
-from jaxpref.data.schema import RowError
+from jaxpref.data.forms import RowError
 from jaxpref.errors import InputError
 from jaxpref.types import Group
 

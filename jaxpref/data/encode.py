@@ -23,7 +23,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from jaxpref.data.schema import RowError
+from jaxpref.data.forms import RowError
 from jaxpref.errors import InputError
 from jaxpref.types import EncodedGroup, Group
 

@@ -13,8 +13,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxpref.data.columns import completion_columns, nearest_column, number_list, ranked_columns, shown
-from jaxpref.data.schema import RowError, make_group, present, to_group
+from jaxpref.data.columns import (
+    completion_columns,
+    nearest_column,
+    number_columns,
+    number_list,
+    padded,
+    ranked_columns,
+    shown,
+)
+from jaxpref.data.forms import _GOLD, RowError, _no_column, make_group, present
 from jaxpref.errors import InputError
 from jaxpref.types import Group
 
@@ -120,3 +128,26 @@ def _ranked(row: Mapping[str, Any], where: str, row_id: int, format: str) -> Gro
     columns = ranked_columns(row, len(answers), where) | ({"score": scores} if scores else {})
     ordered = {name: tuple(x[i] for i in order) if isinstance(x, tuple) else x for name, x in columns.items()}
     return dataclasses.replace(group, columns=ordered)
+
+
+def to_group(row: Mapping[str, Any], where: str, row_id: int, format: str = "auto", *, gold: bool = False) -> Group:
+    """Turns one raw pair into a group of two completions, chosen first; with `gold`, a third from `reference`.
+
+    Args:
+        row: the columns, see `columns.KNOWN_COLUMNS`.
+        where: file and row, for errors.
+        row_id: becomes `Group.row_id`.
+        format: one of `FORMATS`; anything but `auto` refuses rows of another form.
+        gold: read the gold answer too, which may be the chosen one once more.
+
+    Raises:
+        RowError: the row has no usable pair (an empty or missing answer, twice the same answer, answers to
+            different prompts, text that is not Unicode, ...); `reason` says which.
+        InputError: the columns are missing or have the wrong type, which other rows will share.
+    """
+    keys = ("chosen", "rejected", _GOLD) if gold else ("chosen", "rejected")
+    for key in keys:
+        if key not in row:
+            raise _no_column(row, key, where)
+    group = make_group(row, {key: row[key] for key in keys}, where, row_id, format)
+    return dataclasses.replace(group, columns=padded(number_columns(row, where), len(keys)))

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from jaxpref.config import DataConfig
 from jaxpref.data.columns import own_columns
+from jaxpref.data.forms import RowError
 from jaxpref.data.kinds import kind_of_row, read_group
-from jaxpref.data.schema import RowError
 from jaxpref.data.sources import read_rows
 from jaxpref.errors import InputError
+from jaxpref.files import whole_file
 from jaxpref.types import Group
 
 
@@ -103,16 +104,10 @@ def check_out(out: str | Path) -> Path:
 
 def write_lines(out: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """JSON lines, whole or not at all.  Errors: InputError for what cannot be written as JSON."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
     opened = gzip.open if out.name.endswith(".gz") else open
-    try:
-        with opened(partial, "wt", encoding="utf-8") as file:
-            for row in rows:
-                file.write(_line(row) + "\n")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(out) as partial, opened(partial, "wt", encoding="utf-8") as file:
+        for row in rows:
+            file.write(_line(row) + "\n")
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -16,10 +16,11 @@ from jaxpref.evaluation.figures import plot_generations, plot_preferences
 from jaxpref.evaluation.generations import evaluate_answers
 from jaxpref.evaluation.preferences import evaluate_preferences
 from jaxpref.evaluation.report import Report, write_rows
-from jaxpref.flags import for_all_models
-from jaxpref.generate import Completion, Settings
+from jaxpref.generation.completions import Completion, Settings
 from jaxpref.generation.sampling import Sampling
 from jaxpref.rewards import open_reward
+from jaxpref.runs.directory import is_run
+from jaxpref.settings import for_all_models
 
 EPILOG = """without --reward: accuracy, margins, log-probs, KL estimates, lengths and calibration on the held-out data
     jaxpref eval runs/demo
@@ -127,7 +128,7 @@ def _given_out(options: argparse.Namespace, *more: str) -> Path | None:
 def _destination(options: argparse.Namespace) -> Path:
     if (given := _given_out(options)) is not None:
         return given
-    if not (Path(options.source) / "config.yaml").is_file():
+    if not is_run(options.source):
         raise InputError("--out FILE.json, where the policy is no run", f"{options.source} without it", "add --out")
     against = f"_against_{Path(options.against).stem}" if options.against else ""
     prompts = Path(options.prompts).stem if options.prompts else "prompts"

@@ -9,7 +9,7 @@ import numpy as np
 from jaxpref.evaluation.bootstrap import Estimate
 from jaxpref.evaluation.generations import Generations
 from jaxpref.evaluation.preferences import Preferences
-from jaxpref.plots import BLUE, GREY, ORANGE, drawn
+from jaxpref.runs.plots import BLUE, GREY, ORANGE, drawn
 
 
 def plot_preferences(found: Preferences, png: str | Path) -> Path | None:

@@ -9,19 +9,12 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxpref.build import (
-    Pieces,
-    build,
-    make_loader,
-    owned_rows,
-    put_batch,
-    put_scalar,
-    read_data,
-    with_reference_logps,
-)
-from jaxpref.export import load_run
-from jaxpref.opened import open_run
-from jaxpref.step import finish_metrics, make_eval_step
+from jaxpref.runs.build import Pieces, build
+from jaxpref.runs.cached_reference import with_reference_logps
+from jaxpref.runs.directory import load_run, open_run
+from jaxpref.runs.feed import batches, make_loader, own_steps, read_data
+from jaxpref.step.batch_loss import finish_metrics
+from jaxpref.step.train_step import make_eval_step
 from jaxpref.types import EncodedGroup
 
 
@@ -42,10 +35,8 @@ class Evaluator:
         """`eval/...` means over all groups: the objective, its rewards, log-probs, entropy, accuracy."""
         mesh, total = self._pieces.mesh, None
         with jax.set_mesh(mesh):
-            for item in self._loader.iterate(owned_rows(self._loader, mesh)):
-                sums = self._step(
-                    params, ref_params, running, put_batch(item.batch, mesh), put_scalar(item.micro_batches, mesh)
-                )
+            for _, batch, micro_batches in batches(own_steps(self._loader, mesh), mesh):
+                sums = self._step(params, ref_params, running, batch, micro_batches)
                 total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
         return as_metrics(jax.device_get(total), self._pieces)
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxpref.build import Pieces, build, make_loader, read_data, with_reference_logps
 from jaxpref.data.kinds import completion_name
 from jaxpref.errors import InputError
 from jaxpref.evaluation import calibration
@@ -29,10 +28,12 @@ from jaxpref.evaluation.bootstrap import (
 from jaxpref.evaluation.held_out import as_metrics
 from jaxpref.evaluation.records import Records, gather
 from jaxpref.evaluation.report import Report, split_defined
-from jaxpref.export import load_run
 from jaxpref.objectives.contract import JUDGED, PAIRS
-from jaxpref.opened import OpenRun, open_run
 from jaxpref.rewards.scale import likelihood_of_preferences
+from jaxpref.runs.build import Pieces, build
+from jaxpref.runs.cached_reference import with_reference_logps
+from jaxpref.runs.directory import OpenRun, load_run, open_run
+from jaxpref.runs.feed import make_loader, read_data
 from jaxpref.types import EncodedGroup
 
 KL_NOTE = (

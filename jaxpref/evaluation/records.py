@@ -12,10 +12,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxpref.build import owned_rows, put_batch, put_scalar
 from jaxpref.data.loader import Loader
-from jaxpref.logprobs import Logps, sums_of_completions
-from jaxpref.step import Scoring, all_logps, group_values, whole_batch
+from jaxpref.models.logprobs import Logps, sums_of_completions
+from jaxpref.runs.feed import batches, own_steps
+from jaxpref.step.batch_loss import Scoring, all_logps, group_values
+from jaxpref.step.micro_batches import whole_batch
 from jaxpref.types import Batch, EncodedGroup
 
 
@@ -58,8 +59,7 @@ def gather(
     step = jax.jit(make_record_step(scoring), out_shardings=NamedSharding(mesh, P()))
     total, parts = None, []
     with jax.set_mesh(mesh):
-        for item in loader.iterate(owned_rows(loader, mesh)):
-            batch, micro_batches = put_batch(item.batch, mesh), put_scalar(item.micro_batches, mesh)
+        for _, batch, micro_batches in batches(own_steps(loader, mesh), mesh):
             sums, records = step(params, ref_params, running, batch, micro_batches)
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
             parts.append(jax.device_get(records))

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxpref.evaluation.bootstrap import Estimate
+from jaxpref.files import whole_file
 
 # The first pattern that a name starts with gives its unit.
 _UNITS = {
@@ -80,12 +81,9 @@ class Report:
 
     def write(self, path: str | Path) -> Path:
         """Writes strict JSON, whole or not at all; numbers that are not finite are null there."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(_finite(self.as_dict()), indent=1, allow_nan=False) + "\n")
-        partial.replace(path)
-        return path
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(_finite(self.as_dict()), indent=1, allow_nan=False) + "\n")
+        return Path(path)
 
     def show(self, console: Console) -> None:
         """Prints a table of the estimates, then what was left out and the notes."""
@@ -123,13 +121,9 @@ def split_defined(found: Mapping[str, Estimate], reasons: Mapping[str, str]) -> 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
     """One JSON object a line; numbers that are not finite are null."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as stream:
+    with whole_file(path) as partial, partial.open("w") as stream:
         stream.writelines(json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    partial.replace(path)
-    return path
+    return Path(path)
 
 
 def _finite(value: Any) -> Any:

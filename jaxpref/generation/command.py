@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxpref.errors import InputError
-from jaxpref.generate import Completion, Settings, complete, open_source
+from jaxpref.generation.completions import Completion, Settings, complete, open_source
 from jaxpref.generation.mixing import DIVERGENCES, Mix, parse_policies
 from jaxpref.generation.prompts import read_prompts
 from jaxpref.generation.sampling import Sampling

@@ -17,8 +17,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxpref.generation.sampling import Sampling, choose, row_keys
-from jaxpref.logprobs import logits
 from jaxpref.models.decoder import Model
+from jaxpref.models.logprobs import logits
 from jaxpref.models.turned import in_rows
 from jaxpref.sharding import constrain, row_ways
 

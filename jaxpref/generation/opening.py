@@ -13,18 +13,21 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxpref import build as b
-from jaxpref.config import Config, ReferenceConfig, load_config
+from jaxpref.config import Config
 from jaxpref.errors import InputError
-from jaxpref.export import run_params
 from jaxpref.generation.decoding import Policy, decodes_apart, policy_of
 from jaxpref.generation.mixing import Mix, Rule, mixture_of
 from jaxpref.models.decoder import Model
-from jaxpref.models.peft import CONFIG_FILE, base_of
+from jaxpref.models.peft import base_of, is_adapter
 from jaxpref.models.quantize import Quantisation
-from jaxpref.models.spec import LongRope, ModelSpec
-from jaxpref.policy import quantisation, split
+from jaxpref.models.spec import ModelSpec
+from jaxpref.runs.adapters import quantisation
+from jaxpref.runs.build import Pieces, build
+from jaxpref.runs.directory import as_policy, is_run, read_config, run_params
+from jaxpref.runs.params import load_params, with_adapter
+from jaxpref.settings import load_config
 from jaxpref.sharding import leaf_path
+from jaxpref.step.policy import split
 
 _CAST_BY_PRODUCTS = re.compile(
     r"embed/table|head/kernel|layers/attention/[qkvo]|layers/(mlp|experts)/(gate|up|down|router)"
@@ -34,7 +37,7 @@ _CAST_BY_PRODUCTS = re.compile(
 class Opened(NamedTuple):
     """A policy that can be decoded: a model, or several that decide together."""
 
-    pieces: b.Pieces
+    pieces: Pieces
     """Of the first, if there are several: its tokenizer, mesh and settings count for all."""
     params: Any
     """As the policy reads them."""
@@ -48,9 +51,9 @@ class Opened(NamedTuple):
 
     @property
     def positions(self) -> int:
-        """Tokens that a row may have."""
+        """Tokens that prompt and completion may have together."""
         specs = (self.pieces.source.spec,) if self.mixed is None else self.mixed.specs
-        return min(map(positions_of, specs))
+        return min(spec.longest_sequence for spec in specs)
 
 
 class Mixed(NamedTuple):
@@ -81,7 +84,7 @@ class _Found(NamedTuple):
     """A policy before its weights are read."""
 
     source: str | Path
-    pieces: b.Pieces
+    pieces: Pieces
     run: bool
 
 
@@ -103,7 +106,7 @@ def open_source(source: str | Path | Mix, *, step: str = "best", overrides: Sequ
     return Opened(found.pieces, {**bases[key], **overlay})
 
 
-def open_policy(source: str | Path, *, step: str = "best", overrides: Sequence[str] = ()) -> tuple[b.Pieces, Any]:
+def open_policy(source: str | Path, *, step: str = "best", overrides: Sequence[str] = ()) -> tuple[Pieces, Any]:
     """A single policy, with its parameters on the mesh; arguments as of `open_source`."""
     opened = open_source(source, step=step, overrides=overrides)
     return opened.pieces, opened.params
@@ -132,7 +135,7 @@ def _everywhere(weights: Sequence[float], mesh: Mesh) -> jax.Array:
 def _open_mix(mix: Mix, step: str, overrides: Sequence[str]) -> Opened:
     sources = [source for source, weight in mix.policies if weight > 0]
     sources += [mix.reference] if mix.needs_reference else []
-    runs = [source for source in sources if _is_run(source)]
+    runs = [source for source in sources if is_run(source)]
     found: list[_Found] = []
     for source in sources:
         # Arrays of one program lie on one mesh.
@@ -154,7 +157,7 @@ def _open_mix(mix: Mix, step: str, overrides: Sequence[str]) -> Opened:
 
 
 def opened_mix(
-    pieces: b.Pieces, mixed: Mixed, weights: Sequence[float], bases: Sequence[Any], overlays: Sequence[Any]
+    pieces: Pieces, mixed: Mixed, weights: Sequence[float], bases: Sequence[Any], overlays: Sequence[Any]
 ) -> Opened:
     """A mix of policies whose parameters are there.
 
@@ -167,25 +170,20 @@ def opened_mix(
     return Opened(pieces, {"weight_N": weight_N, "bases": tuple(bases), "overlays": tuple(overlays)}, mixed)
 
 
-def _is_run(source: str | Path) -> bool:
-    return (Path(source) / "config.yaml").is_file()
-
-
 def _find(source: str | Path, step: str, overrides: Sequence[str]) -> _Found:
-    run = _is_run(source)
+    run = is_run(source)
     if not run and step != "best":
         raise InputError("`step` with a run only", f"step={step!r} with {source}, which is not a run", "leave it out")
-    config = load_config(Path(source) / "config.yaml" if run else None, overrides)
-    # Objective, its margins and reference play no part; an objective from Python is not even known here.
-    data = replace(config.data, margins=[])
-    config = replace(config, objective=Config().objective, reference=ReferenceConfig(), data=data)
-    return _Found(source, b.build(config if run else _with_model(config, source, overrides)), run)
+    if run:
+        config = read_config(source, overrides)
+    else:
+        config = _with_model(as_policy(load_config(None, overrides)), source, overrides)
+    return _Found(source, build(config), run)
 
 
 def _with_model(config: Config, source: str | Path, overrides: Sequence[str]) -> Config:
     """The config of a model, or of a PEFT adapter on the model that it names."""
-    file = Path(source) / CONFIG_FILE
-    if not file.is_file():
+    if not is_adapter(source):
         return replace(config, model=replace(config.model, path=str(source)))
     config = replace(config, adapter=replace(config.adapter, path=str(source)))
     if any(item.startswith("model.path=") for item in overrides):
@@ -202,16 +200,16 @@ def _read(
     if pieces.lora is None:
         key = key if found.run else _shared(key, bases, reference)
         if key not in bases:
-            params = run_params(pieces, found.source, step)[0] if found.run else b.load_params(pieces)
+            params = run_params(pieces, found.source, step)[0] if found.run else load_params(pieces)
             bases[key] = _cast(params, pieces)
         return key, {}
     base = bases.get(key)
     if found.run:
         params = run_params(pieces, found.source, step, base=base)[0]
     elif base is None:
-        params = b.load_params(pieces)
+        params = load_params(pieces)
     else:
-        params = b.with_adapter(pieces, base)
+        params = with_adapter(pieces, base)
     overlay, weights = split(params)
     if base is None:
         bases[key] = _cast(weights, pieces)
@@ -238,7 +236,7 @@ def _shared(key: _BaseKey, bases: Sequence[_BaseKey], reference: bool) -> _BaseK
     return next(same, key)
 
 
-def _cast(params: Any, pieces: b.Pieces) -> Any:
+def _cast(params: Any, pieces: Pieces) -> Any:
     """The weights that every product would cast, cast once."""
     dtype = jnp.dtype(pieces.dtype)
     cast = lambda path, x: x.astype(dtype) if _CAST_BY_PRODUCTS.fullmatch(leaf_path(path)) else x
@@ -259,9 +257,3 @@ def _check_vocabularies(found: Sequence[_Found]) -> None:
                 + (", which are other ones" if sizes[0] == sizes[1] else ""),
                 "mix policies that were trained from one model",
             )
-
-
-def positions_of(spec: ModelSpec) -> int:
-    """Tokens that a row may have."""
-    scaling = spec.rope_scaling
-    return min(spec.max_positions, scaling.original_length) if isinstance(scaling, LongRope) else spec.max_positions

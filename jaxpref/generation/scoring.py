@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxpref import build as b
 from jaxpref.generation.mixing import Mix, mixed_logits, whole_params
 from jaxpref.generation.opening import Mixed, Opened, open_source
-from jaxpref.logprobs import States, hidden_states, logits, sums_of_completions
 from jaxpref.models.decoder import Model
+from jaxpref.models.logprobs import States, hidden_states, logits, sums_of_completions
+from jaxpref.runs.cached_reference import compute_logps
 from jaxpref.sharding import constrain
 from jaxpref.types import Batch, EncodedGroup
 
@@ -42,7 +42,7 @@ def answer_logps(
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, row_length=None))
     pieces = dataclasses.replace(opened.pieces, config=config)
     sums = None if opened.mixed is None else _mixed_sums(opened.mixed, config.model.logprob_chunk)
-    return b.compute_logps(pieces, opened.params, groups, sums)
+    return compute_logps(pieces, opened.params, groups, sums)
 
 
 @functools.cache  # the same function for the same models, so that other weights compile nothing

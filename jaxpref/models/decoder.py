@@ -197,8 +197,8 @@ def build_model(
         scan: False unrolls the layers (compile time grows with depth; for tests and inspection).
         lora: what an adapter under the params' key `lora` is.
         vocab_multiple: embedding and head get rows of padding up to a multiple of it.
-    Errors: InputError for an unknown remat policy or sizes that do not fit together; `hidden` and `init_cache` refuse
-        rows that are longer than learned positions or LongRoPE's short divisors reach.
+    Errors: InputError for an unknown remat policy or sizes that do not fit together.  Positions are not checked here: a
+        row may be longer than any sequence in it (`ModelSpec.longest_sequence`).
     """
     if remat not in REMAT_POLICIES:
         raise InputError(f"a remat policy of {sorted(REMAT_POLICIES)}", f"model.remat={remat!r}", "choose one of them")
@@ -220,7 +220,6 @@ def build_model(
         return params | {SCALAR_HEADS: heads} if heads else params
 
     def run(router, params, token_RL, position_RL, expiry_RL, key):
-        _refuse_longer(spec, token_RL.shape[1])
         rngs = {} if key is None else {"dropout": key}
         inputs = token_RL, position_RL, expiry_RL > 0, (expiry_RL, position_RL)
         return decoder(attend_rows, router).apply(_collections(params, lora), *inputs, rngs=rngs)
@@ -236,7 +235,6 @@ def build_model(
         return params["embed"]["table"] if spec.tied else params["head"]["kernel"]
 
     def new_cache(rows, length):
-        _refuse_longer(spec, length)
         return cache.init_cache(spec, rows, length, dtype)
 
     def extend(params, token_RC, position_RC, kept, column):
@@ -308,14 +306,3 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield f"{spec.experts_per_token} of {spec.experts} experts a token"
     if spec.experts and (spec.mlp_bias or not spec.gated):
         yield "experts that are not gated or have biases"
-
-
-def _refuse_longer(spec: ModelSpec, length: int) -> None:
-    longest = spec.max_positions if spec.learned_positions else None
-    if isinstance(spec.rope_scaling, LongRope):
-        longest = spec.rope_scaling.original_length
-    if longest is not None and length > longest:
-        raise InputError(
-            f"rows of at most {longest} columns (the model's learned positions, or LongRoPE's original length)",
-            f"{length} columns", "set data.row_length lower, or generate less",
-        )  # fmt: skip

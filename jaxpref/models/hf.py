@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxpref.errors import InputError
+from jaxpref.files import whole_directory
 from jaxpref.models.families import FAMILIES, forms, spec_from_hf
 from jaxpref.models.spec import SCALAR_HEADS, ModelSpec
 from jaxpref.models.weights import (
@@ -187,8 +187,7 @@ def save_pretrained(
 ) -> None:
     """Writes a model directory that transformers loads.
 
-    Everything is written to `.NAME.partial` beside the directory and renamed at the end, so a crash never
-    leaves half a model under its name.
+    A crash never leaves half a model under its name (`files.whole_directory`).
 
     Args:
         directory: where to; parents are made.
@@ -229,28 +228,17 @@ def save_pretrained(
         )  # fmt: skip
     _check_replaceable(directory, overwrite)
 
-    partial = directory.parent / f".{directory.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of an earlier run that was killed
-    partial.mkdir(parents=True)
-    try:
-        generation = ids if generation_config is None else generation_config
-        config = {
-            **FAMILIES[spec.family].to_hf(spec),
-            **ids,
-            **{k: generation[k] for k in ids if k in generation},
-        }
-        if rewards:
-            config |= {"architectures": [_classifier_class(config["model_type"])], "num_labels": 1}
+    generation = ids if generation_config is None else generation_config
+    config = {**FAMILIES[spec.family].to_hf(spec), **ids, **{k: generation[k] for k in ids if k in generation}}
+    if rewards:
+        config |= {"architectures": [_classifier_class(config["model_type"])], "num_labels": 1}
+    with whole_directory(directory) as partial:
         _write_json(partial / "config.json", {**config, "dtype": str(dtype)})
         _write_json(partial / "generation_config.json", generation)
         (partial / "README.md").write_text(model_card, encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
         _write_weights(partial, leaves, weights, spec, dtype, max_shard_bytes)
-        _move_into_place(partial, directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _classifier_class(model_type: str) -> str:
@@ -308,21 +296,6 @@ def _written_by_us(directory: Path) -> bool:
         )
     except SafetensorError:
         return False
-
-
-def _move_into_place(partial: Path, directory: Path) -> None:
-    old = directory.parent / f".{directory.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if not directory.exists():
-        partial.rename(directory)
-        return
-    directory.rename(old)  # kept until the new one has its name
-    try:
-        partial.rename(directory)
-    except BaseException:
-        old.rename(directory)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _special_ids(tokenizer: Any) -> dict[str, int | None]:

@@ -5,7 +5,6 @@ and one with the others in PEFT, so adapters on these are neither read nor writt
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxpref.errors import InputError
+from jaxpref.files import whole_directory
 from jaxpref.models.families import FAMILIES
 from jaxpref.models.hf import read_json
 from jaxpref.models.lora import TARGETS, LoraSpec
@@ -24,6 +24,12 @@ from jaxpref.models.spec import ModelSpec
 from jaxpref.models.weights import Weight, axis_sizes, check_shapes, nest, used_weights
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a directory is a PEFT adapter's."""
+    return (Path(path) / CONFIG_FILE).is_file()
+
 
 _READ = {"r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"}
 # What is implemented; anything else would be another adapter.
@@ -142,9 +148,6 @@ def save_adapter(
         raise InputError(
             "a new or empty directory, or one with an adapter", f"{directory}: {found or 'a file'}", "choose a new one"
         )
-    partial = directory.parent / f".{directory.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of an earlier run that was killed
-    partial.mkdir(parents=True)
     tensors = {}
     for tensor in _stored(model, spec):
         leaf = tree
@@ -152,12 +155,11 @@ def save_adapter(
             leaf = leaf[key]
         part = np.asarray(jax.device_get(leaf[tensor.layer]), np.float32)
         tensors[tensor.name] = np.ascontiguousarray(tensor.weight.stored(part))
-    save_file(tensors, partial / WEIGHTS_FILE, {"format": "pt"})
     config = _peft_config(spec, model, base)
-    (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (partial / "README.md").write_text(model_card, encoding="utf-8")
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.rename(directory)
+    with whole_directory(directory) as partial:
+        save_file(tensors, partial / WEIGHTS_FILE, {"format": "pt"})
+        (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(model_card, encoding="utf-8")
 
 
 def _peft_config(spec: LoraSpec, model: ModelSpec, base: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxpref.errors import InputError
-from jaxpref.models import gguf, hf
+from jaxpref.models import hf
+from jaxpref.models.gguf import reader as gguf
 from jaxpref.models.spec import ModelSpec
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")

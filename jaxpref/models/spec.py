@@ -120,3 +120,10 @@ class ModelSpec:
     experts_per_token: int = 0
     norm_topk: bool = True
     """The chosen experts' probabilities are divided by their sum."""
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of a prompt and a completion together, at most: what the model has positions for."""
+        if isinstance(self.rope_scaling, LongRope):
+            return min(self.max_positions, self.rope_scaling.original_length)  # the short divisors reach no further
+        return self.max_positions

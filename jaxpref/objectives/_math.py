@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pydantic import Field
 
 from jaxpref.errors import InputError
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives.contract import ObjectiveOutput, Term
 
 LARGEST_EXPONENT = 40.0

@@ -7,7 +7,7 @@ rewards stay beta * rho, so that curves of different divergences can be compared
 
 import jax
 
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives._math import Positive, log_ratios, reward_metrics
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 from jaxpref.objectives.pairwise import dpo

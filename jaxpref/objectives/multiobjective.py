@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pydantic import AfterValidator, Field
 
 from jaxpref.errors import InputError
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives._math import (
     Finite,
     Fraction,

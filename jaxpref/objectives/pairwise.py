@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field
 
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives._math import (
     LessThanHalf,
     NotNegative,

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives._math import Positive, log_ratios, mean, pair_weight
 from jaxpref.objectives.contract import ObjectiveOutput, needs
 

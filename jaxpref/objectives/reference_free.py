@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import AfterValidator
 
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives._math import (
     LARGEST_EXPONENT,
     Finite,

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives._math import Fraction, Positive, difference, pair_weight, per_model, reward_metrics
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 

@@ -2,7 +2,7 @@
 
 import jax
 
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives._math import NotNegative, difference, pair_weight, reward_metrics
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 

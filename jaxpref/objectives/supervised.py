@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives._math import Positive, log_ratios, pair_weight, token_nll
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, Term, needs
 

@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives._math import LARGEST_EXPONENT, Fraction, Positive, log_ratios
 from jaxpref.objectives.contract import Transform
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives._math import NotNegative, Positive, log_ratios, mean, mean_so_far, pair_weight
 from jaxpref.objectives.contract import JUDGED, ObjectiveOutput, Term, needs
 

@@ -6,7 +6,7 @@ jaxpref.pareto.write_front(jaxpref.pareto.run_front(config), config.run.out)
 
 from jaxpref.pareto.config import FrontConfig, load_front_config, make_front_config
 from jaxpref.pareto.front import Front, Point, read_front
-from jaxpref.pareto.report import write_front
+from jaxpref.pareto.report.write import write_front
 from jaxpref.pareto.sweep import run_front
 
 __all__ = [

@@ -10,12 +10,12 @@ from rich.table import Table
 
 from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import Estimate
-from jaxpref.flags import named, numbers
 from jaxpref.pareto.config import load_front_config
 from jaxpref.pareto.front import Front, read_front
-from jaxpref.pareto.report import write_front
+from jaxpref.pareto.report.write import write_front
 from jaxpref.pareto.sweep import Watch, run_front
-from jaxpref.progress import training_bar
+from jaxpref.settings import named, numbers
+from jaxpref.training.progress import training_bar
 
 EPILOG = """the config is that of a run (`jaxpref train --help`) without `objective`, and a section `pareto`:
     pareto:

@@ -21,8 +21,9 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from jaxpref.config import Config, make_config, merged_settings, to_dict
+from jaxpref.config import Config
 from jaxpref.errors import InputError
+from jaxpref.settings import make_config, merged_settings, to_dict
 
 _STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 SHARED = "data.train"

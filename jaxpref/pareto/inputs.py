@@ -9,17 +9,16 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from jaxpref import build as b
 from jaxpref.data.encode import encode_prompts
 from jaxpref.data.rewrite import configured, groups_of
 from jaxpref.errors import InputError
-from jaxpref.generate import Settings
-from jaxpref.generation.opening import positions_of
+from jaxpref.generation.completions import Settings
 from jaxpref.generation.prompts import prompt_ids, read_prompts
 from jaxpref.generation.sampling import Sampling
 from jaxpref.pareto.config import FrontConfig, front_settings, load_front_config
-from jaxpref.reference import weights_key
 from jaxpref.rewards import open_reward
+from jaxpref.runs.build import Pieces, build
+from jaxpref.runs.digests import weights_key
 from jaxpref.types import Group
 
 CONFIG = "front.yaml"
@@ -39,7 +38,7 @@ def start_front(front: FrontConfig, out: Path) -> None:
             f"the settings with which {out} was started", f"{stored} has others",
             "restore them, or choose another `out` for a new front",
         )  # fmt: skip
-    pieces = b.build(front.run)
+    pieces = build(front.run)
     found = dict(_digests(front, pieces))
     if digests.is_file():
         before = json.loads(digests.read_text())
@@ -59,7 +58,7 @@ def start_front(front: FrontConfig, out: Path) -> None:
     digests.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def _digests(front: FrontConfig, pieces: b.Pieces) -> Iterator[tuple[str, str]]:
+def _digests(front: FrontConfig, pieces: Pieces) -> Iterator[tuple[str, str]]:
     """Of the model, of local data and of Python files that training depends on.
 
     What a hub or a package has is not looked at, nor a reward model.  Judges are apart (`file_digest`): one that failed
@@ -93,7 +92,7 @@ def answer_settings(front: FrontConfig) -> Settings:
     )  # fmt: skip
 
 
-def asked_prompts(front: FrontConfig, pieces: b.Pieces) -> tuple[list[Group], list]:
+def asked_prompts(front: FrontConfig, pieces: Pieces) -> tuple[list[Group], list]:
     """The prompts that every policy answers, and their token ids.
 
     Without `answers.prompts`: the first distinct ones of all objectives' held-out data, taken in turns, of at most
@@ -102,7 +101,7 @@ def asked_prompts(front: FrontConfig, pieces: b.Pieces) -> tuple[list[Group], li
     """
     asked, data = front.pareto.answers, front.run.data
     spec = pieces.source.spec
-    room = {"vocabulary": spec.vocab, "positions": positions_of(spec), "max_new_tokens": asked.max_new_tokens}
+    room = {"vocabulary": spec.vocab, "positions": spec.longest_sequence, "max_new_tokens": asked.max_new_tokens}
     if asked.prompts is not None:
         prompts = read_prompts(asked.prompts)[: asked.count]
         return prompts, prompt_ids(prompts, pieces.tokenizer, **room)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxpref.evaluation.bootstrap import DEFAULT, Estimate, estimates, mean, units_of
-from jaxpref.generate import Completion, Settings
+from jaxpref.generation.completions import Completion, Settings
 from jaxpref.rewards.reward import Reward
 from jaxpref.types import EncodedGroup, Group
 

@@ -5,16 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxpref import build as b
 from jaxpref.config import Config
-from jaxpref.export import run_params
-from jaxpref.generate import Completion, Settings, complete
+from jaxpref.generation.completions import Completion, Settings, complete
 from jaxpref.generation.mixing import Mix, Rule
 from jaxpref.generation.opening import Mixed, Opened, open_source, opened_mix
 from jaxpref.generation.scoring import answer_logps
 from jaxpref.models.spec import LORA
 from jaxpref.pareto.measure import Policy
-from jaxpref.policy import read_adapter, split
+from jaxpref.runs.adapters import read_adapter
+from jaxpref.runs.build import build
+from jaxpref.runs.directory import run_params
+from jaxpref.runs.params import load_params, reference_params
+from jaxpref.step.policy import split
 from jaxpref.types import Group
 
 LATEST = "latest"
@@ -33,10 +35,10 @@ class Shelf:
     def __init__(self, config: Config):
         # What is measured was never in the data: nothing is cached, and rows are as long as they need to be.
         reference, data = replace(config.reference, mode="copy"), replace(config.data, row_length=None)
-        self.pieces = b.build(replace(config, reference=reference, data=data))
-        start = b.load_params(self.pieces)
+        self.pieces = build(replace(config, reference=reference, data=data))
+        start = load_params(self.pieces)
         self._base = split(start)[1]
-        self._reference = b.reference_params(self.pieces, start)
+        self._reference = reference_params(self.pieces, start)
 
     def reference(self) -> Policy:
         return _policy(Opened(self.pieces, self._reference))

@@ -8,12 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jaxpref import build as b
 from jaxpref.config import Config
 from jaxpref.data.rewrite import configured, groups_of
 from jaxpref.evaluation.bootstrap import Estimate, units_of
-from jaxpref.merge import merge
-from jaxpref.metrics import forward_flops, read_jsonl
 from jaxpref.pareto.config import SHARED, FrontConfig, front_settings, point_name, point_out, single_out
 from jaxpref.pareto.cost import Cost, Work
 from jaxpref.pareto.front import Front, Point
@@ -23,6 +20,10 @@ from jaxpref.pareto.policies import LATEST, Make, Shelf
 from jaxpref.pareto.rewards import judge, judge_digest, limits
 from jaxpref.pareto.stages import Stages
 from jaxpref.rewards.tokens import encode_within
+from jaxpref.runs.feed import read_data
+from jaxpref.runs.flops import forward_flops
+from jaxpref.runs.merge import merge
+from jaxpref.runs.metrics import read_jsonl
 from jaxpref.types import Group
 
 
@@ -67,7 +68,7 @@ def measured_front(front: FrontConfig, singles: Mapping[str, Config], stages: St
 
 def _bench(front: FrontConfig, singles: Mapping[str, Config], shelf: Shelf) -> Bench:
     """Held-out pairs of every objective, and the prompts that are answered."""
-    read = lambda config: b.read_data(replace(shelf.pieces, config=config), "eval")[0][: front.pareto.held_out]
+    read = lambda config: read_data(replace(shelf.pieces, config=config), "eval")[0][: front.pareto.held_out]
     held_out = {name: read(config) for name, config in singles.items()}
     return Bench(held_out, shelf.reference(), *asked_prompts(front, shelf.pieces), answer_settings(front))
 

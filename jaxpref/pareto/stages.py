@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxpref.files import whole_file
 from jaxpref.pareto.cost import Work
 
 
@@ -23,10 +24,8 @@ class Stages:
         began = time.perf_counter()
         found = work()
         found = {"seconds": time.perf_counter() - began, **found}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(found, indent=1) + "\n")
-        partial.replace(path)
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(found, indent=1) + "\n")
         return found
 
     def cost(self, name: str) -> Work:

@@ -21,7 +21,6 @@ import jax
 from jaxpref.config import Config
 from jaxpref.data.rewrite import configured
 from jaxpref.errors import InputError
-from jaxpref.export import export_run
 from jaxpref.pareto.config import (
     SHARED,
     FrontConfig,
@@ -38,10 +37,11 @@ from jaxpref.pareto.policies import LATEST
 from jaxpref.pareto.record import measured_front
 from jaxpref.pareto.rewards import explicit_reward, limits, temperature
 from jaxpref.pareto.stages import Stages
-from jaxpref.policy import BASE
 from jaxpref.rewards import Reward, run_reward, score_data
-from jaxpref.stacked import train_stacked
-from jaxpref.train import Result, train
+from jaxpref.runs.adapters import BASE
+from jaxpref.runs.export import export_run
+from jaxpref.training.run import Result, train
+from jaxpref.training.stacked import train_stacked
 
 Pools = dict[str, dict[str, list[str]]]
 """Name -> `train` and `eval` -> paths of pairs."""

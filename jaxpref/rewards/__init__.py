@@ -13,6 +13,7 @@ from jaxpref.rewards.reward import Limits, Reward
 from jaxpref.rewards.rules import column_reward, rule_reward
 from jaxpref.rewards.scalarise import Scalariser, scalarised
 from jaxpref.rewards.scoring import ScoreReport, score_data
+from jaxpref.runs.directory import is_run
 
 __all__ = [
     "Limits",
@@ -49,7 +50,7 @@ def open_reward(what: str, *, step: str = "best", overrides: Sequence[str] = ())
     if colon and kind in ("rule", "column", "adapter"):
         named = {"rule": rule_reward, "column": column_reward}
         return _adapter(rest, overrides) if kind == "adapter" else named[kind](rest)
-    if (Path(what) / "config.yaml").is_file():
+    if is_run(what):
         return run_reward(what, step=step, overrides=overrides)
     if is_classifier(what):
         return classifier_reward(what, overrides=overrides)

@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxpref.data.encode import TRUNCATIONS
+from jaxpref.data.forms import FORMATS
 from jaxpref.data.rewrite import Source
-from jaxpref.data.schema import FORMATS
 from jaxpref.errors import InputError
-from jaxpref.flags import for_all_models, named
 from jaxpref.rewards import Reward, open_reward
 from jaxpref.rewards.cache import CACHE_DIR, cached
 from jaxpref.rewards.calibrate import calibrate
@@ -20,6 +19,7 @@ from jaxpref.rewards.reward import Limits
 from jaxpref.rewards.rules import RULES_HELP
 from jaxpref.rewards.scalarise import read_scalariser
 from jaxpref.rewards.scoring import CHUNK, score_data
+from jaxpref.settings import for_all_models, named
 
 EPILOG = f"""rewards
     a run                            its scalar head, or its implicit reward beta * (log pi - log ref)

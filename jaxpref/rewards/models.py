@@ -10,24 +10,27 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxpref import build as b
-from jaxpref.config import Config, load_config, make_config, to_dict
+from jaxpref.config import Config
 from jaxpref.data.encode import check_known_tokens
 from jaxpref.data.loader import Loader
 from jaxpref.errors import InputError
-from jaxpref.export import load_run, run_params
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.models.spec import SCALAR_HEADS
-from jaxpref.objectives import OBJECTIVES, asked_logps, bind
-from jaxpref.opened import open_run
-from jaxpref.policy import BASE
+from jaxpref.objectives import asked_logps
 from jaxpref.rewards.classifier import open_classifier
-from jaxpref.rewards.identity import checkpoint_digest, model_digest
 from jaxpref.rewards.reward import WHOLE, Limits, Reward, Values
 from jaxpref.rewards.scale import likelihood_of_preferences
 from jaxpref.rewards.tokens import encode_within, with_answer
+from jaxpref.runs.adapters import BASE
+from jaxpref.runs.build import Pieces, build
+from jaxpref.runs.digests import checkpoint_digest, model_digest
+from jaxpref.runs.directory import load_run, open_run, run_params
+from jaxpref.runs.feed import batches, check_positions, own_steps, row_layout
+from jaxpref.runs.params import load_params, reference_params
+from jaxpref.settings import load_config, make_config, to_dict
 from jaxpref.sharding import row_ways
-from jaxpref.step import Scoring, all_logps, whole_batch
+from jaxpref.step.batch_loss import Scoring, all_logps
+from jaxpref.step.micro_batches import whole_batch
 from jaxpref.types import EncodedGroup, Group
 
 
@@ -55,7 +58,7 @@ def run_reward(
     # What is scored was never in the data: nothing is cached, and rows are as long as these answers need.
     reference = dataclasses.replace(config.reference, mode="copy")
     config = dataclasses.replace(config, reference=reference, data=_unbounded(config.data))
-    pieces = b.build(config, objective)
+    pieces = build(config, objective)
     if "reward" in asked_logps(pieces.parts):
         params = functools.cache(lambda: (run_params(pieces, run, step)[0], None))
         trained = lambda: f"reward head {checkpoint_digest(pieces, run, step)} {model_digest(pieces)}"
@@ -86,12 +89,12 @@ def adapter_reward(path: str | Path, base: str, *, beta: float, overrides: Seque
         overrides, model=base, objective={"name": "dpo", "beta": beta}, adapter={"path": str(path)},
         reference={"adapter": BASE},
     )  # fmt: skip
-    pieces = b.build(config)
+    pieces = build(config)
 
     @functools.cache
     def load() -> tuple[Any, Any]:
-        params = b.load_params(pieces)
-        return params, b.reference_params(pieces, params)
+        params = load_params(pieces)
+        return params, reference_params(pieces, params)
 
     identity = lambda: f"adapter {beta!r} {model_digest(pieces, adapter=path)}"
     return _model_reward(f"implicit reward of {path}", pieces, load, _implicit(beta), True, identity=identity)
@@ -122,14 +125,11 @@ def classifier_reward(path: str | Path, *, overrides: Sequence[str] = ()) -> Rew
     """
     config = _config_of(overrides, model=str(path), objective={"name": "bradley_terry"})
     source, head = open_classifier(path)
-    parts = bind(config.objective, OBJECTIVES)
-    mesh = b.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    model = b.make_decoder(config, source, parts, mesh)
-    pieces = b.Pieces(config, mesh, source, source.load_tokenizer(), model, parts, None)
+    pieces = build(config, source=source)
 
     @functools.cache
     def load() -> tuple[Any, None]:
-        params = b.load_params(pieces)
+        params = load_params(pieces)
         zero = params[SCALAR_HEADS]["reward"]
         value = head()
         placed = jax.make_array_from_callback(zero.shape, zero.sharding, lambda index: value[index])
@@ -143,7 +143,7 @@ def _unbounded(data: Any) -> Any:
     return dataclasses.replace(data, row_length=None, max_length=None)
 
 
-def _own_beta(run: str | Path, pieces: b.Pieces) -> float:
+def _own_beta(run: str | Path, pieces: Pieces) -> float:
     if not pieces.needs_reference:
         raise _no_reference(run, pieces)
     betas = {part.hyperparameters["beta"] for part in pieces.parts if "beta" in part.hyperparameters}
@@ -156,7 +156,7 @@ def _own_beta(run: str | Path, pieces: b.Pieces) -> float:
     return betas.pop()
 
 
-def _no_reference(run: str | Path, pieces: b.Pieces) -> InputError:
+def _no_reference(run: str | Path, pieces: Pieces) -> InputError:
     return InputError(
         "a run with a scalar head, or with a reference for the implicit reward beta * (log pi - log ref)",
         f"{run}: trained with {', '.join(part.name for part in pieces.parts)}",
@@ -164,7 +164,7 @@ def _no_reference(run: str | Path, pieces: b.Pieces) -> InputError:
     )
 
 
-def _with_reference(pieces: b.Pieces, run: str | Path, step: str) -> tuple[Any, Any]:
+def _with_reference(pieces: Pieces, run: str | Path, step: str) -> tuple[Any, Any]:
     """(policy, reference) of a run's checkpoint."""
     opened = open_run(pieces, run, step)
     return opened.params, opened.ref_params
@@ -172,7 +172,7 @@ def _with_reference(pieces: b.Pieces, run: str | Path, step: str) -> tuple[Any, 
 
 def _model_reward(
     name: str,
-    pieces: b.Pieces,
+    pieces: Pieces,
     load: Callable[[], tuple[Any, Any]],
     of: Callable[[Logps, Logps | None], jax.Array],
     bradley_terry: bool,
@@ -191,7 +191,7 @@ def _model_reward(
 
     def of_groups(groups: Sequence[Group], limits: Limits) -> list[Values]:
         encoded = encode_within(groups, pieces.tokenizer, limits)
-        _check_positions(encoded, pieces)
+        check_positions(encoded, pieces.source.spec)
         check_known_tokens(((g.where, (g.prompt_ids, *g.completion_ids)) for g in encoded), pieces.source.spec.vocab)
         rewards = run(list(_each_answer_once(encoded)))
         found = {group.row_id: tuple(rewards[key] for key in _answers(group)) for group in encoded}
@@ -205,7 +205,7 @@ def _model_reward(
     return Reward(name, score, bradley_terry, of_groups, identity=whole_identity)
 
 
-def _reading(pieces: b.Pieces) -> str:
+def _reading(pieces: Pieces) -> str:
     """How texts become what the model sees, beside the files of its weights."""
     return f"{pieces.config.model.compute_dtype} {pieces.tokenizer.chat_template} {pieces.tokenizer.eos_token}"
 
@@ -226,7 +226,7 @@ def _each_answer_once(groups: Sequence[EncodedGroup]) -> Iterator[EncodedGroup]:
 
 
 def _runner(
-    pieces: b.Pieces,
+    pieces: Pieces,
     load: Callable[[], tuple[Any, Any]],
     of: Callable[[Logps, Logps | None], jax.Array],
     also: Sequence[str],
@@ -253,10 +253,9 @@ def _runner(
         params, ref_params = load()
         rewards_K: dict[int, Any] = {}
         with jax.set_mesh(pieces.mesh):
-            for item in loader.iterate(b.owned_rows(loader, pieces.mesh)):
-                batch, count = b.put_batch(item.batch, pieces.mesh), b.put_scalar(item.micro_batches, pieces.mesh)
+            for _, batch, micro_batches in batches(own_steps(loader, pieces.mesh), pieces.mesh):
                 step = compiled(loader.layout.lengths)
-                rows, values_BK = jax.device_get(step(params, ref_params, batch, count))
+                rows, values_BK = jax.device_get(step(params, ref_params, batch, micro_batches))
                 rewards_K |= {int(row): values for row, values in zip(rows, values_BK, strict=True) if row >= 0}
         return {
             key: float(value)
@@ -267,8 +266,8 @@ def _runner(
     return run
 
 
-def _loader(pieces: b.Pieces, groups: Sequence[EncodedGroup]) -> Loader:
-    layout = b.row_layout(pieces.config, groups)
+def _loader(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Loader:
+    layout = row_layout(pieces, groups)
     unit = pieces.config.model.attention_block * pieces.config.data.length_buckets
     return Loader(
         groups,
@@ -277,14 +276,3 @@ def _loader(pieces: b.Pieces, groups: Sequence[EncodedGroup]) -> Loader:
         layout=dataclasses.replace(layout, columns=unit << (-(-layout.columns // unit) - 1).bit_length()),
         rounded=True,
     )
-
-
-def _check_positions(groups: Sequence[EncodedGroup], pieces: b.Pieces) -> None:
-    most = pieces.source.spec.max_positions
-    for group in groups:
-        tokens = len(group.prompt_ids) + max(map(len, group.completion_ids))
-        if tokens > most:
-            raise InputError(
-                f"prompt and answer within the model's {most} positions", f"{group.where}: {tokens} tokens",
-                "shorten it, cut it as training does (`--max-length`), or choose another reward model",
-            )  # fmt: skip

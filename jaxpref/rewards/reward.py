@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpref.data.schema import RowError
+from jaxpref.data.forms import RowError
 from jaxpref.errors import InputError
 from jaxpref.generation.prompts import given_prompts
 from jaxpref.types import Group

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from jaxpref.data.dimensions import scores_of
+from jaxpref.data.forms import RowError
 from jaxpref.data.rewrite import Source, as_source, check_out, group_of, rows_of, write_lines
-from jaxpref.data.schema import RowError
 from jaxpref.errors import InputError
 from jaxpref.rewards.cache import CACHE_DIR, cached
 from jaxpref.rewards.reward import WHOLE, Limits, Reward, Values

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxpref.data.encode import encode_groups
@@ -55,8 +54,8 @@ def token_count_reward(model: str) -> Reward:
 
 
 def _tokenizer(model: str) -> Any:
-    from jaxpref.export import load_run  # these load jax
     from jaxpref.models.source import open_checkpoint
+    from jaxpref.runs.directory import is_run, load_run
 
-    path = load_run(model).model.path if (Path(model) / "config.yaml").is_file() else model
+    path = load_run(model).model.path if is_run(model) else model
     return open_checkpoint(path).load_tokenizer()

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxpref import build as b
-from jaxpref.config import DataConfig, make_config
+from jaxpref.config import DataConfig
 from jaxpref.data.dataset import common_columns, load_groups
 from jaxpref.data.dimensions import Preferred, preferred_pairs
 from jaxpref.errors import InputError
+from jaxpref.runs.build import build
+from jaxpref.runs.feed import make_loader, read_data
+from jaxpref.settings import make_config
 from jaxpref.types import Group
 
 
@@ -194,9 +196,9 @@ def test_the_keys_reach_the_loader(tmp_path, tiny_files, any_mesh):
         tmp_path / "run", tiny_files.model, file, objective=[{"name": "modpo", "w": [0.6, 0.4]}],
         data={"train": [str(file)], "eval": [], "prefer": "a", "margins": ["b"]},
     )  # fmt: skip
-    pieces = b.build(config)
-    groups, report = b.read_data(pieces, "train")
+    pieces = build(config)
+    groups, report = read_data(pieces, "train")
     assert (report.preferred.swapped, report.preferred.tied) == (3, 3)
-    [step] = b.make_loader(pieces, groups, training=False).iterate()
+    [step] = make_loader(pieces, groups, training=False).iterate()
     margins = step.batch.columns["margins"][step.batch.row_id_RG >= 0]
     assert sorted(margins.tolist()) == [[[-1.0], [1.0]], [[-3.0], [3.0]], [[-5.0], [5.0]]][::-1]

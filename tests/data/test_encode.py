@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jaxpref.data.encode import TRUNCATIONS, Dropped, EncodeReport, encode_group, encode_groups
-from jaxpref.data.schema import RowError, to_group
+from jaxpref.data.forms import RowError
+from jaxpref.data.kinds import to_group
 from jaxpref.data.sources import read_rows
 from jaxpref.errors import InputError
 from jaxpref.types import EncodedGroup, Group

@@ -14,6 +14,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 import jax
 import numpy as np
 
+from jaxpref.config import MeshConfig
 from jaxpref.models.decoder import build_model
 from jaxpref.models.hf import load_params, load_spec
 from jaxpref.models.streaming import place_leaf
@@ -21,7 +22,7 @@ from jaxpref.sharding import leaf_path, make_mesh, param_shardings
 
 
 def main(directory: str, how: str) -> None:
-    spec, mesh = load_spec(directory), make_mesh(fsdp=4, tensor=2)
+    spec, mesh = load_spec(directory), make_mesh(MeshConfig(fsdp=4, tensor=2))
     shapes = jax.eval_shape(build_model(spec).init, jax.random.key(0))
     shardings = {
         leaf_path(path): sharding

@@ -8,6 +8,7 @@ import numpy as np
 import plain
 import pytest
 
+from jaxpref.config import MeshConfig
 from jaxpref.errors import InputError
 from jaxpref.models.decoder import build_model
 from jaxpref.models.lora import LoraSpec
@@ -101,7 +102,7 @@ def test_on_a_mesh(name):
     params = plain.random_params(model)
     token, position = padded(sequences(spec.vocab), "left")
     alone = decode(model, params, token, position, (WIDTH + NEW,))
-    mesh = make_mesh(2, 2, 2)
+    mesh = make_mesh(MeshConfig(2, 2, 2))
     with jax.set_mesh(mesh):
         sharded = jax.device_put(params, param_shardings(params, mesh))
         together = decode(model, sharded, token, position, (1,) * (WIDTH + NEW))

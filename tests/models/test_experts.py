@@ -9,11 +9,12 @@ import plain
 import pytest
 from test_features import groups_of, packed_batch, sequences_of
 
+from jaxpref.config import MeshConfig
 from jaxpref.data.pack import Layout
 from jaxpref.errors import InputError
-from jaxpref.logprobs import completion_logps
 from jaxpref.models import experts
 from jaxpref.models.decoder import build_model
+from jaxpref.models.logprobs import completion_logps
 from jaxpref.objectives.router import router_balance
 from jaxpref.sharding import make_mesh
 
@@ -74,7 +75,7 @@ def test_no_token_is_dropped_when_all_choose_the_same_expert():
     "sizes", [(2, 2, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in ((8, 1, 1), (1, 2, 4)))]
 )
 def test_on_a_mesh(sizes):
-    with jax.set_mesh(make_mesh(*sizes)):
+    with jax.set_mesh(make_mesh(MeshConfig(*sizes))):
         text = jax.jit(ours).lower(normal(0, R, L, D), ROUTER, WEIGHTS).as_text()
         assert "manual" in text, "every device sorts its own tokens"
         check(normal(0, R, L, D), ROUTER)

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jaxpref.config import MeshConfig
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import Layout
-from jaxpref.logprobs import completion_logps, logits
 from jaxpref.models import hf
 from jaxpref.models.decoder import build_model
 from jaxpref.models.families import FAMILIES, forms
+from jaxpref.models.logprobs import completion_logps, logits
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.weights import flatten, stored_tensors, used_weights
 from jaxpref.sharding import make_mesh, param_shardings
@@ -177,7 +178,7 @@ def test_gradients_however_it_is_run(load, case, way):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", cases.CASES)
 def test_gradients_on_a_mesh(load, case):
-    loaded, mesh = load(case), make_mesh(1, 2, 2, devices=jax.devices()[:4])
+    loaded, mesh = load(case), make_mesh(MeshConfig(1, 2, 2), devices=jax.devices()[:4])
     shardings = param_shardings(loaded.params, mesh)
     assert any(not sharding.is_fully_replicated for sharding in jax.tree.leaves(shardings["layers"]))
     with jax.set_mesh(mesh):

@@ -8,8 +8,8 @@ import pytest
 
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import Layout
-from jaxpref.logprobs import completion_logps
 from jaxpref.models.decoder import build_model
+from jaxpref.models.logprobs import completion_logps
 from jaxpref.types import EncodedGroup
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

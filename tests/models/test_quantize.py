@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxpref.config import MeshConfig
 from jaxpref.errors import InputError
 from jaxpref.models import layers
 from jaxpref.models.quantize import Quantisation, as_array, is_quantised, place_quantised, quantised
@@ -67,7 +68,7 @@ def test_products_and_their_gradients_are_those_of_the_numbers(kind):
 @pytest.mark.parametrize("block", [16, None])
 def test_a_leaf_that_is_placed_on_a_mesh_is_the_same(block):
     """Layer by layer and split over devices, or at once in one place."""
-    mesh = make_mesh(1, 2, 2, devices=jax.devices()[:4])
+    mesh = make_mesh(MeshConfig(1, 2, 2), devices=jax.devices()[:4])
     w, seen = weight(3, 32, 8), []
 
     def read(index):
@@ -84,7 +85,7 @@ def test_a_leaf_that_is_placed_on_a_mesh_is_the_same(block):
 
 
 def test_blocks_that_do_not_fit_are_refused():
-    mesh = make_mesh(1, 4, 1, devices=jax.devices()[:4])
+    mesh = make_mesh(MeshConfig(1, 4, 1), devices=jax.devices()[:4])
     place = lambda rows, block: place_quantised(
         "layers/mlp/gate", (1, rows, 8), NamedSharding(mesh, P(None, "fsdp", None)), weight(1, rows, 8).__getitem__,
         Quantisation("int8", block),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from jaxpref.config import MeshConfig
 from jaxpref.models import streaming
 from jaxpref.models.families import FAMILIES, llama
 from jaxpref.models.spec import ModelSpec
@@ -109,7 +110,7 @@ def test_one_of_eight_processes(checkpoint):
 def test_pieces_make_the_leaf(monkeypatch, piece_bytes, axes):
     monkeypatch.setattr(streaming, "PIECE_BYTES", piece_bytes)
     leaf = np.arange(8 * 4 * 6, dtype=np.float32).reshape(8, 4, 6)
-    sharding = jax.NamedSharding(make_mesh(data=2, fsdp=2, tensor=2), jax.P(*axes))
+    sharding = jax.NamedSharding(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), jax.P(*axes))
     read = []
 
     def read_slice(index):

@@ -5,7 +5,7 @@ import inspect
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 
 COMPLETIONS = {"pair": 2, "triple": 3, "single": 1, "judged": 1, "judged_other": 2, "ranked": 3}
 EXTRA = 2  # further references, further rewards

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import trl_batch
 
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives.divergences import f_dpo_alpha, f_dpo_forward_kl, f_dpo_js
 from jaxpref.objectives.pairwise import dpo
 

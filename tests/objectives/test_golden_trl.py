@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
 
 ROOT = Path(__file__).parents[2]

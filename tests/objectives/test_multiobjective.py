@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxpref.errors import InputError
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives.contract import bind, group_kinds
 from jaxpref.objectives.multiobjective import (
     advantage_mle,

@@ -11,7 +11,7 @@ from arrays import columns, completions, logps
 from jax.test_util import check_grads
 
 from jaxpref.errors import InputError
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives import (
     FAMILIES,
     OBJECTIVES,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import trl_batch
 
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives.pairwise import dpo
 from jaxpref.objectives.pointwise import (
     apo_down,

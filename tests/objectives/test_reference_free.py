@@ -10,7 +10,7 @@ import pytest
 import trl_batch
 
 from jaxpref.errors import InputError
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives.contract import bind
 from jaxpref.objectives.reference_free import (
     _log_odds,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxpref.errors import InputError
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives.contract import bind
 from jaxpref.objectives.pairwise import dpo
 from jaxpref.objectives.references import geometric_mrpo, mrpo, mrpo_fixed, multi_dpo

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq, minimize
 
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives.divergences import f_dpo_alpha, f_dpo_forward_kl, f_dpo_js
 from jaxpref.objectives.multiobjective import advantage_mle, hpo_dpo, modpo, modpo_implicit, spo
 from jaxpref.objectives.pairwise import dpo, ipo_sum, minor_dpo, rdpo

@@ -9,7 +9,7 @@ import pytest
 import trl_batch
 
 from jaxpref.errors import InputError
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives.contract import bind
 from jaxpref.objectives.pairwise import dpo, ipo
 from jaxpref.objectives.supervised import sft

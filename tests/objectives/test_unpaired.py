@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import trl_batch
 
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 from jaxpref.objectives.contract import bind
 from jaxpref.objectives.unpaired import apo_zero_unpaired, bco, kto
 

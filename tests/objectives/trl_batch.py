@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpref.logprobs import Logps
+from jaxpref.models.logprobs import Logps
 
 COUNTS = np.array([[5, 4], [3, 6], [7, 2], [4, 5]])
 PROMPT, VOCABULARY = 3, 11

@@ -13,7 +13,7 @@ from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import Bootstrap, Estimate
 from jaxpref.pareto.cost import Cost, Work
 from jaxpref.pareto.front import Front, Point, read_front
-from jaxpref.pareto.report import write_front
+from jaxpref.pareto.report.write import write_front
 
 QUICK = Bootstrap(resamples=100)
 

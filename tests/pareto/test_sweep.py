@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxpref import build as b
 from jaxpref.cli import main
 from jaxpref.errors import InputError
 from jaxpref.pareto.config import doubtful_bases, make_front_config
 from jaxpref.pareto.front import read_front
 from jaxpref.pareto.inputs import asked_prompts
 from jaxpref.pareto.sweep import Watch, run_front
+from jaxpref.runs.build import build
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
@@ -278,7 +278,7 @@ def test_prompts_are_as_long_as_in_training(files, tmp_path):
     raw = settings(tmp_path / "front", files)
     raw["data"] |= {"eval": [str(held_out)], "max_length": 16}
     config = make_front_config(raw)
-    prompts, ids = asked_prompts(config, b.build(config.run))
+    prompts, ids = asked_prompts(config, build(config.run))
     asked = [prompt.prompt for prompt in prompts]
     assert "a" in asked and long[0]["prompt"] not in asked and max(map(len, ids)) <= 16
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxpref import build as b
 from jaxpref.errors import InputError
 from jaxpref.evaluation import Bootstrap, evaluate_preferences
-from jaxpref.export import export_run
 from jaxpref.rewards import Reward, classifier_reward, function_reward, open_reward, run_reward
+from jaxpref.runs.build import build
+from jaxpref.runs.export import export_run
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
@@ -155,6 +155,6 @@ def test_no_implicit_reward_without_reference_or_beta(tiny_files, tmp_path, fini
 
 def test_answers_longer_than_the_model(finished_run):
     reward = open_reward(str(finished_run.out))
-    most = b.build(finished_run.config).source.spec.max_positions
+    most = build(finished_run.config).source.spec.max_positions
     with pytest.raises(InputError, match=f"within the model's {most} positions"):
         reward([[{"role": "user", "content": "q"}]], ["x" * most])

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxpref import build as b
+from jaxpref.data.forms import RowError
 from jaxpref.data.rewrite import Source
-from jaxpref.data.schema import RowError
 from jaxpref.errors import InputError
 from jaxpref.evaluation import Bootstrap, evaluate_preferences
 from jaxpref.rewards import Limits, Reward, Scalariser, function_reward, open_reward, score_data
+from jaxpref.runs.build import build
+from jaxpref.runs.feed import read_data
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
@@ -286,7 +287,7 @@ def test_answers_made_equal_by_the_limit_have_equal_scores(finished_run, tmp_pat
 @pytest.mark.slow
 def test_implicit_reward_of_an_adapter(tiny_files, tmp_path):
     """A LoRA run's reward, and the same from its exported PEFT directory."""
-    from jaxpref.export import export_run
+    from jaxpref.runs.export import export_run
 
     config = tiny.config(
         tmp_path / "run", tiny_files.model, tiny_files.train, adapter={"rank": 4},
@@ -378,7 +379,7 @@ def test_scores_reach_the_groups(tmp_path, data, tiny_files):
         tmp_path / "run", tiny_files.model, out, objective=[{"name": "modpo", "w": [0.5, 0.5]}],
         data={"train": [str(out)], "eval": [], "prefer": "len", "margins": ["w"]},
     )  # fmt: skip
-    groups, report = b.read_data(b.build(config), "train")
+    groups, report = read_data(build(config), "train")
     assert report.preferred.kept + report.preferred.swapped == len(groups) and report.preferred.swapped
     assert all(group.columns["scores/len"][0] > group.columns["scores/len"][1] for group in groups)
     assert all(group.columns["margins"] == ((-1.0,), (-1.0,)) for group in groups)

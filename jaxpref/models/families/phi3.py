@@ -2,13 +2,7 @@
 
 from typing import Any
 
-from jaxpref.models.families.hf_config import (
-    ConfigReader,
-    read_sizes,
-    shared_window,
-    window_everywhere,
-    written_sizes,
-)
+from jaxpref.models.families.hf_config import ConfigReader, read_sizes, shared_window, window_everywhere, written_sizes
 from jaxpref.models.families.rope import read_rope, written_rope
 from jaxpref.models.families.tensors import ATTENTION_NORM, EMBED, LLAMA, MLP_NORM, ROTARY_BUFFERS, TOP
 from jaxpref.models.spec import LongRope, ModelSpec

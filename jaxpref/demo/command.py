@@ -1,0 +1,57 @@
+"""The demo: SmolLM2-135M-Instruct learns to prefer correct, brief, polite answers, from generated pairs, on a CPU."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxpref.config import Config
+from jaxpref.demo import synthetic
+from jaxpref.generation.completions import Settings, complete
+from jaxpref.generation.prompts import given_prompts
+from jaxpref.runs.build import Pieces, build
+from jaxpref.runs.directory import run_params
+from jaxpref.runs.export import export_run
+from jaxpref.runs.params import load_params
+
+ROWS, SEED, TEST_FRACTION = 1000, 0, 0.1
+_NEW_TOKENS = 32
+_SAMPLES = 2
+
+
+def demo(config: Config, console: Console, run: Callable[[Config], Any], report: Callable[[Any], None]) -> None:
+    """Writes the data, trains, shows sample answers before and after, and exports the model.
+
+    Args:
+        run: trains a config (with a progress bar) and returns its result.
+        report: prints the result's summary.
+    """
+    began = time.perf_counter()
+    data = Path(config.data.train[0]).parent
+    synthetic.write(data, ROWS, SEED, TEST_FRACTION)
+    rows = [json.loads(line) for line in Path(config.data.eval[0]).read_text().splitlines()]
+    rows = rows[:: max(len(rows) // _SAMPLES, 1)][:_SAMPLES]
+    pieces = build(config)
+    prompts = [row["prompt"] for row in rows]
+    before = answers(pieces, load_params(pieces), prompts)
+    result = run(config)
+    report(result)
+    params, _ = run_params(pieces, config.out, "latest")
+    after = answers(pieces, params, prompts)
+    table = Table("unseen prompt", "before", "after", title="greedy answers")
+    for prompt, old, new in zip(prompts, before, after, strict=True):
+        table.add_row(prompt[-1]["content"], old, new)
+    console.print(table)
+    export_run(config.out, Path(config.out) / "export", step="latest")
+    console.print(f"export      {Path(config.out) / 'export'}  (loads in transformers)", highlight=False)
+    console.print(f"{time.perf_counter() - began:.0f} s in all", highlight=False)
+
+
+def answers(pieces: Pieces, params: Any, prompts: list[list[dict]]) -> list[str]:
+    """The policy's greedy answers to conversations."""
+    done = complete(pieces, params, given_prompts(prompts), Settings(max_new_tokens=_NEW_TOKENS))
+    return [item.text.strip() for item in sorted(done, key=lambda item: item.prompt_index)]

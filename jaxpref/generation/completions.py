@@ -1,0 +1,180 @@
+"""Text from a policy: a run's checkpoint or any model, for a file of prompts or prompts from Python."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxpref.errors import InputError
+from jaxpref.generation.decoding import Generator
+from jaxpref.generation.mixing import Mix
+from jaxpref.generation.opening import Mixed, Opened, open_policy, open_source
+from jaxpref.generation.prompts import given_prompts, prompt_ids, read_prompts
+from jaxpref.generation.sampling import Sampling
+from jaxpref.generation.text import Ending
+from jaxpref.runs.build import Pieces
+from jaxpref.types import Group
+
+__all__ = ["Completion", "Mix", "Settings", "complete", "generate", "open_policy", "open_source", "stop_ids"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was generated for a prompt."""
+
+    prompt: str | list[dict]
+    """As it was given."""
+    prompt_index: int
+    """Its number among the prompts, from 0."""
+    sample: int
+    """Number of the completion among those of its prompt, from 0."""
+    text: str
+    """Up to, and without, the stop token or stop string; other special tokens stay in it."""
+    token_ids: np.ndarray
+    """New tokens, the stop token or all of the stop string among them."""
+    token_logps: np.ndarray
+    """Log-probability of each (nats) under the policy itself (of a mix: under the mix): temperature 1, no token left
+    out."""
+    finish: str
+    """`stop_token`, `stop_string`, or `length` where max_new_tokens ended it."""
+    prompt_tokens: int
+    tools: list | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template was given beside the messages."""
+
+    @property
+    def logp(self) -> float:
+        """Sum of `token_logps`, nats."""
+        return float(self.token_logps.sum(dtype=np.float64))
+
+    def to_json(self) -> dict[str, Any]:
+        """As a line of `jaxpref generate`."""
+        template = {"tools": self.tools, "chat_template_kwargs": dict(self.template_kwargs)}
+        return {
+            "prompt": self.prompt, "prompt_index": self.prompt_index, "sample": self.sample, "completion": self.text,
+            "finish": self.finish, "prompt_tokens": self.prompt_tokens, "tokens": len(self.token_ids),
+            "logp": self.logp, **{key: value for key, value in template.items() if value},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How completions are made.  Errors: InputError for what is out of range or has no effect."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    samples: int = 1
+    """Completions of every prompt."""
+    max_new_tokens: int = 256
+    stops: tuple[str, ...] = ()
+    """Texts that end a completion, wherever they appear in it."""
+    stop_tokens: tuple[int, ...] | None = None
+    """Ids that end a completion; None: the end-of-text ids of the model's generation config and of its tokenizer."""
+    seed: int = 0
+    batch_size: int = 32
+    """Rows that are decoded together, over all devices."""
+
+    def __post_init__(self):
+        problems = [
+            f"{name}={getattr(self, name)}: a whole number from 1"
+            for name in ("samples", "max_new_tokens", "batch_size")
+            if getattr(self, name) < 1
+        ]
+        if self.sampling.greedy and self.samples > 1:
+            problems.append(f"samples={self.samples} at temperature 0 would all be the same: set a temperature")
+        if "" in self.stops:
+            problems.append("a stop string without text")
+        if self.seed < 0:
+            problems.append(f"seed={self.seed}: 0 or more")
+        if problems:
+            raise InputError("settings for generation that fit together", "; ".join(problems), "correct them")
+
+
+def generate(
+    source: str | Path | Mix,
+    prompts: str | Path | Sequence[Any],
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    samples: int = 1,
+    max_new_tokens: int = 256,
+    stops: str | Sequence[str] = (),
+    stop_tokens: Sequence[int] | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    step: str = "best",
+    overrides: Sequence[str] = (),
+) -> list[Completion]:
+    """Completions of prompts by a run or a model, in the order of prompts and samples.
+
+    The same prompt number, sample number and seed give the same tokens in every batch, order and mesh, as far as the
+    logits are the same: sums on other shapes round otherwise, which a near tie may show.
+
+    Args:
+        source: directory of a run; a model, as `model.path` of a config; a PEFT adapter directory; or a `Mix` of these,
+            which decide every token together.
+        prompts: a file (`jaxpref.generation.prompts.read_prompts`), or texts, lists of messages, or rows.
+        temperature, top_k, top_p, min_p: see `Sampling`; temperature 0 is greedy.
+        samples, max_new_tokens, stops, stop_tokens, seed, batch_size: see `Settings`.
+        step: of a run, or of all runs of a mix: best, latest or a number.
+        overrides: settings `model.compute_dtype=bfloat16` or `mesh.data=8`.
+    Errors: InputError for anything that does not fit, before anything is compiled.
+    """
+    settings = Settings(
+        Sampling(temperature, top_k, top_p, min_p), samples, max_new_tokens,
+        (stops,) if isinstance(stops, str) else tuple(stops),
+        None if stop_tokens is None else tuple(stop_tokens), seed, batch_size,
+    )  # fmt: skip
+    groups = read_prompts(prompts) if isinstance(prompts, str | Path) else given_prompts(prompts)
+    opened = open_source(source, step=step, overrides=overrides)
+    done = complete(opened.pieces, opened.params, groups, settings, opened.mixed)
+    return sorted(done, key=lambda item: (item.prompt_index, item.sample))
+
+
+def complete(
+    pieces: Pieces, params: Any, prompts: Sequence[Group], settings: Settings, mixed: Mixed | None = None
+) -> Iterator[Completion]:
+    """Completions of prompts, each when it is finished: the longest prompts first, `batch_size` rows at a time.
+
+    Args:
+        pieces, params, mixed: of an opened policy (`generation.opening.open_source`).
+    Errors: InputError for a prompt that does not fit the model, at once.
+    """
+    opened = Opened(pieces, params, mixed)
+    positions = opened.positions
+    ids = prompt_ids(
+        prompts, pieces.tokenizer, vocabulary=pieces.source.spec.vocab, positions=positions,
+        max_new_tokens=settings.max_new_tokens,
+    )  # fmt: skip
+    stops = stop_ids(pieces) if settings.stop_tokens is None else frozenset(settings.stop_tokens)
+    ending = Ending(pieces.tokenizer, stops, settings.stops)
+    generator = Generator(
+        opened.policy, params, pieces.mesh, sampling=settings.sampling, seed=settings.seed,
+        positions=positions, max_new_tokens=settings.max_new_tokens, stop_ids=stops,
+    )  # fmt: skip
+    longest_first = sorted(range(len(prompts)), key=lambda i: -len(ids[i]))
+    numbers = [(i, sample) for i in longest_first for sample in range(settings.samples)]
+
+    def completions() -> Iterator[Completion]:
+        for first in range(0, len(numbers), settings.batch_size):
+            batch = numbers[first : first + settings.batch_size]
+            inputs = [ids[i] for i, _ in batch]
+            ends = [ending.within(prompt) for prompt in inputs]
+            for row, new, logps in generator.run(inputs, batch, ends, limit=settings.batch_size):
+                (i, sample), (text, finish) = batch[row], ending.cut(inputs[row], new)
+                given = prompts[i]
+                yield Completion(
+                    given.prompt, i, sample, text, new, logps, finish, len(ids[i]), given.tools, given.template_kwargs
+                )
+
+    return completions()
+
+
+def stop_ids(pieces: Pieces) -> frozenset[int]:
+    """End-of-text ids: those of generation_config.json, and the tokenizer's, with which training ends a completion."""
+    ends = pieces.source.generation_config.get("eos_token_id")
+    named = ends if isinstance(ends, list) else [ends]
+    return frozenset(end for end in (*named, pieces.tokenizer.eos_token_id) if end is not None)

@@ -1,0 +1,105 @@
+"""Config -> the pieces of a run, on the mesh.  Training, evaluation and export start here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxpref.config import Config
+from jaxpref.data.dimensions import margin_contradictions
+from jaxpref.data.pack import Layout
+from jaxpref.errors import InputError
+from jaxpref.models.decoder import Model, build_model
+from jaxpref.models.lora import LoraSpec
+from jaxpref.models.source import Checkpoint, open_checkpoint
+from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, asked_logps, bind
+from jaxpref.runs.adapters import adapter_spec
+from jaxpref.settings import reference_contradictions
+from jaxpref.sharding import make_mesh, param_shardings, vocab_ways
+from jaxpref.step.batch_loss import Scoring
+from jaxpref.step.train_step import MovingReference
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What every command needs before data and weights are read."""
+
+    config: Config
+    mesh: Mesh
+    source: Checkpoint
+    tokenizer: Any
+    model: Model
+    parts: tuple[Part, ...]
+    lora: LoraSpec | None = None
+    """The adapter that is trained in place of the weights."""
+
+    @property
+    def needs_reference(self) -> bool:
+        return any(part.needs_reference for part in self.parts)
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.dtype(self.config.model.compute_dtype)
+
+    @property
+    def moving(self) -> MovingReference | None:
+        reference = self.config.reference
+        if not reference.sync_every:
+            return None
+        dtype = self.dtype if self.lora is None else jnp.float32  # an adapter runs as it is kept
+        return MovingReference(reference.sync_every, reference.sync_alpha, dtype)
+
+    def scoring(self, layout: Layout, kind: str) -> Scoring:
+        """How groups of a kind, laid out so, become losses."""
+        dropout = self.lora is not None and self.lora.dropout > 0
+        chunk = self.config.model.logprob_chunk
+        return Scoring(self.model, self.parts, chunk, layout.lengths, kind, dropout=dropout)
+
+
+def build(config: Config, objective: Sequence[Any] | None = None, source: Checkpoint | None = None) -> Pieces:
+    """Opens the model (config and tokenizer, no weights yet) and checks that everything fits together.
+
+    Args:
+        objective: in place of `config.objective`; may hold functions.
+        source: in place of `config.model.path`, when it is open already.
+    Errors: InputError for an unknown model, a mesh that does not fit the devices or does not divide the model.
+    """
+    mesh = make_mesh(config.mesh)
+    source = open_checkpoint(config.model.path) if source is None else source
+    parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
+    if found := [
+        *reference_contradictions(config.reference, parts),
+        *margin_contradictions(config.data.margins, parts),
+    ]:
+        raise InputError("settings that fit the objective", "; ".join(found), "correct these keys")
+    lora = adapter_spec(config.adapter, source.spec)
+    model = make_decoder(config, source, parts, mesh, lora)
+    param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide, before weights are read
+    return Pieces(config, mesh, source, source.load_tokenizer(), model, parts, lora)
+
+
+def make_decoder(
+    config: Config,
+    source: Checkpoint,
+    parts: Sequence[Part] = (),
+    mesh: Mesh | None = None,
+    lora: LoraSpec | None = None,
+) -> Model:
+    """A checkpoint's model, with the scalar heads that the objectives ask for, its vocabulary padded for the mesh."""
+    return build_model(
+        source.spec,
+        dtype=jnp.dtype(config.model.compute_dtype),
+        remat=config.model.remat,
+        attention_block=config.model.attention_block,
+        scalar_heads=[name for name in asked_logps(parts) if name in ("reward", "value")],
+        vocab_multiple=1 if mesh is None else vocab_ways(mesh),
+        lora=lora,
+    )
+
+
+def param_shapes(model: Model) -> Any:
+    """ShapeDtypeStruct of every parameter."""
+    return jax.eval_shape(model.init, jax.random.key(0))

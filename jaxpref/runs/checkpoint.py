@@ -1,0 +1,206 @@
+"""Checkpoints (orbax, asynchronous): state, data position and counters; the latest few and the best are kept."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from jaxpref.errors import InputError
+from jaxpref.sharding import VOCAB_LEAVES, leaf_path
+from jaxpref.step.train_step import TrainState
+
+ACCURACY, LOSS = "eval/rewards/accuracies", "eval/loss"
+
+
+@dataclass(frozen=True)
+class BestRule:
+    """Which evaluation is the best.
+
+    Args:
+        metric: by which; None: the reward accuracy where the objective logs it, otherwise the loss, which all log.
+        mode: `max` or `min`; None: `min` for the loss or a part of it, otherwise `max`.
+    """
+
+    metric: str | None = None
+    mode: str | None = None
+
+    def deciding(self, metrics: Mapping[str, float]) -> str | None:
+        """Name of the metric that decides; None when it is not among these."""
+        names = (ACCURACY, LOSS) if self.metric is None else (self.metric,)
+        return next((name for name in names if name in metrics), None)
+
+    def mode_of(self, name: str) -> str:
+        return self.mode or ("min" if name == LOSS or name.startswith(f"{LOSS}/") else "max")
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """Higher is better.  Errors: KeyError without the metric that decides."""
+        name = self.deciding(metrics)
+        if name is None:
+            raise KeyError(self.metric or LOSS)
+        return metrics[name] if self.mode_of(name) == "max" else -metrics[name]
+
+
+AUTOMATIC = BestRule()
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        directory: `RUN/checkpoints`.
+        keep: latest ones to keep.
+        best: which one is the best; kept besides.
+        read_only: leaves everything as it is, also what a run in another process is just writing.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep: int = 1,
+        best: BestRule = AUTOMATIC,
+        read_only: bool = False,
+    ):
+        self.directory = Path(directory).absolute()
+        self._best = best
+        keep_best = policies.BestN(get_metric_fn=best.score, n=1, keep_checkpoints_without_metrics=False)
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                best_fn=best.score,  # without it orbax does not write the metrics; what is kept is the policy's matter
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), keep_best]),
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+            ),
+        )
+
+    def save(self, step: int, state: TrainState, progress: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Starts saving; training goes on while the files are written.
+
+        Args:
+            progress: JSON-able: data position and counters.
+            metrics: of the latest evaluation, empty when there was none; without the metric that decides it is never
+                the best.
+        """
+        kept = dict(metrics) if self._best.deciding(metrics) else None
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state._asdict()), progress=ocp.args.JsonSave(dict(progress))
+            ),
+            metrics=kept,
+        )
+
+    def latest(self) -> int | None:
+        """Step of the latest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """Step of the best one that is still there; None when none has the metric."""
+        scored = [(self._best.score(m), s) for s in self._manager.all_steps() if (m := self._metrics(s))]
+        return max(scored)[1] if scored else None
+
+    def about_best(self) -> str:
+        """Which step is the best, by which metric; for the log."""
+        step = self.best()
+        if step is None:
+            return "the latest: none was saved with an evaluation"
+        metrics = self._metrics(step)
+        name = self._best.deciding(metrics)
+        side = "highest" if self._best.mode_of(name) == "max" else "lowest"
+        return f"step {step}, {side} {name} ({metrics[name]:.4g})"
+
+    def _metrics(self, step: int) -> Mapping[str, float] | None:
+        metrics = self._manager.metrics(step)
+        return metrics if metrics and self._best.deciding(metrics) else None
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """State and progress of a step, laid out as `like` (arrays or ShapeDtypeStructs with shardings) says.
+
+        The mesh may differ from the one that saved, and with it the padding of the vocabulary.
+        """
+        state = self._read(step, _abstract(like)._asdict(), partial=False)
+        return TrainState(**state), self.progress(step)
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """What was saved beside the state of a step."""
+        return self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())).progress
+
+    def check_vocabulary(self, step: int, tokens: int) -> None:
+        """Errors: InputError unless the model still has as many tokens as when the step was saved: rows of padding are
+        added and dropped without a word."""
+        saved = self.progress(step).get("vocabulary", tokens)
+        if saved != tokens:
+            raise InputError(
+                f"the model with which {self.directory.parent} was trained, of {saved} tokens",
+                f"it has {tokens} now",
+                "restore the model's directory; a changed tokenizer needs a new run",
+            )
+
+    def restore_parts(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
+        """Some fields of the state (`params`, `running`, ...), laid out as `like` says.
+
+        Leaves of `like` are ShapeDtypeStructs; those without a sharding become numpy arrays on this host, as they were
+        saved: with the vocabulary's padding.
+        """
+        return self._read(step, like, partial=True)
+
+    def _read(self, step: int, like: Mapping[str, Any], *, partial: bool) -> dict[str, Any]:
+        args = jax.tree_util.tree_map_with_path(_restore_args, like)
+        args = ocp.args.PyTreeRestore(item=like, restore_args=args, partial_restore=partial)
+        with ocp.PyTreeCheckpointer() as reader:
+            return reader.restore(self.directory / str(step) / "state", args=args)
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints."""
+        return list(self._manager.all_steps())
+
+    def wait(self) -> None:
+        """Until everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def _restore_args(path: Any, leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+    if leaf.sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+    args = ocp.checkpoint_utils.construct_restore_args(leaf)
+    # Another mesh may pad the vocabulary by other rows of zeros: orbax adds or drops them where it is not strict.
+    padded = leaf_path(path).endswith(VOCAB_LEAVES)
+    return dataclasses.replace(args, strict=False) if padded else args
+
+
+def _abstract(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def find_step(checkpoints: Checkpoints, wanted: str) -> int:
+    """`best`, `latest` or a number -> an existing step.  Errors: InputError naming what is there."""
+    steps = checkpoints.steps()
+    if wanted == "best":
+        step = checkpoints.best() or checkpoints.latest()
+    else:
+        step = checkpoints.latest() if wanted == "latest" else int(wanted) if wanted.isdigit() else None
+    if step is None or step not in steps:
+        raise InputError(
+            "a checkpoint: `best`, `latest` or a step number",
+            f"{wanted!r} in {checkpoints.directory}, which has steps {list(steps)}",
+            "choose one of them, or train the run first",
+        )
+    return step

@@ -1,0 +1,163 @@
+"""A run on disk: its config, its checkpoints, and what they hold, read onto the mesh or the host."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxpref.config import Config, ReferenceConfig
+from jaxpref.errors import InputError
+from jaxpref.models import lora
+from jaxpref.models.lora import LoraSpec
+from jaxpref.models.source import Checkpoint
+from jaxpref.models.spec import LORA
+from jaxpref.objectives import Part
+from jaxpref.runs.build import Pieces, make_decoder, param_shapes
+from jaxpref.runs.checkpoint import BestRule, Checkpoints, find_step
+from jaxpref.runs.params import load_params, reference_params, runs_reference, with_adapter
+from jaxpref.settings import load_config
+from jaxpref.sharding import param_shardings
+from jaxpref.step.batch_loss import init_running
+from jaxpref.step.policy import split
+
+RUN_FILE = "config.yaml"
+OBJECTIVE_FILE = "objective.json"
+"""Names of the objectives, when they came from Python and not from the config."""
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a directory is that of a run."""
+    return (Path(path) / RUN_FILE).is_file()
+
+
+def load_run(run: str | Path, overrides: Sequence[str] = (), objective: Sequence[Any] | None = None) -> Config:
+    """The config of a run directory, with overrides.
+
+    Errors: InputError when it is not one, or was trained with an objective from Python that is not given here.
+    """
+    given = Path(run) / OBJECTIVE_FILE
+    if not is_run(run):
+        raise InputError(
+            f"the directory of a run, with {RUN_FILE} and checkpoints/",
+            f"{run} {'has none' if Path(run).is_dir() else 'does not exist'}",
+            "name the directory that `out` gave the run",
+        )
+    if given.is_file() and objective is None:
+        raise InputError(
+            "the objective that was given to `train` in Python",
+            f"{run} was trained with {', '.join(json.loads(given.read_text()))}",
+            "pass it again as objective=[...]; with `name: module:function` in the config it would be found",
+        )
+    return load_config(Path(run) / RUN_FILE, overrides)
+
+
+def read_config(run: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a run as a policy alone: it is only decoded or averaged.
+
+    Objective and reference play no part then, and an objective from Python is not even known.
+    """
+    return as_policy(load_config(Path(run) / RUN_FILE, overrides))
+
+
+def as_policy(config: Config) -> Config:
+    """The config without objective and reference."""
+    return replace(
+        config,
+        objective=Config().objective,
+        reference=ReferenceConfig(),
+        data=replace(config.data, margins=[]),
+    )
+
+
+def checkpoints_of(run: str | Path, config: Config) -> Checkpoints:
+    """The checkpoints of a run, to read.  Errors: InputError when it has none."""
+    directory = Path(run) / "checkpoints"
+    if not directory.is_dir():
+        raise InputError("a run that has saved checkpoints", f"{directory}: no such directory", "train the run first")
+    best = BestRule(config.train.best_metric, config.train.best_mode)
+    return Checkpoints(directory, best=best, read_only=True)
+
+
+def run_state(
+    pieces: Pieces, run: str | Path, step: str, *, objective: bool = False, base: Any = None
+) -> tuple[dict[str, Any], int]:
+    """`params` of a run's checkpoint on the mesh, and its step.
+
+    Args:
+        objective: also what the objective carries: `running` statistics, and where the reference moves `ref_params`,
+            its parameters as they run.
+        base: of a run that trained an adapter: the frozen weights, when they are loaded already.
+    """
+    laid_out = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    if pieces.lora is None:
+        shapes, base = param_shapes(pieces.model), {}
+        params = jax.tree.map(laid_out, shapes, param_shardings(shapes, pieces.mesh))
+    else:  # the weights are not in the checkpoint
+        trained, base = split(load_params(pieces) if base is None else with_adapter(pieces, base))
+        params = jax.tree.map(lambda x: laid_out(x, x.sharding), trained)
+    like = {"params": params}
+    if objective:
+        everywhere = NamedSharding(pieces.mesh, P())
+        running = jax.eval_shape(lambda: init_running(pieces.parts))
+        like["running"] = jax.tree.map(lambda x: laid_out(x, everywhere), running)
+        like |= {"ref_params": params} if pieces.moving else {}
+    state, number = _restore(pieces.config, run, step, like, pieces.source.spec.vocab)
+    if "ref_params" in state:
+        state["ref_params"] = pieces.moving.laid_over(base, state["ref_params"]).reference_params()
+    return state | {"params": {**base, **state["params"]}}, number
+
+
+def run_params(pieces: Pieces, run: str | Path, step: str, *, base: Any = None) -> tuple[Any, int]:
+    """Parameters of a run's checkpoint on the mesh, and its step; `base` as of `run_state`."""
+    state, number = run_state(pieces, run, step, base=base)
+    return state["params"], number
+
+
+def _restore(
+    config: Config, run: str | Path, step: str, like: dict[str, Any], vocabulary: int
+) -> tuple[dict[str, Any], int]:
+    with checkpoints_of(run, config) as checkpoints:
+        number = find_step(checkpoints, step)
+        checkpoints.check_vocabulary(number, vocabulary)
+        wanted = {name: tree for name, tree in like.items() if jax.tree.leaves(tree)}
+        return like | checkpoints.restore_parts(number, wanted), number
+
+
+def host_params(
+    config: Config, source: Checkpoint, parts: Sequence[Part], adapter: LoraSpec | None, run: str | Path, step: str
+) -> tuple[dict[str, Any], int]:
+    """What a run trained (all weights, or an adapter), as numpy arrays on this host, and the checkpoint's step."""
+    shapes = param_shapes(make_decoder(config, source, parts))
+    if adapter is not None:
+        new = lambda layers: lora.init(jax.random.key(0), layers, adapter)
+        shapes, _ = split(shapes | {LORA: jax.eval_shape(new, shapes["layers"])})
+    state, number = _restore(config, run, step, {"params": shapes}, source.spec.vocab)
+    return state["params"], number
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run's checkpoint on the mesh, with what its objective is evaluated against."""
+
+    pieces: Pieces
+    params: Any
+    ref_params: Any
+    """None where the objective has no reference, or its log-probs are cached."""
+    running: Any
+    step: int
+
+
+def open_run(pieces: Pieces, run: str | Path, step: str) -> OpenRun:
+    """Args: step is `best`, `latest` or a number."""
+    state, number = run_state(pieces, run, step, objective=True)
+    if pieces.moving:
+        ref_params = state["ref_params"]
+    else:
+        start = lambda: load_params(pieces) if pieces.lora is None else state["params"]  # the weights are the same
+        ref_params = reference_params(pieces, start()) if runs_reference(pieces) else None
+    return OpenRun(pieces, state["params"], ref_params, state["running"], number)

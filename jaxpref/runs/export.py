@@ -1,0 +1,124 @@
+"""A run's checkpoint -> a directory that transformers loads."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpref.errors import InputError
+from jaxpref.models.hf import save_pretrained
+from jaxpref.models.lora import TARGETS, LoraSpec, merged
+from jaxpref.models.peft import save_adapter
+from jaxpref.models.quantize import Quantisation, as_array, is_quantisable, quantised
+from jaxpref.models.source import Checkpoint, open_checkpoint
+from jaxpref.models.spec import LORA, SCALAR_HEADS
+from jaxpref.models.weights import ReadSlice, whole
+from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
+from jaxpref.runs.adapters import adapter_spec, quantisation
+from jaxpref.runs.directory import host_params, load_run
+from jaxpref.runs.model_card import model_card
+
+
+def export_run(
+    run: str | Path,
+    to: str | Path,
+    *,
+    step: str = "best",
+    dtype: str = "float32",
+    objective: Sequence[Any] | None = None,
+    adapter: bool = False,
+) -> int:
+    """Writes the Hugging Face directory of a run's checkpoint; returns its step.
+
+    It is done on the host, whatever devices the run was made on.  A run with a reward head becomes a sequence
+    classifier of one label; a value head is left out.  An adapter is merged into the weights that it was trained on:
+    where these were quantised, into what the codes stand for.
+
+    Args:
+        step: `best`, `latest` or a number.
+        dtype: of the written weights: float32, bfloat16 or float16.
+        objective: as given to `train`, when it was.
+        adapter: write a PEFT directory with the adapter alone, in float32.
+    Errors: InputError for a run or a directory that does not fit.
+    """
+    config = load_run(run, objective=objective)
+    source = open_checkpoint(config.model.path)
+    parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
+    lora = adapter_spec(config.adapter, source.spec)
+    params, number = host_params(config, source, parts, lora, run, step)
+    heads = params.pop(SCALAR_HEADS, {})
+    rewards = {SCALAR_HEADS: {"reward": heads["reward"]}} if "reward" in heads else {}
+    if adapter:
+        _check_has_adapter(run, lora, rewards)
+        card = model_card(run, config, parts, number, adapter=True)
+        save_adapter(to, params[LORA], lora, source.spec, base=config.model.path, model_card=card)
+        return number
+    if lora is not None:
+        params = merged_params(source, params[LORA], lora, quantisation(config.adapter))
+    tokenizer, generation = source.load_tokenizer(), dict(source.generation_config)
+    if rewards:
+        tokenizer = _with_own_pad(tokenizer)
+        generation["pad_token_id"] = tokenizer.pad_token_id  # where transformers looks for the end of an answer
+    save_pretrained(
+        to,
+        source.spec,
+        params | rewards,
+        tokenizer,
+        dtype=np.dtype(dtype),
+        generation_config=generation if source.generation_config else None,
+        model_card=model_card(run, config, parts, number, classifier=bool(rewards)),
+    )
+    return number
+
+
+def _check_has_adapter(run: str | Path, lora: LoraSpec | None, rewards: Mapping[str, Any]) -> None:
+    if lora is None:
+        raise InputError("a run that trained an adapter", f"{run} trained the weights", "leave --adapter out")
+    if rewards:
+        raise InputError(
+            "a policy, for a PEFT directory", f"{run} trained a reward head besides", "leave --adapter out: merge"
+        )
+
+
+def merged_params(
+    source: Checkpoint, adapter: Mapping[str, Any], spec: LoraSpec, how: Quantisation | None
+) -> dict[str, Any]:
+    """A checkpoint's weights with an adapter in them, float32 in numpy; one layer of one weight at a time.
+
+    Args:
+        adapter: what lies under `lora`.
+        how: the weights were quantised when the adapter was trained.
+    """
+    merge = jax.jit(merged, static_argnames=("axes", "scale"))
+
+    def put(path: str, shape: tuple[int, ...], dtype: np.dtype, read: ReadSlice) -> np.ndarray:
+        leaf = whole(path, shape, dtype, read)
+        target = path.removeprefix("layers/")
+        if how and is_quantisable(path):
+            for y in range(len(leaf)):
+                leaf[y] = as_array(quantised(leaf[y : y + 1], path, how), np.float32)[0]
+        if target in spec.targets:
+            group, name = target.split("/")
+            for y in range(len(leaf)):
+                factors = {part: x[y] for part, x in adapter["layers"][group][name].items()}
+                leaf[y] = merge(leaf[y], factors, axes=TARGETS[target], scale=spec.scale)
+        return leaf
+
+    return source.load_params(dtype=np.float32, put=put)
+
+
+def _with_own_pad(tokenizer: Any) -> Any:
+    """A classifier reads its score at the last token that is not padding, so padding must not end an answer."""
+    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+        return tokenizer
+    spare = next((t for t in (tokenizer.bos_token, tokenizer.unk_token) if t not in (None, tokenizer.eos_token)), None)
+    if spare is None:
+        raise InputError(
+            "a tokenizer whose padding is not its end of sequence, for a reward model",
+            f"pad_token={tokenizer.pad_token!r}, eos_token={tokenizer.eos_token!r}, no bos_token or unk_token",
+            "add a padding token to the tokenizer of the model that you train",
+        )
+    tokenizer.pad_token = spare
+    return tokenizer

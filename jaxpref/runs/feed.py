@@ -1,0 +1,115 @@
+"""Data into a run: read, laid out in rows, planned as steps, put onto the mesh batch by batch."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxpref.data.dataset import DataReport, common_columns, load_groups
+from jaxpref.data.encode import check_known_tokens
+from jaxpref.data.loader import Loader, Step
+from jaxpref.data.pack import MASKS, UNIFORM, Layout, columns_of
+from jaxpref.errors import InputError
+from jaxpref.models.spec import ModelSpec
+from jaxpref.objectives import asked_logps, check_columns, group_kinds
+from jaxpref.runs.build import Pieces
+from jaxpref.sharding import batch_sharding, row_ways
+from jaxpref.step.batch_loss import REFERENCE_COLUMN
+from jaxpref.types import Batch, EncodedGroup
+
+EXTRA_COLUMN = "extra_refs"
+"""Data column [R, G, K, N] of log-probs under the models of `reference.extra`."""
+
+
+def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataReport]:
+    """`train` or `eval` data, encoded, with the columns of the objectives checked."""
+    data = pieces.config.data
+    paths, split = (data.train, data.train_split) if which == "train" else (data.eval, data.eval_split)
+    if not paths:
+        raise InputError(f"at least one path in data.{which}", "an empty list", f"set data.{which}=[FILE]")
+    seed, kinds = pieces.config.train.seed, group_kinds(pieces.parts)
+    columns = sorted({name for part in pieces.parts for name in part.all_columns})
+    groups, report = load_groups(data, pieces.tokenizer, paths, split, kinds=kinds, seed=seed, columns=columns)
+    check_columns(pieces.parts, common_columns(groups))
+    check_known_tokens(((g.where, (g.prompt_ids, *g.completion_ids)) for g in groups), pieces.source.spec.vocab)
+    return groups, report
+
+
+def check_positions(groups: Sequence[EncodedGroup], spec: ModelSpec) -> None:
+    """Errors: InputError for a prompt with a completion that is longer than the model has positions for.
+
+    Rows may be longer: positions start again in every branch of a row.
+    """
+    for group in groups:
+        tokens = len(group.prompt_ids) + max(map(len, group.completion_ids))
+        if tokens > spec.longest_sequence:
+            raise InputError(
+                f"prompt and completion within the model's {spec.longest_sequence} positions",
+                f"{group.where}: {tokens} tokens",
+                "shorten or remove the row, or set a smaller max_length (and on_too_long to truncate or drop)",
+            )
+
+
+def row_layout(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Layout:
+    """Row length from the config, or the longest group rounded up to whole attention blocks in every bucket.
+
+    Errors: InputError for a sequence that the model has no positions for.
+    """
+    check_positions(groups, pieces.source.spec)
+    data = pieces.config.data
+    length, block = data.row_length, pieces.config.model.attention_block * data.length_buckets
+    if length is None:
+        longest = max(columns_of(group, data.share_prefix) for group in groups)
+        length = -(-longest // block) * block
+    return Layout(length, data.share_prefix, data.pack, data.length_buckets)
+
+
+def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: bool) -> Loader:
+    """Training: shuffled, by steps of the config.  Otherwise one pass in order."""
+    config = pieces.config
+    columns = list(check_columns(pieces.parts, common_columns(groups)))
+    columns += [name for name in (REFERENCE_COLUMN, EXTRA_COLUMN) if name in groups[0].columns]
+    columns += [UNIFORM] if any(UNIFORM in (*part.required, *part.optional) for part in pieces.parts) else []
+    asked = asked_logps(pieces.parts)
+    return Loader(
+        groups,
+        batch_size=config.train.batch_size,
+        micro_rows=config.train.micro_rows or row_ways(pieces.mesh),
+        layout=row_layout(pieces, groups),
+        columns=columns,
+        masks=[name for name in asked if name in MASKS],
+        score_prompt="prompt" in asked,
+        seed=config.train.seed if training and config.data.shuffle else None,
+        epochs=config.train.epochs if training else 1,
+        max_steps=config.train.max_steps if training else None,
+    )
+
+
+def own_steps(loader: Loader, mesh: Mesh) -> Any:
+    """The loader's iterator of steps, building the rows that this process's devices hold."""
+    rows = loader.plan.micro_rows
+    owned = [False] * rows
+    for (part,) in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values():
+        for r in range(*part.indices(rows)):
+            owned[r] = True
+    return loader.iterate(owned)
+
+
+def batches(steps: Iterator[Step], mesh: Mesh) -> Iterator[tuple[Step, Batch, jax.Array]]:
+    """Steps of a loader with their arrays [T, R, ...] on the mesh, and how many of the T micro-batches are in use."""
+    for step in steps:
+        yield step, put_batch(step.batch, mesh), put_scalar(step.micro_batches, mesh)
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """[T, R, ...] arrays onto the mesh, each process giving the rows it holds."""
+    sharding = batch_sharding(mesh, leading=1)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)
+
+
+def put_scalar(value: int, mesh: Mesh) -> jax.Array:
+    replicated = NamedSharding(mesh, P())
+    return jax.make_array_from_callback((), replicated, lambda _: np.int32(value))

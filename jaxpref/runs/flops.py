@@ -1,0 +1,58 @@
+"""What a step costs, in model FLOPs, and what the devices could do."""
+
+from collections.abc import Sequence
+
+import jax
+
+from jaxpref.data.loader import Step, visible_pairs
+from jaxpref.data.pack import columns_of, scored_of
+from jaxpref.models.spec import ModelSpec
+from jaxpref.types import EncodedGroup
+
+# Dense bfloat16 peak of one device, FLOP/s, by jax's device_kind (vendors' data sheets).
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def step_flops(spec: ModelSpec, step: Step, *, reference: bool, frozen: bool = False, policies: int = 1) -> float:
+    """Model FLOPs of a step, counted on real tokens only: padding and recomputation (remat) are no model work.
+
+    2 per multiply-add; the backward pass is twice the forward, once where weights are frozen (an adapter's own products
+    are not counted).  A shared prompt counts once, it runs once; the vocabulary is multiplied at scored tokens only;
+    attention counts visible (query, key) pairs; a mixture's token runs through the experts chosen for it.
+
+    Args:
+        policies: trained at once on the same reference.
+    """
+    weights, pairs = _multiply_adds(spec, step.tokens, step.scored, step.visible)
+    trained = 2.0 * weights * (2 if frozen else 3) + 2.0 * pairs * 3
+    return policies * trained + (2.0 * (weights + pairs) if reference else 0)
+
+
+def forward_flops(spec: ModelSpec, groups: Sequence[EncodedGroup], *, share_prefix: bool) -> float:
+    """Model FLOPs of one forward pass over groups, counted as `step_flops` counts."""
+    tokens = sum(columns_of(group, share_prefix) for group in groups)
+    scored, visible = sum(sum(scored_of(g)) for g in groups), sum(visible_pairs(g, share_prefix) for g in groups)
+    return 2.0 * sum(_multiply_adds(spec, tokens, scored, visible))
+
+
+def _multiply_adds(spec: ModelSpec, tokens: int, scored: int, visible: int) -> tuple[int, int]:
+    """Of a forward pass: with weights, and of queries with keys and values."""
+    attention = 2 * spec.width * spec.head_dim * (spec.heads + spec.kv_heads)
+    mlp = (3 if spec.gated else 2) * spec.width * spec.ffn * (spec.experts_per_token or 1)
+    weights = spec.layers * (attention + mlp) * tokens + spec.vocab * spec.width * scored
+    return weights, spec.layers * 2 * spec.heads * spec.head_dim * visible
+
+
+def peak_flops() -> float | None:
+    """Peak of all devices together; None where it is not known (CPU)."""
+    one = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    return None if one is None else one * jax.device_count()

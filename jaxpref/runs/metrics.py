@@ -1,0 +1,133 @@
+"""Where the numbers of a run go: JSONL and TensorBoard always, trackers when asked."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpref.config import Config
+from jaxpref.data.loader import Step
+from jaxpref.files import whole_file
+from jaxpref.runs.flops import peak_flops
+from jaxpref.settings import to_dict
+
+
+class Writers:
+    """Writes metrics by step; only process 0 writes.
+
+    Args:
+        out: directory of the run.
+        resumed_at: on a restart, lines of later steps in metrics.jsonl are dropped: they will be written again.
+    """
+
+    def __init__(self, out: Path, config: Config, resumed_at: int = 0):
+        self._closers, self._sinks = [], []
+        if jax.process_index() != 0:
+            return
+        self._jsonl(out / "metrics.jsonl", resumed_at)
+        self._tensorboard(out / "tensorboard", resumed_at)
+        if config.log.wandb:
+            import wandb
+
+            run = wandb.init(
+                project=config.log.project, name=out.name, config=to_dict(config), resume="allow", id=out.name
+            )
+            self._sinks.append(lambda step, values: run.log(dict(values), step=step))
+            self._closers.append(run.finish)
+        if config.log.trackio:
+            import trackio
+
+            trackio.init(project=config.log.project, name=out.name, config=to_dict(config), resume="allow")
+            self._sinks.append(lambda step, values: trackio.log(dict(values), step=step))
+            self._closers.append(trackio.finish)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for sink in self._sinks:
+            sink(step, values)
+
+    def close(self) -> None:
+        for close in self._closers:
+            close()
+
+    def _jsonl(self, path: Path, resumed_at: int) -> None:
+        kept = []
+        if resumed_at and path.is_file():
+            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= resumed_at]  # a crash may cut the last line
+        with whole_file(path) as partial:
+            partial.write_text("".join(kept))
+        stream = path.open("a")
+
+        def sink(step: int, values: Mapping[str, float]) -> None:
+            stream.write(json.dumps({"step": step, **values}) + "\n")
+            stream.flush()
+
+        self._sinks.append(sink)
+        self._closers.append(stream.close)
+
+    def _tensorboard(self, directory: Path, resumed_at: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        writer = SummaryWriter(str(directory), purge_step=resumed_at + 1 if resumed_at else None)
+
+        def sink(step: int, values: Mapping[str, float]) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        self._sinks.append(sink)
+        self._closers.append(writer.close)
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+class Window:
+    """Means since the last log line; speed without compile and evaluation time."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps = self._tokens = self._flops = self._columns = 0
+        self.restart()
+
+    def restart(self) -> None:
+        self._began, self._paused = time.perf_counter(), 0.0
+
+    def pause(self) -> None:
+        self._pause_began = time.perf_counter()
+
+    def resume(self) -> None:
+        self._paused += time.perf_counter() - self._pause_began
+
+    def add(self, values: dict[str, float], item: Step, flops: float) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._steps += 1
+        self._tokens += item.tokens
+        self._flops += flops
+        self._columns += item.columns
+
+    def _seconds(self) -> float:
+        return max(time.perf_counter() - self._began - self._paused, 1e-9)
+
+    def tokens_per_second(self) -> float:
+        return self._tokens / self._seconds()
+
+    def means(self) -> dict[str, float]:
+        """Closes the window."""
+        seconds = self._seconds()
+        means = {name: value / self._steps for name, value in self._sums.items()}
+        means["tokens_per_second"] = self._tokens / seconds
+        means["model_flops_per_second"] = self._flops / seconds
+        if (peak := peak_flops()) is not None:
+            means["mfu"] = self._flops / seconds / peak
+        means["padding_fraction"] = 1.0 - self._tokens / self._columns
+        self._clear()
+        return means

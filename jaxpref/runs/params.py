@@ -1,0 +1,105 @@
+"""The parameters of a run before its first step, on the mesh: the policy's and the reference's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpref.errors import InputError
+from jaxpref.models.quantize import is_quantisable, place_quantised
+from jaxpref.models.source import Checkpoint, open_checkpoint
+from jaxpref.models.spec import LORA, SCALAR_HEADS
+from jaxpref.models.streaming import place_leaf, with_zero_rows
+from jaxpref.models.weights import ReadSlice
+from jaxpref.runs.adapters import quantisation, read_adapter, reference_adapter, start_adapter
+from jaxpref.runs.build import Pieces, param_shapes
+from jaxpref.sharding import VOCAB_LEAVES, leaf_path, param_shardings
+from jaxpref.step.policy import Frozen, split
+
+
+def load_params(pieces: Pieces, source: Checkpoint | None = None) -> Any:
+    """The policy that training starts from, every process reading only what its devices hold.
+
+    Weights are float32; scalar heads are zero.  Where an adapter is trained, the weights are in the compute dtype or
+    quantised, and the adapter lies beside them.
+
+    Args:
+        source: another model of the same sizes, without an adapter.
+    """
+    shapes = param_shapes(pieces.model)
+    shardings = param_shardings(shapes, pieces.mesh)
+    laid_out = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(laid_out)}
+
+    adapter = pieces.config.adapter
+    lora = pieces.lora if source is None else None
+    kept = np.dtype(np.float32 if lora is None else pieces.dtype)
+    quantised = None if lora is None else quantisation(adapter)
+
+    def put(path: str, shape: tuple[int, ...], dtype: np.dtype, read: ReadSlice) -> Any:
+        leaf = leaves[path]
+        if path in VOCAB_LEAVES:
+            read = with_zero_rows(read, shape[0], leaf.shape[0])
+        if quantised and is_quantisable(path):
+            return place_quantised(path, leaf.shape, leaf.sharding, read, quantised)
+        return place_leaf(leaf.shape, kept, leaf.sharding, lambda index: read(index).astype(kept, copy=False))
+
+    params = (source or pieces.source).load_params(dtype=np.float32, put=put)
+    if SCALAR_HEADS in shapes:
+        zeros = lambda x, sharding: jax.device_put(np.zeros(x.shape, x.dtype), sharding)
+        params[SCALAR_HEADS] = jax.tree.map(zeros, shapes[SCALAR_HEADS], shardings[SCALAR_HEADS])
+    return params if lora is None else with_adapter(pieces, params)
+
+
+def with_adapter(pieces: Pieces, base: Mapping[str, Any]) -> dict[str, Any]:
+    """The frozen weights with the adapter that training starts from beside them."""
+    config, spec = pieces.config, pieces.source.spec
+    return {**base, LORA: start_adapter(config.adapter, pieces.lora, spec, base, pieces.mesh, config.train.seed)}
+
+
+def reference_source(pieces: Pieces) -> Checkpoint:
+    """The checkpoint of the reference.  Errors: InputError when it is not the same kind of model."""
+    if pieces.config.reference.path is None:
+        return pieces.source
+    source = open_checkpoint(pieces.config.reference.path)
+    if source.spec != pieces.source.spec:
+        raise InputError(
+            "a reference of the same sizes as the model",
+            f"reference.path={pieces.config.reference.path} is {source.spec}; the model is {pieces.source.spec}",
+            "choose another reference",
+        )
+    return source
+
+
+def runs_reference(pieces: Pieces) -> bool:
+    """Whether the reference runs beside the policy: an objective needs it, and its log-probs are not cached."""
+    return pieces.needs_reference and pieces.config.reference.mode == "copy"
+
+
+def reference_overlay(pieces: Pieces, params: Any) -> Any:
+    """What the reference lays over the frozen base (`policy.Frozen`).
+
+    Args:
+        params: the policy that training starts from, as `load_params` gives it.
+    """
+    reference, lora = pieces.config.reference, pieces.lora
+    if reference.path is not None:
+        return frozen_copy(load_params(pieces, reference_source(pieces)), pieces.dtype)
+    if lora is None:
+        return frozen_copy(params, pieces.dtype)
+    if pieces.moving:
+        return frozen_copy(split(params)[0], pieces.moving.dtype)
+    path = reference_adapter(pieces.config)
+    return {} if path is None else {LORA: read_adapter(path, lora, pieces.source.spec, pieces.mesh)}
+
+
+def reference_params(pieces: Pieces, params: Any) -> Any:
+    """The reference's parameters; arguments as of `reference_overlay`."""
+    return Frozen(split(params)[1], reference_overlay(pieces, params)).reference_params()
+
+
+def frozen_copy(params: Any, dtype: Any) -> Any:
+    """A copy in the compute dtype that shares no buffer with `params` (training donates those)."""
+    return jax.jit(lambda tree: jax.tree.map(lambda x: jnp.copy(x.astype(dtype)), tree))(params)

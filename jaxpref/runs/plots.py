@@ -1,0 +1,64 @@
+"""How figures look, and the curves of a run as a PNG."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxpref.runs.metrics import read_jsonl
+
+# Okabe and Ito's colours, which colour-blind people can tell apart.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
+
+_PANELS = (
+    ("loss", ("loss",)),
+    ("reward accuracy (1 = all pairs)", ("rewards/accuracies",)),
+    ("reward margin (nats)", ("rewards/margins",)),
+    ("rewards (nats)", ("rewards/chosen", "rewards/rejected")),
+    ("log-probs (nats)", ("logps/chosen", "logps/rejected")),
+    ("gradient norm", ("grad_norm",)),
+)
+
+
+@contextmanager
+def drawn(png: str | Path, rows: int, columns: int, *, panel: tuple[float, float] = (4.8, 3.6)) -> Iterator[Any]:
+    """Axes [rows, columns] to draw on; written to `png` at the end.  `panel`: width and height of one, inches."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    small = {"font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8, "legend.framealpha": 1.0,
+             "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True,
+             "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, GREY])}  # fmt: skip
+    with plt.rc_context(small):
+        size = panel[0] * columns, panel[1] * rows
+        figure, axes = plt.subplots(rows, columns, figsize=size, constrained_layout=True, squeeze=False)
+        try:
+            yield axes
+            Path(png).parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(png, dpi=120)
+        finally:
+            plt.close(figure)
+
+
+def plot_curves(run: str | Path, png: str | Path | None = None) -> Path:
+    """Plots metrics.jsonl of a run directory: training as lines, evaluations as points; returns the PNG's path."""
+    lines = read_jsonl(Path(run) / "metrics.jsonl")
+    png = Path(png) if png else Path(run) / "curves.png"
+    with drawn(png, 2, 3) as axes:
+        for axis, (title, names) in zip(axes.flat, _PANELS, strict=True):
+            for name in names:
+                _curve(axis, lines, name)
+            axis.set(title=title, xlabel="step")
+            axis.legend()
+    return png
+
+
+def _curve(axis: Any, lines: list[dict[str, Any]], name: str) -> None:
+    train = [(line["step"], line[name]) for line in lines if name in line]
+    held_out = [(line["step"], line[f"eval/{name}"]) for line in lines if f"eval/{name}" in line]
+    label = name.rsplit("/", 1)[-1]
+    (line,) = axis.plot(*zip(*train, strict=True), label=label) if train else axis.plot([], label=label)
+    if held_out:
+        axis.plot(*zip(*held_out, strict=True), "o--", color=line.get_color(), label=f"{label}, held out")

@@ -1,0 +1,63 @@
+"""May a run go on from what is in its directory?"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxpref.config import Config
+from jaxpref.errors import InputError
+from jaxpref.runs.checkpoint import Checkpoints
+from jaxpref.runs.directory import RUN_FILE
+from jaxpref.settings import load_config, to_dict
+
+# What may differ between the run that saved a checkpoint and the one that continues it.
+_MAY_CHANGE = ("mesh", "log", "out")
+_MAY_CHANGE_KEYS = {
+    "train": ("log_every", "eval_every", "save_every", "keep", "resume", "micro_rows"),
+    "model": ("remat", "attention_block", "logprob_chunk"),
+    "reference": ("cache_dir",),
+}
+
+
+def resume_step(config: Config, checkpoints: Checkpoints) -> int | None:
+    """The step to continue from, or None for a fresh start.
+
+    Errors: InputError when `train.resume` forbids what is there, or the run was made with other settings.
+    """
+    latest, mode = checkpoints.latest(), config.train.resume
+    if latest is None:
+        if mode == "must":
+            raise InputError("a checkpoint to resume from", f"none in {checkpoints.directory}", "set train.resume=auto")
+        return None
+    if mode == "never":
+        raise InputError(
+            "an empty run directory (train.resume=never)",
+            f"{checkpoints.directory} has step {latest}",
+            "choose another `out`, delete that one, or set train.resume=auto",
+        )
+    check_unchanged(config)
+    return latest
+
+
+def check_unchanged(config: Config) -> None:
+    """Errors: InputError when `config.out` was started with other settings."""
+    stored = to_dict(load_config(Path(config.out) / RUN_FILE))
+    changed = _differences(stored, to_dict(config))
+    if changed:
+        raise InputError(
+            f"the settings with which {config.out} was started",
+            "changed: " + ", ".join(changed),
+            "restore them, or choose another `out` for a new run",
+        )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    found = []
+    for section in (name for name in new if name not in _MAY_CHANGE):
+        if not isinstance(new[section], dict):
+            found += [section] if json.dumps(old[section]) != json.dumps(new[section]) else []
+            continue
+        for key, value in new[section].items():
+            if key not in _MAY_CHANGE_KEYS.get(section, ()) and old[section][key] != value:
+                found.append(f"{section}.{key} {old[section][key]!r} -> {value!r}")
+    return found

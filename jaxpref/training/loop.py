@@ -1,0 +1,238 @@
+"""The training loop: data -> step -> metrics, evaluations and checkpoints.
+
+What is trained is described by a `Training`.  A single run (`run.py`) and a stack of adapters (`stacked.py`) each
+describe one, and this loop runs them all.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxpref.config import TrainConfig
+from jaxpref.data.loader import Loader, Step
+from jaxpref.errors import InputError
+from jaxpref.runs.checkpoint import BestRule, Checkpoints
+from jaxpref.runs.feed import batches, own_steps
+from jaxpref.runs.metrics import Window
+from jaxpref.step.policy import Frozen
+from jaxpref.step.train_step import TrainState
+from jaxpref.training.preemption import Preempted, TermFlag
+from jaxpref.training.progress import OnLog
+from jaxpref.types import Batch
+
+Values = dict[str, Any]
+"""Metrics of a step or an evaluation: numbers, or one for each of several policies."""
+
+
+class NotFiniteError(RuntimeError):
+    """Loss or gradient became NaN or infinite; the last checkpoint is untouched."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the loop has to know of what it trains."""
+
+    settings: TrainConfig
+    mesh: Mesh
+    loader: Loader
+    vocabulary: int
+    """Tokens of the model, which a checkpoint must agree with."""
+    checkpoints: Checkpoints
+    best: BestRule
+    resume_step: int | None
+    """The checkpoint to go on from; None: a new run."""
+    start: Callable[[], TrainState]
+    """Makes the state before the first step, on the mesh; called once."""
+    shardings: TrainState
+    """How it lies there."""
+    step: Callable[[TrainState, Frozen, Batch, jax.Array], tuple[TrainState, Values]]
+    """The optimizer step, a pure function, as `step.train_step.make_train_step` makes it."""
+    frozen: Frozen
+    evaluate: Callable[[TrainState], Values] | None
+    """Metrics on held-out data; None: there is none."""
+    deciding: Callable[[Values], dict[str, float]]
+    """Of an evaluation, the numbers by which a checkpoint is the best."""
+    step_flops: Callable[[Step], float]
+    writers: Callable[[int], Any]
+    """(step to go on from) -> where metrics are written: `write(step, values)` and `close()`."""
+    where: Mapping[int, str]
+    """Row id -> file and row, for messages."""
+    began: float
+    """`time.perf_counter()` before anything was loaded."""
+
+
+@dataclass
+class Progress:
+    """Beside the state, what a run goes on from; JSON in the checkpoint."""
+
+    vocabulary: int
+    data: Any = None
+    """State of the loader's iterator."""
+    first_eval: Values = field(default_factory=dict)
+    num_tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+
+class Finished(NamedTuple):
+    """What the loop ends with."""
+
+    state: TrainState
+    progress: Progress
+    steps: int
+    last_log: Values
+    last_eval: Values
+    best: str
+    """Which checkpoint is the best, and which metric decided it."""
+
+
+def run(training: Training, on_log: OnLog) -> Finished:
+    """Trains to the last step of the plan.
+
+    Args:
+        on_log: called with (step, steps, values of the step) after every step.
+    Errors:
+        NotFiniteError with the step and its rows.
+        Preempted after SIGTERM, once the state is saved.
+    """
+    return _Loop(training, on_log).run()
+
+
+class _Loop:
+    def __init__(self, training: Training, on_log: OnLog):
+        self.training, self.on_log = training, on_log
+        self.progress = Progress(training.vocabulary)
+        self.seconds_before = 0.0
+        self.last_log: Values = {}
+        self.last_eval: Values = {}
+
+    def run(self) -> Finished:
+        training, checkpoints = self.training, self.training.checkpoints
+        steps = own_steps(training.loader, training.mesh)
+        self.state = training.start()
+        first = 0
+        if training.resume_step is not None:
+            first = training.resume_step
+            self._restore(first, steps)
+        self.writers = training.writers(first)
+        try:
+            with TermFlag() as term, jax.set_mesh(training.mesh):
+                if first == 0 and training.evaluate:
+                    self.progress.first_eval = self._evaluate(0)
+                self._steps(first, steps, term)
+                if training.evaluate and not self.last_eval:  # a finished run was started again
+                    self.last_eval = training.evaluate(self.state)
+                checkpoints.wait()
+                best = checkpoints.about_best()
+        finally:
+            checkpoints.close()
+            self.writers.close()
+        self._count_seconds()
+        return Finished(self.state, self.progress, training.loader.plan.steps, self.last_log, self.last_eval, best)
+
+    def _restore(self, step: int, steps: Any) -> None:
+        checkpoints = self.training.checkpoints
+        checkpoints.check_vocabulary(step, self.training.vocabulary)
+        self.state, stored = checkpoints.restore(step, self.state)
+        self.progress = Progress(**{"vocabulary": self.training.vocabulary} | stored)
+        self.seconds_before = self.progress.seconds
+        steps.set_state(self.progress.data)
+
+    def _steps(self, first: int, steps: Any, term: TermFlag) -> None:
+        training, settings = self.training, self.training.settings
+        total, compiled = training.loader.plan.steps, None
+        feed = batches(steps, training.mesh)
+        self.window = Window()
+        pending: deque = deque()
+        for step in range(first + 1, total + 1):
+            item, batch, micro_batches = next(feed)
+            if compiled is None:
+                compiled = _compile(training, self.state, batch, micro_batches)
+                self.window.restart()
+            self.state, metrics = compiled(self.state, training.frozen, batch, micro_batches)
+            self.progress.num_tokens += item.tokens_unshared
+            pending.append((step, item, metrics))
+            last = step == total
+            evaluate = training.evaluate and (last or _every(settings.eval_every, step))
+            stop = term.agreed(step)
+            save = last or stop or _every(settings.save_every, step)
+            # One step stays in flight, so the host prepares the next batch meanwhile; everything is read before
+            # an evaluation or a checkpoint, which a non-finite step must never reach.
+            in_flight = 0 if evaluate or save or _every(settings.log_every, step) else 1
+            while len(pending) > in_flight:
+                self._read(*pending.popleft())
+            if evaluate:
+                self.window.pause()
+                self.last_eval = self._evaluate(step)
+                self.window.resume()
+            if save:
+                self.progress.data = steps.get_state()
+                self._save(step, self.last_eval if evaluate else None)
+            if stop and not last:
+                training.checkpoints.wait()
+                where = training.checkpoints.directory
+                raise Preempted(f"SIGTERM: saved step {step} in {where}; run the same command again to continue")
+
+    def _read(self, step: int, item: Step, metrics: Any) -> None:
+        """Takes note of a finished step."""
+        training, total = self.training, self.training.loader.plan.steps
+        values = {name: np.asarray(x, float)[()] for name, x in jax.device_get(metrics).items()}
+        _check_finite(step, item, values, training.where)
+        flops = training.step_flops(item)
+        self.progress.flops += flops
+        self.window.add(values, item, flops)
+        speed = self.window.tokens_per_second()
+        if _every(training.settings.log_every, step) or step == total:
+            epoch = step / training.loader.plan.steps_per_epoch
+            counted = {"epoch": epoch, "num_tokens": float(self.progress.num_tokens)}
+            self.last_log = self.window.means() | counted
+            self.writers.write(step, self.last_log)
+        self.on_log(step, total, values | {"tokens_per_second": speed})
+
+    def _evaluate(self, step: int) -> Values:
+        values = self.training.evaluate(self.state)
+        self.writers.write(step, values)
+        best = self.training.best
+        if best.deciding(values) is None:
+            names = f"one of {', '.join(sorted(values))}"
+            raise InputError("a metric of the evaluation", f"train.best_metric={best.metric}", f"set it to {names}")
+        return values
+
+    def _save(self, step: int, evaluated: Values | None) -> None:
+        self._count_seconds()
+        metrics = {} if evaluated is None else self.training.deciding(evaluated)
+        self.training.checkpoints.save(step, self.state, asdict(self.progress), metrics)
+
+    def _count_seconds(self) -> None:
+        self.progress.seconds = self.seconds_before + time.perf_counter() - self.training.began
+
+
+def _compile(training: Training, state: TrainState, batch: Batch, micro_batches: jax.Array) -> Callable:
+    """The step, compiled ahead of time: another shape later would be an error, not a second compile."""
+    replicated = NamedSharding(training.mesh, P())
+    step = jax.jit(training.step, donate_argnums=0, out_shardings=(training.shardings, replicated))
+    if any(x.dtype.name.endswith("int4") for x in jax.tree.leaves(training.frozen)):
+        return step  # jax 0.10 refuses arrays of 4 bits as arguments of what was compiled ahead of time
+    return step.lower(state, training.frozen, batch, micro_batches).compile()
+
+
+def _every(interval: int | None, step: int) -> bool:
+    return interval is not None and step % interval == 0
+
+
+def _check_finite(step: int, item: Step, values: Values, where: Mapping[int, str]) -> None:
+    bad = [name for name in ("loss", "grad_norm") if not np.isfinite(values[name]).all()]
+    if bad:
+        numbers = ", ".join(f"{name}={values[name]}" for name in bad)
+        rows = sorted({int(r) for r in np.unique(item.batch.row_id_RG) if r >= 0})
+        raise NotFiniteError(
+            f"step {step}: {numbers}; rows of the batch: {', '.join(where[r] for r in rows)}. "
+            "Nothing was saved since the last checkpoint; lower optim.learning_rate or look at these rows."
+        )

@@ -1,0 +1,114 @@
+"""What a training needs before its first step, the same for a single run and for a stack of adapters."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxpref.config import Config
+from jaxpref.data.dataset import DataReport
+from jaxpref.data.loader import Loader
+from jaxpref.evaluation import Evaluator
+from jaxpref.runs.build import Pieces, build
+from jaxpref.runs.cached_reference import with_reference_logps
+from jaxpref.runs.checkpoint import BestRule, Checkpoints
+from jaxpref.runs.directory import RUN_FILE
+from jaxpref.runs.feed import make_loader, read_data
+from jaxpref.runs.params import load_params, reference_overlay, runs_reference
+from jaxpref.runs.resume import resume_step
+from jaxpref.settings import save_config
+from jaxpref.step.batch_loss import Scoring
+from jaxpref.step.optim import make_optimizer, make_schedule
+from jaxpref.step.policy import Frozen, split
+from jaxpref.step.train_step import TrainState, init_state
+from jaxpref.types import EncodedGroup
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Model and data of a run, read and checked; nothing is compiled yet."""
+
+    config: Config
+    pieces: Pieces
+    loader: Loader
+    where: dict[int, str]
+    """Row id -> file and row."""
+    held_out: list[EncodedGroup] | None
+    reports: tuple[DataReport, DataReport | None]
+    """On training and held-out data."""
+    checkpoints: Checkpoints
+    best: BestRule
+    resume_step: int | None
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    frozen: Frozen
+    began: float
+
+    @property
+    def scoring(self) -> Scoring:
+        """How a training batch becomes losses."""
+        return self.pieces.scoring(self.loader.layout, self.reports[0].kind)
+
+    def evaluator(self, make_step: Callable) -> Evaluator | None:
+        """Args: make_step: scoring -> evaluation step.  None without held-out data."""
+        if self.held_out is None:
+            return None
+        return Evaluator(self.pieces, self.held_out, self.reports[1].kind, make_step)
+
+    def first_state(self, params: Any, moving_ref: Any) -> TrainState:
+        """The state before the first step; pure."""
+        ref_params = jax.tree.map(lambda x: x.astype(jnp.float32), moving_ref)
+        return init_state(params, self.optimizer, self.config.train.seed, self.pieces.parts, ref_params)
+
+    def write_settings(self, config: Config) -> None:
+        """Config and an account of the data into the config's directory."""
+        out = Path(config.out)
+        out.mkdir(parents=True, exist_ok=True)
+        save_config(config, out / RUN_FILE)
+        report, eval_report = self.reports
+        (out / "data.txt").write_text(f"{report}\n{eval_report or ''}\n{self.loader.plan}\n")
+
+
+def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Prepared, Any, Any]:
+    """Reads model and data of a run.
+
+    Returns: what is prepared, the parameters that training starts from, and where the reference moves, its start.
+    Errors: InputError for anything wrong with config, model or data.
+    """
+    began = time.perf_counter()
+    pieces = build(config, objective)
+    groups, report = read_data(pieces, "train")
+    held_out, eval_report = read_data(pieces, "eval") if config.data.eval else (None, None)
+    best = BestRule(config.train.best_metric, config.train.best_mode)
+    checkpoints = Checkpoints(Path(config.out) / "checkpoints", keep=config.train.keep, best=best)
+    resumed = resume_step(config, checkpoints)
+
+    params = load_params(pieces)
+    groups, _ = with_reference_logps(pieces, groups, params)
+    loader = make_loader(pieces, groups, training=True)
+    if held_out is not None:
+        held_out, _ = with_reference_logps(pieces, held_out, params)
+    trained, base = split(params)
+    reference = reference_overlay(pieces, params) if runs_reference(pieces) else None
+    schedule = make_schedule(config.optim, loader.plan.steps)
+    prepared = Prepared(
+        config=config,
+        pieces=pieces,
+        loader=loader,
+        where={group.row_id: group.where for group in groups},
+        held_out=held_out,
+        reports=(report, eval_report),
+        checkpoints=checkpoints,
+        best=best,
+        resume_step=resumed,
+        schedule=schedule,
+        optimizer=make_optimizer(config.optim, schedule, pieces.source.spec.vocab),
+        frozen=Frozen(base, None if pieces.moving else reference),
+        began=began,
+    )
+    return prepared, trained, reference if pieces.moving else None

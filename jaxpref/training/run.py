@@ -1,0 +1,121 @@
+"""One training run: `jaxpref train`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxpref.config import Config
+from jaxpref.data.loader import Step
+from jaxpref.runs.directory import OBJECTIVE_FILE
+from jaxpref.runs.flops import step_flops
+from jaxpref.runs.metrics import Writers
+from jaxpref.step.train_step import TrainState, make_eval_step, make_train_step, state_shardings
+from jaxpref.training import loop
+from jaxpref.training.loop import Training
+from jaxpref.training.prepare import Prepared, prepare
+from jaxpref.training.progress import OnLog
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ends with."""
+
+    out: Path
+    steps: int
+    metrics: dict[str, float]
+    """Of the last log line."""
+    first_eval: dict[str, float]
+    """Before the first step; empty without held-out data."""
+    last_eval: dict[str, float]
+    best: str
+    """Which checkpoint is the best, and which metric decided it."""
+    flops: float
+    """Model FLOPs of all steps, as `runs.flops.step_flops` counts them; without evaluations."""
+    seconds: float
+    """Of all sessions of the run, with loading, compilation and evaluations."""
+
+
+def train(
+    config: Config,
+    *,
+    objective: Sequence[Any] | None = None,
+    on_log: OnLog | None = None,
+) -> Result:
+    """Runs (or continues) a training run.
+
+    Args:
+        objective: in place of `config.objective`, from a notebook: the list may hold functions of one's own.
+        on_log: called with (step, steps, values of the step) after every step; for progress bars.
+    Errors:
+        InputError for anything wrong with config, model or data, before anything is compiled.
+        NotFiniteError with the step and its rows.
+        Preempted after SIGTERM, once the state is saved.
+    """
+    done = loop.run(_training(objective, *prepare(config, objective)), on_log or (lambda *_: None))
+    return Result(
+        out=Path(config.out),
+        steps=done.steps,
+        metrics=done.last_log,
+        first_eval=done.progress.first_eval,
+        last_eval=done.last_eval,
+        best=done.best,
+        flops=done.progress.flops,
+        seconds=done.progress.seconds,
+    )
+
+
+def _training(objective: Sequence[Any] | None, prepared: Prepared, params: Any, moving_ref: Any) -> Training:
+    """What the loop runs; settings and an account of the data are written beforehand.
+
+    Args:
+        params: that training starts from; they become the state's.
+        moving_ref: of a reference that moves, its start.
+    """
+    config, pieces, frozen = prepared.config, prepared.pieces, prepared.frozen
+    if jax.process_index() == 0:
+        prepared.write_settings(config)
+        if objective:
+            names = [part.name for part in pieces.parts]
+            (Path(config.out) / OBJECTIVE_FILE).write_text(json.dumps(names) + "\n")
+    evaluator = prepared.evaluator(make_eval_step)
+    shardings = state_shardings(jax.eval_shape(prepared.first_state, params, moving_ref), pieces.mesh)
+
+    def start() -> TrainState:
+        nonlocal params, moving_ref
+        init = jax.jit(prepared.first_state, out_shardings=shardings, donate_argnums=0)
+        with jax.set_mesh(pieces.mesh):
+            state = init(params, moving_ref)
+        params = moving_ref = None  # only the state holds them now
+        return state
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        now = pieces.moving.laid_over(frozen.base, state.ref_params) if pieces.moving else frozen
+        return evaluator(now.policy(state.params), now.reference_params(), state.running)
+
+    def flops(item: Step) -> float:
+        runs_reference = frozen.reference is not None or bool(pieces.moving)
+        return step_flops(pieces.source.spec, item, reference=runs_reference, frozen=bool(frozen.base))
+
+    return Training(
+        settings=config.train,
+        mesh=pieces.mesh,
+        loader=prepared.loader,
+        vocabulary=pieces.source.spec.vocab,
+        checkpoints=prepared.checkpoints,
+        best=prepared.best,
+        resume_step=prepared.resume_step,
+        start=start,
+        shardings=shardings,
+        step=make_train_step(prepared.scoring, prepared.optimizer, prepared.schedule, pieces.moving),
+        frozen=frozen,
+        evaluate=evaluate if evaluator else None,
+        deciding=lambda values: values,
+        step_flops=flops,
+        writers=lambda first: Writers(Path(config.out), config, first),
+        where=prepared.where,
+        began=prepared.began,
+    )

@@ -1,0 +1,289 @@
+"""Several adapters on one base trained in one compiled step: one for every weight vector of a front.
+
+The adapters lie on a leading axis P of the train state, and the train step is mapped over it (`jax.vmap`).  Data, base
+and reference do not carry that axis, so the batch is built once, the reference runs once, and every product with a
+frozen weight is one product for all adapters.  What comes out are ordinary runs, one directory a point.
+
+Policy and reference are then products of other shapes, so that before the first step they differ by rounding, where
+in a run by itself they are equal to the bit.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxpref.config import Config
+from jaxpref.data.loader import Step
+from jaxpref.errors import InputError
+from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, bind
+from jaxpref.runs.checkpoint import Checkpoints
+from jaxpref.runs.directory import is_run
+from jaxpref.runs.flops import step_flops
+from jaxpref.runs.metrics import Writers
+from jaxpref.runs.resume import check_unchanged
+from jaxpref.settings import to_dict
+from jaxpref.step.batch_loss import Scoring
+from jaxpref.step.policy import Frozen, split
+from jaxpref.step.train_step import TrainState, make_eval_step, make_train_step, state_shardings
+from jaxpref.training import loop
+from jaxpref.training.loop import Finished, Training
+from jaxpref.training.prepare import Prepared, prepare
+from jaxpref.training.run import Result
+from jaxpref.types import Batch
+
+
+def train_stacked(
+    configs: Sequence[Config],
+    out: str | Path,
+    *,
+    on_log: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> list[Result]:
+    """Trains the adapters of several runs at once, or goes on with them.
+
+    Every run ends as `train` would leave it: config, metrics and a checkpoint of the last step in its own directory.
+    Flops and seconds of a result are its share, an equal part of the whole.
+
+    Args:
+        configs: alike but for `out` and for numbers among the hyperparameters of the objectives, as modpo's `w`.
+        out: directory of the common state, from which training goes on.
+        on_log: as of `train`; called with means over the runs.
+    Errors: InputError for runs that cannot share a step; those of `train`.
+    """
+    _check(configs)
+    if (Path(out) / "checkpoints").is_dir():
+        for config in configs:
+            if is_run(config.out):  # killed before it began, a run has none
+                check_unchanged(config)
+    numbers = stacked_numbers(configs)
+    prepared, params, _ = prepare(dataclasses.replace(configs[0], out=str(out)))
+    training = _training(configs, numbers, prepared, params)
+    show = on_log or (lambda *_: None)
+    done = loop.run(training, lambda step, steps, values: show(step, steps, _means(values)))
+    return _split(training, configs, done)
+
+
+def _check(configs: Sequence[Config]) -> None:
+    """Errors: InputError where runs differ in more than they may, or cannot be stacked."""
+    for config in configs:
+        if not config.adapter.trained or config.reference.sync_every:
+            raise InputError(
+                "runs that train an adapter on a reference that stays, to train them together",
+                f"{config.out}: adapter.rank={config.adapter.rank}, reference.sync_every={config.reference.sync_every}",
+                "set adapter.rank and leave reference.sync_every out, or train them one by one",
+            )
+    settings = [to_dict(config) for config in configs]
+    odd = {key for other in settings[1:] for key in other if other[key] != settings[0][key]} - {"out", "objective"}
+    outs = [config.out for config in configs]
+    if odd or len(set(outs)) < len(outs):
+        raise InputError(
+            "runs with an `out` each that differ in numbers of their objectives only",
+            f"{', '.join(outs)} differ in {', '.join(sorted(odd)) or 'no `out`'}",
+            "train them one by one",
+        )
+
+
+def stacked_numbers(configs: Sequence[Config]) -> list[dict[str, np.ndarray]]:
+    """Of every part of the objective, the hyperparameters in which the runs differ: {name: float32 [P, ...]}.
+
+    Errors: InputError where runs differ in something else of their objectives.
+    """
+    bound = [bind(config.objective, OBJECTIVES, TRANSFORMS) for config in configs]
+    fixed = [[dataclasses.replace(part, hyperparameters={}) for part in parts] for parts in bound]
+    if any(repr(other) != repr(fixed[0]) for other in fixed[1:]):
+        raise InputError(
+            "objectives that differ in numbers among their hyperparameters only, to train them together",
+            "; ".join(f"{config.out}: {config.objective}" for config in configs),
+            "train them one by one",
+        )
+    return [_varied([parts[i] for parts in bound]) for i in range(len(bound[0]))]
+
+
+def _varied(parts: Sequence[Part]) -> dict[str, np.ndarray]:
+    found = {}
+    for name, first in parts[0].hyperparameters.items():
+        values = [part.hyperparameters[name] for part in parts]
+        if all(value == first for value in values):
+            continue
+        try:
+            found[name] = np.array(values, np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                "numbers, as many in every run, for a hyperparameter in which runs differ",
+                f"{parts[0].name}.{name}: {values}",
+                "train them one by one",
+            ) from error
+    return found
+
+
+def make_stacked_step(
+    scoring: Scoring, numbers: Sequence[Mapping[str, np.ndarray]], optimizer: Any, schedule: Any
+) -> Callable[[TrainState, Frozen, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """`make_train_step` for P states on a leading axis, each with hyperparameters of its own; metrics are [P].
+
+    Args:
+        numbers: of every part of the objective, as `stacked_numbers` gives them.
+    Errors: InputError for a hyperparameter that decides more than numbers do.
+    """
+
+    def one(state: TrainState, own: Sequence[Mapping[str, jax.Array]], frozen: Frozen, batch: Batch, micro: jax.Array):
+        return make_train_step(_with_numbers(scoring, own), optimizer, schedule)(state, frozen, batch, micro)
+
+    def step(state: TrainState, frozen: Frozen, batch: Batch, micro: jax.Array):
+        try:
+            return jax.vmap(one, in_axes=(0, 0, None, None, None))(state, list(numbers), frozen, batch, micro)
+        except jax.errors.ConcretizationTypeError as error:
+            names = [f"{part.name}.{name}" for part, own in zip(scoring.parts, numbers, strict=True) for name in own]
+            raise InputError(
+                "hyperparameters that enter the loss as numbers, to train runs together",
+                f"{', '.join(names)}: one of them decides which loss it is",
+                "train these runs one by one",
+            ) from error
+
+    return step
+
+
+def make_stacked_eval_step(scoring: Scoring, numbers: Sequence[Mapping[str, np.ndarray]]) -> Callable:
+    """`make_eval_step` for P adapters on a leading axis; sums are [P]."""
+
+    def one(own, params, ref_params, running, batch: Batch, micro: jax.Array):
+        return make_eval_step(_with_numbers(scoring, own))(params, ref_params, running, batch, micro)
+
+    def step(params, ref_params, running, batch: Batch, micro: jax.Array):
+        trained, _ = split(params)
+        axes = {name: 0 if name in trained else None for name in params}
+        mapped = jax.vmap(one, in_axes=(0, axes, None, 0, None, None))
+        return mapped(list(numbers), params, ref_params, running, batch, micro)
+
+    return step
+
+
+def _with_numbers(scoring: Scoring, own: Sequence[Mapping[str, jax.Array]]) -> Scoring:
+    parts = [
+        dataclasses.replace(part, hyperparameters={**part.hyperparameters, **values})
+        for part, values in zip(scoring.parts, own, strict=True)
+    ]
+    return dataclasses.replace(scoring, parts=parts)
+
+
+def _training(
+    configs: Sequence[Config], numbers: Sequence[Mapping[str, np.ndarray]], prepared: Prepared, params: Any
+) -> Training:
+    """What the loop runs: P states in one; values of steps and evaluations are lists of P numbers.
+
+    Args:
+        params: the adapter that all start from, with the same draws.
+    """
+    pieces, frozen = prepared.pieces, prepared.frozen
+    if jax.process_index() == 0:
+        for config in (prepared.config, *configs):
+            prepared.write_settings(config)
+
+    def first_state(params: Any) -> TrainState:
+        one = prepared.first_state(params, None)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (len(configs), *x.shape)), one)
+
+    one_shardings = state_shardings(jax.eval_shape(lambda p: prepared.first_state(p, None), params), pieces.mesh)
+    shardings = jax.tree.map(lambda one: NamedSharding(one.mesh, P(None, *one.spec)), one_shardings)
+    evaluator = prepared.evaluator(lambda scoring: make_stacked_eval_step(scoring, numbers))
+
+    def start() -> TrainState:
+        with jax.set_mesh(pieces.mesh):
+            return jax.jit(first_state, out_shardings=shardings)(params)
+
+    def evaluate(state: TrainState) -> dict[str, Any]:
+        return evaluator(frozen.policy(state.params), frozen.reference_params(), state.running)
+
+    def flops(item: Step) -> float:
+        runs_reference = frozen.reference is not None
+        return step_flops(pieces.source.spec, item, reference=runs_reference, frozen=True, policies=len(configs))
+
+    return Training(
+        settings=prepared.config.train,
+        mesh=pieces.mesh,
+        loader=prepared.loader,
+        vocabulary=pieces.source.spec.vocab,
+        checkpoints=prepared.checkpoints,
+        best=prepared.best,
+        resume_step=prepared.resume_step,
+        start=start,
+        shardings=shardings,
+        step=make_stacked_step(prepared.scoring, numbers, prepared.optimizer, prepared.schedule),
+        frozen=frozen,
+        evaluate=evaluate if evaluator else None,
+        deciding=_means,
+        step_flops=flops,
+        writers=lambda first: _Writers(configs, first),
+        where=prepared.where,
+        began=prepared.began,
+    )
+
+
+def _split(training: Training, configs: Sequence[Config], done: Finished) -> list[Result]:
+    """The finished runs, each with a checkpoint of its own."""
+    one_shardings = jax.tree.map(lambda whole: NamedSharding(whole.mesh, P(*whole.spec[1:])), training.shardings)
+    take = jax.jit(_point, out_shardings=one_shardings)
+    return [_finish(i, config, training, take, done, len(configs)) for i, config in enumerate(configs)]
+
+
+def _finish(
+    i: int,
+    config: Config,
+    training: Training,
+    take: Callable[[TrainState, int], TrainState],
+    done: Finished,
+    share: int,
+) -> Result:
+    progress = done.progress
+    first_eval, last_eval = _of_point(progress.first_eval, i), _of_point(done.last_eval, i)
+    with Checkpoints(Path(config.out) / "checkpoints", keep=1, best=training.best) as checkpoints:
+        if checkpoints.latest() != done.steps:
+            with jax.set_mesh(training.mesh):
+                state = take(done.state, i)
+            checkpoints.save(done.steps, state, dataclasses.asdict(progress) | {"first_eval": first_eval}, last_eval)
+            checkpoints.wait()
+        best = checkpoints.about_best()
+    return Result(
+        out=Path(config.out),
+        steps=done.steps,
+        metrics=_of_point(done.last_log, i),
+        first_eval=first_eval,
+        last_eval=last_eval,
+        best=best,
+        flops=progress.flops / share,
+        seconds=progress.seconds / share,
+    )
+
+
+class _Writers:
+    """The metrics of every point into its own directory."""
+
+    def __init__(self, points: Sequence[Config], start: int):
+        self._writers = [Writers(Path(point.out), point, start) for point in points]
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        for i, writers in enumerate(self._writers):
+            writers.write(step, _of_point(values, i))
+
+    def close(self) -> None:
+        for writers in self._writers:
+            writers.close()
+
+
+def _point(state: TrainState, i: int) -> TrainState:
+    return jax.tree.map(lambda x: x[i], state)
+
+
+def _of_point(values: Mapping[str, Any], i: int) -> dict[str, float]:
+    """Point i's values; plain numbers are those of all."""
+    return {name: float(value if np.ndim(value) == 0 else value[i]) for name, value in values.items()}
+
+
+def _means(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(np.mean(value)) for name, value in values.items()}

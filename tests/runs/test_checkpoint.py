@@ -1,0 +1,195 @@
+"""Checkpoints: which are kept, which is the best, and what half-written ones do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from jaxpref.config import MeshConfig
+from jaxpref.errors import InputError
+from jaxpref.runs.checkpoint import BestRule, Checkpoints, find_step
+from jaxpref.sharding import make_mesh
+from jaxpref.step.train_step import init_state
+
+OPTIMIZER = optax.adamw(0.1)
+
+
+def state(value: float):
+    params = {"a": jnp.full((4, 8), value), "b": {"c": jnp.arange(8.0) + value}}
+    return init_state(params, OPTIMIZER, seed=3)._replace(step=jnp.int32(value))
+
+
+def save_all(directory, metrics, **options):
+    """Saves steps 1, 2, ... with the metrics; returns the steps that are left."""
+    checkpoints = Checkpoints(directory, **({"keep": 2, "best": BestRule("eval/acc")} | options))
+    for step, values in enumerate(metrics, 1):
+        checkpoints.save(step, state(step), {"data": {"at": step}}, values)
+        checkpoints.wait()
+    return checkpoints
+
+
+def half_written(directory, step):
+    """What a killed orbax leaves: a part of the files, under the temporary name."""
+    partial = tiny.copy_run(directory / "2", directory / f"{step}.orbax-checkpoint-tmp")
+    (partial / "commit_success.txt").unlink()
+    tiny.remove(partial / "state")
+    return partial
+
+
+def steps(checkpoints):
+    return sorted(int(path.name) for path in checkpoints.directory.iterdir() if path.name.isdigit())
+
+
+def test_latest_few_are_kept(tmp_path):
+    checkpoints = save_all(tmp_path, [{}] * 5)
+    assert steps(checkpoints) == [4, 5] and checkpoints.latest() == 5
+    assert checkpoints.best() is None
+    checkpoints.close()
+
+
+def test_best_survives_besides_the_latest(tmp_path):
+    checkpoints = save_all(tmp_path, [{"eval/acc": x} for x in (0.5, 0.9, 0.6, 0.7, 0.8)])
+    assert steps(checkpoints) == [2, 4, 5]
+    assert (checkpoints.best(), checkpoints.latest()) == (2, 5)
+    checkpoints.close()
+
+
+def test_best_may_be_the_lowest(tmp_path):
+    values = [{"eval/acc": x} for x in (0.5, 0.2, 0.6, 0.7, 0.8)]
+    checkpoints = save_all(tmp_path, values, best=BestRule("eval/acc", "min"), keep=1)
+    assert steps(checkpoints) == [2, 5] and checkpoints.best() == 2
+    checkpoints.close()
+
+
+def test_which_metric_decides_without_one_given(tmp_path):
+    """The accuracy, highest; where the objective logs none the loss, lowest."""
+    rows = [(0.5, 0.1), (0.9, 0.3), (0.6, 0.2)]
+    ranked = [{"eval/loss": loss, "eval/rewards/accuracies": accuracy} for accuracy, loss in rows]
+    for name, values, best, said in (
+        ("ranked", ranked, 2, "step 2, highest eval/rewards/accuracies (0.9)"),
+        ("likelihood", [{"eval/loss": m["eval/loss"]} for m in ranked], 1, "step 1, lowest eval/loss (0.1)"),
+    ):
+        checkpoints = save_all(tmp_path / name, values, best=BestRule(), keep=1)
+        assert steps(checkpoints) == [best, 3] and checkpoints.best() == best
+        assert checkpoints.about_best() == said
+        checkpoints.close()
+    for metric, mode in (("eval/loss", "min"), ("eval/loss/sft", "min"), ("eval/entropy", "max")):
+        assert BestRule(metric).mode_of(metric) == mode
+
+
+def test_checkpoints_without_the_metric_are_never_the_best(tmp_path):
+    checkpoints = save_all(tmp_path, [{}, {"eval/acc": 0.1}, {"eval/loss": 9.0}, {}, {}], keep=1)
+    assert steps(checkpoints) == [2, 5] and checkpoints.best() == 2
+    checkpoints.close()
+
+
+def test_best_is_known_to_a_new_process(tmp_path):
+    save_all(tmp_path, [{"eval/acc": x} for x in (0.5, 0.9, 0.6, 0.7)]).close()
+    again = Checkpoints(tmp_path, keep=2, best=BestRule("eval/acc"))
+    assert (again.best(), again.latest()) == (2, 4)
+    assert find_step(again, "best") == 2 and find_step(again, "latest") == 4 and find_step(again, "3") == 3
+    again.save(5, state(5), {}, {"eval/acc": 0.95})
+    again.wait()
+    assert again.best() == 5 and steps(again) == [4, 5]
+    again.close()
+
+
+def test_opening_to_read_leaves_what_another_process_is_writing(tmp_path):
+    save_all(tmp_path, [{"eval/acc": x} for x in (0.5, 0.9, 0.6, 0.7)]).close()
+    writing = half_written(tmp_path, 5)
+    before = sorted(tmp_path.rglob("*"))
+    reader = Checkpoints(tmp_path, best=BestRule("eval/acc"), read_only=True)
+    assert (reader.best(), reader.latest()) == (2, 4)
+    np.testing.assert_array_equal(
+        reader.restore_parts(2, {"params": abstract(state(0).params)})["params"]["a"], state(2).params["a"]
+    )
+    reader.close()
+    assert sorted(tmp_path.rglob("*")) == before
+    run = Checkpoints(tmp_path, best=BestRule("eval/acc"))  # the run itself, started again, clears it away
+    run.save(6, state(6), {}, {})
+    run.close()
+    assert not writing.exists() and steps(run)[-1] == 6
+
+
+def test_everything_comes_back(tmp_path):
+    checkpoints = save_all(tmp_path, [{}])
+    restored, progress = checkpoints.restore(1, state(0))
+    assert progress == {"data": {"at": 1}}
+    assert jax.tree.structure(restored) == jax.tree.structure(state(1))
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state(1)), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(tiny.numpy(a), tiny.numpy(b))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state(0).params)
+    for like, kind in ((abstract(state(0).params), jax.Array), (shapes, np.ndarray)):
+        params = checkpoints.restore_parts(1, {"params": like})["params"]
+        assert isinstance(params["b"]["c"], kind)
+        np.testing.assert_array_equal(params["b"]["c"], np.arange(8.0) + 1)
+    checkpoints.close()
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def test_restores_onto_another_mesh(tmp_path):
+    checkpoints = save_all(tmp_path, [{}])
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    sharding = jax.NamedSharding(mesh, jax.P(None, ("fsdp", "tensor")))
+    replicated = jax.NamedSharding(mesh, jax.P())
+    place = lambda x: jax.device_put(x, sharding if x.shape == (4, 8) else replicated)
+    like = jax.tree.map(place, state(0))
+    restored, _ = checkpoints.restore(1, like)
+    leaf = restored.params["a"]
+    assert leaf.sharding == sharding and leaf.addressable_shards[0].data.shape == (4, 2)
+    np.testing.assert_array_equal(leaf, state(1).params["a"])
+    assert checkpoints.restore_parts(1, {"params": abstract(like.params)})["params"]["a"].sharding == sharding
+    checkpoints.close()
+
+
+def test_saving_goes_on_while_the_caller_overwrites_its_arrays(tmp_path):
+    """Training donates the state to the next step right after `save` returns."""
+    checkpoints = Checkpoints(tmp_path)
+    change = jax.jit(lambda s: jax.tree.map(lambda x: x + 100 if x.dtype == jnp.float32 else x, s), donate_argnums=0)
+    big = {"a": jnp.ones((512, 512)), "b": {"c": jnp.zeros(8)}}
+    current = init_state(big, OPTIMIZER, seed=3)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), current)
+    checkpoints.save(1, current, {}, {})
+    for _ in range(3):
+        current = change(current)
+    assert float(current.params["a"][0, 0]) == 301.0
+    checkpoints.wait()
+    np.testing.assert_array_equal(checkpoints.restore(1, like)[0].params["a"], np.ones((512, 512)))
+    checkpoints.close()
+
+
+def test_half_written_checkpoints_are_ignored(tmp_path):
+    save_all(tmp_path, [{}, {}]).close()
+    half_written(tmp_path, 3)
+    again = Checkpoints(tmp_path, keep=2)
+    assert again.latest() == 2
+    assert find_step(again, "latest") == 2
+    again.save(3, state(3), {}, {})
+    again.wait()
+    assert again.latest() == 3 and int(again.restore(3, state(0))[0].step) == 3
+    again.close()
+
+
+@pytest.mark.parametrize("wanted", ["7", "newest", "-1", ""])
+def test_unknown_step_names_what_is_there(tmp_path, wanted):
+    checkpoints = save_all(tmp_path, [{}, {}])
+    with pytest.raises(InputError, match=r"has steps \[1, 2\]"):
+        find_step(checkpoints, wanted)
+    checkpoints.close()
+
+
+def test_best_without_any_metric_is_the_latest(tmp_path):
+    checkpoints = save_all(tmp_path, [{}, {}])
+    assert find_step(checkpoints, "best") == 2
+    checkpoints.close()
+
+
+def test_run_keeps_its_best(finished_run):
+    """Of steps 3, 6, 9, 10 only the last was saved with an evaluation; two are kept."""
+    assert tiny.stored_steps(finished_run.out) == [9, 10]

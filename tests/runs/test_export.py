@@ -1,0 +1,125 @@
+"""A run -> a Hugging Face directory, and the evaluation of a run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import yaml
+from safetensors.numpy import load_file
+
+from jaxpref.errors import InputError
+from jaxpref.evaluation import evaluate_run
+from jaxpref.models.source import open_checkpoint
+from jaxpref.runs.export import export_run
+from jaxpref.runs.plots import plot_curves
+from jaxpref.settings import make_config
+
+pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
+
+MESH_TOLERANCE = 1e-5
+"""Relative: sums over devices run in another order."""
+
+
+def leaves(tree):
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@pytest.fixture(scope="module")
+def exported(finished_run, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        tiny.allow_any_mesh(monkeypatch)
+        directory = tmp_path_factory.mktemp("exported") / "model"
+        assert export_run(finished_run.out, directory, step="9") == 9
+    return directory
+
+
+def test_weights_come_back_bit_for_bit(finished_run, exported, tiny_files):
+    stored = leaves(tiny.stored_state(finished_run.out, 9)["params"])
+    loaded = leaves(open_checkpoint(exported).load_params(dtype=np.float32))
+    initial = leaves(open_checkpoint(tiny_files.model).load_params(dtype=np.float32))
+    assert stored.keys() == loaded.keys() == initial.keys()
+    for name, value in loaded.items():
+        np.testing.assert_array_equal(value, stored[name], err_msg=name, strict=True)
+        assert not np.array_equal(value, initial[name]), name  # training moved it
+
+
+def test_directory_is_complete(finished_run, exported):
+    source = open_checkpoint(exported)
+    assert source.spec == open_checkpoint(finished_run.config.model.path).spec
+    tokenizer = source.load_tokenizer()
+    messages = [{"role": "user", "content": "n 1"}]
+    render = lambda t: t.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert render(tokenizer) == render(tiny.make_tokenizer())
+    assert json.loads((exported / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_model_card_holds_the_whole_config(finished_run, exported):
+    card = (exported / "README.md").read_text()
+    assert f"for 9 steps on {finished_run.config.data.train[0]}" in card
+    assert make_config(yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])) == finished_run.config
+
+
+def test_default_step_is_the_best(finished_run, tmp_path):
+    assert export_run(finished_run.out, tmp_path / "to") == 10  # the only one saved with an evaluation
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_smaller_dtypes(finished_run, exported, tmp_path, dtype):
+    export_run(finished_run.out, tmp_path / "to", step="9", dtype=dtype)
+    small, whole = (load_file(d / "model.safetensors") for d in (tmp_path / "to", exported))
+    for name, value in small.items():
+        assert value.dtype == np.dtype(dtype)
+        np.testing.assert_array_equal(value, whole[name].astype(dtype), err_msg=name)
+
+
+def test_foreign_directory_is_refused_and_left_alone(finished_run, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="thesis.tex"):
+        export_run(finished_run.out, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_own_export_is_replaced(finished_run, tmp_path):
+    export_run(finished_run.out, tmp_path / "to", step="9")
+    export_run(finished_run.out, tmp_path / "to", step="10")
+    assert "for 10 steps" in (tmp_path / "to" / "README.md").read_text()
+
+
+# ---- evaluation
+
+
+def test_evaluation_of_a_run_is_the_trainers_last(finished_run):
+    values, step = evaluate_run(finished_run.out, step="latest")
+    assert step == 10 and values == finished_run.result.last_eval
+    earlier, step = evaluate_run(finished_run.out, step="9")
+    assert step == 9 and earlier["eval/loss"] != values["eval/loss"]
+
+
+def test_evaluation_with_other_settings(finished_run, tiny_files):
+    """Another batch size, mesh or packing is the same mean; other data is not."""
+    whole = finished_run.result.last_eval
+    for overrides in (
+        ["train.batch_size=5", "data.pack=false"],
+        ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", "data.share_prefix=false"],
+    ):
+        values, _ = evaluate_run(finished_run.out, step="10", overrides=overrides)
+        assert values == pytest.approx(whole, rel=MESH_TOLERANCE, abs=MESH_TOLERANCE)
+    values, _ = evaluate_run(finished_run.out, step="10", overrides=[f"data.eval=[{tiny_files.train}]"])
+    assert values["eval/loss"] != pytest.approx(whole["eval/loss"], rel=1e-2)
+
+
+def test_exported_model_answers_as_the_run_does(finished_run, exported, tmp_path):
+    """The run starts from a model; evaluated with the export as its reference, its rewards vanish at that step."""
+    values, _ = evaluate_run(finished_run.out, step="9", overrides=[f"reference.path={exported}"])
+    assert values["eval/loss"] == pytest.approx(np.log(2), rel=1e-6)
+    assert values["eval/rewards/margins"] == 0.0
+
+
+# ---- what shows the result
+
+
+def test_curves(finished_run, tmp_path):
+    png = plot_curves(finished_run.out, tmp_path / "curves.png")
+    assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 10_000

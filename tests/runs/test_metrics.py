@@ -1,0 +1,173 @@
+"""What a run writes down, and what a step costs."""
+
+import struct
+
+import pytest
+import tiny
+
+from jaxpref.data.loader import Loader
+from jaxpref.data.pack import Layout
+from jaxpref.models.spec import ModelSpec
+from jaxpref.runs import metrics
+from jaxpref.runs.flops import peak_flops, step_flops
+from jaxpref.runs.metrics import Writers, read_jsonl
+from jaxpref.settings import make_config
+from jaxpref.types import EncodedGroup
+
+pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
+
+FLOAT32 = 1e-6
+"""Relative: TensorBoard stores float32."""
+
+
+# ---- step_flops by hand
+
+SPEC = ModelSpec(
+    family="llama", vocab=11, width=6, ffn=10, layers=2, heads=4, kv_heads=2, head_dim=3, max_positions=64,
+    rope_theta=1e4, norm_eps=1e-5, tied=True,
+)  # fmt: skip
+
+
+def one_step(prompt, completions, share_prefix):
+    ids = lambda n: tiny.np.arange(n, dtype="int32")
+    group = EncodedGroup(ids(prompt), tuple(ids(n) for n in completions), 0, "row 1")
+    loader = Loader([group], batch_size=1, micro_rows=2, layout=Layout(16, share_prefix))
+    return next(loader.iterate())
+
+
+def by_hand(columns, pairs, scored):
+    """Forward pass of SPEC, 2 FLOP per multiply-add.
+
+    A layer's weights: q 6*4*3, k and v 6*2*3 each, o 4*3*6, gate, up and down 6*10 each = 216 + 180 = 396.
+    A visible (query, key) pair: 3 multiply-adds for the score and 3 for the value, in 4 heads = 24.
+    """
+    return 2 * (2 * (72 + 36 + 36 + 72 + 180) * columns + 2 * 24 * pairs + 11 * 6 * scored)
+
+
+def test_flops_of_a_shared_prompt():
+    step = one_step(3, (2, 4), share_prefix=True)
+    # Prompt 1+2+3 pairs; a completion's i-th token sees the prompt and i of its own: 4+5, 4+5+6+7.
+    wanted = by_hand(columns=3 + 2 + 4, pairs=6 + 9 + 22, scored=6)
+    assert step_flops(SPEC, step, reference=False) == 3 * wanted  # forward and twice that backward
+    assert step_flops(SPEC, step, reference=True) == 4 * wanted  # and a forward pass of the reference
+    weights = by_hand(columns=3 + 2 + 4, pairs=0, scored=6)  # whose gradients are not computed where they are frozen
+    assert step_flops(SPEC, step, reference=True, frozen=True) == 4 * wanted - weights
+
+
+def test_flops_of_a_prompt_for_each_completion():
+    step = one_step(3, (2, 4), share_prefix=False)
+    wanted = by_hand(columns=(3 + 2) + (3 + 4), pairs=(6 + 9) + (6 + 22), scored=6)
+    assert step_flops(SPEC, step, reference=False) == 3 * wanted
+
+
+def test_flops_do_not_count_padding():
+    """The same tokens in rows of 16 or 64 columns are the same work."""
+    step = one_step(3, (2, 4), share_prefix=True)
+    assert step.tokens == 9 and step.batch.token_RL.size == 32
+    assert (step.tokens_unshared, step.visible, step.scored) == (12, 37, 6)
+
+
+def test_flops_of_the_first_token_of_an_empty_prompt():
+    step = one_step(0, (2, 4), share_prefix=True)
+    wanted = by_hand(columns=6, pairs=3 + 10, scored=1 + 3)
+    assert step_flops(SPEC, step, reference=False) == 3 * wanted
+
+
+def test_peak_is_known_or_none(monkeypatch):
+    assert peak_flops() is None  # nobody's data sheet has this CPU
+    monkeypatch.setitem(metrics.PEAK_FLOPS, metrics.jax.devices()[0].device_kind, 2e12)
+    assert peak_flops() == 16e12  # 8 devices
+
+
+# ---- files
+
+
+def events(directory):
+    """(step, name, value) of the scalars in the TensorBoard files, by their record format."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    for file in sorted(directory.glob("events.out.tfevents.*")):
+        data = file.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])  # length, its checksum, the event, its checksum
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            for value in event.summary.value:
+                yield event.step, value.tag, value.simple_value
+
+
+def test_tensorboard_holds_what_the_jsonl_holds(finished_run):
+    lines = read_jsonl(finished_run.out / "metrics.jsonl")
+    wanted = {(line["step"], name): x for line in lines for name, x in line.items() if name != "step"}
+    found = {(step, name): x for step, name, x in events(finished_run.out / "tensorboard")}
+    assert found.keys() == wanted.keys() and len(found) > 100
+    assert found == pytest.approx(wanted, rel=FLOAT32, abs=FLOAT32)
+
+
+def test_every_line_of_a_run(finished_run):
+    lines = read_jsonl(finished_run.out / "metrics.jsonl")
+    training = [line for line in lines if "loss" in line]
+    evaluations = [line for line in lines if "eval/loss" in line]
+    assert [line["step"] for line in training] == list(range(1, 11))
+    assert [line["step"] for line in evaluations] == [0, 5, 10]
+    assert {"tokens_per_second", "model_flops_per_second", "padding_fraction", "epoch", "grad_norm"} <= training[
+        0
+    ].keys()
+    assert "mfu" not in training[0]  # no peak, no utilisation
+    assert [line["epoch"] for line in training] == pytest.approx([step / 5 for step in range(1, 11)])
+    assert all(line["tokens_per_second"] > 0 for line in training)
+
+
+def test_counts_of_a_run(finished_run):
+    """num_tokens (each prompt twice), padding and FLOP per token from the loader's own steps."""
+    training = [line for line in read_jsonl(finished_run.out / "metrics.jsonl") if "loss" in line]
+    spec = tiny.open_checkpoint(finished_run.config.model.path).spec
+    total = 0
+    for line, step in zip(training, tiny.loader_of(finished_run.config).iterate(), strict=True):
+        tokens = int((step.batch.segment_RL > 0).sum())
+        total += sum(
+            len(group.completion_ids) * len(group.prompt_ids) + sum(map(len, group.completion_ids))
+            for group in tiny.groups_of(finished_run.config)
+            if group.row_id in step.batch.row_id_RG
+        )
+        assert line["num_tokens"] == total
+        columns = step.micro_batches * step.batch.token_RL.shape[-1]
+        assert line["padding_fraction"] == pytest.approx(1 - tokens / columns)
+        flops = step_flops(spec, step, reference=True)
+        assert line["model_flops_per_second"] / line["tokens_per_second"] == pytest.approx(flops / tokens)
+
+
+def writers(out, resumed_at=0):
+    return Writers(out, make_config({}), resumed_at)
+
+
+def test_resumed_run_drops_what_it_will_write_again(tmp_path):
+    first = writers(tmp_path)
+    for step in (1, 2, 3, 4):
+        first.write(step, {"loss": float(step)})
+    first.close()
+    second = writers(tmp_path, resumed_at=2)
+    for step in (3, 4):
+        second.write(step, {"loss": 10.0 * step})
+    second.close()
+    assert [(line["step"], line["loss"]) for line in read_jsonl(tmp_path / "metrics.jsonl")] == [
+        (1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0),
+    ]  # fmt: skip
+
+
+def test_new_run_starts_an_empty_file(tmp_path):
+    for loss in (1.0, 2.0):
+        writer = writers(tmp_path)
+        writer.write(1, {"loss": loss})
+        writer.close()
+    assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 2.0}]
+
+
+def test_line_cut_by_a_crash_does_not_stop_the_next_start(tmp_path):
+    first = writers(tmp_path)
+    first.write(1, {"loss": 1.0})
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 2, "lo')
+    writers(tmp_path, resumed_at=1).close()
+    assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]

@@ -1,0 +1,184 @@
+"""Schedules against hand values, masks, clipping, and that every optimizer moves."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpref.config import OptimConfig
+from jaxpref.step.optim import decay_mask, make_optimizer, make_schedule, warmup_steps
+
+VALUE_TOLERANCE = 1e-6
+"""Relative, of float32 learning rates."""
+PEAK = 2e-4
+
+
+def rates(total=10, **settings):
+    schedule = make_schedule(OptimConfig(learning_rate=PEAK, **settings), total)
+    return [float(schedule(step)) / PEAK for step in range(total)]
+
+
+def close(got, wanted):
+    np.testing.assert_allclose(got, wanted, rtol=VALUE_TOLERANCE, atol=VALUE_TOLERANCE)
+
+
+# ---- Hugging Face's get_scheduler, with W = num_warmup_steps and N = num_training_steps (optimization.py)
+
+
+def huggingface(name, step, W, N):
+    """The lambdas of transformers.optimization, written again; inverse_sqrt with its timescale = W or 10000."""
+    if step < W:
+        return step / max(1, W)
+    return {
+        "constant": 1.0,
+        "linear": max(0.0, (N - step) / max(1, N - W)),
+        "cosine": max(0.0, 0.5 * (1 + math.cos(math.pi * (step - W) / max(1, N - W)))),
+        "inverse_sqrt": 1.0 / math.sqrt((step + (W or 10_000) - W) / (W or 10_000)),
+    }[name]
+
+
+@pytest.mark.parametrize("warmup", [1, 3, 9])
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "inverse_sqrt"])
+def test_schedule_is_hugging_faces_after_warmup(name, warmup):
+    wanted = [huggingface(name, step, warmup, 10) for step in range(10)]
+    assert wanted[0] == 0.0 and wanted[warmup] == 1.0
+    close(rates(schedule=name, warmup_steps=warmup), wanted)
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_schedule_without_warmup(name):
+    close(rates(schedule=name), [huggingface(name, step, 0, 10) for step in range(10)])
+
+
+def test_hand_values():
+    close(rates(4, schedule="linear"), [1.0, 0.75, 0.5, 0.25])
+    close(rates(4, schedule="linear", warmup_steps=2), [0.0, 0.5, 1.0, 0.5])
+    close(rates(4, schedule="cosine"), [1.0, 0.5 + 0.25 * math.sqrt(2), 0.5, 0.5 - 0.25 * math.sqrt(2)])
+    close(rates(4, schedule="constant", warmup_steps=3), [0.0, 1 / 3, 2 / 3, 1.0])
+    # Ours alone: without warm-up the shift is one step, 1/sqrt(1 + t).  Hugging Face takes 10000 steps, nearly flat.
+    close(rates(4, schedule="inverse_sqrt"), [1.0, 2**-0.5, 3**-0.5, 0.5])
+
+
+def test_linear_and_cosine_end_at_zero_after_the_run():
+    for name in ("linear", "cosine"):
+        schedule = make_schedule(OptimConfig(schedule=name, warmup_steps=2), 10)
+        assert float(schedule(10)) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_warmup_of_the_whole_run_or_longer():
+    close(rates(4, schedule="linear", warmup_steps=4), [0.0, 0.25, 0.5, 0.75])
+    close(rates(4, schedule="cosine", warmup_steps=8), [0.0, 0.125, 0.25, 0.375])
+
+
+@pytest.mark.parametrize(
+    "ratio, total, steps",
+    [(0.1, 10, 1), (0.1, 11, 2), (0.1, 24, 3), (0.5, 3, 2), (0.0, 10, 0), (1.0, 7, 7), (0.01, 5, 1), (0.3, 10, 3)],
+)
+def test_warmup_ratio_is_rounded_up(ratio, total, steps):
+    config = OptimConfig(warmup_ratio=ratio, schedule="constant")
+    assert warmup_steps(config, total) == steps == math.ceil(ratio * total)
+    schedule = make_schedule(config, total)
+    assert float(schedule(steps)) == pytest.approx(config.learning_rate)
+    assert steps == 0 or float(schedule(0)) == 0.0
+
+
+# ---- optimizers
+
+PARAMS = {
+    "layers": {"mlp": {"up": jnp.ones((2, 3, 4))}, "mlp_norm": {"scale": jnp.ones((2, 3))}},
+    "final_norm": {"scale": jnp.ones((3,))},
+    "embed": {"table": jnp.ones((5, 3))},
+}
+GRADS = jax.tree.map(lambda x: jnp.full(x.shape, 0.5), PARAMS)
+
+
+def step(config, grads=GRADS, params=PARAMS, schedule=None):
+    optimizer = make_optimizer(config, schedule or (lambda _: config.learning_rate))
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    return jax.tree.map(lambda p, u: p + u, params, updates)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "sgd"])
+def test_every_optimizer_moves_every_parameter_against_the_gradient(name):
+    config = OptimConfig(name=name, learning_rate=0.01)
+    for leaf in jax.tree.leaves(step(config)):
+        assert np.all(np.asarray(leaf) < 1.0) and np.all(np.isfinite(leaf))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "sgd"])
+def test_first_step_of_a_warmup_moves_nothing(name):
+    config = OptimConfig(name=name, learning_rate=0.01, warmup_steps=2)
+    for leaf in jax.tree.leaves(step(config, schedule=make_schedule(config, 10))):
+        np.testing.assert_array_equal(leaf, np.ones(leaf.shape))
+
+
+def test_decay_follows_the_schedule():
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    for name in ("adamw", "lion", "adafactor"):
+        config = OptimConfig(name=name, learning_rate=0.1, warmup_steps=2, weight_decay=0.5)
+        for leaf in jax.tree.leaves(step(config, grads=zero, schedule=make_schedule(config, 10))):
+            np.testing.assert_array_equal(leaf, np.ones(leaf.shape))
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor"])
+@pytest.mark.parametrize("mask", ["matrices", "all"])
+def test_weight_decay_touches_what_the_mask_says(name, mask):
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    rate = 0.1
+    config = OptimConfig(name=name, learning_rate=0.1, weight_decay=0.5, decay_mask=mask)
+    after = step(config, grads=zero)
+    matrices = [after["layers"]["mlp"]["up"], after["embed"]["table"]]
+    norms = [after["layers"]["mlp_norm"]["scale"], after["final_norm"]["scale"]]
+    for leaf in matrices:
+        np.testing.assert_allclose(leaf, 1.0 - rate * 0.5, rtol=VALUE_TOLERANCE)
+    for leaf in norms:
+        np.testing.assert_allclose(leaf, 1.0 - rate * 0.5 if mask == "all" else 1.0, rtol=VALUE_TOLERANCE)
+
+
+def test_decay_mask_by_name():
+    masked = decay_mask(OptimConfig(), PARAMS)
+    assert masked == {
+        "layers": {"mlp": {"up": True}, "mlp_norm": {"scale": False}},
+        "final_norm": {"scale": False},
+        "embed": {"table": True},
+    }
+    assert all(jax.tree.leaves(decay_mask(OptimConfig(decay_mask="all"), PARAMS)))
+
+
+def test_clipping_is_by_the_global_norm():
+    """sgd with rate 1 shows the clipped gradient itself; 48 entries of 0.5 have the norm sqrt(12) ..."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
+    norm = 0.5 * math.sqrt(count)
+    clipped = step(OptimConfig(name="sgd", learning_rate=1.0, clip_norm=0.25))
+    free = step(OptimConfig(name="sgd", learning_rate=1.0, clip_norm=None))
+    loose = step(OptimConfig(name="sgd", learning_rate=1.0, clip_norm=2 * norm))
+    for a, b, c in zip(*map(jax.tree.leaves, (clipped, free, loose)), strict=True):
+        np.testing.assert_allclose(a, 1.0 - 0.5 * 0.25 / norm, rtol=VALUE_TOLERANCE)
+        np.testing.assert_allclose(b, 0.5, rtol=VALUE_TOLERANCE)
+        np.testing.assert_allclose(c, 0.5, rtol=VALUE_TOLERANCE)
+
+
+def test_adamw_by_hand():
+    """First step: m/(1-b1) = g and v/(1-b2) = g^2, so the update is rate * (g / (|g| + eps) + decay * p)."""
+    config = OptimConfig(name="adamw", learning_rate=0.01, weight_decay=0.1, eps=0.5, clip_norm=None)
+    after = step(config)["embed"]["table"]
+    np.testing.assert_allclose(after, 1.0 - 0.01 * (0.5 / (0.5 + 0.5) + 0.1), rtol=VALUE_TOLERANCE)
+
+
+def test_momentum_of_sgd_adds_up():
+    config = OptimConfig(name="sgd", learning_rate=0.1, momentum=0.5, clip_norm=None)
+    optimizer = make_optimizer(config, lambda _: 0.1)
+    state, values = optimizer.init(PARAMS), []
+    for _ in range(3):
+        updates, state = optimizer.update(GRADS, state, PARAMS)
+        values.append(float(updates["final_norm"]["scale"][0]))
+    np.testing.assert_allclose(values, [-0.05, -0.075, -0.0875], rtol=VALUE_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "sgd"])
+def test_moments_are_float32(name):
+    state = make_optimizer(OptimConfig(name=name, momentum=0.9 if name == "sgd" else 0.0), lambda _: 0.1).init(PARAMS)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    assert moments and all(leaf.dtype == jnp.float32 for leaf in moments)

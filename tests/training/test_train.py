@@ -1,0 +1,302 @@
+"""Whole runs: TRL's logs, interruption and continuation, one compile, and the ways in which a run ends early."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from jaxpref.errors import InputError
+from jaxpref.objectives import ObjectiveOutput
+from jaxpref.runs.checkpoint import Checkpoints
+from jaxpref.runs.metrics import read_jsonl
+from jaxpref.settings import make_config
+from jaxpref.training.loop import NotFiniteError
+from jaxpref.training.preemption import PREEMPTED
+from jaxpref.training.run import train
+
+pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
+
+TRL_TOLERANCE = 1e-3
+"""Relative: the issue's."""
+TRL_FLOOR = 1e-2
+"""Values smaller than this are compared as if they were as large: a margin of 1e-6 is rounding on both sides."""
+MESH_TOLERANCE = 1e-6
+"""Relative: sums over devices are added up in another order."""
+
+# ---- TRL's own runs
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "trl_run_small"
+FIVE = ["dpo_constant", "dpo_recipe", "ipo", "dpo_plus_sft", "dpo_truncated"]
+SHARED_RECIPES = [
+    f"{form}/{recipe}"
+    for form, recipes in (("standard", FIVE), ("conversational", FIVE[:4]))
+    for recipe in recipes
+    if (form, recipe) != ("standard", "dpo_recipe")  # the one that is committed
+]
+
+
+def trl_config(folder: Path, name: str, theirs: dict, out: Path):
+    """The settings of TRL's DPOConfig under our names."""
+    losses = zip(theirs.get("loss_type", ["sigmoid"]), theirs.get("loss_weights", [1.0, 1.0]), strict=False)
+    beta = {"beta": theirs["beta"]}
+    objective = [
+        {"name": {"sigmoid": "dpo"}.get(loss, loss), "weight": weight} | (beta if loss != "sft" else {})
+        for loss, weight in losses
+    ]
+    changes = {
+        "data": {"max_length": theirs["max_length"], "shuffle": False},
+        "objective": objective,
+        "optim": {
+            "learning_rate": theirs["learning_rate"],
+            "schedule": theirs["lr_scheduler_type"],
+            "warmup_steps": theirs.get("warmup_steps", 0),
+            "weight_decay": theirs.get("weight_decay", 0.0),
+            "clip_norm": theirs.get("max_grad_norm", 1.0),
+        },
+        "train": {
+            "batch_size": theirs["per_device_train_batch_size"] * theirs.get("gradient_accumulation_steps", 1),
+            "max_steps": theirs["max_steps"],
+            "log_every": 1,
+        },
+    }
+    rows = folder / f"rows_{name.split('/')[0]}.jsonl"
+    changes["model"] = {"attention_block": 64, "logprob_chunk": 64}
+    return tiny.config(out, folder / "model", rows, **changes)
+
+
+def assert_matches_trl(folder: Path, name: str, out: Path) -> None:
+    theirs = json.loads((folder / "trl_runs.json").read_text())["runs"][name]
+    train(trl_config(folder, name, theirs["config"], out))
+    ours = read_jsonl(out / "metrics.jsonl")
+    assert len(ours) == len(theirs["log"]) == 10
+    must = {"loss", "grad_norm", "learning_rate", "num_tokens", "entropy", "mean_token_accuracy"}
+    must |= {f"logps/{side}" for side in ("chosen", "rejected")}
+    must |= {f"rewards/{kind}" for kind in ("chosen", "rejected", "margins", "accuracies")}
+    far = []
+    for mine, trl in zip(ours, theirs["log"], strict=True):
+        assert must <= mine.keys() & trl.keys()
+        for key in must:
+            error = abs(mine[key] - trl[key]) / max(abs(trl[key]), TRL_FLOOR)
+            if not error <= TRL_TOLERANCE:
+                far.append(f"step {trl['step']} {key}: {mine[key]} != {trl[key]}")
+    assert not far
+    # The run moved: a comparison of ten equal steps would show nothing.
+    assert abs(theirs["log"][-1]["rewards/margins"]) > 100 * TRL_FLOOR * TRL_TOLERANCE
+
+
+def test_log_matches_trl_with_warmup_clipping_decay_and_accumulation(tmp_path):
+    assert_matches_trl(GOLDEN, "standard/dpo_recipe", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "name", [SHARED_RECIPES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in SHARED_RECIPES[1:])]
+)
+def test_log_matches_trl(name, shared_dir, tmp_path):
+    assert_matches_trl(shared_dir / "golden" / "trl_run", name, tmp_path / "run")
+
+
+# ---- interruption
+
+
+def assert_equal_trees(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(tiny.numpy(a), tiny.numpy(b), err_msg=jax.tree_util.keystr(path))
+
+
+def test_killed_run_continues_bit_for_bit(finished_run, tiny_files, tmp_path):
+    config = tiny.long_config(tmp_path / "run", tiny_files)
+    first = tiny.run(config, die_at=8)
+    assert first.result is None and max(first.steps) == 8
+    assert [line["step"] for line in tiny.logged(config.out)][-1] >= 7  # it had come further than its checkpoint
+    second = tiny.run(config)
+    assert min(second.steps) == 7  # after the checkpoint of step 6
+    assert {**first.steps, **second.steps}.keys() == finished_run.steps.keys()
+    for step, values in second.steps.items():
+        expected = finished_run.steps[step]
+        assert {k: v for k, v in values.items() if k != "tokens_per_second"} == {
+            k: v for k, v in expected.items() if k != "tokens_per_second"
+        }, f"step {step}"
+    assert tiny.logged(config.out) == tiny.logged(finished_run.out)
+    assert len(set(finished_run.losses)) > 5  # equal numbers would say nothing about the order of the data
+    assert_equal_trees(tiny.stored_state(config.out, 10), tiny.stored_state(finished_run.out, 10))
+    assert second.result.first_eval == finished_run.result.first_eval
+    assert second.result.last_eval == finished_run.result.last_eval
+
+
+def test_finished_run_has_nothing_left_to_do(finished_run, tiny_files, tmp_path):
+    config = tiny.long_config(tmp_path / "run", tiny_files)
+    tiny.copy_run(finished_run.out, config.out)
+    before = tiny.logged(config.out)
+    again = tiny.run(config)
+    assert again.steps == {} and again.result.steps == 10
+    assert tiny.logged(config.out) == before
+
+
+@pytest.mark.slow
+def test_continues_on_another_mesh(tiny_files, tmp_path):
+    # A small learning rate keeps the loss at its size of 0.6: one of 0.02 is log-probs of tens of nats cancelled, and
+    # float32 keeps fewer digits of it than this test asks for.
+    gently = {"optim": {"learning_rate": 1e-4}}
+    finished_run = tiny.run(tiny.long_config(tmp_path / "whole", tiny_files, **gently))
+    config = tiny.long_config(tmp_path / "run", tiny_files, **gently)
+    tiny.run(config, die_at=8)
+    sharded = tiny.long_config(tmp_path / "run", tiny_files, mesh={"data": 2, "fsdp": 2, "tensor": 2}, **gently)
+    assert sharded.mesh != config.mesh
+    second = tiny.run(sharded)
+    assert list(second.steps) == [7, 8, 9, 10]
+    for step in second.steps:
+        np.testing.assert_allclose(second.steps[step]["loss"], finished_run.steps[step]["loss"], rtol=MESH_TOLERANCE)
+    assert [line["num_tokens"] for line in tiny.logged(config.out) if "num_tokens" in line] == [
+        line["num_tokens"] for line in tiny.logged(finished_run.out) if "num_tokens" in line
+    ]
+
+
+# ---- the same through processes and signals
+
+SLOW_TRAIN = """
+import sys, time
+from jaxpref import cli
+from jaxpref.runs.metrics import Writers
+write = Writers.write
+Writers.write = lambda self, *args: (time.sleep(0.1), write(self, *args))  # so that signals find it at work
+sys.exit(cli.main(["train", *sys.argv[1:]]))
+"""
+
+
+def start(path: Path, cache: Path) -> subprocess.Popen:
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    command = [sys.executable, "-c", SLOW_TRAIN, str(path)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(condition, process: subprocess.Popen, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+def test_sigkill_and_sigterm(finished_run, tiny_files, tmp_path, compile_cache):
+    config = tiny.long_config(tmp_path / "run", tiny_files)
+    path = tiny.write_config(config, tmp_path / "config.yaml")
+    checkpoints, metrics = tmp_path / "run" / "checkpoints", tmp_path / "run" / "metrics.jsonl"
+
+    killed = start(path, compile_cache)
+    wait_until(lambda: (checkpoints / "3").is_dir(), killed)
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+
+    steps = lambda: [line["step"] for line in tiny.logged(tmp_path / "run")]
+    stopped = start(path, compile_cache)
+    wait_until(lambda: metrics.is_file() and max(steps(), default=0) >= 7, stopped)
+    stopped.send_signal(signal.SIGTERM)
+    _, said = stopped.communicate()
+    assert stopped.returncode == PREEMPTED == 75
+    saved = max(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
+    assert f"saved step {saved}" in said and "Traceback" not in said
+    assert 7 <= saved < 10
+
+    last = start(path, compile_cache)
+    _, said = last.communicate()
+    assert last.returncode == 0, said
+    assert tiny.logged(tmp_path / "run") == tiny.logged(finished_run.out)
+
+
+# ---- what `train.resume` allows
+
+
+def test_resume_never_refuses_a_used_directory(finished_run, tiny_files):
+    with pytest.raises(InputError, match="has step 10"):
+        train(tiny.long_config(finished_run.out, tiny_files, train={"resume": "never"}))
+
+
+def test_resume_must_needs_a_checkpoint(tiny_files, tmp_path):
+    with pytest.raises(InputError, match="a checkpoint to resume from"):
+        train(tiny.long_config(tmp_path / "run", tiny_files, train={"resume": "must"}))
+
+
+def test_changed_settings_are_refused_and_listed(finished_run, tiny_files):
+    changed = tiny.long_config(
+        finished_run.out,
+        tiny_files,
+        train={"seed": 1, "log_every": 7},
+        optim={"learning_rate": 1e-4},
+        objective=[{"name": "dpo", "beta": 0.2}],
+        mesh={"data": 2},
+    )
+    with pytest.raises(InputError) as caught:
+        train(changed)
+    assert caught.value.got == "changed: objective, optim.learning_rate 0.002 -> 0.0001, train.seed 0 -> 1"
+
+
+# ---- one compile
+
+
+def test_one_compile_per_run(finished_run, tiny_files):
+    assert [name for _, name in finished_run.compiled].count("jit(train_step)") == 1
+    # After the first step nothing at all: not for steps of another fill, evaluations or checkpoints.
+    assert [name for seen, name in finished_run.compiled if seen > 0] == []
+    fills = {item.micro_batches for item in tiny.loader_of(finished_run.config).iterate()}
+    assert len(fills) > 1
+
+
+# ---- numbers that are not finite
+
+
+def overflowing(policy, margin):
+    """An objective of a user's own; a margin of 1e38 makes it infinite and its gradient NaN."""
+    return ObjectiveOutput(policy.sum[:, 0] * margin, (policy.count[:, 0] > 0).astype("float32"), {})
+
+
+def test_non_finite_stops_with_step_and_rows_and_saves_nothing(tiny_files, tmp_path):
+    rows = [row | {"margin": 1e-3} for row in tiny.rows(16)]
+    for row in rows[12:]:
+        row["margin"] = 1e38
+    data = tiny.write_rows(tmp_path / "margins.jsonl", rows)
+    config = tiny.config(
+        tmp_path / "run",
+        tiny_files.model,
+        data,
+        data={"shuffle": False},
+        objective=[{"name": f"{__name__}:overflowing"}],
+        train={"save_every": 2, "micro_rows": 4},
+    )
+    with pytest.raises(NotFiniteError) as caught:
+        tiny.run(config)
+    message = str(caught.value)
+    assert message.startswith("step 4: loss=-inf")
+    assert all(f"{data}, row {number}" in message for number in (13, 14, 15, 16))
+    assert f"{data}, row 12" not in message
+    assert tiny.stored_steps(config.out) == [2]  # step 4 would have been saved
+    state = tiny.stored_state(config.out, 2)
+    assert int(state["step"]) == 2
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"]))
+    assert [line["step"] for line in tiny.logged(config.out)] == [1, 2, 3]
+
+
+def test_python_api_takes_a_plain_mapping(tiny_files, tmp_path):
+    """Config from a notebook; logging less often than every step averages over the steps."""
+    raw = tiny.settings(tmp_path / "run", tiny_files.model, tiny_files.train, train={"max_steps": 5, "log_every": 2})
+    seen = tiny.run(make_config(raw))
+    lines = tiny.logged(tmp_path / "run")
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    mean = np.mean([seen.steps[3]["loss"], seen.steps[4]["loss"]])
+    assert lines[1]["loss"] == pytest.approx(mean, rel=1e-12)
+    assert seen.result.first_eval == seen.result.last_eval == {}
+    assert Checkpoints(tmp_path / "run" / "checkpoints").latest() == 5
