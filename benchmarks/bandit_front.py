@@ -6,8 +6,8 @@
 The optimum for weights w is pi_ref exp(w . r / beta) / Z.  Single-objective policies are trained by DPO, as adapters on
 one tiny Llama, by the real trainer (tests/bandit.py).  Columns are total variations from the optimum, among the nine:
 
-    MODPO explicit    trained, margins are the other objectives' rewards; the base is the objective of largest weight
-    MODPO implicit    trained, margins are the log-ratios of the others' DPO policies
+    MODPO explicit    trained, other_rewards are the other objectives' rewards; the base is the objective of largest weight
+    MODPO implicit    trained, other_rewards are the log-ratios of the others' DPO policies
     product           prod_i pi_i(y)^w_i of whole answers, normalised among them: what MOD approximates
     MOD               the same, token by token, as it is decoded
     soup deltas       the adapters' products averaged

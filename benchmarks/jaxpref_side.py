@@ -179,16 +179,16 @@ def _work(config) -> list[dict]:
     loader = make_loader(pieces, groups, training=True)
     found = []
     for item in loader.iterate():
-        T, R, S = item.batch.score_slot_RS.shape
+        T, R, S = item.batch.loss_slot_RS.shape
         chunk = min(config.model.logprob_chunk, S)
-        # Scored tokens stand in front of a row, and a chunk is run when any row of the micro-batch has some in it.
+        # Loss tokens stand in front of a row, and a chunk is run when any row of the micro-batch has some in it.
         longest_T = item.batch.slot_count_RGK.reshape(T, R, -1).sum(-1).max(-1)
         chunks = sum(-(-int(scored) // chunk) for scored in longest_T)
         found.append(
             {
-                "row_length": loader.layout.columns,
+                "row_length": loader.layout.row_length,
                 "micro_batches": item.micro_batches,
-                "columns": item.columns,
+                "run_tokens": item.run_tokens,
                 "vocabulary": chunks * R * chunk,
             }
         )

@@ -2,7 +2,7 @@
 
     python benchmarks/stacked.py                # 1, 3 and 5 points in one step
 
-SmolLM2-135M-Instruct with LoRA on the demo's generated pairs, MODPO with explicit margins, on the CPU.  Every entry is
+SmolLM2-135M-Instruct with LoRA on the demo's generated pairs, MODPO with explicit rewards, on the CPU.  Every entry is
 a process of its own; a step is timed from the end of one to the end of the next, without the first.  Prints one table
 in markdown.
 """
@@ -56,7 +56,7 @@ def run(job: dict) -> dict:
     synthetic.write(work / "data", 1000, 0, 0.1)
     front = {"adapter": {"rank": 8, "alpha": 16}, "train": {"batch_size": 8, "micro_rows": 1, "log_every": 1}}
     settings = [
-        f"data.train=[{work}/data/train.jsonl]", "data.eval=[]", "data.prefer=brevity", "data.margins=[politeness]",
+        f"data.train=[{work}/data/train.jsonl]", "data.eval=[]", "data.prefer=brevity", "data.other_rewards=[politeness]",
         "data.row_length=768", f"train.max_steps={job['steps']}", "optim.learning_rate=1e-3", "log.progress=false",
         *(f"{section}.{key}={value}" for section, keys in front.items() for key, value in keys.items()),
     ]  # fmt: skip

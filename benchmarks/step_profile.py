@@ -25,7 +25,7 @@ import optax  # noqa: E402
 
 from jaxpref.config import OptimConfig
 from jaxpref.data.loader import Loader, Step
-from jaxpref.data.pack import Layout, columns_of
+from jaxpref.data.pack import Layout, row_tokens
 from jaxpref.errors import InputError
 from jaxpref.models.decoder import REMAT_POLICIES, build_model
 from jaxpref.models.logprobs import completion_logps
@@ -34,7 +34,7 @@ from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.runs.build import param_shapes
 from jaxpref.runs.flops import step_flops
 from jaxpref.sharding import leaf_path
-from jaxpref.step.batch_loss import Scoring
+from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen
 from jaxpref.step.train_step import init_state, make_train_step
@@ -125,7 +125,7 @@ def _groups_of(args: argparse.Namespace) -> list[EncodedGroup]:
 
 
 def _one_step(args: argparse.Namespace, groups: list[EncodedGroup]) -> tuple[Loader, Step]:
-    length = args.row_length or -(-max(columns_of(g, True) for g in groups) // args.block) * args.block
+    length = args.row_length or -(-max(row_tokens(g, True) for g in groups) // args.block) * args.block
     loader = Loader(groups, batch_size=len(groups), micro_rows=args.rows_per_micro, layout=Layout(length))
     return loader, next(iter(loader.iterate()))
 
@@ -144,7 +144,7 @@ def _parts(args: argparse.Namespace, spec: ModelSpec, model: Any, item: Step):
     batch, micro = jax.tree.map(jnp.asarray, item.batch), jnp.int32(item.micro_batches)
     objective = bind([{"name": "dpo"}], OBJECTIVES)
     forward = step_flops(spec, item, reference=True) / 4
-    vocabulary = 2 * spec.vocab * spec.width * item.scored
+    vocabulary = 2 * spec.vocab * spec.width * item.loss_tokens
 
     def hidden(params, micro):
         return model.hidden(params, micro.token_RL, micro.position_RL, micro.expiry_RL).astype(jnp.float32).sum()
@@ -184,7 +184,7 @@ def _parts(args: argparse.Namespace, spec: ModelSpec, model: Any, item: Step):
     def on_batch():
         return params, batch, micro
 
-    step = make_train_step(Scoring(model, objective, args.chunk), optimizer, schedule)
+    step = make_train_step(LossSpec(model, objective, args.chunk), optimizer, schedule)
     plain, with_stats = partial(logps, stats=False), partial(logps, stats=True)
     table = {
         "layers": (over_micro(hidden, scalar), on_batch, None, forward - vocabulary),
@@ -237,15 +237,15 @@ def _time(name: str, function: Callable, make: Callable, donate: int | None, flo
 
 
 def _header(args: argparse.Namespace, loader: Loader, item: Step) -> str:
-    T, R, S = item.batch.score_slot_RS.shape
-    columns = item.micro_batches * R * loader.layout.columns
+    T, R, S = item.batch.loss_slot_RS.shape
+    columns = item.micro_batches * R * loader.layout.row_length
     where = Path(args.rows).name if args.rows else f"synthetic lengths (seed {args.seed})"
     return f"""# One DPO step in parts
 
 SmolLM2-135M's sizes, {args.layers} layers, {args.dtype}, remat {args.remat},
 blocks of {args.block}, chunks of {args.chunk}; {where}:
-{item.groups} pairs, {item.tokens} tokens, {item.scored} of them scored; {item.micro_batches} micro-batches of {R} rows
-of {loader.layout.columns} columns, {1 - item.tokens / columns:.0%} padding; room for {S} scored tokens a row.
+{item.groups} pairs, {item.tokens} tokens, {item.loss_tokens} of them scored; {item.micro_batches} micro-batches of {R} rows
+of {loader.layout.row_length} columns, {1 - item.tokens / columns:.0%} padding; room for {S} loss tokens a row.
 jax {jax.__version__}, {jax.device_count()} x {jax.devices()[0].device_kind}
 """
 

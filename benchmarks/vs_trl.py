@@ -236,7 +236,7 @@ def _work_table(args: argparse.Namespace, lengths: list[list[int]], runs: dict[s
     padded = mean(2 * len(step) * max(p + max(c, r) for p, c, r in step) for step in steps)
     lines = [
         "## Work a step (means)\n",
-        "| | tokens | columns run | padding | scored tokens | positions x vocabulary |",
+        "| | tokens | columns run | padding | loss tokens | positions x vocabulary |",
         "|---|---|---|---|---|---|",
         f"| TRL | {unshared:.0f} | {padded:.0f} | {1 - unshared / padded:.0%} | {scored:.0f} | {padded:.0f} |",
     ]

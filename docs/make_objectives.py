@@ -46,8 +46,8 @@ def _intro() -> str:
 
 Made by `docs/make_objectives.py` from the docstrings; change those.
 
-The notation: `rho = log pi(y|x) - log pi_ref(y|x)`, summed over the scored tokens of a completion (end-of-sequence
-included), in nats; `n` its scored tokens; `L` its summed log-prob.  Completion 0 is the chosen one, 1 the rejected one.
+The notation: `rho = log pi(y|x) - log pi_ref(y|x)`, summed over the loss tokens of a completion (end-of-sequence
+included), in nats; `n` its loss tokens; `L` its summed log-prob.  Completion 0 is the chosen one, 1 the rejected one.
 Every value is a weighted mean over the whole batch, whatever the micro-batches, packing and mesh.  Where an objective
 has a `weight`, the data column `weight` weighs its pairs.
 

@@ -22,7 +22,7 @@ class ModelConfig:
     attention_block: int = Field(default=128, ge=8)
     """Columns of an attention block; the row length is a multiple of it."""
     logprob_chunk: int = Field(default=128, ge=1)
-    """Scored columns of each row that are multiplied with the vocabulary at a time."""
+    """Loss tokens of each row that are multiplied with the vocabulary at a time."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -88,8 +88,8 @@ class DataConfig:
     prefer: str | None = None
     """Score by which the chosen answer of every pair is decided anew (`scores_chosen: {NAME: ...}`; ties are dropped
     and counted); rows with `completions` give all their pairs.  null: as the rows say."""
-    margins: list[str] = Field(default_factory=list)
-    """Scores that make the column `margins`, in the order of modpo's w[1:]: those of all objectives but the base."""
+    other_rewards: list[str] = Field(default_factory=list)
+    """Scores that make the column `other_rewards`, in the order of modpo's w[1:]: those of all objectives but the base."""
     max_length: int | None = Field(default=1024, ge=2)
     """Tokens of prompt + one completion; null: no limit."""
     truncation: Literal["keep_start", "keep_end", "drop", "error"] = "keep_start"

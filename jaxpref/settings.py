@@ -1,8 +1,9 @@
-"""Values of flags that several commands take."""
+"""Settings as people write them: YAML, overrides and flags, read, checked for contradictions, and written."""
 
 import dataclasses
 import difflib
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def make_config(raw: Mapping[str, Any], *, where: str = "configuration", own_dat
     """
     adapter = TypeAdapter(Config)
     problems: list[str] = []
+    raw = _with_todays_names(raw)
     try:
         config = adapter.validate_json(json.dumps(raw))
     except ValidationError as error:
@@ -74,9 +76,44 @@ def make_config(raw: Mapping[str, Any], *, where: str = "configuration", own_dat
     return config
 
 
+def _with_todays_names(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings with `data.margins`, and modpo's `columns: {margins: ...}`, under the name that they have today.
+
+    Errors: InputError where both names are given.
+    """
+    found: list[str] = []
+
+    def renamed(section: Any, where: str) -> Any:
+        if not isinstance(section, Mapping) or "margins" not in section:
+            return section
+        if "other_rewards" in section:
+            raise InputError(
+                f"{where}.other_rewards alone",
+                f"{where}.margins, its former name, beside it",
+                f"remove {where}.margins",
+            )
+        found.append(f"{where}.margins")
+        return {("other_rewards" if key == "margins" else key): value for key, value in section.items()}
+
+    raw = dict(raw)
+    if "data" in raw:
+        raw["data"] = renamed(raw["data"], "data")
+    if isinstance(raw.get("objective"), list):
+        raw["objective"] = [
+            {**part, "columns": renamed(part["columns"], f"objective.{i}.columns")}
+            if isinstance(part, Mapping) and "columns" in part
+            else part
+            for i, part in enumerate(raw["objective"])
+        ]
+    if found:
+        message = f"{', '.join(found)}: `margins` is called `other_rewards` now, and is read as that"
+        warnings.warn(message, FutureWarning, stacklevel=3)
+    return raw
+
+
 def contradictions(config: Config, own_data: bool = True) -> list[str]:
     """Settings that are each valid but not together."""
-    from jaxpref.data.dimensions import margin_contradictions
+    from jaxpref.data.dimensions import other_reward_contradictions
     from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
 
     found = []
@@ -103,7 +140,7 @@ def contradictions(config: Config, own_data: bool = True) -> list[str]:
         parts = bind(config.objective, OBJECTIVES, TRANSFORMS)
         found += [
             *reference_contradictions(config.reference, parts),
-            *margin_contradictions(config.data.margins, parts),
+            *other_reward_contradictions(config.data.other_rewards, parts),
         ]
     except InputError as error:
         found += error.got.split("; ")

@@ -2,7 +2,7 @@
 
 Dimension letters, used as suffixes of array names and in einsum strings throughout:
 
-    R rows of a batch          L columns (token positions) of a row     S scored tokens of a row
+    R rows of a batch          L columns (token positions) of a row     S loss tokens of a row
     G groups of a row          K completions of a group                 B = R*G groups of a batch
     T micro-batches of a step  D model width   F ffn width              V vocabulary
     N query heads              M key/value heads                        H head size
@@ -46,7 +46,7 @@ class Group:
 class EncodedGroup:
     """One prompt with K completions, as token ids; every completion has at least one token.
 
-    Scoring starts at each completion's first token, except when the prompt is empty: then that token has no
+    LossSpec starts at each completion's first token, except when the prompt is empty: then that token has no
     predecessor and is not scored.
     """
 
@@ -72,11 +72,11 @@ class Batch(NamedTuple):
     """int32, one past the last column whose query may see this key; 0 for padding."""
     segment_RL: Any
     """int32 group number inside the row, from 1; 0 for padding."""
-    score_src_RS: Any
-    """int32 column of the hidden state that predicts the scored token."""
-    score_tok_RS: Any
-    """int32 id of the scored token."""
-    score_slot_RS: Any
+    loss_src_RS: Any
+    """int32 column of the hidden state that predicts the loss token."""
+    loss_tok_RS: Any
+    """int32 id of the loss token."""
+    loss_slot_RS: Any
     """int32 completion it belongs to, `g * K + k`; `G * K + g` for a token of a prompt, when prompts are scored;
     `G * (K + 1)` for padding (dropped by every reduction)."""
     valid_RG: Any
@@ -84,19 +84,19 @@ class Batch(NamedTuple):
     row_id_RG: Any
     """int32 row id of the group; -1 for an empty slot."""
     slot_count_RGK: Any
-    """int32 scored tokens of every completion; 0 for an empty slot."""
+    """int32 loss tokens of every completion; 0 for an empty slot."""
     prompt_count_RG: Any
-    """int32 scored tokens of the prompt; 0 unless prompts are scored."""
+    """int32 loss tokens of the prompt; 0 unless prompts are scored."""
     last_RGK: Any
     """int32 column of every completion's last token; 0 for an empty slot."""
     prompt_last_RG: Any
     """int32 column of the prompt's last token (of its first copy); -1 for an empty prompt or slot."""
     masks: dict[str, Any]
-    """Subsets of the scored tokens that the objective asked for, [R, S] float32 of 0 and 1 (`data/pack.py: MASKS`)."""
+    """Subsets of the loss tokens that the objective asked for, [R, S] float32 of 0 and 1 (`data/pack.py: MASKS`)."""
     columns: dict[str, Any]
     """What the objective asked for: per group [R, G] or per completion [R, G, K, ...], float32."""
 
-    def first_columns(self, length: int) -> "Batch":
+    def first_tokens(self, length: int) -> "Batch":
         """The same rows [R, length], for a micro-batch that needs no more; everything per slot stays."""
         cut = {name: getattr(self, name)[:, :length] for name in ("token_RL", "position_RL", "expiry_RL", "segment_RL")}
         return self._replace(**cut)

@@ -15,8 +15,8 @@ import tiny
 
 from jaxpref import Mix
 from jaxpref.data.encode import encode_groups
+from jaxpref.generation.answer_logps import answer_logps
 from jaxpref.generation.completions import open_source
-from jaxpref.generation.scoring import answer_logps
 from jaxpref.runs import merge
 from jaxpref.runs.build import build
 from jaxpref.runs.cached_reference import compute_logps
@@ -37,7 +37,7 @@ ADAPTER = {"rank": 16}
 
 
 def rows(reward, **per_text) -> list[dict]:
-    """Ordered pairs; `per_text` are columns of every completion, such as margins."""
+    """Ordered pairs; `per_text` are columns of every completion, such as the other objectives' rewards."""
     made = []
     for i, j in itertools.permutations(range(len(TEXTS)), 2):
         row = {"prompt": PROMPT, "chosen": TEXTS[i], "rejected": TEXTS[j]}
@@ -143,14 +143,14 @@ class Front:
         return distance(normal(logp), self.optimum(w))
 
     def explicit(self, w: Sequence[float], base: int, scale: float = 1.0) -> np.ndarray:
-        """MODPO on the pairs of one objective, the others' rewards as margins, `scale` times as large as they are."""
+        """MODPO on the pairs of one objective, the others' rewards as other_rewards, `scale` times as large as they are."""
         others = [k for k in range(len(w)) if k != base]
-        lines = rows(REWARDS[base], margins=(scale * REWARDS[others].T).tolist())
+        lines = rows(REWARDS[base], other_rewards=(scale * REWARDS[others].T).tolist())
         objective = [{"name": "modpo", "beta": BETA, "w": [w[base], *(w[k] for k in others)]}]
         return self._train(f"explicit{base}_{scale}_{_name(w)}", lines, objective)[1]
 
     def implicit(self, w: Sequence[float], base: int) -> np.ndarray:
-        """The same with the log-ratios of the others' DPO policies as margins."""
+        """The same with the log-ratios of the others' DPO policies as other_rewards."""
         others = [k for k in range(len(w)) if k != base]
         objective = [{"name": "modpo_implicit", "beta": BETA, "w": [w[base], *(w[k] for k in others)]}]
         reference = {"extra": [str(self._exported(k)) for k in others], "cache_dir": str(self.directory / "cache")}

@@ -30,7 +30,7 @@ def test_dpo(tmp_path):
 def test_modpo_with_explicit_margins(tmp_path, base):
     """Weights (0.6, 0.4); which objective is the base does not change the optimum."""
     rewards, weights = ([REWARD, OTHER], [0.6, 0.4]) if base == 0 else ([OTHER, REWARD], [0.4, 0.6])
-    lines = rows(rewards[0], margins=[[value] for value in rewards[1]])
+    lines = rows(rewards[0], other_rewards=[[value] for value in rewards[1]])
     _, after, before = train(tmp_path, lines, [{"name": "modpo", "beta": BETA, "w": weights}])
     assert_reached(after, before, (0.6 * REWARD + 0.4 * OTHER) / BETA)
 

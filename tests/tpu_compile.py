@@ -19,7 +19,7 @@ from jaxpref.models.decoder import build_model
 from jaxpref.models.spec import LayerKind, Llama3Rope, ModelSpec
 from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.sharding import batch_sharding, make_mesh
-from jaxpref.step.batch_loss import Scoring
+from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen
 from jaxpref.step.train_step import init_state, make_train_step, state_shardings
@@ -52,7 +52,7 @@ def main(case: str) -> None:
     schedule = make_schedule(config, 100)
     optimizer = make_optimizer(config, schedule)
     step = make_train_step(
-        Scoring(model, bind([{"name": name} for name in names], OBJECTIVES), 128), optimizer, schedule
+        LossSpec(model, bind([{"name": name} for name in names], OBJECTIVES), 128), optimizer, schedule
     )
 
     params = jax.eval_shape(model.init, jax.random.key(0))

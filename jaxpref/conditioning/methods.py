@@ -275,7 +275,7 @@ def _row_of_pair(row: Mapping[str, Any], pair: Group, prompt: Prompt) -> dict[st
         named = {name.removeprefix("scores/"): x[k] for name, x in columns.items() if name.startswith("scores/")}
         made |= {f"scores_{side}": named} if named else {}
         made |= {f"score_{side}": columns["score"][k]} if "score" in columns else {}
-        made |= {f"margins_{side}": list(columns["margins"][k])} if "margins" in columns else {}
+        made |= {f"other_rewards_{side}": list(columns["other_rewards"][k])} if "other_rewards" in columns else {}
     made |= {name: columns[name] for name in ("margin", "probability") if name in columns}
     return {**{key: value for key, value in row.items() if key not in _OF_ANSWERS}, **made}
 

@@ -4,6 +4,7 @@ import difflib
 import json
 import math
 import numbers
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,8 +28,10 @@ KNOWN_COLUMNS = {
     "score_rejected": "number, with score_chosen",
     "scores_chosen": "object of numbers, with scores_rejected: the columns `scores/NAME` of objectives",
     "scores_rejected": "object of numbers, with scores_chosen",
-    "margins_chosen": "list of numbers, as long in every row, with margins_rejected: the column `margins`",
-    "margins_rejected": "list of numbers, with margins_chosen",
+    "other_rewards_chosen": "list of numbers, as long in every row, with other_rewards_rejected: the column `other_rewards`",
+    "other_rewards_rejected": "list of numbers, with other_rewards_chosen",
+    "margins_chosen": "former name of other_rewards_chosen",
+    "margins_rejected": "former name of other_rewards_rejected",
     "score": "beside completion: number, the column `score`",
     "reward": "another name of score",
     "scores": "beside completions: a number for each, `score`; beside completion: object of numbers, `scores/NAME`",
@@ -59,8 +62,8 @@ def number_columns(row: Mapping[str, Any], where: str) -> Columns:
     """The numbers of a pair, under the names by which objectives ask for them.
 
     `weight`, `baseline`, `margin` and `probability` are numbers of the pair; `score_chosen` and `score_rejected`
-    make `score`, the objects `scores_chosen` and `scores_rejected` make `scores/NAME`, the lists `margins_chosen` and
-    `margins_rejected` make `margins`, each (chosen, rejected).  A null is an absent number.
+    make `score`, the objects `scores_chosen` and `scores_rejected` make `scores/NAME`, the lists `other_rewards_chosen` and
+    `other_rewards_rejected` make `other_rewards`, each (chosen, rejected).  A null is an absent number.
 
     Raises:
         InputError: a value is not a finite number, a probability lies outside 0 to 1, or one side has what the
@@ -77,7 +80,7 @@ def number_columns(row: Mapping[str, Any], where: str) -> Columns:
     chosen, rejected = (_scores(row.get(key), key, where) for key in ("scores_chosen", "scores_rejected"))
     for name in chosen | rejected:
         columns |= _both(f"scores/{name}", chosen.get(name), rejected.get(name), f"scores_chosen.{name}", where)
-    return columns | _margins(row, where)
+    return columns | _other_rewards(row, where)
 
 
 def completion_columns(row: Mapping[str, Any], where: str) -> Columns:
@@ -154,19 +157,41 @@ def _both(column: str, chosen: Any, rejected: Any, key: str, where: str) -> Colu
     return {} if pair == (None, None) else {column: pair}
 
 
-def _margins(row: Mapping[str, Any], where: str) -> Columns:
-    keys = ("margins_chosen", "margins_rejected")
+_NAMES_OF_OTHER_REWARDS = {
+    "other_rewards_chosen": "margins_chosen",
+    "other_rewards_rejected": "margins_rejected",
+}
+"""Today's name -> the one before, which is read with a notice."""
+
+
+def _other_rewards(row: Mapping[str, Any], where: str) -> Columns:
+    keys = tuple(_NAMES_OF_OTHER_REWARDS)
+    former = tuple(old for old in _NAMES_OF_OTHER_REWARDS.values() if row.get(old) is not None)
+    if former:
+        if any(row.get(key) is not None for key in keys):
+            raise InputError(
+                "the other objectives' rewards under one name",
+                f"{where}: {', '.join(former)} beside {' or '.join(keys)}",
+                f"remove {', '.join(former)}, the former names",
+            )
+        keys = tuple(_NAMES_OF_OTHER_REWARDS.values())
+        warnings.warn(
+            "the data columns margins_chosen and margins_rejected are called other_rewards_chosen and "
+            "other_rewards_rejected now; they are read as these",
+            FutureWarning,
+            stacklevel=2,
+        )
     pair = tuple(number_list(row.get(key), key, where) for key in keys)
     _refuse_one_side(pair, keys, where)
     if pair == (None, None):
         return {}
     if len(pair[0]) != len(pair[1]) or not pair[0]:
         raise InputError(
-            "as many margins for chosen as for rejected, at least one",
-            f'{where}: {len(pair[0])} in "margins_chosen", {len(pair[1])} in "margins_rejected"',
+            "as many other rewards for chosen as for rejected, at least one",
+            f'{where}: {len(pair[0])} in "{keys[0]}", {len(pair[1])} in "{keys[1]}"',
             "give each answer its reward under every other objective",
         )
-    return {"margins": pair}
+    return {"other_rewards": pair}
 
 
 def _refuse_one_side(pair: Sequence[Any], keys: Sequence[str], where: str) -> None:

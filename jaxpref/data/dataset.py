@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxpref.config import DataConfig
 from jaxpref.data.columns import own_columns
-from jaxpref.data.dimensions import MARGINS, Preferred, kind_of_pairs, preferred_pairs, with_margins
+from jaxpref.data.dimensions import OTHER_REWARDS, Preferred, kind_of_pairs, preferred_pairs, with_other_rewards
 from jaxpref.data.encode import EncodeReport, encode_groups
 from jaxpref.data.forms import RowError
 from jaxpref.data.kinds import kind_of_row, read_group
@@ -139,9 +139,11 @@ def _groups_of_row(
 ) -> list[Group]:
     """One group, or the pairs of which one score decides the chosen answer; those have row ids from `row_id` on."""
     group = read_group(kind, row, where, row_id, config.format)
-    names = [name for name in columns if name not in group.columns and not (name == MARGINS and config.margins)]
+    names = [
+        name for name in columns if name not in group.columns and not (name == OTHER_REWARDS and config.other_rewards)
+    ]
     group = dataclasses.replace(group, columns={**group.columns, **own_columns(row, names, where)})
-    group = with_margins(group, config.margins)
+    group = with_other_rewards(group, config.other_rewards)
     if not report.preferred:
         report.tied += kind == "ranked" and _has_ties(group.columns)
         return [group]

@@ -1,7 +1,7 @@
 """Data with several preference dimensions: every answer has a score in each, and a run takes its pairs from one.
 
     data.prefer: NAME          the answer with the higher `scores/NAME` is the chosen one
-    data.margins: [NAME, ...]  the column `margins` (MODPO) is made of these scores, in this order
+    data.other_rewards: [NAME, ...]  the column `other_rewards` (MODPO) is made of these scores, in this order
 
 Both happen to texts, before groups are made into another kind.  Pairs that an objective has labelled already need no
 `prefer`.
@@ -18,8 +18,8 @@ from jaxpref.data.forms import RowError
 from jaxpref.errors import InputError
 from jaxpref.types import Group
 
-MARGINS = "margins"
-"""The column that `data.margins` makes."""
+OTHER_REWARDS = "other_rewards"
+"""The column that `data.other_rewards` makes."""
 
 
 @dataclass
@@ -91,38 +91,38 @@ def preferred_pairs(group: Group, kind: str, report: Preferred) -> list[Group]:
     return [_swapped(group)]
 
 
-def with_margins(group: Group, names: Sequence[str]) -> Group:
-    """The group with the column `margins`, [K, len(names)] of the scores of these names; of no names: as it is.
+def with_other_rewards(group: Group, names: Sequence[str]) -> Group:
+    """The group with the column `other_rewards`, [K, len(names)] of the scores of these names; of no names: as it is.
 
     Raises:
         RowError: an answer without one of the scores.
-        InputError: the row has margins of its own.
+        InputError: the row has other_rewards of its own.
     """
     if not names:
         return group
-    if MARGINS in group.columns:
+    if OTHER_REWARDS in group.columns:
         raise InputError(
-            "margins from one place",
-            f'{group.where}: "margins_chosen" and "margins_rejected", and data.margins=[{", ".join(names)}]',
-            "remove them from the rows, or leave data.margins out",
+            "other_rewards from one place",
+            f'{group.where}: "other_rewards_chosen" and "other_rewards_rejected", and data.other_rewards=[{", ".join(names)}]',
+            "remove them from the rows, or leave data.other_rewards out",
         )
-    margins = tuple(zip(*(scores_of(group, name) for name in names), strict=True))
-    return dataclasses.replace(group, columns={**group.columns, MARGINS: margins})
+    other_rewards = tuple(zip(*(scores_of(group, name) for name in names), strict=True))
+    return dataclasses.replace(group, columns={**group.columns, OTHER_REWARDS: other_rewards})
 
 
-def margin_contradictions(margins: Sequence[str], parts: Sequence[Any]) -> Iterator[str]:
-    """What of `data.margins` does not fit the bound objectives."""
-    names, readers = ", ".join(margins), [part for part in parts if MARGINS in part.all_columns]
-    if not margins:
+def other_reward_contradictions(other_rewards: Sequence[str], parts: Sequence[Any]) -> Iterator[str]:
+    """What of `data.other_rewards` does not fit the bound objectives."""
+    names, readers = ", ".join(other_rewards), [part for part in parts if OTHER_REWARDS in part.all_columns]
+    if not other_rewards:
         return
     if not readers:
-        yield f"data.margins=[{names}] is set but no objective reads `margins`"
-    if len(set(margins)) < len(margins):
-        yield f"data.margins=[{names}] names a score twice"
+        yield f"data.other_rewards=[{names}] is set but no objective reads `other_rewards`"
+    if len(set(other_rewards)) < len(other_rewards):
+        yield f"data.other_rewards=[{names}] names a score twice"
     for part in readers:
         w = part.hyperparameters.get("w")
-        if w is not None and len(w) != len(margins) + 1:
-            yield f"{part.name}.w has {len(w)} weights; with data.margins=[{names}]: {len(margins) + 1}, base first"
+        if w is not None and len(w) != len(other_rewards) + 1:
+            yield f"{part.name}.w has {len(w)} weights; with data.other_rewards=[{names}]: {len(other_rewards) + 1}, base first"
 
 
 def scores_of(group: Group, name: str) -> tuple[float, ...]:

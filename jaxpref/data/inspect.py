@@ -29,7 +29,7 @@ def show(
     shared = sum(len(g.prompt_ids) + sum(map(len, g.completion_ids)) for g in groups)
     console.print(
         f"{plan.steps} steps of up to {plan.micro_batches} micro-batches of {plan.micro_rows} rows x "
-        f"{plan.shape.columns} tokens; at most {plan.shape.groups} groups and {plan.shape.scored} scored tokens a row\n"
+        f"{plan.shape.length} tokens; at most {plan.shape.groups} groups and {plan.shape.loss_tokens} loss tokens a row\n"
         f"packing: {1 - plan.padding_fraction:.1%} of the columns hold a token; "
         f"prefix sharing: {shared} tokens instead of {unshared} ({shared / unshared:.1%})",
         highlight=False,
@@ -66,7 +66,7 @@ def sample(group: EncodedGroup, tokenizer: Any, kind: str) -> Text:
     text = Text(f"{group.where}\n")
     text.append(_tokens(group.prompt_ids, tokenizer), style="dim")
     for k, ids in enumerate(group.completion_ids):
-        text.append(f"\n[{completion_name(kind, k)}: {len(ids)} scored tokens] ", style="bold")
+        text.append(f"\n[{completion_name(kind, k)}: {len(ids)} loss tokens] ", style="bold")
         text.append(_tokens(ids, tokenizer), style=_COLOURS[k % len(_COLOURS)])
     return text
 

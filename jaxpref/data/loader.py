@@ -22,11 +22,11 @@ from jaxpref.data.pack import (
     Layout,
     RowShape,
     assign_rows,
-    columns_of,
     empty_batch,
     fill_row,
-    scored_of,
-    scored_prompt_of,
+    loss_tokens_of,
+    prompt_loss_tokens_of,
+    row_tokens,
 )
 from jaxpref.errors import InputError
 from jaxpref.types import Batch, EncodedGroup
@@ -41,15 +41,15 @@ class Step:
     micro_batches: int
     """How many of the T hold something; the same on every process."""
     groups: int
-    columns: int
-    """Columns of the micro-batches in use, padding included."""
+    run_tokens: int
+    """Tokens of the micro-batches in use, padding included: what is computed."""
     tokens: int
     """Real tokens in the rows (a shared prompt once): the work that is done."""
     tokens_unshared: int
     """The prompt once per completion: as TRL counts `num_tokens`."""
     visible: int
     """Visible (query, key) pairs of the rows: the work of attention."""
-    scored: int
+    loss_tokens: int
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Plan:
     mean_rows: float
     """Rows that hold something, per step."""
     padding_fraction: float
-    """Of the columns of all micro-batches that are run."""
+    """Of the tokens of all micro-batches that are run."""
 
 
 class Loader:
@@ -76,8 +76,8 @@ class Loader:
         micro_rows: rows per micro-batch; a multiple of the mesh's data * fsdp.
         layout: row length, prefix sharing, packing.
         columns: data columns that the objective reads; `uniform` is drawn here.
-        masks: subsets of the scored tokens that it asks for (`data/pack.py: MASKS`).
-        score_prompt: score the prompts' tokens too.
+        masks: subsets of the loss tokens that it asks for (`data/pack.py: MASKS`).
+        loss_on_prompt: the prompts' tokens are in the loss too.
         seed: shuffles anew every epoch; None keeps the order of the file.
         epochs: passes over the data.
         max_steps: train exactly so many steps instead, whatever the epochs.
@@ -95,18 +95,18 @@ class Loader:
         layout: Layout,
         columns: Sequence[str] = (),
         masks: Sequence[str] = (),
-        score_prompt: bool = False,
+        loss_on_prompt: bool = False,
         seed: int | None = None,
         epochs: int = 1,
         max_steps: int | None = None,
         rounded: bool = False,
     ):
         self.groups, self.layout = groups, layout
-        self._lengths = [columns_of(group, layout.share_prefix) for group in groups]
+        self._lengths = [row_tokens(group, layout.share_prefix) for group in groups]
         self._check()
         self._completions = max(len(group.completion_ids) for group in groups)
         self._columns = [(name, self._column_shape(name)) for name in columns]
-        self._masks, self._score_prompt, self._draw_seed = masks, score_prompt, seed or 0
+        self._masks, self._score_prompt, self._draw_seed = masks, loss_on_prompt, seed or 0
         order = grain.MapDataset.range(len(groups))
         if seed is not None:
             order = order.shuffle(seed=seed)
@@ -129,9 +129,9 @@ class Loader:
 
     def _check(self) -> None:
         longest = max(range(len(self.groups)), key=lambda i: self._lengths[i])
-        if self._lengths[longest] > self.layout.columns:
+        if self._lengths[longest] > self.layout.row_length:
             raise InputError(
-                f"groups (prompt and completions together) of at most data.row_length={self.layout.columns} tokens",
+                f"groups (prompt and completions together) of at most data.row_length={self.layout.row_length} tokens",
                 f"{self.groups[longest].where}: {self._lengths[longest]} tokens",
                 f"set data.row_length to {self._lengths[longest]} or more, or lower data.max_length",
             )
@@ -141,8 +141,8 @@ class Loader:
         shape = () if name == UNIFORM else np.shape(self.groups[0].columns[name])
         return (self._completions, *shape[1:]) if shape else ()
 
-    def _scored(self, group: EncodedGroup) -> int:
-        return sum(scored_of(group)) + (scored_prompt_of(group) if self._score_prompt else 0)
+    def _loss_tokens(self, group: EncodedGroup) -> int:
+        return sum(loss_tokens_of(group)) + (prompt_loss_tokens_of(group) if self._score_prompt else 0)
 
     def _rows(self, members: Sequence[int]) -> list[list[int]]:
         """The rows of a step, as lists of group indices."""
@@ -150,28 +150,28 @@ class Loader:
         return [[int(members[i]) for i in row] for row in rows]
 
     def _plan(self, micro_rows: int) -> Plan:
-        scored = [self._scored(group) for group in self.groups]
-        most_scored = most_groups = most_micro = rows_total = columns_total = real = 0
+        loss_tokens = [self._loss_tokens(group) for group in self.groups]
+        most_loss_tokens = most_groups = most_micro = rows_total = run_total = real = 0
         for s in range(len(self._order)):
             rows = self._rows(self._order[s])
-            most_scored = max(most_scored, *(sum(scored[i] for i in row) for row in rows))
+            most_loss_tokens = max(most_loss_tokens, *(sum(loss_tokens[i] for i in row) for row in rows))
             most_groups = max(most_groups, *map(len, rows))
             most_micro = max(most_micro, -(-len(rows) // micro_rows))
-            rows_total, columns_total = rows_total + len(rows), columns_total + self._columns_run(rows, micro_rows)
+            rows_total, run_total = rows_total + len(rows), run_total + self._run_tokens(rows, micro_rows)
             real += sum(self._lengths[i] for row in rows for i in row)
         steps = len(self._order)
         return Plan(
-            shape=RowShape(self.layout.columns, most_scored, most_groups, self._completions),
+            shape=RowShape(self.layout.row_length, most_loss_tokens, most_groups, self._completions),
             micro_rows=micro_rows,
             micro_batches=most_micro,
             steps=steps,
             steps_per_epoch=self._per_epoch,
             mean_rows=rows_total / steps,
-            padding_fraction=1.0 - real / columns_total,
+            padding_fraction=1.0 - real / run_total,
         )
 
-    def _columns_run(self, rows: list[list[int]], micro_rows: int) -> int:
-        """Columns that the step computes: every micro-batch at the length of its fullest row."""
+    def _run_tokens(self, rows: list[list[int]], micro_rows: int) -> int:
+        """Tokens that the step computes: every micro-batch at the length of its fullest row."""
         used = [sum(self._lengths[i] for i in row) for row in rows]
         fullest = [max(used[r : r + micro_rows]) for r in range(0, len(rows), micro_rows)]
         return micro_rows * sum(next(n for n in self.layout.lengths if n >= most) for most in fullest)
@@ -185,25 +185,25 @@ class Loader:
         for r, row in enumerate(rows):
             if owned_rows is None or owned_rows[r % plan.micro_rows]:
                 groups = [self.groups[i] for i in row]
-                fill_row(flat, r, groups, layout.share_prefix, score_prompt=self._score_prompt, rng_of=rng_of)
+                fill_row(flat, r, groups, layout.share_prefix, loss_on_prompt=self._score_prompt, rng_of=rng_of)
         split = lambda x: x.reshape(plan.micro_batches, plan.micro_rows, *x.shape[1:])
         chosen = [self.groups[i] for i in members]
         return Step(
             batch=Batch(*(_map_arrays(split, x) for x in flat)),
             micro_batches=-(-len(rows) // plan.micro_rows),
             groups=len(members),
-            columns=self._columns_run(rows, plan.micro_rows),
+            run_tokens=self._run_tokens(rows, plan.micro_rows),
             tokens=sum(self._lengths[i] for i in members),
-            tokens_unshared=sum(columns_of(group, False) for group in chosen),
+            tokens_unshared=sum(row_tokens(group, False) for group in chosen),
             visible=sum(visible_pairs(group, layout.share_prefix) for group in chosen),
-            scored=sum(map(self._scored, chosen)),
+            loss_tokens=sum(map(self._loss_tokens, chosen)),
         )
 
 
 def _rounded(plan: Plan) -> Plan:
     """The same with room up to powers of two; the row length is the layout's."""
     up = lambda n: 1 << (n - 1).bit_length() if n > 1 else n
-    shape = dataclasses.replace(plan.shape, scored=up(plan.shape.scored), groups=up(plan.shape.groups))
+    shape = dataclasses.replace(plan.shape, loss_tokens=up(plan.shape.loss_tokens), groups=up(plan.shape.groups))
     return dataclasses.replace(plan, shape=shape, micro_batches=up(plan.micro_batches))
 
 

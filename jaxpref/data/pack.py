@@ -17,10 +17,10 @@ UNIFORM = "uniform"
 
 @dataclass(frozen=True)
 class RowShape:
-    """Sizes of a row: L columns, S scored tokens, G groups, K completions a group."""
+    """Sizes of a packed row: its length L in tokens, S loss tokens, G groups, K completions a group."""
 
-    columns: int
-    scored: int
+    length: int
+    loss_tokens: int
     groups: int
     completions: int
 
@@ -29,56 +29,56 @@ class RowShape:
 class Layout:
     """How groups become rows."""
 
-    columns: int
-    """L, tokens a row."""
+    row_length: int
+    """L, tokens of a packed row."""
     share_prefix: bool = True
     pack: bool = True
     buckets: int = 1
-    """A divisor of `columns`; see `lengths`."""
+    """A divisor of `row_length`; see `lengths`."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Row lengths that the step can run, ascending: the columns behind the last group need not be computed."""
-        return tuple(self.columns * i // self.buckets for i in range(1, self.buckets + 1))
+        """Row lengths that the step can run, ascending: what lies behind the last group need not be computed."""
+        return tuple(self.row_length * i // self.buckets for i in range(1, self.buckets + 1))
 
 
-def group_columns(prompt: int, completions: Sequence[int], share_prefix: bool) -> int:
-    """Columns that a group takes: its prompt once, or once per completion."""
+def tokens_in_row(prompt: int, completions: Sequence[int], share_prefix: bool) -> int:
+    """Tokens of a row that a group takes: its prompt once, or once per completion."""
     copies = 1 if share_prefix else len(completions)
     return prompt * copies + sum(completions)
 
 
-def columns_of(group: EncodedGroup, share_prefix: bool) -> int:
-    return group_columns(len(group.prompt_ids), [len(ids) for ids in group.completion_ids], share_prefix)
+def row_tokens(group: EncodedGroup, share_prefix: bool) -> int:
+    return tokens_in_row(len(group.prompt_ids), [len(ids) for ids in group.completion_ids], share_prefix)
 
 
-def scored_of(group: EncodedGroup) -> list[int]:
-    """Scored tokens of every completion; with an empty prompt the first token has nothing to predict it."""
-    unscored = 1 if len(group.prompt_ids) == 0 else 0
-    return [len(ids) - unscored for ids in group.completion_ids]
+def loss_tokens_of(group: EncodedGroup) -> list[int]:
+    """Loss tokens of every completion; with an empty prompt the first token has nothing to predict it."""
+    not_predicted = 1 if len(group.prompt_ids) == 0 else 0
+    return [len(ids) - not_predicted for ids in group.completion_ids]
 
 
-def scored_prompt_of(group: EncodedGroup) -> int:
+def prompt_loss_tokens_of(group: EncodedGroup) -> int:
     """Tokens of the prompt that have a predecessor."""
     return max(len(group.prompt_ids) - 1, 0)
 
 
 def _compared(group: EncodedGroup) -> int:
-    """n, the scored tokens of the shorter of completions 0 and 1."""
-    return min(scored_of(group)[:2])
+    """n, the loss tokens of the shorter of completions 0 and 1."""
+    return min(loss_tokens_of(group)[:2])
 
 
 def _first(group: EncodedGroup, k: int, rng: np.random.Generator | None) -> np.ndarray:
-    return np.arange(scored_of(group)[k]) < _compared(group)
+    return np.arange(loss_tokens_of(group)[k]) < _compared(group)
 
 
 def _drawn(group: EncodedGroup, k: int, rng: np.random.Generator | None) -> np.ndarray:
-    n = scored_of(group)[k]
+    n = loss_tokens_of(group)[k]
     return rng.permutation(n) < _compared(group) if k < 2 else np.ones(n, bool)
 
 
 MASKS = {"common": _first, "sampled": _drawn}
-"""Name of a field of `Logps` -> (group, k, generator) -> which scored tokens of completion k it sums.
+"""Name of a field of `Logps` -> (group, k, generator) -> which loss tokens of completion k it sums.
 
 `common`: the first n; `sampled`: n at random, all of a completion beyond the pair."""
 
@@ -88,7 +88,7 @@ def assign_rows(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
 
     Fullest first, so that the rows of a micro-batch are about equally long and none is computed to another's length.
 
-    Every length must be at most `layout.columns` (checked when the loader plans).
+    Every length must be at most `layout.row_length` (checked when the loader plans).
     """
     if not layout.pack:
         return [[i] for i in range(len(lengths))]
@@ -98,7 +98,7 @@ def assign_rows(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
         fit = next((r for r, free in enumerate(room) if free >= lengths[i]), None)
         if fit is None:
             rows.append([])
-            room.append(layout.columns)
+            room.append(layout.row_length)
             fit = len(rows) - 1
         rows[fit].append(i)
         room[fit] -= lengths[i]
@@ -115,16 +115,16 @@ def empty_batch(
         columns: names of data columns with their shape after [R, G]: `()` or `(K, ...)`.
         masks: names of `MASKS`.
     """
-    R, L, S, G, K = rows, shape.columns, shape.scored, shape.groups, shape.completions
+    R, L, S, G, K = rows, shape.length, shape.loss_tokens, shape.groups, shape.completions
     ints = lambda *size: np.zeros(size, np.int32)
     return Batch(
         token_RL=ints(R, L),
         position_RL=ints(R, L),
         expiry_RL=ints(R, L),
         segment_RL=ints(R, L),
-        score_src_RS=ints(R, S),
-        score_tok_RS=ints(R, S),
-        score_slot_RS=np.full((R, S), G * (K + 1), np.int32),
+        loss_src_RS=ints(R, S),
+        loss_tok_RS=ints(R, S),
+        loss_slot_RS=np.full((R, S), G * (K + 1), np.int32),
         valid_RG=np.zeros((R, G), np.float32),
         row_id_RG=np.full((R, G), -1, np.int32),
         slot_count_RGK=ints(R, G, K),
@@ -142,22 +142,22 @@ def fill_row(
     groups: Sequence[EncodedGroup],
     share_prefix: bool,
     *,
-    score_prompt: bool = False,
+    loss_on_prompt: bool = False,
     rng_of: Callable[[EncodedGroup], np.random.Generator] | None = None,
 ) -> None:
     """Write `groups` into row r of a batch of padding.
 
     Args:
-        score_prompt: score the prompts' tokens too, as slots of their own.
+        loss_on_prompt: score the prompts' tokens too, as slots of their own.
         rng_of: the generator of a group's draws, for masks and the column `uniform`.
     """
     column = score = 0
     for g, group in enumerate(groups):
         rng = rng_of(group) if rng_of else None
         _fill_slot(batch, r, g, group, rng)
-        end = column + columns_of(group, share_prefix)
+        end = column + row_tokens(group, share_prefix)
         batch.segment_RL[r, column:end] = g + 1
-        if score_prompt:
+        if loss_on_prompt:
             score = _score_prompt(batch, r, score, column, g, group)
         prompt_end = column
         for k, ids in enumerate(group.completion_ids):
@@ -179,7 +179,7 @@ def _fill_slot(batch: Batch, r: int, g: int, group: EncodedGroup, rng: np.random
     """Numbers of the group; a group with fewer completions than K leaves the rest of its slots empty."""
     batch.valid_RG[r, g] = 1.0
     batch.row_id_RG[r, g] = group.row_id
-    batch.slot_count_RGK[r, g, : len(group.completion_ids)] = scored_of(group)
+    batch.slot_count_RGK[r, g, : len(group.completion_ids)] = loss_tokens_of(group)
     for name, array in batch.columns.items():
         value = rng.random() if name == UNIFORM else np.asarray(group.columns[name])
         array[(r, g, slice(len(value))) if np.ndim(value) else (r, g)] = value
@@ -193,27 +193,27 @@ def _write(batch: Batch, r: int, column: int, ids: np.ndarray, position: int, ex
 
 
 def _score_prompt(batch: Batch, r: int, score: int, column: int, g: int, group: EncodedGroup) -> int:
-    """Score a prompt that starts at `column`; returns the next free scored position."""
+    """Puts a prompt that starts at `start` into the loss; returns the next free place among the loss tokens."""
     groups, completions = batch.slot_count_RGK.shape[1:]
-    n = batch.prompt_count_RG[r, g] = scored_prompt_of(group)
+    n = batch.prompt_count_RG[r, g] = prompt_loss_tokens_of(group)
     to = slice(score, score + n)
-    batch.score_src_RS[r, to] = np.arange(column, column + n)
-    batch.score_tok_RS[r, to] = group.prompt_ids[1:]
-    batch.score_slot_RS[r, to] = groups * completions + g
+    batch.loss_src_RS[r, to] = np.arange(column, column + n)
+    batch.loss_tok_RS[r, to] = group.prompt_ids[1:]
+    batch.loss_slot_RS[r, to] = groups * completions + g
     return score + n
 
 
 def _score(batch, r, score, column, last_prompt, g: int, k: int, group: EncodedGroup, rng) -> int:
-    """Score completion k, which starts at `column`; returns the next free scored position."""
+    """Puts completion k, which starts at `start`, into the loss; returns the next free place among the loss tokens."""
     ids = group.completion_ids[k]
     source = np.arange(column - 1, column - 1 + len(ids))
     source[0] = last_prompt  # the last prompt token predicts the first token of *every* completion
     if len(group.prompt_ids) == 0:
         source, ids = source[1:], ids[1:]
     to = slice(score, score + len(ids))
-    batch.score_src_RS[r, to] = source
-    batch.score_tok_RS[r, to] = ids
-    batch.score_slot_RS[r, to] = g * batch.slot_count_RGK.shape[2] + k
+    batch.loss_src_RS[r, to] = source
+    batch.loss_tok_RS[r, to] = ids
+    batch.loss_slot_RS[r, to] = g * batch.slot_count_RGK.shape[2] + k
     for name, mask_RS in batch.masks.items():
         mask_RS[r, to] = MASKS[name](group, k, rng)
     return score + len(ids)

@@ -28,7 +28,7 @@ class Evaluator:
     def __init__(self, pieces: Pieces, groups: list[EncodedGroup], kind: str, make_step: Callable = make_eval_step):
         self._pieces = pieces
         self._loader = make_loader(pieces, groups, training=False)
-        step = make_step(pieces.scoring(self._loader.layout, kind))
+        step = make_step(pieces.loss_spec(self._loader.layout, kind))
         self._step = jax.jit(step, out_shardings=NamedSharding(pieces.mesh, P()))
 
     def __call__(self, params: Any, ref_params: Any, running: Any) -> dict[str, float]:

@@ -99,7 +99,7 @@ def evaluate_groups(
     """The same of groups that were read already, with `about` them and the run in the report."""
     pieces = opened.pieces
     loader = make_loader(pieces, groups, training=False)
-    scoring = replace(pieces.scoring(loader.layout, kind), also=("tokens",))
+    scoring = replace(pieces.loss_spec(loader.layout, kind), also=("tokens",))
     sums, records = gather(scoring, loader, pieces.mesh, opened.params, opened.ref_params, opened.running)
     _check_finite(records, groups)
     view = View(kind, groups, records, pieces)
@@ -324,7 +324,7 @@ def _notes(view: View, bootstrap: Bootstrap) -> Iterator[str]:
 
 
 def _length_table(view: View) -> list[dict[str, Any]]:
-    """Quantiles of the scored tokens of every side."""
+    """Quantiles of the loss tokens of every side."""
     table = []
     for side, mask_BK in view.sides.items():
         tokens = view.records.policy.count[mask_BK]

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxpref.data.loader import Loader
 from jaxpref.models.logprobs import Logps, sums_of_completions
 from jaxpref.runs.feed import batches, own_steps
-from jaxpref.step.batch_loss import Scoring, all_logps, group_values
+from jaxpref.step.batch_loss import LossSpec, all_logps, group_values
 from jaxpref.step.micro_batches import whole_batch
 from jaxpref.types import Batch, EncodedGroup
 
@@ -35,7 +35,7 @@ class Records(NamedTuple):
     """What loss and metrics are sums of: `step.group_values`."""
 
 
-def make_record_step(scoring: Scoring) -> Callable[[Any, Any, Any, Batch, jax.Array], tuple[dict[str, Any], Records]]:
+def make_record_step(scoring: LossSpec) -> Callable[[Any, Any, Any, Batch, jax.Array], tuple[dict[str, Any], Records]]:
     """As `step.make_eval_step`, with the values of every group beside the sums."""
 
     def record_step(params, ref_params, running, batch: Batch, micro_batches: jax.Array):
@@ -53,7 +53,7 @@ def make_record_step(scoring: Scoring) -> Callable[[Any, Any, Any, Batch, jax.Ar
 
 
 def gather(
-    scoring: Scoring, loader: Loader, mesh: Any, params: Any, ref_params: Any, running: Any
+    scoring: LossSpec, loader: Loader, mesh: Any, params: Any, ref_params: Any, running: Any
 ) -> tuple[dict[str, Any], Records]:
     """One pass over the loader's groups: the sums that `step.finish_metrics` takes, and the records in their order."""
     step = jax.jit(make_record_step(scoring), out_shardings=NamedSharding(mesh, P()))

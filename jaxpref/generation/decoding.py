@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxpref.generation.sampling import Sampling, choose, row_keys
 from jaxpref.models.decoder import Model
 from jaxpref.models.logprobs import logits
-from jaxpref.models.turned import in_rows
+from jaxpref.models.transposed import in_rows
 from jaxpref.sharding import constrain, row_ways
 
 CHUNK = 256
@@ -28,7 +28,7 @@ SEGMENT = 32
 """New tokens between two looks at the rows from the host, which knows stop strings and writes what is finished."""
 
 
-class Policy(NamedTuple):
+class DecodingModel(NamedTuple):
     """What is decoded, as functions over a state of its own: a model and its cache, or several that decide together."""
 
     start: Callable[[int, int], Any]
@@ -45,15 +45,15 @@ class Policy(NamedTuple):
     constant of the row; state with these tokens)."""
 
 
-def decodes_apart(mesh: Mesh) -> bool:
+def decodes_unstacked(mesh: Mesh) -> bool:
     """Whether layers are decoded from arrays of their own: on a CPU, whose products would copy them out of a stack."""
     return mesh.size == 1 and jax.default_backend() == "cpu"
 
 
 @cache  # the same functions for the same model, so that nothing is compiled again
-def policy_of(model: Model, apart: bool = False) -> Policy:
-    """One model.  Args: apart as of `decodes_apart`."""
-    apart = apart and model.layers_apart is not None
+def decoding_model(model: Model, unstacked: bool = False) -> DecodingModel:
+    """One model.  Args: unstacked as of `decodes_unstacked`."""
+    unstacked = unstacked and model.unstack_layers is not None
 
     def read(params, cache, token_RC, position_RC, column):
         return model.extend(params, token_RC, position_RC, cache, column)[1]
@@ -61,11 +61,13 @@ def policy_of(model: Model, apart: bool = False) -> Policy:
     def next_logits(params, cache, token_R, position_R, column):
         x_RCD, cache = model.extend(params, token_R[:, None], position_R[:, None], cache, column)
         head_VD = model.head(params)
-        return logits(model, x_RCD, in_rows(head_VD) if apart else head_VD)[:, 0], cache
+        return logits(model, x_RCD, in_rows(head_VD) if unstacked else head_VD)[:, 0], cache
 
-    if not apart:
-        return Policy(model.init_cache, read, lambda params: params, lambda cache: cache, next_logits)
-    return Policy(model.init_cache, read, jax.jit(model.layers_apart), jax.jit(model.cache_apart), next_logits)
+    if not unstacked:
+        return DecodingModel(model.init_cache, read, lambda params: params, lambda cache: cache, next_logits)
+    return DecodingModel(
+        model.init_cache, read, jax.jit(model.unstack_layers), jax.jit(model.unstack_cache), next_logits
+    )
 
 
 class Rows(NamedTuple):
@@ -97,7 +99,7 @@ class Generator:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: DecodingModel,
         params: Any,
         mesh: Mesh,
         *,

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpref.errors import InputError
-from jaxpref.generation.decoding import Policy
+from jaxpref.generation.decoding import DecodingModel
 from jaxpref.generation.sampling import Sampling, warp
 
 Divergence = Literal["reverse_kl", "forward_kl", "jsd", "alpha"]
@@ -227,7 +227,7 @@ def _root(logp: Callable[[jax.Array], jax.Array], low_R1: jax.Array, high_R1: ja
 
 
 @cache  # the same functions for the same models, so that other weights compile nothing
-def mixture_of(policies: tuple[tuple[Policy, int], ...], rule: Rule) -> Policy:
+def mixture_of(policies: tuple[tuple[DecodingModel, int], ...], rule: Rule) -> DecodingModel:
     """Several policies as one, the reference last if `rule.reference`.
 
     Its parameters are `{"weight_N": ..., "bases": (tree, ...), "overlays": (tree, ...)}`: policy i reads base number
@@ -258,7 +258,7 @@ def mixture_of(policies: tuple[tuple[Policy, int], ...], rule: Rule) -> Policy:
         logits_NRV = jnp.stack([logits_RV for logits_RV, _ in found])
         return mixed_logits(logits_NRV, params["weight_N"], rule), tuple(state for _, state in found)
 
-    return Policy(start, read, unpacked, unpacked_state, next_logits)
+    return DecodingModel(start, read, unpacked, unpacked_state, next_logits)
 
 
 def whole_params(params: Mapping[str, Any], policies: Sequence[tuple[Any, int]]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxpref.config import Config
 from jaxpref.errors import InputError
-from jaxpref.generation.decoding import Policy, decodes_apart, policy_of
+from jaxpref.generation.decoding import DecodingModel, decodes_unstacked, decoding_model
 from jaxpref.generation.mixing import Mix, Rule, mixture_of
 from jaxpref.models.decoder import Model
 from jaxpref.models.peft import base_of, is_adapter
@@ -45,9 +45,9 @@ class Opened(NamedTuple):
     """None: one model, `pieces.model`."""
 
     @property
-    def policy(self) -> Policy:
-        apart = decodes_apart(self.pieces.mesh)
-        return policy_of(self.pieces.model, apart) if self.mixed is None else self.mixed.policy(apart)
+    def policy(self) -> DecodingModel:
+        unstacked = decodes_unstacked(self.pieces.mesh)
+        return decoding_model(self.pieces.model, unstacked) if self.mixed is None else self.mixed.policy(unstacked)
 
     @property
     def positions(self) -> int:
@@ -64,8 +64,8 @@ class Mixed(NamedTuple):
     rule: Rule
     specs: tuple[ModelSpec, ...]
 
-    def policy(self, apart: bool) -> Policy:
-        return mixture_of(tuple((policy_of(model, apart), base) for model, base in self.models), self.rule)
+    def policy(self, unstacked: bool) -> DecodingModel:
+        return mixture_of(tuple((decoding_model(model, unstacked), base) for model, base in self.models), self.rule)
 
 
 class _BaseKey(NamedTuple):

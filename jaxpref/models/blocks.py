@@ -11,7 +11,7 @@ from jax import lax
 from jaxpref.models import experts, layers
 from jaxpref.models.lora import LoraSpec, adapted
 from jaxpref.models.spec import ModelSpec
-from jaxpref.models.turned import Turned
+from jaxpref.models.transposed import Transposed
 from jaxpref.sharding import constrain
 
 WEIGHT_INIT = nn.initializers.normal(0.02)
@@ -55,7 +55,7 @@ def _weigh(module, name: str, equation: str, x: jax.Array, shape: tuple[int, ...
 
 
 def _weight(module, name: str, shape: tuple[int, ...]):
-    if module.has_variable("params", name) and isinstance(w := module.get_variable("params", name), Turned):
+    if module.has_variable("params", name) and isinstance(w := module.get_variable("params", name), Transposed):
         return w  # Linen would miss the shape
     return module.param(name, WEIGHT_INIT, shape)
 

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpref.errors import InputError
-from jaxpref.models import cache, layers
+from jaxpref.models import kv_cache, layers
 from jaxpref.models.attention import Mask, attention
 from jaxpref.models.blocks import WEIGHT_INIT, Block, Carry, Norm, Shared
 from jaxpref.models.lora import TARGETS, LoraSpec
 from jaxpref.models.quantize import is_quantised
 from jaxpref.models.spec import LORA, SCALAR_HEADS, LongRope, ModelSpec
-from jaxpref.models.turned import turned
+from jaxpref.models.transposed import transposed
 from jaxpref.sharding import constrain
 
 # What the backward pass keeps of a layer's forward pass; everything else is recomputed.
@@ -82,8 +82,8 @@ class Decoder(nn.Module):
     """(q, k, v, memory, view, layer) -> attention's output, memory."""
     router: bool = False
     """Whether the router's statistics are summed."""
-    apart: bool = False
-    """Whether every layer has a subtree of its own, `layers_0`, ..., and a memory of its own (`_layers_apart`)."""
+    unstacked: bool = False
+    """Whether every layer has a subtree of its own, `layers_0`, ..., and a memory of its own (`_unstack_layers`)."""
 
     @nn.compact
     def __call__(self, token_RL, position_RL, real_RL, view, memory=()):
@@ -92,7 +92,7 @@ class Decoder(nn.Module):
         router_RL2E = jnp.zeros((*token_RL.shape, 2, spec.experts)) if self.router else None
         rope, numbers = _layer_numbers(spec, position_RL)
         carry, shared = Carry(x_RLD, memory, router_RL2E), Shared(rope, real_RL, view)
-        if self.apart:
+        if self.unstacked:
             memories = []
             for y in range(spec.layers):
                 layer = jax.tree.map(lambda x, y=y: x[y], numbers)
@@ -168,10 +168,10 @@ class Model:
     holds these tokens in columns [column, column + C) of every row.  The column is an int32 scalar; the caller keeps
     column + C <= length.  A key is visible to a query iff 0 <= key's position <= query's position, and within the
     layer's window.  A token of position -1 is padding: written, never seen."""
-    layers_apart: Callable[[Any], Any] | None = None
-    """params -> the same for `extend`, every layer in arrays of its own and, as a CPU reads them fastest, turned round
-    (`turned.py`)."""
-    cache_apart: Callable[[Any], Any] | None = None
+    unstack_layers: Callable[[Any], Any] | None = None
+    """params -> the same for `extend`, every layer in arrays of its own and, as a CPU reads them fastest, transposed
+    (`transposed.py`)."""
+    unstack_cache: Callable[[Any], Any] | None = None
     """A cache -> the same, for `extend` with such params."""
 
 
@@ -235,24 +235,24 @@ def build_model(
         return params["embed"]["table"] if spec.tied else params["head"]["kernel"]
 
     def new_cache(rows, length):
-        return cache.init_cache(spec, rows, length, dtype)
+        return kv_cache.init_cache(spec, rows, length, dtype)
 
     def extend(params, token_RC, position_RC, kept, column):
         position_RI = lax.dynamic_update_slice_in_dim(kept["position"], position_RC, column, 1)
-        view = cache.View(position_RC, position_RI, column)
-        module = decoder(partial(cache.attend, **options), apart="layers" not in params)
+        view = kv_cache.View(position_RC, position_RI, column)
+        module = decoder(partial(kv_cache.attend, **options), unstacked="layers" not in params)
         inputs = token_RC, position_RC, position_RC >= 0, view, kept["layers"]
         carry = module.apply(_collections(params, lora), *inputs)
         return carry.x_RLD, {"layers": carry.memory, "position": position_RI}
 
     return Model(
         init, hidden, head, spec.vocab, spec.logit_softcap, spec.experts,
-        hidden_and_router if spec.experts else None, new_cache, extend, _layers_apart, cache.layers_apart,
+        hidden_and_router if spec.experts else None, new_cache, extend, _unstack_layers, kv_cache.unstack_layers,
     )  # fmt: skip
 
 
-def _layers_apart(params: Any) -> dict[str, Any]:
-    """`layers_0`, `layers_1`, ... in place of `layers`, in the adapter too; weights turned round.
+def _unstack_layers(params: Any) -> dict[str, Any]:
+    """`layers_0`, `layers_1`, ... in place of `layers`, in the adapter too; weights transposed.
 
     Args:
         params: all, or the base or the adapter alone.
@@ -267,15 +267,15 @@ def _layers_apart(params: Any) -> dict[str, Any]:
         return rest | {f"layers_{y}": layer(y) for y in range(count)}
 
     adapter = {LORA: split(params[LORA], lambda layer: layer)} if LORA in params else {}
-    return split(params, _turned_weights) | adapter
+    return split(params, _transposed_weights) | adapter
 
 
-def _turned_weights(layer: Mapping[str, Any]) -> dict[str, Any]:
+def _transposed_weights(layer: Mapping[str, Any]) -> dict[str, Any]:
     found = {group: dict(leaves) for group, leaves in layer.items()}
     for target, (inputs, _) in TARGETS.items():
         group, name = target.split("/")
         if name in found.get(group, {}) and not is_quantised(found[group][name]):
-            found[group][name] = turned(found[group][name], len(inputs))
+            found[group][name] = transposed(found[group][name], len(inputs))
     return found
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxpref.models.quantize import as_array, is_quantised
 from jaxpref.models.spec import LinearRope, Llama3Rope, LongRope, ModelSpec
-from jaxpref.models.turned import Turned
-from jaxpref.models.turned import product as turned_product
+from jaxpref.models.transposed import Transposed
+from jaxpref.models.transposed import product as transposed_product
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -23,14 +23,14 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(equation: str, x: jax.Array, w: Any) -> jax.Array:
-    """einsum of an activation with a weight (plain, quantised or turned), cast to the activation's dtype, in float32.
+    """einsum of an activation with a weight (plain, quantised or transposed), cast to the activation's dtype, in float32.
 
     The gradient is written out because autodiff would multiply the float32 cotangent with bfloat16 operands, which
     every backend runs at float32 speed or below.  Here both products of the backward pass take operands in the compute
     dtype and accumulate in float32; the weight's gradient stays float32.
     """
-    if isinstance(w, Turned):
-        return turned_product(x, w, len(equation.split("->")[1]) - len(w.outputs))
+    if isinstance(w, Transposed):
+        return transposed_product(x, w, len(equation.split("->")[1]) - len(w.outputs))
     return _einsum(equation, x, as_array(w, x.dtype))
 
 

@@ -1,6 +1,6 @@
-"""Hidden states -> log-probabilities of the scored tokens, summed per completion.
+"""Hidden states -> log-probabilities of the loss tokens, summed per completion.
 
-The vocabulary is multiplied at scored tokens only, a chunk of columns at a time, and the softmax is reduced inside
+The vocabulary is multiplied at loss tokens only, a chunk of columns at a time, and the softmax is reduced inside
 the chunk: [.., V] never exists for a row.  The backward pass computes a chunk's logits again.
 """
 
@@ -45,7 +45,7 @@ class Vocabulary(NamedTuple):
 
 
 class Logps(NamedTuple):
-    """Per completion, [B, K] float32; B = R*G.  Empty slots hold zeros.  Sums run over scored tokens.
+    """Per completion, [B, K] float32; B = R*G.  Empty slots hold zeros.  Sums run over loss tokens.
 
     The optional fields are None unless an objective asks for them (`needs(logps=...)`).
     """
@@ -53,7 +53,7 @@ class Logps(NamedTuple):
     sum: Any
     """Log-probability of the completion (nats, <= 0)."""
     count: Any
-    """Scored tokens."""
+    """Loss tokens."""
     entropy: Any
     """Sum of the predictive entropies (nats), no gradient."""
     top1: Any
@@ -78,7 +78,7 @@ class Logps(NamedTuple):
     """[B, 2, E] sums over all layers and all tokens of all completions, each with its prompt: how often each expert of
     a mixture was chosen (no gradient), and its router probability."""
     tokens: Any = None
-    """[R, S] log-probability of every scored token, in the layout of the batch; 0 for padding."""
+    """[R, S] log-probability of every loss token, in the layout of the batch; 0 for padding."""
 
 
 def completion_logps(
@@ -98,7 +98,7 @@ def completion_logps(
         model: the functions of the language model.
         params: its parameters.
         batch: packed rows, [R, ...].
-        chunk: scored columns multiplied with the vocabulary at a time; R * chunk * V float32 logits exist at once.
+        chunk: loss tokens multiplied with the vocabulary at a time; R * chunk * V float32 logits exist at once.
         stats: also entropy and top1 (two more passes over the logits, forward only); zeros when False.
         asked: optional fields of Logps to fill.
         ref_states: the reference's, for `kl`.
@@ -112,7 +112,7 @@ def completion_logps(
     slots = R * G, K
     x_RLD, extra = states.hidden_RLD, {}
     if "prompt" in asked:
-        extra["prompt"] = _sum_by_slot(token_RS["logp"], batch.score_slot_RS, G * K, G).reshape(R * G)
+        extra["prompt"] = _sum_by_slot(token_RS["logp"], batch.loss_slot_RS, G * K, G).reshape(R * G)
         extra["prompt_count"] = batch.prompt_count_RG.reshape(R * G).astype(jnp.float32)
     if "reward" in asked:
         extra["reward"] = jnp.where(counts(batch) > 0, _scalar(params, "reward", x_RLD, batch.last_RGK, slots), 0.0)
@@ -175,13 +175,13 @@ def _summed(
 
 
 def sums_of_completions(x_RS: jax.Array, batch: Batch) -> jax.Array:
-    """Numbers of the scored tokens, summed over every completion: [B, K]."""
+    """Numbers of the loss tokens, summed over every completion: [B, K]."""
     R, G, K = batch.slot_count_RGK.shape
-    return _sum_by_slot(x_RS, batch.score_slot_RS, 0, G * K).reshape(R * G, K)
+    return _sum_by_slot(x_RS, batch.loss_slot_RS, 0, G * K).reshape(R * G, K)
 
 
 def counts(batch: Batch) -> jax.Array:
-    """[B, K] float32 scored tokens of every completion: data only, no model."""
+    """[B, K] float32 loss tokens of every completion: data only, no model."""
     R, G, K = batch.slot_count_RGK.shape
     return batch.slot_count_RGK.reshape(R * G, K).astype(jnp.float32)
 
@@ -229,14 +229,14 @@ def _token_stats(
     stats: bool,
     asked: Sequence[str],
 ):
-    """name -> [R, S] float32 of every scored token, zero at padding: logp, entropy, top1 and the asked ones."""
-    R, S = batch.score_src_RS.shape
+    """name -> [R, S] float32 of every loss token, zero at padding: logp, entropy, top1 and the asked ones."""
+    R, S = batch.loss_src_RS.shape
     G, K = batch.slot_count_RGK.shape[1:]
     chunk = min(chunk, S)
     columns = Columns(
-        _chunks(batch.score_src_RS, chunk, 0),
-        _chunks(batch.score_tok_RS, chunk, 0),
-        _chunks(batch.score_slot_RS < G * (K + 1), chunk, False),
+        _chunks(batch.loss_src_RS, chunk, 0),
+        _chunks(batch.loss_tok_RS, chunk, 0),
+        _chunks(batch.loss_slot_RS < G * (K + 1), chunk, False),
     )
     wanted = Wanted(stats, "collision" in asked, "kl" in asked, vocabulary)
     out = _over_chunks(states.hidden_RLD, states.head_VD, ref_states, columns, wanted)
@@ -253,7 +253,7 @@ class Wanted(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Scored columns in A chunks of C, [A, R, C]: column of the hidden state, target id, not padding."""
+    """Loss tokens in A chunks of C, [A, R, C]: column of the hidden state, target id, not padding."""
 
     src: jax.Array
     tok: jax.Array
@@ -328,7 +328,7 @@ def _reference_logp(vocabulary: Vocabulary, ref_states: States, src_RC):
 
 
 def _chunks_in_use(columns: Columns) -> jax.Array:
-    """Scored tokens stand in front of a row, so chunks of padding at the end are not run."""
+    """Loss tokens stand in front of a row, so chunks of padding at the end are not run."""
     return jnp.any(columns.real, axis=(1, 2)).sum(dtype=jnp.int32)
 
 

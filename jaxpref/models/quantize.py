@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxpref.errors import InputError
-from jaxpref.models.turned import Turned, turned_back
+from jaxpref.models.transposed import Transposed, transposed_back
 
 # Path of a weight below `layers` -> the axes, after the layers', that its product sums over.  Embedding, head, norms,
 # and biases stay as they are.
@@ -64,9 +64,9 @@ def is_quantised(w: Any) -> bool:
 
 
 def as_array(w: Any, dtype: Any) -> jax.Array:
-    """A weight as numbers of `dtype`, whether it is quantised, turned or neither."""
-    if isinstance(w, Turned):
-        return turned_back(w).astype(dtype)
+    """A weight as numbers of `dtype`, whether it is quantised, transposed or neither."""
+    if isinstance(w, Transposed):
+        return transposed_back(w).astype(dtype)
     return _qwix().dequantize(w).astype(dtype) if is_quantised(w) else w.astype(dtype)
 
 

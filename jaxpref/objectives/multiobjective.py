@@ -1,4 +1,4 @@
-"""Several objectives at once: margins inside the sigmoid (MODPO and others), or rewards as weights of a likelihood."""
+"""Several objectives at once: rewards inside the sigmoid (MODPO and others), or rewards as weights of a likelihood."""
 
 import math
 from typing import Annotated
@@ -44,7 +44,7 @@ AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
 @needs(groups=PAIRS)
 def modpo(
-    policy: Logps, ref: Logps, margins: jax.Array, weight: Weight = None, *, w: Weights, beta: Positive = 0.1
+    policy: Logps, ref: Logps, other_rewards: jax.Array, weight: Weight = None, *, w: Weights, beta: Positive = 0.1
 ) -> ObjectiveOutput:
     """Multi-objective DPO: -log sigmoid(u_chosen - u_rejected), u = (beta * rho - sum_j w_j r_j) / w_0.
 
@@ -54,28 +54,28 @@ def modpo(
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
-        margins: [B, K, n-1] rewards of the n-1 other objectives for every completion, on the scale of a Bradley-Terry
+        other_rewards: [B, K, n-1] rewards of the n-1 other objectives for every completion, on the scale of a Bradley-Terry
             model (a difference of 1 is odds of e); constant.
         weight: [B] weight of every pair, >= 0.
         w: n weights, the base's first, which must be > 0; the others >= 0.  Only ratios to w_0 and beta / w_0 matter.
         beta: strength of the pull towards the reference, > 0; the authors' code uses 0.1.
     Returns: loss_B in nats, -log sigmoid(-sum_j w_j (r_j(chosen) - r_j(rejected)) / w_0) where policy equals reference:
-        ln 2 without margins.
+        ln 2 without other rewards.
     Source: Zhou et al., arXiv 2310.03708, and the authors' code; logged rewards are beta * rho, where that code logs u.
     Use: one policy a weight vector, to trace a front between objectives.  Take as base the objective with the largest
-        weight: below w_0 of about 0.1 the margins saturate the sigmoid, and the optimum does not depend on which one is
-        base.  Margins on another scale act as another weight.  For a length penalty take `r_dpo`, which this is for r =
+        weight: below w_0 of about 0.1 the other rewards saturate the sigmoid, and the optimum does not depend on which one is
+        base.  Rewards on another scale act as another weight.  For a length penalty take `r_dpo`, which this is for r =
         -length.  Learning rate as for DPO (the authors: 1e-4 to 5e-4, LoRA).
     Curves: `base_rewards/accuracies` (u) rises as for DPO; `rewards/accuracies` (all objectives together) may stay
         below one half where the objectives disagree on the pairs.
     """
-    _expect("margins", margins, len(w) - 1, "one less than `w`")
-    return _modpo(policy, ref, margins, weight, w, beta, _logistic)
+    _expect("other_rewards", other_rewards, len(w) - 1, "one less than `w`")
+    return _modpo(policy, ref, other_rewards, weight, w, beta, _logistic)
 
 
 @needs(groups=PAIRS)
 def modpo_hinge(
-    policy: Logps, ref: Logps, margins: jax.Array, weight: Weight = None, *, w: Weights, beta: Positive = 0.1
+    policy: Logps, ref: Logps, other_rewards: jax.Array, weight: Weight = None, *, w: Weights, beta: Positive = 0.1
 ) -> ObjectiveOutput:
     """Multi-objective DPO with a hinge: max(0, 1 - (u_chosen - u_rejected)), u = (beta * rho - sum_j w_j r_j) / w_0.
 
@@ -83,7 +83,7 @@ def modpo_hinge(
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
-        margins: [B, K, n-1] rewards of the n-1 other objectives for every completion; constant.
+        other_rewards: [B, K, n-1] rewards of the n-1 other objectives for every completion; constant.
         weight, w, beta: as in `modpo`.
     Returns: loss_B, max(0, 1 + sum_j w_j (r_j(chosen) - r_j(rejected)) / w_0) where policy equals reference: 1 without
         margins.
@@ -91,8 +91,8 @@ def modpo_hinge(
     Use: when the preferences have no noise and a fixed margin is enough; the optimum is not that of `modpo`.
     Curves: pairs whose u differ by more than 1 give no gradient any more, so the loss flattens at the unsolved ones.
     """
-    _expect("margins", margins, len(w) - 1, "one less than `w`")
-    return _modpo(policy, ref, margins, weight, w, beta, lambda x_B: jax.nn.relu(1.0 - x_B))
+    _expect("other_rewards", other_rewards, len(w) - 1, "one less than `w`")
+    return _modpo(policy, ref, other_rewards, weight, w, beta, lambda x_B: jax.nn.relu(1.0 - x_B))
 
 
 @needs(groups=PAIRS)
@@ -116,8 +116,8 @@ def modpo_implicit(
         weight, w: as in `modpo`.
         betas: the beta each of these policies was trained with, > 0.  Empty: all with this `beta`.
         beta: strength of the pull towards the reference, > 0; the authors' code uses 0.1.
-    Returns: loss_B in nats; where policy equals reference, that of `modpo` with these margins.
-    Source: Zhou et al., arXiv 2310.03708; the authors' safety pipeline takes its margins so.
+    Returns: loss_B in nats; where policy equals reference, that of `modpo` with these rewards.
+    Source: Zhou et al., arXiv 2310.03708; the authors' safety pipeline takes its rewards so.
     Use: when objectives come as preference pairs, not as scores: train a DPO policy on each of the others, then this on
         the base's pairs.  A wrong beta_j moves the optimum, as a wrong weight would.  Largest weight as base, as in
         `modpo`.
@@ -338,7 +338,7 @@ def advantage_mle_value(
 
 
 def _modpo(policy: Logps, ref: Logps, margins_BKN, weight, w: tuple[float, ...], beta: float, loss) -> ObjectiveOutput:
-    """`loss` of u_chosen - u_rejected; w[0] is the base's weight, w[1:] those of the margins."""
+    """`loss` of u_chosen - u_rejected; w[0] is the base's weight, w[1:] those of the other rewards."""
     margins_BKN = jax.lax.stop_gradient(margins_BKN[:, :2])
     w_N = jnp.asarray(w[1:], margins_BKN.dtype)
     rho_BK = log_ratios(policy, ref)[:, :2]

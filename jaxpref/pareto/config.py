@@ -29,7 +29,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 SHARED = "data.train"
 """Name of the pairs of data.train and data.eval beside the objectives' own; no objective can be named so."""
 SMALL_BASE = 0.1
-"""Below this weight of the base the margins, which are divided by it, saturate the sigmoid (arXiv 2310.03708)."""
+"""Below this weight of the base the other rewards, which are divided by it, saturate the sigmoid (arXiv 2310.03708)."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -242,8 +242,8 @@ def _run_contradictions(pareto: ParetoConfig, run: Config) -> Iterator[str]:
         yield "pareto.warm_start starts from adapters: set adapter.rank"
     if run.reference.path is not None or run.reference.adapter is not None:
         yield "reference.path and reference.adapter: the reference of a front is the model: remove them"
-    if run.data.prefer is not None or run.data.margins:
-        yield "data.prefer and data.margins: a front chooses them for every run: remove them"
+    if run.data.prefer is not None or run.data.other_rewards:
+        yield "data.prefer and data.other_rewards: a front chooses them for every run: remove them"
     if run.reference.sync_every or run.reference.extra:
         yield "reference.sync_every and reference.extra have no place in a front: remove them"
 
@@ -261,7 +261,7 @@ def doubtful_bases(front: FrontConfig) -> list[str]:
         if base in bases and base not in labelled
     ]
     return relabelled + [
-        f"base {base!r} has weight {weights[base]:.3g} in {describe(weights)}: below {SMALL_BASE} the margins, divided "
+        f"base {base!r} has weight {weights[base]:.3g} in {describe(weights)}: below {SMALL_BASE} the other rewards, divided "
         "by it, saturate the loss; leave pareto.base out to take the largest weight"
         for weights in front.points
         if weights[base := front.base(weights)] < SMALL_BASE
@@ -306,7 +306,7 @@ def point_run(front: FrontConfig, weights: Mapping[str, float], train: Sequence[
     others = [name for name in front.names if name != base]
     single = single_run(front, base, train, eval)
     modpo = {"name": "modpo", "beta": front.pareto.beta, "w": [weights[base], *(weights[name] for name in others)]}
-    data = replace(single.data, margins=others)
+    data = replace(single.data, other_rewards=others)
     return replace(single, out=point_out(front, weights), data=data, objective=[modpo])
 
 

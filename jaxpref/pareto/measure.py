@@ -26,7 +26,7 @@ Answer = tuple[bytes, bytes]
 
 
 @dataclass(frozen=True)
-class Policy:
+class Candidate:
     """A policy as a front sees it: how likely it finds given answers, and what it answers."""
 
     logps: Logps
@@ -46,12 +46,12 @@ class Bench:
     """
 
     held_out: Mapping[str, Sequence[EncodedGroup]]
-    reference: Policy
+    reference: Candidate
     prompts: Sequence[Group]
     prompt_ids: Sequence[np.ndarray]
     settings: Settings
 
-    def answers(self, policy: Policy) -> dict[str, Any]:
+    def answers(self, policy: Candidate) -> dict[str, Any]:
         """Of every prompt: texts, their tokens, log-probs under the policy (nats) and numbers of their prompts."""
         done = policy.answers(self.prompts, self.settings)
         return {
@@ -61,7 +61,7 @@ class Bench:
             "prompts": [item.prompt_index for item in done],
         }
 
-    def accuracy(self, policy: Policy) -> dict[str, Estimate]:
+    def accuracy(self, policy: Candidate) -> dict[str, Estimate]:
         """Objective -> share of its pairs in which the log-ratio to the reference is larger for the chosen answer.
 
         A tie counts as none, so the reference itself has 0.
@@ -84,7 +84,7 @@ class Bench:
         keep = lambda group, i: replace(group, completion_ids=group.completion_ids[:2], row_id=i, columns={})
         return [keep(group, i) for i, group in enumerate(distinct.values())]
 
-    def _logps_of_answers(self, policy: Policy) -> dict[Answer, float]:
+    def _logps_of_answers(self, policy: Candidate) -> dict[Answer, float]:
         found = policy.logps(self._distinct)
         return {
             key: float(logp)
@@ -92,7 +92,7 @@ class Bench:
             for key, logp in zip(_answers(group), found[group.row_id], strict=False)
         }
 
-    def logps(self, policy: Policy, answers: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    def logps(self, policy: Candidate, answers: Sequence[Mapping[str, Any]]) -> list[list[float]]:
         """Log-probs of the answers of several policies, nats a sequence, under one; in one call, so that every policy
         runs the same program."""
         flat = [item for found in answers for item in zip(found["prompts"], found["token_ids"], strict=True)]

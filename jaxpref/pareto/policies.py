@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxpref.config import Config
+from jaxpref.generation.answer_logps import answer_logps
 from jaxpref.generation.completions import Completion, Settings, complete
 from jaxpref.generation.mixing import Mix, Rule
 from jaxpref.generation.opening import Mixed, Opened, open_source, opened_mix
-from jaxpref.generation.scoring import answer_logps
 from jaxpref.models.spec import LORA
-from jaxpref.pareto.measure import Policy
+from jaxpref.pareto.measure import Candidate
 from jaxpref.runs.adapters import read_adapter
 from jaxpref.runs.build import build
 from jaxpref.runs.directory import run_params
@@ -40,20 +40,20 @@ class Shelf:
         self._base = split(start)[1]
         self._reference = reference_params(self.pieces, start)
 
-    def reference(self) -> Policy:
+    def reference(self) -> Candidate:
         return _policy(Opened(self.pieces, self._reference))
 
-    def run(self, directory: str | Path) -> Policy:
+    def run(self, directory: str | Path) -> Candidate:
         """Of a finished run."""
         return _policy(Opened(self.pieces, self._params(directory)))
 
-    def adapter(self, directory: str | Path) -> Policy:
+    def adapter(self, directory: str | Path) -> Candidate:
         """Of a PEFT directory."""
         pieces = self.pieces
         tree = read_adapter(str(directory), pieces.lora, pieces.source.spec, pieces.mesh)
         return _policy(Opened(pieces, {**self._base, LORA: tree}))
 
-    def mix(self, runs: Mapping[str | Path, float]) -> Policy:
+    def mix(self, runs: Mapping[str | Path, float]) -> Candidate:
         """Runs that decide every token together; MOD under the reverse KL (Shi et al., arXiv 2406.18853)."""
         pieces = self.pieces
         if pieces.lora is None:
@@ -67,13 +67,13 @@ class Shelf:
         return run_params(self.pieces, directory, LATEST, base=self._base or None)[0]
 
 
-def _policy(opened: Opened) -> Policy:
+def _policy(opened: Opened) -> Candidate:
     def answers(prompts: Sequence[Group], settings: Settings) -> list[Completion]:
         done = complete(opened.pieces, opened.params, prompts, settings, opened.mixed)
         return sorted(done, key=lambda item: (item.prompt_index, item.sample))
 
-    return Policy(lambda groups: answer_logps(opened, groups), answers)
+    return Candidate(lambda groups: answer_logps(opened, groups), answers)
 
 
-Make = Callable[[Shelf], Policy]
+Make = Callable[[Shelf], Candidate]
 """What makes a policy when it is its turn to be measured."""

@@ -15,7 +15,7 @@ from jaxpref.pareto.config import SHARED, FrontConfig, front_settings, point_nam
 from jaxpref.pareto.cost import Cost, Work
 from jaxpref.pareto.front import Front, Point
 from jaxpref.pareto.inputs import answer_settings, asked_prompts
-from jaxpref.pareto.measure import Bench, Policy, mean_estimate
+from jaxpref.pareto.measure import Bench, Candidate, mean_estimate
 from jaxpref.pareto.policies import LATEST, Make, Shelf
 from jaxpref.pareto.rewards import judge, judge_digest, limits
 from jaxpref.pareto.stages import Stages
@@ -73,7 +73,7 @@ def _bench(front: FrontConfig, singles: Mapping[str, Config], shelf: Shelf) -> B
     return Bench(held_out, shelf.reference(), *asked_prompts(front, shelf.pieces), answer_settings(front))
 
 
-def _accuracy(bench: Bench, policy: Policy) -> dict[str, Any]:
+def _accuracy(bench: Bench, policy: Candidate) -> dict[str, Any]:
     return {"accuracy": {name: asdict(found) for name, found in bench.accuracy(policy).items()}}
 
 
@@ -121,12 +121,14 @@ def _entries(front: FrontConfig, shelf: Shelf, stages: Stages) -> Iterator[Entry
 
 
 def _policies_before(front: FrontConfig, base: str) -> list[str]:
-    """Objectives whose DPO policy a MODPO point needs: learned margins, and the one that it starts from."""
+    """Objectives whose DPO policy a MODPO point needs: learned rewards, and the one that it starts from."""
     margin = lambda name: name != base and front.objective(name).reward is None
     return [name for name in front.names if margin(name) or (name == base and front.pareto.warm_start)]
 
 
-def _untrained(front: FrontConfig, method: str, weights: Mapping[str, float], runs, name: str, shelf: Shelf) -> Policy:
+def _untrained(
+    front: FrontConfig, method: str, weights: Mapping[str, float], runs, name: str, shelf: Shelf
+) -> Candidate:
     given = {runs[objective]: weight for objective, weight in weights.items()}
     if method == "mod":
         return shelf.mix(given)

@@ -69,7 +69,7 @@ def run_front(front: FrontConfig, watch: Watch = Watch()) -> Front:
     if jax.process_count() > 1:
         raise InputError(
             "one process (on all devices of its host)", f"{jax.process_count()} processes",
-            "on a pod, `jaxpref score` the data on one host and `jaxpref train` the points, with data.margins",
+            "on a pod, `jaxpref score` the data on one host and `jaxpref train` the points, with data.other_rewards",
         )  # fmt: skip
     return _Sweep(front, watch).run()
 
@@ -113,7 +113,7 @@ class _Sweep:
         found: Pools = {}
         for pool, sides in pools.items():
             wanted = {name: make for name, make in rewards.items() if name in self._read_on(pool)}
-            # What is measured needs labels, no margins; a run reads held-out pairs only if it evaluates itself.
+            # What is measured needs labels, no other rewards; a run reads held-out pairs only if it evaluates itself.
             held_out = self.front.run.train.eval_every or (kind == "explicit" and pool == SHARED)
             found[pool] = dict(sides)
             for side in ("train", "eval") if held_out else ("train",):
@@ -125,12 +125,12 @@ class _Sweep:
         return found
 
     def _read_on(self, pool: str) -> set[str]:
-        """Objectives whose scores are read: to label the pairs by, and as margins of the points trained on them."""
+        """Objectives whose scores are read: to label the pairs by, and as other rewards of the points trained on them."""
         front = self.front
         bases = {front.base(weights) for weights in front.points} if "modpo" in front.pareto.methods else set()
         trained = [base for base in bases if front.pool(base) == pool]
-        margins = {name for base in trained for name in front.names if name != base}
-        return margins | (self._relabelled() if pool == SHARED else set())
+        other_rewards = {name for base in trained for name in front.names if name != base}
+        return other_rewards | (self._relabelled() if pool == SHARED else set())
 
     def _score(self, paths: Sequence[str], side: str, rewards: Mapping[str, Any], to: Path) -> dict[str, Any]:
         source = configured(self.front.run.data, paths, side)

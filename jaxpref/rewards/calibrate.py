@@ -1,6 +1,6 @@
 """A raw reward put on the Bradley-Terry scale: its temperature, fitted on pairs.
 
-On that scale sigmoid(r_chosen - r_rejected) is the probability of the preference.  MODPO's margins and weights suppose
+On that scale sigmoid(r_chosen - r_rejected) is the probability of the preference.  MODPO's rewards and weights suppose
 it: a reward in other units acts as another weight.
 """
 

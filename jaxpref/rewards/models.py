@@ -29,7 +29,7 @@ from jaxpref.runs.feed import batches, check_positions, own_steps, row_layout
 from jaxpref.runs.params import load_params, reference_params
 from jaxpref.settings import load_config, make_config, to_dict
 from jaxpref.sharding import row_ways
-from jaxpref.step.batch_loss import Scoring, all_logps
+from jaxpref.step.batch_loss import LossSpec, all_logps
 from jaxpref.step.micro_batches import whole_batch
 from jaxpref.types import EncodedGroup, Group
 
@@ -238,7 +238,7 @@ def _runner(
 
     @functools.cache
     def compiled(lengths: tuple[int, ...]) -> Callable:
-        scoring = Scoring(pieces.model, (), pieces.config.model.logprob_chunk, lengths, "single", also=tuple(also))
+        scoring = LossSpec(pieces.model, (), pieces.config.model.logprob_chunk, lengths, "single", also=tuple(also))
 
         def step(params, ref_params, batch, micro_batches):
             logps, ref = all_logps(scoring, params, ref_params, batch, micro_batches)
@@ -273,6 +273,6 @@ def _loader(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Loader:
         groups,
         batch_size=pieces.config.train.batch_size,
         micro_rows=pieces.config.train.micro_rows or row_ways(pieces.mesh),
-        layout=dataclasses.replace(layout, columns=unit << (-(-layout.columns // unit) - 1).bit_length()),
+        layout=dataclasses.replace(layout, columns=unit << (-(-layout.row_length // unit) - 1).bit_length()),
         rounded=True,
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxpref.config import Config
-from jaxpref.data.dimensions import margin_contradictions
+from jaxpref.data.dimensions import other_reward_contradictions
 from jaxpref.data.pack import Layout
 from jaxpref.errors import InputError
 from jaxpref.models.decoder import Model, build_model
@@ -19,7 +19,7 @@ from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, asked_logps, bind
 from jaxpref.runs.adapters import adapter_spec
 from jaxpref.settings import reference_contradictions
 from jaxpref.sharding import make_mesh, param_shardings, vocab_ways
-from jaxpref.step.batch_loss import Scoring
+from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.train_step import MovingReference
 
 
@@ -52,11 +52,11 @@ class Pieces:
         dtype = self.dtype if self.lora is None else jnp.float32  # an adapter runs as it is kept
         return MovingReference(reference.sync_every, reference.sync_alpha, dtype)
 
-    def scoring(self, layout: Layout, kind: str) -> Scoring:
+    def scoring(self, layout: Layout, kind: str) -> LossSpec:
         """How groups of a kind, laid out so, become losses."""
         dropout = self.lora is not None and self.lora.dropout > 0
         chunk = self.config.model.logprob_chunk
-        return Scoring(self.model, self.parts, chunk, layout.lengths, kind, dropout=dropout)
+        return LossSpec(self.model, self.parts, chunk, layout.lengths, kind, dropout=dropout)
 
 
 def build(config: Config, objective: Sequence[Any] | None = None, source: Checkpoint | None = None) -> Pieces:
@@ -72,7 +72,7 @@ def build(config: Config, objective: Sequence[Any] | None = None, source: Checkp
     parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
     if found := [
         *reference_contradictions(config.reference, parts),
-        *margin_contradictions(config.data.margins, parts),
+        *other_reward_contradictions(config.data.other_rewards, parts),
     ]:
         raise InputError("settings that fit the objective", "; ".join(found), "correct these keys")
     lora = adapter_spec(config.adapter, source.spec)

@@ -70,7 +70,7 @@ def as_policy(config: Config) -> Config:
         config,
         objective=Config().objective,
         reference=ReferenceConfig(),
-        data=replace(config.data, margins=[]),
+        data=replace(config.data, other_rewards=[]),
     )
 
 

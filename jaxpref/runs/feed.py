@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxpref.data.dataset import DataReport, common_columns, load_groups
 from jaxpref.data.encode import check_known_tokens
 from jaxpref.data.loader import Loader, Step
-from jaxpref.data.pack import MASKS, UNIFORM, Layout, columns_of
+from jaxpref.data.pack import MASKS, UNIFORM, Layout, row_tokens
 from jaxpref.errors import InputError
 from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives import asked_logps, check_columns, group_kinds
@@ -62,7 +62,7 @@ def row_layout(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Layout:
     data = pieces.config.data
     length, block = data.row_length, pieces.config.model.attention_block * data.length_buckets
     if length is None:
-        longest = max(columns_of(group, data.share_prefix) for group in groups)
+        longest = max(row_tokens(group, data.share_prefix) for group in groups)
         length = -(-longest // block) * block
     return Layout(length, data.share_prefix, data.pack, data.length_buckets)
 
@@ -81,7 +81,7 @@ def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
         layout=row_layout(pieces, groups),
         columns=columns,
         masks=[name for name in asked if name in MASKS],
-        score_prompt="prompt" in asked,
+        loss_on_prompt="prompt" in asked,
         seed=config.train.seed if training and config.data.shuffle else None,
         epochs=config.train.epochs if training else 1,
         max_steps=config.train.max_steps if training else None,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 
 from jaxpref.data.loader import Step, visible_pairs
-from jaxpref.data.pack import columns_of, scored_of
+from jaxpref.data.pack import loss_tokens_of, row_tokens
 from jaxpref.models.spec import ModelSpec
 from jaxpref.types import EncodedGroup
 
@@ -26,21 +26,21 @@ def step_flops(spec: ModelSpec, step: Step, *, reference: bool, frozen: bool = F
     """Model FLOPs of a step, counted on real tokens only: padding and recomputation (remat) are no model work.
 
     2 per multiply-add; the backward pass is twice the forward, once where weights are frozen (an adapter's own products
-    are not counted).  A shared prompt counts once, it runs once; the vocabulary is multiplied at scored tokens only;
+    are not counted).  A shared prompt counts once, it runs once; the vocabulary is multiplied at loss tokens only;
     attention counts visible (query, key) pairs; a mixture's token runs through the experts chosen for it.
 
     Args:
         policies: trained at once on the same reference.
     """
-    weights, pairs = _multiply_adds(spec, step.tokens, step.scored, step.visible)
+    weights, pairs = _multiply_adds(spec, step.tokens, step.loss_tokens, step.visible)
     trained = 2.0 * weights * (2 if frozen else 3) + 2.0 * pairs * 3
     return policies * trained + (2.0 * (weights + pairs) if reference else 0)
 
 
 def forward_flops(spec: ModelSpec, groups: Sequence[EncodedGroup], *, share_prefix: bool) -> float:
     """Model FLOPs of one forward pass over groups, counted as `step_flops` counts."""
-    tokens = sum(columns_of(group, share_prefix) for group in groups)
-    scored, visible = sum(sum(scored_of(g)) for g in groups), sum(visible_pairs(g, share_prefix) for g in groups)
+    tokens = sum(row_tokens(group, share_prefix) for group in groups)
+    scored, visible = sum(sum(loss_tokens_of(g)) for g in groups), sum(visible_pairs(g, share_prefix) for g in groups)
     return 2.0 * sum(_multiply_adds(spec, tokens, scored, visible))
 
 

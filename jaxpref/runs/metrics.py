@@ -94,7 +94,7 @@ class Window:
 
     def _clear(self) -> None:
         self._sums: dict[str, float] = {}
-        self._steps = self._tokens = self._flops = self._columns = 0
+        self._steps = self._tokens = self._flops = self._run_tokens = 0
         self.restart()
 
     def restart(self) -> None:
@@ -112,7 +112,7 @@ class Window:
         self._steps += 1
         self._tokens += item.tokens
         self._flops += flops
-        self._columns += item.columns
+        self._run_tokens += item.run_tokens
 
     def _seconds(self) -> float:
         return max(time.perf_counter() - self._began - self._paused, 1e-9)
@@ -128,6 +128,6 @@ class Window:
         means["model_flops_per_second"] = self._flops / seconds
         if (peak := peak_flops()) is not None:
             means["mfu"] = self._flops / seconds / peak
-        means["padding_fraction"] = 1.0 - self._tokens / self._columns
+        means["padding_fraction"] = 1.0 - self._tokens / self._run_tokens
         self._clear()
         return means

@@ -25,13 +25,13 @@ REFERENCE_COLUMN = "ref_logp"
 
 
 @dataclass(frozen=True)
-class Scoring:
+class LossSpec:
     """How a batch becomes losses: the model, the objective, and how its log-probs are computed."""
 
     model: Model
     parts: Sequence[Part]
     chunk: int
-    """Scored columns multiplied with the vocabulary at a time."""
+    """Loss tokens multiplied with the vocabulary at a time."""
     lengths: Sequence[int] = ()
     """Row lengths of which a micro-batch runs the shortest that holds it, ascending (`Layout.lengths`); empty: always
     the whole row."""
@@ -63,18 +63,18 @@ def summed_logps(model: Model, chunk: int) -> Callable[[Any, Batch], jax.Array]:
     return lambda params, micro: completion_logps(model, params, micro, chunk=chunk, stats=False).sum
 
 
-def reference_states(scoring: Scoring, ref_params, micro: Batch) -> States | None:
+def reference_states(scoring: LossSpec, ref_params, micro: Batch) -> States | None:
     return None if ref_params is None else lax.stop_gradient(hidden_states(scoring.model, ref_params, micro))
 
 
-def policy_logps(scoring: Scoring, params, ref_states: States | None, micro: Batch, key=None) -> Logps:
+def policy_logps(scoring: LossSpec, params, ref_states: States | None, micro: Batch, key=None) -> Logps:
     """`key`: of the dropout; None: as in evaluation."""
     return completion_logps(
         scoring.model, params, micro, chunk=scoring.chunk, asked=scoring.asked, ref_states=ref_states, key=key
     )
 
 
-def both_logps(scoring: Scoring, params, ref_params, micro: Batch, key=None) -> tuple[Logps, Logps | None]:
+def both_logps(scoring: LossSpec, params, ref_params, micro: Batch, key=None) -> tuple[Logps, Logps | None]:
     ref_states = reference_states(scoring, ref_params, micro)
     logps = policy_logps(scoring, params, ref_states, micro, key)
     if REFERENCE_COLUMN in micro.columns:
@@ -87,7 +87,7 @@ def both_logps(scoring: Scoring, params, ref_params, micro: Batch, key=None) -> 
 
 
 def all_logps(
-    scoring: Scoring, params, ref_params, batch: Batch, micro_batches, keys_T=None
+    scoring: LossSpec, params, ref_params, batch: Batch, micro_batches, keys_T=None
 ) -> tuple[Logps, Logps | None]:
     """Of all micro-batches as one, [T*B, K]; forward only.  Those not in use hold the zeros of empty slots.
 
@@ -108,7 +108,7 @@ def _arrays(batch: Batch) -> dict[str, jax.Array]:
     return {name: x.reshape(-1, *x.shape[2:]) for name, x in batch.columns.items() if name != REFERENCE_COLUMN}
 
 
-def _outputs(scoring: Scoring, logps: Logps, ref: Logps | None, batch: Batch, running: Mapping[str, Any]):
+def _outputs(scoring: LossSpec, logps: Logps, ref: Logps | None, batch: Batch, running: Mapping[str, Any]):
     arrays = _arrays(batch)
     return [
         part(logps, ref, arrays | ({"running": running[part.name]} if part.name in running else {}))
@@ -116,7 +116,7 @@ def _outputs(scoring: Scoring, logps: Logps, ref: Logps | None, batch: Batch, ru
     ]
 
 
-def total_weights(scoring: Scoring, batch: Batch) -> list[list[jax.Array]]:
+def total_weights(scoring: LossSpec, batch: Batch) -> list[list[jax.Array]]:
     """Denominators of every part's terms over the whole batch: data only, so log-probs are stood in for by zeros."""
     whole = whole_batch(batch)
     zeros = data_logps(whole, scoring.asked)
@@ -125,7 +125,7 @@ def total_weights(scoring: Scoring, batch: Batch) -> list[list[jax.Array]]:
     return [[jnp.sum(jnp.where(valid_B > 0, term.weight_B, 0.0)) for term in out.terms] for out in outputs]
 
 
-def loss_and_sums(scoring: Scoring, logps: Logps, ref: Logps | None, batch: Batch, running, totals):
+def loss_and_sums(scoring: LossSpec, logps: Logps, ref: Logps | None, batch: Batch, running, totals):
     """The objective on these groups, or their share of it, and the sums from which the metrics are made.
 
     Args:
@@ -140,7 +140,7 @@ def loss_and_sums(scoring: Scoring, logps: Logps, ref: Logps | None, batch: Batc
     return share, jax.tree.map(lambda x: lax.stop_gradient(x).astype(jnp.float32), (sums, carried))
 
 
-def group_values(scoring: Scoring, logps: Logps, ref: Logps | None, batch: Batch, running):
+def group_values(scoring: LossSpec, logps: Logps, ref: Logps | None, batch: Batch, running):
     """What loss and metrics are sums of: `terms` of every part, and `means` by name, as (weighted value_B, weight_B).
 
     Returns: these, and the running statistics after this batch.

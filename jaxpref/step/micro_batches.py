@@ -28,7 +28,7 @@ def at_used_length(function: Callable[..., Any], lengths: Sequence[int]) -> Call
         return function
 
     def at(length: int) -> Callable[..., Any]:
-        return lambda params, micro, *rest: function(params, micro.first_columns(length), *rest)
+        return lambda params, micro, *rest: function(params, micro.first_tokens(length), *rest)
 
     def run(params, micro: Batch, *rest):
         # The last key of a row expires right behind the row's last token.

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from jaxpref.objectives import Part
 from jaxpref.sharding import constrain_params, leaf_path, param_shardings
 from jaxpref.step.batch_loss import (
-    Scoring,
+    LossSpec,
     all_logps,
     both_logps,
     finish_metrics,
@@ -96,7 +96,7 @@ def state_shardings(shapes: TrainState, mesh: Any) -> TrainState:
 
 
 def make_train_step(
-    scoring: Scoring,
+    scoring: LossSpec,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     moving: MovingReference | None = None,
@@ -130,7 +130,7 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(scoring: Scoring) -> Callable[[Any, Any, Any, Batch, jax.Array], dict[str, Any]]:
+def make_eval_step(scoring: LossSpec) -> Callable[[Any, Any, Any, Batch, jax.Array], dict[str, Any]]:
     """(params, reference params or None, running statistics, batch, micro-batches in use) -> sums for `add_sums`.
 
     An objective that couples groups sees one evaluation batch at a time.
@@ -160,7 +160,7 @@ def make_logp_step(
 # ---- gradients: (scoring, state, frozen, batch, keys_T, micro-batches in use) -> gradient, (sums, running statistics)
 
 
-def _whole_gradient(scoring: Scoring, state: TrainState, frozen: Frozen, batch: Batch, keys_T, _):
+def _whole_gradient(scoring: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, _):
     """A single micro-batch is the whole batch, whatever the objective couples."""
 
     def loss(params, micro: Batch, key):
@@ -171,7 +171,7 @@ def _whole_gradient(scoring: Scoring, state: TrainState, frozen: Frozen, batch: 
     return gradient(state.params, *micro_batch((batch, keys_T), 0))
 
 
-def _split_gradient(scoring: Scoring, state: TrainState, frozen: Frozen, batch: Batch, keys_T, micro_batches):
+def _split_gradient(scoring: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, micro_batches):
     """Each micro-batch gives its share; nothing couples them but the denominators."""
     totals = total_weights(scoring, batch)
 
@@ -191,7 +191,7 @@ def _split_gradient(scoring: Scoring, state: TrainState, frozen: Frozen, batch: 
     return grads, (sums, state.running)
 
 
-def _coupled_gradient(scoring: Scoring, state: TrainState, frozen: Frozen, batch: Batch, keys_T, micro_batches):
+def _coupled_gradient(scoring: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, micro_batches):
     """Log-probs of all micro-batches, the loss of the whole batch and its cotangent, then back through each."""
     ref_params = frozen.reference_params()
     logps, ref = all_logps(scoring, frozen.policy(state.params), ref_params, batch, micro_batches, keys_T)
@@ -226,7 +226,7 @@ def _follow(moving: MovingReference, ref_params: Any, params: Any, step: jax.Arr
 # ---- log-probs
 
 
-def _dropout_keys(scoring: Scoring, state: TrainState, batch: Batch) -> jax.Array | None:
+def _dropout_keys(scoring: LossSpec, state: TrainState, batch: Batch) -> jax.Array | None:
     """A key a micro-batch of this step, or None: no dropout."""
     if not scoring.dropout:
         return None

@@ -22,7 +22,7 @@ from jaxpref.runs.feed import make_loader, read_data
 from jaxpref.runs.params import load_params, reference_overlay, runs_reference
 from jaxpref.runs.resume import resume_step
 from jaxpref.settings import save_config
-from jaxpref.step.batch_loss import Scoring
+from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.train_step import TrainState, init_state
@@ -50,9 +50,9 @@ class Prepared:
     began: float
 
     @property
-    def scoring(self) -> Scoring:
+    def scoring(self) -> LossSpec:
         """How a training batch becomes losses."""
-        return self.pieces.scoring(self.loader.layout, self.reports[0].kind)
+        return self.pieces.loss_spec(self.loader.layout, self.reports[0].kind)
 
     def evaluator(self, make_step: Callable) -> Evaluator | None:
         """Args: make_step: scoring -> evaluation step.  None without held-out data."""

@@ -29,7 +29,7 @@ from jaxpref.runs.flops import step_flops
 from jaxpref.runs.metrics import Writers
 from jaxpref.runs.resume import check_unchanged
 from jaxpref.settings import to_dict
-from jaxpref.step.batch_loss import Scoring
+from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.train_step import TrainState, make_eval_step, make_train_step, state_shardings
 from jaxpref.training import loop
@@ -123,7 +123,7 @@ def _varied(parts: Sequence[Part]) -> dict[str, np.ndarray]:
 
 
 def make_stacked_step(
-    scoring: Scoring, numbers: Sequence[Mapping[str, np.ndarray]], optimizer: Any, schedule: Any
+    scoring: LossSpec, numbers: Sequence[Mapping[str, np.ndarray]], optimizer: Any, schedule: Any
 ) -> Callable[[TrainState, Frozen, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """`make_train_step` for P states on a leading axis, each with hyperparameters of its own; metrics are [P].
 
@@ -149,7 +149,7 @@ def make_stacked_step(
     return step
 
 
-def make_stacked_eval_step(scoring: Scoring, numbers: Sequence[Mapping[str, np.ndarray]]) -> Callable:
+def make_stacked_eval_step(scoring: LossSpec, numbers: Sequence[Mapping[str, np.ndarray]]) -> Callable:
     """`make_eval_step` for P adapters on a leading axis; sums are [P]."""
 
     def one(own, params, ref_params, running, batch: Batch, micro: jax.Array):
@@ -164,7 +164,7 @@ def make_stacked_eval_step(scoring: Scoring, numbers: Sequence[Mapping[str, np.n
     return step
 
 
-def _with_numbers(scoring: Scoring, own: Sequence[Mapping[str, jax.Array]]) -> Scoring:
+def _with_numbers(scoring: LossSpec, own: Sequence[Mapping[str, jax.Array]]) -> LossSpec:
     parts = [
         dataclasses.replace(part, hyperparameters={**part.hyperparameters, **values})
         for part, values in zip(scoring.parts, own, strict=True)

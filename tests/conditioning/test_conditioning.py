@@ -125,8 +125,8 @@ def test_a_pair_keeps_its_other_columns_and_turns_the_rest(source):
 def test_what_is_made_can_be_trained_on(source, tmp_path):
     how = ControllableDPO(["help", "honest"], ["help"])
     path = tiny.write_rows(tmp_path / "made.jsonl", list(cdpo_rows(source(RANKED, PAIR), how, ConditionReport())))
-    groups, _ = load_groups(DataConfig(margins=["honest"]), tiny.make_tokenizer(), [str(path)], "train")
-    assert len(groups) > 4 and all("margins" in group.columns for group in groups)
+    groups, _ = load_groups(DataConfig(other_rewards=["honest"]), tiny.make_tokenizer(), [str(path)], "train")
+    assert len(groups) > 4 and all("other_rewards" in group.columns for group in groups)
     assert "< help: " in tiny.make_tokenizer().decode(groups[0].prompt_ids.tolist())
 
 

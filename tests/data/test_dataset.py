@@ -157,9 +157,9 @@ def test_rows_of_the_wrong_kind(load, files, kinds, said):
 
 
 def test_margins_are_as_many_on_every_row(load):
-    margins = lambda n: {"margins_chosen": [1.0] * n, "margins_rejected": [0.5] * n}
+    margins = lambda n: {"other_rewards_chosen": [1.0] * n, "other_rewards_rejected": [0.5] * n}
     groups, _ = load([PAIRS[0] | margins(2), PAIRS[1] | margins(2)])
-    assert common_columns(groups) == ["margins"] and np.shape(groups[0].columns["margins"]) == (2, 2)
+    assert common_columns(groups) == ["other_rewards"] and np.shape(groups[0].columns["other_rewards"]) == (2, 2)
     groups, _ = load([PAIRS[0] | margins(2), PAIRS[1] | margins(3)])
     with pytest.raises(InputError, match="2 in .*row 1, 3 in .*row 2"):
         common_columns(groups)
@@ -200,11 +200,11 @@ def test_every_kind_reaches_the_batch(kind, load):
 
 SHOWN = {
     "pair": ["chosen", "rejected", "columns for objectives: none"],
-    "triple": ["[gold: 6 scored tokens] "],
-    "single": ["[completion: 4 scored tokens] o|k|0"],
+    "triple": ["[gold: 6 loss tokens] "],
+    "single": ["[completion: 4 loss tokens] o|k|0"],
     "judged": ["columns for objectives: label, labels: 2 desirable of 4"],
     "judged_other": ["[other: ", "labels: 6 desirable of 12", "4 pairs made into two judged answers each"],
-    "ranked": ["[best: 2 scored tokens] b", "[completion 3: 2 scored tokens] a", "objectives: score [3]"],
+    "ranked": ["[best: 2 loss tokens] b", "[completion 3: 2 loss tokens] a", "objectives: score [3]"],
 }
 
 

@@ -62,13 +62,13 @@ def test_pairs_are_kept_turned_round_or_dropped(load):
 def test_all_numbers_of_a_pair_turn_with_it(load):
     own = {
         "weight": 3.0, "baseline": 0.5, "margin": 0.75, "probability": 0.9, "score_chosen": 1, "score_rejected": 2,
-        "margins_chosen": [1, 2], "margins_rejected": [3, 4], "mine_chosen": 7, "mine_rejected": 8, "ours": 9,
+        "other_rewards_chosen": [1, 2], "other_rewards_rejected": [3, 4], "mine_chosen": 7, "mine_rejected": 8, "ours": 9,
     }  # fmt: skip
     [(_, kept), (_, turned)], _ = load([pair(0, 2, 1, **own), pair(1, 1, 2, **own)], prefer="help",
                                        columns=("mine", "ours"))  # fmt: skip
     assert kept.columns["margin"] == 0.75 and kept.columns["mine"] == (7.0, 8.0)
     assert turned.columns == kept.columns | {
-        "margin": -0.75, "probability": pytest.approx(0.1), "score": (2.0, 1.0), "margins": ((3.0, 4.0), (1.0, 2.0)),
+        "margin": -0.75, "probability": pytest.approx(0.1), "score": (2.0, 1.0), "other_rewards": ((3.0, 4.0), (1.0, 2.0)),
         "mine": (8.0, 7.0), "scores/help": (2.0, 1.0), "scores/brief": (-2.0, 1.0),
     }  # fmt: skip
 
@@ -79,12 +79,12 @@ def test_a_gold_answer_stays_where_it_is(load):
 
 
 def test_ranked_rows_give_all_their_pairs(load):
-    groups, report = load([RANKED, PAIRS[0]], prefer="help", margins=["brief"])
+    groups, report = load([RANKED, PAIRS[0]], prefer="help", other_rewards=["brief"])
     help_, brief = (dict(zip("abcd", RANKED["scores_completions"][name], strict=True)) for name in ("help", "brief"))
     expected = {(x, y) for x, y in itertools.permutations("abcd", 2) if help_[x] > help_[y]}
     assert {tuple(texts) for texts, _ in groups[:-1]} == expected and len(groups) == len(expected) + 1 == 6
     for (x, y), group in groups[:-1]:
-        assert group.columns["margins"] == ((brief[x],), (brief[y],))
+        assert group.columns["other_rewards"] == ((brief[x],), (brief[y],))
         assert group.columns["scores/help"] == (help_[x], help_[y])
     assert len({group.row_id for _, group in groups}) == 6
     assert report.preferred == Preferred("help", kept=1, made=5, tied=1) and report.rows == {"ranked": 1, "pair": 1}
@@ -106,16 +106,16 @@ def test_relabelled_pairs_become_judged_answers(load):
 
 
 def test_margins_in_the_order_of_the_names(load):
-    groups, _ = load(PAIRS, margins=["brief", "help"])
-    assert groups[1][1].columns["margins"] == ((1.0, 1.0), (-2.0, 2.0))
-    assert common_columns([g for _, g in groups]) == ["margins", "scores/brief", "scores/help"]
-    [(_, turned)], _ = load(PAIRS[1:2], margins=["brief"], prefer="help")
-    assert turned.columns["margins"] == ((-2.0,), (1.0,))
+    groups, _ = load(PAIRS, other_rewards=["brief", "help"])
+    assert groups[1][1].columns["other_rewards"] == ((1.0, 1.0), (-2.0, 2.0))
+    assert common_columns([g for _, g in groups]) == ["other_rewards", "scores/brief", "scores/help"]
+    [(_, turned)], _ = load(PAIRS[1:2], other_rewards=["brief"], prefer="help")
+    assert turned.columns["other_rewards"] == ((-2.0,), (1.0,))
 
 
 def test_a_score_that_is_not_there(load):
     lacking = [PAIRS[0], PAIRS[1] | {"scores_chosen": {"brief": 1}, "scores_rejected": {"brief": 2}}]
-    for option in ({"prefer": "help"}, {"margins": ["help"]}):
+    for option in ({"prefer": "help"}, {"other_rewards": ["help"]}):
         with pytest.raises(InputError) as caught:
             load(lacking, **option)
         assert "0.jsonl, row 2: the scores there are: brief" in caught.value.got and "'help'" in caught.value.expected
@@ -130,8 +130,8 @@ def test_what_prefer_and_margins_refuse(load):
         load([{"prompt": "q", "completion": "a", "label": True}], kinds=("judged",), prefer="help")
     with pytest.raises(InputError, match="0.jsonl: 1 ties and nothing else"):
         load(PAIRS[2:3], prefer="help")
-    with pytest.raises(InputError, match="margins from one place"):
-        load([pair(0, 1, 2, margins_chosen=[1], margins_rejected=[2])], margins=["help"])
+    with pytest.raises(InputError, match="other_rewards from one place"):
+        load([pair(0, 1, 2, other_rewards_chosen=[1], other_rewards_rejected=[2])], other_rewards=["help"])
 
 
 def test_swapping_twice_is_nothing():
@@ -144,17 +144,17 @@ def test_swapping_twice_is_nothing():
 
 
 @pytest.mark.parametrize(
-    "objective, margins, said",
+    "objective, other_rewards, said",
     [
-        ([{"name": "dpo"}], ["help"], "no objective reads `margins`"),
+        ([{"name": "dpo"}], ["help"], "no objective reads `other_rewards`"),
         ([{"name": "modpo", "w": [0.6, 0.4]}], ["help", "brief"], "modpo.w has 2 weights; .*: 3, base first"),
         ([{"name": "modpo", "w": [1, 1, 1]}], ["help", "help"], "names a score twice"),
-        ([{"name": "modpo", "w": [1, 1], "columns": {"margins": ["scores/a"]}}], ["help"], "no objective reads"),
+        ([{"name": "modpo", "w": [1, 1], "columns": {"other_rewards": ["scores/a"]}}], ["help"], "no objective reads"),
     ],
 )
-def test_contradictions(objective, margins, said):
+def test_contradictions(objective, other_rewards, said):
     with pytest.raises(InputError, match=said):
-        make_config({"objective": objective, "data": {"margins": margins}})
+        make_config({"objective": objective, "data": {"other_rewards": other_rewards}})
 
 
 # ---- training
@@ -174,11 +174,13 @@ def test_modpo_through_the_two_keys_is_modpo_on_rows_written_out(tmp_path, tiny_
             sides = ("chosen", "rejected")
             order = (0, 1) if scores[0]["a"] > scores[1]["a"] else (1, 0)
             made = {side: row[sides[k]] for side, k in zip(sides, order, strict=True)}
-            made |= {f"margins_{side}": [scores[k]["c"], scores[k]["b"]] for side, k in zip(sides, order, strict=True)}
+            made |= {
+                f"other_rewards_{side}": [scores[k]["c"], scores[k]["b"]] for side, k in zip(sides, order, strict=True)
+            }
             written.append({"prompt": row["prompt"], **made})
     assert 6 < len(written) < 12 and any(row["chosen"][0]["content"].startswith("no") for row in written)
     losses = []
-    for name, rows, data in (("keys", scored, {"prefer": "a", "margins": ["c", "b"]}), ("by_hand", written, {})):
+    for name, rows, data in (("keys", scored, {"prefer": "a", "other_rewards": ["c", "b"]}), ("by_hand", written, {})):
         file = tiny.write_rows(tmp_path / f"{name}.jsonl", rows)
         config = tiny.config(
             tmp_path / name, tiny_files.model, file, objective=[{"name": "modpo", "beta": 0.1, "w": [0.5, 0.3, 0.2]}],
@@ -194,11 +196,35 @@ def test_the_keys_reach_the_loader(tmp_path, tiny_files, any_mesh):
     file = tiny.write_rows(tmp_path / "rows.jsonl", rows)
     config = tiny.config(
         tmp_path / "run", tiny_files.model, file, objective=[{"name": "modpo", "w": [0.6, 0.4]}],
-        data={"train": [str(file)], "eval": [], "prefer": "a", "margins": ["b"]},
+        data={"train": [str(file)], "eval": [], "prefer": "a", "other_rewards": ["b"]},
     )  # fmt: skip
     pieces = build(config)
     groups, report = read_data(pieces, "train")
     assert (report.preferred.swapped, report.preferred.tied) == (3, 3)
     [step] = make_loader(pieces, groups, training=False).iterate()
-    margins = step.batch.columns["margins"][step.batch.row_id_RG >= 0]
+    margins = step.batch.columns["other_rewards"][step.batch.row_id_RG >= 0]
     assert sorted(margins.tolist()) == [[[-1.0], [1.0]], [[-3.0], [3.0]], [[-5.0], [5.0]]][::-1]
+
+
+# ---- former names
+
+
+def test_the_former_name_of_other_rewards_is_read_with_a_notice():
+    rows = {"margins_chosen": [1], "margins_rejected": [2]}
+    with pytest.warns(FutureWarning, match="called other_rewards_chosen"):
+        groups, _ = load([pair(0, 1, 2, **rows)])
+    assert groups[0][1].columns["other_rewards"] == ((1.0,), (2.0,))
+    with pytest.raises(InputError, match="under one name"):
+        load([pair(0, 1, 2, other_rewards_chosen=[1], other_rewards_rejected=[2], **rows)])
+
+
+def test_the_former_name_in_a_config_is_read_with_a_notice():
+    objective = [{"name": "modpo", "w": [0.6, 0.4]}]
+    with pytest.warns(FutureWarning, match=r"data\.margins: `margins` is called `other_rewards`"):
+        config = make_config({"objective": objective, "data": {"margins": ["help"]}})
+    assert config == make_config({"objective": objective, "data": {"other_rewards": ["help"]}})
+    mapped = lambda name: {"objective": [objective[0] | {"columns": {name: ["scores/help"]}}]}
+    with pytest.warns(FutureWarning, match=r"objective\.0\.columns\.margins"):
+        assert make_config(mapped("margins")) == make_config(mapped("other_rewards"))
+    with pytest.raises(InputError, match="data.other_rewards alone"):
+        make_config({"objective": objective, "data": {"margins": ["help"], "other_rewards": ["help"]}})

@@ -279,16 +279,28 @@ CHAT = {"prompt": [user("q")], "chosen": [bot("a")], "rejected": [bot("b")]}
         (PAIR | {"probability": -0.1}, ['key "probability": -0.1']),
         (PAIR | {"probability": True}, ['key "probability": bool True']),
         (PAIR | {"baseline": "1"}, ["key \"baseline\": str '1'"]),
-        (PAIR | {"margins_chosen": [1.0]}, ['"margins_chosen" has a number, "margins_rejected" has none']),
-        (PAIR | {"margins_rejected": [1.0]}, ['"margins_rejected" has a number']),
         (
-            PAIR | {"margins_chosen": [1, 2], "margins_rejected": [1]},
-            ['2 in "margins_chosen", 1 in "margins_rejected"'],
+            PAIR | {"other_rewards_chosen": [1.0]},
+            ['"other_rewards_chosen" has a number, "other_rewards_rejected" has none'],
         ),
-        (PAIR | {"margins_chosen": [], "margins_rejected": []}, ["at least one", '0 in "margins_chosen"']),
-        (PAIR | {"margins_chosen": [1, None], "margins_rejected": [1, 2]}, ['key "margins_chosen[1]": null']),
-        (PAIR | {"margins_chosen": [True], "margins_rejected": [1]}, ['key "margins_chosen[0]": bool True']),
-        (PAIR | {"margins_chosen": 1, "margins_rejected": 2}, ['key "margins_chosen": int 1']),
+        (PAIR | {"other_rewards_rejected": [1.0]}, ['"other_rewards_rejected" has a number']),
+        (
+            PAIR | {"other_rewards_chosen": [1, 2], "other_rewards_rejected": [1]},
+            ['2 in "other_rewards_chosen", 1 in "other_rewards_rejected"'],
+        ),
+        (
+            PAIR | {"other_rewards_chosen": [], "other_rewards_rejected": []},
+            ["at least one", '0 in "other_rewards_chosen"'],
+        ),
+        (
+            PAIR | {"other_rewards_chosen": [1, None], "other_rewards_rejected": [1, 2]},
+            ['key "other_rewards_chosen[1]": null'],
+        ),
+        (
+            PAIR | {"other_rewards_chosen": [True], "other_rewards_rejected": [1]},
+            ['key "other_rewards_chosen[0]": bool True'],
+        ),
+        (PAIR | {"other_rewards_chosen": 1, "other_rewards_rejected": 2}, ['key "other_rewards_chosen": int 1']),
         (CHAT | {"tools": "[{"}, ['key "tools", column']),
         (CHAT | {"tools": [1]}, ['key "tools": list [1]']),
         (CHAT | {"tools": '{"name": "f"}'}, ['key "tools": dict']),
@@ -356,15 +368,28 @@ def test_numbers():
 
 
 def test_margins_probability_and_baseline():
-    row = PAIR | {"margins_chosen": [1, -2.5], "margins_rejected": [0, 3], "probability": 0.75, "baseline": -1}
-    expected = {"margins": ((1.0, -2.5), (0.0, 3.0)), "probability": 0.75, "baseline": -1.0}
+    row = PAIR | {
+        "other_rewards_chosen": [1, -2.5],
+        "other_rewards_rejected": [0, 3],
+        "probability": 0.75,
+        "baseline": -1,
+    }
+    expected = {"other_rewards": ((1.0, -2.5), (0.0, 3.0)), "probability": 0.75, "baseline": -1.0}
     assert group_of(row).columns == expected
     assert set(row) <= set(KNOWN_COLUMNS)
     assert [group_of(PAIR | {"probability": p}).columns["probability"] for p in (0, 1)] == [0.0, 1.0]
 
 
 def test_null_numbers_are_absent():
-    keys = ("weight", "margin", "score_chosen", "score_rejected", "scores_chosen", "margins_chosen", "margins_rejected")
+    keys = (
+        "weight",
+        "margin",
+        "score_chosen",
+        "score_rejected",
+        "scores_chosen",
+        "other_rewards_chosen",
+        "other_rewards_rejected",
+    )
     assert group_of(PAIR | dict.fromkeys((*keys, "probability", "baseline"))).columns == {}
 
 

@@ -240,9 +240,9 @@ def test_the_gold_answer_may_be_one_of_the_pair():
 
 
 def test_a_gold_answer_has_no_numbers():
-    numbers = {"score_chosen": 2, "score_rejected": 1, "margins_chosen": [1, 2], "margins_rejected": [3, 4]}
+    numbers = {"score_chosen": 2, "score_rejected": 1, "other_rewards_chosen": [1, 2], "other_rewards_rejected": [3, 4]}
     columns = group_of(TRIPLE | numbers | {"margin": 1}, gold=True).columns
-    assert columns == {"score": (2.0, 1.0, 0.0), "margins": ((1.0, 2.0), (3.0, 4.0), (0.0, 0.0)), "margin": 1.0}
+    assert columns == {"score": (2.0, 1.0, 0.0), "other_rewards": ((1.0, 2.0), (3.0, 4.0), (0.0, 0.0)), "margin": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -107,8 +107,8 @@ def test_micro_batches_run_at_the_length_of_their_fullest_row():
         used_T = (step.batch.segment_RL > 0).sum(-1).max(-1)[: step.micro_batches]
         assert np.array_equal(used_T, step.batch.expiry_RL.max((1, 2))[: step.micro_batches]), "what the step looks at"
         assert sorted(used_T, reverse=True) == list(used_T), "fullest first"
-        assert step.columns == 2 * sum(-(-int(used) // 12) * 12 for used in used_T)
-        total += step.columns
+        assert step.run_tokens == 2 * sum(-(-int(used) // 12) * 12 for used in used_T)
+        total += step.run_tokens
     tokens = sum(step.tokens for step in loader.iterate())
     assert loader.plan.padding_fraction == pytest.approx(1 - tokens / total)
     whole = Loader(make_groups(40), batch_size=5, micro_rows=2, layout=Layout(48), seed=0)
@@ -121,7 +121,7 @@ def test_columns_are_those_of_the_length_that_the_step_picks(pack):
     loader = Loader(make_groups(20), batch_size=5, micro_rows=2, layout=Layout(48, pack=pack, buckets=4), seed=0)
     for step in loader.iterate():
         used_T = step.batch.expiry_RL.max((1, 2))[: step.micro_batches]
-        assert step.columns == 2 * sum(-(-int(used) // 12) * 12 for used in used_T)
+        assert step.run_tokens == 2 * sum(-(-int(used) // 12) * 12 for used in used_T)
 
 
 def test_a_group_longer_than_the_row_is_named():

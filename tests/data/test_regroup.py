@@ -72,7 +72,7 @@ PAIR = Group(
     4,
     "t.jsonl, row 5",
     template_kwargs={"x": 1},
-    columns={"weight": 2.0, "score": (9.0, 7.0), "margins": ((1.0, 2.0), (3.0, 4.0))},
+    columns={"weight": 2.0, "score": (9.0, 7.0), "other_rewards": ((1.0, 2.0), (3.0, 4.0))},
 )
 
 
@@ -82,15 +82,15 @@ def test_a_pair_becomes_two_judged_answers(wanted):
     assert (chosen.completions, rejected.completions) == (("a",), ("b",))
     assert (chosen.row_id, rejected.row_id) == (8, 9)
     assert (chosen.where, rejected.where) == ("t.jsonl, row 5, chosen", "t.jsonl, row 5, rejected")
-    assert chosen.columns == {"weight": 2.0, "score": (9.0,), "margins": ((1.0, 2.0),), "label": 1.0}
-    assert rejected.columns == {"weight": 2.0, "score": (7.0,), "margins": ((3.0, 4.0),), "label": 0.0}
+    assert chosen.columns == {"weight": 2.0, "score": (9.0,), "other_rewards": ((1.0, 2.0),), "label": 1.0}
+    assert rejected.columns == {"weight": 2.0, "score": (7.0,), "other_rewards": ((3.0, 4.0),), "label": 0.0}
     assert chosen.prompt == rejected.prompt == "q" and chosen.template_kwargs == {"x": 1}
 
 
 def test_chosen_alone():
     [group] = regroup(PAIR, "pair", "single", pairs=True)
     assert (group.completions, group.row_id, group.where) == (("a",), 4, "t.jsonl, row 5")
-    assert group.columns == {"weight": 2.0, "score": (9.0,), "margins": ((1.0, 2.0),)}
+    assert group.columns == {"weight": 2.0, "score": (9.0,), "other_rewards": ((1.0, 2.0),)}
 
 
 def test_row_ids_stay_unique_where_pairs_and_judged_answers_meet():

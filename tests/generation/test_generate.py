@@ -15,7 +15,7 @@ import tiny
 from jaxpref.errors import InputError
 from jaxpref.generation import decoding
 from jaxpref.generation.completions import Settings, complete, generate, open_policy, stop_ids
-from jaxpref.generation.decoding import Generator, Policy, decodes_apart, policy_of
+from jaxpref.generation.decoding import DecodingModel, Generator, decodes_unstacked, decoding_model
 from jaxpref.generation.prompts import given_prompts
 from jaxpref.generation.sampling import Sampling
 from jaxpref.models.logprobs import logits
@@ -69,7 +69,7 @@ def golden_rows(source, name, new_tokens):
     pieces, params = open_policy(source)
     prompts = [np.array(row["prompt"]) for row in golden["rows"]]
     generator = Generator(
-        policy_of(pieces.model, decodes_apart(pieces.mesh)),
+        decoding_model(pieces.model, decodes_unstacked(pieces.mesh)),
         params, pieces.mesh, sampling=Sampling(), seed=0, max_new_tokens=new_tokens,
         positions=pieces.source.spec.max_positions, stop_ids=stop_ids(pieces),
     )  # fmt: skip
@@ -129,7 +129,7 @@ def test_position_in_the_batch_changes_no_row(opened):
     """The same prompts and numbers, in another order."""
     pieces, params = opened
     generator = Generator(
-        policy_of(pieces.model, decodes_apart(pieces.mesh)),
+        decoding_model(pieces.model, decodes_unstacked(pieces.mesh)),
         params, pieces.mesh, sampling=SAMPLED, seed=3, positions=256, max_new_tokens=8,
         stop_ids=[2],
     )  # fmt: skip
@@ -234,13 +234,13 @@ def test_a_policy_may_be_a_mixture(opened):
     """The mean of two models' probabilities, drawn greedily, against both run without a cache."""
     pieces, params = opened
     other = jax.tree.map(lambda x: x * 1.1, params)
-    one = policy_of(pieces.model, decodes_apart(pieces.mesh))
+    one = decoding_model(pieces.model, decodes_unstacked(pieces.mesh))
 
     def next_logits(both, states, *step):
         (p, first), (q, second) = (one.next_logits(*pair, *step) for pair in zip(both, states, strict=True))
         return jnp.logaddexp(jax.nn.log_softmax(p), jax.nn.log_softmax(q)), (first, second)
 
-    mixture = Policy(
+    mixture = DecodingModel(
         start=lambda rows, columns: (one.start(rows, columns),) * 2,
         read=lambda both, states, *chunk: tuple(one.read(*pair, *chunk) for pair in zip(both, states, strict=True)),
         unpacked=lambda both: tuple(map(one.unpacked, both)),

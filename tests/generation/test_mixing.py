@@ -15,12 +15,12 @@ from scipy.special import logsumexp
 from jaxpref import Mix, cli
 from jaxpref.errors import InputError
 from jaxpref.generation import completions as generate
+from jaxpref.generation.answer_logps import answer_logps
 from jaxpref.generation.completions import Settings, complete, open_source
 from jaxpref.generation.mixing import DIVERGENCES, Rule, mixed_logits, parse_policies
 from jaxpref.generation.opening import reweighted
 from jaxpref.generation.prompts import given_prompts
 from jaxpref.generation.sampling import Sampling
-from jaxpref.generation.scoring import answer_logps
 from jaxpref.models import lora
 from jaxpref.models.peft import save_adapter
 from jaxpref.models.source import open_checkpoint
@@ -509,9 +509,9 @@ def test_policies_of_other_vocabularies(sources, tmp_path, tiny_files):
 
 
 def test_a_run_with_margins_is_opened(tmp_path, tiny_files):
-    """Its objective is not read, so its margins must not be either."""
-    margins = {"data": {"margins": ["a"]}, "objective": [{"name": "modpo", "w": [0.5, 0.5]}]}
-    config = tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, **margins)
+    """Its objective is not read, so its other rewards must not be either."""
+    other = {"data": {"other_rewards": ["a"]}, "objective": [{"name": "modpo", "w": [0.5, 0.5]}]}
+    config = tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, **other)
     (tmp_path / "run").mkdir()
     tiny.write_config(config, tmp_path / "run" / "config.yaml")
     with pytest.raises(InputError, match="train the run first"):

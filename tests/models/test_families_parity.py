@@ -85,7 +85,7 @@ def of_completions(batch):
     for r in range(R):
         for g in range(G):
             for k in range(K):
-                columns = batch.score_src_RS[r][batch.score_slot_RS[r] == g * K + k]
+                columns = batch.loss_src_RS[r][batch.loss_slot_RS[r] == g * K + k]
                 if len(columns):
                     found[int(batch.row_id_RG[r, g]), k] = r, columns
     return [found[key] for key in sorted(found)]

@@ -155,12 +155,12 @@ def test_policy_equal_to_reference_gives_ln2_with_a_real_vocabulary():
     assert np.array_equal(policy.sum, ref.sum), "to the bit: a tie of rewards stays a tie"
     assert np.all(ref.entropy == 0) and np.all(policy.entropy > 0), "the two passes are not the same program"
 
-    x = np.asarray(model.hidden(params, batch.token_RL, batch.position_RL, batch.expiry_RL))[0, batch.score_src_RS[0]]
+    x = np.asarray(model.hidden(params, batch.token_RL, batch.position_RL, batch.expiry_RL))[0, batch.loss_src_RS[0]]
     logits = x.astype(np.float64) @ np.asarray(model.head(params), np.float64).T
     logq = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
     logq -= logits.max(-1, keepdims=True)
-    taken = np.take_along_axis(logq, batch.score_tok_RS[0][:, None], axis=1)[:, 0]
-    slot = batch.score_slot_RS[0]
+    taken = np.take_along_axis(logq, batch.loss_tok_RS[0][:, None], axis=1)[:, 0]
+    slot = batch.loss_slot_RS[0]
     for k in (0, 1):
         np.testing.assert_allclose(policy.sum[0, k], taken[slot == k].sum(), rtol=1e-6)
         entropy = -(np.exp(logq[slot == k]) * logq[slot == k]).sum()
@@ -172,10 +172,8 @@ def test_padding_under_extreme_logits_keeps_the_gradient_finite(params):
     steep = {**params, "embed": {"table": 40 * params["embed"]["table"]}}
     batch = one_batch(make_groups()[:3], Layout(64))
     x = MODEL.hidden(steep, batch.token_RL, batch.position_RL, batch.expiry_RL)
-    assert float(jnp.max(x @ steep["embed"]["table"].T)) > 100 and int(np.sum(batch.score_slot_RS == 9)) == 0
-    shifted = batch._replace(
-        score_slot_RS=np.where(np.arange(batch.score_slot_RS.shape[1]) > 9, 9, batch.score_slot_RS)
-    )
+    assert float(jnp.max(x @ steep["embed"]["table"].T)) > 100 and int(np.sum(batch.loss_slot_RS == 9)) == 0
+    shifted = batch._replace(loss_slot_RS=np.where(np.arange(batch.loss_slot_RS.shape[1]) > 9, 9, batch.loss_slot_RS))
     gradient = jax.grad(lambda p: completion_logps(MODEL, p, shifted, chunk=8).sum.sum())(steep)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient))
 
@@ -195,9 +193,9 @@ def test_no_scored_token_depends_on_another_completion_or_group(params):
         wide = {**params, "embed": {"table": table_LD}}
         own = batch._replace(token_RL=np.arange(columns, dtype=np.int32)[None])
         x = model.hidden(wide, own.token_RL, own.position_RL, own.expiry_RL)
-        source = x[0, batch.score_src_RS[0]]
+        source = x[0, batch.loss_src_RS[0]]
         logits = source @ params["embed"]["table"].T
-        return jax.nn.log_softmax(logits)[jnp.arange(len(source)), batch.score_tok_RS[0]]
+        return jax.nn.log_softmax(logits)[jnp.arange(len(source)), batch.loss_tok_RS[0]]
 
     table = params["embed"]["table"][batch.token_RL[0]]
     jacobian = np.asarray(jnp.abs(jax.jit(jax.jacrev(logps_of))(table)).sum(-1))  # [S, columns]
@@ -212,14 +210,14 @@ def test_no_scored_token_depends_on_another_completion_or_group(params):
             spans.append((prompt, range(column, column + len(ids))))
             column += len(ids)
     checked = 0
-    for s, slot in enumerate(batch.score_slot_RS[0]):
+    for s, slot in enumerate(batch.loss_slot_RS[0]):
         if slot == padding:
             continue
         prompt, completion = spans[slot]
-        source = int(batch.score_src_RS[0, s])
+        source = int(batch.loss_src_RS[0, s])
         allowed = {c for c in (*prompt, *completion) if c <= source}
         seen = set(np.flatnonzero(jacobian[s] > 0).tolist())
-        assert seen == allowed, f"scored token {s} of slot {slot} sees {sorted(seen)}, not {sorted(allowed)}"
+        assert seen == allowed, f"loss token {s} of slot {slot} sees {sorted(seen)}, not {sorted(allowed)}"
         checked += 1
     assert checked == sum(sum(c) for _, c in LENGTHS[:3])
 
@@ -262,9 +260,9 @@ def test_padding_of_the_head_and_a_soft_cap(params):
     capped = 1.5 * np.tanh(np.asarray(jnp.einsum("RLD,VD->RLV", x, narrow.head(params), precision="highest")) / 1.5)
     np.testing.assert_allclose(logits(wide, x, padded["embed"]["table"])[..., : SPEC.vocab], capped, atol=1e-5)
     assert np.all(logits(wide, x, padded["embed"]["table"])[..., SPEC.vocab :] == -1e30)
-    logp = jax.nn.log_softmax(capped[0, batch.score_src_RS[0]])
-    taken = np.take_along_axis(np.asarray(logp), batch.score_tok_RS[0][:, None], axis=1)[:, 0]
-    expected = [taken[batch.score_slot_RS[0] == slot].sum() for slot in range(6)]
+    logp = jax.nn.log_softmax(capped[0, batch.loss_src_RS[0]])
+    taken = np.take_along_axis(np.asarray(logp), batch.loss_tok_RS[0][:, None], axis=1)[:, 0]
+    expected = [taken[batch.loss_slot_RS[0] == slot].sum() for slot in range(6)]
     np.testing.assert_allclose(logps.sum.reshape(-1), expected, rtol=RELATIVE)
 
 
@@ -277,7 +275,7 @@ def test_an_empty_row_gives_zeros():
 def test_full_logits_are_never_built(params):
     """No [R, L, V] or [R, S, V] array is in the compiled gradient."""
     batch = one_batch(make_groups(), Layout(64))
-    R, S = batch.score_src_RS.shape
+    R, S = batch.loss_src_RS.shape
     function = jax.grad(lambda p: completion_logps(MODEL, p, batch, chunk=4).sum.sum())
     program = jax.jit(function).lower(params).compile().as_text()
     assert f"[{R},4,{SPEC.vocab}]" in program
@@ -295,13 +293,13 @@ def test_fill_row_by_hand():
     assert batch.position_RL[0].tolist() == [0, 1, 2, 3, 2, 0, 0, 0]
     assert batch.expiry_RL[0].tolist() == [5, 5, 4, 4, 5, 0, 0, 0]
     assert batch.segment_RL[0].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
-    assert batch.score_src_RS[0].tolist() == [1, 2, 1, 0]
-    assert batch.score_tok_RS[0].tolist() == [12, 13, 14, 0]
-    assert batch.score_slot_RS[0].tolist() == [0, 0, 1, 3]
+    assert batch.loss_src_RS[0].tolist() == [1, 2, 1, 0]
+    assert batch.loss_tok_RS[0].tolist() == [12, 13, 14, 0]
+    assert batch.loss_slot_RS[0].tolist() == [0, 0, 1, 3]
     assert batch.slot_count_RGK[0].tolist() == [[2, 1]]
     assert batch.last_RGK[0].tolist() == [[3, 4]] and batch.prompt_last_RG[0].tolist() == [1]
     apart = empty_batch(1, RowShape(8, 4, 1, 2), [])
     fill_row(apart, 0, [group], share_prefix=False)
     assert apart.token_RL[0].tolist() == [10, 11, 12, 13, 10, 11, 14, 0]
     assert apart.expiry_RL[0].tolist() == [4, 4, 4, 4, 7, 7, 7, 0]
-    assert apart.score_src_RS[0].tolist() == [1, 2, 5, 0]
+    assert apart.loss_src_RS[0].tolist() == [1, 2, 5, 0]

@@ -51,7 +51,7 @@ def columns(part, batch: int, K: int, seed: int = 0) -> dict:
     )
     have = {
         "margin": one(), "probability": one(), "baseline": one(), "uniform": one(), "label": jnp.arange(batch) % 2.0,
-        "score": jnp.sort(each(), axis=1)[:, ::-1], "scores": each(EXTRA), "margins": each(EXTRA),
+        "score": jnp.sort(each(), axis=1)[:, ::-1], "scores": each(EXTRA), "other_rewards": each(EXTRA),
         "extra_refs": -5.0 + each(EXTRA), "running": dict(part.needs.running),
     }  # fmt: skip
     asked = inspect.signature(part.function).parameters

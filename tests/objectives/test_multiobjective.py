@@ -42,7 +42,7 @@ def minus_log_sigmoid(x):
 
 POLICY = logps([[-3.0, -7.0], [-4.0, -2.0]], [[2, 4], [1, 3]])
 REF = logps([[-4.0, -5.0], [-4.5, -3.5]], [[2, 4], [1, 3]])  # rho = (1, -2), (0.5, 1.5)
-MARGINS = array([[[2.0], [-1.0]], [[0.0], [3.0]]])
+OTHER_REWARDS = array([[[2.0], [-1.0]], [[0.0], [3.0]]])
 TWO_MARGINS = array([[[2.0, 1.0], [-1.0, 0.5]], [[0.0, -2.0], [3.0, 0.25]]])
 
 
@@ -58,12 +58,12 @@ def assert_same(one, other):
 
 def test_modpo_by_hand():
     """u = (0.1 rho - 0.25 r) / 0.5: (-0.8, 0.1) and (0.1, -1.2)."""
-    out = modpo(POLICY, REF, MARGINS, w=(0.5, 0.25), beta=0.1)
+    out = modpo(POLICY, REF, OTHER_REWARDS, w=(0.5, 0.25), beta=0.1)
     np.testing.assert_allclose(out.loss_B, [minus_log_sigmoid(-0.9), minus_log_sigmoid(1.3)], rtol=1e-5)
     np.testing.assert_allclose(out.metrics["base_rewards/margins"], [-0.9, 1.3], rtol=1e-5)
     np.testing.assert_allclose(out.metrics["rewards/margins"], [0.3, -0.1], rtol=1e-5)
     assert out.metrics["base_rewards/accuracies"].tolist() == [0.0, 1.0]
-    hinge = modpo_hinge(POLICY, REF, MARGINS, w=(0.5, 0.25), beta=0.1)
+    hinge = modpo_hinge(POLICY, REF, OTHER_REWARDS, w=(0.5, 0.25), beta=0.1)
     np.testing.assert_allclose(hinge.loss_B, [1.9, 0.0], rtol=1e-5)
 
 
@@ -74,19 +74,19 @@ def test_modpo_of_three_objectives_by_hand():
 
 
 def test_modpo_with_the_base_alone_is_dpo():
-    assert_same(lambda p: modpo(p, REF, MARGINS, w=(1.0, 0.0), beta=0.3), lambda p: dpo(p, REF, beta=0.3))
-    assert_same(lambda p: modpo(p, REF, MARGINS[:, :, :0], w=(1.0,), beta=0.3), lambda p: dpo(p, REF, beta=0.3))
+    assert_same(lambda p: modpo(p, REF, OTHER_REWARDS, w=(1.0, 0.0), beta=0.3), lambda p: dpo(p, REF, beta=0.3))
+    assert_same(lambda p: modpo(p, REF, OTHER_REWARDS[:, :, :0], w=(1.0,), beta=0.3), lambda p: dpo(p, REF, beta=0.3))
 
 
 def test_modpo_with_equal_margins_is_dpo_with_beta_over_w():
-    equal = jnp.full_like(MARGINS, 7.0)
+    equal = jnp.full_like(OTHER_REWARDS, 7.0)
     assert_same(lambda p: modpo(p, REF, equal, w=(0.25, 0.75), beta=0.3), lambda p: dpo(p, REF, beta=1.2))
 
 
 def test_only_ratios_of_beta_and_weights_count():
     assert_same(
-        lambda p: modpo(p, REF, MARGINS, w=(0.2, 0.6), beta=0.1),
-        lambda p: modpo(p, REF, MARGINS, w=(1.0, 3.0), beta=0.5),
+        lambda p: modpo(p, REF, OTHER_REWARDS, w=(0.2, 0.6), beta=0.1),
+        lambda p: modpo(p, REF, OTHER_REWARDS, w=(1.0, 3.0), beta=0.5),
     )
 
 
@@ -101,8 +101,8 @@ def test_a_length_margin_is_r_dpo():
 
 
 def test_a_margin_of_weight_one_is_margin_dpo():
-    difference = MARGINS[:, 0, 0] - MARGINS[:, 1, 0]
-    assert_same(lambda p: modpo(p, REF, MARGINS, w=(1.0, 1.0)), lambda p: margin_dpo(p, REF, difference))
+    difference = OTHER_REWARDS[:, 0, 0] - OTHER_REWARDS[:, 1, 0]
+    assert_same(lambda p: modpo(p, REF, OTHER_REWARDS, w=(1.0, 1.0)), lambda p: margin_dpo(p, REF, difference))
 
 
 def test_implicit_margins_are_those_of_the_other_policies():
@@ -141,16 +141,16 @@ def test_other_models_and_margins_are_constant():
         )
         return sum(out.loss_B.sum() for out in outs)
 
-    for gradient in jax.grad(total, argnums=(0, 1, 2))(REF.sum, MARGINS - 5.0, MARGINS):
+    for gradient in jax.grad(total, argnums=(0, 1, 2))(REF.sum, OTHER_REWARDS - 5.0, OTHER_REWARDS):
         assert not np.any(gradient)
 
 
 @pytest.mark.parametrize("objective", (modpo, modpo_hinge))
 def test_wrong_weights_are_refused(objective):
-    with pytest.raises(InputError, match=r"`margins` of shape \[B, K, 2\](.|\n)*got: shape \(2, 2, 1\)"):
-        objective(POLICY, REF, MARGINS, w=(0.5, 0.3, 0.2))
-    with pytest.raises(InputError, match=r"columns: \{margins: \[first, ...\]\}"):
-        objective(POLICY, REF, MARGINS[:, :, 0], w=(0.5, 0.3, 0.2))
+    with pytest.raises(InputError, match=r"`other_rewards` of shape \[B, K, 2\](.|\n)*got: shape \(2, 2, 1\)"):
+        objective(POLICY, REF, OTHER_REWARDS, w=(0.5, 0.3, 0.2))
+    with pytest.raises(InputError, match=r"columns: \{other_rewards: \[first, ...\]\}"):
+        objective(POLICY, REF, OTHER_REWARDS[:, :, 0], w=(0.5, 0.3, 0.2))
     for w, message in (
         ([], "first entry, the base's"),
         ([0.0, 1.0], "first entry, the base's"),
@@ -165,17 +165,17 @@ def test_wrong_weights_are_refused(objective):
 
 def test_wrong_numbers_of_models_and_scores_are_refused():
     with pytest.raises(InputError, match="`extra_refs` of shape(.|\n)*reference.extra"):
-        modpo_implicit(POLICY, REF, MARGINS, w=(1.0, 1.0, 1.0))
+        modpo_implicit(POLICY, REF, OTHER_REWARDS, w=(1.0, 1.0, 1.0))
     with pytest.raises(InputError, match="betas with 1 entries"):
-        modpo_implicit(POLICY, REF, MARGINS, w=(1.0, 1.0), betas=(0.1, 0.2))
+        modpo_implicit(POLICY, REF, OTHER_REWARDS, w=(1.0, 1.0), betas=(0.1, 0.2))
     with pytest.raises(InputError, match="as many as `lambdas`"):
-        spo(POLICY, REF, MARGINS, lambdas=())
+        spo(POLICY, REF, OTHER_REWARDS, lambdas=())
     with pytest.raises(InputError, match="`scores` of shape .* as many as `g`"):
-        hpo_dpo(POLICY, REF, MARGINS, g=(1.0, 1.0))
+        hpo_dpo(POLICY, REF, OTHER_REWARDS, g=(1.0, 1.0))
 
 
 def test_columns_of_the_data_are_stacked_to_margins():
-    setting = {"name": "modpo", "w": [1, 0.5, 2], "columns": {"margins": ["safety", "brevity"]}}
+    setting = {"name": "modpo", "w": [1, 0.5, 2], "columns": {"other_rewards": ["safety", "brevity"]}}
     (part,) = bind([setting], {"modpo": modpo})
     assert part.columns == ("safety", "brevity") and part.needs_reference
     out = part(POLICY, REF, {"safety": TWO_MARGINS[..., 0], "brevity": TWO_MARGINS[..., 1]})
@@ -184,13 +184,13 @@ def test_columns_of_the_data_are_stacked_to_margins():
 
 def test_a_gold_answer_is_left_out():
     third = lambda x: jnp.concatenate([x, jnp.full_like(x[:, :1], -3.0)], axis=1)
-    policy, ref, margins = (jax.tree.map(third, x) for x in (POLICY, REF, MARGINS))
+    policy, ref, margins = (jax.tree.map(third, x) for x in (POLICY, REF, OTHER_REWARDS))
     for objective, hyper in (
         (modpo, {"w": (1.0, 1.0)}),
         (modpo_implicit, {"w": (1.0, 1.0)}),
         (spo, {"lambdas": (1.0,)}),
     ):
-        pair = objective(POLICY, REF, MARGINS, **hyper)
+        pair = objective(POLICY, REF, OTHER_REWARDS, **hyper)
         np.testing.assert_allclose(objective(policy, ref, margins, **hyper).loss_B, pair.loss_B, rtol=1e-6)
 
 

@@ -240,7 +240,7 @@ def test_a_function_of_ones_own():
 
 def test_columns_under_other_names():
     """One column for an array, or several stacked on its last axis."""
-    setting = {"name": "modpo", "w": [0.5, 0.3, 0.2], "columns": {"margins": ["scores/brief", "scores/polite"]}}
+    setting = {"name": "modpo", "w": [0.5, 0.3, 0.2], "columns": {"other_rewards": ["scores/brief", "scores/polite"]}}
     (part,) = bind([setting], OBJECTIVES)
     assert part.columns == ("scores/brief", "scores/polite")
     assert check_columns([part], ["scores/polite", "scores/brief", "weight"]) == (
@@ -250,7 +250,7 @@ def test_columns_under_other_names():
     (plain,) = bind([{"name": "modpo", "w": [0.5, 0.3, 0.2]}], OBJECTIVES)
     np.testing.assert_array_equal(
         part(POLICY, REF, {"scores/brief": brief, "scores/polite": polite}).loss_B,
-        plain(POLICY, REF, {"margins": jnp.stack([brief, polite], axis=-1)}).loss_B,
+        plain(POLICY, REF, {"other_rewards": jnp.stack([brief, polite], axis=-1)}).loss_B,
     )
 
 

@@ -1,4 +1,4 @@
-"""Scoring a data set: what is written, what is run again, and that training reads it."""
+"""LossSpec a data set: what is written, what is run again, and that training reads it."""
 
 import gzip
 import json
@@ -308,19 +308,19 @@ def test_implicit_reward_of_an_adapter(tiny_files, tmp_path):
 
 @pytest.mark.slow
 def test_modpo_with_token_counts_is_length_regularised_dpo(tiny_files, tmp_path):
-    """MODPO with the margin -|y| and w = (1, a) is r_dpo with alpha = a, through score, data.margins and training."""
+    """MODPO with the margin -|y| and w = (1, a) is r_dpo with alpha = a, through score, data.other_rewards and training."""
     score_data(
         str(tiny_files.train), {"short": open_reward(f"rule:tokens:{tiny_files.model}")}, tmp_path / "out.jsonl",
         cache=tmp_path / "cache",
     )  # fmt: skip
     losses = []
-    for name, objective, margins in (
+    for name, objective, other_rewards in (
         ("modpo", {"name": "modpo", "w": [1, 0.05], "beta": 0.2}, ["short"]),
         ("r_dpo", {"name": "r_dpo", "alpha": 0.05, "beta": 0.2}, []),
     ):
         config = tiny.config(
             tmp_path / name, tiny_files.model, tmp_path / "out.jsonl", objective=[objective],
-            data={"train": [str(tmp_path / "out.jsonl")], "eval": [], "margins": margins}, train={"max_steps": 4},
+            data={"train": [str(tmp_path / "out.jsonl")], "eval": [], "other_rewards": other_rewards}, train={"max_steps": 4},
         )  # fmt: skip
         losses.append(tiny.run(config).losses)
     np.testing.assert_allclose(*losses, rtol=1e-5)
@@ -371,15 +371,15 @@ def test_bad_commands(call, data, tmp_path, arguments, said):
 
 
 def test_scores_reach_the_groups(tmp_path, data, tiny_files):
-    """What is written is what data.prefer and data.margins read."""
+    """What is written is what data.prefer and data.other_rewards read."""
     out = tmp_path / "out.jsonl"
     rows = tiny.rows(6)
     score_data(data(rows), {"w": open_reward("rule:words"), "len": counting([])}, out, cache=None)
     config = tiny.config(
         tmp_path / "run", tiny_files.model, out, objective=[{"name": "modpo", "w": [0.5, 0.5]}],
-        data={"train": [str(out)], "eval": [], "prefer": "len", "margins": ["w"]},
+        data={"train": [str(out)], "eval": [], "prefer": "len", "other_rewards": ["w"]},
     )  # fmt: skip
     groups, report = read_data(build(config), "train")
     assert report.preferred.kept + report.preferred.swapped == len(groups) and report.preferred.swapped
     assert all(group.columns["scores/len"][0] > group.columns["scores/len"][1] for group in groups)
-    assert all(group.columns["margins"] == ((-1.0,), (-1.0,)) for group in groups)
+    assert all(group.columns["other_rewards"] == ((-1.0,), (-1.0,)) for group in groups)

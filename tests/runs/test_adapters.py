@@ -27,7 +27,7 @@ from jaxpref.runs.build import build
 from jaxpref.runs.directory import run_params
 from jaxpref.runs.export import export_run
 from jaxpref.runs.params import load_params
-from jaxpref.step.batch_loss import Scoring
+from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.policy import Frozen
 from jaxpref.step.train_step import init_state, make_train_step
 
@@ -249,7 +249,7 @@ def make_step(objective, *, dropout: float, micro_rows: int):
     adapter = {LORA: jax.tree.map(lambda x: x + 0.05, lora.init(jax.random.key(1), base["layers"], spec))}
     (item,) = Loader(make_groups(), batch_size=8, micro_rows=micro_rows, layout=Layout(32)).iterate()
     optimizer = optax.sgd(1.0)  # the update is the gradient
-    scoring = Scoring(model, bind(objective, OBJECTIVES), 8, dropout=dropout > 0)
+    scoring = LossSpec(model, bind(objective, OBJECTIVES), 8, dropout=dropout > 0)
     step = jax.jit(make_train_step(scoring, optimizer, lambda _: 1.0))
     return step, (init_state(adapter, optimizer, 0), Frozen(base, {}), item.batch, item.micro_batches)
 

@@ -64,7 +64,7 @@ def test_flops_do_not_count_padding():
     """The same tokens in rows of 16 or 64 columns are the same work."""
     step = one_step(3, (2, 4), share_prefix=True)
     assert step.tokens == 9 and step.batch.token_RL.size == 32
-    assert (step.tokens_unshared, step.visible, step.scored) == (12, 37, 6)
+    assert (step.tokens_unshared, step.visible, step.loss_tokens) == (12, 37, 6)
 
 
 def test_flops_of_the_first_token_of_an_empty_prompt():

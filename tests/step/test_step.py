@@ -15,7 +15,7 @@ from jaxpref.models.decoder import build_model
 from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.sharding import PARAM_RULES, batch_sharding, make_mesh, param_shardings, param_specs
-from jaxpref.step.batch_loss import Scoring, finish_metrics
+from jaxpref.step.batch_loss import LossSpec, finish_metrics
 from jaxpref.step.policy import Frozen
 from jaxpref.step.train_step import init_state, make_eval_step, make_train_step, state_shardings
 from jaxpref.types import EncodedGroup
@@ -48,7 +48,7 @@ def one_step(params, ref, *, micro_rows, mesh_shape=(1, 1, 1), layout=None, colu
     loader = Loader(make_groups(), batch_size=8, micro_rows=micro_rows, layout=layout or Layout(32), columns=columns)
     (item,) = list(loader.iterate())
     optimizer = optax.sgd(1.0)  # the update is the gradient
-    step = make_train_step(Scoring(MODEL, PARTS, 8, loader.layout.lengths), optimizer, lambda _: 1.0)
+    step = make_train_step(LossSpec(MODEL, PARTS, 8, loader.layout.lengths), optimizer, lambda _: 1.0)
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 0), params)
     shardings = state_shardings(shapes, mesh)
     state = jax.device_put(init_state(params, optimizer, 0), shardings)
@@ -158,7 +158,7 @@ def test_a_mesh_that_does_not_divide_is_refused(params):
 @pytest.mark.parametrize("layout", [Layout(32), Layout(64, buckets=4)], ids=str)
 def test_evaluation_equals_the_training_loss(params, unsplit, layout):
     loader = Loader(make_groups(), batch_size=3, micro_rows=1, layout=layout, columns=("weight",))
-    evaluate = jax.jit(make_eval_step(Scoring(MODEL, PARTS, 8, layout.lengths)))
+    evaluate = jax.jit(make_eval_step(LossSpec(MODEL, PARTS, 8, layout.lengths)))
     total = None
     for item in loader.iterate():
         sums = evaluate(*params, {}, item.batch, item.micro_batches)

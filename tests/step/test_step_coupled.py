@@ -12,7 +12,7 @@ from jaxpref.data.loader import Loader
 from jaxpref.data.pack import MASKS, UNIFORM, Layout
 from jaxpref.objectives import OBJECTIVES, ObjectiveOutput, Term, asked_logps, bind, needs
 from jaxpref.sharding import batch_sharding, make_mesh
-from jaxpref.step.batch_loss import Scoring
+from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.policy import Frozen
 from jaxpref.step.train_step import MovingReference, init_state, make_eval_step, make_train_step, state_shardings
 from jaxpref.types import EncodedGroup
@@ -70,11 +70,11 @@ def one_step(params, ref, objective, *, micro_rows, mesh_shape=(1, 1, 1), layout
     mesh = make_mesh(MeshConfig(*mesh_shape), devices=jax.devices()[: int(np.prod(mesh_shape))])
     loader = Loader(
         make_groups(), batch_size=8, micro_rows=micro_rows, layout=layout, columns=[UNIFORM, *columns_of(0)],
-        masks=[name for name in asked if name in MASKS], score_prompt="prompt" in asked,
+        masks=[name for name in asked if name in MASKS], loss_on_prompt="prompt" in asked,
     )  # fmt: skip
     (item,) = list(loader.iterate())
     optimizer = optax.sgd(1.0)  # the update is the gradient
-    step = make_train_step(Scoring(MODEL, parts, 8, layout.lengths), optimizer, lambda _: 1.0, moving)
+    step = make_train_step(LossSpec(MODEL, parts, 8, layout.lengths), optimizer, lambda _: 1.0, moving)
     start = lambda p, r: init_state(p, optimizer, 0, parts, r if moving else None)
     shardings = state_shardings(jax.eval_shape(start, params, ref), mesh)
     state = jax.device_put(start(params, ref), shardings)
@@ -155,7 +155,7 @@ def test_the_coupled_gradient_is_not_the_mean_over_micro_batches(params):
         loader = Loader(members, batch_size=4, micro_rows=8, layout=Layout(32), columns=[UNIFORM])
         (item,) = list(loader.iterate())
         parts = bind([softmax_of_batch], OBJECTIVES)
-        sums = make_eval_step(Scoring(MODEL, parts, 8))(*params, init_state({}, optax.sgd(1.0), 0, parts).running,
+        sums = make_eval_step(LossSpec(MODEL, parts, 8))(*params, init_state({}, optax.sgd(1.0), 0, parts).running,
                                                         item.batch, item.micro_batches)  # fmt: skip
         ((value, weight),) = sums["terms"]["softmax_of_batch"]
         halves.append(float(value / weight))
@@ -173,7 +173,7 @@ def test_draws_depend_on_the_group_alone():
             for at in zip(*np.nonzero(batch.row_id_RG >= 0), strict=True):
                 slots = [at[2] * 2 + k for k in (0, 1)]
                 masks = tuple(
-                    tuple(batch.masks[name][at[:2]][batch.score_slot_RS[at[:2]] == slot].astype(int).tolist())
+                    tuple(batch.masks[name][at[:2]][batch.loss_slot_RS[at[:2]] == slot].astype(int).tolist())
                     for name in ("sampled", "common") for slot in slots
                 )  # fmt: skip
                 key = s, int(batch.row_id_RG[at])

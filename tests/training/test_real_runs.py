@@ -92,7 +92,7 @@ def files(tmp_path_factory):
         pairs.append({
             "prompt": text(row["prompt"]) + "\n", "chosen": text(row["chosen"]), "rejected": text(row["rejected"]),
             "score_chosen": sum(chosen), "score_rejected": sum(rejected), "probability": 0.9, "margin": 0.1,
-            "margins_chosen": chosen[:2], "margins_rejected": rejected[:2], "baseline": 0.0,
+            "other_rewards_chosen": chosen[:2], "other_rewards_rejected": rejected[:2], "baseline": 0.0,
             "scores_chosen": dict(zip(AXES, chosen, strict=False)),
             "scores_rejected": dict(zip(AXES, rejected, strict=False)),
         })  # fmt: skip

@@ -43,7 +43,7 @@ def test_summarize_is_the_scripts_run():
     run = load_config(CONFIGS / "modpo_summarize.yaml")
     [part] = bind(run.objective, OBJECTIVES, TRANSFORMS)
     assert part.name == "modpo" and part.hyperparameters == {"w": (1.0, 0.1), "beta": 0.1}
-    assert run.data.margins == ["length"]
+    assert run.data.other_rewards == ["length"]
     assert (run.train.batch_size, run.train.epochs, run.data.max_length) == (96, 2, 512)
 
 

@@ -40,7 +40,7 @@ def files(tmp_path_factory):
 
 
 def config_of(files, out, w, **changes):
-    objective = [{"name": "modpo", "w": w, "columns": {"margins": ["scores/length"]}}]
+    objective = [{"name": "modpo", "w": w, "columns": {"other_rewards": ["scores/length"]}}]
     # A large eps, for Adam would make a difference of rounding in a small gradient a difference of a whole step.
     optim = {"learning_rate": 0.02, "eps": 1e-2, "warmup_steps": 1}
     changes = {"adapter": {"rank": 2, "alpha": 8.0}, "objective": objective, "optim": optim, **changes}

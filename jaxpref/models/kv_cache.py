@@ -41,11 +41,11 @@ def init_cache(spec: ModelSpec, rows: int, length: int, dtype: Any) -> dict[str,
     return {"layers": kept, "position": constrain(jnp.full((rows, length), -1, jnp.int32), "rows", None)}
 
 
-def layers_apart(cache: Mapping[str, Any]) -> dict[str, Any]:
+def unstack_layers(cache: Mapping[str, Any]) -> dict[str, Any]:
     """The same with a tuple of layers in place of the leading axis: XLA copies a layer before it multiplies it."""
     keys, values = cache["layers"]
-    apart = tuple((keys[y], values[y]) for y in range(len(keys)))
-    return {"layers": apart, "position": cache["position"]}
+    unstacked = tuple((keys[y], values[y]) for y in range(len(keys)))
+    return {"layers": unstacked, "position": cache["position"]}
 
 
 def _placed(kept):

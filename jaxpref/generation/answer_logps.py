@@ -55,13 +55,13 @@ def mixed_logps(mixed: Mixed, params: Any, batch: Batch, *, chunk: int) -> jax.A
 
     Args:
         params: as of `mixing.mixture_of`.
-        chunk: scored columns that are multiplied with the vocabulary at a time.
+        chunk: loss tokens that are multiplied with the vocabulary at a time.
     """
     trees = whole_params(params, mixed.models)
     models = [model for model, _ in mixed.models]
     states = [hidden_states(model, tree, batch) for model, tree in zip(models, trees, strict=True)]
-    chunk = min(chunk, batch.score_src_RS.shape[1])
-    columns = _chunks(batch.score_src_RS, chunk), _chunks(batch.score_tok_RS, chunk)
+    chunk = min(chunk, batch.loss_src_RS.shape[1])
+    columns = _chunks(batch.loss_src_RS, chunk), _chunks(batch.loss_tok_RS, chunk)
 
     def logp_of_chunk(columns: tuple[jax.Array, jax.Array]) -> jax.Array:
         src_RC, tok_RC = columns
@@ -74,7 +74,7 @@ def mixed_logps(mixed: Mixed, params: Any, batch: Batch, *, chunk: int) -> jax.A
         return of_token_RC - jax.nn.logsumexp(logits_RCV, axis=-1)
 
     logp_ARC = lax.map(logp_of_chunk, columns)
-    R, S = batch.score_src_RS.shape
+    R, S = batch.loss_src_RS.shape
     logp_RS = jnp.moveaxis(logp_ARC, 0, 1).reshape(R, -1)[:, :S]
     return sums_of_completions(logp_RS, batch)
 

@@ -1,4 +1,4 @@
-"""Weights turned round for decoding on a CPU: a row for every output.
+"""Weights transposed for decoding on a CPU: a row for every output.
 
 A step of decoding multiplies a few activations with every weight, so it cannot be faster than the weights are read.
 XLA's CPU product reads [outputs, inputs] times [inputs, few] at the speed of the memory, and the usual form, [few,
@@ -17,7 +17,7 @@ from jax import lax
 
 @partial(jax.tree_util.register_dataclass, data_fields=("rows",), meta_fields=("inputs", "outputs"))
 @dataclass(frozen=True)
-class Turned:
+class Transposed:
     """A weight as rows [outputs, inputs], either side flattened."""
 
     rows: jax.Array
@@ -32,29 +32,29 @@ class Turned:
         return self.rows.shape
 
 
-def turned(w: jax.Array, inputs: int) -> Turned:
+def transposed(w: jax.Array, inputs: int) -> Transposed:
     """A weight [inputs..., outputs...], of which the first `inputs` axes are summed over."""
-    return Turned(w.reshape(math.prod(w.shape[:inputs]), -1).T, w.shape[:inputs], w.shape[inputs:])
+    return Transposed(w.reshape(math.prod(w.shape[:inputs]), -1).T, w.shape[:inputs], w.shape[inputs:])
 
 
-def in_rows(w: jax.Array) -> Turned:
+def in_rows(w: jax.Array) -> Transposed:
     """A weight that lies in rows already, [outputs, inputs], as a head does."""
-    return Turned(w, w.shape[1:], w.shape[:1])
+    return Transposed(w, w.shape[1:], w.shape[:1])
 
 
-def turned_back(w: Turned) -> jax.Array:
+def transposed_back(w: Transposed) -> jax.Array:
     """[inputs..., outputs...]."""
     return w.rows.T.reshape(*w.inputs, *w.outputs)
 
 
-def product(x: jax.Array, w: Turned, batch: int) -> jax.Array:
+def product(x: jax.Array, w: Transposed, batch: int) -> jax.Array:
     """x [batch..., inputs...] times the weight, [batch..., outputs...] in float32.
 
     Args:
         batch: number of axes that the product keeps.
     """
-    columns = x.reshape(-1, w.rows.shape[1]).T
-    # Without the barriers XLA moves the turning of the activations into the product, and turns the weight back.
-    columns = lax.optimization_barrier(columns)
-    y = jnp.einsum("nk,km->nm", w.rows.astype(x.dtype), columns, preferred_element_type=jnp.float32)
+    x_KM = x.reshape(-1, w.rows.shape[1]).T
+    # Without the barriers XLA moves the transposition of the activations into the product, and transposes the weight back.
+    x_KM = lax.optimization_barrier(x_KM)
+    y = jnp.einsum("nk,km->nm", w.rows.astype(x.dtype), x_KM, preferred_element_type=jnp.float32)
     return lax.optimization_barrier(y).T.reshape(*x.shape[:batch], *w.outputs)

@@ -40,12 +40,12 @@ def padded(rows, side):
 def decode(model, params, token, position, chunks):
     """Hidden states of all columns, written in chunks; single tokens by weights and caches that lie layer by layer."""
     extend, cache, column, out = jax.jit(model.extend), model.init_cache(len(token), LENGTH), 0, []
-    apart = model.layers_apart(params)
-    assert "layers" not in apart and "layers" in params
+    unstacked = model.unstack_layers(params)
+    assert "layers" not in unstacked and "layers" in params
     for chunk in chunks:
         part = slice(column, column + chunk)
-        if chunk == 1 and params is not apart:
-            params, cache = apart, model.cache_apart(cache)
+        if chunk == 1 and params is not unstacked:
+            params, cache = unstacked, model.unstack_cache(cache)
         x_RCD, cache = extend(params, token[:, part], position[:, part], cache, column)
         out.append(x_RCD)
         column += chunk
