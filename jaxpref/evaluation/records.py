@@ -35,17 +35,19 @@ class Records(NamedTuple):
     """What loss and metrics are sums of: `step.group_values`."""
 
 
-def make_record_step(scoring: LossSpec) -> Callable[[Any, Any, Any, Batch, jax.Array], tuple[dict[str, Any], Records]]:
+def make_record_step(
+    loss_spec: LossSpec,
+) -> Callable[[Any, Any, Any, Batch, jax.Array], tuple[dict[str, Any], Records]]:
     """As `step.make_eval_step`, with the values of every group beside the sums."""
 
     def record_step(params, ref_params, running, batch: Batch, micro_batches: jax.Array):
-        logps, ref = all_logps(scoring, params, ref_params, batch, micro_batches)
+        logps, ref = all_logps(loss_spec, params, ref_params, batch, micro_batches)
         batch, k3 = whole_batch(batch), None
         if ref is not None and ref.tokens is not None:
             r_RS = logps.tokens - ref.tokens
             k3 = sums_of_completions(jnp.expm1(-r_RS) + r_RS, batch)
             ref = ref._replace(tokens=None)
-        values, _ = group_values(scoring, logps, ref, batch, running)
+        values, _ = group_values(loss_spec, logps, ref, batch, running)
         records = Records(batch.row_id_RG.reshape(-1), logps._replace(tokens=None), ref, k3, values)
         return jax.tree.map(jnp.sum, values), records
 
@@ -53,10 +55,10 @@ def make_record_step(scoring: LossSpec) -> Callable[[Any, Any, Any, Batch, jax.A
 
 
 def gather(
-    scoring: LossSpec, loader: Loader, mesh: Any, params: Any, ref_params: Any, running: Any
+    loss_spec: LossSpec, loader: Loader, mesh: Any, params: Any, ref_params: Any, running: Any
 ) -> tuple[dict[str, Any], Records]:
     """One pass over the loader's groups: the sums that `step.finish_metrics` takes, and the records in their order."""
-    step = jax.jit(make_record_step(scoring), out_shardings=NamedSharding(mesh, P()))
+    step = jax.jit(make_record_step(loss_spec), out_shardings=NamedSharding(mesh, P()))
     total, parts = None, []
     with jax.set_mesh(mesh):
         for _, batch, micro_batches in batches(own_steps(loader, mesh), mesh):

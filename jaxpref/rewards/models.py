@@ -238,10 +238,10 @@ def _runner(
 
     @functools.cache
     def compiled(lengths: tuple[int, ...]) -> Callable:
-        scoring = LossSpec(pieces.model, (), pieces.config.model.logprob_chunk, lengths, "single", also=tuple(also))
+        loss_spec = LossSpec(pieces.model, (), pieces.config.model.logprob_chunk, lengths, "single", also=tuple(also))
 
         def step(params, ref_params, batch, micro_batches):
-            logps, ref = all_logps(scoring, params, ref_params, batch, micro_batches)
+            logps, ref = all_logps(loss_spec, params, ref_params, batch, micro_batches)
             return whole_batch(batch).row_id_RG.reshape(-1), of(logps, ref)
 
         return jax.jit(step, out_shardings=NamedSharding(pieces.mesh, P()))

@@ -52,7 +52,7 @@ class Pieces:
         dtype = self.dtype if self.lora is None else jnp.float32  # an adapter runs as it is kept
         return MovingReference(reference.sync_every, reference.sync_alpha, dtype)
 
-    def scoring(self, layout: Layout, kind: str) -> LossSpec:
+    def loss_spec(self, layout: Layout, kind: str) -> LossSpec:
         """How groups of a kind, laid out so, become losses."""
         dropout = self.lora is not None and self.lora.dropout > 0
         chunk = self.config.model.logprob_chunk

@@ -96,7 +96,7 @@ def state_shardings(shapes: TrainState, mesh: Any) -> TrainState:
 
 
 def make_train_step(
-    scoring: LossSpec,
+    loss_spec: LossSpec,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     moving: MovingReference | None = None,
@@ -114,13 +114,13 @@ def make_train_step(
         if batch.token_RL.shape[0] == 1:
             gradient = _whole_gradient
         else:
-            gradient = _coupled_gradient if scoring.coupled else _split_gradient
-        keys_T = _dropout_keys(scoring, state, batch)
-        grads, (sums, running) = gradient(scoring, state, frozen, batch, keys_T, micro_batches)
+            gradient = _coupled_gradient if loss_spec.coupled else _split_gradient
+        keys_T = _dropout_keys(loss_spec, state, batch)
+        grads, (sums, running) = gradient(loss_spec, state, frozen, batch, keys_T, micro_batches)
         grads = constrain_params(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = finish_metrics(sums, scoring.parts) | {
+        metrics = finish_metrics(sums, loss_spec.parts) | {
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
@@ -130,15 +130,15 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(scoring: LossSpec) -> Callable[[Any, Any, Any, Batch, jax.Array], dict[str, Any]]:
+def make_eval_step(loss_spec: LossSpec) -> Callable[[Any, Any, Any, Batch, jax.Array], dict[str, Any]]:
     """(params, reference params or None, running statistics, batch, micro-batches in use) -> sums for `add_sums`.
 
     An objective that couples groups sees one evaluation batch at a time.
     """
 
     def eval_step(params, ref_params, running, batch: Batch, micro_batches: jax.Array):
-        logps, ref = all_logps(scoring, params, ref_params, batch, micro_batches)
-        _, (sums, _) = loss_and_sums(scoring, logps, ref, whole_batch(batch), running, None)
+        logps, ref = all_logps(loss_spec, params, ref_params, batch, micro_batches)
+        _, (sums, _) = loss_and_sums(loss_spec, logps, ref, whole_batch(batch), running, None)
         return sums
 
     return eval_step
@@ -157,30 +157,30 @@ def make_logp_step(
     return logp_step
 
 
-# ---- gradients: (scoring, state, frozen, batch, keys_T, micro-batches in use) -> gradient, (sums, running statistics)
+# ---- gradients: (loss_spec, state, frozen, batch, keys_T, micro-batches in use) -> gradient, (sums, running statistics)
 
 
-def _whole_gradient(scoring: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, _):
+def _whole_gradient(loss_spec: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, _):
     """A single micro-batch is the whole batch, whatever the objective couples."""
 
     def loss(params, micro: Batch, key):
-        logps, ref = both_logps(scoring, frozen.policy(params), frozen.reference_params(), micro, key)
-        return loss_and_sums(scoring, logps, ref, micro, state.running, None)
+        logps, ref = both_logps(loss_spec, frozen.policy(params), frozen.reference_params(), micro, key)
+        return loss_and_sums(loss_spec, logps, ref, micro, state.running, None)
 
-    gradient = at_used_length(jax.grad(loss, has_aux=True), scoring.lengths)
+    gradient = at_used_length(jax.grad(loss, has_aux=True), loss_spec.lengths)
     return gradient(state.params, *micro_batch((batch, keys_T), 0))
 
 
-def _split_gradient(scoring: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, micro_batches):
+def _split_gradient(loss_spec: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, micro_batches):
     """Each micro-batch gives its share; nothing couples them but the denominators."""
-    totals = total_weights(scoring, batch)
+    totals = total_weights(loss_spec, batch)
 
     def loss(params, micro: Batch, key):
-        logps, ref = both_logps(scoring, frozen.policy(params), frozen.reference_params(), micro, key)
-        share, (sums, _) = loss_and_sums(scoring, logps, ref, micro, state.running, totals)
+        logps, ref = both_logps(loss_spec, frozen.policy(params), frozen.reference_params(), micro, key)
+        share, (sums, _) = loss_and_sums(loss_spec, logps, ref, micro, state.running, totals)
         return share, sums
 
-    gradient = at_used_length(jax.grad(loss, has_aux=True), scoring.lengths)
+    gradient = at_used_length(jax.grad(loss, has_aux=True), loss_spec.lengths)
 
     def body(t, carry):
         grads, sums = gradient(state.params, *micro_batch((batch, keys_T), t))
@@ -191,23 +191,23 @@ def _split_gradient(scoring: LossSpec, state: TrainState, frozen: Frozen, batch:
     return grads, (sums, state.running)
 
 
-def _coupled_gradient(scoring: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, micro_batches):
+def _coupled_gradient(loss_spec: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, micro_batches):
     """Log-probs of all micro-batches, the loss of the whole batch and its cotangent, then back through each."""
     ref_params = frozen.reference_params()
-    logps, ref = all_logps(scoring, frozen.policy(state.params), ref_params, batch, micro_batches, keys_T)
-    loss = lambda logps: loss_and_sums(scoring, logps, ref, whole_batch(batch), state.running, None)
+    logps, ref = all_logps(loss_spec, frozen.policy(state.params), ref_params, batch, micro_batches, keys_T)
+    loss = lambda logps: loss_and_sums(loss_spec, logps, ref, whole_batch(batch), state.running, None)
     cotangent, aux = jax.grad(loss, has_aux=True)(logps)
     cotangent_T = jax.tree.map(lambda x: x.reshape(batch.token_RL.shape[0], -1, *x.shape[1:]), cotangent)
 
     def body(t, grads):
         def projected(params, micro: Batch, key):
-            ref_states = reference_states(scoring, ref_params, micro) if "kl" in scoring.asked else None
-            policy = policy_logps(scoring, frozen.policy(params), ref_states, micro, key)
+            ref_states = reference_states(loss_spec, ref_params, micro) if "kl" in loss_spec.asked else None
+            policy = policy_logps(loss_spec, frozen.policy(params), ref_states, micro, key)
             return jax.tree.reduce(
                 jnp.add, jax.tree.map(lambda d, x: jnp.sum(d * x), micro_batch(cotangent_T, t), policy)
             )
 
-        gradient = at_used_length(jax.grad(projected), scoring.lengths)
+        gradient = at_used_length(jax.grad(projected), loss_spec.lengths)
         return jax.tree.map(jnp.add, grads, constrain_params(gradient(state.params, *micro_batch((batch, keys_T), t))))
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.params)
@@ -226,8 +226,8 @@ def _follow(moving: MovingReference, ref_params: Any, params: Any, step: jax.Arr
 # ---- log-probs
 
 
-def _dropout_keys(scoring: LossSpec, state: TrainState, batch: Batch) -> jax.Array | None:
+def _dropout_keys(loss_spec: LossSpec, state: TrainState, batch: Batch) -> jax.Array | None:
     """A key a micro-batch of this step, or None: no dropout."""
-    if not scoring.dropout:
+    if not loss_spec.dropout:
         return None
     return jax.random.split(jax.random.fold_in(state.rng, state.step), batch.token_RL.shape[0])

@@ -50,12 +50,12 @@ class Prepared:
     began: float
 
     @property
-    def scoring(self) -> LossSpec:
+    def loss_spec(self) -> LossSpec:
         """How a training batch becomes losses."""
         return self.pieces.loss_spec(self.loader.layout, self.reports[0].kind)
 
     def evaluator(self, make_step: Callable) -> Evaluator | None:
-        """Args: make_step: scoring -> evaluation step.  None without held-out data."""
+        """Args: make_step: loss_spec -> evaluation step.  None without held-out data."""
         if self.held_out is None:
             return None
         return Evaluator(self.pieces, self.held_out, self.reports[1].kind, make_step)

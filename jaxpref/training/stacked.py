@@ -123,7 +123,7 @@ def _varied(parts: Sequence[Part]) -> dict[str, np.ndarray]:
 
 
 def make_stacked_step(
-    scoring: LossSpec, numbers: Sequence[Mapping[str, np.ndarray]], optimizer: Any, schedule: Any
+    loss_spec: LossSpec, numbers: Sequence[Mapping[str, np.ndarray]], optimizer: Any, schedule: Any
 ) -> Callable[[TrainState, Frozen, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """`make_train_step` for P states on a leading axis, each with hyperparameters of its own; metrics are [P].
 
@@ -133,13 +133,13 @@ def make_stacked_step(
     """
 
     def one(state: TrainState, own: Sequence[Mapping[str, jax.Array]], frozen: Frozen, batch: Batch, micro: jax.Array):
-        return make_train_step(_with_numbers(scoring, own), optimizer, schedule)(state, frozen, batch, micro)
+        return make_train_step(_with_numbers(loss_spec, own), optimizer, schedule)(state, frozen, batch, micro)
 
     def step(state: TrainState, frozen: Frozen, batch: Batch, micro: jax.Array):
         try:
             return jax.vmap(one, in_axes=(0, 0, None, None, None))(state, list(numbers), frozen, batch, micro)
         except jax.errors.ConcretizationTypeError as error:
-            names = [f"{part.name}.{name}" for part, own in zip(scoring.parts, numbers, strict=True) for name in own]
+            names = [f"{part.name}.{name}" for part, own in zip(loss_spec.parts, numbers, strict=True) for name in own]
             raise InputError(
                 "hyperparameters that enter the loss as numbers, to train runs together",
                 f"{', '.join(names)}: one of them decides which loss it is",
@@ -149,11 +149,11 @@ def make_stacked_step(
     return step
 
 
-def make_stacked_eval_step(scoring: LossSpec, numbers: Sequence[Mapping[str, np.ndarray]]) -> Callable:
+def make_stacked_eval_step(loss_spec: LossSpec, numbers: Sequence[Mapping[str, np.ndarray]]) -> Callable:
     """`make_eval_step` for P adapters on a leading axis; sums are [P]."""
 
     def one(own, params, ref_params, running, batch: Batch, micro: jax.Array):
-        return make_eval_step(_with_numbers(scoring, own))(params, ref_params, running, batch, micro)
+        return make_eval_step(_with_numbers(loss_spec, own))(params, ref_params, running, batch, micro)
 
     def step(params, ref_params, running, batch: Batch, micro: jax.Array):
         trained, _ = split(params)
@@ -164,12 +164,12 @@ def make_stacked_eval_step(scoring: LossSpec, numbers: Sequence[Mapping[str, np.
     return step
 
 
-def _with_numbers(scoring: LossSpec, own: Sequence[Mapping[str, jax.Array]]) -> LossSpec:
+def _with_numbers(loss_spec: LossSpec, own: Sequence[Mapping[str, jax.Array]]) -> LossSpec:
     parts = [
         dataclasses.replace(part, hyperparameters={**part.hyperparameters, **values})
-        for part, values in zip(scoring.parts, own, strict=True)
+        for part, values in zip(loss_spec.parts, own, strict=True)
     ]
-    return dataclasses.replace(scoring, parts=parts)
+    return dataclasses.replace(loss_spec, parts=parts)
 
 
 def _training(
@@ -191,7 +191,7 @@ def _training(
 
     one_shardings = state_shardings(jax.eval_shape(lambda p: prepared.first_state(p, None), params), pieces.mesh)
     shardings = jax.tree.map(lambda one: NamedSharding(one.mesh, P(None, *one.spec)), one_shardings)
-    evaluator = prepared.evaluator(lambda scoring: make_stacked_eval_step(scoring, numbers))
+    evaluator = prepared.evaluator(lambda loss_spec: make_stacked_eval_step(loss_spec, numbers))
 
     def start() -> TrainState:
         with jax.set_mesh(pieces.mesh):
@@ -214,7 +214,7 @@ def _training(
         resume_step=prepared.resume_step,
         start=start,
         shardings=shardings,
-        step=make_stacked_step(prepared.scoring, numbers, prepared.optimizer, prepared.schedule),
+        step=make_stacked_step(prepared.loss_spec, numbers, prepared.optimizer, prepared.schedule),
         frozen=frozen,
         evaluate=evaluate if evaluator else None,
         deciding=_means,

@@ -209,7 +209,7 @@ def test_the_keys_reach_the_loader(tmp_path, tiny_files, any_mesh):
 # ---- former names
 
 
-def test_the_former_name_of_other_rewards_is_read_with_a_notice():
+def test_the_former_name_of_other_rewards_is_read_with_a_notice(load):
     rows = {"margins_chosen": [1], "margins_rejected": [2]}
     with pytest.warns(FutureWarning, match="called other_rewards_chosen"):
         groups, _ = load([pair(0, 1, 2, **rows)])

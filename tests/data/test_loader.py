@@ -70,7 +70,7 @@ def test_the_position_is_restored_exactly():
 def test_counts_by_hand():
     group = EncodedGroup(np.arange(3), (np.arange(2), np.arange(4)), 0, "row")
     (shared,) = list(Loader([group], batch_size=1, micro_rows=1, layout=Layout(16)).iterate())
-    assert (shared.tokens, shared.tokens_unshared, shared.scored) == (9, 12, 6)
+    assert (shared.tokens, shared.tokens_unshared, shared.loss_tokens) == (9, 12, 6)
     # Prompt 3 sees 1+2+3; completions see the prompt and themselves: 2*3 + 1+2 and 4*3 + 1+2+3+4.
     assert shared.visible == 6 + 9 + 22
     (apart,) = list(Loader([group], batch_size=1, micro_rows=1, layout=Layout(16, share_prefix=False)).iterate())

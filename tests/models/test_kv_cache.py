@@ -9,7 +9,6 @@ import plain
 import pytest
 
 from jaxpref.config import MeshConfig
-from jaxpref.errors import InputError
 from jaxpref.models.decoder import build_model
 from jaxpref.models.lora import LoraSpec
 from jaxpref.models.spec import LORA
@@ -108,13 +107,3 @@ def test_on_a_mesh(name):
         together = decode(model, sharded, token, position, (1,) * (WIDTH + NEW))
     real = position >= 0
     np.testing.assert_allclose(together[real], alone[real], rtol=1e-4, atol=RELATIVE * np.abs(alone).max())
-
-
-@pytest.mark.parametrize("name", ["gpt2", "phi3"])
-def test_a_cache_beyond_what_positions_reach_is_refused(name):
-    model = build_model(plain.SPECS[name])
-    with pytest.raises(InputError, match="rows of at most"):
-        model.init_cache(1, 129)
-    token = np.zeros((1, 256), np.int32)
-    with pytest.raises(InputError, match="256 columns"):
-        model.hidden(plain.random_params(model), token, token, token)

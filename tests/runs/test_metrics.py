@@ -2,13 +2,14 @@
 
 import struct
 
+import jax
 import pytest
 import tiny
 
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import Layout
 from jaxpref.models.spec import ModelSpec
-from jaxpref.runs import metrics
+from jaxpref.runs import flops
 from jaxpref.runs.flops import peak_flops, step_flops
 from jaxpref.runs.metrics import Writers, read_jsonl
 from jaxpref.settings import make_config
@@ -75,7 +76,7 @@ def test_flops_of_the_first_token_of_an_empty_prompt():
 
 def test_peak_is_known_or_none(monkeypatch):
     assert peak_flops() is None  # nobody's data sheet has this CPU
-    monkeypatch.setitem(metrics.PEAK_FLOPS, metrics.jax.devices()[0].device_kind, 2e12)
+    monkeypatch.setitem(flops.PEAK_FLOPS, jax.devices()[0].device_kind, 2e12)
     assert peak_flops() == 16e12  # 8 devices
 
 
