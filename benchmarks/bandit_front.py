@@ -50,20 +50,27 @@ def base_of(w) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--objectives", type=int, choices=list(WEIGHTS), default=2)
     parser.add_argument("--steps", type=int, default=150)
     args = parser.parse_args()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, tiny.quick_compile(Path(folder) / "compiled"):
         front = Front(Path(folder) / "front", args.objectives, args.steps)
-        ends = ", ".join(f"{front.off(front.each[k], one_hot(k, args.objectives)):.4f}" for k in range(args.objectives))
+        ends = ", ".join(
+            f"{front.off(front.each[k], one_hot(k, args.objectives)):.4f}"
+            for k in range(args.objectives)
+        )
         print(f"the model gives the nine {np.exp(front.before).sum():.3f} of all probability")
         print(f"DPO policies, each from its own optimum: {ends}\n")
         print("| w | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (1 + len(COLUMNS)), flush=True)
         for w in WEIGHTS[args.objectives]:
             values = [f"{front.off(logps(front, w), w):.4f}" for logps in COLUMNS.values()]
-            print(f"| {', '.join(f'{x:.2g}' for x in w)} | " + " | ".join(values) + " |", flush=True)
+            print(
+                f"| {', '.join(f'{x:.2g}' for x in w)} | " + " | ".join(values) + " |", flush=True
+            )
     print(f"\n{time.perf_counter() - began:.0f} s")
 
 

@@ -45,27 +45,39 @@ def main() -> None:
     if len(sys.argv) == 3 and sys.argv[1] in SIDES:
         job = json.loads(sys.argv[2])
         if "cpus" in job:
-            os.sched_setaffinity(0, job["cpus"])  # before the library makes its threads, one a processor
+            os.sched_setaffinity(
+                0, job["cpus"]
+            )  # before the library makes its threads, one a processor
         print(json.dumps(SIDES[sys.argv[1]](job)))
         return
     args = _arguments()
-    pythons = {"jaxpref": sys.executable} | ({"transformers": args.torch_python} if args.torch_python else {})
+    pythons = {"jaxpref": sys.executable} | (
+        {"transformers": args.torch_python} if args.torch_python else {}
+    )
     cpus = sorted(os.sched_getaffinity(0))[: args.threads]
     with tempfile.TemporaryDirectory(prefix="generate-", dir=args.work) as work:
         job = _run(sys.executable, "prepare", {"work": work, "batch": args.batch})
         print(_header(args, job, cpus), flush=True)
         job |= {"cpus": cpus, "new_tokens": args.new_tokens, "calls": args.calls}
         runs: dict[str, list[dict]] = {name: [] for name in pythons}
-        for repeat in range(args.repeats):  # interleaved, so that a disturbance of the machine meets both
+        for repeat in range(
+            args.repeats
+        ):  # interleaved, so that a disturbance of the machine meets both
             for name, python in pythons.items():
                 runs[name].append(_run(python, name, job))
                 best = min(runs[name][-1]["seconds"])
-                print(f"- run {repeat + 1} of {name}: {best:.2f} s a call", file=sys.stderr, flush=True)
+                print(
+                    f"- run {repeat + 1} of {name}: {best:.2f} s a call",
+                    file=sys.stderr,
+                    flush=True,
+                )
     print(_table(runs, args.batch * args.new_tokens))
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add(
         "--torch-python",
@@ -73,17 +85,26 @@ def _arguments() -> argparse.Namespace:
     )
     add("--batch", type=int, default=8, help="prompts, generated together (default 8)")
     add("--new-tokens", type=int, default=128, help="tokens a prompt (default 128)")
-    add("--calls", type=int, default=3, help="timed calls in a run, after one that is not (default 3)")
+    add(
+        "--calls",
+        type=int,
+        default=3,
+        help="timed calls in a run, after one that is not (default 3)",
+    )
     add("--repeats", type=int, default=3, help="runs of each side, interleaved (default 3)")
     add("--threads", type=int, default=2, help="processors for either side (default 2)")
     add("--work", help="where to put the model, 0.6 GB (default: the system's temporary directory)")
     args = parser.parse_args()
     if not hasattr(os, "sched_setaffinity"):
-        parser.error("this benchmark needs Linux: elsewhere the two sides cannot be held to the same processors")
+        parser.error(
+            "this benchmark needs Linux: elsewhere the two sides cannot be held to the same processors"
+        )
     if args.torch_python and not Path(args.torch_python).is_file():
         parser.error(f"--torch-python {args.torch_python}: no such file; {MAKE_TORCH}")
     if len(os.sched_getaffinity(0)) < args.threads:
-        parser.error(f"--threads {args.threads}, but only {len(os.sched_getaffinity(0))} processors can be used")
+        parser.error(
+            f"--threads {args.threads}, but only {len(os.sched_getaffinity(0))} processors can be used"
+        )
     return args
 
 
@@ -93,12 +114,26 @@ def _run(python: str, side: str, job: dict) -> dict:
     This process stays small, because Linux starts a child's ru_maxrss at what its parent had in memory.
     """
     threads = str(len(job.get("cpus", [0])))
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
-    environment |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false", "TOKENIZERS_PARALLELISM": "false"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run([python, str(HERE), side, json.dumps(job)], env=environment, capture_output=True, text=True)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "HF_HUB_OFFLINE": "1",
+    }
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
+    )
+    done = subprocess.run(
+        [python, str(HERE), side, json.dumps(job)], env=environment, capture_output=True, text=True
+    )
     if done.returncode != 0 or not done.stdout.strip():
-        sys.exit(f"{python} {HERE.name} {side} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}")
+        sys.exit(
+            f"{python} {HERE.name} {side} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -119,7 +154,10 @@ def prepare(job: dict) -> dict:
         generation_config=source.generation_config or None, model_card="For benchmarks/generate.py.\n",
     )  # fmt: skip
     chats = [[{"role": "user", "content": PROMPTS[i % len(PROMPTS)]}] for i in range(job["batch"])]
-    ids = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
+    ids = [
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        for chat in chats
+    ]
     return {"model": str(model), "chats": chats, "ids": ids}
 
 
@@ -131,11 +169,15 @@ def jaxpref(job: dict) -> dict:
     from jaxpref.generation.prompts import given_prompts
 
     pieces, params = open_policy(job["model"])
-    settings = Settings(max_new_tokens=job["new_tokens"], stop_tokens=(), batch_size=len(job["chats"]))
+    settings = Settings(
+        max_new_tokens=job["new_tokens"], stop_tokens=(), batch_size=len(job["chats"])
+    )
 
     def call() -> list[list[int]]:
         done = complete(pieces, params, given_prompts(job["chats"]), settings)
-        return [item.token_ids.tolist() for item in sorted(done, key=lambda item: item.prompt_index)]
+        return [
+            item.token_ids.tolist() for item in sorted(done, key=lambda item: item.prompt_index)
+        ]
 
     return _timed(call, job["calls"]) | {"versions": f"jax {jax.__version__}"}
 
@@ -146,7 +188,9 @@ def transformers(job: dict) -> dict:
     import transformers
 
     torch.set_num_threads(len(job["cpus"]))
-    model = transformers.AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        job["model"], dtype=torch.float32
+    ).eval()
     model.generation_config.eos_token_id = None
     longest = max(map(len, job["ids"]))
     padded = torch.tensor([[0] * (longest - len(row)) + row for row in job["ids"]])
@@ -155,7 +199,11 @@ def transformers(job: dict) -> dict:
     def call() -> list[list[int]]:
         with torch.inference_mode():
             out = model.generate(
-                padded, attention_mask=mask, do_sample=False, max_new_tokens=job["new_tokens"], pad_token_id=0
+                padded,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=job["new_tokens"],
+                pad_token_id=0,
             )
         return out[:, longest:].tolist()
 
@@ -176,7 +224,13 @@ def _timed(call, calls: int) -> dict:
         seconds.append(time.perf_counter() - clocks[0])
         cpu.append(time.process_time() - clocks[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"tokens": tokens, "first": first, "seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak}
+    return {
+        "tokens": tokens,
+        "first": first,
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "peak_bytes": peak,
+    }
 
 
 # ---- the report
@@ -184,7 +238,10 @@ def _timed(call, calls: int) -> dict:
 
 def _header(args: argparse.Namespace, job: dict, cpus: list[int]) -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    cpu = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
     load = os.getloadavg()[0]
     busy = "  **The machine is busy: do not trust the times.**" if load > 0.3 * len(cpus) else ""
     lengths = sorted(map(len, job["ids"]))
@@ -214,7 +271,10 @@ def _table(runs: dict[str, list[dict]], tokens: int) -> str:
         ours, theirs = runs.values()
         equal = sum(a == b for a, b in zip(ours[0]["tokens"], theirs[0]["tokens"], strict=True))
         ratio = median(seconds["transformers"]) / median(seconds["jaxpref"])
-        rows += ["", f"Rows with the same tokens on both sides: {equal} of {len(ours[0]['tokens'])}."]
+        rows += [
+            "",
+            f"Rows with the same tokens on both sides: {equal} of {len(ours[0]['tokens'])}.",
+        ]
         rows += [f"jaxpref makes {ratio:.2f} times as many tokens a second."]
     return "\n".join(rows)
 

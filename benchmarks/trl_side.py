@@ -65,10 +65,17 @@ def _run(job: dict, torch, transformers, trl) -> dict:
             disable_tqdm=True,
         )
         trainer = trl.DPOTrainer(
-            model=job["model"], args=config, train_dataset=Dataset.from_list(rows), callbacks=[measured]
+            model=job["model"],
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            callbacks=[measured],
         )
         trainer.train()
-    versions = {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {
+        "trl": trl.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     return measured.result() | {"versions": versions, "optimizer": str(config.optim.value)}
 
 

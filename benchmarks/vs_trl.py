@@ -27,7 +27,12 @@ MAKE_TRL = """make an environment for TRL, apart from jaxpref's:
 and give --trl-python trl-env/bin/python (without it: --entries jaxpref)"""
 
 # A step's pairs in one row, of the shortest of 8 lengths that holds them; nothing recomputed in the backward pass.
-FASTEST = ["data.row_length=1536", "data.length_buckets=8", "model.attention_block=64", "model.remat=none"]
+FASTEST = [
+    "data.row_length=1536",
+    "data.length_buckets=8",
+    "model.attention_block=64",
+    "model.remat=none",
+]
 
 # name -> (side, what it adds to the job).  `trl` is TRL's fastest in float32, `trl-checkpointing` its smallest
 # (recomputing is DPOConfig's default), `trl-defaults` is recomputing and bfloat16, as DPOConfig comes.
@@ -54,7 +59,12 @@ def main() -> None:
         prepared = _run_side(
             sys.executable,
             ["jaxpref_side.py", "prepare"],
-            {"rows": str(Path(args.rows).resolve()), "pairs": pairs, "max_length": args.max_length, "work": work},
+            {
+                "rows": str(Path(args.rows).resolve()),
+                "pairs": pairs,
+                "max_length": args.max_length,
+                "work": work,
+            },
         )
         print(_header(args, prepared, cpus), flush=True)
         job = {
@@ -69,7 +79,9 @@ def main() -> None:
             "overrides": args.jaxpref,
         }
         runs: dict[str, list[dict]] = {name: [] for name in args.entries}
-        for repeat in range(args.repeats):  # interleaved, so that a disturbance of the machine meets everyone
+        for repeat in range(
+            args.repeats
+        ):  # interleaved, so that a disturbance of the machine meets everyone
             for name in args.entries:
                 runs[name].append(_run_entry(name, args, job, f"{work}/{name}-{repeat}"))
                 _progress(name, repeat, runs[name][-1])
@@ -80,9 +92,15 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--rows", required=True, help="preference pairs: dialogs or messages, such as helpful-base.train.jsonl.gz")
+    add(
+        "--rows",
+        required=True,
+        help="preference pairs: dialogs or messages, such as helpful-base.train.jsonl.gz",
+    )
     add("--trl-python", help="the python of an environment that has TRL")
     add(
         "--entries",
@@ -92,9 +110,19 @@ def _arguments() -> argparse.Namespace:
         metavar="ENTRY",
         help=f"which to run, in this order, of {', '.join(ENTRIES)} (default: trl trl-checkpointing jaxpref)",
     )
-    add("--steps", type=int, default=16, help="optimizer steps a run; the first is not timed (default 16)")
+    add(
+        "--steps",
+        type=int,
+        default=16,
+        help="optimizer steps a run; the first is not timed (default 16)",
+    )
     add("--repeats", type=int, default=3, help="runs of each entry, interleaved (default 3)")
-    add("--pairs", type=int, default=64, help="usable rows to take from the front of the file (default 64)")
+    add(
+        "--pairs",
+        type=int,
+        default=64,
+        help="usable rows to take from the front of the file (default 64)",
+    )
     add("--batch", type=int, default=4, help="pairs a step (default 4)")
     add("--max-length", type=int, default=512, help="tokens of prompt + answer (default 512)")
     add("--learning-rate", type=float, default=1e-6, help="constant learning rate (default 1e-6)")
@@ -108,7 +136,10 @@ def _arguments() -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="settings of jaxpref to try, such as model.remat=none",
     )
-    add("--work", help="where to put the model and the runs, 3 GB (default: the system's temporary directory)")
+    add(
+        "--work",
+        help="where to put the model and the runs, 3 GB (default: the system's temporary directory)",
+    )
     args = parser.parse_args()
     if args.row_length:
         args.jaxpref.insert(0, f"data.row_length={args.row_length}")
@@ -118,13 +149,19 @@ def _arguments() -> argparse.Namespace:
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if not hasattr(os, "sched_setaffinity"):
-        parser.error("this benchmark needs Linux: elsewhere the two sides cannot be held to the same processors")
+        parser.error(
+            "this benchmark needs Linux: elsewhere the two sides cannot be held to the same processors"
+        )
     if not Path(args.rows).is_file():
         parser.error(f"--rows {args.rows}: no such file")
     if args.steps < 2 or args.repeats < 1:
-        parser.error("--steps must be 2 or more (the first step is not timed) and --repeats 1 or more")
+        parser.error(
+            "--steps must be 2 or more (the first step is not timed) and --repeats 1 or more"
+        )
     if len(os.sched_getaffinity(0)) < args.threads:
-        parser.error(f"--threads {args.threads}, but only {len(os.sched_getaffinity(0))} processors can be used")
+        parser.error(
+            f"--threads {args.threads}, but only {len(os.sched_getaffinity(0))} processors can be used"
+        )
     if any(ENTRIES[name][0] == "trl" for name in args.entries):
         if not args.trl_python:
             parser.error(f"--trl-python is missing; {MAKE_TRL}")
@@ -148,13 +185,26 @@ def _run_side(python: str, command: list[str], job: dict) -> dict:
     This process stays small, because Linux starts a child's ru_maxrss at what its parent had in memory.
     """
     threads = str(len(job.get("cpus", [0])))
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
-    environment |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "HF_HUB_OFFLINE": "1",
+    }
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     if command[0] == "jaxpref_side.py":
-        environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+        )
     script, *rest = command
     done = subprocess.run(
-        [python, str(HERE / script), *rest, json.dumps(job)], env=environment, capture_output=True, text=True
+        [python, str(HERE / script), *rest, json.dumps(job)],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     if done.returncode != 0 or not done.stdout.strip():
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
@@ -164,7 +214,11 @@ def _run_side(python: str, command: list[str], job: dict) -> dict:
 
 
 def _progress(name: str, repeat: int, run: dict) -> None:
-    print(f"- run {repeat + 1} of {name}: {median(run['seconds']):.2f} s a step", file=sys.stderr, flush=True)
+    print(
+        f"- run {repeat + 1} of {name}: {median(run['seconds']):.2f} s a step",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 # ---- agreement
@@ -186,16 +240,27 @@ def _compare(runs: dict[str, list[dict]]) -> None:
     print("| | " + " | ".join(TOLERANCE) + " |\n|" + "---|" * (len(TOLERANCE) + 1))
     problems = []
     for name in others:
-        found = {key: _difference(runs[first][0], runs[name][0], key) for key in (*TOLERANCE, "num_tokens")}
+        found = {
+            key: _difference(runs[first][0], runs[name][0], key)
+            for key in (*TOLERANCE, "num_tokens")
+        }
         print(f"| {name} | " + " | ".join(f"{found[key]:.1e}" for key in TOLERANCE) + " |")
         if found["num_tokens"]:
             problems.append(f"{name} trained on other tokens than {first}")
         if name in exact:
-            over = (key for key in TOLERANCE if not found[key] <= TOLERANCE[key])  # `not <=` also catches NaN
-            problems += [f"{name} and {first}: {key} differs by {found[key]:.1e} > {TOLERANCE[key]}" for key in over]
+            over = (
+                key for key in TOLERANCE if not found[key] <= TOLERANCE[key]
+            )  # `not <=` also catches NaN
+            problems += [
+                f"{name} and {first}: {key} differs by {found[key]:.1e} > {TOLERANCE[key]}"
+                for key in over
+            ]
     print(flush=True)
     if problems:
-        sys.exit("stopped, because the two sides do not train the same thing:\n- " + "\n- ".join(problems))
+        sys.exit(
+            "stopped, because the two sides do not train the same thing:\n- "
+            + "\n- ".join(problems)
+        )
 
 
 def _difference(a: dict, b: dict, key: str) -> float:
@@ -207,8 +272,13 @@ def _difference(a: dict, b: dict, key: str) -> float:
 
 
 def _header(args: argparse.Namespace, prepared: dict, cpus: list[int]) -> str:
-    cpu = next((x.split(":")[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")), "")
-    passed = "; ".join(f"{why}: {', '.join(map(str, n))}" for why, n in prepared["passed_over"].items()) or "none"
+    cpu = next(
+        (x.split(":")[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")), ""
+    )
+    passed = (
+        "; ".join(f"{why}: {', '.join(map(str, n))}" for why, n in prepared["passed_over"].items())
+        or "none"
+    )
     load = os.getloadavg()[0]
     busy = "  **The machine is busy: do not trust the times.**" if load > 0.3 * len(cpus) else ""
     extra = f"; jaxpref settings {' '.join(args.jaxpref)}" if args.jaxpref else ""
@@ -226,7 +296,9 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).is_file() else []
 
 
-def _work_table(args: argparse.Namespace, lengths: list[list[int]], runs: dict[str, list[dict]]) -> str:
+def _work_table(
+    args: argparse.Namespace, lengths: list[list[int]], runs: dict[str, list[dict]]
+) -> str:
     """Where the difference comes from: what goes through the layers and the vocabulary, a step."""
     steps = [lengths[t * args.batch : (t + 1) * args.batch] for t in range(args.steps)]
     unshared = mean(sum(2 * p + c + r for p, c, r in step) for step in steps)
@@ -254,7 +326,13 @@ def _table(runs: dict[str, list[dict]]) -> str:
     speeds = {name: [_tokens_per_second(run) for run in entry] for name, entry in runs.items()}
     fair = [name for name in runs if ENTRIES[name][0] == "trl" and not ENTRIES[name][1]["bf16"]]
     base = max(fair, key=lambda name: median(speeds[name]), default=None)
-    head = ["", "tokens/s", *([f"against {base}"] if base else []), "seconds a step", "CPU seconds a step"]
+    head = [
+        "",
+        "tokens/s",
+        *([f"against {base}"] if base else []),
+        "seconds a step",
+        "CPU seconds a step",
+    ]
     head += ["peak memory, GiB", "compile, s", "start to end of step 1, s"]
     repeats = len(next(iter(runs.values())))
     lines = [
@@ -266,9 +344,13 @@ def _table(runs: dict[str, list[dict]]) -> str:
         speed, low, high = median(speeds[name]), min(speeds[name]), max(speeds[name])
         cells = [name, f"{speed:.0f} ({low:.0f}-{high:.0f})"]
         cells += [f"{speed / median(speeds[base]):.2f} x"] if base else []
-        cells += [f"{median(median(run[key]) for run in entry):.2f}" for key in ("seconds", "cpu_seconds")]
+        cells += [
+            f"{median(median(run[key]) for run in entry):.2f}" for key in ("seconds", "cpu_seconds")
+        ]
         cells.append(f"{median(run['peak_bytes'] for run in entry) / 2**30:.2f}")
-        cells.append("-" if entry[0]["compile"] is None else f"{median(run['compile'] for run in entry):.0f}")
+        cells.append(
+            "-" if entry[0]["compile"] is None else f"{median(run['compile'] for run in entry):.0f}"
+        )
         cells.append(f"{median(run['first_step_done'] for run in entry):.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     versions = {k: v for entry in runs.values() for k, v in entry[0]["versions"].items()}

@@ -18,7 +18,11 @@ def safety_pair(row: Mapping[str, Any], dimension: str) -> dict[str, str]:
     """A row of PKU-SafeRLHF as the pair of one dimension, `better` or `safer`."""
     chosen = row[f"{dimension}_response_id"]
     prompt = SAFETY_TEMPLATE.format(raw_prompt=row["prompt"])
-    return {"prompt": prompt, "chosen": row[f"response_{chosen}"], "rejected": row[f"response_{1 - chosen}"]}
+    return {
+        "prompt": prompt,
+        "chosen": row[f"response_{chosen}"],
+        "rejected": row[f"response_{1 - chosen}"],
+    }
 
 
 def summary_pair(row: Mapping[str, Any]) -> dict[str, str]:
@@ -50,14 +54,18 @@ def summary_files(train: Any, validation: Any) -> dict[str, Iterable[dict[str, s
 def main() -> None:
     from datasets import load_dataset
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", choices=["safety", "summarize"])
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
     if args.recipe == "safety":
         files = safety_files(load_dataset("PKU-Alignment/PKU-SafeRLHF-10K", split="train"))
     else:
-        load = lambda split: load_dataset("openai/summarize_from_feedback", "comparisons", split=split)
+        load = lambda split: load_dataset(
+            "openai/summarize_from_feedback", "comparisons", split=split
+        )
         files = summary_files(load("train"), load("validation"))
     args.out.mkdir(parents=True, exist_ok=True)
     for name, pairs in files.items():

@@ -37,7 +37,9 @@ def page() -> str:
 def sections(function: Callable) -> dict[str, str]:
     """Docstring -> {"": what stands before the first section, "Args": ..., ...}."""
     parts = re.split(rf"^({'|'.join(SECTIONS)}):", inspect.getdoc(function), flags=re.MULTILINE)
-    return {"": parts[0].strip()} | {name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+    return {"": parts[0].strip()} | {
+        name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)
+    }
 
 
 def _intro() -> str:
@@ -71,7 +73,9 @@ What a group of the data holds, and what an objective is defined on:
 def _family(module) -> str:
     functions = [f for f in OBJECTIVES.values() if f.__module__ == module.__name__]
     title, _, rest = inspect.getdoc(module).partition("\n\n")
-    return "\n".join([f"## {title.rstrip('.')}\n", *([rest + "\n"] if rest else []), *map(_objective, functions)])
+    return "\n".join(
+        [f"## {title.rstrip('.')}\n", *([rest + "\n"] if rest else []), *map(_objective, functions)]
+    )
 
 
 def _objective(function: Callable) -> str:
@@ -79,7 +83,10 @@ def _objective(function: Callable) -> str:
     summary, _, body = text[""].partition("\n\n")
     lines = [f"### {function.__name__}\n", _flow(summary) + "\n"]
     lines += [body + "\n"] if body else []
-    lines += [f"- **Data:** {_data(function)}", f"- **Hyperparameters:** {_hyperparameters(function)}"]
+    lines += [
+        f"- **Data:** {_data(function)}",
+        f"- **Hyperparameters:** {_hyperparameters(function)}",
+    ]
     names = {"Returns": "Value", "Source": "Source", "Use": "Use", "Curves": "Curves"}
     lines += [f"- **{names[name]}:** {_flow(text[name])}" for name in names if name in text]
     return "\n".join(lines) + "\n"
@@ -88,26 +95,41 @@ def _objective(function: Callable) -> str:
 def _data(function: Callable) -> str:
     needs = getattr(function, "needs", Needs())
     given = {"policy", "running", "uniform"}
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    parameters = [
+        p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY
+    ]
     words = {"ref": "a reference model", "extra_refs": "further references (`reference.extra`)"}
     asks = [
         words.get(p.name, f"column `{p.name}`") + ("" if p.default is p.empty else " (optional)")
         for p in parameters if p.name not in given
     ]  # fmt: skip
-    kinds = "any groups" if set(needs.groups) == set(KINDS) else "groups: " + ", ".join(f"`{k}`" for k in needs.groups)
+    kinds = (
+        "any groups"
+        if set(needs.groups) == set(KINDS)
+        else "groups: " + ", ".join(f"`{k}`" for k in needs.groups)
+    )
     coupled = ["couples the groups of a batch, exact under accumulation"] if needs.coupled else []
     transformable = ["takes [transforms](#transforms)"] if needs.transformable else []
-    return "; ".join([kinds, *asks, *(LOGPS[name] for name in needs.logps), *coupled, *transformable])
+    return "; ".join(
+        [kinds, *asks, *(LOGPS[name] for name in needs.logps), *coupled, *transformable]
+    )
 
 
 def _hyperparameters(function: Callable) -> str:
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    shown = [f"`{p.name}`" + (f" = {p.default}" if p.default is not p.empty else " (required)") for p in parameters]
+    parameters = [
+        p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
+    ]
+    shown = [
+        f"`{p.name}`" + (f" = {p.default}" if p.default is not p.empty else " (required)")
+        for p in parameters
+    ]
     return ", ".join(shown) or "none"
 
 
 def _transforms() -> str:
-    takes = ", ".join(f"`{name}`" for name, function in OBJECTIVES.items() if function.needs.transformable)
+    takes = ", ".join(
+        f"`{name}`" for name, function in OBJECTIVES.items() if function.needs.transformable
+    )
     intro = f"""## Transforms
 
 Changes of the log-probs before an objective, named by its `transform`.  A list may name one that leaves out tokens, and
@@ -116,7 +138,9 @@ after it one of the others.  They go with functions of the log-ratios of a pair,
 
 {takes}.
 """
-    return "\n".join([intro, *(_transform(name, transform) for name, transform in TRANSFORMS.items()), ""])
+    return "\n".join(
+        [intro, *(_transform(name, transform) for name, transform in TRANSFORMS.items()), ""]
+    )
 
 
 def _transform(name: str, transform: Transform) -> str:
@@ -130,7 +154,9 @@ def _transform(name: str, transform: Transform) -> str:
 def _trl() -> str:
     rows = ["| TRL | jaxpref's `objective` | note |", "|---|---|---|"]
     for entry in yaml.safe_load((HERE / "trl_losses.yaml").read_text()):
-        ours = yaml.safe_dump(entry["ours"], default_flow_style=True, sort_keys=False, width=10_000).strip()
+        ours = yaml.safe_dump(
+            entry["ours"], default_flow_style=True, sort_keys=False, width=10_000
+        ).strip()
         star = "" if "cases" in entry else "\\*"
         rows.append(f"| {entry['trl']}{star} | `{ours}` | {entry.get('note', '')} |")
     return "\n".join([
@@ -147,7 +173,9 @@ def _flow(text: str) -> str:
 def missing() -> Iterator[str]:
     """Objectives whose docstring lacks a section."""
     for name, function in OBJECTIVES.items():
-        yield from (f"{name}: {section}" for section in SECTIONS if section not in sections(function))
+        yield from (
+            f"{name}: {section}" for section in SECTIONS if section not in sections(function)
+        )
 
 
 if __name__ == "__main__":

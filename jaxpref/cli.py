@@ -22,8 +22,11 @@ console = Console()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, 1 for a failed run, 2 for bad input, 75 after SIGTERM."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # only its tokenizers are used: no torch is fine
+    """Entry point; returns the exit code: 0, 1 for a failed run, 2 for bad input, 75 after
+    SIGTERM."""
+    os.environ.setdefault(
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
+    )  # only its tokenizers are used: no torch is fine
     options = _parse(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it writes
     from jaxpref.training.loop import NotFiniteError
@@ -48,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; key=value may stand before and behind flags, which argparse by itself does not allow."""
+    """The options; key=value may stand before and behind flags, which argparse by itself does not
+    allow."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if odd := [item for item in rest if item.startswith("-") or not hasattr(options, "overrides")]:
@@ -59,13 +63,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="jaxpref", description="Aligns Flax language models with preferences.")
+    parser = argparse.ArgumentParser(
+        prog="jaxpref", description="Aligns Flax language models with preferences."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shape = argparse.RawDescriptionHelpFormatter
 
-    train = commands.add_parser("train", help="train a run", epilog=_keys_help(), formatter_class=shape)
+    train = commands.add_parser(
+        "train", help="train a run", epilog=_keys_help(), formatter_class=shape
+    )
     train.set_defaults(run=_train)
-    train.add_argument("--distributed", action="store_true", help="one of several processes (TPU pods, GPU clusters)")
+    train.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes (TPU pods, GPU clusters)",
+    )
     data = commands.add_parser(
         "data",
         help="show how rows are formatted, tokenised, masked and packed",
@@ -73,12 +85,18 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=shape,
     )
     data.set_defaults(run=_data)
-    demo = commands.add_parser("demo", help="align SmolLM2-135M on generated data, on a laptop's CPU")
+    demo = commands.add_parser(
+        "demo", help="align SmolLM2-135M on generated data, on a laptop's CPU"
+    )
     demo.set_defaults(run=_demo)
     for command in (train, data, demo):
         command.add_argument("config", help="YAML file")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="as optim.learning_rate=1e-6")
-    generate = commands.add_parser("generate", help="continue prompts with a run's policy or any model")
+        command.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="as optim.learning_rate=1e-6"
+        )
+    generate = commands.add_parser(
+        "generate", help="continue prompts with a run's policy or any model"
+    )
     generate.set_defaults(run=generation.run)
     generation.add_arguments(generate)
     evaluate = commands.add_parser(
@@ -90,40 +108,69 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=lambda options: evaluation.run(options, console))
     evaluation.add_arguments(evaluate)
     score = commands.add_parser(
-        "score", help="write scores of the answers into a data set", epilog=rewards.EPILOG, formatter_class=shape
+        "score",
+        help="write scores of the answers into a data set",
+        epilog=rewards.EPILOG,
+        formatter_class=shape,
     )
     score.set_defaults(run=lambda options: rewards.run(options, console))
     rewards.add_arguments(score)
     condition = commands.add_parser(
-        "condition", help="put a preference into prompts", epilog=conditioning.EPILOG, formatter_class=shape
+        "condition",
+        help="put a preference into prompts",
+        epilog=conditioning.EPILOG,
+        formatter_class=shape,
     )
     condition.set_defaults(run=lambda options: conditioning.run(options, console))
     conditioning.add_arguments(condition)
     front = commands.add_parser(
-        "pareto", help="train a front of policies over weights of objectives, and show it", epilog=pareto.EPILOG,
+        "pareto",
+        help="train a front of policies over weights of objectives, and show it",
+        epilog=pareto.EPILOG,
         formatter_class=shape,
-    )  # fmt: skip
+    )
     front.set_defaults(run=lambda options: pareto.run(options, console))
     pareto.add_arguments(front)
-    export = commands.add_parser("export", help="write a run's checkpoint as a Hugging Face directory")
+    export = commands.add_parser(
+        "export", help="write a run's checkpoint as a Hugging Face directory"
+    )
     export.set_defaults(run=_export)
-    export.add_argument("--to", required=True, metavar="DIR", help="where to; must not hold anything else")
+    export.add_argument(
+        "--to", required=True, metavar="DIR", help="where to; must not hold anything else"
+    )
     export.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    export.add_argument("--adapter", action="store_true", help="the adapter alone, for PEFT; otherwise it is merged")
+    export.add_argument(
+        "--adapter", action="store_true", help="the adapter alone, for PEFT; otherwise it is merged"
+    )
     export.add_argument("directory", metavar="RUN", help="directory of the run")
     export.add_argument("--step", default="best", help="best (default), latest or a number")
     merge = commands.add_parser("merge", help="average the parameters of several policies (a soup)")
     merge.set_defaults(run=_merge)
-    merge.add_argument("sources", nargs="+", metavar="RUN_OR_MODEL:WEIGHT", help="run, model or PEFT adapter directory")
     merge.add_argument(
-        "--how", required=True, choices=["weights", "deltas", "factors"],
+        "sources",
+        nargs="+",
+        metavar="RUN_OR_MODEL:WEIGHT",
+        help="run, model or PEFT adapter directory",
+    )
+    merge.add_argument(
+        "--how",
+        required=True,
+        choices=["weights", "deltas", "factors"],
         help="average whole models; what adapters add to their base; or each factor of the adapters by itself",
-    )  # fmt: skip
-    merge.add_argument("--to", required=True, metavar="DIR", help="where to; must not hold anything else")
-    merge.add_argument("--adapter", action=argparse.BooleanOptionalAction, help="a PEFT directory (factors: default)")
+    )
+    merge.add_argument(
+        "--to", required=True, metavar="DIR", help="where to; must not hold anything else"
+    )
+    merge.add_argument(
+        "--adapter",
+        action=argparse.BooleanOptionalAction,
+        help="a PEFT directory (factors: default)",
+    )
     merge.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     merge.add_argument("--step", default="best", help="of runs: best (default), latest or a number")
-    merge.add_argument("--any-weights", action="store_true", help="weights need not sum to 1, nor be positive")
+    merge.add_argument(
+        "--any-weights", action="store_true", help="weights need not sum to 1, nor be positive"
+    )
     return parser
 
 
@@ -176,7 +223,13 @@ def _data(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from jaxpref.runs.export import export_run
 
-    step = export_run(options.directory, options.to, step=options.step, dtype=options.dtype, adapter=options.adapter)
+    step = export_run(
+        options.directory,
+        options.to,
+        step=options.step,
+        dtype=options.dtype,
+        adapter=options.adapter,
+    )
     console.print(f"step {step} written to {options.to}", highlight=False)
 
 
@@ -186,9 +239,14 @@ def _merge(options: argparse.Namespace) -> None:
 
     sources = [policy for text in options.sources for policy in parse_policies(text)]
     merge(
-        sources, options.to, how=options.how, adapter=options.adapter, step=options.step, dtype=options.dtype,
+        sources,
+        options.to,
+        how=options.how,
+        adapter=options.adapter,
+        step=options.step,
+        dtype=options.dtype,
         any_weights=options.any_weights,
-    )  # fmt: skip
+    )
     console.print(f"soup of {len(sources)} written to {options.to}", highlight=False)
 
 

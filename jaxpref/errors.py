@@ -1,4 +1,5 @@
-"""The one error that bad input raises: what was expected, what was found and where, what to change."""
+"""The one error that bad input raises: what was expected, what was found and where, what to
+change."""
 
 
 class InputError(ValueError):

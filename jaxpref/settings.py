@@ -1,4 +1,5 @@
-"""Settings as people write them: YAML, overrides and flags, read, checked for contradictions, and written."""
+"""Settings as people write them: YAML, overrides and flags, read, checked for contradictions, and
+written."""
 
 import dataclasses
 import difflib
@@ -19,14 +20,17 @@ from jaxpref.errors import InputError
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Config of a YAML file with `section.key=value` overrides.
 
-    Errors: InputError listing every unknown key (with the nearest valid one), wrong type, value out of range and
-    contradiction, all at once.
+    Errors: InputError listing every unknown key (with the nearest valid one), wrong type, value out
+    of range and contradiction, all at once.
     """
-    return make_config(merged_settings(path, overrides), where=str(path) if path else "configuration")
+    return make_config(
+        merged_settings(path, overrides), where=str(path) if path else "configuration"
+    )
 
 
 def merged_settings(path: str | Path | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """What stands in a YAML file, with overrides, not yet checked.  Errors: InputError if it cannot be read."""
+    """What stands in a YAML file, with overrides, not yet checked.  Errors: InputError if it cannot
+    be read."""
     raw: dict[str, Any] = {}
     if path is not None:
         if not Path(path).is_file():
@@ -36,9 +40,13 @@ def merged_settings(path: str | Path | None, overrides: Sequence[str]) -> dict[s
     if bare:
         raise InputError("overrides like optim.learning_rate=1e-6", f"{bare}", "write key=value")
     try:
-        return OmegaConf.to_container(OmegaConf.merge(raw, OmegaConf.from_dotlist(list(overrides))), resolve=True)
+        return OmegaConf.to_container(
+            OmegaConf.merge(raw, OmegaConf.from_dotlist(list(overrides))), resolve=True
+        )
     except OmegaConfBaseException as error:
-        raise InputError("overrides that fit the configuration", f"{overrides}: {error}", "correct them") from error
+        raise InputError(
+            "overrides that fit the configuration", f"{overrides}: {error}", "correct them"
+        ) from error
 
 
 def _read(path: str | Path) -> dict[str, Any]:
@@ -47,11 +55,15 @@ def _read(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # yaml's own errors carry line and column
         raise InputError("valid YAML", f"{path}: {error}", "correct that line") from error
     if not OmegaConf.is_dict(raw):
-        raise InputError("a YAML mapping", f"{path}: a list or nothing", "write section: {key: value}")
+        raise InputError(
+            "a YAML mapping", f"{path}: a list or nothing", "write section: {key: value}"
+        )
     return raw
 
 
-def make_config(raw: Mapping[str, Any], *, where: str = "configuration", own_data: bool = True) -> Config:
+def make_config(
+    raw: Mapping[str, Any], *, where: str = "configuration", own_data: bool = True
+) -> Config:
     """Config of a plain nested mapping; errors as in `load_config`.
 
     Args:
@@ -64,20 +76,28 @@ def make_config(raw: Mapping[str, Any], *, where: str = "configuration", own_dat
         config = adapter.validate_json(json.dumps(raw))
     except ValidationError as error:
         problems = [_describe(item) for item in error.errors()]
-        # What remains without the offending keys still shows contradictions, so that all is said at once.
+        # What remains without the offending keys still shows contradictions, so that all is said at
+        # once.
         try:
-            config = adapter.validate_json(json.dumps(_without(raw, [item["loc"] for item in error.errors()])))
+            config = adapter.validate_json(
+                json.dumps(_without(raw, [item["loc"] for item in error.errors()]))
+            )
         except ValidationError:
             config = None
     if config is not None:
         problems += contradictions(config, own_data)
     if problems:
-        raise InputError("a valid configuration", f"{where}:\n  - " + "\n  - ".join(problems), "correct these keys")
+        raise InputError(
+            "a valid configuration",
+            f"{where}:\n  - " + "\n  - ".join(problems),
+            "correct these keys",
+        )
     return config
 
 
 def _with_todays_names(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings with `data.margins`, and modpo's `columns: {margins: ...}`, under the name that they have today.
+    """The settings with `data.margins`, and modpo's `columns: {margins: ...}`, under the name that
+    they have today.
 
     Errors: InputError where both names are given.
     """
@@ -93,7 +113,9 @@ def _with_todays_names(raw: Mapping[str, Any]) -> Mapping[str, Any]:
                 f"remove {where}.margins",
             )
         found.append(f"{where}.margins")
-        return {("other_rewards" if key == "margins" else key): value for key, value in section.items()}
+        return {
+            ("other_rewards" if key == "margins" else key): value for key, value in section.items()
+        }
 
     raw = dict(raw)
     if "data" in raw:
@@ -106,7 +128,9 @@ def _with_todays_names(raw: Mapping[str, Any]) -> Mapping[str, Any]:
             for i, part in enumerate(raw["objective"])
         ]
     if found:
-        message = f"{', '.join(found)}: `margins` is called `other_rewards` now, and is read as that"
+        message = (
+            f"{', '.join(found)}: `margins` is called `other_rewards` now, and is read as that"
+        )
         warnings.warn(message, FutureWarning, stacklevel=3)
     return raw
 
@@ -124,7 +148,9 @@ def contradictions(config: Config, own_data: bool = True) -> list[str]:
         found.append(f"optim.momentum is for sgd; optim.name is {optim.name}")
     if optim.weight_decay and optim.name == "sgd":
         found.append("optim.weight_decay has no effect with sgd")
-    if data.row_length is not None and data.row_length % (config.model.attention_block * data.length_buckets):
+    if data.row_length is not None and data.row_length % (
+        config.model.attention_block * data.length_buckets
+    ):
         times = f" * data.length_buckets={data.length_buckets}" if data.length_buckets > 1 else ""
         found.append(
             f"data.row_length={data.row_length} is not a multiple of "
@@ -132,7 +158,9 @@ def contradictions(config: Config, own_data: bool = True) -> list[str]:
         )
     ways = config.mesh.data * config.mesh.fsdp
     if train.micro_rows is not None and train.micro_rows % ways:
-        found.append(f"train.micro_rows={train.micro_rows} is not a multiple of mesh.data * mesh.fsdp = {ways}")
+        found.append(
+            f"train.micro_rows={train.micro_rows} is not a multiple of mesh.data * mesh.fsdp = {ways}"
+        )
     if train.eval_every and not data.eval and own_data:
         found.append("train.eval_every is set but data.eval is empty")
     found += adapter_contradictions(config)
@@ -184,7 +212,9 @@ def reference_contradictions(reference: ReferenceConfig, parts: Sequence[Any]) -
     for part in parts:
         if part.name in ("modpo_implicit", "spo") and reference.sync_every:
             yield f"{part.name} takes rewards of frozen policies: their reference must not move (reference.sync_every)"
-        for key, more in {"w": 1, "alphas": 1, "lambdas": 0}.items() if part.name in readers else ():
+        for key, more in (
+            {"w": 1, "alphas": 1, "lambdas": 0}.items() if part.name in readers else ()
+        ):
             given = part.hyperparameters.get(key, ())
             if given and reference.extra and len(given) != len(reference.extra) + more:
                 models, needed = len(reference.extra), len(reference.extra) + more
@@ -193,7 +223,11 @@ def reference_contradictions(reference: ReferenceConfig, parts: Sequence[Any]) -
         if reference.sync_every:
             yield "reference.sync_every moves the reference, so its log-probs cannot be cached: set reference.mode=copy"
         for part in parts:
-            for name in sorted({"common", "sampled", "kl"} & set(part.needs.logps)) if part.needs_reference else ():
+            for name in (
+                sorted({"common", "sampled", "kl"} & set(part.needs.logps))
+                if part.needs_reference
+                else ()
+            ):
                 yield f"{part.name} needs `{name}` of the reference, which is not cached: set reference.mode=copy"
 
 
@@ -222,10 +256,13 @@ def _describe(item: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = [name for name, _, _ in keys()]
-        # The nearest whole key, or a known key whose last word is nearest (a key put into the wrong section).
+        # The nearest whole key, or a known key whose last word is nearest (a key put into the wrong
+        # section).
         close = difflib.get_close_matches(key, known, 1, 0.75)
         last = {name.rsplit(".", 1)[-1]: name for name in known}
-        close = close or [last[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], last, 1, 0.6)]
+        close = close or [
+            last[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], last, 1, 0.6)
+        ]
         return f"{key}: unknown key" + (f"; did you mean {close[0]}?" if close else "")
     return f"{key}: {item['msg']}, got {item['input']!r}"
 
@@ -242,7 +279,8 @@ def _without(raw: Mapping[str, Any], locations: list[tuple]) -> dict[str, Any]:
 
 
 def named(items: Sequence[str], flag: str) -> dict[str, str]:
-    """`NAME=VALUE` items as a mapping.  Errors: InputError for another form, and for a name that is given twice."""
+    """`NAME=VALUE` items as a mapping.  Errors: InputError for another form, and for a name that is
+    given twice."""
     found: dict[str, str] = {}
     for item in items:
         name, equals, value = item.partition("=")
@@ -267,5 +305,9 @@ def for_all_models(overrides: Iterable[str]) -> list[str]:
     """
     fit = [item for item in overrides if item.startswith(("mesh.", "model.compute_dtype="))]
     if odd := [item for item in overrides if item not in fit]:
-        raise InputError("with rewards: overrides of mesh.* or model.compute_dtype", ", ".join(odd), "leave them out")
+        raise InputError(
+            "with rewards: overrides of mesh.* or model.compute_dtype",
+            ", ".join(odd),
+            "leave them out",
+        )
     return fit

@@ -1,7 +1,8 @@
 """The mesh, and the one table that says how every array lies on it.
 
-Axes: `data` (rows, parameters replicated), `fsdp` (rows and parameters), `tensor` (heads, ffn, vocabulary).
-The mesh is Auto (docs/design.md, "Mesh mode"): XLA propagates, and `constrain` pins the activations that matter.
+Axes: `data` (rows, parameters replicated), `fsdp` (rows and parameters), `tensor` (heads, ffn,
+vocabulary).  The mesh is Auto (docs/design.md, "Mesh mode"): XLA propagates, and `constrain` pins
+the activations that matter.
 """
 
 import dataclasses
@@ -18,8 +19,9 @@ from jaxpref.errors import InputError
 
 AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
 
-# Logical axis -> mesh axes.  `vocab` takes both parameter axes, so neither the embedding nor the head is ever gathered:
-# a token's logits are computed where the vocabulary lies and only the softmax's sums travel.
+# Logical axis -> mesh axes.  `vocab` takes both parameter axes, so neither the embedding nor the
+# head is ever gathered: a token's logits are computed where the vocabulary lies and only the
+# softmax's sums travel.
 LOGICAL: dict[str, Any] = {
     "rows": ("data", "fsdp"),
     "rows_replicated_fsdp": "data",
@@ -30,11 +32,12 @@ LOGICAL: dict[str, Any] = {
     "ffn": "tensor",
 }
 
-# Parameter path -> logical axes.  Every leaf matches exactly one rule of its rank (`param_specs`), and every rule a
-# leaf of some model (tests/models/test_families.py).
+# Parameter path -> logical axes.  Every leaf matches exactly one rule of its rank (`param_specs`),
+# and every rule a leaf of some model (tests/models/test_families.py).
 #
-# Experts are not spread over devices: each lies like a dense MLP, its width over fsdp and its ffn over tensor.  So a
-# device computes its part of every expert, the work is even whatever the router chooses, and no token travels.
+# Experts are not spread over devices: each lies like a dense MLP, its width over fsdp and its ffn
+# over tensor.  So a device computes its part of every expert, the work is even whatever the router
+# chooses, and no token travels.
 PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embed/table", ("vocab", None)),
     (r"embed/position", (None, None)),
@@ -89,11 +92,14 @@ def make_mesh(config: MeshConfig, *, devices: list | None = None) -> Mesh:
             " * ".join(f"mesh.{axis}={size}" for axis, size in sizes.items()) + f" = {count}",
             f"choose sizes whose product is {len(devices)}, for example mesh.data={len(devices)}",
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return jax.make_mesh(
+        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Pin `x` to its logical axes on the mesh in force (`jax.set_mesh`); without one, `x` as it is."""
+    """Pin `x` to its logical axes on the mesh in force (`jax.set_mesh`); without one, `x` as it
+    is."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -106,10 +112,11 @@ def logical_spec(logical: tuple[str | None, ...]) -> P:
 
 
 def vocab_ways(mesh: Mesh) -> int:
-    """Devices over which the vocabulary lies; embedding and head are padded with zeros to a multiple of it.
+    """Devices over which the vocabulary lies; embedding and head are padded with zeros to a
+    multiple of it.
 
-    The rows behind the vocabulary stay zero: no token looks them up and no logit is made of them, so their gradient
-    is zero, and with it every optimizer's update and decay.
+    The rows behind the vocabulary stay zero: no token looks them up and no logit is made of them,
+    so their gradient is zero, and with it every optimizer's update and decay.
     """
     return math.prod(mesh.shape[name] for name in LOGICAL["vocab"])
 
@@ -186,7 +193,8 @@ def row_ways(mesh: Mesh) -> int:
 
 
 def constrain_params(tree: Any) -> Any:
-    """Pin a tree of the parameters' shape (gradients, accumulators) to the parameters' own sharding."""
+    """Pin a tree of the parameters' shape (gradients, accumulators) to the parameters' own
+    sharding."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return tree

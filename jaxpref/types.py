@@ -1,4 +1,5 @@
-"""The dimension key and the records that pass between the stages.  Imports no jax: the data stages run without it.
+"""The dimension key and the records that pass between the stages.  Imports no jax: the data stages
+run without it.
 
 Dimension letters, used as suffixes of array names and in einsum strings throughout:
 
@@ -35,7 +36,8 @@ class Group:
     tools: list | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """Numbers an objective may ask for: one of the group (`weight`, `margin`), or those of every completion."""
+    """Numbers an objective may ask for: one of the group (`weight`, `margin`), or those of every
+    completion."""
 
     @property
     def conversational(self) -> bool:
@@ -46,8 +48,8 @@ class Group:
 class EncodedGroup:
     """One prompt with K completions, as token ids; every completion has at least one token.
 
-    LossSpec starts at each completion's first token, except when the prompt is empty: then that token has no
-    predecessor and is not scored.
+    LossSpec starts at each completion's first token, except when the prompt is empty: then that
+    token has no predecessor and is not scored.
     """
 
     prompt_ids: np.ndarray
@@ -58,10 +60,11 @@ class EncodedGroup:
 
 
 class Batch(NamedTuple):
-    """Packed, prefix-shared rows of one micro-batch (or, with a leading T, of all micro-batches of a step).
+    """Packed, prefix-shared rows of one micro-batch (or, with a leading T, of all micro-batches of
+    a step).
 
-    A key at column k is visible to the query at column q of the same row iff `k <= q < expiry[k]`, which covers
-    every mixture of packing and prefix sharing (docs/design.md, "Packed rows").
+    A key at column k is visible to the query at column q of the same row iff `k <= q < expiry[k]`,
+    which covers every mixture of packing and prefix sharing (docs/design.md, "Packed rows").
     """
 
     token_RL: Any
@@ -77,8 +80,8 @@ class Batch(NamedTuple):
     loss_tok_RS: Any
     """int32 id of the loss token."""
     loss_slot_RS: Any
-    """int32 completion it belongs to, `g * K + k`; `G * K + g` for a token of a prompt, when prompts are scored;
-    `G * (K + 1)` for padding (dropped by every reduction)."""
+    """int32 completion it belongs to, `g * K + k`; `G * K + g` for a token of a prompt, when
+    prompts are scored; `G * (K + 1)` for padding (dropped by every reduction)."""
     valid_RG: Any
     """float32, 1 where the slot holds a group."""
     row_id_RG: Any
@@ -90,13 +93,19 @@ class Batch(NamedTuple):
     last_RGK: Any
     """int32 column of every completion's last token; 0 for an empty slot."""
     prompt_last_RG: Any
-    """int32 column of the prompt's last token (of its first copy); -1 for an empty prompt or slot."""
+    """int32 column of the prompt's last token (of its first copy); -1 for an empty prompt or
+    slot."""
     masks: dict[str, Any]
-    """Subsets of the loss tokens that the objective asked for, [R, S] float32 of 0 and 1 (`data/pack.py: MASKS`)."""
+    """Subsets of the loss tokens that the objective asked for, [R, S] float32 of 0 and 1
+    (`data/pack.py: MASKS`)."""
     columns: dict[str, Any]
     """What the objective asked for: per group [R, G] or per completion [R, G, K, ...], float32."""
 
     def first_tokens(self, length: int) -> "Batch":
-        """The same rows [R, length], for a micro-batch that needs no more; everything per slot stays."""
-        cut = {name: getattr(self, name)[:, :length] for name in ("token_RL", "position_RL", "expiry_RL", "segment_RL")}
+        """The same rows [R, length], for a micro-batch that needs no more; everything per slot
+        stays."""
+        cut = {
+            name: getattr(self, name)[:, :length]
+            for name in ("token_RL", "position_RL", "expiry_RL", "segment_RL")
+        }
         return self._replace(**cut)

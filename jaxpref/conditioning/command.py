@@ -44,26 +44,82 @@ for answers, from prompts as `jaxpref generate` takes them
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("data", nargs="+", metavar="DATA", help="as data.train may name; for answers, prompts as generate takes them")
-    add("--as", dest="way", required=True, choices=["cdpo", "ric", "metaalign"], help="how the preference is put")
+    add(
+        "data",
+        nargs="+",
+        metavar="DATA",
+        help="as data.train may name; for answers, prompts as generate takes them",
+    )
+    add(
+        "--as",
+        dest="way",
+        required=True,
+        choices=["cdpo", "ric", "metaalign"],
+        help="how the preference is put",
+    )
     add("--out", required=True, metavar="FILE", help=".jsonl or .jsonl.gz; must not exist")
-    add("--scores", metavar="A,B", help="cdpo, ric: the scores that count, in the order of their tags")
+    add(
+        "--scores",
+        metavar="A,B",
+        help="cdpo, ric: the scores that count, in the order of their tags",
+    )
     add("--control", metavar="A,B", help="cdpo: the scores that are asked for (default: all)")
     add("--subsets", action="store_true", help="cdpo: ask for a random part of them in every row")
-    add("--strength", type=float, default=1.0, help="cdpo: lambda, of the distance from what is asked for (default 1)")
-    add("--copies", type=int, default=1, help="cdpo: of every row, each with its own draw (default 1)")
+    add(
+        "--strength",
+        type=float,
+        default=1.0,
+        help="cdpo: lambda, of the distance from what is asked for (default 1)",
+    )
+    add(
+        "--copies",
+        type=int,
+        default=1,
+        help="cdpo: of every row, each with its own draw (default 1)",
+    )
     add("--digits", type=int, default=1, help="cdpo: decimals of what is asked for (default 1)")
     add("--seed", type=int, default=0, help="cdpo: of the draws (default 0)")
-    add("--preference", action="append", default=[], metavar="SCORE=WORDS", help="metaalign: words for a score")
-    add("--ending", default="", metavar="TEXT", help="ric: tags go before it where a text prompt ends so")
-    add("--target", action="append", default=[], metavar="SCORE=VALUE", help="cdpo, for answers: what to ask for")
+    add(
+        "--preference",
+        action="append",
+        default=[],
+        metavar="SCORE=WORDS",
+        help="metaalign: words for a score",
+    )
+    add(
+        "--ending",
+        default="",
+        metavar="TEXT",
+        help="ric: tags go before it where a text prompt ends so",
+    )
+    add(
+        "--target",
+        action="append",
+        default=[],
+        metavar="SCORE=VALUE",
+        help="cdpo, for answers: what to ask for",
+    )
     add("--weights", metavar="A=0.7,B=0.3", help="ric, for answers: of the objectives")
-    add("--statistics", metavar="FILE", help="ric, for answers or held-out data: what the training data's run wrote")
-    add("--map", default="linf", choices=RIC_MAPS, help="ric, for answers: from weights to scores (default linf)")
+    add(
+        "--statistics",
+        metavar="FILE",
+        help="ric, for answers or held-out data: what the training data's run wrote",
+    )
+    add(
+        "--map",
+        default="linf",
+        choices=RIC_MAPS,
+        help="ric, for answers: from weights to scores (default linf)",
+    )
     add("--words", help="metaalign, for answers: the preference")
     add("--split", default="train", help="of a path that has several (default train)")
     add("--format", default="auto", choices=FORMATS, help="of the rows (default auto)")
-    add("--on-bad-row", default="error", choices=["error", "drop"], help="drop unusable rows and count them")
+    add(
+        "--on-bad-row",
+        default="error",
+        choices=["error", "drop"],
+        help="drop unusable rows and count them",
+    )
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
@@ -89,12 +145,21 @@ def _training_rows(
     if options.way == "ric" and options.statistics:
         return ric_rows(source, _read_statistics(options.statistics), report, ending=options.ending)
     scores = _list(options.scores)
-    _expect(scores, "--scores A,B" + (", or --target for prompts" if options.way == "cdpo" else ", or --weights"))
+    _expect(
+        scores,
+        "--scores A,B"
+        + (", or --target for prompts" if options.way == "cdpo" else ", or --weights"),
+    )
     if options.way == "cdpo":
         how = ControllableDPO(
-            scores, _list(options.control) or scores, options.subsets, options.strength, options.copies,
-            options.digits, options.seed,
-        )  # fmt: skip
+            scores,
+            _list(options.control) or scores,
+            options.subsets,
+            options.strength,
+            options.copies,
+            options.digits,
+            options.seed,
+        )
         return cdpo_rows(source, how, report)
     statistics = score_statistics(source, scores)
     _write_statistics(out, statistics)
@@ -117,14 +182,20 @@ def _change_of_prompts(options: argparse.Namespace) -> Callable[[Prompt], Prompt
 
 def _read_statistics(path: str | None) -> dict[str, ScoreStatistics]:
     if path is None or not Path(path).is_file():
-        raise InputError("--statistics FILE, which the conditioning of the training data wrote", f"{path}", "name it")
+        raise InputError(
+            "--statistics FILE, which the conditioning of the training data wrote",
+            f"{path}",
+            "name it",
+        )
     return {name: ScoreStatistics(**x) for name, x in json.loads(Path(path).read_text()).items()}
 
 
 def _targets(weights: Mapping[str, float], path: str | None, method: str) -> list[float]:
     statistics = _read_statistics(path)
     if set(weights) != set(statistics):
-        raise InputError(f"a weight for each of {', '.join(statistics)}", ", ".join(weights), "correct --weights")
+        raise InputError(
+            f"a weight for each of {', '.join(statistics)}", ", ".join(weights), "correct --weights"
+        )
     return ric_targets([weights[name] for name in statistics], list(statistics.values()), method)
 
 

@@ -1,4 +1,5 @@
-"""A preference put into the prompt, so that one policy serves every preference: data for training, prompts for answers.
+"""A preference put into the prompt, so that one policy serves every preference: data for training,
+prompts for answers.
 
     cdpo       "< helpful: 5 > " before the prompt: the scores that are asked for; pairs are labelled by how well an
                answer meets them (controllable DPO, arXiv 2402.19085)
@@ -7,8 +8,8 @@
     metaalign  a preference in words before the prompt; pairs are labelled by the score that it stands for (MetaAlign,
                arXiv 2410.14184)
 
-In messages, tags are put into the last message of the user, and words become the system's message (before one that is
-there).
+In messages, tags are put into the last message of the user, and words become the system's message
+(before one that is there).
 """
 
 import dataclasses
@@ -62,11 +63,16 @@ class ConditionReport:
 
 def before(prompt: Prompt, text: str) -> Prompt:
     """The prompt with a text in front: of the last message of the user, where it is messages."""
-    return text + prompt if isinstance(prompt, str) else _last_user(prompt, lambda content: text + content)
+    return (
+        text + prompt
+        if isinstance(prompt, str)
+        else _last_user(prompt, lambda content: text + content)
+    )
 
 
 def behind(prompt: Prompt, text: str, ending: str = "") -> Prompt:
-    """The prompt with a text behind it, after one space: behind the last message of the user, where it is messages.
+    """The prompt with a text behind it, after one space: behind the last message of the user, where
+    it is messages.
 
     Args:
         ending: where a text prompt ends with it (as "\\n\\nAssistant:"), the text goes before it.
@@ -78,7 +84,8 @@ def behind(prompt: Prompt, text: str, ending: str = "") -> Prompt:
 
 
 def instructed(prompt: Prompt, words: str) -> Prompt:
-    """The prompt after words of instruction: a paragraph before a text, the system's message before messages."""
+    """The prompt after words of instruction: a paragraph before a text, the system's message before
+    messages."""
     if isinstance(prompt, str):
         return f"{words}\n\n{prompt}"
     if prompt[0]["role"] == "system":
@@ -100,12 +107,19 @@ def cdpo_prompt(prompt: Prompt, targets: Mapping[str, float], tag: str = CDPO_TA
     Args:
         targets: score -> the value asked for, in the data's units.
     """
-    return before(prompt, "".join(tag.format(name=name, value=shown(value)) for name, value in targets.items()))
+    return before(
+        prompt,
+        "".join(tag.format(name=name, value=shown(value)) for name, value in targets.items()),
+    )
 
 
-def ric_prompt(prompt: Prompt, scores: Sequence[float], tag: str = RIC_TAG, ending: str = "") -> Prompt:
+def ric_prompt(
+    prompt: Prompt, scores: Sequence[float], tag: str = RIC_TAG, ending: str = ""
+) -> Prompt:
     """The prompt with normalised scores, rounded to one decimal, in the order of training."""
-    tags = (tag.format(number=i, value=f"{_rounded(value, 1):.1f}") for i, value in enumerate(scores, 1))
+    tags = (
+        tag.format(number=i, value=f"{_rounded(value, 1):.1f}") for i, value in enumerate(scores, 1)
+    )
     return behind(prompt, "".join(tags), ending)
 
 
@@ -146,11 +160,12 @@ class ControllableDPO:
 
 
 def cdpo_rows(source: Source, how: ControllableDPO, report: ConditionReport) -> Iterator[dict]:
-    """Rows of pairs: the prompt asks for the scores of one of its answers, drawn at random; the answer that meets them
-    better is chosen.
+    """Rows of pairs: the prompt asks for the scores of one of its answers, drawn at random; the
+    answer that meets them better is chosen.
 
-    g = sum_i [ -lambda |s_i - c_i| where score i is asked for, s_i where it is not ], c the scores asked for: Guo et
-    al., arXiv 2402.19085, as their code prepares UltraFeedback.  Ties of g are dropped.
+    g = sum_i [ -lambda |s_i - c_i| where score i is asked for, s_i where it is not ], c the scores
+    asked for: Guo et al., arXiv 2402.19085, as their code prepares UltraFeedback.  Ties of g are
+    dropped.
 
     Args:
         source: pairs, or rows with `completions`, which give all their pairs.
@@ -162,7 +177,10 @@ def cdpo_rows(source: Source, how: ControllableDPO, report: ConditionReport) -> 
             rng = random.Random(f"{how.seed} {group.row_id} {copy}")
             scores = {name: scores_of(group, name) for name in how.scores}
             targets = _targets(rng, scores, how)
-            goal = [_goal({name: x[k] for name, x in scores.items()}, targets, how.strength) for k in _each(group)]
+            goal = [
+                _goal({name: x[k] for name, x in scores.items()}, targets, how.strength)
+                for k in _each(group)
+            ]
             prompt = cdpo_prompt(group.prompt, targets, how.tag)
             yield from _labelled(row, group, kind, prompt, goal, report)
 
@@ -177,18 +195,24 @@ def _check_cdpo(how: ControllableDPO) -> None:
         )
 
 
-def _targets(rng: random.Random, scores: Mapping[str, Sequence[float]], how: ControllableDPO) -> dict[str, float]:
+def _targets(
+    rng: random.Random, scores: Mapping[str, Sequence[float]], how: ControllableDPO
+) -> dict[str, float]:
     """What is asked for: controlled scores of an answer drawn at random."""
     names = [name for name in how.scores if name in how.control]
     if how.subsets:
-        parts = [part for n in range(1, len(names) + 1) for part in itertools.combinations(names, n)]
+        parts = [
+            part for n in range(1, len(names) + 1) for part in itertools.combinations(names, n)
+        ]
         names = rng.choice(parts)
     k = rng.randrange(len(next(iter(scores.values()))))
     return {name: _rounded(scores[name][k], how.digits) for name in names}
 
 
 def _goal(scores: Mapping[str, float], targets: Mapping[str, float], strength: float) -> float:
-    return sum(-strength * abs(s - targets[name]) if name in targets else s for name, s in scores.items())
+    return sum(
+        -strength * abs(s - targets[name]) if name in targets else s for name, s in scores.items()
+    )
 
 
 def _each(group: Group) -> range:
@@ -198,9 +222,11 @@ def _each(group: Group) -> range:
 # ---- MetaAlign
 
 
-def metaalign_rows(source: Source, preferences: Mapping[str, str], report: ConditionReport) -> Iterator[dict]:
-    """Rows of pairs: every row once for each preference, which stands in words before the prompt and decides by its
-    score which answer is chosen.  Ties are dropped.
+def metaalign_rows(
+    source: Source, preferences: Mapping[str, str], report: ConditionReport
+) -> Iterator[dict]:
+    """Rows of pairs: every row once for each preference, which stands in words before the prompt
+    and decides by its score which answer is chosen.  Ties are dropped.
 
     Args:
         source: pairs, or rows with `completions`.
@@ -213,8 +239,11 @@ def metaalign_rows(source: Source, preferences: Mapping[str, str], report: Condi
             yield from _labelled(row, group, kind, instructed(group.prompt, words), goal, report)
 
 
-def _usable(source: Source, names: Sequence[str], report: ConditionReport) -> Iterator[tuple[dict, Group, str]]:
-    """(row, group, kind) of the rows that have all these scores; the others are counted or refused."""
+def _usable(
+    source: Source, names: Sequence[str], report: ConditionReport
+) -> Iterator[tuple[dict, Group, str]]:
+    """(row, group, kind) of the rows that have all these scores; the others are counted or
+    refused."""
     for i, (row, where, kind) in enumerate(rows_of(source)):
         report.rows += 1
         group = group_of(source, row, where, kind, i)
@@ -236,10 +265,14 @@ def _missing(group: Group, names: Sequence[str]) -> RowError | None:
     return None
 
 
-def _usable_pairs(source: Source, names: Sequence[str], report: ConditionReport) -> Iterator[tuple[dict, Group, str]]:
+def _usable_pairs(
+    source: Source, names: Sequence[str], report: ConditionReport
+) -> Iterator[tuple[dict, Group, str]]:
     for row, group, kind in _usable(source, names, report):
         if kind not in ("pair", "ranked"):
-            raise InputError("rows of two answers or more", f"{group.where}: one answer", "name data of pairs")
+            raise InputError(
+                "rows of two answers or more", f"{group.where}: one answer", "name data of pairs"
+            )
         yield row, group, kind
 
 
@@ -262,20 +295,45 @@ def _labelled(
 
 
 _OF_ANSWERS = {
-    "prompt", "messages", "chosen", "rejected", "completions", "scores", "scores_completions", "scores_chosen",
-    "scores_rejected", "score_chosen", "score_rejected", "margins_chosen", "margins_rejected", "margin", "probability",
-}  # fmt: skip
+    "prompt",
+    "messages",
+    "chosen",
+    "rejected",
+    "completions",
+    "scores",
+    "scores_completions",
+    "scores_chosen",
+    "scores_rejected",
+    "score_chosen",
+    "score_rejected",
+    "margins_chosen",
+    "margins_rejected",
+    "margin",
+    "probability",
+}
 
 
 def _row_of_pair(row: Mapping[str, Any], pair: Group, prompt: Prompt) -> dict[str, Any]:
     """A pair as a row: its own texts and numbers, and what else the row had."""
     columns = {name: value for name, value in pair.columns.items() if name != f"scores/{_GOAL}"}
-    made: dict[str, Any] = {"prompt": prompt, "chosen": pair.completions[0], "rejected": pair.completions[1]}
+    made: dict[str, Any] = {
+        "prompt": prompt,
+        "chosen": pair.completions[0],
+        "rejected": pair.completions[1],
+    }
     for k, side in enumerate(("chosen", "rejected")):
-        named = {name.removeprefix("scores/"): x[k] for name, x in columns.items() if name.startswith("scores/")}
+        named = {
+            name.removeprefix("scores/"): x[k]
+            for name, x in columns.items()
+            if name.startswith("scores/")
+        }
         made |= {f"scores_{side}": named} if named else {}
         made |= {f"score_{side}": columns["score"][k]} if "score" in columns else {}
-        made |= {f"other_rewards_{side}": list(columns["other_rewards"][k])} if "other_rewards" in columns else {}
+        made |= (
+            {f"other_rewards_{side}": list(columns["other_rewards"][k])}
+            if "other_rewards" in columns
+            else {}
+        )
     made |= {name: columns[name] for name in ("margin", "probability") if name in columns}
     return {**{key: value for key, value in row.items() if key not in _OF_ANSWERS}, **made}
 
@@ -309,9 +367,15 @@ def score_statistics(source: Source, names: Sequence[str]) -> dict[str, ScoreSta
     for name, scores in values.items():
         x = np.array(scores, np.float64)
         if not len(x) or x.std() == 0:
-            raise InputError("a score that differs between answers", f"{name}: {len(x)} equal ones", "leave it out")
+            raise InputError(
+                "a score that differs between answers",
+                f"{name}: {len(x)} equal ones",
+                "leave it out",
+            )
         z = (x - x.mean()) / x.std()
-        found[name] = ScoreStatistics(float(x.mean()), float(x.std()), float(z.min()), float(z.max()))
+        found[name] = ScoreStatistics(
+            float(x.mean()), float(x.std()), float(z.min()), float(z.max())
+        )
     return found
 
 
@@ -323,9 +387,11 @@ def ric_rows(
     tag: str = RIC_TAG,
     ending: str = "",
 ) -> Iterator[dict]:
-    """Rows of one answer for supervised training: each answer once, its normalised scores behind its prompt.
+    """Rows of one answer for supervised training: each answer once, its normalised scores behind
+    its prompt.
 
-    Scores are z-scored over the data and rounded to one decimal: Yang et al., arXiv 2402.10207, as in their code.
+    Scores are z-scored over the data and rounded to one decimal: Yang et al., arXiv 2402.10207, as
+    in their code.
 
     Args:
         source: rows of any kind, with the scores.
@@ -335,7 +401,11 @@ def ric_rows(
     """
     for row, group, _ in _usable(source, list(statistics), report):
         scores = {name: scores_of(group, name) for name in statistics}
-        rest = {key: row[key] for key in ("tools", "chat_template_kwargs", "weight") if row.get(key) is not None}
+        rest = {
+            key: row[key]
+            for key in ("tools", "chat_template_kwargs", "weight")
+            if row.get(key) is not None
+        }
         for k, completion in enumerate(group.completions):
             report.written += 1
             normalised = [statistics[name].normalised(x[k]) for name, x in scores.items()]
@@ -347,10 +417,14 @@ def ric_rows(
 RIC_MAPS = ("linf", "l2", "linear")
 
 
-def ric_targets(weights: Sequence[float], statistics: Sequence[ScoreStatistics], method: str = "linf") -> list[float]:
-    """The normalised scores to ask for where the objectives have these weights, rounded to one decimal.
+def ric_targets(
+    weights: Sequence[float], statistics: Sequence[ScoreStatistics], method: str = "linf"
+) -> list[float]:
+    """The normalised scores to ask for where the objectives have these weights, rounded to one
+    decimal.
 
-    With low and high the least and greatest normalised scores of the data, score i is low_i + t_i (high_i - low_i):
+    With low and high the least and greatest normalised scores of the data, score i is low_i + t_i
+    (high_i - low_i):
         linf    t_i = min(n w_i, 1), and 1 for the largest weight
         l2      t_i = w_i / ||w||
         linear  t_i = w_i
@@ -361,14 +435,22 @@ def ric_targets(weights: Sequence[float], statistics: Sequence[ScoreStatistics],
     Errors: InputError for other weights, or an unknown method.
     """
     w = np.asarray(weights, np.float64)
-    if method not in RIC_MAPS or len(w) != len(statistics) or not (np.isfinite(w).all() and (w >= 0).all() and w.any()):
+    if (
+        method not in RIC_MAPS
+        or len(w) != len(statistics)
+        or not (np.isfinite(w).all() and (w >= 0).all() and w.any())
+    ):
         raise InputError(
             f"a weight >= 0 for each of {len(statistics)} scores, not all 0, and a map of {', '.join(RIC_MAPS)}",
-            f"weights={list(weights)}, method={method!r}", "correct them",
-        )  # fmt: skip
+            f"weights={list(weights)}, method={method!r}",
+            "correct them",
+        )
     if method == "linf":
         t = np.minimum(len(w) * w, 1.0)
         t[int(np.argmax(w))] = 1.0
     else:
         t = w / np.linalg.norm(w) if method == "l2" else w
-    return [_rounded(s.low + share * (s.high - s.low), 1) for share, s in zip(t, statistics, strict=True)]
+    return [
+        _rounded(s.low + share * (s.high - s.low), 1)
+        for share, s in zip(t, statistics, strict=True)
+    ]

@@ -1,4 +1,5 @@
-"""The columns of a row: which are read, numbers for objectives, and what the chat template is given."""
+"""The columns of a row: which are read, numbers for objectives, and what the chat template is
+given."""
 
 import difflib
 import json
@@ -40,15 +41,28 @@ KNOWN_COLUMNS = {
 """The columns that are read, with their meaning; all others are ignored."""
 
 Columns = dict[str, Any]
-"""Name -> a number of the group, or a tuple with a number (or a tuple of numbers) for every completion."""
+"""Name -> a number of the group, or a tuple with a number (or a tuple of numbers) for every
+completion."""
 
-# `apply_chat_template` has these as parameters of its own; as template variables they would change what it
-# returns.
+# `apply_chat_template` has these as parameters of its own; as template variables they would change
+# what it returns.
 _TEMPLATE_PARAMETERS = {
-    "conversation", "tools", "documents", "chat_template", "tokenize", "add_generation_prompt",
-    "continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict",
-    "return_assistant_tokens_mask", "sanitize_control_tokens", "tokenizer_kwargs",
-}  # fmt: skip
+    "conversation",
+    "tools",
+    "documents",
+    "chat_template",
+    "tokenize",
+    "add_generation_prompt",
+    "continue_final_message",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "sanitize_control_tokens",
+    "tokenizer_kwargs",
+}
 
 
 def nearest_column(row: Mapping[str, Any], key: str) -> str | None:
@@ -61,13 +75,14 @@ def nearest_column(row: Mapping[str, Any], key: str) -> str | None:
 def number_columns(row: Mapping[str, Any], where: str) -> Columns:
     """The numbers of a pair, under the names by which objectives ask for them.
 
-    `weight`, `baseline`, `margin` and `probability` are numbers of the pair; `score_chosen` and `score_rejected`
-    make `score`, the objects `scores_chosen` and `scores_rejected` make `scores/NAME`, the lists `other_rewards_chosen` and
-    `other_rewards_rejected` make `other_rewards`, each (chosen, rejected).  A null is an absent number.
+    `weight`, `baseline`, `margin` and `probability` are numbers of the pair; `score_chosen` and
+    `score_rejected` make `score`, the objects `scores_chosen` and `scores_rejected` make
+    `scores/NAME`, the lists `other_rewards_chosen` and `other_rewards_rejected` make
+    `other_rewards`, each (chosen, rejected).  A null is an absent number.
 
     Raises:
-        InputError: a value is not a finite number, a probability lies outside 0 to 1, or one side has what the
-            other has not.
+        InputError: a value is not a finite number, a probability lies outside 0 to 1, or one side
+            has what the other has not.
     """
     columns = group_columns(row, where) | _numbers(row, ("margin", "probability"), where)
     if not 0 <= columns.get("probability", 0) <= 1:
@@ -76,15 +91,22 @@ def number_columns(row: Mapping[str, Any], where: str) -> Columns:
             f'{where}, key "probability": {row["probability"]}',
             "write the probability that chosen is better, not a percentage",
         )
-    columns |= _both("score", row.get("score_chosen"), row.get("score_rejected"), "score_chosen", where)
-    chosen, rejected = (_scores(row.get(key), key, where) for key in ("scores_chosen", "scores_rejected"))
+    columns |= _both(
+        "score", row.get("score_chosen"), row.get("score_rejected"), "score_chosen", where
+    )
+    chosen, rejected = (
+        _scores(row.get(key), key, where) for key in ("scores_chosen", "scores_rejected")
+    )
     for name in chosen | rejected:
-        columns |= _both(f"scores/{name}", chosen.get(name), rejected.get(name), f"scores_chosen.{name}", where)
+        columns |= _both(
+            f"scores/{name}", chosen.get(name), rejected.get(name), f"scores_chosen.{name}", where
+        )
     return columns | _other_rewards(row, where)
 
 
 def completion_columns(row: Mapping[str, Any], where: str) -> Columns:
-    """The numbers of a row with one completion: `weight`, `baseline`; `score` and `scores/NAME`, each (value,).
+    """The numbers of a row with one completion: `weight`, `baseline`; `score` and `scores/NAME`,
+    each (value,).
 
     Raises:
         InputError: a value is not a finite number, or the score stands there under both its names.
@@ -93,16 +115,21 @@ def completion_columns(row: Mapping[str, Any], where: str) -> Columns:
     found = _numbers(row, ("score", "reward"), where)
     if len(found) == 2:
         raise InputError(
-            "one score", f'{where}, keys "score" and "reward": two names of one column', "remove one of them"
+            "one score",
+            f'{where}, keys "score" and "reward": two names of one column',
+            "remove one of them",
         )
     columns |= {"score": tuple(found.values())} if found else {}
     scores = _scores(row.get("scores"), "scores", where)
     named = {name: _number(value, f"scores.{name}", where) for name, value in scores.items()}
-    return columns | {f"scores/{name}": (value,) for name, value in named.items() if value is not None}
+    return columns | {
+        f"scores/{name}": (value,) for name, value in named.items() if value is not None
+    }
 
 
 def ranked_columns(row: Mapping[str, Any], count: int, where: str) -> Columns:
-    """The numbers of a row with `count` completions: `weight`, `baseline`; `scores/NAME`, one for each in their order.
+    """The numbers of a row with `count` completions: `weight`, `baseline`; `scores/NAME`, one for
+    each in their order.
 
     Raises:
         InputError: a value is not a finite number, or a list of another length.
@@ -126,14 +153,17 @@ def group_columns(row: Mapping[str, Any], where: str) -> Columns:
 
 
 def own_columns(row: Mapping[str, Any], names: Sequence[str], where: str) -> Columns:
-    """Numbers under names that an objective of one's own asks for: NAME, or NAME_chosen and NAME_rejected.
+    """Numbers under names that an objective of one's own asks for: NAME, or NAME_chosen and
+    NAME_rejected.
 
     Raises:
         InputError: a value is not a finite number, or a pair's number stands on one side only.
     """
     columns: Columns = {}
     for name in names:
-        columns |= _both(name, row.get(f"{name}_chosen"), row.get(f"{name}_rejected"), f"{name}_chosen", where)
+        columns |= _both(
+            name, row.get(f"{name}_chosen"), row.get(f"{name}_rejected"), f"{name}_chosen", where
+        )
         columns |= {} if name in columns else _numbers(row, (name,), where)
     return columns
 
@@ -142,12 +172,16 @@ def padded(columns: Mapping[str, Any], completions: int) -> Columns:
     """The same columns with zeros for completions beyond those that they have numbers for."""
     zero = lambda value: tuple(0.0 for _ in value) if isinstance(value, tuple) else 0.0
     more = lambda values: values + (zero(values[0]),) * (completions - len(values))
-    return {name: more(value) if isinstance(value, tuple) else value for name, value in columns.items()}
+    return {
+        name: more(value) if isinstance(value, tuple) else value for name, value in columns.items()
+    }
 
 
 def columns_of_one(columns: Mapping[str, Any], k: int) -> Columns:
     """The columns of completion k alone; numbers of the group stay."""
-    return {name: (value[k],) if isinstance(value, tuple) else value for name, value in columns.items()}
+    return {
+        name: (value[k],) if isinstance(value, tuple) else value for name, value in columns.items()
+    }
 
 
 def _both(column: str, chosen: Any, rejected: Any, key: str, where: str) -> Columns:
@@ -208,7 +242,11 @@ def _scores(value: Any, key: str, where: str) -> dict:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise InputError("an object of numbers", f'{where}, key "{key}": {shown(value)}', 'write {"helpful": 1.0, ...}')
+        raise InputError(
+            "an object of numbers",
+            f'{where}, key "{key}": {shown(value)}',
+            'write {"helpful": 1.0, ...}',
+        )
     return value
 
 
@@ -217,10 +255,16 @@ def number_list(value: Any, key: str, where: str) -> tuple[float, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list):
-        raise InputError("a list of numbers", f'{where}, key "{key}": {shown(value)}', "write [1.0, ...]")
+        raise InputError(
+            "a list of numbers", f'{where}, key "{key}": {shown(value)}', "write [1.0, ...]"
+        )
     items = tuple(_number(item, f"{key}[{i}]", where) for i, item in enumerate(value))
     if None in items:
-        raise InputError("a number", f'{where}, key "{key}[{items.index(None)}]": null', "fill it in or drop the row")
+        raise InputError(
+            "a number",
+            f'{where}, key "{key}[{items.index(None)}]": null',
+            "fill it in or drop the row",
+        )
     return items
 
 
@@ -242,7 +286,8 @@ def _number(value: Any, key: str, where: str) -> float | None:
 
 
 def template_columns(row: Mapping[str, Any], where: str) -> tuple[list | None, dict[str, Any]]:
-    """`tools` and `chat_template_kwargs` of a row, as the chat template takes them; (None, {}) without them.
+    """`tools` and `chat_template_kwargs` of a row, as the chat template takes them; (None, {})
+    without them.
 
     Raises:
         InputError: one is of another type, or sets what the trainer sets itself.
@@ -262,7 +307,9 @@ def _tools(value: Any, where: str) -> list | None:
             ) from error
     else:
         tools = value
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+    if tools is not None and not (
+        isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
+    ):
         raise InputError(
             "a list of tool descriptions (objects)",
             f'{where}, key "tools": {shown(tools)}',

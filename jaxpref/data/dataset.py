@@ -1,4 +1,5 @@
-"""Paths -> encoded groups of one kind, with an account of every row that was dropped, cut or converted."""
+"""Paths -> encoded groups of one kind, with an account of every row that was dropped, cut or
+converted."""
 
 import dataclasses
 from collections import Counter
@@ -9,7 +10,13 @@ from typing import Any
 
 from jaxpref.config import DataConfig
 from jaxpref.data.columns import own_columns
-from jaxpref.data.dimensions import OTHER_REWARDS, Preferred, kind_of_pairs, preferred_pairs, with_other_rewards
+from jaxpref.data.dimensions import (
+    OTHER_REWARDS,
+    Preferred,
+    kind_of_pairs,
+    preferred_pairs,
+    with_other_rewards,
+)
 from jaxpref.data.encode import EncodeReport, encode_groups
 from jaxpref.data.forms import RowError
 from jaxpref.data.kinds import kind_of_row, read_group
@@ -69,16 +76,18 @@ def load_groups(
 ) -> tuple[list[EncodedGroup], DataReport]:
     """Groups of all `paths`, one after another, encoded, all of one kind.
 
-    The files are read twice, so that texts need not be kept: which kind all rows can become shows only at the last.
+    The files are read twice, so that texts need not be kept: which kind all rows can become shows
+        only at the last.
 
     Args:
         split: which split to take where a path has several; files have none.
-        kinds: of groups, as the objectives accept them (keys of `objectives.KINDS`), the preferred first.  A gold
-            answer is read only where a triple is asked for and a pair is not.
-        columns: names that objectives ask for; those that jaxpref does not know are read as they stand in the row.
+        kinds: of groups, as the objectives accept them (keys of `objectives.KINDS`), the preferred
+            first.  A gold answer is read only where a triple is asked for and a pair is not.
+        columns: names that objectives ask for; those that jaxpref does not know are read as they
+            stand in the row.
         seed: of the draw that gives each answer one to another prompt (kind `judged_other`).
-    Errors: RowError or InputError as `read_rows`, `kind_of_row`, `choose_kind`, `read_group`, `encode_groups`,
-        `with_other_answers` and those of `dimensions.py` raise them.
+    Errors: RowError or InputError as `read_rows`, `kind_of_row`, `choose_kind`, `read_group`,
+        `encode_groups`, `with_other_answers` and those of `dimensions.py` raise them.
     """
     report, gold = DataReport(list(paths)), "triple" in kinds and "pair" not in kinds
     report.preferred = Preferred(config.prefer) if config.prefer else None
@@ -96,7 +105,9 @@ def load_groups(
         on_bad_row=config.on_bad_row,
     )
     if report.kind == "judged_other":
-        groups, report.lent_cut = with_other_answers(groups, seed=seed, max_length=config.max_length)
+        groups, report.lent_cut = with_other_answers(
+            groups, seed=seed, max_length=config.max_length
+        )
         report.lent = len(groups)
     return groups, report
 
@@ -135,12 +146,21 @@ def _groups(
 
 
 def _groups_of_row(
-    config: DataConfig, kind: str, row: dict, where: str, row_id: int, columns: Sequence[str], report: DataReport
+    config: DataConfig,
+    kind: str,
+    row: dict,
+    where: str,
+    row_id: int,
+    columns: Sequence[str],
+    report: DataReport,
 ) -> list[Group]:
-    """One group, or the pairs of which one score decides the chosen answer; those have row ids from `row_id` on."""
+    """One group, or the pairs of which one score decides the chosen answer; those have row ids from
+    `row_id` on."""
     group = read_group(kind, row, where, row_id, config.format)
     names = [
-        name for name in columns if name not in group.columns and not (name == OTHER_REWARDS and config.other_rewards)
+        name
+        for name in columns
+        if name not in group.columns and not (name == OTHER_REWARDS and config.other_rewards)
     ]
     group = dataclasses.replace(group, columns={**group.columns, **own_columns(row, names, where)})
     group = with_other_rewards(group, config.other_rewards)
@@ -168,8 +188,8 @@ def _has_ties(columns: Mapping[str, Any]) -> bool:
 def common_columns(groups: Sequence[EncodedGroup]) -> list[str]:
     """Names of the columns that all groups have.
 
-    Errors: InputError when some rows have a column and others lack it, or hold lists of another length in it, naming
-    the first of each.
+    Errors: InputError when some rows have a column and others lack it, or hold lists of another
+    length in it, naming the first of each.
     """
     names = set(groups[0].columns)
     for group in groups:
@@ -188,7 +208,8 @@ def common_columns(groups: Sequence[EncodedGroup]) -> list[str]:
 
 
 def _check_widths(groups: Sequence[EncodedGroup], name: str) -> None:
-    """A number, or for every completion a number, or for every completion n numbers with one n for all groups."""
+    """A number, or for every completion a number, or for every completion n numbers with one n for
+    all groups."""
     width = _width(groups[0].columns[name])
     odd = next((group for group in groups if _width(group.columns[name]) != width), None)
     if odd is not None:

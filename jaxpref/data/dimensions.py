@@ -1,10 +1,11 @@
-"""Data with several preference dimensions: every answer has a score in each, and a run takes its pairs from one.
+"""Data with several preference dimensions: every answer has a score in each, and a run takes its
+pairs from one.
 
     data.prefer: NAME          the answer with the higher `scores/NAME` is the chosen one
     data.other_rewards: [NAME, ...]  the column `other_rewards` (MODPO) is made of these scores, in this order
 
-Both happen to texts, before groups are made into another kind.  Pairs that an objective has labelled already need no
-`prefer`.
+Both happen to texts, before groups are made into another kind.  Pairs that an objective has
+labelled already need no `prefer`.
 """
 
 import dataclasses
@@ -58,16 +59,19 @@ def kind_of_pairs(kind: str, where: str) -> str:
     if kind == "ranked":
         return "pair"
     raise InputError(
-        "rows of two answers or more, for data.prefer", f"{where}: one answer", "leave data.prefer out, or the file"
+        "rows of two answers or more, for data.prefer",
+        f"{where}: one answer",
+        "leave data.prefer out, or the file",
     )
 
 
 def preferred_pairs(group: Group, kind: str, report: Preferred) -> list[Group]:
-    """The pairs of a group, the answer with the higher score chosen; counted in `report`, which names the score.
+    """The pairs of a group, the answer with the higher score chosen; counted in `report`, which
+    names the score.
 
-    A pair is kept, swapped with all its columns, or dropped as a tie.  A ranked row gives every pair of its answers
-    with different scores, as the authors of MODPO prepare UltraFeedback and HelpSteer (Zhou et al., arXiv 2310.03708,
-    their code); its own order counts for nothing then.
+    A pair is kept, swapped with all its columns, or dropped as a tie.  A ranked row gives every
+    pair of its answers with different scores, as the authors of MODPO prepare UltraFeedback and
+    HelpSteer (Zhou et al., arXiv 2310.03708, their code); its own order counts for nothing then.
 
     Args:
         kind: of the row that the group was made from: pair, triple or ranked.
@@ -92,7 +96,8 @@ def preferred_pairs(group: Group, kind: str, report: Preferred) -> list[Group]:
 
 
 def with_other_rewards(group: Group, names: Sequence[str]) -> Group:
-    """The group with the column `other_rewards`, [K, len(names)] of the scores of these names; of no names: as it is.
+    """The group with the column `other_rewards`, [K, len(names)] of the scores of these names; of
+    no names: as it is.
 
     Raises:
         RowError: an answer without one of the scores.
@@ -110,9 +115,14 @@ def with_other_rewards(group: Group, names: Sequence[str]) -> Group:
     return dataclasses.replace(group, columns={**group.columns, OTHER_REWARDS: other_rewards})
 
 
-def other_reward_contradictions(other_rewards: Sequence[str], parts: Sequence[Any]) -> Iterator[str]:
+def other_reward_contradictions(
+    other_rewards: Sequence[str], parts: Sequence[Any]
+) -> Iterator[str]:
     """What of `data.other_rewards` does not fit the bound objectives."""
-    names, readers = ", ".join(other_rewards), [part for part in parts if OTHER_REWARDS in part.all_columns]
+    names, readers = (
+        ", ".join(other_rewards),
+        [part for part in parts if OTHER_REWARDS in part.all_columns],
+    )
     if not other_rewards:
         return
     if not readers:
@@ -126,14 +136,20 @@ def other_reward_contradictions(other_rewards: Sequence[str], parts: Sequence[An
 
 
 def scores_of(group: Group, name: str) -> tuple[float, ...]:
-    """[K] scores of a group's answers.  Raises: RowError, naming the row and the scores that it has."""
+    """[K] scores of a group's answers.  Raises: RowError, naming the row and the scores that it
+    has."""
     found = group.columns.get(f"scores/{name}")
     if found is None:
-        have = [column.removeprefix("scores/") for column in group.columns if column.startswith("scores/")]
+        have = [
+            column.removeprefix("scores/")
+            for column in group.columns
+            if column.startswith("scores/")
+        ]
         raise RowError(
             f"no score {name}",
             f"the score {name!r} of every answer",
-            f"{group.where}: " + (f"the scores there are: {', '.join(have)}" if have else "no scores"),
+            f"{group.where}: "
+            + (f"the scores there are: {', '.join(have)}" if have else "no scores"),
             "name one of them" if have else "add scores with `jaxpref score`",
         )
     return found
@@ -146,7 +162,8 @@ def _all_pairs(group: Group, scores: Sequence[float]) -> Iterator[Group]:
 
 
 def _swapped(pair: Group) -> Group:
-    """Chosen and rejected change places; a gold answer stays.  Numbers that tell how much better chosen is turn too."""
+    """Chosen and rejected change places; a gold answer stays.  Numbers that tell how much better
+    chosen is turn too."""
     turned = _picked(pair, (1, 0, *range(2, len(pair.completions))))
     columns = dict(turned.columns)
     if "margin" in columns:
@@ -158,10 +175,13 @@ def _swapped(pair: Group) -> Group:
 
 def _picked(group: Group, order: Sequence[int]) -> Group:
     completions = tuple(group.completions[k] for k in order)
-    return dataclasses.replace(group, completions=completions, columns=_picked_columns(group.columns, order))
+    return dataclasses.replace(
+        group, completions=completions, columns=_picked_columns(group.columns, order)
+    )
 
 
 def _picked_columns(columns: Mapping[str, Any], order: Sequence[int]) -> Columns:
     return {
-        name: tuple(value[k] for k in order) if isinstance(value, tuple) else value for name, value in columns.items()
+        name: tuple(value[k] for k in order) if isinstance(value, tuple) else value
+        for name, value in columns.items()
     }

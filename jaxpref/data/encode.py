@@ -1,15 +1,19 @@
-"""Groups into token ids: the template or the end-of-text token, the prompt boundary, the length limit.
+"""Groups into token ids: the template or the end-of-text token, the prompt boundary, the length
+limit.
 
 The rules are TRL's (DPOTrainer 1.16), so that both train on the same tokens:
 
-1. Standard format: the end-of-text token is appended, as text, to completions that do not end with it; the
-   texts are tokenised with the tokenizer's own special tokens.  Conversational: the chat template alone
-   decides.
-2. The prompt and prompt + completion are tokenised; the prompt is what all of them start with, in tokens: one length
+1. Standard format: the end-of-text token is appended, as text, to completions that do not end with
+it; the
+   texts are tokenised with the tokenizer's own special tokens.  Conversational: the chat template
+   alone decides.
+2. The prompt and prompt + completion are tokenised; the prompt is what all of them start with, in
+tokens: one length
    for all completions of a group (TRL's KTO, whose groups have one completion, is the same rule).
-   Where a token reaches over the boundary, or the template writes the end of the prompt otherwise once an
-   answer follows, that end counts as part of every completion and is scored.
-3. A prompt of `max_length` tokens or more drops the row; a completion that reaches beyond is cut at its end.
+   Where a token reaches over the boundary, or the template writes the end of the prompt otherwise
+   once an answer follows, that end counts as part of every completion and is scored.
+3. A prompt of `max_length` tokens or more drops the row; a completion that reaches beyond is cut at
+its end.
 
 Whatever is dropped, cut or moved is counted in an `EncodeReport`.
 """
@@ -43,8 +47,8 @@ class Dropped:
 
 @dataclass
 class EncodeReport:
-    """What became of the groups.  Counts are of groups unless the name says tokens or completions; all but the first
-    and `dropped` are of the groups kept.
+    """What became of the groups.  Counts are of groups unless the name says tokens or completions;
+    all but the first and `dropped` are of the groups kept.
     """
 
     groups_in: int = 0
@@ -62,15 +66,22 @@ class EncodeReport:
     empty_prompts: int = 0
     """No prompt token: the first token of each completion is not scored."""
     identical_completions: int = 0
-    """Two completions are the same tokens: kept, but a pair made so by truncation teaches nothing."""
+    """Two completions are the same tokens: kept, but a pair made so by truncation teaches
+    nothing."""
     completions_with_other_turns: int = 0
     """Completions that hold user, system or tool messages, the tokens of which are scored too."""
 
     def __str__(self) -> str:
         drops = ", ".join(f"{reason}: {n}" for reason, n in sorted(self.dropped.items()))
-        lines = [f"groups: {self.groups_in} in, {self.groups_kept} kept" + (f"; dropped: {drops}" if drops else "")]
+        lines = [
+            f"groups: {self.groups_in} in, {self.groups_kept} kept"
+            + (f"; dropped: {drops}" if drops else "")
+        ]
         notes = (
-            (self.completions_truncated, f"completions cut, by {self.completion_tokens_cut} tokens"),
+            (
+                self.completions_truncated,
+                f"completions cut, by {self.completion_tokens_cut} tokens",
+            ),
             (self.prompts_truncated, f"prompts cut, by {self.prompt_tokens_cut} tokens"),
             (
                 self.boundary_merges,
@@ -78,7 +89,10 @@ class EncodeReport:
             ),
             (self.empty_prompts, "groups with an empty prompt (first token not scored)"),
             (self.identical_completions, "groups with completions of the same tokens"),
-            (self.completions_with_other_turns, "completions in which user, system or tool turns are scored"),
+            (
+                self.completions_with_other_turns,
+                "completions in which user, system or tool turns are scored",
+            ),
         )
         return "\n".join(lines + [f"{count} {text}" for count, text in notes if count])
 
@@ -98,17 +112,17 @@ def encode_groups(
         groups: any number of groups, standard and conversational mixed at will.
         tokenizer: a fast tokenizer of transformers.
         max_length: longest prompt + completion, in tokens, at least 2; None for no limit.
-        truncation: what to do beyond it.  `keep_start` cuts the completion's end (and drops the row if the
-            prompt alone fills it); `keep_end` cuts the prompt's start, as far as the longest completion needs
-            (a leading BOS token stays), and completions to `max_length - 1`; `drop` drops the row; `error`
-            raises.
+        truncation: what to do beyond it.  `keep_start` cuts the completion's end (and drops the row
+            if the prompt alone fills it); `keep_end` cuts the prompt's start, as far as the longest
+            completion needs (a leading BOS token stays), and completions to `max_length - 1`;
+            `drop` drops the row; `error` raises.
         on_bad_row: `error` raises a `RowError`, `drop` drops and counts the row.
         may_be_none: whether it is no error that no row is left.
 
     Raises:
         RowError: a completion without tokens, or messages that the chat template refuses.
-        InputError: no chat template for messages, no end-of-text token for texts, a row beyond the limit with
-            `truncation="error"`, or no row left (with the reasons and their counts).
+        InputError: no chat template for messages, no end-of-text token for texts, a row beyond the
+            limit with `truncation="error"`, or no row left (with the reasons and their counts).
     """
     _check_options(max_length, truncation, on_bad_row)
     report, encoded = EncodeReport(), []
@@ -150,7 +164,8 @@ def encode_group(
 
 
 def check_known_tokens(rows: Iterable[tuple[str, Iterable[np.ndarray]]], vocabulary: int) -> None:
-    """Errors: InputError for a token that the model has no embedding of; some tokenizers have more tokens than that.
+    """Errors: InputError for a token that the model has no embedding of; some tokenizers have more
+    tokens than that.
 
     Args:
         rows: where each stands, and its token ids.
@@ -160,9 +175,10 @@ def check_known_tokens(rows: Iterable[tuple[str, Iterable[np.ndarray]]], vocabul
         largest = max((int(ids.max()) for ids in parts if len(ids)), default=0)
         if largest >= vocabulary:
             raise InputError(
-                f"tokens among the model's {vocabulary}", f"{where}: token {largest}",
+                f"tokens among the model's {vocabulary}",
+                f"{where}: token {largest}",
                 "take the tokenizer that belongs to the model, or a model with embeddings for the added tokens",
-            )  # fmt: skip
+            )
 
 
 def encode_prompts(prompts: Sequence[Group], tokenizer: Any) -> list[np.ndarray]:
@@ -181,7 +197,11 @@ def encode_prompts(prompts: Sequence[Group], tokenizer: Any) -> list[np.ndarray]
 
 def _check_options(max_length: int | None, truncation: str, on_bad_row: str) -> None:
     if max_length is not None and max_length < 2:
-        raise InputError("`max_length` of at least 2 tokens", str(max_length), "one for prompt, one for the answer")
+        raise InputError(
+            "`max_length` of at least 2 tokens",
+            str(max_length),
+            "one for prompt, one for the answer",
+        )
     for key, value, known in (
         ("truncation", truncation, TRUNCATIONS),
         ("on_bad_row", on_bad_row, ("error", "drop")),
@@ -191,7 +211,11 @@ def _check_options(max_length: int | None, truncation: str, on_bad_row: str) -> 
 
 
 def _encode_batch(
-    groups: Sequence[Group], tokenizer: Any, max_length: int | None, truncation: str, report: EncodeReport
+    groups: Sequence[Group],
+    tokenizer: Any,
+    max_length: int | None,
+    truncation: str,
+    report: EncodeReport,
 ) -> Iterator[EncodedGroup | Dropped | RowError]:
     texts = [_texts(group, tokenizer) for group in groups]
     for group, ids in zip(groups, _token_ids(groups, texts, tokenizer), strict=True):
@@ -203,7 +227,9 @@ def _encode_batch(
         if not all(completions):
             yield _no_tokens(group, [bool(c) for c in completions].index(False))
             continue
-        fitted = _fit(prompt, completions, max_length, truncation, tokenizer.bos_token_id, group.where)
+        fitted = _fit(
+            prompt, completions, max_length, truncation, tokenizer.bos_token_id, group.where
+        )
         if isinstance(fitted, Dropped):
             yield fitted
             continue
@@ -235,7 +261,8 @@ def _texts(group: Group, tokenizer: Any) -> list[str] | RowError:
         )
     try:
         return [_rendered(group, group.prompt, tokenizer, add_generation_prompt=True)] + [
-            _rendered(group, [*group.prompt, *completion], tokenizer) for completion in group.completions
+            _rendered(group, [*group.prompt, *completion], tokenizer)
+            for completion in group.completions
         ]
     except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
         refusal = RowError(
@@ -248,7 +275,9 @@ def _texts(group: Group, tokenizer: Any) -> list[str] | RowError:
         return refusal
 
 
-def _rendered(group: Group, messages: list[dict], tokenizer: Any, add_generation_prompt: bool = False) -> str:
+def _rendered(
+    group: Group, messages: list[dict], tokenizer: Any, add_generation_prompt: bool = False
+) -> str:
     return tokenizer.apply_chat_template(
         messages,
         tools=group.tools,
@@ -264,7 +293,8 @@ def _rendered(group: Group, messages: list[dict], tokenizer: Any, add_generation
 def _token_ids(
     groups: Sequence[Group], texts: Sequence[list[str] | RowError], tokenizer: Any
 ) -> list[list[list[int]] | RowError]:
-    """Token ids of every text, in two calls: rendered templates hold their special tokens already."""
+    """Token ids of every text, in two calls: rendered templates hold their special tokens
+    already."""
     results: list = list(texts)
     for conversational in (False, True):
         members = [
@@ -275,7 +305,8 @@ def _token_ids(
         flat = [text for i in members for text in texts[i]]
         if not flat:
             continue
-        # `verbose=False`: no log line about texts beyond `model_max_length`; the limit here is `max_length`.
+        # `verbose=False`: no log line about texts beyond `model_max_length`; the limit here is
+        #     `max_length`.
         ids = iter(
             tokenizer(
                 flat,
@@ -291,7 +322,8 @@ def _token_ids(
 
 
 def _split(ids: list[list[int]]) -> tuple[list[int], list[list[int]]]:
-    """Cuts prompt + completion where the tokens of the prompt end, at one place for all completions."""
+    """Cuts prompt + completion where the tokens of the prompt end, at one place for all
+    completions."""
     prompt, *wholes = ids
     length = min(_common_length(prompt, whole) for whole in wholes)
     return prompt[:length], [whole[length:] for whole in wholes]
@@ -299,7 +331,9 @@ def _split(ids: list[list[int]]) -> tuple[list[int], list[list[int]]]:
 
 def _common_length(first: list[int], second: list[int]) -> int:
     shorter = min(len(first), len(second))
-    if first[:shorter] == second[:shorter]:  # nearly always, and much faster than looking at every token
+    if (
+        first[:shorter] == second[:shorter]
+    ):  # nearly always, and much faster than looking at every token
         return shorter
     return next(i for i in range(shorter) if first[i] != second[i])
 
@@ -338,13 +372,15 @@ def _fit(
         if room < 1:
             return Dropped("prompt as long as max_length", where)
         return prompt, [c[:room] for c in completions]
-    # keep_end: one prompt serves all completions, so the longest decides; a token stays to predict from.
+    # keep_end: one prompt serves all completions, so the longest decides; a token stays to predict
+    #     from.
     completions = [c[: max_length - min(1, len(prompt))] for c in completions]
     return _prompt_end(prompt, max_length - max(map(len, completions)), bos), completions
 
 
 def _prompt_end(prompt: list[int], length: int, bos: int | None) -> list[int]:
-    """The last `length` tokens; a BOS token in front stays there, as models are trained to find one."""
+    """The last `length` tokens; a BOS token in front stays there, as models are trained to find
+    one."""
     if length >= len(prompt):
         return prompt
     head = prompt[:1] if bos is not None and prompt[0] == bos else []
@@ -368,7 +404,8 @@ def _count(
     whole: tuple[list[int], list[list[int]]],
     fitted: tuple[list[int], list[list[int]]],
 ) -> None:
-    """Counts a kept row: length of its prompt tokenised alone, its parts before and after `_fit`."""
+    """Counts a kept row: length of its prompt tokenised alone, its parts before and after
+    `_fit`."""
     (prompt, completions), (kept_prompt, kept) = whole, fitted
     cuts = [len(before) - len(after) for before, after in zip(completions, kept, strict=True)]
     report.groups_kept += 1
@@ -382,5 +419,6 @@ def _count(
     report.identical_completions += len(set(map(tuple, kept))) < len(kept)
     if group.conversational:
         report.completions_with_other_turns += sum(
-            any(message["role"] in _OTHER_ROLES for message in completion) for completion in group.completions
+            any(message["role"] in _OTHER_ROLES for message in completion)
+            for completion in group.completions
         )

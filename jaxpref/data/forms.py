@@ -6,8 +6,9 @@ The forms, told apart row by row unless the caller names one:
     conversational   they are lists of {"role": ..., "content": ...} messages
     anthropic        the answers are whole dialogs, "\\n\\nHuman: ...\\n\\nAssistant: ..."
 
-`prompt` may be left out: it is then what the answers have in common, cut at a message boundary (`split_messages`), or,
-of the two texts of a pair, where neither answer is empty and no word is split (`split_text`).
+`prompt` may be left out: it is then what the answers have in common, cut at a message boundary
+(`split_messages`), or, of the two texts of a pair, where neither answer is empty and no word is
+split (`split_text`).
 
 Here are pairs and what holds for the answers of any row; `kinds.py` reads rows of other kinds.
 """
@@ -29,7 +30,8 @@ _GOLD = "reference"
 
 
 class RowError(InputError):
-    """A row without usable answers.  It says something about that row only, so a caller may drop it and count.
+    """A row without usable answers.  It says something about that row only, so a caller may drop it
+    and count.
 
     `reason` is a short fixed text to count by, such as `empty completion`.
     """
@@ -40,11 +42,16 @@ class RowError(InputError):
 
 
 def make_group(
-    row: Mapping[str, Any], answers: Mapping[str, Any], where: str, row_id: int, format: str = "auto"
+    row: Mapping[str, Any],
+    answers: Mapping[str, Any],
+    where: str,
+    row_id: int,
+    format: str = "auto",
 ) -> Group:
     """A group of any number of answers, without numbers.
 
-    In a dialog of the anthropic form, turns of one speaker that follow each other become one message, each
+    In a dialog of the anthropic form, turns of one speaker that follow each other become one
+    message, each
     part stripped: the second marker was written by the model inside its own reply.
 
     Args:
@@ -79,7 +86,9 @@ def _no_column(row: Mapping[str, Any], key: str, where: str) -> InputError:
         if key != _GOLD
         else "the column `reference`, a gold answer, beside `chosen` and `rejected`",
         f'{where}: no key "{key}"; the row has {", ".join(map(str, row)) or "no keys"}',
-        f'rename "{near}" to "{key}"' if near else f'add "{key}", or rename the column that holds it',
+        f'rename "{near}" to "{key}"'
+        if near
+        else f'add "{key}", or rename the column that holds it',
     )
 
 
@@ -175,10 +184,10 @@ def _standard(prompt: Any, answers: Mapping[str, str], where: str) -> tuple[str,
 def split_text(first: str, second: str) -> int:
     """Length of the implicit prompt of two texts, in characters.
 
-    The longest common start after which both texts go on with white space, so that no word is split and the
-    white space opens the completion (" hello", as tokenizers like it), and with more than white space, so
-    that no completion is empty.  0 where there is no such place: scripts without spaces need an explicit
-    prompt.
+    The longest common start after which both texts go on with white space, so that no word is split
+    and the white space opens the completion (" hello", as tokenizers like it), and with more than
+    white space, so that no completion is empty.  0 where there is no such place: scripts without
+    spaces need an explicit prompt.
     """
     common = _common(first, second)
     end = min(common, len(first.rstrip()) - 1, len(second.rstrip()) - 1)
@@ -196,7 +205,9 @@ def _common(first: Any, second: Any) -> int:
 # ---- conversational and anthropic
 
 
-def _conversational(prompt: Any, answers: Mapping[str, list], where: str) -> tuple[list[dict], dict[str, list[dict]]]:
+def _conversational(
+    prompt: Any, answers: Mapping[str, list], where: str
+) -> tuple[list[dict], dict[str, list[dict]]]:
     sides = {key: read_messages(answer, key, where) for key, answer in answers.items()}
     if isinstance(prompt, list):
         prompt = read_messages(prompt, "prompt", where)
@@ -212,7 +223,9 @@ def _conversational(prompt: Any, answers: Mapping[str, list], where: str) -> tup
         )
     opening = {side[end]["role"] for side in sides.values() if len(side) > end}
     if end == 0 and len(sides) == 1:
-        raise RowError("empty prompt", "a user message", f"{where}, in {_quoted(sides)}: none", 'add "prompt"')
+        raise RowError(
+            "empty prompt", "a user message", f"{where}, in {_quoted(sides)}: none", 'add "prompt"'
+        )
     if end == 0 or opening & {"user", "system"}:
         raise RowError(
             "different prompts",
@@ -226,8 +239,8 @@ def _conversational(prompt: Any, answers: Mapping[str, list], where: str) -> tup
 def split_messages(*conversations: list[dict]) -> int:
     """Number of messages in the implicit prompt of conversations.
 
-    The longest common start; where one conversation is itself the start of all others (or the only one), only up to the
-    last user message, so that all completions hold the reply to it.
+    The longest common start; where one conversation is itself the start of all others (or the only
+    one), only up to the last user message, so that all completions hold the reply to it.
     """
     first, *others = conversations
     common = min((_common(first, other) for other in others), default=len(first))
@@ -252,7 +265,8 @@ def _without_repeated_prompt(prompt: list, sides: dict[str, list], where: str) -
 
 
 def _refuse_foreign_prompt(prompt: str, common: list[dict], where: str) -> None:
-    """A text prompt beside message lists is fine only as a copy of the user message that all lists hold."""
+    """A text prompt beside message lists is fine only as a copy of the user message that all lists
+    hold."""
     user = [m["content"] for m in common if m["role"] == "user"]
     if not user or user[-1] != prompt:
         raise InputError(
@@ -263,24 +277,36 @@ def _refuse_foreign_prompt(prompt: str, common: list[dict], where: str) -> None:
 
 
 def read_messages(value: list, key: str, where: str) -> list[dict]:
-    """The messages of a list, without what is null.  RowError for none, InputError for a malformed one."""
+    """The messages of a list, without what is null.  RowError for none, InputError for a malformed
+    one."""
     if not value:
         if key == "prompt":
-            raise RowError("empty prompt", "at least one message", f'{where}, key "prompt": []', "add the question")
+            raise RowError(
+                "empty prompt",
+                "at least one message",
+                f'{where}, key "prompt": []',
+                "add the question",
+            )
         raise _empty(key, where)
     return [_message(message, f'{where}, key "{key}[{i}]"') for i, message in enumerate(value)]
 
 
 def _message(message: Any, place: str) -> dict:
     if not isinstance(message, dict):
-        raise InputError("a message with role and content", f"{place}: {shown(message)}", "write it as an object")
+        raise InputError(
+            "a message with role and content", f"{place}: {shown(message)}", "write it as an object"
+        )
     # Columnar files fill what a message lacks with null.
     message = {k: v for k, v in message.items() if v is not None}
     if "content" not in message and message.get("tool_calls"):
         message["content"] = ""
     for key in ("role", "content"):
         if not isinstance(message.get(key), str):
-            got = shown(message[key]) if key in message else f"missing; it has {', '.join(message) or 'no keys'}"
+            got = (
+                shown(message[key])
+                if key in message
+                else f"missing; it has {', '.join(message) or 'no keys'}"
+            )
             raise InputError(
                 'a message with text for "role" and "content"',
                 f'{place}, key "{key}": {got}',
@@ -290,7 +316,9 @@ def _message(message: Any, place: str) -> dict:
     return message
 
 
-def _dialogs(prompt: Any, answers: Mapping[str, str], where: str) -> tuple[None, dict[str, list[dict]]]:
+def _dialogs(
+    prompt: Any, answers: Mapping[str, str], where: str
+) -> tuple[None, dict[str, list[dict]]]:
     if prompt is not None and not (
         isinstance(prompt, str) and all(dialog.startswith(prompt) for dialog in answers.values())
     ):
@@ -361,7 +389,9 @@ def check_text(value: Any, key: str, where: str) -> None:
     if not value.isascii():
         try:
             value.encode()
-        except UnicodeEncodeError as error:  # half a surrogate pair, which JSON's \\ud83d lets through
+        except (
+            UnicodeEncodeError
+        ) as error:  # half a surrogate pair, which JSON's \\ud83d lets through
             raise RowError(
                 "broken Unicode",
                 "Unicode text",

@@ -17,7 +17,12 @@ _COLOURS = ("green", "red", "yellow", "cyan", "magenta")
 
 
 def show(
-    console: Console, name: str, groups: Sequence[EncodedGroup], report: DataReport, loader: Loader, tokenizer: Any
+    console: Console,
+    name: str,
+    groups: Sequence[EncodedGroup],
+    report: DataReport,
+    loader: Loader,
+    tokenizer: Any,
 ) -> None:
     """Prints the account of one data set to `console`."""
     console.rule(name)
@@ -25,7 +30,9 @@ def show(
     console.print(f"columns for objectives: {_columns(groups)}", highlight=False)
     console.print(_lengths(groups, report.kind))
     plan = loader.plan
-    unshared = sum(len(g.prompt_ids) * len(g.completion_ids) + sum(map(len, g.completion_ids)) for g in groups)
+    unshared = sum(
+        len(g.prompt_ids) * len(g.completion_ids) + sum(map(len, g.completion_ids)) for g in groups
+    )
     shared = sum(len(g.prompt_ids) + sum(map(len, g.completion_ids)) for g in groups)
     console.print(
         f"{plan.steps} steps of up to {plan.micro_batches} micro-batches of {plan.micro_rows} rows x "
@@ -42,7 +49,9 @@ def _columns(groups: Sequence[EncodedGroup]) -> str:
     shapes = {name: np.shape(groups[0].columns[name]) for name in common_columns(groups)}
     names = [name + (f" {list(shape)}" if shape else "") for name, shape in shapes.items()]
     if "label" in shapes:
-        names.append(f"labels: {sum(g.columns['label'] > 0 for g in groups)} desirable of {len(groups)}")
+        names.append(
+            f"labels: {sum(g.columns['label'] > 0 for g in groups)} desirable of {len(groups)}"
+        )
     return ", ".join(names) or "none"
 
 
@@ -55,14 +64,19 @@ def _lengths(groups: Sequence[EncodedGroup], kind: str) -> Table:
     for name, lengths in columns.items():
         values = np.array(lengths)
         table.add_row(
-            name, str(values.min()), f"{np.median(values):.0f}", f"{values.mean():.1f}",
-            f"{np.percentile(values, 95):.0f}", str(values.max()),
-        )  # fmt: skip
+            name,
+            str(values.min()),
+            f"{np.median(values):.0f}",
+            f"{values.mean():.1f}",
+            f"{np.percentile(values, 95):.0f}",
+            str(values.max()),
+        )
     return table
 
 
 def sample(group: EncodedGroup, tokenizer: Any, kind: str) -> Text:
-    """One group as tokens: the prompt plain (seen, not scored), each completion in its colour (scored)."""
+    """One group as tokens: the prompt plain (seen, not scored), each completion in its colour
+    (scored)."""
     text = Text(f"{group.where}\n")
     text.append(_tokens(group.prompt_ids, tokenizer), style="dim")
     for k, ids in enumerate(group.completion_ids):

@@ -51,7 +51,8 @@ def completion_name(kind: str, k: int) -> str:
 
 
 def kind_of_row(row: Mapping[str, Any], where: str, *, gold: bool = False) -> str:
-    """The kind of group that the row's keys make; what is null counts only where nothing else is there.
+    """The kind of group that the row's keys make; what is null counts only where nothing else is
+    there.
 
     Args:
         gold: a pair with `reference` is a triple.
@@ -66,7 +67,11 @@ def kind_of_row(row: Mapping[str, Any], where: str, *, gold: bool = False) -> st
             return "ranked"
         if has("completion"):
             return "judged" if "label" in row else "single"
-    near = {key: name for key in ("chosen", "rejected", "completion") if (name := nearest_column(row, key))}
+    near = {
+        key: name
+        for key in ("chosen", "rejected", "completion")
+        if (name := nearest_column(row, key))
+    }
     raise InputError(
         "rows with " + ", or ".join(WRITTEN.values()),
         f'{where}: no key "chosen", "completion" or "completions"; the row has {", ".join(map(str, row)) or "no keys"}',
@@ -75,11 +80,13 @@ def kind_of_row(row: Mapping[str, Any], where: str, *, gold: bool = False) -> st
     )
 
 
-def read_group(kind: str, row: Mapping[str, Any], where: str, row_id: int, format: str = "auto") -> Group:
+def read_group(
+    kind: str, row: Mapping[str, Any], where: str, row_id: int, format: str = "auto"
+) -> Group:
     """The group of a row of that kind; arguments and errors as in `schema.to_group`.
 
-    The completions of a ranked row are sorted by falling score where there are scores, those of equal score in the
-    order of the row.
+    The completions of a ranked row are sorted by falling score where there are scores, those of
+    equal score in the order of the row.
     """
     if kind in ("pair", "triple"):
         return to_group(row, where, row_id, format, gold=kind == "triple")
@@ -126,12 +133,18 @@ def _ranked(row: Mapping[str, Any], where: str, row_id: int, format: str) -> Gro
     order = sorted(range(len(answers)), key=lambda i: -scores[i]) if scores else range(len(answers))
     group = make_group(row, {f"completions[{i}]": answers[i] for i in order}, where, row_id, format)
     columns = ranked_columns(row, len(answers), where) | ({"score": scores} if scores else {})
-    ordered = {name: tuple(x[i] for i in order) if isinstance(x, tuple) else x for name, x in columns.items()}
+    ordered = {
+        name: tuple(x[i] for i in order) if isinstance(x, tuple) else x
+        for name, x in columns.items()
+    }
     return dataclasses.replace(group, columns=ordered)
 
 
-def to_group(row: Mapping[str, Any], where: str, row_id: int, format: str = "auto", *, gold: bool = False) -> Group:
-    """Turns one raw pair into a group of two completions, chosen first; with `gold`, a third from `reference`.
+def to_group(
+    row: Mapping[str, Any], where: str, row_id: int, format: str = "auto", *, gold: bool = False
+) -> Group:
+    """Turns one raw pair into a group of two completions, chosen first; with `gold`, a third from
+    `reference`.
 
     Args:
         row: the columns, see `columns.KNOWN_COLUMNS`.
@@ -141,8 +154,8 @@ def to_group(row: Mapping[str, Any], where: str, row_id: int, format: str = "aut
         gold: read the gold answer too, which may be the chosen one once more.
 
     Raises:
-        RowError: the row has no usable pair (an empty or missing answer, twice the same answer, answers to
-            different prompts, text that is not Unicode, ...); `reason` says which.
+        RowError: the row has no usable pair (an empty or missing answer, twice the same answer,
+            answers to different prompts, text that is not Unicode, ...); `reason` says which.
         InputError: the columns are missing or have the wrong type, which other rows will share.
     """
     keys = ("chosen", "rejected", _GOLD) if gold else ("chosen", "rejected")

@@ -1,12 +1,15 @@
-"""Groups -> batches of packed rows: shuffled by seed, built in the background, position in the checkpoint.
+"""Groups -> batches of packed rows: shuffled by seed, built in the background, position in the
+checkpoint.
 
-A step trains on exactly `batch_size` groups (fewer at the end of an epoch).  They are packed into rows, the rows are
-cut into micro-batches of `micro_rows`.  How many micro-batches a step needs varies with the lengths; the arrays have
-room for the most that any step needs, and the step runs only those that hold something.  All steps are planned from
-the lengths before the first one, so shapes are fixed and the run compiles once.
+A step trains on exactly `batch_size` groups (fewer at the end of an epoch).  They are packed into
+rows, the rows are cut into micro-batches of `micro_rows`.  How many micro-batches a step needs
+varies with the lengths; the arrays have room for the most that any step needs, and the step runs
+only those that hold something.  All steps are planned from the lengths before the first one, so
+shapes are fixed and the run compiles once.
 
-The global order depends on seed and batch size only, never on the mesh or the number of processes: every process
-plans all rows and builds those that its devices hold.  So a run may resume on another mesh.
+The global order depends on seed and batch size only, never on the mesh or the number of processes:
+every process plans all rows and builds those that its devices hold.  So a run may resume on another
+mesh.
 """
 
 import dataclasses
@@ -81,8 +84,8 @@ class Loader:
         seed: shuffles anew every epoch; None keeps the order of the file.
         epochs: passes over the data.
         max_steps: train exactly so many steps instead, whatever the epochs.
-        rounded: make the arrays' sizes powers of two, so that loaders over parts of a data set share compiled programs;
-            what is padding is not run.
+        rounded: make the arrays' sizes powers of two, so that loaders over parts of a data set
+            share compiled programs; what is padding is not run.
     Errors: InputError when a group is longer than a row, naming it.
     """
 
@@ -110,7 +113,9 @@ class Loader:
         order = grain.MapDataset.range(len(groups))
         if seed is not None:
             order = order.shuffle(seed=seed)
-        order = order.batch(batch_size, batch_fn=list)  # the last batch of an epoch may be smaller: no row is lost
+        order = order.batch(
+            batch_size, batch_fn=list
+        )  # the last batch of an epoch may be smaller: no row is lost
         self._per_epoch = len(order)
         steps = max_steps or self._per_epoch * epochs
         self._order = order.repeat(-(-steps // self._per_epoch))[:steps]
@@ -118,12 +123,15 @@ class Loader:
         self.plan = _rounded(plan) if rounded else plan
 
     def iterate(self, owned_rows: Sequence[bool] | None = None) -> Any:
-        """A grain iterator of `Step`s with `get_state()` and `set_state()`; builds ahead in a thread.
+        """A grain iterator of `Step`s with `get_state()` and `set_state()`; builds ahead in a
+        thread.
 
         Args:
             owned_rows: [micro_rows] which rows of a micro-batch this process holds; None: all.
         """
-        steps = self._order.map_with_index(lambda step, members: self._build(step, members, owned_rows))
+        steps = self._order.map_with_index(
+            lambda step, members: self._build(step, members, owned_rows)
+        )
         # One thread keeps the steps in order of building and is faster than any step trains.
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
@@ -142,7 +150,9 @@ class Loader:
         return (self._completions, *shape[1:]) if shape else ()
 
     def _loss_tokens(self, group: EncodedGroup) -> int:
-        return sum(loss_tokens_of(group)) + (prompt_loss_tokens_of(group) if self._score_prompt else 0)
+        return sum(loss_tokens_of(group)) + (
+            prompt_loss_tokens_of(group) if self._score_prompt else 0
+        )
 
     def _rows(self, members: Sequence[int]) -> list[list[int]]:
         """The rows of a step, as lists of group indices."""
@@ -154,14 +164,21 @@ class Loader:
         most_loss_tokens = most_groups = most_micro = rows_total = run_total = real = 0
         for s in range(len(self._order)):
             rows = self._rows(self._order[s])
-            most_loss_tokens = max(most_loss_tokens, *(sum(loss_tokens[i] for i in row) for row in rows))
+            most_loss_tokens = max(
+                most_loss_tokens, *(sum(loss_tokens[i] for i in row) for row in rows)
+            )
             most_groups = max(most_groups, *map(len, rows))
             most_micro = max(most_micro, -(-len(rows) // micro_rows))
-            rows_total, run_total = rows_total + len(rows), run_total + self._run_tokens(rows, micro_rows)
+            rows_total, run_total = (
+                rows_total + len(rows),
+                run_total + self._run_tokens(rows, micro_rows),
+            )
             real += sum(self._lengths[i] for row in rows for i in row)
         steps = len(self._order)
         return Plan(
-            shape=RowShape(self.layout.row_length, most_loss_tokens, most_groups, self._completions),
+            shape=RowShape(
+                self.layout.row_length, most_loss_tokens, most_groups, self._completions
+            ),
             micro_rows=micro_rows,
             micro_batches=most_micro,
             steps=steps,
@@ -174,18 +191,30 @@ class Loader:
         """Tokens that the step computes: every micro-batch at the length of its fullest row."""
         used = [sum(self._lengths[i] for i in row) for row in rows]
         fullest = [max(used[r : r + micro_rows]) for r in range(0, len(rows), micro_rows)]
-        return micro_rows * sum(next(n for n in self.layout.lengths if n >= most) for most in fullest)
+        return micro_rows * sum(
+            next(n for n in self.layout.lengths if n >= most) for most in fullest
+        )
 
     def _build(self, step: int, members: Sequence[int], owned_rows: Sequence[bool] | None) -> Step:
         plan, layout = self.plan, self.layout
         rows = self._rows(members)
-        flat = empty_batch(plan.micro_batches * plan.micro_rows, plan.shape, self._columns, self._masks)
-        # A group's draws depend on seed, step and row only: not on the mesh, nor on where the group lies.
+        flat = empty_batch(
+            plan.micro_batches * plan.micro_rows, plan.shape, self._columns, self._masks
+        )
+        # A group's draws depend on seed, step and row only: not on the mesh, nor on where the group
+        # lies.
         rng_of = lambda group: np.random.default_rng((self._draw_seed, step, group.row_id))
         for r, row in enumerate(rows):
             if owned_rows is None or owned_rows[r % plan.micro_rows]:
                 groups = [self.groups[i] for i in row]
-                fill_row(flat, r, groups, layout.share_prefix, loss_on_prompt=self._score_prompt, rng_of=rng_of)
+                fill_row(
+                    flat,
+                    r,
+                    groups,
+                    layout.share_prefix,
+                    loss_on_prompt=self._score_prompt,
+                    rng_of=rng_of,
+                )
         split = lambda x: x.reshape(plan.micro_batches, plan.micro_rows, *x.shape[1:])
         chosen = [self.groups[i] for i in members]
         return Step(
@@ -203,7 +232,9 @@ class Loader:
 def _rounded(plan: Plan) -> Plan:
     """The same with room up to powers of two; the row length is the layout's."""
     up = lambda n: 1 << (n - 1).bit_length() if n > 1 else n
-    shape = dataclasses.replace(plan.shape, loss_tokens=up(plan.shape.loss_tokens), groups=up(plan.shape.groups))
+    shape = dataclasses.replace(
+        plan.shape, loss_tokens=up(plan.shape.loss_tokens), groups=up(plan.shape.groups)
+    )
     return dataclasses.replace(plan, shape=shape, micro_batches=up(plan.micro_batches))
 
 

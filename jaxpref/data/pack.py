@@ -1,7 +1,8 @@
 """Encoded groups -> packed, prefix-shared rows of fixed shape.
 
-A group is laid out as `prompt ++ completion_0 ++ ... ++ completion_{K-1}`; several groups share a row.  Turning
-sharing off gives every completion its own copy of the prompt, packing off one group a row: only this file changes.
+A group is laid out as `prompt ++ completion_0 ++ ... ++ completion_{K-1}`; several groups share a
+row.  Turning sharing off gives every completion its own copy of the prompt, packing off one group a
+row: only this file changes.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,8 @@ UNIFORM = "uniform"
 
 @dataclass(frozen=True)
 class RowShape:
-    """Sizes of a packed row: its length L in tokens, S loss tokens, G groups, K completions a group."""
+    """Sizes of a packed row: its length L in tokens, S loss tokens, G groups, K completions a
+    group."""
 
     length: int
     loss_tokens: int
@@ -38,7 +40,8 @@ class Layout:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Row lengths that the step can run, ascending: what lies behind the last group need not be computed."""
+        """Row lengths that the step can run, ascending: what lies behind the last group need not be
+        computed."""
         return tuple(self.row_length * i // self.buckets for i in range(1, self.buckets + 1))
 
 
@@ -49,11 +52,14 @@ def tokens_in_row(prompt: int, completions: Sequence[int], share_prefix: bool) -
 
 
 def row_tokens(group: EncodedGroup, share_prefix: bool) -> int:
-    return tokens_in_row(len(group.prompt_ids), [len(ids) for ids in group.completion_ids], share_prefix)
+    return tokens_in_row(
+        len(group.prompt_ids), [len(ids) for ids in group.completion_ids], share_prefix
+    )
 
 
 def loss_tokens_of(group: EncodedGroup) -> list[int]:
-    """Loss tokens of every completion; with an empty prompt the first token has nothing to predict it."""
+    """Loss tokens of every completion; with an empty prompt the first token has nothing to predict
+    it."""
     not_predicted = 1 if len(group.prompt_ids) == 0 else 0
     return [len(ids) - not_predicted for ids in group.completion_ids]
 
@@ -84,9 +90,11 @@ MASKS = {"common": _first, "sampled": _drawn}
 
 
 def assign_rows(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
-    """First-fit decreasing: rows as lists of positions into `lengths`, fullest first, deterministic.
+    """First-fit decreasing: rows as lists of positions into `lengths`, fullest first,
+    deterministic.
 
-    Fullest first, so that the rows of a micro-batch are about equally long and none is computed to another's length.
+    Fullest first, so that the rows of a micro-batch are about equally long and none is computed to
+    another's length.
 
     Every length must be at most `layout.row_length` (checked when the loader plans).
     """
@@ -107,7 +115,10 @@ def assign_rows(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
 
 
 def empty_batch(
-    rows: int, shape: RowShape, columns: Sequence[tuple[str, tuple[int, ...]]] = (), masks: Sequence[str] = ()
+    rows: int,
+    shape: RowShape,
+    columns: Sequence[tuple[str, tuple[int, ...]]] = (),
+    masks: Sequence[str] = (),
 ) -> Batch:
     """Rows of padding.
 
@@ -162,7 +173,8 @@ def fill_row(
         prompt_end = column
         for k, ids in enumerate(group.completion_ids):
             if k == 0 or not share_prefix:
-                # A shared prompt stays visible to the end of the group, a private one to the end of its branch.
+                # A shared prompt stays visible to the end of the group, a private one to the end of
+                # its branch.
                 branch_end = column + len(group.prompt_ids) + len(ids)
                 prompt_end = column + len(group.prompt_ids)
                 _write(batch, r, column, group.prompt_ids, 0, end if share_prefix else branch_end)
@@ -175,8 +187,11 @@ def fill_row(
             batch.last_RGK[r, g, k] = column - 1
 
 
-def _fill_slot(batch: Batch, r: int, g: int, group: EncodedGroup, rng: np.random.Generator | None) -> None:
-    """Numbers of the group; a group with fewer completions than K leaves the rest of its slots empty."""
+def _fill_slot(
+    batch: Batch, r: int, g: int, group: EncodedGroup, rng: np.random.Generator | None
+) -> None:
+    """Numbers of the group; a group with fewer completions than K leaves the rest of its slots
+    empty."""
     batch.valid_RG[r, g] = 1.0
     batch.row_id_RG[r, g] = group.row_id
     batch.slot_count_RGK[r, g, : len(group.completion_ids)] = loss_tokens_of(group)
@@ -192,8 +207,11 @@ def _write(batch: Batch, r: int, column: int, ids: np.ndarray, position: int, ex
     batch.expiry_RL[r, to] = expiry
 
 
-def _score_prompt(batch: Batch, r: int, score: int, column: int, g: int, group: EncodedGroup) -> int:
-    """Puts a prompt that starts at `start` into the loss; returns the next free place among the loss tokens."""
+def _score_prompt(
+    batch: Batch, r: int, score: int, column: int, g: int, group: EncodedGroup
+) -> int:
+    """Puts a prompt that starts at `start` into the loss; returns the next free place among the
+    loss tokens."""
     groups, completions = batch.slot_count_RGK.shape[1:]
     n = batch.prompt_count_RG[r, g] = prompt_loss_tokens_of(group)
     to = slice(score, score + n)
@@ -204,7 +222,8 @@ def _score_prompt(batch: Batch, r: int, score: int, column: int, g: int, group: 
 
 
 def _score(batch, r, score, column, last_prompt, g: int, k: int, group: EncodedGroup, rng) -> int:
-    """Puts completion k, which starts at `start`, into the loss; returns the next free place among the loss tokens."""
+    """Puts completion k, which starts at `start`, into the loss; returns the next free place among
+    the loss tokens."""
     ids = group.completion_ids[k]
     source = np.arange(column - 1, column - 1 + len(ids))
     source[0] = last_prompt  # the last prompt token predicts the first token of *every* completion

@@ -4,10 +4,11 @@
     pair -> single          chosen alone
     judged -> judged_other  with the answer of another group, to another prompt, as completion 1
 
-The first two happen to texts, so that every answer gets its own prompt boundary (TRL's KTO does the same).  Answers to
-other prompts are added to token ids, after the length limit: what the objective trains on is then the same as without
-them, no row is dropped because of an answer it was lent, and it is TRL's rule (KTO: prompt ids ++ another row's
-completion ids).  Such an answer keeps the tokens that the chat template gave it after its own prompt.
+The first two happen to texts, so that every answer gets its own prompt boundary (TRL's KTO does the
+same).  Answers to other prompts are added to token ids, after the length limit: what the objective
+trains on is then the same as without them, no row is dropped because of an answer it was lent, and
+it is TRL's rule (KTO: prompt ids ++ another row's completion ids).  Such an answer keeps the tokens
+that the chat template gave it after its own prompt.
 """
 
 import dataclasses
@@ -32,7 +33,8 @@ _MADE_FROM = {
 
 
 def choose_kind(found: Mapping[str, str], wanted: Sequence[str]) -> str:
-    """The kind of groups to train on: one that all rows can become, with as few kinds converted as possible.
+    """The kind of groups to train on: one that all rows can become, with as few kinds converted as
+    possible.
 
     Args:
         found: kind of rows -> place of the first such row.
@@ -76,7 +78,9 @@ def regroup(group: Group, kind: str, wanted: str, *, pairs: bool) -> Iterator[Gr
         yield _side(group, 0, label=1.0)
         yield _side(group, 1, label=0.0)
     elif kind == "pair" and wanted == "single":
-        yield dataclasses.replace(group, completions=group.completions[:1], columns=columns_of_one(group.columns, 0))
+        yield dataclasses.replace(
+            group, completions=group.completions[:1], columns=columns_of_one(group.columns, 0)
+        )
     else:
         yield group
 
@@ -94,11 +98,13 @@ def _side(pair: Group, k: int, label: float) -> Group:
 def with_other_answers(
     groups: Sequence[EncodedGroup], *, seed: int, max_length: int | None
 ) -> tuple[list[EncodedGroup], int]:
-    """Groups of one completion, each with that of another group as completion 1; and how many of those were cut.
+    """Groups of one completion, each with that of another group as completion 1; and how many of
+    those were cut.
 
-    Every group lends its completion once, to a group with another prompt: a permutation drawn by seed.  Only where
-    more than half of the groups share a prompt, the others lend theirs more often.  The answer that was lent is cut to
-    what `max_length` leaves after the prompt; it has no numbers (zeros in the columns).
+    Every group lends its completion once, to a group with another prompt: a permutation drawn by
+    seed.  Only where more than half of the groups share a prompt, the others lend theirs more
+    often.  The answer that was lent is cut to what `max_length` leaves after the prompt; it has no
+    numbers (zeros in the columns).
 
     Raises:
         InputError: all prompts are the same.
@@ -110,7 +116,11 @@ def with_other_answers(
         kept = other if max_length is None else other[: max_length - len(group.prompt_ids)]
         cut += len(kept) < len(other)
         columns = padded(group.columns, 2)
-        results.append(dataclasses.replace(group, completion_ids=(*group.completion_ids, kept), columns=columns))
+        results.append(
+            dataclasses.replace(
+                group, completion_ids=(*group.completion_ids, kept), columns=columns
+            )
+        )
     return results, cut
 
 
@@ -131,7 +141,8 @@ def draw_others(prompts: Sequence[Hashable], seed: int) -> list[int]:
         rng.shuffle(positions)
     most = max(same, key=len)
     if 2 * len(most) <= len(prompts):
-        # Those of one prompt lie together, so a step of the longest such run leaves it, also around the end.
+        # Those of one prompt lie together, so a step of the longest such run leaves it, also around
+        # the end.
         ring = [i for positions in same for i in positions]
         lender = dict(zip(ring, ring[len(most) :] + ring[: len(most)], strict=True))
     else:

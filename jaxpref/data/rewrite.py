@@ -1,4 +1,5 @@
-"""Data sets that are read and written again with something added: raw rows, beside the groups they make."""
+"""Data sets that are read and written again with something added: raw rows, beside the groups they
+make."""
 
 import dataclasses
 import gzip
@@ -32,7 +33,11 @@ class Source:
 
 def as_source(data: str | Sequence[str] | Source) -> Source:
     """Paths as a source."""
-    return data if isinstance(data, Source) else Source([data] if isinstance(data, str) else list(data))
+    return (
+        data
+        if isinstance(data, Source)
+        else Source([data] if isinstance(data, str) else list(data))
+    )
 
 
 def configured(data: DataConfig, paths: Sequence[str], side: Literal["train", "eval"]) -> Source:
@@ -44,12 +49,19 @@ def configured(data: DataConfig, paths: Sequence[str], side: Literal["train", "e
 def rows_of(source: Source) -> Iterator[tuple[dict, str, str]]:
     """(row, where, kind) of all paths, one after another."""
     for path in source.paths:
-        for row, where in read_rows(path, None if Path(path).expanduser().is_file() else source.split):
+        for row, where in read_rows(
+            path, None if Path(path).expanduser().is_file() else source.split
+        ):
             yield row, where, kind_of_row(row, where)
 
 
 def group_of(
-    source: Source, row: Mapping[str, Any], where: str, kind: str, row_id: int, columns: Sequence[str] = ()
+    source: Source,
+    row: Mapping[str, Any],
+    where: str,
+    kind: str,
+    row_id: int,
+    columns: Sequence[str] = (),
 ) -> Group | RowError:
     """The row's answers in its own order, or why it is left out.
 
@@ -57,11 +69,15 @@ def group_of(
         columns: further ones that are wanted, as `own_columns` reads them.
     """
     # The order of a ranked row follows its `scores`.
-    read = {key: value for key, value in row.items() if key != "scores"} if kind == "ranked" else row
+    read = (
+        {key: value for key, value in row.items() if key != "scores"} if kind == "ranked" else row
+    )
     try:
         group = read_group(kind, read, where, row_id, source.format)
         missing = [name for name in columns if name not in group.columns]
-        return dataclasses.replace(group, columns={**group.columns, **own_columns(row, missing, where)})
+        return dataclasses.replace(
+            group, columns={**group.columns, **own_columns(row, missing, where)}
+        )
     except RowError as error:
         if source.on_bad_row == "error":
             raise
@@ -86,7 +102,9 @@ def read_pairs(source: Source, columns: Sequence[str] = ()) -> list[Group]:
     groups = []
     for row, where, kind in rows_of(source):
         if kind != "pair":
-            raise InputError("rows with `chosen` and `rejected`", f"{where}: a {kind} row", "name data of pairs")
+            raise InputError(
+                "rows with `chosen` and `rejected`", f"{where}: a {kind} row", "name data of pairs"
+            )
         group = group_of(source, row, where, kind, len(groups), columns)
         groups += [group] if isinstance(group, Group) else []
     return groups
@@ -98,7 +116,9 @@ def check_out(out: str | Path) -> Path:
     if not out.name.endswith((".jsonl", ".jsonl.gz")):
         raise InputError("a .jsonl or .jsonl.gz file to write", str(out), "rename it")
     if out.exists():
-        raise InputError("a new file for the rows", f"{out} exists", "choose another name or remove it")
+        raise InputError(
+            "a new file for the rows", f"{out} exists", "choose another name or remove it"
+        )
     return out
 
 
@@ -119,5 +139,7 @@ def _line(row: Mapping[str, Any]) -> str:
         return json.dumps(row)
     except TypeError as error:
         raise InputError(
-            "rows that can be written as JSON", f"a row with {', '.join(row)}: {error}", "remove that column first"
+            "rows that can be written as JSON",
+            f"a row with {', '.join(row)}: {error}",
+            "remove that column first",
         ) from error

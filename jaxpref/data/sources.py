@@ -1,8 +1,8 @@
 """Raw rows out of files, folders and the Hugging Face hub, each with the place it came from.
 
-The place (`train.jsonl, row 12`) travels with a row through every later stage, so that any error can name it.
-`row` counts the lines of a text file from 1, as an editor does; `index` counts records from 0, as
-`dataset[12]` does.
+The place (`train.jsonl, row 12`) travels with a row through every later stage, so that any error
+can name it.  `row` counts the lines of a text file from 1, as an editor does; `index` counts
+records from 0, as `dataset[12]` does.
 """
 
 import difflib
@@ -26,23 +26,30 @@ def read_rows(path: str, split: str | None = None, *, name: str | None = None) -
     """Reads the rows of one source, in its own order.
 
     Args:
-        path: a file (`.jsonl`, `.json` holding JSON lines or one list, either with `.gz`; `.parquet`), a
-            folder written by `datasets` (`save_to_disk`), a folder of such files, or a hub id (`owner/name`).
-            What exists on disk wins over a hub id of the same spelling.
-        split: which split of a folder or a hub dataset; needed wherever there is more than one.  In a folder
-            of files it is a word of the file name (`train-00000.parquet`, `base.train.jsonl.gz`).
+        path: a file (`.jsonl`, `.json` holding JSON lines or one list, either with `.gz`;
+            `.parquet`), a folder written by `datasets` (`save_to_disk`), a folder of such files, or
+            a hub id (`owner/name`).  What exists on disk wins over a hub id of the same spelling.
+        split: which split of a folder or a hub dataset; needed wherever there is more than one.  In
+            a folder of files it is a word of the file name (`train-00000.parquet`,
+            `base.train.jsonl.gz`).
         name: which configuration of a hub dataset.
 
     Returns:
-        An iterator of (row, where).  This call checks path and split; rows are checked as they are read.
+        An iterator of (row, where).  This call checks path and split; rows are checked as they are
+        read.
 
     Raises:
-        InputError: no such path or split, an unknown kind of file, an empty file, text that is not UTF-8 or
-            not JSON (with line and column; `NaN` and `Infinity` are not JSON), a row that is not an object.
+        InputError: no such path or split, an unknown kind of file, an empty file, text that is not
+            UTF-8 or not JSON (with line and column; `NaN` and `Infinity` are not JSON), a row that
+            is not an object.
     """
     local = Path(path).expanduser()
     if local.exists() and name is not None:
-        raise InputError("`name` only with a hub dataset", f"name={name!r} with the local path {path}", "remove `name`")
+        raise InputError(
+            "`name` only with a hub dataset",
+            f"name={name!r} with the local path {path}",
+            "remove `name`",
+        )
     if local.is_dir():
         return _folder_rows(local, split)
     if local.is_file():
@@ -69,8 +76,14 @@ def _missing(path: Path) -> InputError:
         fix = f"check the folder: {path.parent} does not exist"
     else:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=3)
-        fix = f"did you mean {', '.join(near)}?" if near else "check the path; a hub id is written `owner/name`"
-    return InputError("an existing file or folder, or a hub id", f"{path}, which does not exist", fix)
+        fix = (
+            f"did you mean {', '.join(near)}?"
+            if near
+            else "check the path; a hub id is written `owner/name`"
+        )
+    return InputError(
+        "an existing file or folder, or a hub id", f"{path}, which does not exist", fix
+    )
 
 
 # ---- files
@@ -89,7 +102,9 @@ def _file_rows(path: Path) -> Rows:
 
 def _suffix(path: Path) -> str | None:
     """The known ending of the file's name, longest first, or None."""
-    return next((s for s in sorted(_READERS, key=len, reverse=True) if path.name.lower().endswith(s)), None)
+    return next(
+        (s for s in sorted(_READERS, key=len, reverse=True) if path.name.lower().endswith(s)), None
+    )
 
 
 def _at_least_one(rows: Rows, path: Path) -> Rows:
@@ -98,7 +113,9 @@ def _at_least_one(rows: Rows, path: Path) -> Rows:
         empty = False
         yield row
     if empty:
-        raise InputError("a file with at least one row", f"{path}, which holds none", "remove it or fill it")
+        raise InputError(
+            "a file with at least one row", f"{path}, which holds none", "remove it or fill it"
+        )
 
 
 def _json_lines(path: Path) -> Rows:
@@ -122,10 +139,14 @@ def _json(path: Path) -> Rows:
 
 def _lines(path: Path) -> Iterator[bytes]:
     try:
-        with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+        with (
+            gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb") as file
+        ):
             yield from file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError("a whole gzip file", f"{path}: {error}", "copy or download the file again") from error
+        raise InputError(
+            "a whole gzip file", f"{path}: {error}", "copy or download the file again"
+        ) from error
 
 
 def _decoded(raw: bytes, path: Path, first_line: int) -> str:
@@ -139,7 +160,8 @@ def _decoded(raw: bytes, path: Path, first_line: int) -> str:
             f"{path}, row {line}, column {column}: byte 0x{raw[error.start]:02x} ({error.reason})",
             "convert the file, for example with `iconv -f latin1 -t utf-8`",
         ) from error
-    # Some editors on Windows put a byte order mark in front of the file; JSON has no such character.
+    # Some editors on Windows put a byte order mark in front of the file; JSON has no such
+    # character.
     return text.removeprefix("\ufeff") if first_line == 1 else text
 
 
@@ -158,10 +180,13 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
 def _row(value: Any, where: str) -> dict:
     if not isinstance(value, dict):
         raise InputError(
-            "a JSON object for every row", f"{where}: a {type(value).__name__}", 'write {"chosen": ..., ...}'
+            "a JSON object for every row",
+            f"{where}: a {type(value).__name__}",
+            'write {"chosen": ..., ...}',
         )
     for key, item in value.items():
-        # Python's parser takes NaN and Infinity, which JSON does not have, and turns 1e999 into infinity.
+        # Python's parser takes NaN and Infinity, which JSON does not have, and turns 1e999 into
+        # infinity.
         if _has_non_finite(item):
             raise InputError(
                 "finite numbers",
@@ -192,7 +217,9 @@ def _parquet(path: Path) -> Rows:
                     index += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(
-            "a Parquet file", f"{path}: {error} (after {index} rows)", "copy or download the file again"
+            "a Parquet file",
+            f"{path}: {error} (after {index} rows)",
+            "copy or download the file again",
         ) from error
 
 
@@ -240,7 +267,9 @@ def _files_of_split(files: list[Path], folder: Path, split: str | None) -> list[
     raise InputError(
         "a split that names files of the folder",
         f"split={split!r} with {folder}, which holds {', '.join(p.name for p in files[:10])}",
-        f"set `split` to one of: {', '.join(found)}" if found else "remove `split`: no file name holds one",
+        f"set `split` to one of: {', '.join(found)}"
+        if found
+        else "remove `split`: no file name holds one",
     )
 
 
@@ -251,7 +280,9 @@ def _saved_rows(folder: Path, split: str | None) -> Rows:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # the library raises many types for a damaged folder
         raise InputError(
-            "a folder written by `Dataset.save_to_disk`", f"{folder}: {error!r}", "save the dataset again"
+            "a folder written by `Dataset.save_to_disk`",
+            f"{folder}: {error!r}",
+            "save the dataset again",
         ) from error
     return _dataset_rows(loaded, str(folder), split)
 
@@ -261,7 +292,9 @@ def _hub_rows(path: str, split: str | None, name: str | None) -> Rows:
 
     try:
         loaded = datasets.load_dataset(path, name=name, split=split)
-    except Exception as error:  # network, permissions, names of configurations and splits: each its own type
+    except (
+        Exception
+    ) as error:  # network, permissions, names of configurations and splits: each its own type
         raise InputError(
             "a local path, or a hub dataset that can be read",
             f"{path} (name={name!r}, split={split!r}): {type(error).__name__}: {error}",
@@ -297,4 +330,6 @@ def _indexed(rows: Any, label: str) -> Rows:
         empty = False
         yield row, f"{label}, index {index}"
     if empty:
-        raise InputError("a dataset with at least one row", f"{label}, which holds none", "check the split")
+        raise InputError(
+            "a dataset with at least one row", f"{label}, which holds none", "check the split"
+        )

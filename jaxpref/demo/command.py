@@ -1,4 +1,5 @@
-"""The demo: SmolLM2-135M-Instruct learns to prefer correct, brief, polite answers, from generated pairs, on a CPU."""
+"""The demo: SmolLM2-135M-Instruct learns to prefer correct, brief, polite answers, from generated
+pairs, on a CPU."""
 
 import json
 import time
@@ -23,7 +24,9 @@ _NEW_TOKENS = 32
 _SAMPLES = 2
 
 
-def demo(config: Config, console: Console, run: Callable[[Config], Any], report: Callable[[Any], None]) -> None:
+def demo(
+    config: Config, console: Console, run: Callable[[Config], Any], report: Callable[[Any], None]
+) -> None:
     """Writes the data, trains, shows sample answers before and after, and exports the model.
 
     Args:
@@ -47,7 +50,9 @@ def demo(config: Config, console: Console, run: Callable[[Config], Any], report:
         table.add_row(prompt[-1]["content"], old, new)
     console.print(table)
     export_run(config.out, Path(config.out) / "export", step="latest")
-    console.print(f"export      {Path(config.out) / 'export'}  (loads in transformers)", highlight=False)
+    console.print(
+        f"export      {Path(config.out) / 'export'}  (loads in transformers)", highlight=False
+    )
     console.print(f"{time.perf_counter() - began:.0f} s in all", highlight=False)
 
 

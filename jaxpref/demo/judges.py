@@ -1,4 +1,5 @@
-"""The rules of `synthetic.py` as rewards of any answer to its questions: `jaxpref.demo.judges:brevity`."""
+"""The rules of `synthetic.py` as rewards of any answer to its questions:
+`jaxpref.demo.judges:brevity`."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -13,10 +14,13 @@ Prompt = str | Sequence[Mapping[str, str]]
 
 
 def correctness(prompt: Prompt, answer: str) -> float:
-    """1 if the answer asserts the right one and no wrong one, else 0.  Errors: InputError for an unknown question."""
+    """1 if the answer asserts the right one and no wrong one, else 0.  Errors: InputError for an
+    unknown question."""
     question = _question(prompt)
     if question not in _solutions():
-        raise InputError("a question of the demos' generated data", repr(question), "judge it by another reward")
+        raise InputError(
+            "a question of the demos' generated data", repr(question), "judge it by another reward"
+        )
     return synthetic.score_correctness(answer, *_solutions()[question])
 
 
@@ -37,5 +41,9 @@ def _question(prompt: Prompt) -> str:
 @cache
 def _solutions() -> dict[str, tuple[str, list[str]]]:
     """Question -> the right answer and the wrong ones."""
-    rows = [row for split in synthetic.generate(_ROWS, seed=_SEED, test_fraction=_TEST_FRACTION) for row in split]
+    rows = [
+        row
+        for split in synthetic.generate(_ROWS, seed=_SEED, test_fraction=_TEST_FRACTION)
+        for row in split
+    ]
     return {_question(row["prompt"]): (row["answer"], row["wrong"]) for row in rows}

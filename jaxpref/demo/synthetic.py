@@ -1,12 +1,14 @@
-"""Seeded preference pairs whose scores (correctness, brevity, politeness) follow rules anyone can rerun.
+"""Seeded preference pairs whose scores (correctness, brevity, politeness) follow rules anyone can
+rerun.
 
     python -m jaxpref.demo.synthetic --rows 1200 --seed 0 --out DIR
 
-Each row asks one checkable question and holds two answers in conversational format.  Scores come from running
-the public scorers on the text, never from what the generator meant to write; `chosen` is the answer with the
-higher `overall`.  Many answers win on one axis and lose on another, so that weights matter (multi-objective
-training).  The test split asks about entities (countries, words, number pairs, ...) that no training question
-is about, and some of its phrasings are new too: a gain there is not memory.
+Each row asks one checkable question and holds two answers in conversational format.  Scores come
+from running the public scorers on the text, never from what the generator meant to write; `chosen`
+is the answer with the higher `overall`.  Many answers win on one axis and lose on another, so that
+weights matter (multi-objective training).  The test split asks about entities (countries, words,
+number pairs, ...) that no training question is about, and some of its phrasings are new too: a gain
+there is not memory.
 """
 
 import argparse
@@ -63,17 +65,21 @@ eighteen nineteen twenty
 def score_correctness(text: str, answer: str, wrong: Sequence[str]) -> float:
     """1.0 if `text` asserts `answer` and no candidate of `wrong`, else 0.0.
 
-    A candidate is asserted where it stands as a whole word or number ("12" is not in "112" or "12.5") and is
-    neither negated in its clause ("not 12", "12 is wrong") nor only the far side of a comparison ("more than
-    12").  Numbers from 2 to 20 also match in words, and "3,000" matches "3000".  Accents are ignored.  Case
-    counts only for candidates with a capital letter ("May" is not "may").
+    A candidate is asserted where it stands as a whole word or number ("12" is not in "112" or
+    "12.5") and is neither negated in its clause ("not 12", "12 is wrong") nor only the far side of
+    a comparison ("more than 12").  Numbers from 2 to 20 also match in words, and "3,000" matches
+    "3000".  Accents are ignored.  Case counts only for candidates with a capital letter ("May" is
+    not "may").
     """
     plain = _plain(text)
-    return float(_asserts(plain, answer) and not any(_asserts(plain, candidate) for candidate in wrong))
+    return float(
+        _asserts(plain, answer) and not any(_asserts(plain, candidate) for candidate in wrong)
+    )
 
 
 def score_brevity(text: str) -> float:
-    """1.0 up to 5 words (split at white space), falling linearly to 0.0 at 30; 0.0 for an empty text."""
+    """1.0 up to 5 words (split at white space), falling linearly to 0.0 at 30; 0.0 for an empty
+    text."""
     words = len(text.split())
     if not words:
         return 0.0
@@ -82,10 +88,12 @@ def score_brevity(text: str) -> float:
 
 
 def score_politeness(text: str) -> float:
-    """0.5, plus 0.25 for each polite phrase; if any phrase is rude, 0.5 minus 0.25 for each rude one instead.
+    """0.5, plus 0.25 for each polite phrase; if any phrase is rude, 0.5 minus 0.25 for each rude
+    one instead.
 
-    Up to two different phrases count, so the values are 0, 0.25, 0.5, 0.75 and 1; courtesy does not make up
-    for rudeness.  A phrase negated in its clause ("that is not a stupid question") is not counted.
+    Up to two different phrases count, so the values are 0, 0.25, 0.5, 0.75 and 1; courtesy does not
+    make up for rudeness.  A phrase negated in its clause ("that is not a stupid question") is not
+    counted.
     """
     plain = _plain(text).lower()
     rude = min(_count_phrases(plain, RUDE_PHRASES), 2)
@@ -111,7 +119,9 @@ def overall(scores: Mapping[str, float], weights: Mapping[str, float] | None = N
     weights = dict.fromkeys(AXES, 1 / 3) if weights is None else weights
     if set(weights) != set(AXES):
         got = f"weights for {', '.join(sorted(weights))}"
-        raise InputError(f"one weight for each of {', '.join(AXES)}", got, "name all three; 0 leaves one out")
+        raise InputError(
+            f"one weight for each of {', '.join(AXES)}", got, "name all three; 0 leaves one out"
+        )
     total = 0.0
     for axis in AXES:  # not sum(): from Python 3.12 on it rounds floats differently
         total += weights[axis] * scores[axis]
@@ -122,14 +132,18 @@ def _plain(text: str) -> str:
     """Without accents, curly quotes and thousands commas."""
     if not text.isascii():
         text = text.translate(_STRAIGHT_QUOTES)
-        text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+        text = "".join(
+            c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)
+        )
     return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
 
 
 def _asserts(plain: str, candidate: str) -> bool:
     for match in _candidate_pattern(candidate).finditer(plain):
         before = plain[: match.start()].lower()
-        mentioned_only = _REFERENCE.search(before) or _NEGATED_AFTER.match(plain[match.end() :].lower())
+        mentioned_only = _REFERENCE.search(before) or _NEGATED_AFTER.match(
+            plain[match.end() :].lower()
+        )
         if not mentioned_only and not _negated(before):
             return True
     return False
@@ -160,7 +174,8 @@ def _phrase_pattern(phrases: tuple[str, ...]) -> re.Pattern:
     return re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
 
 
-# Randomness: `Random.random` is the one method whose sequence Python promises to keep between versions.
+# Randomness: `Random.random` is the one method whose sequence Python promises to keep between
+#     versions.
 
 
 def _pick(rng: Random, options: Sequence):
@@ -208,7 +223,9 @@ def _row(rng: Random, kind: str, item: Item, prompt: str) -> dict:
         texts = [_answer(rng, kind, item, right, *style) for right, style in plan]
         scores = [score(text, item.answer, item.wrong) for text in texts]
         # A filler can hold a candidate by accident ("went" where that is the answer): draw again.
-        as_planned = all(s["correctness"] == right for s, (right, _) in zip(scores, plan, strict=True))
+        as_planned = all(
+            s["correctness"] == right for s, (right, _) in zip(scores, plan, strict=True)
+        )
         short_enough = max(len(text.split()) for text in texts) <= MAX_WORDS
         if as_planned and short_enough and overall(scores[0]) - overall(scores[1]) >= MIN_MARGIN:
             break
@@ -226,7 +243,8 @@ def _row(rng: Random, kind: str, item: Item, prompt: str) -> dict:
 
 
 def _answer(rng: Random, kind: str, item: Item, right: bool, tones: tuple, lengths: tuple) -> str:
-    """One answer in a random tone and length; `right` says which candidate it is meant to assert."""
+    """One answer in a random tone and length; `right` says which candidate it is meant to
+    assert."""
     tone, length = _weighted(rng, tones), _weighted(rng, lengths)
     core = _core(rng, kind, item, right, length)
     opener = lead = closer = ""
@@ -236,7 +254,9 @@ def _answer(rng: Random, kind: str, item: Item, right: bool, tones: tuple, lengt
         openers, leads, closers = _TONE_TEXT[tone]
         where = _pick(rng, ("front", "end", "both"))
         if where != "end":
-            opener, lead = (_pick(rng, openers), "") if rng.random() < 0.65 else ("", _pick(rng, leads))
+            opener, lead = (
+                (_pick(rng, openers), "") if rng.random() < 0.65 else ("", _pick(rng, leads))
+            )
         if where != "front":
             closer = _pick(rng, closers)
     parts = [opener, f"{lead} {core}".strip(), closer]
@@ -277,12 +297,13 @@ def generate(rows: int, *, seed: int, test_fraction: float = 0.2) -> tuple[list[
     Args:
         rows: rows of both splits together, at least 50.
         seed: 0 or more; the same seed gives the same rows on every Python version.
-        test_fraction: share of rows, and of the entities of every kind, that the test split gets; in (0, 1).
+        test_fraction: share of rows, and of the entities of every kind, that the test split gets;
+            in (0, 1).
 
     Returns:
-        (train, test).  A row has prompt, chosen and rejected as messages, scores_chosen and scores_rejected
-        by axis, kind, entity, and answer and wrong for the scorers.  No prompt occurs twice, and no entity is
-        in both splits.
+        (train, test).  A row has prompt, chosen and rejected as messages, scores_chosen and
+        scores_rejected by axis, kind, entity, and answer and wrong for the scorers.  No prompt
+        occurs twice, and no entity is in both splits.
 
     Raises:
         InputError: a bad argument, or more rows than there are questions.
@@ -308,16 +329,23 @@ def generate(rows: int, *, seed: int, test_fraction: float = 0.2) -> tuple[list[
 
 def _check(rows: int, seed: int, test_fraction: float) -> None:
     if not isinstance(rows, int) or isinstance(rows, bool) or rows < MIN_ROWS:
-        raise InputError(f"rows as an integer of at least {MIN_ROWS}", f"rows={rows!r}", "ask for more rows")
+        raise InputError(
+            f"rows as an integer of at least {MIN_ROWS}", f"rows={rows!r}", "ask for more rows"
+        )
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise InputError("seed as an integer from 0", f"seed={seed!r}", "use 0 or a positive integer")
+        raise InputError(
+            "seed as an integer from 0", f"seed={seed!r}", "use 0 or a positive integer"
+        )
     if not isinstance(test_fraction, float) or not 0 < test_fraction < 1:
         got = f"test_fraction={test_fraction!r}"
-        raise InputError("test_fraction between 0 and 1, both excluded", got, "use 0.2, the default")
+        raise InputError(
+            "test_fraction between 0 and 1, both excluded", got, "use 0.2, the default"
+        )
 
 
 def _split(rng: Random, items: dict[str, list[Item]], test_fraction: float) -> tuple[dict, dict]:
-    """Items of the training and of the test entities; an entity is on one side, whatever the kind."""
+    """Items of the training and of the test entities; an entity is on one side, whatever the
+    kind."""
     is_test: dict[str, bool] = {}
     for members in items.values():
         entities = dict.fromkeys(item.entity for item in members)
@@ -325,7 +353,10 @@ def _split(rng: Random, items: dict[str, list[Item]], test_fraction: float) -> t
         held_out = int(len(fresh) * test_fraction + 0.5)
         is_test.update((entity, i < held_out) for i, entity in enumerate(fresh))
     return tuple(
-        {kind: [item for item in members if is_test[item.entity] == side] for kind, members in items.items()}
+        {
+            kind: [item for item in members if is_test[item.entity] == side]
+            for kind, members in items.items()
+        }
         for side in (False, True)
     )
 
@@ -337,33 +368,49 @@ def _questions(rng: Random, items: dict[str, list[Item]], *, held_out_prompts: b
         templates = tables.cells(tables.KINDS[kind][0])
         if not held_out_prompts:
             templates = templates[: -tables.HELD_OUT_PROMPTS]
-        asked = [(kind, item, _capitalised(t.format(**item.slots))) for item in members for t in templates]
+        asked = [
+            (kind, item, _capitalised(t.format(**item.slots)))
+            for item in members
+            for t in templates
+        ]
         queues.append(_shuffled(rng, asked))
     longest = max(map(len, queues))
     return [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
 
 
-def write(directory: str | Path, rows: int, seed: int, test_fraction: float = 0.2) -> tuple[Path, Path]:
-    """Writes `train.jsonl` and `test.jsonl` into `directory`, created if missing; returns their paths."""
+def write(
+    directory: str | Path, rows: int, seed: int, test_fraction: float = 0.2
+) -> tuple[Path, Path]:
+    """Writes `train.jsonl` and `test.jsonl` into `directory`, created if missing; returns their
+    paths."""
     directory = Path(directory)
     splits = generate(rows, seed=seed, test_fraction=test_fraction)
     directory.mkdir(parents=True, exist_ok=True)
     paths = (directory / "train.jsonl", directory / "test.jsonl")
     for path, split in zip(paths, splits, strict=True):
-        path.write_text("".join(json.dumps(row) + "\n" for row in split), encoding="utf-8", newline="\n")
+        path.write_text(
+            "".join(json.dumps(row) + "\n" for row in split), encoding="utf-8", newline="\n"
+        )
     return paths
 
 
 def summary(rows: Sequence[Mapping]) -> str:
-    """What rows hold: kinds, mean scores, how often chosen wins on each axis, how often two axes conflict."""
+    """What rows hold: kinds, mean scores, how often chosen wins on each axis, how often two axes
+    conflict."""
     counts = sorted(Counter(row["kind"] for row in rows).items())
     lines = [", ".join(f"{kind} {count}" for kind, count in counts)]
     lines.append(f"{'axis':<12} {'chosen':>7} {'rejected':>9} {'wins':>6} {'ties':>6} {'loses':>6}")
     gaps = {}
     for axis in AXES:
-        chosen, rejected = ([row[f"scores_{side}"][axis] for row in rows] for side in ("chosen", "rejected"))
+        chosen, rejected = (
+            [row[f"scores_{side}"][axis] for row in rows] for side in ("chosen", "rejected")
+        )
         gap = gaps[axis] = [high - low for high, low in zip(chosen, rejected, strict=True)]
-        wins, ties, loses = (fmean(g > 0 for g in gap), fmean(g == 0 for g in gap), fmean(g < 0 for g in gap))
+        wins, ties, loses = (
+            fmean(g > 0 for g in gap),
+            fmean(g == 0 for g in gap),
+            fmean(g < 0 for g in gap),
+        )
         means = f"{fmean(chosen):>7.3f} {fmean(rejected):>9.3f}"
         lines.append(f"{axis:<12} {means} {wins:>6.1%} {ties:>6.1%} {loses:>6.1%}")
     for one, other in combinations(AXES, 2):
@@ -374,10 +421,16 @@ def summary(rows: Sequence[Mapping]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: writes the two files and prints a summary of each."""
-    parser = argparse.ArgumentParser(prog="jaxpref.demo.synthetic", description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1200, help="rows of both splits together (default 1200)")
+    parser = argparse.ArgumentParser(
+        prog="jaxpref.demo.synthetic", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--rows", type=int, default=1200, help="rows of both splits together (default 1200)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="same seed, same rows (default 0)")
-    parser.add_argument("--test-fraction", type=float, default=0.2, help="share of test rows (default 0.2)")
+    parser.add_argument(
+        "--test-fraction", type=float, default=0.2, help="share of test rows (default 0.2)"
+    )
     parser.add_argument("--out", required=True, help="directory for train.jsonl and test.jsonl")
     options = parser.parse_args(arguments)
     try:

@@ -1,7 +1,8 @@
 """Facts and wording of the synthetic preference data, and the questions they make.
 
-Cells are separated by `|`, fields of a cell by commas.  Sentences start in lower case unless a name does; the
-generator capitalises them.  `{a}` is the candidate an answer asserts, `{w}` one that competes with it.
+Cells are separated by `|`, fields of a cell by commas.  Sentences start in lower case unless a name
+does; the generator capitalises them.  `{a}` is the candidate an answer asserts, `{w}` one that
+competes with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +16,17 @@ def cells(table: str) -> tuple[str, ...]:
     return tuple(cell.strip() for line in table.strip().splitlines() for cell in line.split("|"))
 
 
-# Tone: every opener, lead and closer holds exactly one of the phrases that the politeness score counts.
+# Tone: every opener, lead and closer holds exactly one of the phrases that the politeness score
+#     counts.
 POLITE_OPENERS = cells("""
 great question!|good question!|nice question!|what a lovely question!|thank you for asking!|thanks for asking.
 happy to help!|glad you asked!|glad to help.|my pleasure!|of course!|certainly!|gladly!|absolutely!
 I appreciate the question.|delighted to answer!|I'd be glad to answer.|always a pleasure.
 thank you for your question.|nice to hear from you!|happy to answer that.
 """)
-POLITE_LEADS = cells("of course,|certainly,|gladly:|with pleasure:|thanks for asking,|glad to help:")
+POLITE_LEADS = cells(
+    "of course,|certainly,|gladly:|with pleasure:|thanks for asking,|glad to help:"
+)
 POLITE_CLOSERS = cells("""
 hope that helps!|I hope this helps.|you're welcome!|let me know if you need anything else.
 feel free to ask more.|have a lovely day!|have a great day!|best wishes!|take care!|all the best!
@@ -71,7 +75,9 @@ one could write a whole page about this, although few would read it.
 SHORT = cells("""
 {a}.|{a}.|it's {a}.|it is {a}.|that's {a}.|that would be {a}.|the answer is {a}.|I'd say {a}.|{a}, not {w}.
 """)
-HEDGED = cells("it's either {a} or {w}.|{a} or {w}.|the answer is {a}, or maybe {w}.|I'd say {a} or {w}.")
+HEDGED = cells(
+    "it's either {a} or {w}.|{a} or {w}.|the answer is {a}, or maybe {w}.|I'd say {a} or {w}."
+)
 
 # Each kind: prompts, statements (one plain sentence) and details (one sentence that explains).
 # The last two prompts of every kind are asked in the test split only.
@@ -206,7 +212,8 @@ Colombia,South America,Bogota,Medellin,Cali|Venezuela,South America,Caracas,Mara
 Ecuador,South America,Quito,Guayaquil,Cuenca
 """)
 CONTINENTS = cells("Africa|Asia|Europe|North America|South America")
-# two opposites, then a word close to the first and one close to the second: the tempting wrong answers
+# two opposites, then a word close to the first and one close to the second: the tempting wrong
+#     answers
 OPPOSITES = cells("""
 hot,cold,warm,cool|big,small,huge,tiny|tall,short,high,brief|fast,slow,quick,sluggish
 happy,sad,cheerful,gloomy|loud,quiet,noisy,silent|rich,poor,wealthy,needy|strong,weak,powerful,feeble
@@ -233,7 +240,9 @@ grams,kilograms,kilogram,1000|millilitres,litres,litre,1000|inches,feet,foot,12|
 ounces,pounds,pound,16|years,decades,decade,10|years,centuries,century,100|kilograms,tonnes,tonne,1000
 """)
 DAYS = cells("Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday")
-MONTHS = cells("January|February|March|April|May|June|July|August|September|October|November|December")
+MONTHS = cells(
+    "January|February|March|April|May|June|July|August|September|October|November|December"
+)
 # word, answer, wrong forms
 PLURALS = cells("""
 mouse,mice,mouses|child,children,childs,childrens|foot,feet,foots,feets|tooth,teeth,tooths,teeths
@@ -288,7 +297,8 @@ notebook painting sandwich umbrella adventure butterfly happiness newspaper tele
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to ask: its answer, the tempting wrong answers and what fills the slots of the sentences."""
+    """One thing to ask: its answer, the tempting wrong answers and what fills the slots of the
+    sentences."""
 
     entity: str
     """What the split keeps apart: no entity is asked about in both splits, whatever the kind."""
@@ -301,10 +311,14 @@ def items(rng: Random) -> dict[str, list[Item]]:
     """Every item of every kind; `rng` only decides how number pairs are asked."""
     countries, words = _records(COUNTRIES), {}
     for kind, table in (("plural", PLURALS), ("past_tense", PAST)):
-        words[kind] = [Item(word, form, tuple(bad), {"word": word}) for word, form, *bad in _records(table)]
+        words[kind] = [
+            Item(word, form, tuple(bad), {"word": word}) for word, form, *bad in _records(table)
+        ]
     return {
         "arithmetic": _arithmetic(rng),
-        "capital": [Item(name, city, tuple(rest), {"country": name}) for name, _, city, *rest in countries],
+        "capital": [
+            Item(name, city, tuple(rest), {"country": name}) for name, _, city, *rest in countries
+        ],
         "continent": [
             Item(name, where, _without(CONTINENTS, where), {"country": name})
             for name, where, *_ in countries
@@ -372,7 +386,9 @@ def _comparison(rng: Random) -> list[Item]:
 
 def _letters(word: str) -> Item:
     count = len(word)
-    return Item(word, str(count), tuple(str(count + slip) for slip in (-2, -1, 1, 2)), {"word": word})
+    return Item(
+        word, str(count), tuple(str(count + slip) for slip in (-2, -1, 1, 2)), {"word": word}
+    )
 
 
 def _units() -> list[Item]:
@@ -381,7 +397,9 @@ def _units() -> list[Item]:
         for n in range(2, 13):
             value = n * int(size)
             slips = (value - int(size), value + int(size), value * 10, n * 100)
-            wrong = tuple(dict.fromkeys(str(slip) for slip in slips if slip not in (n, int(size), value)))
+            wrong = tuple(
+                dict.fromkeys(str(slip) for slip in slips if slip not in (n, int(size), value))
+            )
             slots = {"small": small, "large": large, "one": one, "factor": size, "n": str(n)}
             made.append(Item(f"{n} {large} in {small}", str(value), wrong, slots))
     return made

@@ -1,4 +1,5 @@
-"""Answers of a policy to prompts: generated, or read from a file; and those of two policies, prompt by prompt."""
+"""Answers of a policy to prompts: generated, or read from a file; and those of two policies, prompt
+by prompt."""
 
 import json
 from collections import Counter
@@ -16,7 +17,8 @@ from jaxpref.types import Group
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers of one policy; a prompt appears once for each of its answers, those of a prompt in their order."""
+    """Answers of one policy; a prompt appears once for each of its answers, those of a prompt in
+    their order."""
 
     name: str
     prompts: list[Group]
@@ -25,21 +27,32 @@ class Answers:
     @property
     def keys(self) -> list[str]:
         """Of the prompts; equal prompts have equal keys."""
-        return [json.dumps([p.prompt, p.tools, dict(p.template_kwargs)], sort_keys=True) for p in self.prompts]
+        return [
+            json.dumps([p.prompt, p.tools, dict(p.template_kwargs)], sort_keys=True)
+            for p in self.prompts
+        ]
 
 
 def read_answers(path: str | Path) -> Answers:
-    """Rows with `prompt` (text or messages) and `completion` (text, or one assistant message), as `jaxpref generate`
-    writes them.
+    """Rows with `prompt` (text or messages) and `completion` (text, or one assistant message), as
+    `jaxpref generate` writes them.
 
     Errors: InputError with file and row.
     """
     prompts, texts = [], []
     for number, (row, where) in enumerate(read_rows(str(path))):
         if "completion" not in row:
-            raise InputError('rows with "prompt" and "completion"', f"{where}: {', '.join(map(str, row))}", "add it")
+            raise InputError(
+                'rows with "prompt" and "completion"',
+                f"{where}: {', '.join(map(str, row))}",
+                "add it",
+            )
         texts.append(_text(row["completion"], where))
-        rest = {key: row[key] for key in ("prompt", "messages", "tools", "chat_template_kwargs") if key in row}
+        rest = {
+            key: row[key]
+            for key in ("prompt", "messages", "tools", "chat_template_kwargs")
+            if key in row
+        }
         prompts.append(to_prompt(rest, where, number))
     return Answers(str(path), prompts, texts)
 
@@ -48,7 +61,9 @@ def _text(value: Any, where: str) -> str:
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
         value = value[0].get("content")
     if not isinstance(value, str):
-        raise InputError("a text, or one message", f'{where}, key "completion": {value!r:.80}', "correct the row")
+        raise InputError(
+            "a text, or one message", f'{where}, key "completion": {value!r:.80}', "correct the row"
+        )
     return value
 
 
@@ -68,13 +83,19 @@ def generated_answers(
     """
     groups = read_prompts(prompts)
     opened = open_source(source, step=step, overrides=overrides)
-    made = watch(complete(opened.pieces, opened.params, groups, settings, opened.mixed), len(groups) * settings.samples)
+    made = watch(
+        complete(opened.pieces, opened.params, groups, settings, opened.mixed),
+        len(groups) * settings.samples,
+    )
     done = sorted(made, key=lambda item: (item.prompt_index, item.sample))
-    return Answers(str(source), [groups[item.prompt_index] for item in done], [item.text for item in done])
+    return Answers(
+        str(source), [groups[item.prompt_index] for item in done], [item.text for item in done]
+    )
 
 
 def in_order_of(first: Answers, other: Answers) -> Answers:
-    """The other's answers in the first's order: the n-th answer to a prompt beside the n-th to the same prompt.
+    """The other's answers in the first's order: the n-th answer to a prompt beside the n-th to the
+    same prompt.
 
     Errors: InputError where some prompt has not as many answers on both sides.
     """

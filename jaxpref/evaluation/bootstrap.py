@@ -1,9 +1,11 @@
-"""Percentile bootstrap: intervals for any statistic that is a function of how often each group counts.
+"""Percentile bootstrap: intervals for any statistic that is a function of how often each group
+counts.
 
-Dimension letters beside those of types.py: B groups, U units, W resamples.  What is drawn, with replacement, are units
-that are independent of each other: prompts with all their groups.  A statistic takes weights [W, B], how often every
-group counts in each resample, and gives its value in each; with all weights 1 that is the value on the data.  All
-statistics of an evaluation see the same resamples.
+Dimension letters beside those of types.py: B groups, U units, W resamples.  What is drawn, with
+replacement, are units that are independent of each other: prompts with all their groups.  A
+statistic takes weights [W, B], how often every group counts in each resample, and gives its value
+in each; with all weights 1 that is the value on the data.  All statistics of an evaluation see the
+same resamples.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -52,7 +54,8 @@ DEFAULT = Bootstrap()
 class Estimate:
     """A statistic on the data and the ends of its interval.
 
-    The ends are None where some resample leaves the statistic undefined, or there is only one unit to draw.
+    The ends are None where some resample leaves the statistic undefined, or there is only one unit
+    to draw.
     """
 
     value: float
@@ -66,7 +69,9 @@ def units_of(keys: Sequence[Hashable]) -> np.ndarray:
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 
 
-def estimates(statistics: Statistics, unit_B: np.ndarray, bootstrap: Bootstrap) -> dict[str, Estimate]:
+def estimates(
+    statistics: Statistics, unit_B: np.ndarray, bootstrap: Bootstrap
+) -> dict[str, Estimate]:
     """Every statistic with its interval.
 
     Args:
@@ -85,7 +90,8 @@ def estimates(statistics: Statistics, unit_B: np.ndarray, bootstrap: Bootstrap) 
 
 
 def resampled_weights(unit_B: np.ndarray, bootstrap: Bootstrap) -> Iterator[np.ndarray]:
-    """Blocks [W, B] of weights, `resamples` rows in all; the same whatever the size of the blocks."""
+    """Blocks [W, B] of weights, `resamples` rows in all; the same whatever the size of the
+    blocks."""
     U, rng = int(unit_B.max()) + 1, np.random.default_rng(bootstrap.seed)
     rows = max(1, _CELLS // max(U, len(unit_B)))
     for first in range(0, bootstrap.resamples, rows):
@@ -113,14 +119,19 @@ def correlation(weight_WB: np.ndarray, x_B: np.ndarray, y_B: np.ndarray) -> np.n
     x_B, y_B = x_B - x_B.mean(), y_B - y_B.mean()  # before the squares, against cancellation
     mean_of = lambda z_B: mean(weight_WB, z_B)
     x_W, y_W = mean_of(x_B), mean_of(y_B)
-    xx_W, yy_W, xy_W = mean_of(x_B * x_B) - x_W**2, mean_of(y_B * y_B) - y_W**2, mean_of(x_B * y_B) - x_W * y_W
+    xx_W, yy_W, xy_W = (
+        mean_of(x_B * x_B) - x_W**2,
+        mean_of(y_B * y_B) - y_W**2,
+        mean_of(x_B * y_B) - x_W * y_W,
+    )
     varies_W = (xx_W > 1e-12 * np.mean(x_B * x_B)) & (yy_W > 1e-12 * np.mean(y_B * y_B))
     spread_W = np.sqrt(np.where(varies_W, xx_W * yy_W, 1.0))
     return np.where(varies_W, xy_W / spread_W, np.nan)
 
 
 def roc_area(weight_WB: np.ndarray, score_B: np.ndarray, positive_B: np.ndarray) -> np.ndarray:
-    """P(score of a positive > score of a negative), ties counted half; NaN where one of the two is missing."""
+    """P(score of a positive > score of a negative), ties counted half; NaN where one of the two is
+    missing."""
     order = np.argsort(score_B, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(score_B[order]) > 0])
     weight_WB, positive_B = weight_WB[:, order], positive_B[order]

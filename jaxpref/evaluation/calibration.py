@@ -1,15 +1,19 @@
-"""Calibration of pairwise rewards: is sigmoid(margin) the share of such pairs in which that answer is preferred?
+"""Calibration of pairwise rewards: is sigmoid(margin) the share of such pairs in which that answer
+is preferred?
 
-Every row says `chosen is preferred`, so outcomes are all 1 as long as a pair is seen from the chosen side, and a model
-that always predicts 1 would look calibrated.  A pair must be seen from a side that does not know the label.  Here it
-is seen from both, each counting half: the expectation over a side drawn at random, without the noise of the draw.
+Every row says `chosen is preferred`, so outcomes are all 1 as long as a pair is seen from the
+chosen side, and a model that always predicts 1 would look calibrated.  A pair must be seen from a
+side that does not know the label.  Here it is seen from both, each counting half: the expectation
+over a side drawn at random, without the noise of the draw.
 
-- Seen from chosen the prediction is p = sigmoid(margin) and the outcome 1, from rejected 1 - p and 0.  Brier score
-  (1 - p)^2 and NLL -log p are the same from both sides.
-- Bins of predictions come in mirror images: what lies in [x, y) from one side lies in (1 - y, 1 - x] from the other,
-  with the same gap between prediction and outcome.  So the upper half holds everything: the prediction for the answer
-  with the higher reward, the *confidence* max(p, 1 - p) in [0.5, 1], against how often that answer is the chosen one.
-- A tie has confidence 0.5 and counts as half right (one of its two sides is), unlike in `rewards/accuracies`.
+- Seen from chosen the prediction is p = sigmoid(margin) and the outcome 1, from rejected 1 - p and
+  0.  Brier score (1 - p)^2 and NLL -log p are the same from both sides.
+- Bins of predictions come in mirror images: what lies in [x, y) from one side lies in (1 - y, 1 -
+  x] from the other, with the same gap between prediction and outcome.  So the upper half holds
+  everything: the prediction for the answer with the higher reward, the *confidence* max(p, 1 - p)
+  in [0.5, 1], against how often that answer is the chosen one.
+- A tie has confidence 0.5 and counts as half right (one of its two sides is), unlike in
+    `rewards/accuracies`.
 """
 
 from dataclasses import dataclass
@@ -25,7 +29,8 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Bin:
-    """Pairs whose confidence lies in [low, high), the last bin with its end; empty ones are left out."""
+    """Pairs whose confidence lies in [low, high), the last bin with its end; empty ones are left
+    out."""
 
     low: float
     high: float
@@ -57,18 +62,22 @@ def check_bins(bins: int) -> None:
 
 
 def predictions(margin_B: np.ndarray, bins: int = BINS) -> Predictions:
-    """Args: margin_B rewards of chosen less rejected, nats; bins of equal width over confidences [0.5, 1]."""
+    """Args: margin_B rewards of chosen less rejected, nats; bins of equal width over confidences
+    [0.5, 1]."""
     confidence_B = np.exp(-np.logaddexp(0.0, -np.abs(margin_B)))
     bin_B = np.minimum(((confidence_B - 0.5) * 2 * bins).astype(int), bins - 1)
     return Predictions(confidence_B, 0.5 + 0.5 * np.sign(margin_B), bin_B, bins)
 
 
-def statistics(weight_WB: np.ndarray, margin_B: np.ndarray, made: Predictions) -> dict[str, np.ndarray]:
+def statistics(
+    weight_WB: np.ndarray, margin_B: np.ndarray, made: Predictions
+) -> dict[str, np.ndarray]:
     """Expected calibration error, Brier score, NLL (nats), [W] each.
 
-    ECE: sum over bins of (share of the pairs) * |mean confidence - accuracy|.  Brier: mean of (1 - p)^2; 0.25 where all
-    rewards are equal.  NLL: mean of -log p; ln 2 there.
-    Source: ECE as Guo et al., arXiv 1706.04599, eq. 3, on the folded predictions above; Brier, 1950.
+    ECE: sum over bins of (share of the pairs) * |mean confidence - accuracy|.  Brier: mean of (1 -
+    p)^2; 0.25 where all rewards are equal.  NLL: mean of -log p; ln 2 there.
+    Source: ECE as Guo et al., arXiv 1706.04599, eq. 3, on the folded predictions above; Brier,
+        1950.
     """
     log_p_B = -np.logaddexp(0.0, -margin_B)
     return {
@@ -85,16 +94,19 @@ def _ece(weight_WB: np.ndarray, made: Predictions) -> np.ndarray:
 
 
 def ece_by_chance(made: Predictions, bootstrap: Bootstrap) -> Estimate:
-    """The ECE that the same predictions would have if they were perfectly calibrated: mean and interval.
+    """The ECE that the same predictions would have if they were perfectly calibrated: mean and
+    interval.
 
-    A finite number of pairs never has ECE 0; one inside this interval is no sign of miscalibration.  Outcomes are
-    drawn from the predictions themselves.
+    A finite number of pairs never has ECE 0; one inside this interval is no sign of miscalibration.
+    Outcomes are drawn from the predictions themselves.
     Source: Broecker and Smith, 2007 (consistency resampling).
     """
     rng, B = np.random.default_rng(bootstrap.seed), len(made.bin_B)
 
     def draw() -> float:
-        right_B = np.where(made.right_B == 0.5, 0.5, rng.random(B) < made.confidence_B)  # a tie stays one
+        right_B = np.where(
+            made.right_B == 0.5, 0.5, rng.random(B) < made.confidence_B
+        )  # a tie stays one
         return np.abs(np.bincount(made.bin_B, made.confidence_B - right_B)).sum() / B
 
     drawn_W = np.array([draw() for _ in range(bootstrap.resamples)])

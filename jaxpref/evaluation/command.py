@@ -45,27 +45,69 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="RUN", help="directory of a run; with --reward also a model, or a .jsonl file of answers")
+    add(
+        "source",
+        metavar="RUN",
+        help="directory of a run; with --reward also a model, or a .jsonl file of answers",
+    )
     add("--step", default="best", help="of a run: best (default), latest or a number")
-    add("--out", metavar="FILE.json", help="default: in RUN/eval; groups or answers (.jsonl) and figures (.png) beside")
-    add("--resamples", type=int, default=DEFAULT.resamples, help=f"of the bootstrap (default {DEFAULT.resamples})")
-    add("--level", type=float, default=DEFAULT.level, help=f"of the intervals (default {DEFAULT.level})")
-    add("--seed", type=int, default=DEFAULT.seed, help="of the bootstrap and of sampled answers (default 0)")
+    add(
+        "--out",
+        metavar="FILE.json",
+        help="default: in RUN/eval; groups or answers (.jsonl) and figures (.png) beside",
+    )
+    add(
+        "--resamples",
+        type=int,
+        default=DEFAULT.resamples,
+        help=f"of the bootstrap (default {DEFAULT.resamples})",
+    )
+    add(
+        "--level",
+        type=float,
+        default=DEFAULT.level,
+        help=f"of the intervals (default {DEFAULT.level})",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=DEFAULT.seed,
+        help="of the bootstrap and of sampled answers (default 0)",
+    )
     add("--bins", type=int, help=f"of the reliability diagram (default {BINS})")
-    add("--distributed", action="store_true", help="one of several processes (TPU pods, GPU clusters)")
+    add(
+        "--distributed",
+        action="store_true",
+        help="one of several processes (TPU pods, GPU clusters)",
+    )
     text = parser.add_argument_group("generated text")
-    text.add_argument("--reward", action="append", default=[], metavar="REWARD",
-                      help="module:function or FILE.py:function of (prompt, answer); a run (its reward head, or its "
-                           "implicit reward); a directory with a reward model; may be given several times")  # fmt: skip
-    text.add_argument("--prompts", metavar="FILE", help=".txt (one a line), or rows with `prompt` or `messages`")
-    text.add_argument("--against", metavar="OTHER", help="another run, model or .jsonl file of answers")
+    text.add_argument(
+        "--reward",
+        action="append",
+        default=[],
+        metavar="REWARD",
+        help="module:function or FILE.py:function of (prompt, answer); a run (its reward head, or its "
+        "implicit reward); a directory with a reward model; may be given several times",
+    )
+    text.add_argument(
+        "--prompts", metavar="FILE", help=".txt (one a line), or rows with `prompt` or `messages`"
+    )
+    text.add_argument(
+        "--against", metavar="OTHER", help="another run, model or .jsonl file of answers"
+    )
     for name, (kind, meaning) in _GENERATION.items():
         text.add_argument(f"--{name.replace('_', '-')}", type=kind, help=meaning)
-    add("overrides", nargs="*", metavar="key=value", help="as data.eval=[other.jsonl] or mesh.data=8")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="as data.eval=[other.jsonl] or mesh.data=8",
+    )
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Evaluates, writes JSON, rows and figures, and prints the table; of several processes the first does."""
+    """Evaluates, writes JSON, rows and figures, and prints the table; of several processes the
+    first does."""
     bootstrap = Bootstrap(options.resamples, options.level, options.seed)
     if options.reward:
         _on_answers(options, bootstrap, console)
@@ -74,17 +116,28 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
 
 def _on_preferences(options: argparse.Namespace, bootstrap: Bootstrap, console: Console) -> None:
-    given = [name for name in ("prompts", "against", *_GENERATION) if getattr(options, name) is not None]
+    given = [
+        name for name in ("prompts", "against", *_GENERATION) if getattr(options, name) is not None
+    ]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise InputError("--reward, by which answers are scored", f"{flags} without it", "add it, or leave these out")
+        raise InputError(
+            "--reward, by which answers are scored",
+            f"{flags} without it",
+            "add it, or leave these out",
+        )
     _given_out(options)
     found = evaluate_preferences(
-        options.source, step=options.step, overrides=options.overrides, bootstrap=bootstrap,
+        options.source,
+        step=options.step,
+        overrides=options.overrides,
+        bootstrap=bootstrap,
         bins=BINS if options.bins is None else options.bins,
-    )  # fmt: skip
+    )
     about = found.report.about
-    name = "_".join(["preferences", *(Path(path).stem for path in about["data"]), str(about["step"])])
+    name = "_".join(
+        ["preferences", *(Path(path).stem for path in about["data"]), str(about["step"])]
+    )
     to = _given_out(options, *about["data"]) or Path(options.source) / "eval" / f"{name}.json"
     if jax.process_index() == 0:
         written = [found.report.write(to), write_rows(found.groups, to.with_suffix(".jsonl"))]
@@ -94,13 +147,26 @@ def _on_preferences(options: argparse.Namespace, bootstrap: Bootstrap, console: 
 
 def _on_answers(options: argparse.Namespace, bootstrap: Bootstrap, console: Console) -> None:
     if options.bins is not None:
-        raise InputError("--bins with held-out preferences alone", "--bins and --reward", "leave one out")
+        raise InputError(
+            "--bins with held-out preferences alone", "--bins and --reward", "leave one out"
+        )
     to = _destination(options)
-    rewards = [open_reward(what, overrides=for_all_models(options.overrides)) for what in options.reward]
+    rewards = [
+        open_reward(what, overrides=for_all_models(options.overrides)) for what in options.reward
+    ]
     answers = _answers(options.source, options, options.step, console)
-    against = None if options.against is None else _answers(options.against, options, "best", console)
-    given = {name: getattr(options, name) for name in _GENERATION if getattr(options, name) is not None}
-    about = {"step": options.step, "prompts_from": options.prompts, "generation": given, "seed": options.seed}
+    against = (
+        None if options.against is None else _answers(options.against, options, "best", console)
+    )
+    given = {
+        name: getattr(options, name) for name in _GENERATION if getattr(options, name) is not None
+    }
+    about = {
+        "step": options.step,
+        "prompts_from": options.prompts,
+        "generation": given,
+        "seed": options.seed,
+    }
     found = evaluate_answers(answers, rewards, against=against, bootstrap=bootstrap, about=about)
     if jax.process_index() == 0:
         written = [found.report.write(to), write_rows(found.rows, to.with_suffix(".jsonl"))]
@@ -108,7 +174,8 @@ def _on_answers(options: argparse.Namespace, bootstrap: Bootstrap, console: Cons
 
 
 def _given_out(options: argparse.Namespace, *more: str) -> Path | None:
-    """--out, beside which rows and figure are written.  Errors: InputError where these would replace what is read.
+    """--out, beside which rows and figure are written.  Errors: InputError where these would
+    replace what is read.
 
     Args:
         more: further files that are read.
@@ -118,10 +185,18 @@ def _given_out(options: argparse.Namespace, *more: str) -> Path | None:
     to = Path(options.out)
     if to.suffix != ".json":
         raise InputError("--out FILE.json", options.out, "rename it")
-    read = {Path(path).resolve() for path in (options.source, options.against, options.prompts, *more) if path}
+    read = {
+        Path(path).resolve()
+        for path in (options.source, options.against, options.prompts, *more)
+        if path
+    }
     for written in (to, to.with_suffix(".jsonl"), to.with_suffix(".png")):
         if written.resolve() in read:
-            raise InputError("--out beside which nothing stands that is read", f"{written}", "choose another name")
+            raise InputError(
+                "--out beside which nothing stands that is read",
+                f"{written}",
+                "choose another name",
+            )
     return to
 
 
@@ -129,7 +204,11 @@ def _destination(options: argparse.Namespace) -> Path:
     if (given := _given_out(options)) is not None:
         return given
     if not is_run(options.source):
-        raise InputError("--out FILE.json, where the policy is no run", f"{options.source} without it", "add --out")
+        raise InputError(
+            "--out FILE.json, where the policy is no run",
+            f"{options.source} without it",
+            "add --out",
+        )
     against = f"_against_{Path(options.against).stem}" if options.against else ""
     prompts = Path(options.prompts).stem if options.prompts else "prompts"
     return Path(options.source) / "eval" / f"answers_{prompts}_{options.step}{against}.json"
@@ -141,9 +220,13 @@ def _answers(source: str, options: argparse.Namespace, step: str, console: Conso
         return read_answers(source)
     if options.prompts is None:
         raise InputError(
-            "--prompts FILE, for a policy to answer", f"{source} without it", "add it, or name a .jsonl file"
+            "--prompts FILE, for a policy to answer",
+            f"{source} without it",
+            "add it, or name a .jsonl file",
         )
-    given = {name: getattr(options, name) for name in _GENERATION if getattr(options, name) is not None}
+    given = {
+        name: getattr(options, name) for name in _GENERATION if getattr(options, name) is not None
+    }
     sampling = Sampling(**{name: given.pop(name) for name in _SAMPLING if name in given})
     settings = Settings(sampling, seed=options.seed, **given)
 
@@ -151,7 +234,12 @@ def _answers(source: str, options: argparse.Namespace, step: str, console: Conso
         return track(made, f"answers of {source}", total, console=console)
 
     return generated_answers(
-        source, options.prompts, settings, step=step, overrides=for_all_models(options.overrides), watch=watch
+        source,
+        options.prompts,
+        settings,
+        step=step,
+        overrides=for_all_models(options.overrides),
+        watch=watch,
     )
 
 

@@ -13,7 +13,8 @@ from jaxpref.runs.plots import BLUE, GREY, ORANGE, drawn
 
 
 def plot_preferences(found: Preferences, png: str | Path) -> Path | None:
-    """Reliability, margins, margins against lengths, lengths; None where the groups are not pairs with rewards."""
+    """Reliability, margins, margins against lengths, lengths; None where the groups are not pairs
+    with rewards."""
     if found.margin_B is None:
         return None
     with drawn(png, 2, 2) as axes:
@@ -30,7 +31,9 @@ def _reliability(axis: Any, found: Preferences) -> None:
     level = found.report.about["bootstrap"]["level"]
     axis.plot([0.5, 1.0], [0.5, 1.0], "--", color=GREY, label="perfectly calibrated")
     x, y = np.array([[bin.confidence, bin.accuracy] for bin in bins]).T
-    ends = np.array([[bin.accuracy - bin.accuracy_low, bin.accuracy_high - bin.accuracy] for bin in bins]).T
+    ends = np.array(
+        [[bin.accuracy - bin.accuracy_low, bin.accuracy_high - bin.accuracy] for bin in bins]
+    ).T
     label = f"pairs in a bin, {level:.0%} Wilson interval"
     axis.errorbar(x, y, yerr=np.maximum(ends, 0), fmt="o", color=BLUE, capsize=3, label=label)
     axis.set(xlim=(0.49, 1.01), ylim=(-0.09, 1.05))
@@ -39,7 +42,9 @@ def _reliability(axis: Any, found: Preferences) -> None:
         axis.annotate(f"{bin.pairs}", (bin.confidence, -0.09), color=GREY, **place)
     axis.set_xlabel("confidence: sigmoid(|margin|)   (numbers: pairs in the bin)")
     axis.set_ylabel("accuracy (share of pairs)")
-    axis.set_title(f"reliability: calibration error {_shown(estimate)}\n(by chance {_shown(chance)})")
+    axis.set_title(
+        f"reliability: calibration error {_shown(estimate)}\n(by chance {_shown(chance)})"
+    )
     axis.legend(loc="lower left", bbox_to_anchor=(0.0, 0.06))
 
 
@@ -48,9 +53,15 @@ def _margins(axis: Any, found: Preferences) -> None:
     edges = _edges(margin_B, zero=True)
     wrong_B = margin_B <= 0
     axis.hist(
-        [margin_B[~wrong_B], margin_B[wrong_B]], edges, stacked=True, color=[BLUE, ORANGE],
-        label=[f"chosen has the higher reward ({(~wrong_B).sum()})", f"it has not, or a tie ({wrong_B.sum()})"],
-    )  # fmt: skip
+        [margin_B[~wrong_B], margin_B[wrong_B]],
+        edges,
+        stacked=True,
+        color=[BLUE, ORANGE],
+        label=[
+            f"chosen has the higher reward ({(~wrong_B).sum()})",
+            f"it has not, or a tie ({wrong_B.sum()})",
+        ],
+    )
     axis.axvline(0, color="black", lw=0.8)
     logged = found.report.estimates  # an objective of one's own may log less
     if mean := logged.get("rewards/margins"):
@@ -66,16 +77,30 @@ def _margins(axis: Any, found: Preferences) -> None:
 def _margins_by_length(axis: Any, found: Preferences) -> None:
     margin_B, difference_B = found.margin_B, found.length_difference_B
     alpha = float(np.clip(200 / len(margin_B), 0.15, 0.8))
-    kinds = ((False, BLUE, "o", "chosen has the higher reward"), (True, ORANGE, "^", "it has not, or a tie"))
+    kinds = (
+        (False, BLUE, "o", "chosen has the higher reward"),
+        (True, ORANGE, "^", "it has not, or a tie"),
+    )
     for wrong, colour, marker, label in kinds:
         at_B = (margin_B <= 0) == wrong
-        axis.plot(difference_B[at_B], margin_B[at_B], marker, color=colour, alpha=alpha, ms=4, mew=0, label=label)
+        axis.plot(
+            difference_B[at_B],
+            margin_B[at_B],
+            marker,
+            color=colour,
+            alpha=alpha,
+            ms=4,
+            mew=0,
+            label=label,
+        )
     axis.axhline(0, color="black", lw=0.8)
     axis.axvline(0, color="black", lw=0.8)
     axis.set_xlabel("length, chosen less rejected (tokens)")
     axis.set_ylabel("reward margin (nats)")
     correlation = found.report.estimates.get("lengths/margin_correlation")
-    axis.set_title(f"margin and length: correlation {_shown(correlation) if correlation else 'undefined'}")
+    axis.set_title(
+        f"margin and length: correlation {_shown(correlation) if correlation else 'undefined'}"
+    )
     axis.legend(loc="best")
 
 
@@ -94,7 +119,8 @@ def _length_differences(axis: Any, found: Preferences) -> None:
 
 
 def plot_generations(found: Generations, png: str | Path) -> Path:
-    """A row for every reward: its distribution; beside it wins, ties and losses, or the reward against the length."""
+    """A row for every reward: its distribution; beside it wins, ties and losses, or the reward
+    against the length."""
     with drawn(png, len(found.rewards), 2) as axes:
         for row, name in zip(axes, found.rewards, strict=True):
             _distribution(row[0], found, name)
@@ -103,15 +129,26 @@ def plot_generations(found: Generations, png: str | Path) -> Path:
 
 
 def _distribution(axis: Any, found: Generations, name: str) -> None:
-    estimates, sides = found.report.estimates, [("reward", found.rewards[name], BLUE, found.report.about["policy"])]
+    estimates, sides = (
+        found.report.estimates,
+        [("reward", found.rewards[name], BLUE, found.report.about["policy"])],
+    )
     if found.against:
         sides.append(("reward_against", found.against[name], ORANGE, found.report.about["against"]))
     edges = _edges(np.concatenate([values for _, values, _, _ in sides]))
     for start, values, colour, label in sides:
         label = f"{_short(label)}: mean {_shown(estimates[f'{start}/{name}'])}"
         filled = start == "reward"
-        axis.hist(values, edges, histtype="stepfilled" if filled else "step", color=colour, lw=1.8,
-                  alpha=0.6 if filled else 1.0, ls="-" if filled else "--", label=label)  # fmt: skip
+        axis.hist(
+            values,
+            edges,
+            histtype="stepfilled" if filled else "step",
+            color=colour,
+            lw=1.8,
+            alpha=0.6 if filled else 1.0,
+            ls="-" if filled else "--",
+            label=label,
+        )
     axis.set(xlabel=f"reward: {_short(name)}", ylabel="answers", title="rewards of the answers")
     axis.margins(y=0.35)
     axis.legend(loc="upper left")
@@ -120,17 +157,30 @@ def _distribution(axis: Any, found: Generations, name: str) -> None:
 def _wins(axis: Any, found: Generations, name: str) -> None:
     test = next(row for row in found.report.tables["sign_test"] if row["reward"] == name)
     left = 0
-    for label, key, colour, hatch in (("won", "wins", BLUE, ""), ("tied", "ties", GREY, "//"),
-                                      ("lost", "losses", ORANGE, "..")):  # fmt: skip
+    for label, key, colour, hatch in (
+        ("won", "wins", BLUE, ""),
+        ("tied", "ties", GREY, "//"),
+        ("lost", "losses", ORANGE, ".."),
+    ):
         share = test[key] / found.report.about["prompts"]
-        bar = axis.barh([0], [share], left=left, color=colour, hatch=hatch, edgecolor="white", label=label)
-        axis.bar_label(bar, [f"{test[key]}" if test[key] else ""], label_type="center", color="white", weight="bold",
-                       bbox=dict(facecolor=colour, edgecolor="none", pad=1.5))  # fmt: skip
+        bar = axis.barh(
+            [0], [share], left=left, color=colour, hatch=hatch, edgecolor="white", label=label
+        )
+        axis.bar_label(
+            bar,
+            [f"{test[key]}" if test[key] else ""],
+            label_type="center",
+            color="white",
+            weight="bold",
+            bbox=dict(facecolor=colour, edgecolor="none", pad=1.5),
+        )
         left += share
     estimate = found.report.estimates[f"win_rate/{name}"]
     x = estimate.value
     ends = None if estimate.low is None else [[x - estimate.low], [estimate.high - x]]
-    axis.errorbar([x], [-0.65], xerr=ends, fmt="D", color="black", capsize=4, label="win rate, ties half")
+    axis.errorbar(
+        [x], [-0.65], xerr=ends, fmt="D", color="black", capsize=4, label="win rate, ties half"
+    )
     axis.axvline(0.5, color="black", ls="--", lw=0.8, label="half")
     against = _short(found.report.about["against"])
     axis.set(xlim=(0, 1), ylim=(-1.0, 1.3), yticks=[], xlabel="share of prompts (numbers: prompts)")
@@ -143,7 +193,9 @@ def _rewards_by_length(axis: Any, found: Generations, name: str) -> None:
     axis.plot(lengths, found.rewards[name], "o", color=BLUE, ms=4, mew=0, alpha=0.6)
     estimate = found.report.estimates.get(f"length_correlation/{name}")
     axis.set(xlabel="length of the answer (characters)", ylabel=f"reward: {_short(name)}")
-    axis.set_title(f"reward and length: correlation {_shown(estimate) if estimate else 'undefined'}")
+    axis.set_title(
+        f"reward and length: correlation {_shown(estimate) if estimate else 'undefined'}"
+    )
 
 
 def _short(name: str, most: int = 40) -> str:

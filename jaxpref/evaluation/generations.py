@@ -1,4 +1,5 @@
-"""Evaluation of generated text: rewards of a policy's answers, and how often they beat another policy's."""
+"""Evaluation of generated text: rewards of a policy's answers, and how often they beat another
+policy's."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -41,7 +42,8 @@ def evaluate_answers(
     bootstrap: Bootstrap = DEFAULT,
     about: Mapping[str, Any] | None = None,
 ) -> Generations:
-    """Rewards of answers, with intervals over prompts; against another policy also win rates and sign tests.
+    """Rewards of answers, with intervals over prompts; against another policy also win rates and
+    sign tests.
 
     Args:
         answers: of the policy (`evaluation.answers`).
@@ -52,7 +54,11 @@ def evaluate_answers(
     """
     names = [reward.name for reward in rewards]
     if len(set(names)) < len(names) or not names:
-        raise InputError("one reward or more, of different names", ", ".join(names) or "none", "rename or add one")
+        raise InputError(
+            "one reward or more, of different names",
+            ", ".join(names) or "none",
+            "rename or add one",
+        )
     other = None if against is None else in_order_of(answers, against)
     ours, theirs = _scored(rewards, answers, other)
     unit_B = units_of(answers.keys)
@@ -60,7 +66,13 @@ def evaluate_answers(
     def statistics(weight_WB: np.ndarray) -> dict[str, np.ndarray]:
         found = {}
         for reward in rewards:
-            found |= _of_reward(weight_WB, reward, answers, ours[reward.name], theirs[reward.name] if theirs else None)
+            found |= _of_reward(
+                weight_WB,
+                reward,
+                answers,
+                ours[reward.name],
+                theirs[reward.name] if theirs else None,
+            )
         for name, side in (("characters", answers), ("characters_against", other)):
             found |= {f"{name}/{_LENGTHS}": mean(weight_WB, _characters(side))} if side else {}
         return found
@@ -69,26 +81,41 @@ def evaluate_answers(
     tests = [_test(name, ours[name] - theirs[name], unit_B) for name in names] if theirs else []
     prompts = int(unit_B.max()) + 1
     title = f"{answers.name}: {len(answers.texts)} answers to {prompts} prompts"
-    of = lambda title: {name: estimate for name, estimate in found.items() if name.partition("/")[2] == title}
+    of = lambda title: {
+        name: estimate for name, estimate in found.items() if name.partition("/")[2] == title
+    }
     report = Report(
         about={
             "title": f"{title}, against {other.name}" if other else title,
-            "policy": answers.name, "against": other.name if other else None, "answers": len(unit_B),
-            "prompts": prompts, "rewards": names, "bootstrap": asdict(bootstrap), **(about or {}),
+            "policy": answers.name,
+            "against": other.name if other else None,
+            "answers": len(unit_B),
+            "prompts": prompts,
+            "rewards": names,
+            "bootstrap": asdict(bootstrap),
+            **(about or {}),
         },
         sections={title: of(title) for title in (*names, _LENGTHS)},
         tables={"rewards": _quantiles(ours, theirs), "sign_test": tests},
         left_out=left_out,
         notes=list(_notes(tests, prompts, bootstrap)),
-    )  # fmt: skip
+    )
     return Generations(report, _rows(answers, other, ours, theirs), ours, theirs)
 
 
-def _scored(rewards: Sequence[Reward], answers: Answers, other: Answers | None) -> tuple[dict, dict | None]:
-    """{reward: [B]} of the answers and of the other's; in one call, for a model is loaded and compiled once."""
-    prompts, texts = answers.prompts + (other.prompts if other else []), answers.texts + (other.texts if other else [])
+def _scored(
+    rewards: Sequence[Reward], answers: Answers, other: Answers | None
+) -> tuple[dict, dict | None]:
+    """{reward: [B]} of the answers and of the other's; in one call, for a model is loaded and
+    compiled once."""
+    prompts, texts = (
+        answers.prompts + (other.prompts if other else []),
+        answers.texts + (other.texts if other else []),
+    )
     values, n = {reward.name: reward(prompts, texts) for reward in rewards}, len(answers.texts)
-    ours, theirs = ({name: x[part] for name, x in values.items()} for part in (slice(n), slice(n, None)))
+    ours, theirs = (
+        {name: x[part] for name, x in values.items()} for part in (slice(n), slice(n, None))
+    )
     return ours, theirs if other else None
 
 
@@ -115,7 +142,11 @@ _UNDEFINED = {"length_correlation": "rewards or lengths are all equal"}
 
 
 def _of_reward(
-    weight_WB: np.ndarray, reward: Reward, answers: Answers, ours_B: np.ndarray, theirs_B: np.ndarray | None
+    weight_WB: np.ndarray,
+    reward: Reward,
+    answers: Answers,
+    ours_B: np.ndarray,
+    theirs_B: np.ndarray | None,
 ) -> dict[str, np.ndarray]:
     name = reward.name
     found = {
@@ -132,7 +163,9 @@ def _of_reward(
         f"ties/{name}": mean(weight_WB, (difference_B == 0).astype(float)),
     }
     if reward.bradley_terry:  # the mean probability that a judge of this reward prefers ours
-        found[f"expected_win_rate/{name}"] = mean(weight_WB, np.exp(-np.logaddexp(0.0, -difference_B)))
+        found[f"expected_win_rate/{name}"] = mean(
+            weight_WB, np.exp(-np.logaddexp(0.0, -difference_B))
+        )
     return found
 
 
@@ -146,27 +179,51 @@ def _test(name: str, difference_B: np.ndarray, unit_B: np.ndarray) -> dict[str, 
     share_U = np.bincount(unit_B, wins(difference_B)) / np.bincount(unit_B)
     won, lost = int((share_U > 0.5).sum()), int((share_U < 0.5).sum())
     return {
-        "reward": name, "wins": won, "losses": lost, "ties": len(share_U) - won - lost, "p": sign_test(won, lost)
-    }  # fmt: skip
+        "reward": name,
+        "wins": won,
+        "losses": lost,
+        "ties": len(share_U) - won - lost,
+        "p": sign_test(won, lost),
+    }
 
 
-def _quantiles(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray] | None) -> list[dict[str, Any]]:
+def _quantiles(
+    ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray] | None
+) -> list[dict[str, Any]]:
     table = []
     for name in ours:
         for side, values in (("policy", ours), *((("against", theirs),) if theirs else ())):
-            low, quarter, median, three_quarters, high = map(float, np.quantile(values[name], [0, 0.25, 0.5, 0.75, 1]))
-            table.append({
-                "reward": name, "of": side, "least": low, "quarter": quarter, "median": median,
-                "three_quarters": three_quarters, "most": high,
-            })  # fmt: skip
+            low, quarter, median, three_quarters, high = map(
+                float, np.quantile(values[name], [0, 0.25, 0.5, 0.75, 1])
+            )
+            table.append(
+                {
+                    "reward": name,
+                    "of": side,
+                    "least": low,
+                    "quarter": quarter,
+                    "median": median,
+                    "three_quarters": three_quarters,
+                    "most": high,
+                }
+            )
     return table
 
 
-def _rows(answers: Answers, other: Answers | None, ours: Mapping, theirs: Mapping | None) -> list[dict[str, Any]]:
+def _rows(
+    answers: Answers, other: Answers | None, ours: Mapping, theirs: Mapping | None
+) -> list[dict[str, Any]]:
     rows = []
     for b, (prompt, text) in enumerate(zip(answers.prompts, answers.texts, strict=True)):
-        row = {"prompt": prompt.prompt, "completion": text, "rewards": {n: float(x[b]) for n, x in ours.items()}}
+        row = {
+            "prompt": prompt.prompt,
+            "completion": text,
+            "rewards": {n: float(x[b]) for n, x in ours.items()},
+        }
         if other:
-            row["against"] = {"completion": other.texts[b], "rewards": {n: float(x[b]) for n, x in theirs.items()}}
+            row["against"] = {
+                "completion": other.texts[b],
+                "rewards": {n: float(x[b]) for n, x in theirs.items()},
+            }
         rows.append(row)
     return rows

@@ -25,14 +25,21 @@ class Evaluator:
         make_step: scoring -> the step; `stacked.py` evaluates several policies at once.
     """
 
-    def __init__(self, pieces: Pieces, groups: list[EncodedGroup], kind: str, make_step: Callable = make_eval_step):
+    def __init__(
+        self,
+        pieces: Pieces,
+        groups: list[EncodedGroup],
+        kind: str,
+        make_step: Callable = make_eval_step,
+    ):
         self._pieces = pieces
         self._loader = make_loader(pieces, groups, training=False)
         step = make_step(pieces.loss_spec(self._loader.layout, kind))
         self._step = jax.jit(step, out_shardings=NamedSharding(pieces.mesh, P()))
 
     def __call__(self, params: Any, ref_params: Any, running: Any) -> dict[str, float]:
-        """`eval/...` means over all groups: the objective, its rewards, log-probs, entropy, accuracy."""
+        """`eval/...` means over all groups: the objective, its rewards, log-probs, entropy,
+        accuracy."""
         mesh, total = self._pieces.mesh, None
         with jax.set_mesh(mesh):
             for _, batch, micro_batches in batches(own_steps(self._loader, mesh), mesh):
@@ -44,14 +51,20 @@ class Evaluator:
 def as_metrics(sums: dict[str, Any], pieces: Pieces) -> dict[str, float]:
     """The metrics of an evaluation, under the names by which training logs them."""
     return {
-        f"eval/{name}": np.asarray(value, float).tolist() for name, value in finish_metrics(sums, pieces.parts).items()
+        f"eval/{name}": np.asarray(value, float).tolist()
+        for name, value in finish_metrics(sums, pieces.parts).items()
     }
 
 
 def evaluate_run(
-    run: str | Path, *, step: str = "best", overrides: Sequence[str] = (), objective: Sequence[Any] | None = None
+    run: str | Path,
+    *,
+    step: str = "best",
+    overrides: Sequence[str] = (),
+    objective: Sequence[Any] | None = None,
 ) -> tuple[dict[str, float], int]:
-    """Metrics of a run's checkpoint on its held-out data (or on `data.eval` of the overrides), and its step.
+    """Metrics of a run's checkpoint on its held-out data (or on `data.eval` of the overrides), and
+    its step.
 
     Args:
         objective: as given to `train`, when it was.

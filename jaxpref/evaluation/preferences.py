@@ -1,7 +1,8 @@
 """Evaluation on held-out preferences: every statistic that the groups allow, with intervals.
 
-What makes sense depends on the kind of groups.  Log-probs, KL estimates and lengths are given for every *side*, a set
-of completions; rewards and what follows from them where the objective logs rewards; calibration for pairs alone.
+What makes sense depends on the kind of groups.  Log-probs, KL estimates and lengths are given for
+every *side*, a set of completions; rewards and what follows from them where the objective logs
+rewards; calibration for pairs alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,7 +80,8 @@ def evaluate_preferences(
         objective: as given to `train`, when it was.
         bootstrap: how intervals are made; prompts are resampled with all their groups.
         bins: of the reliability diagram and the calibration error.
-    Errors: InputError as `train` raises it, for a run without checkpoints, and for options out of bounds.
+    Errors: InputError as `train` raises it, for a run without checkpoints, and for options out of
+        bounds.
     """
     calibration.check_bins(bins)
     pieces = build(load_run(run, overrides, objective), objective)
@@ -88,22 +90,38 @@ def evaluate_preferences(
     opened = open_run(pieces, run, step)
     about = {
         "title": f"{run}, step {opened.step}, on {', '.join(data.paths)}: {len(groups)} groups ({data.kind})",
-        "run": str(run), "step": opened.step, "data": list(data.paths), "kind": data.kind, "groups": len(groups),
-    }  # fmt: skip
+        "run": str(run),
+        "step": opened.step,
+        "data": list(data.paths),
+        "kind": data.kind,
+        "groups": len(groups),
+    }
     return evaluate_groups(opened, groups, data.kind, about, bootstrap, bins)
 
 
 def evaluate_groups(
-    opened: OpenRun, groups: list[EncodedGroup], kind: str, about: Mapping[str, Any], bootstrap: Bootstrap, bins: int
+    opened: OpenRun,
+    groups: list[EncodedGroup],
+    kind: str,
+    about: Mapping[str, Any],
+    bootstrap: Bootstrap,
+    bins: int,
 ) -> Preferences:
     """The same of groups that were read already, with `about` them and the run in the report."""
     pieces = opened.pieces
     loader = make_loader(pieces, groups, training=False)
     scoring = replace(pieces.loss_spec(loader.layout, kind), also=("tokens",))
-    sums, records = gather(scoring, loader, pieces.mesh, opened.params, opened.ref_params, opened.running)
+    sums, records = gather(
+        scoring, loader, pieces.mesh, opened.params, opened.ref_params, opened.running
+    )
     _check_finite(records, groups)
     view = View(kind, groups, records, pieces)
-    about = {**about, "prompts": int(view.unit_B.max()) + 1, "bootstrap": asdict(bootstrap), "bins": bins}
+    about = {
+        **about,
+        "prompts": int(view.unit_B.max()) + 1,
+        "bootstrap": asdict(bootstrap),
+        "bins": bins,
+    }
     return _summary(view, about, as_metrics(sums, pieces), bootstrap, bins)
 
 
@@ -127,7 +145,11 @@ class View:
         self.kind, self.groups, self.records, self.pieces = kind, groups, records, pieces
         self.unit_B = units_of([group.prompt_ids.tobytes() for group in groups])
         self.reward_BK = _rewards(kind, records.values["means"])
-        self.label_B = np.array([float(group.columns["label"]) for group in groups]) if kind in JUDGED else None
+        self.label_B = (
+            np.array([float(group.columns["label"]) for group in groups])
+            if kind in JUDGED
+            else None
+        )
         self.sides = self._sides()
         ref = records.ref
         self.log_ratio_BK = None if ref is None else records.policy.sum - ref.sum
@@ -144,7 +166,10 @@ class View:
                 "desirable": first_BK & (self.label_B[:, None] == 1),
                 "undesirable": first_BK & (self.label_B[:, None] == 0),
             }
-        return {completion_name(self.kind, k): present_BK & (place_1K == k) for k in range(present_BK.shape[1])}
+        return {
+            completion_name(self.kind, k): present_BK & (place_1K == k)
+            for k in range(present_BK.shape[1])
+        }
 
     @property
     def margin_B(self) -> np.ndarray | None:
@@ -158,12 +183,22 @@ class View:
 
 
 def _rewards(kind: str, means: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray | None:
-    """[B, K] rewards of the completions that the objective judges, from what it logs; None where it logs none."""
+    """[B, K] rewards of the completions that the objective judges, from what it logs; None where it
+    logs none."""
     if not {"rewards/chosen", "rewards/rejected"} <= means.keys() or kind not in (*PAIRS, *JUDGED):
         return None
-    (chosen_B, chosen_weight_B), (rejected_B, rejected_weight_B) = means["rewards/chosen"], means["rewards/rejected"]
-    if kind in JUDGED:  # logged with the label as weight, so one of the two is the reward and the other 0
-        return (chosen_B + rejected_B)[:, None] if (chosen_weight_B + rejected_weight_B == 1).all() else None
+    (chosen_B, chosen_weight_B), (rejected_B, rejected_weight_B) = (
+        means["rewards/chosen"],
+        means["rewards/rejected"],
+    )
+    if (
+        kind in JUDGED
+    ):  # logged with the label as weight, so one of the two is the reward and the other 0
+        return (
+            (chosen_B + rejected_B)[:, None]
+            if (chosen_weight_B + rejected_weight_B == 1).all()
+            else None
+        )
     every = (chosen_weight_B == 1).all() and (rejected_weight_B == 1).all()
     return np.stack([chosen_B, rejected_B], axis=1) if every else None
 
@@ -172,7 +207,11 @@ def _rewards(kind: str, means: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> n
 
 
 def _summary(
-    view: View, about: Mapping[str, Any], metrics: Mapping[str, float], bootstrap: Bootstrap, bins: int
+    view: View,
+    about: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    bootstrap: Bootstrap,
+    bins: int,
 ) -> Preferences:
     """The report of an evaluation."""
     made = None if view.margin_B is None else calibration.predictions(view.margin_B, bins)
@@ -193,17 +232,25 @@ def _summary(
         about=about,
         sections=_sections(found),
         metrics=metrics,
-        tables={"lengths": _length_table(view), "reliability": [asdict(bin) for bin in reliability]},
+        tables={
+            "lengths": _length_table(view),
+            "reliability": [asdict(bin) for bin in reliability],
+        },
         left_out=dict(_left_out(view)) | undefined,
         notes=list(_notes(view, bootstrap)),
     )
-    return Preferences(report, list(_rows(view)), view.margin_B, view.length_difference_B, reliability)
+    return Preferences(
+        report, list(_rows(view)), view.margin_B, view.length_difference_B, reliability
+    )
 
 
 def _metrics(weight_WB: np.ndarray, view: View) -> dict[str, np.ndarray]:
     """The metrics that training logs, as `step.finish_metrics` makes them of sums."""
     values, parts = view.records.values, view.pieces.parts
-    loss = {part.name: sum(ratio(weight_WB, *term) for term in values["terms"][part.name]) for part in parts}
+    loss = {
+        part.name: sum(ratio(weight_WB, *term) for term in values["terms"][part.name])
+        for part in parts
+    }
     found = {"loss": sum(part.weight * loss[part.name] for part in parts)}
     found |= {f"loss/{name}": value for name, value in loss.items()} if len(parts) > 1 else {}
     return found | {name: ratio(weight_WB, *pair) for name, pair in values["means"].items()}
@@ -213,14 +260,19 @@ def _rewards_of(weight_WB: np.ndarray, view: View) -> Iterator[tuple[str, np.nda
     if view.margin_B is not None:
         right_B = (view.margin_B > 0).astype(float)
         yield "rewards/ties", mean(weight_WB, (view.margin_B == 0).astype(float))
-        longer_B, shorter_B = (view.length_difference_B > 0) * 1.0, (view.length_difference_B < 0) * 1.0
+        longer_B, shorter_B = (
+            (view.length_difference_B > 0) * 1.0,
+            (view.length_difference_B < 0) * 1.0,
+        )
         yield "rewards/accuracies_chosen_longer", ratio(weight_WB, right_B * longer_B, longer_B)
         yield "rewards/accuracies_chosen_shorter", ratio(weight_WB, right_B * shorter_B, shorter_B)
     elif view.label_B is not None and view.reward_BK is not None:
         yield "rewards/roc_area", roc_area(weight_WB, view.reward_BK[:, 0], view.label_B)
 
 
-def _side(weight_WB: np.ndarray, view: View, side: str, mask_BK: np.ndarray) -> dict[str, np.ndarray]:
+def _side(
+    weight_WB: np.ndarray, view: View, side: str, mask_BK: np.ndarray
+) -> dict[str, np.ndarray]:
     """Means over the completions of a side, and over their tokens."""
     policy, n_B = view.records.policy, mask_BK.sum(1).astype(float)
     of = lambda x_BK: np.where(mask_BK, x_BK, 0.0).sum(1)
@@ -274,7 +326,9 @@ _UNDEFINED = {
 
 def _sections(found: Mapping[str, Estimate]) -> dict[str, dict[str, Estimate]]:
     """By subject, in each in the order in which they were made."""
-    title_of = lambda name: next((title for start, title in _SECTIONS.items() if name.startswith(start)), _OTHERS)
+    title_of = lambda name: next(
+        (title for start, title in _SECTIONS.items() if name.startswith(start)), _OTHERS
+    )
     filled: dict[str, dict[str, Estimate]] = {title: {} for title in (*_SECTIONS.values(), _OTHERS)}
     for name, estimate in found.items():
         filled[title_of(name)][name] = estimate
@@ -286,15 +340,24 @@ def _left_out(view: View) -> Iterator[tuple[str, str]]:
     if view.log_ratio_BK is None:
         yield "kl", f"{objective} has no reference"
     elif view.records.k3 is None:
-        yield "kl_k3_per_token", "needs the reference's log-prob of every token; reference.mode=cache keeps sums alone"
+        yield (
+            "kl_k3_per_token",
+            "needs the reference's log-prob of every token; reference.mode=cache keeps sums alone",
+        )
     if view.kind == "single":
         yield "rewards, calibration", "one answer a prompt and no label: nothing to compare"
     elif view.kind in JUDGED:
         if view.reward_BK is None:
             yield "rewards", f"{objective} logs no reward of every answer"
-        yield "calibration", "a reward is known up to a constant of the prompt, so one answer's is no probability"
+        yield (
+            "calibration",
+            "a reward is known up to a constant of the prompt, so one answer's is no probability",
+        )
     elif view.kind == "ranked":
-        yield "calibration", "needs the margins of pairs; rewards/accuracies is the share of pairs in the right order"
+        yield (
+            "calibration",
+            "needs the margins of pairs; rewards/accuracies is the share of pairs in the right order",
+        )
     elif view.margin_B is None:
         yield "rewards, calibration", f"{objective} logs no reward of every pair"
 
@@ -329,11 +392,20 @@ def _length_table(view: View) -> list[dict[str, Any]]:
     for side, mask_BK in view.sides.items():
         tokens = view.records.policy.count[mask_BK]
         if tokens.size:
-            low, quarter, median, three_quarters, high = map(float, np.quantile(tokens, [0, 0.25, 0.5, 0.75, 1]))
-            table.append({
-                "side": side, "completions": int(tokens.size), "least": low, "quarter": quarter, "median": median,
-                "three_quarters": three_quarters, "most": high,
-            })  # fmt: skip
+            low, quarter, median, three_quarters, high = map(
+                float, np.quantile(tokens, [0, 0.25, 0.5, 0.75, 1])
+            )
+            table.append(
+                {
+                    "side": side,
+                    "completions": int(tokens.size),
+                    "least": low,
+                    "quarter": quarter,
+                    "median": median,
+                    "three_quarters": three_quarters,
+                    "most": high,
+                }
+            )
     return table
 
 

@@ -1,6 +1,8 @@
-"""What is known of every group after one pass over the data: log-probs under policy and reference, values of the loss.
+"""What is known of every group after one pass over the data: log-probs under policy and reference,
+values of the loss.
 
-The compiled step gives them replicated, so every process ends with those of all groups, in the order of the data.
+The compiled step gives them replicated, so every process ends with those of all groups, in the
+order of the data.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,8 +31,8 @@ class Records(NamedTuple):
     """[B, K]; 0 where a group has fewer completions."""
     ref: Logps | None
     k3: Any
-    """[B, K] sum over a completion's tokens of exp(-r) - 1 + r, r the token's log-ratio to the reference (nats); None
-    where the reference is cached, for then only sums are known."""
+    """[B, K] sum over a completion's tokens of exp(-r) - 1 + r, r the token's log-ratio to the
+    reference (nats); None where the reference is cached, for then only sums are known."""
     values: Any
     """What loss and metrics are sums of: `step.group_values`."""
 
@@ -57,7 +59,8 @@ def make_record_step(
 def gather(
     loss_spec: LossSpec, loader: Loader, mesh: Any, params: Any, ref_params: Any, running: Any
 ) -> tuple[dict[str, Any], Records]:
-    """One pass over the loader's groups: the sums that `step.finish_metrics` takes, and the records in their order."""
+    """One pass over the loader's groups: the sums that `step.finish_metrics` takes, and the records
+    in their order."""
     step = jax.jit(make_record_step(loss_spec), out_shardings=NamedSharding(mesh, P()))
     total, parts = None, []
     with jax.set_mesh(mesh):

@@ -70,25 +70,40 @@ class Report:
     @property
     def estimates(self) -> dict[str, Estimate]:
         """Those of all sections."""
-        return {name: estimate for section in self.sections.values() for name, estimate in section.items()}
+        return {
+            name: estimate
+            for section in self.sections.values()
+            for name, estimate in section.items()
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it; there the sections are `estimates`, in the order of the table."""
         found = dataclasses.asdict(self)
         del found["sections"]
-        found["estimates"] = {n: dataclasses.asdict(e) | {"unit": unit_of(n)} for n, e in self.estimates.items()}
+        found["estimates"] = {
+            n: dataclasses.asdict(e) | {"unit": unit_of(n)} for n, e in self.estimates.items()
+        }
         return found
 
     def write(self, path: str | Path) -> Path:
         """Writes strict JSON, whole or not at all; numbers that are not finite are null there."""
         with whole_file(path) as partial:
-            partial.write_text(json.dumps(_finite(self.as_dict()), indent=1, allow_nan=False) + "\n")
+            partial.write_text(
+                json.dumps(_finite(self.as_dict()), indent=1, allow_nan=False) + "\n"
+            )
         return Path(path)
 
     def show(self, console: Console) -> None:
         """Prints a table of the estimates, then what was left out and the notes."""
         level = self.about["bootstrap"]["level"]
-        table = Table("", "value", f"{level:.0%} interval", "unit", title=self.about["title"], title_justify="left")
+        table = Table(
+            "",
+            "value",
+            f"{level:.0%} interval",
+            "unit",
+            title=self.about["title"],
+            title_justify="left",
+        )
         table.columns[0].overflow = "fold"  # names of files
         table.columns[1].justify = "right"
         for title, section in self.sections.items():
@@ -106,7 +121,9 @@ class Report:
             console.print(f"note: {note}", highlight=False, markup=False)
 
 
-def split_defined(found: Mapping[str, Estimate], reasons: Mapping[str, str]) -> tuple[dict[str, Estimate], dict]:
+def split_defined(
+    found: Mapping[str, Estimate], reasons: Mapping[str, str]
+) -> tuple[dict[str, Estimate], dict]:
     """The estimates with a finite value, and for the others why they have none.
 
     Args:
@@ -114,7 +131,8 @@ def split_defined(found: Mapping[str, Estimate], reasons: Mapping[str, str]) -> 
     """
     defined = {name: estimate for name, estimate in found.items() if math.isfinite(estimate.value)}
     why = lambda name: next(
-        (reason for start, reason in reasons.items() if name.startswith(start)), "no group has a finite value"
+        (reason for start, reason in reasons.items() if name.startswith(start)),
+        "no group has a finite value",
     )
     return defined, {name: why(name) for name in found if name not in defined}
 
@@ -122,7 +140,9 @@ def split_defined(found: Mapping[str, Estimate], reasons: Mapping[str, str]) -> 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
     """One JSON object a line; numbers that are not finite are null."""
     with whole_file(path) as partial, partial.open("w") as stream:
-        stream.writelines(json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        stream.writelines(
+            json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows
+        )
     return Path(path)
 
 

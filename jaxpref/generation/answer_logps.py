@@ -1,4 +1,5 @@
-"""Log-probs of given answers under a policy that may be several: what the answers would be drawn with."""
+"""Log-probs of given answers under a policy that may be several: what the answers would be drawn
+with."""
 
 import dataclasses
 import functools
@@ -27,16 +28,22 @@ def answer_logps(
     step: str = "best",
     overrides: Sequence[str] = (),
 ) -> dict[int, np.ndarray]:
-    """{row id: [K] summed log-probs, nats} of the groups' completions: at temperature 1, no token left out.
+    """{row id: [K] summed log-probs, nats} of the groups' completions: at temperature 1, no token
+    left out.
 
-    Under a mix every token has the log-prob that it would be drawn with after the tokens before it, and these are
-    summed.  That is not the mix of the policies' log-probs of the whole answer: each token is normalised by itself.
+    Under a mix every token has the log-prob that it would be drawn with after the tokens before it,
+    and these are summed.  That is not the mix of the policies' log-probs of the whole answer: each
+    token is normalised by itself.
 
     Args:
         source, step, overrides: as of `generation.opening.open_source`; or what it opened.
         groups: as `build.read_data` gives them, tokenised by the (first) policy's tokenizer.
     """
-    opened = source if isinstance(source, Opened) else open_source(source, step=step, overrides=overrides)
+    opened = (
+        source
+        if isinstance(source, Opened)
+        else open_source(source, step=step, overrides=overrides)
+    )
     config = opened.pieces.config
     # Rows as long as these answers need, whatever the run was trained on.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, row_length=None))
@@ -51,7 +58,8 @@ def _mixed_sums(mixed: Mixed, chunk: int) -> Callable[[Any, Batch], jax.Array]:
 
 
 def mixed_logps(mixed: Mixed, params: Any, batch: Batch, *, chunk: int) -> jax.Array:
-    """[R*G, K] summed log-probs of a micro-batch's completions under several policies that decide together.
+    """[R*G, K] summed log-probs of a micro-batch's completions under several policies that decide
+    together.
 
     Args:
         params: as of `mixing.mixture_of`.
@@ -65,11 +73,15 @@ def mixed_logps(mixed: Mixed, params: Any, batch: Batch, *, chunk: int) -> jax.A
 
     def logp_of_chunk(columns: tuple[jax.Array, jax.Array]) -> jax.Array:
         src_RC, tok_RC = columns
-        each = [_logits_at(model, state, src_RC) for model, state in zip(models, states, strict=True)]
-        logits_RCV = jax.vmap(lambda logits_NRV: mixed_logits(logits_NRV, params["weight_N"], mixed.rule), 2, 1)(
-            jnp.stack(each)
-        )
-        chosen_RCV = jnp.arange(logits_RCV.shape[-1])[None, None, :] == tok_RC[:, :, None]  # V may be sharded
+        each = [
+            _logits_at(model, state, src_RC) for model, state in zip(models, states, strict=True)
+        ]
+        logits_RCV = jax.vmap(
+            lambda logits_NRV: mixed_logits(logits_NRV, params["weight_N"], mixed.rule), 2, 1
+        )(jnp.stack(each))
+        chosen_RCV = (
+            jnp.arange(logits_RCV.shape[-1])[None, None, :] == tok_RC[:, :, None]
+        )  # V may be sharded
         of_token_RC = jnp.max(jnp.where(chosen_RCV, logits_RCV, -jnp.inf), axis=-1)
         return of_token_RC - jax.nn.logsumexp(logits_RCV, axis=-1)
 

@@ -24,41 +24,119 @@ from jaxpref.generation.sampling import Sampling
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 _UNUSED = {
-    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": None,
-    "suppress_tokens": None, "begin_suppress_tokens": None, "forced_bos_token_id": None, "forced_eos_token_id": None,
-    "min_length": 0, "min_new_tokens": None, "sequence_bias": None, "guidance_scale": 1.0,
-}  # fmt: skip
-"""Keys of generation_config.json that change which token is likeliest -> the value that does not."""
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "sequence_bias": None,
+    "guidance_scale": 1.0,
+}
+"""Keys of generation_config.json that change which token is likeliest -> the value that does
+not."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     models = "directory of a run, model or PEFT adapter, .gguf file, pkg://PACKAGE/FILE, hub id"
     add("source", metavar="RUN_OR_MODEL", nargs="?", help=f"{models}; not with --mix")
-    add("--mix", metavar="A:0.3,B:0.7", help="several of these, which decide every token together (MOD), with weights")
-    add("--divergence", choices=DIVERGENCES, help="that their training penalised (default reverse_kl, as DPO's)")
+    add(
+        "--mix",
+        metavar="A:0.3,B:0.7",
+        help="several of these, which decide every token together (MOD), with weights",
+    )
+    add(
+        "--divergence",
+        choices=DIVERGENCES,
+        help="that their training penalised (default reverse_kl, as DPO's)",
+    )
     add("--alpha", type=float, help="order of the divergence alpha (default 0.5)")
-    add("--reference", metavar="MODEL", help="what they were trained from; it counts for what the weights lack to 1")
-    add("--first-top-k", type=int, metavar="K", help="only the K most likely tokens of the first (with A:1-L,B:L PAD)")
-    add("--prompts", required=True, metavar="FILE", help=".txt (one a line), or rows with `prompt` or `messages`")
+    add(
+        "--reference",
+        metavar="MODEL",
+        help="what they were trained from; it counts for what the weights lack to 1",
+    )
+    add(
+        "--first-top-k",
+        type=int,
+        metavar="K",
+        help="only the K most likely tokens of the first (with A:1-L,B:L PAD)",
+    )
+    add(
+        "--prompts",
+        required=True,
+        metavar="FILE",
+        help=".txt (one a line), or rows with `prompt` or `messages`",
+    )
     add("--out", metavar="FILE", help="JSON lines; must not exist (default: standard output)")
     add("--step", default="best", help="of runs: best (default), latest or a number")
-    add("--max-new-tokens", type=int, default=256, help="tokens of a completion at most (default 256)")
-    add("--temperature", type=float, default=0.0, help="0 (default): the most likely token each time")
+    add(
+        "--max-new-tokens",
+        type=int,
+        default=256,
+        help="tokens of a completion at most (default 256)",
+    )
+    add(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0 (default): the most likely token each time",
+    )
     add("--top-k", type=int, help="draw among the k most likely tokens")
-    add("--top-p", type=float, help="draw among the most likely tokens that make up a probability of p")
-    add("--min-p", type=float, help="draw among tokens at least p times as likely as the most likely one")
-    add("--samples", type=int, default=1, metavar="N", help="completions of every prompt (default 1)")
+    add(
+        "--top-p",
+        type=float,
+        help="draw among the most likely tokens that make up a probability of p",
+    )
+    add(
+        "--min-p",
+        type=float,
+        help="draw among tokens at least p times as likely as the most likely one",
+    )
+    add(
+        "--samples",
+        type=int,
+        default=1,
+        metavar="N",
+        help="completions of every prompt (default 1)",
+    )
     add("--seed", type=int, default=0, help="of the draws (default 0)")
-    add("--stop", action="append", default=[], metavar="TEXT", help="ends a completion; may be given several times")
-    add("--stop-token", type=int, action="append", metavar="ID", help="in place of the model's own end-of-text ids")
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="ends a completion; may be given several times",
+    )
+    add(
+        "--stop-token",
+        type=int,
+        action="append",
+        metavar="ID",
+        help="in place of the model's own end-of-text ids",
+    )
     add("--batch-size", type=int, default=32, help="rows that are decoded together (default 32)")
-    add("--distributed", action="store_true", help="one of several processes (TPU pods); the first writes")
-    add("overrides", nargs="*", metavar="key=value", help="as model.compute_dtype=bfloat16 or mesh.data=8")
+    add(
+        "--distributed",
+        action="store_true",
+        help="one of several processes (TPU pods); the first writes",
+    )
+    add(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="as model.compute_dtype=bfloat16 or mesh.data=8",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Writes a line for every completion as soon as it is finished; Ctrl-C ends it and keeps what is written."""
+    """Writes a line for every completion as soon as it is finished; Ctrl-C ends it and keeps what
+    is written."""
     settings = Settings(
         Sampling(options.temperature, options.top_k, options.top_p, options.min_p),
         samples=options.samples,
@@ -69,17 +147,28 @@ def run(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
     )
     if options.out and Path(options.out).exists():
-        raise InputError("a new file for the completions", f"{options.out} exists", "choose another name or remove it")
+        raise InputError(
+            "a new file for the completions",
+            f"{options.out} exists",
+            "choose another name or remove it",
+        )
     source, overrides = _source(options)
     opened = open_source(source, step=options.step, overrides=overrides)
     prompts = read_prompts(options.prompts)
-    console = Console(stderr=True, quiet=jax.process_index() > 0)  # standard output is for the lines
+    console = Console(
+        stderr=True, quiet=jax.process_index() > 0
+    )  # standard output is for the lines
     if unused := _unused(opened.pieces.source.generation_config):
-        console.print(f"note: the model's generation_config asks for {unused}, which is not done", highlight=False)
+        console.print(
+            f"note: the model's generation_config asks for {unused}, which is not done",
+            highlight=False,
+        )
     completions = complete(opened.pieces, opened.params, prompts, settings, opened.mixed)
     with _opened(options.out) as file:
         try:
-            finished = _write(completions, file, len(prompts) * settings.samples, settings.seed, console)
+            finished = _write(
+                completions, file, len(prompts) * settings.samples, settings.seed, console
+            )
         except KeyboardInterrupt:
             console.print("interrupted; what was finished is written")
             sys.exit(INTERRUPTED)
@@ -87,16 +176,25 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _source(options: argparse.Namespace) -> tuple[str | Mix, list[str]]:
-    """What is decoded, and the overrides: with --mix there is no source, so the first word is one of these."""
-    given = {name: getattr(options, name) for name in ("divergence", "alpha", "reference", "first_top_k")}
+    """What is decoded, and the overrides: with --mix there is no source, so the first word is one
+    of these."""
+    given = {
+        name: getattr(options, name) for name in ("divergence", "alpha", "reference", "first_top_k")
+    }
     given = {name: value for name, value in given.items() if value is not None}
     if options.mix is None:
         if options.source is None or given:
             flags = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise InputError("RUN_OR_MODEL or --mix", f"{flags or 'neither'} without --mix", "give one of them")
+            raise InputError(
+                "RUN_OR_MODEL or --mix", f"{flags or 'neither'} without --mix", "give one of them"
+            )
         return options.source, options.overrides
     if "alpha" in given and given.get("divergence") != "alpha":
-        raise InputError("--alpha with --divergence alpha", f"--divergence {given.get('divergence')}", "leave it out")
+        raise InputError(
+            "--alpha with --divergence alpha",
+            f"--divergence {given.get('divergence')}",
+            "leave it out",
+        )
     first = [] if options.source is None else [options.source]
     if first and "=" not in first[0]:
         raise InputError("RUN_OR_MODEL or --mix", f"{first[0]} and --mix", "give one of them")
@@ -106,7 +204,11 @@ def _source(options: argparse.Namespace) -> tuple[str | Mix, list[str]]:
 def _unused(generation_config: Mapping[str, Any]) -> str:
     """What transformers would do besides, also when it is greedy."""
     given = {name: generation_config.get(name) for name in _UNUSED}
-    return ", ".join(f"{name}={value}" for name, value in given.items() if value not in (None, _UNUSED[name], [], {}))
+    return ", ".join(
+        f"{name}={value}"
+        for name, value in given.items()
+        if value not in (None, _UNUSED[name], [], {})
+    )
 
 
 def _opened(path: str | None) -> AbstractContextManager[TextIO]:
@@ -118,17 +220,30 @@ def _opened(path: str | None) -> AbstractContextManager[TextIO]:
     return Path(path).open("x", encoding="utf-8")
 
 
-def _write(completions: Iterable[Completion], file: TextIO, total: int, seed: int, console: Console) -> str:
+def _write(
+    completions: Iterable[Completion], file: TextIO, total: int, seed: int, console: Console
+) -> str:
     """Writes each completion when it comes; returns what they were in all."""
     finished, tokens, began = Counter(), 0, time.perf_counter()
-    columns = TextColumn("completion"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[speed]}")
+    columns = (
+        TextColumn("completion"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[speed]}"),
+    )
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("generate", total=total, speed="compiling")
         for completion in completions:
-            file.write(json.dumps({**completion.to_json(), "seed": seed}, ensure_ascii=False) + "\n")
+            file.write(
+                json.dumps({**completion.to_json(), "seed": seed}, ensure_ascii=False) + "\n"
+            )
             file.flush()
             finished[completion.finish] += 1
             tokens += len(completion.token_ids)
-            bar.update(task, advance=1, speed=f"{tokens / (time.perf_counter() - began):.0f} tokens/s")
+            bar.update(
+                task, advance=1, speed=f"{tokens / (time.perf_counter() - began):.0f} tokens/s"
+            )
     ends = ", ".join(f"{count} by {name}" for name, count in sorted(finished.items()))
-    return f"{total} completions, {tokens} tokens in {time.perf_counter() - began:.1f} s; ended {ends}"
+    return (
+        f"{total} completions, {tokens} tokens in {time.perf_counter() - began:.1f} s; ended {ends}"
+    )

@@ -1,4 +1,5 @@
-"""Text from a policy: a run's checkpoint or any model, for a file of prompts or prompts from Python."""
+"""Text from a policy: a run's checkpoint or any model, for a file of prompts or prompts from
+Python."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,16 @@ from jaxpref.generation.text import Ending
 from jaxpref.runs.build import Pieces
 from jaxpref.types import Group
 
-__all__ = ["Completion", "Mix", "Settings", "complete", "generate", "open_policy", "open_source", "stop_ids"]
+__all__ = [
+    "Completion",
+    "Mix",
+    "Settings",
+    "complete",
+    "generate",
+    "open_policy",
+    "open_source",
+    "stop_ids",
+]
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,8 @@ class Completion:
     token_ids: np.ndarray
     """New tokens, the stop token or all of the stop string among them."""
     token_logps: np.ndarray
-    """Log-probability of each (nats) under the policy itself (of a mix: under the mix): temperature 1, no token left
-    out."""
+    """Log-probability of each (nats) under the policy itself (of a mix: under the mix): temperature
+    1, no token left out."""
     finish: str
     """`stop_token`, `stop_string`, or `length` where max_new_tokens ended it."""
     prompt_tokens: int
@@ -53,10 +63,16 @@ class Completion:
         """As a line of `jaxpref generate`."""
         template = {"tools": self.tools, "chat_template_kwargs": dict(self.template_kwargs)}
         return {
-            "prompt": self.prompt, "prompt_index": self.prompt_index, "sample": self.sample, "completion": self.text,
-            "finish": self.finish, "prompt_tokens": self.prompt_tokens, "tokens": len(self.token_ids),
-            "logp": self.logp, **{key: value for key, value in template.items() if value},
-        }  # fmt: skip
+            "prompt": self.prompt,
+            "prompt_index": self.prompt_index,
+            "sample": self.sample,
+            "completion": self.text,
+            "finish": self.finish,
+            "prompt_tokens": self.prompt_tokens,
+            "tokens": len(self.token_ids),
+            "logp": self.logp,
+            **{key: value for key, value in template.items() if value},
+        }
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,8 @@ class Settings:
     stops: tuple[str, ...] = ()
     """Texts that end a completion, wherever they appear in it."""
     stop_tokens: tuple[int, ...] | None = None
-    """Ids that end a completion; None: the end-of-text ids of the model's generation config and of its tokenizer."""
+    """Ids that end a completion; None: the end-of-text ids of the model's generation config and of
+    its tokenizer."""
     seed: int = 0
     batch_size: int = 32
     """Rows that are decoded together, over all devices."""
@@ -82,13 +99,17 @@ class Settings:
             if getattr(self, name) < 1
         ]
         if self.sampling.greedy and self.samples > 1:
-            problems.append(f"samples={self.samples} at temperature 0 would all be the same: set a temperature")
+            problems.append(
+                f"samples={self.samples} at temperature 0 would all be the same: set a temperature"
+            )
         if "" in self.stops:
             problems.append("a stop string without text")
         if self.seed < 0:
             problems.append(f"seed={self.seed}: 0 or more")
         if problems:
-            raise InputError("settings for generation that fit together", "; ".join(problems), "correct them")
+            raise InputError(
+                "settings for generation that fit together", "; ".join(problems), "correct them"
+            )
 
 
 def generate(
@@ -110,13 +131,15 @@ def generate(
 ) -> list[Completion]:
     """Completions of prompts by a run or a model, in the order of prompts and samples.
 
-    The same prompt number, sample number and seed give the same tokens in every batch, order and mesh, as far as the
+    The same prompt number, sample number and seed give the same tokens in every batch, order and
+    mesh, as far as the
     logits are the same: sums on other shapes round otherwise, which a near tie may show.
 
     Args:
-        source: directory of a run; a model, as `model.path` of a config; a PEFT adapter directory; or a `Mix` of these,
-            which decide every token together.
-        prompts: a file (`jaxpref.generation.prompts.read_prompts`), or texts, lists of messages, or rows.
+        source: directory of a run; a model, as `model.path` of a config; a PEFT adapter directory;
+            or a `Mix` of these, which decide every token together.
+        prompts: a file (`jaxpref.generation.prompts.read_prompts`), or texts, lists of messages, or
+            rows.
         temperature, top_k, top_p, min_p: see `Sampling`; temperature 0 is greedy.
         samples, max_new_tokens, stops, stop_tokens, seed, batch_size: see `Settings`.
         step: of a run, or of all runs of a mix: best, latest or a number.
@@ -124,10 +147,14 @@ def generate(
     Errors: InputError for anything that does not fit, before anything is compiled.
     """
     settings = Settings(
-        Sampling(temperature, top_k, top_p, min_p), samples, max_new_tokens,
+        Sampling(temperature, top_k, top_p, min_p),
+        samples,
+        max_new_tokens,
         (stops,) if isinstance(stops, str) else tuple(stops),
-        None if stop_tokens is None else tuple(stop_tokens), seed, batch_size,
-    )  # fmt: skip
+        None if stop_tokens is None else tuple(stop_tokens),
+        seed,
+        batch_size,
+    )
     groups = read_prompts(prompts) if isinstance(prompts, str | Path) else given_prompts(prompts)
     opened = open_source(source, step=step, overrides=overrides)
     done = complete(opened.pieces, opened.params, groups, settings, opened.mixed)
@@ -135,9 +162,14 @@ def generate(
 
 
 def complete(
-    pieces: Pieces, params: Any, prompts: Sequence[Group], settings: Settings, mixed: Mixed | None = None
+    pieces: Pieces,
+    params: Any,
+    prompts: Sequence[Group],
+    settings: Settings,
+    mixed: Mixed | None = None,
 ) -> Iterator[Completion]:
-    """Completions of prompts, each when it is finished: the longest prompts first, `batch_size` rows at a time.
+    """Completions of prompts, each when it is finished: the longest prompts first, `batch_size`
+    rows at a time.
 
     Args:
         pieces, params, mixed: of an opened policy (`generation.opening.open_source`).
@@ -146,15 +178,24 @@ def complete(
     opened = Opened(pieces, params, mixed)
     positions = opened.positions
     ids = prompt_ids(
-        prompts, pieces.tokenizer, vocabulary=pieces.source.spec.vocab, positions=positions,
+        prompts,
+        pieces.tokenizer,
+        vocabulary=pieces.source.spec.vocab,
+        positions=positions,
         max_new_tokens=settings.max_new_tokens,
-    )  # fmt: skip
+    )
     stops = stop_ids(pieces) if settings.stop_tokens is None else frozenset(settings.stop_tokens)
     ending = Ending(pieces.tokenizer, stops, settings.stops)
     generator = Generator(
-        opened.policy, params, pieces.mesh, sampling=settings.sampling, seed=settings.seed,
-        positions=positions, max_new_tokens=settings.max_new_tokens, stop_ids=stops,
-    )  # fmt: skip
+        opened.policy,
+        params,
+        pieces.mesh,
+        sampling=settings.sampling,
+        seed=settings.seed,
+        positions=positions,
+        max_new_tokens=settings.max_new_tokens,
+        stop_ids=stops,
+    )
     longest_first = sorted(range(len(prompts)), key=lambda i: -len(ids[i]))
     numbers = [(i, sample) for i in longest_first for sample in range(settings.samples)]
 
@@ -167,14 +208,24 @@ def complete(
                 (i, sample), (text, finish) = batch[row], ending.cut(inputs[row], new)
                 given = prompts[i]
                 yield Completion(
-                    given.prompt, i, sample, text, new, logps, finish, len(ids[i]), given.tools, given.template_kwargs
+                    given.prompt,
+                    i,
+                    sample,
+                    text,
+                    new,
+                    logps,
+                    finish,
+                    len(ids[i]),
+                    given.tools,
+                    given.template_kwargs,
                 )
 
     return completions()
 
 
 def stop_ids(pieces: Pieces) -> frozenset[int]:
-    """End-of-text ids: those of generation_config.json, and the tokenizer's, with which training ends a completion."""
+    """End-of-text ids: those of generation_config.json, and the tokenizer's, with which training
+    ends a completion."""
     ends = pieces.source.generation_config.get("eos_token_id")
     named = ends if isinstance(ends, list) else [ends]
     return frozenset(end for end in (*named, pieces.tokenizer.eos_token_id) if end is not None)

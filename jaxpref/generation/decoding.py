@@ -1,8 +1,10 @@
-"""Token ids of prompts -> new token ids: prompts are read in chunks, then a loop on the device draws token after token.
+"""Token ids of prompts -> new token ids: prompts are read in chunks, then a loop on the device
+draws token after token.
 
-The R rows of a batch share their columns.  Prompts without their last token end right before one column (shorter ones
-have padding in front, which nobody sees); the loop reads the last prompt token in that column and every new token in
-the next one.  That column is rounded up, so that few shapes are compiled.
+The R rows of a batch share their columns.  Prompts without their last token end right before one
+column (shorter ones have padding in front, which nobody sees); the loop reads the last prompt token
+in that column and every new token in the next one.  That column is rounded up, so that few shapes
+are compiled.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,28 +27,31 @@ from jaxpref.sharding import constrain, row_ways
 CHUNK = 256
 """Columns of a prompt that are read at a time."""
 SEGMENT = 32
-"""New tokens between two looks at the rows from the host, which knows stop strings and writes what is finished."""
+"""New tokens between two looks at the rows from the host, which knows stop strings and writes what
+is finished."""
 
 
 class DecodingModel(NamedTuple):
-    """What is decoded, as functions over a state of its own: a model and its cache, or several that decide together."""
+    """What is decoded, as functions over a state of its own: a model and its cache, or several that
+    decide together."""
 
     start: Callable[[int, int], Any]
     """(rows, columns) -> empty state."""
     read: Callable[[Any, Any, jax.Array, jax.Array, jax.Array], Any]
-    """(params, state, token_RC, position_RC, column) -> state with these tokens at columns [column, column + C).
-    Position -1 is padding."""
+    """(params, state, token_RC, position_RC, column) -> state with these tokens at columns [column,
+    column + C).  Position -1 is padding."""
     unpacked: Callable[[Any], Any]
     """params -> the same as `next_logits` reads them; called once."""
     unpacked_state: Callable[[Any], Any]
     """State after the last `read` -> as `next_logits` takes and returns it."""
     next_logits: Callable[[Any, Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-    """(params, state, token_R, position_R, column) -> (float32 log-probs of the token after these, [R, V], up to a
-    constant of the row; state with these tokens)."""
+    """(params, state, token_R, position_R, column) -> (float32 log-probs of the token after these,
+    [R, V], up to a constant of the row; state with these tokens)."""
 
 
 def decodes_unstacked(mesh: Mesh) -> bool:
-    """Whether layers are decoded from arrays of their own: on a CPU, whose products would copy them out of a stack."""
+    """Whether layers are decoded from arrays of their own: on a CPU, whose products would copy them
+    out of a stack."""
     return mesh.size == 1 and jax.default_backend() == "cpu"
 
 
@@ -64,9 +69,15 @@ def decoding_model(model: Model, unstacked: bool = False) -> DecodingModel:
         return logits(model, x_RCD, in_rows(head_VD) if unstacked else head_VD)[:, 0], cache
 
     if not unstacked:
-        return DecodingModel(model.init_cache, read, lambda params: params, lambda cache: cache, next_logits)
+        return DecodingModel(
+            model.init_cache, read, lambda params: params, lambda cache: cache, next_logits
+        )
     return DecodingModel(
-        model.init_cache, read, jax.jit(model.unstack_layers), jax.jit(model.unstack_cache), next_logits
+        model.init_cache,
+        read,
+        jax.jit(model.unstack_layers),
+        jax.jit(model.unstack_cache),
+        next_logits,
     )
 
 
@@ -82,13 +93,15 @@ class Rows(NamedTuple):
     new_RS: jax.Array
     """int32 new tokens; -1 where there is none."""
     logp_RS: jax.Array
-    """float32 log-probability of each new token (nats) under the policy itself: temperature 1, nothing left out."""
+    """float32 log-probability of each new token (nats) under the policy itself: temperature 1,
+    nothing left out."""
     drawn: jax.Array
     """int32 new tokens of the rows that are not finished."""
 
 
 class Generator:
-    """Draws tokens from a policy.  A program is compiled for every number of rows and length of prompts, rounded up.
+    """Draws tokens from a policy.  A program is compiled for every number of rows and length of
+    prompts, rounded up.
 
     Args:
         mesh: rows lie over `data` and `fsdp`; parameters, heads and vocabulary as in training.
@@ -127,9 +140,10 @@ class Generator:
 
         Args:
             prompts: token ids, at least one each.
-            numbers: of prompt and sample; together with the seed they decide what is drawn for a row.
-            ends: of each row: new tokens -> after how many of them it ends, for another reason than a stop token and
-                `max_new_tokens`; None while it goes on.
+            numbers: of prompt and sample; together with the seed they decide what is drawn for a
+                row.
+            ends: of each row: new tokens -> after how many of them it ends, for another reason than
+                a stop token and `max_new_tokens`; None while it goes on.
             limit: of rows; the prompts are padded with empty ones up to a power of two below it.
         Returns: (row, new token ids, their log-probs in nats) of each prompt, once it is finished.
         """
@@ -142,7 +156,9 @@ class Generator:
             with jax.set_mesh(self._mesh):  # not around `yield`: the caller's mesh is its own
                 inputs = map(self._put, (key_R2, first, going_R, np.int32(drawn)))
                 batch = _draw(self._policy, *self._choice, self._unpacked, batch, *inputs)
-            new_RS, logp_RS, position_R = map(np.asarray, (batch.new_RS, batch.logp_RS, batch.position_R))
+            new_RS, logp_RS, position_R = map(
+                np.asarray, (batch.new_RS, batch.logp_RS, batch.position_R)
+            )
             for row in np.flatnonzero(going_R):
                 ids = new_RS[row][new_RS[row] >= 0]
                 end = ends[row](ids)
@@ -153,7 +169,10 @@ class Generator:
     def _read_prompts(self, prompts: Sequence[np.ndarray], rows: int) -> tuple[Rows, np.int32]:
         """The rows before the first new token, and the column of the last prompt token."""
         columns = min(bucket(max(map(len, prompts)) - 1), self._positions - self.max_new_tokens)
-        token_RC, position_RC = np.zeros((rows, columns), np.int32), np.full((rows, columns), -1, np.int32)
+        token_RC, position_RC = (
+            np.zeros((rows, columns), np.int32),
+            np.full((rows, columns), -1, np.int32),
+        )
         last_R, position_R = np.zeros(rows, np.int32), np.full(rows, -1, np.int32)
         for row, ids in enumerate(prompts):
             read, last_R[row], position_R[row] = len(ids) - 1, ids[-1], len(ids) - 1
@@ -167,15 +186,24 @@ class Generator:
                 state = _read(self._policy.read, self._params, state, *chunk)
             state = self._policy.unpacked_state(state)
         room = rows, self.max_new_tokens
-        empty = last_R, position_R, np.full(room, -1, np.int32), np.zeros(room, np.float32), np.int32(0)
+        empty = (
+            last_R,
+            position_R,
+            np.full(room, -1, np.int32),
+            np.zeros(room, np.float32),
+            np.int32(0),
+        )
         return Rows(state, *map(self._put, empty)), np.int32(columns)
 
     def _put(self, x: np.ndarray) -> jax.Array:
         """On every device; the programs take of it what they need."""
-        return jax.make_array_from_callback(np.shape(x), NamedSharding(self._mesh, P()), lambda index: x[index])
+        return jax.make_array_from_callback(
+            np.shape(x), NamedSharding(self._mesh, P()), lambda index: x[index]
+        )
 
 
-# The policy's functions are static arguments, so that another Generator of the same policy compiles nothing.
+# The policy's functions are static arguments, so that another Generator of the same policy compiles
+# nothing.
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -194,7 +222,9 @@ def _draw(policy, sampling, stop_ids, params, rows: Rows, key_R2, first, going_R
     rows = rows._replace(position_R=jnp.where(going_R, rows.position_R, -1))
     going = lambda rows: (rows.drawn < until) & jnp.any(rows.position_R >= 0)
     stop_ids = np.array(stop_ids, np.int32)
-    one = lambda rows: _draw_one(policy.next_logits, sampling, stop_ids, params, rows, key_R2, first)
+    one = lambda rows: _draw_one(
+        policy.next_logits, sampling, stop_ids, params, rows, key_R2, first
+    )
     rows = lax.while_loop(going, one, rows)
     seen = [constrain(x, *[None] * x.ndim) for x in rows[1:]]  # whole on every process
     return Rows(rows.state, *seen)
@@ -202,12 +232,20 @@ def _draw(policy, sampling, stop_ids, params, rows: Rows, key_R2, first, going_R
 
 def _draw_one(next_logits, sampling: Sampling, stop_ids, params, rows: Rows, key_R2, first) -> Rows:
     """One more token for every row that is not finished."""
-    logits_RV, state = next_logits(params, rows.state, rows.token_R, rows.position_R, first + rows.drawn)
+    logits_RV, state = next_logits(
+        params, rows.state, rows.token_R, rows.position_R, first + rows.drawn
+    )
     going_R = rows.position_R >= 0
     token_R = jnp.where(going_R, choose(logits_RV, key_R2, rows.position_R + 1, sampling), 0)
-    chosen_RV = jnp.arange(logits_RV.shape[-1])[None, :] == token_R[:, None]  # no gather: V may be sharded
-    logp_R = jnp.sum(jnp.where(chosen_RV, logits_RV, 0.0), axis=-1) - jax.nn.logsumexp(logits_RV, axis=-1)
-    write = lambda x_RS, value_R: lax.dynamic_update_slice_in_dim(x_RS, value_R[:, None], rows.drawn, 1)
+    chosen_RV = (
+        jnp.arange(logits_RV.shape[-1])[None, :] == token_R[:, None]
+    )  # no gather: V may be sharded
+    logp_R = jnp.sum(jnp.where(chosen_RV, logits_RV, 0.0), axis=-1) - jax.nn.logsumexp(
+        logits_RV, axis=-1
+    )
+    write = lambda x_RS, value_R: lax.dynamic_update_slice_in_dim(
+        x_RS, value_R[:, None], rows.drawn, 1
+    )
     ended_R = jnp.isin(token_R, stop_ids)
     return Rows(
         state=state,
@@ -220,7 +258,8 @@ def _draw_one(next_logits, sampling: Sampling, stop_ids, params, rows: Rows, key
 
 
 def bucket(columns: int) -> int:
-    """Room for so many columns of prompts: multiples of 16 up to 64, of 32 up to a chunk, then of chunks."""
+    """Room for so many columns of prompts: multiples of 16 up to 64, of 32 up to a chunk, then of
+    chunks."""
     step = next((step for step, until in ((16, 64), (32, CHUNK)) if columns <= until), CHUNK)
     return -(-columns // step) * step
 

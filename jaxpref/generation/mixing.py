@@ -1,18 +1,20 @@
-"""Policies that decide every token together: multi-objective decoding (MOD, Shi et al., arXiv 2406.18853).
+"""Policies that decide every token together: multi-objective decoding (MOD, Shi et al., arXiv
+2406.18853).
 
-Policy i is the best one for a reward R_i under a pull to a reference, pi_i = argmax E[R_i] - beta * I_f(pi || ref).
-The best one for sum_i w_i R_i is then
+Policy i is the best one for a reward R_i under a pull to a reference, pi_i = argmax E[R_i] - beta *
+I_f(pi || ref).  The best one for sum_i w_i R_i is then
 
     pi = ref * (f')^-1(-Z + sum_i w_i f'(pi_i / ref)),        Z such that it sums to 1,
 
-and MOD takes it for every next token, given the tokens before.  Weights need not sum to 1: the reference counts for the
-rest, as f'(ref / ref) is a constant, which Z takes up.  Only under the reverse KL may Z be left to the softmax; for the
-other divergences it stands inside of (f')^-1 and is solved for here.  The authors' code leaves it out there, which
-gives another distribution.
+and MOD takes it for every next token, given the tokens before.  Weights need not sum to 1: the
+reference counts for the rest, as f'(ref / ref) is a constant, which Z takes up.  Only under the
+reverse KL may Z be left to the softmax; for the other divergences it stands inside of (f')^-1 and
+is solved for here.  The authors' code leaves it out there, which gives another distribution.
 
-Over whole answers this is near the optimum, not the optimum, even under the reverse KL: that one is prod_i pi_i(y)^w_i
-normalised once, and here every token is normalised by a sum that depends on the tokens before it.  The two agree where
-rewards add up over tokens and later tokens do not depend on earlier ones; benchmarks/bandit_front.py measures both.
+Over whole answers this is near the optimum, not the optimum, even under the reverse KL: that one is
+prod_i pi_i(y)^w_i normalised once, and here every token is normalised by a sum that depends on the
+tokens before it.  The two agree where rewards add up over tokens and later tokens do not depend on
+earlier ones; benchmarks/bandit_front.py measures both.
 
 N counts policies in this module.
 """
@@ -45,30 +47,36 @@ _HALVINGS = 40
 class Mix:
     """Policies and their weights: what `generate` takes in place of one policy.
 
-    PAD (Personalized Alignment at Decoding-time, ICLR 2025), logit of a model + lam * (log guide - log base) on the k
-    most likely tokens of the model, is `Mix({model: 1 - lam, guide: lam}, first_top_k=k)` where the model is the
-    guide's base; its code uses lam 0.8 and k 10.
+    PAD (Personalized Alignment at Decoding-time, ICLR 2025), logit of a model + lam * (log guide -
+    log base) on the k most likely tokens of the model, is `Mix({model: 1 - lam, guide: lam},
+    first_top_k=k)` where the model is the guide's base; its code uses lam 0.8 and k 10.
 
     Errors: InputError for settings out of range or without effect.
     """
 
     policies: Mapping[str | Path, float] | Sequence[tuple[str | Path, float]]
-    """Run, model or PEFT adapter directory -> weight, 0 or more; what is missing to 1, or too much, is the reference's.
-    The first one's tokenizer, chat template and mesh are used."""
+    """Run, model or PEFT adapter directory -> weight, 0 or more; what is missing to 1, or too much,
+    is the reference's.  The first one's tokenizer, chat template and mesh are used."""
     divergence: Divergence = "reverse_kl"
-    """In the objective that the policies were trained with: DPO's is `reverse_kl`, `f_dpo_js`'s is `jsd`, ..."""
+    """In the objective that the policies were trained with: DPO's is `reverse_kl`, `f_dpo_js`'s is
+    `jsd`, ..."""
     alpha: float = 0.5
     """Order of the divergence `alpha`, > 0, as in the objective `f_dpo_alpha`."""
     reference: str | Path | None = None
-    """The model that the policies were trained from.  Under the reverse KL it plays no part if the weights sum to 1."""
+    """The model that the policies were trained from.  Under the reverse KL it plays no part if the
+    weights sum to 1."""
     first_top_k: int | None = None
     """Only the k most likely tokens of the first policy; under the reverse KL only."""
 
     def __post_init__(self):
         given = self.policies.items() if isinstance(self.policies, Mapping) else self.policies
-        object.__setattr__(self, "policies", tuple((source, float(weight)) for source, weight in given))
+        object.__setattr__(
+            self, "policies", tuple((source, float(weight)) for source, weight in given)
+        )
         if problems := list(self._problems()):
-            raise InputError("a mix of policies that can be decoded", "; ".join(problems), "correct it")
+            raise InputError(
+                "a mix of policies that can be decoded", "; ".join(problems), "correct it"
+            )
 
     def _problems(self):
         weights = [weight for _, weight in self.policies]
@@ -115,13 +123,16 @@ def parse_policies(text: str) -> tuple[tuple[str, float], ...]:
         except ValueError:
             source = ""
         if not source:
-            raise InputError("policies with weights, as run_a:0.3,run_b:0.7", f"{item!r}", "write SOURCE:WEIGHT")
+            raise InputError(
+                "policies with weights, as run_a:0.3,run_b:0.7", f"{item!r}", "write SOURCE:WEIGHT"
+            )
     return tuple(found)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How the logits of several policies become those of one; hashable, so that it is part of a compiled program."""
+    """How the logits of several policies become those of one; hashable, so that it is part of a
+    compiled program."""
 
     divergence: Divergence
     alpha: float
@@ -131,11 +142,12 @@ class Rule:
 
 
 def mixed_logits(logits_NRV: jax.Array, weight_N: jax.Array, rule: Rule) -> jax.Array:
-    """[R, V] float32 log-probs of the mix, up to a constant of the row; see the module for the formula.
+    """[R, V] float32 log-probs of the mix, up to a constant of the row; see the module for the
+    formula.
 
     Args:
-        logits_NRV: float32 log-probs of the policies up to constants of their rows, the reference last if
-            `rule.reference`.  At most -1e30 where the head is padded.
+        logits_NRV: float32 log-probs of the policies up to constants of their rows, the reference
+            last if `rule.reference`.  At most -1e30 where the head is padded.
         weight_N: of the policies without the reference, 0 or more, not all 0.
     Source: arXiv 2406.18853; Z by bisection within bounds that always hold.
     """
@@ -144,7 +156,11 @@ def mixed_logits(logits_NRV: jax.Array, weight_N: jax.Array, rule: Rule) -> jax.
         mixed_RV = _weighted(weight_N, logits_NRV[:count])
         if rule.reference:
             mixed_RV += (1.0 - jnp.sum(weight_N)) * logits_NRV[count]
-        return mixed_RV if rule.first_top_k is None else _among(mixed_RV, logits_NRV[0], rule.first_top_k)
+        return (
+            mixed_RV
+            if rule.first_top_k is None
+            else _among(mixed_RV, logits_NRV[0], rule.first_top_k)
+        )
     logp_NRV = jax.nn.log_softmax(logits_NRV, axis=-1)
     ref_RV = logp_NRV[count]
     # Of the head's padding nothing is left; among the sums it would set the bound of Z.
@@ -168,10 +184,11 @@ def _weighted(weight_N: jax.Array, x_NRV: jax.Array) -> jax.Array:
 
 
 def _of_order(away_NRV, ref_RV, real_RV, weight_N, order: float) -> jax.Array:
-    """ref * (Z + g)^(-1/a), g = sum_i w_i (ref / pi_i)^a: f'(u) = (1 - u^-a) / a, and the forward KL is a = 1.
+    """ref * (Z + g)^(-1/a), g = sum_i w_i (ref / pi_i)^a: f'(u) = (1 - u^-a) / a, and the forward
+    KL is a = 1.
 
-    With the least g, that of token v, subtracted, Z becomes d > 0.  The term of v alone must not exceed 1, so
-    d >= ref(v)^a; and d = 1 gives at most sum ref = 1.
+    With the least g, that of token v, subtracted, Z becomes d > 0.  The term of v alone must not
+    exceed 1, so d >= ref(v)^a; and d = 1 gives at most sum ref = 1.
     """
     log_g_RV = jax.nn.logsumexp(order * away_NRV, axis=0, b=weight_N[:, None, None])
     least_R1 = jnp.min(jnp.where(real_RV, log_g_RV, jnp.inf), axis=-1, keepdims=True)
@@ -185,7 +202,8 @@ def _of_order(away_NRV, ref_RV, real_RV, weight_N, order: float) -> jax.Array:
 def _jensen_shannon(away_NRV, ref_RV, real_RV, weight_N) -> jax.Array:
     """ref / (exp(Z + g) - 1), g = sum_i w_i log(1 + ref / pi_i): f'(u) = log(2 u / (1 + u)).
 
-    As in `_of_order`: d >= log(1 + ref(v)) >= ref(v) log 2, and d = log 2 gives at most sum ref = 1.
+    As in `_of_order`: d >= log(1 + ref(v)) >= ref(v) log 2, and d = log 2 gives at most sum ref =
+    1.
     """
     g_RV = _weighted(weight_N, jax.nn.softplus(away_NRV))
     least_R1 = jnp.min(jnp.where(real_RV, g_RV, jnp.inf), axis=-1, keepdims=True)
@@ -205,12 +223,15 @@ def _log_expm1(log_x: jax.Array) -> jax.Array:
 
 
 def _reference_at(above_RV, ref_RV, real_RV) -> jax.Array:
-    """[R, 1] log-prob under the reference of the token where `above` is 0; of several, of the most likely."""
+    """[R, 1] log-prob under the reference of the token where `above` is 0; of several, of the most
+    likely."""
     least_RV = real_RV & (above_RV <= 0)
     return jnp.max(jnp.where(least_RV, ref_RV, -jnp.inf), axis=-1, keepdims=True)
 
 
-def _root(logp: Callable[[jax.Array], jax.Array], low_R1: jax.Array, high_R1: jax.Array) -> jax.Array:
+def _root(
+    logp: Callable[[jax.Array], jax.Array], low_R1: jax.Array, high_R1: jax.Array
+) -> jax.Array:
     """Where `logp` sums to 1 over the vocabulary; it falls, and low and high lie on either side."""
 
     def halve(_, ends):
@@ -230,9 +251,9 @@ def _root(logp: Callable[[jax.Array], jax.Array], low_R1: jax.Array, high_R1: ja
 def mixture_of(policies: tuple[tuple[DecodingModel, int], ...], rule: Rule) -> DecodingModel:
     """Several policies as one, the reference last if `rule.reference`.
 
-    Its parameters are `{"weight_N": ..., "bases": (tree, ...), "overlays": (tree, ...)}`: policy i reads base number
-    `policies[i][1]` with overlay i laid over it (`policy.Frozen`).  So adapters on one base hold it once, and other
-    weights are the same program.
+    Its parameters are `{"weight_N": ..., "bases": (tree, ...), "overlays": (tree, ...)}`: policy i
+    reads base number `policies[i][1]` with overlay i laid over it (`policy.Frozen`).  So adapters
+    on one base hold it once, and other weights are the same program.
     """
     each = [policy for policy, _ in policies]
 
@@ -241,7 +262,9 @@ def mixture_of(policies: tuple[tuple[DecodingModel, int], ...], rule: Rule) -> D
 
     def read(params, states, *chunk):
         trees = whole_params(params, policies)
-        return tuple(p.read(tree, state, *chunk) for p, tree, state in zip(each, trees, states, strict=True))
+        return tuple(
+            p.read(tree, state, *chunk) for p, tree, state in zip(each, trees, states, strict=True)
+        )
 
     def unpacked(params):
         of_base = {base: policy for policy, base in policies}
@@ -254,14 +277,24 @@ def mixture_of(policies: tuple[tuple[DecodingModel, int], ...], rule: Rule) -> D
 
     def next_logits(params, states, *step):
         trees = whole_params(params, policies)
-        found = [p.next_logits(tree, state, *step) for p, tree, state in zip(each, trees, states, strict=True)]
+        found = [
+            p.next_logits(tree, state, *step)
+            for p, tree, state in zip(each, trees, states, strict=True)
+        ]
         logits_NRV = jnp.stack([logits_RV for logits_RV, _ in found])
-        return mixed_logits(logits_NRV, params["weight_N"], rule), tuple(state for _, state in found)
+        return mixed_logits(logits_NRV, params["weight_N"], rule), tuple(
+            state for _, state in found
+        )
 
     return DecodingModel(start, read, unpacked, unpacked_state, next_logits)
 
 
-def whole_params(params: Mapping[str, Any], policies: Sequence[tuple[Any, int]]) -> list[dict[str, Any]]:
+def whole_params(
+    params: Mapping[str, Any], policies: Sequence[tuple[Any, int]]
+) -> list[dict[str, Any]]:
     """The parameters of every policy of a mixture."""
     overlays = params["overlays"]
-    return [{**params["bases"][base], **overlay} for (_, base), overlay in zip(policies, overlays, strict=True)]
+    return [
+        {**params["bases"][base], **overlay}
+        for (_, base), overlay in zip(policies, overlays, strict=True)
+    ]

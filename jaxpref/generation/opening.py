@@ -1,4 +1,5 @@
-"""Runs, models and PEFT adapters -> what can be decoded, on the mesh; policies on one base hold it once."""
+"""Runs, models and PEFT adapters -> what can be decoded, on the mesh; policies on one base hold it
+once."""
 
 import math
 import re
@@ -47,7 +48,11 @@ class Opened(NamedTuple):
     @property
     def policy(self) -> DecodingModel:
         unstacked = decodes_unstacked(self.pieces.mesh)
-        return decoding_model(self.pieces.model, unstacked) if self.mixed is None else self.mixed.policy(unstacked)
+        return (
+            decoding_model(self.pieces.model, unstacked)
+            if self.mixed is None
+            else self.mixed.policy(unstacked)
+        )
 
     @property
     def positions(self) -> int:
@@ -60,12 +65,16 @@ class Mixed(NamedTuple):
     """What is known of several models that decide together."""
 
     models: tuple[tuple[Model, int], ...]
-    """Each with the number of its base among those of the parameters; the reference last, if it takes part."""
+    """Each with the number of its base among those of the parameters; the reference last, if it
+    takes part."""
     rule: Rule
     specs: tuple[ModelSpec, ...]
 
     def policy(self, unstacked: bool) -> DecodingModel:
-        return mixture_of(tuple((decoding_model(model, unstacked), base) for model, base in self.models), self.rule)
+        return mixture_of(
+            tuple((decoding_model(model, unstacked), base) for model, base in self.models),
+            self.rule,
+        )
 
 
 class _BaseKey(NamedTuple):
@@ -88,12 +97,15 @@ class _Found(NamedTuple):
     run: bool
 
 
-def open_source(source: str | Path | Mix, *, step: str = "best", overrides: Sequence[str] = ()) -> Opened:
+def open_source(
+    source: str | Path | Mix, *, step: str = "best", overrides: Sequence[str] = ()
+) -> Opened:
     """A policy or several, with their parameters on the mesh.
 
     Args:
-        source: directory of a run, a model as `model.path` of a config, a PEFT adapter directory (whose base is the one
-            that it names, unless `overrides` set model.path), or a `Mix` of these.
+        source: directory of a run, a model as `model.path` of a config, a PEFT adapter directory
+            (whose base is the one that it names, unless `overrides` set model.path), or a `Mix` of
+            these.
         step: of runs: best, latest or a number.
         overrides: settings `model.compute_dtype=bfloat16` or `mesh.data=8`, for all of a mix.
     Errors: InputError for anything that does not fit.
@@ -106,30 +118,39 @@ def open_source(source: str | Path | Mix, *, step: str = "best", overrides: Sequ
     return Opened(found.pieces, {**bases[key], **overlay})
 
 
-def open_policy(source: str | Path, *, step: str = "best", overrides: Sequence[str] = ()) -> tuple[Pieces, Any]:
+def open_policy(
+    source: str | Path, *, step: str = "best", overrides: Sequence[str] = ()
+) -> tuple[Pieces, Any]:
     """A single policy, with its parameters on the mesh; arguments as of `open_source`."""
     opened = open_source(source, step=step, overrides=overrides)
     return opened.pieces, opened.params
 
 
 def reweighted(opened: Opened, weights: Sequence[float]) -> Opened:
-    """The same mix with other weights, of all its policies but the reference: nothing is read or compiled anew.
+    """The same mix with other weights, of all its policies but the reference: nothing is read or
+    compiled anew.
 
-    Errors: InputError for weights that the mix was not opened for: of another number, below 0 or all 0, or without a
-        reference and not summing to 1.
+    Errors: InputError for weights that the mix was not opened for: of another number, below 0 or
+        all 0, or without a reference and not summing to 1.
     """
     given = opened.params["weight_N"]
     whole = math.isclose(math.fsum(weights), 1.0, abs_tol=1e-6)
     fits = len(weights) == len(given) and min(weights) >= 0 and max(weights) > 0
     if not fits or not (whole or opened.mixed.rule.reference):
         rest = "" if opened.mixed.rule.reference else ", in all 1"
-        raise InputError(f"{len(given)} weights of 0 or more{rest}", f"{list(weights)}", "open the mix with them")
-    return opened._replace(params={**opened.params, "weight_N": _everywhere(weights, opened.pieces.mesh)})
+        raise InputError(
+            f"{len(given)} weights of 0 or more{rest}", f"{list(weights)}", "open the mix with them"
+        )
+    return opened._replace(
+        params={**opened.params, "weight_N": _everywhere(weights, opened.pieces.mesh)}
+    )
 
 
 def _everywhere(weights: Sequence[float], mesh: Mesh) -> jax.Array:
     values = np.array(weights, np.float32)
-    return jax.make_array_from_callback(values.shape, NamedSharding(mesh, P()), lambda index: values[index])
+    return jax.make_array_from_callback(
+        values.shape, NamedSharding(mesh, P()), lambda index: values[index]
+    )
 
 
 def _open_mix(mix: Mix, step: str, overrides: Sequence[str]) -> Opened:
@@ -139,8 +160,14 @@ def _open_mix(mix: Mix, step: str, overrides: Sequence[str]) -> Opened:
     found: list[_Found] = []
     for source in sources:
         # Arrays of one program lie on one mesh.
-        mesh = [f"mesh.{axis}={size}" for axis, size in found[0].pieces.mesh.shape.items()] if found else []
-        found.append(_find(source, step if source in runs or not runs else "best", [*overrides, *mesh]))
+        mesh = (
+            [f"mesh.{axis}={size}" for axis, size in found[0].pieces.mesh.shape.items()]
+            if found
+            else []
+        )
+        found.append(
+            _find(source, step if source in runs or not runs else "best", [*overrides, *mesh])
+        )
     _check_vocabularies(found)
     bases: dict[_BaseKey, Any] = {}
     read: dict[int, tuple[_BaseKey, Any]] = {}
@@ -151,13 +178,21 @@ def _open_mix(mix: Mix, step: str, overrides: Sequence[str]) -> Opened:
     keys, each = list(bases), [read[i] for i in range(len(found))]
     pieces = found[0].pieces
     weights = [weight for _, weight in mix.policies if weight > 0]
-    models = tuple((f.pieces.model, keys.index(key)) for f, (key, _) in zip(found, each, strict=True))
+    models = tuple(
+        (f.pieces.model, keys.index(key)) for f, (key, _) in zip(found, each, strict=True)
+    )
     mixed = Mixed(models, mix.rule, tuple(f.pieces.source.spec for f in found))
-    return opened_mix(pieces, mixed, weights, list(bases.values()), [overlay for _, overlay in each])
+    return opened_mix(
+        pieces, mixed, weights, list(bases.values()), [overlay for _, overlay in each]
+    )
 
 
 def opened_mix(
-    pieces: Pieces, mixed: Mixed, weights: Sequence[float], bases: Sequence[Any], overlays: Sequence[Any]
+    pieces: Pieces,
+    mixed: Mixed,
+    weights: Sequence[float],
+    bases: Sequence[Any],
+    overlays: Sequence[Any],
 ) -> Opened:
     """A mix of policies whose parameters are there.
 
@@ -167,13 +202,19 @@ def opened_mix(
         overlays: of every model of `mixed`, what is laid over its base.
     """
     weight_N = _everywhere(weights, pieces.mesh)
-    return Opened(pieces, {"weight_N": weight_N, "bases": tuple(bases), "overlays": tuple(overlays)}, mixed)
+    return Opened(
+        pieces, {"weight_N": weight_N, "bases": tuple(bases), "overlays": tuple(overlays)}, mixed
+    )
 
 
 def _find(source: str | Path, step: str, overrides: Sequence[str]) -> _Found:
     run = is_run(source)
     if not run and step != "best":
-        raise InputError("`step` with a run only", f"step={step!r} with {source}, which is not a run", "leave it out")
+        raise InputError(
+            "`step` with a run only",
+            f"step={step!r} with {source}, which is not a run",
+            "leave it out",
+        )
     if run:
         config = read_config(source, overrides)
     else:
@@ -194,7 +235,8 @@ def _with_model(config: Config, source: str | Path, overrides: Sequence[str]) ->
 def _read(
     found: _Found, step: str, bases: dict[_BaseKey, Any], *, reference: bool = False
 ) -> tuple[_BaseKey, dict[str, Any]]:
-    """Key of its base among `bases`, to which it is added when it is missing, and what is laid over that base."""
+    """Key of its base among `bases`, to which it is added when it is missing, and what is laid over
+    that base."""
     pieces = found.pieces
     key = _base_key(found, step)
     if pieces.lora is None:
@@ -220,7 +262,9 @@ def _base_key(found: _Found, step: str) -> _BaseKey:
     pieces = found.pieces
     dtype = pieces.config.model.compute_dtype
     if pieces.lora is not None:
-        return _BaseKey(str(pieces.source.path.resolve()), dtype, dtype, quantisation(pieces.config.adapter))
+        return _BaseKey(
+            str(pieces.source.path.resolve()), dtype, dtype, quantisation(pieces.config.adapter)
+        )
     if found.run:
         return _BaseKey(str(Path(found.source).resolve()), dtype, "float32", None, step)
     return _BaseKey(str(pieces.source.path.resolve()), dtype, "float32", None)
@@ -229,10 +273,14 @@ def _base_key(found: _Found, step: str) -> _BaseKey:
 def _shared(key: _BaseKey, bases: Sequence[_BaseKey], reference: bool) -> _BaseKey:
     """The key of the same weights below an adapter, where there is one.
 
-    A model whose base is quantised for the adapters is another model, but as a reference it is what they were trained
-    against.
+    A model whose base is quantised for the adapters is another model, but as a reference it is what
+    they were trained against.
     """
-    same = (k for k in bases if k[:2] == key[:2] and k.step is None and (reference or k.quantisation is None))
+    same = (
+        k
+        for k in bases
+        if k[:2] == key[:2] and k.step is None and (reference or k.quantisation is None)
+    )
     return next(same, key)
 
 

@@ -21,9 +21,10 @@ def read_prompts(path: str | Path) -> list[Group]:
     """The prompts of a file, as groups without completions.
 
     Args:
-        path: a `.txt` with one prompt a line, as it stands there; or what `data.train` may name (.jsonl, .parquet, a
-            folder, a hub id), each row with `prompt` (text or messages) or `messages`, or a row of training data, the
-            prompt of which is taken as training takes it.
+        path: a `.txt` with one prompt a line, as it stands there; or what `data.train` may name
+            (.jsonl, .parquet, a folder, a hub id), each row with `prompt` (text or messages) or
+            `messages`, or a row of training data, the prompt of which is taken as training takes
+            it.
     Errors: InputError with file and row.
     """
     rows = _lines(Path(path)) if str(path).endswith(".txt") else read_rows(str(path))
@@ -53,7 +54,9 @@ def to_prompt(row: Mapping[str, Any], where: str, number: int) -> Group:
         check_text(value, key, where)
         return Group(value, (), number, where)
     if not isinstance(value, list):
-        raise InputError("text or a list of messages", f'{where}, key "{key}": {shown(value)}', "correct the row")
+        raise InputError(
+            "text or a list of messages", f'{where}, key "{key}": {shown(value)}', "correct the row"
+        )
     messages = read_messages(value, "prompt", where)
     if messages[-1]["role"] == "assistant":
         raise InputError(
@@ -65,23 +68,33 @@ def to_prompt(row: Mapping[str, Any], where: str, number: int) -> Group:
 
 
 def prompt_ids(
-    prompts: Sequence[Group], tokenizer: Any, *, vocabulary: int, positions: int, max_new_tokens: int
+    prompts: Sequence[Group],
+    tokenizer: Any,
+    *,
+    vocabulary: int,
+    positions: int,
+    max_new_tokens: int,
 ) -> list[np.ndarray]:
-    """Token ids of every prompt: text as it is with the tokenizer's special tokens, messages by the chat template.
+    """Token ids of every prompt: text as it is with the tokenizer's special tokens, messages by the
+    chat template.
 
     Args:
         vocabulary: of the model.
         positions: of the model, for prompt and new tokens together.
-    Errors: InputError for no prompts, one without tokens, and one that leaves too little room; RowError for one that
-        the chat template refuses.
+    Errors: InputError for no prompts, one without tokens, and one that leaves too little room;
+        RowError for one that the chat template refuses.
     """
     if not prompts:
         raise InputError("at least one prompt", "none", "give some")
     encoded = encode_prompts(prompts, tokenizer)
-    check_known_tokens(((prompt.where, (ids,)) for prompt, ids in zip(prompts, encoded, strict=True)), vocabulary)
+    check_known_tokens(
+        ((prompt.where, (ids,)) for prompt, ids in zip(prompts, encoded, strict=True)), vocabulary
+    )
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not len(ids):
-            raise InputError("a prompt of at least one token", f"{prompt.where}: no token", "write a text")
+            raise InputError(
+                "a prompt of at least one token", f"{prompt.where}: no token", "write a text"
+            )
         if len(ids) + max_new_tokens > positions:
             raise InputError(
                 f"prompt and new tokens within the model's {positions} positions",

@@ -1,9 +1,10 @@
-"""Logits of the next token -> a token: greedy, or drawn after temperature, top-k, top-p and min-p, in this order.
+"""Logits of the next token -> a token: greedy, or drawn after temperature, top-k, top-p and min-p,
+in this order.
 
-Definitions and order are those of transformers.  Its top-p sorts the vocabulary; here top-k and top-p are a threshold
-that is found by bisection over the float32 numbers: exact, without a sort, and of a sharded vocabulary only sums
-travel.  Of several equal logits at the threshold all are kept (so does transformers' top-k; its top-p keeps some of
-them, as its sort has it).
+Definitions and order are those of transformers.  Its top-p sorts the vocabulary; here top-k and
+top-p are a threshold that is found by bisection over the float32 numbers: exact, without a sort,
+and of a sharded vocabulary only sums travel.  Of several equal logits at the threshold all are kept
+(so does transformers' top-k; its top-p keeps some of them, as its sort has it).
 """
 
 import math
@@ -17,20 +18,23 @@ from jax import lax
 
 from jaxpref.errors import InputError
 
-# Named: another default generator might not give a row the same numbers in every batch and on every mesh.
+# Named: another default generator might not give a row the same numbers in every batch and on every
+#     mesh.
 _GENERATOR = "threefry2x32"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen; None leaves a warper out.  Errors: InputError for a value out of range."""
+    """How a token is chosen; None leaves a warper out.  Errors: InputError for a value out of
+    range."""
 
     temperature: float = 0.0
     """Logits are divided by it; 0 takes the most likely token."""
     top_k: int | None = None
     """Only tokens with fewer than k more likely ones."""
     top_p: float | None = None
-    """Only the smallest set of most likely tokens whose probabilities sum to p or more (arXiv 1904.09751)."""
+    """Only the smallest set of most likely tokens whose probabilities sum to p or more (arXiv
+    1904.09751)."""
     min_p: float | None = None
     """Only tokens at least p times as likely as the most likely one (arXiv 2407.01082)."""
 
@@ -44,10 +48,14 @@ class Sampling:
             if (value := getattr(self, name)) is not None and not 0 < value <= 1:
                 problems.append(f"{name}={value}: more than 0, at most 1")
         if self.greedy:
-            given = [name for name in ("top_k", "top_p", "min_p") if getattr(self, name) is not None]
+            given = [
+                name for name in ("top_k", "top_p", "min_p") if getattr(self, name) is not None
+            ]
             problems += [f"{name} has no effect at temperature 0" for name in given]
         if problems:
-            raise InputError("sampling settings in their range", "; ".join(problems), "correct them")
+            raise InputError(
+                "sampling settings in their range", "; ".join(problems), "correct them"
+            )
 
     @property
     def greedy(self) -> bool:
@@ -55,17 +63,22 @@ class Sampling:
 
 
 def row_keys(seed: int, numbers: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Keys as their data, [R, 2] uint32: they depend on the seed and a row's (prompt, sample) numbers alone."""
+    """Keys as their data, [R, 2] uint32: they depend on the seed and a row's (prompt, sample)
+    numbers alone."""
     key = jax.random.key(seed, impl=_GENERATOR)
-    fold = jax.vmap(lambda number_2: jax.random.fold_in(jax.random.fold_in(key, number_2[0]), number_2[1]))
+    fold = jax.vmap(
+        lambda number_2: jax.random.fold_in(jax.random.fold_in(key, number_2[0]), number_2[1])
+    )
     return np.asarray(jax.random.key_data(fold(np.array(numbers, np.uint32))))
 
 
-def choose(logits_RV: jax.Array, key_R2: jax.Array, position_R: jax.Array, sampling: Sampling) -> jax.Array:
+def choose(
+    logits_RV: jax.Array, key_R2: jax.Array, position_R: jax.Array, sampling: Sampling
+) -> jax.Array:
     """[R] int32 tokens for `position_R`.
 
-    A draw is the argmax of logits plus Gumbel noise (Maddison et al., arXiv 1411.0030, section 2), each row's of its
-    own key and position.
+    A draw is the argmax of logits plus Gumbel noise (Maddison et al., arXiv 1411.0030, section 2),
+    each row's of its own key and position.
     """
     if sampling.greedy:
         return jnp.argmax(logits_RV, axis=-1).astype(jnp.int32)
@@ -76,11 +89,14 @@ def choose(logits_RV: jax.Array, key_R2: jax.Array, position_R: jax.Array, sampl
 
 
 def warp(logits_RV: jax.Array, sampling: Sampling) -> jax.Array:
-    """Logits of the distribution that is drawn from; -inf where a token is left out.  `sampling` must not be greedy."""
+    """Logits of the distribution that is drawn from; -inf where a token is left out.  `sampling`
+    must not be greedy."""
     logits_RV = logits_RV / sampling.temperature
     if sampling.top_k is not None:
         logits_RV = _most_likely(logits_RV, jnp.ones_like(logits_RV), float(sampling.top_k))
-    if sampling.top_p is not None and sampling.top_p < 1:  # rounded sums would leave out part of the tail
+    if (
+        sampling.top_p is not None and sampling.top_p < 1
+    ):  # rounded sums would leave out part of the tail
         logits_RV = _most_likely(logits_RV, jax.nn.softmax(logits_RV, axis=-1), sampling.top_p)
     if sampling.min_p is not None:
         floor_R1 = logits_RV.max(-1, keepdims=True) + math.log(sampling.min_p)
@@ -97,7 +113,9 @@ def _most_likely(logits_RV: jax.Array, mass_RV: jax.Array, bound: float) -> jax.
 
     def halve(_, ends):
         low_R, high_R = ends
-        middle_R = (low_R & high_R) + ((low_R ^ high_R) >> 1)  # their mean, rounded down, without overflow
+        middle_R = (low_R & high_R) + (
+            (low_R ^ high_R) >> 1
+        )  # their mean, rounded down, without overflow
         above_R = jnp.sum(jnp.where(order_RV > middle_R[:, None], mass_RV, 0.0), axis=-1)
         enough_R = above_R < bound
         return jnp.where(enough_R, low_R, middle_R + 1), jnp.where(enough_R, middle_R, high_R)

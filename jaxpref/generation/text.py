@@ -8,19 +8,22 @@ from typing import Any
 import numpy as np
 
 _CONTEXT = 8
-"""Prompt tokens that are decoded with the new ones: enough to tell whether a token begins a text or continues one."""
+"""Prompt tokens that are decoded with the new ones: enough to tell whether a token begins a text or
+continues one."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What ends a completion: stop tokens by their ids, stop strings wherever they appear in its text."""
+    """What ends a completion: stop tokens by their ids, stop strings wherever they appear in its
+    text."""
 
     tokenizer: Any
     tokens: frozenset[int]
     strings: tuple[str, ...]
 
     def within(self, prompt: np.ndarray) -> Callable[[np.ndarray], int | None]:
-        """new tokens -> after how many of them their text first holds a stop string; None when it does not."""
+        """new tokens -> after how many of them their text first holds a stop string; None when it
+        does not."""
 
         def end(new: np.ndarray) -> int | None:
             holds = lambda count: self._first(self._text(prompt, new[:count])) is not None
@@ -31,7 +34,8 @@ class Ending:
         return end
 
     def cut(self, prompt: np.ndarray, new: np.ndarray) -> tuple[str, str]:
-        """The text of new tokens up to what ended it, and that: `stop_string`, `stop_token` or `length`."""
+        """The text of new tokens up to what ended it, and that: `stop_string`, `stop_token` or
+        `length`."""
         text = self._text(prompt, new)
         at = self._first(text)
         if at is not None:
@@ -45,9 +49,11 @@ class Ending:
     def _text(self, prompt: np.ndarray, new: np.ndarray) -> str:
         """What new tokens add to the prompt's text, without a stop token.
 
-        Decoded alone they may give another text: tokenizers of SentencePiece's kind drop the space in front of the
-        first word.
+        Decoded alone they may give another text: tokenizers of SentencePiece's kind drop the space
+        in front of the first word.
         """
-        decode = lambda ids: self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        decode = lambda ids: self.tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         new, context = new[:-1] if new[-1] in self.tokens else new, prompt[-_CONTEXT:]
         return decode(np.concatenate([context, new]))[len(decode(context)) :]

@@ -1,10 +1,10 @@
-"""Causal attention over packed, prefix-shared rows: a key at column k is visible to column q iff k <= q < expiry[k]
-and, where the layer has a window, position[q] - position[k] < window.
+"""Causal attention over packed, prefix-shared rows: a key at column k is visible to column q iff k
+<= q < expiry[k] and, where the layer has a window, position[q] - position[k] < window.
 
-Blockwise with an online softmax (Milakov & Gimelshein, arXiv 1805.02867; FlashAttention, arXiv 2205.14135), so that
-[L, L] scores never exist, and with the column-wise mask of FlashMask (arXiv 2410.01359): per block of queries the
-loop starts at the first block of keys that any of them may see.  A row of short groups therefore costs what the
-groups cost, not what the row costs.
+Blockwise with an online softmax (Milakov & Gimelshein, arXiv 1805.02867; FlashAttention, arXiv
+2205.14135), so that [L, L] scores never exist, and with the column-wise mask of FlashMask (arXiv
+2410.01359): per block of queries the loop starts at the first block of keys that any of them may
+see.  A row of short groups therefore costs what the groups cost, not what the row costs.
 
 Plain XLA: the same code runs on CPU, GPU and TPU, and shards over rows and heads.
 """
@@ -55,7 +55,8 @@ def attention(
     R, L, N, H = q_RLNH.shape
     M = k_RLMH.shape[2]
     assert L % block == 0 and N % M == 0
-    # Heads first, the queries of one key head side by side: every product below is then a plain batched matmul.
+    # Heads first, the queries of one key head side by side: every product below is then a plain
+    #     batched matmul.
     q_RMJLH = q_RLNH.reshape(R, L, M, N // M, H).transpose(0, 2, 3, 1, 4)
     q_RMJLH = scaled(q_RMJLH, scale)
     k_RMLH, v_RMLH = k_RLMH.transpose(0, 2, 1, 3), v_RLMH.transpose(0, 2, 1, 3)
@@ -78,7 +79,8 @@ def _block(x, i, block, axis):
 
 
 def _first_visible_block(mask: Mask, block):
-    """[blocks] int32: the first block of keys that some query of block i may see; i + 1 where all is padding."""
+    """[blocks] int32: the first block of keys that some query of block i may see; i + 1 where all
+    is padding."""
     blocks = mask.expiry_RL.shape[1] // block
     if mask.window is None:
         last_query = mask.expiry_RL.reshape(-1, blocks, block).max((0, 2))
@@ -91,15 +93,22 @@ def _first_visible_block(mask: Mask, block):
 
 
 def _within_window(mask: Mask, block):
-    """[blocks, blocks] whether some query of block i, not past the key's expiry, is near enough to a key of block j.
+    """[blocks, blocks] whether some query of block i, not past the key's expiry, is near enough to
+    a key of block j.
 
-    Of the queries before the expiry, which are the first ones of a block, the one with the smallest position decides.
+    Of the queries before the expiry, which are the first ones of a block, the one with the smallest
+    position decides.
     """
     R, L = mask.expiry_RL.shape
     blocks = L // block
     nearest_RL = lax.cummin(mask.position_RL.reshape(R, blocks, block), axis=2).reshape(R, L)
-    last_query_RiL = jnp.minimum(mask.expiry_RL[:, None, :], (jnp.arange(1, blocks + 1) * block)[None, :, None]) - 1
-    position_RiL = jnp.take_along_axis(nearest_RL[:, None, :], jnp.maximum(last_query_RiL, 0), axis=2)
+    last_query_RiL = (
+        jnp.minimum(mask.expiry_RL[:, None, :], (jnp.arange(1, blocks + 1) * block)[None, :, None])
+        - 1
+    )
+    position_RiL = jnp.take_along_axis(
+        nearest_RL[:, None, :], jnp.maximum(last_query_RiL, 0), axis=2
+    )
     before_expiry_RiL = last_query_RiL >= (jnp.arange(blocks) * block)[None, :, None]
     visible_RiL = before_expiry_RiL & (position_RiL - mask.position_RL[:, None, :] < mask.window)
     return visible_RiL.reshape(R, blocks, blocks, block).any((0, 3))
@@ -120,7 +129,10 @@ def _masked(s_RMJqk, mask: Mask, i, j, block):
         column_q[None, :, None] < expiry_RC[:, None, :]
     )
     if mask.window is not None:
-        position_q, position_k = _block(mask.position_RL, i, block, 1), _block(mask.position_RL, j, block, 1)
+        position_q, position_k = (
+            _block(mask.position_RL, i, block, 1),
+            _block(mask.position_RL, j, block, 1),
+        )
         visible_Rqk &= position_q[:, :, None] - position_k[:, None, :] < mask.window
     return jnp.where(visible_Rqk[:, None, None], s_RMJqk, _MASKED)
 
@@ -136,8 +148,12 @@ def _forward(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap):
             top, total, acc = carry
             s = _masked(_scores(q, _block(k_RMLH, j, block, 2), softcap), mask, i, j, block)
             new_top = jnp.maximum(top, s.max(-1))
-            p = jnp.exp(s - new_top[..., None])  # exactly 0 at masked keys, once the query has seen any key
-            shrink = jnp.exp(top - new_top)  # 0 when this block holds the first key seen, which wipes the ones before
+            p = jnp.exp(
+                s - new_top[..., None]
+            )  # exactly 0 at masked keys, once the query has seen any key
+            shrink = jnp.exp(
+                top - new_top
+            )  # 0 when this block holds the first key seen, which wipes the ones before
             pv = jnp.einsum(
                 "RMJqk,RMkH->RMJqH",
                 p.astype(v_RMLH.dtype),
@@ -171,8 +187,11 @@ def _backward(block, softcap, saved, dout_RMJLH):
     q_RMJLH, k_RMLH, v_RMLH, mask, out_RMJLH, lse_RMJL = saved
     f32 = jnp.float32
     first = _first_visible_block(mask, block)
-    # FlashAttention's D_i: dot of the output with its cotangent; "highest", or a TPU might round float32 operands.
-    delta_RMJL = jnp.einsum("RMJLH,RMJLH->RMJL", out_RMJLH, dout_RMJLH, precision="highest", preferred_element_type=f32)
+    # FlashAttention's D_i: dot of the output with its cotangent; "highest", or a TPU might round
+    # float32 operands.
+    delta_RMJL = jnp.einsum(
+        "RMJLH,RMJLH->RMJL", out_RMJLH, dout_RMJLH, precision="highest", preferred_element_type=f32
+    )
 
     def query_block(carry, i):
         q, dout = _block(q_RMJLH, i, block, 3), _block(dout_RMJLH, i, block, 3)
@@ -188,10 +207,14 @@ def _backward(block, softcap, saved, dout_RMJLH):
             if softcap is not None:  # d(c tanh(x / c)) / dx = 1 - tanh(x / c)^2
                 ds *= 1.0 - (s / softcap) ** 2
             ds = ds.astype(q.dtype)
-            dv = jnp.einsum("RMJqk,RMJqH->RMkH", p.astype(v.dtype), dout, preferred_element_type=f32)
+            dv = jnp.einsum(
+                "RMJqk,RMJqH->RMkH", p.astype(v.dtype), dout, preferred_element_type=f32
+            )
             dk = jnp.einsum("RMJqk,RMJqH->RMkH", ds, q, preferred_element_type=f32)
             dq = dq + jnp.einsum("RMJqk,RMkH->RMJqH", ds, k, preferred_element_type=f32)
-            add = lambda x, dx: lax.dynamic_update_slice_in_dim(x, _block(x, j, block, 2) + dx, j * block, 2)
+            add = lambda x, dx: lax.dynamic_update_slice_in_dim(
+                x, _block(x, j, block, 2) + dx, j * block, 2
+            )
             return dq, add(dk_RMLH, dk), add(dv_RMLH, dv)
 
         dq0 = jnp.zeros(q.shape, f32)

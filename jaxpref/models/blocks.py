@@ -1,4 +1,5 @@
-"""One layer of the decoder: thin Linen shells for names and initialisation around the functions of layers.py."""
+"""One layer of the decoder: thin Linen shells for names and initialisation around the functions of
+layers.py."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,8 +39,11 @@ class Carry(NamedTuple):
     """Sum of `experts.statistics` over the layers, where asked for."""
 
 
-def _weigh(module, name: str, equation: str, x: jax.Array, shape: tuple[int, ...], bias: bool = False) -> jax.Array:
-    """x times the parameter `name`, with the adapter of this name if there is one, and `<name>_bias`."""
+def _weigh(
+    module, name: str, equation: str, x: jax.Array, shape: tuple[int, ...], bias: bool = False
+) -> jax.Array:
+    """x times the parameter `name`, with the adapter of this name if there is one, and
+    `<name>_bias`."""
     w = _weight(module, name, shape)
     if module.has_variable("lora", name):
         key = module.make_rng("dropout") if module.has_rng("dropout") else None
@@ -50,12 +54,19 @@ def _weigh(module, name: str, equation: str, x: jax.Array, shape: tuple[int, ...
         inputs, y_axes = equation.split("->")
         w_axes = inputs.split(",")[1]
         out = tuple(size for axis, size in zip(w_axes, shape, strict=True) if axis in y_axes)
-        y = y + module.param(f"{name}_bias", nn.initializers.zeros, out).astype(jnp.float32)[None, None]
+        y = (
+            y
+            + module.param(f"{name}_bias", nn.initializers.zeros, out).astype(jnp.float32)[
+                None, None
+            ]
+        )
     return y.astype(x.dtype)
 
 
 def _weight(module, name: str, shape: tuple[int, ...]):
-    if module.has_variable("params", name) and isinstance(w := module.get_variable("params", name), Transposed):
+    if module.has_variable("params", name) and isinstance(
+        w := module.get_variable("params", name), Transposed
+    ):
         return w  # Linen would miss the shape
     return module.param(name, WEIGHT_INIT, shape)
 
@@ -92,13 +103,17 @@ class Attention(nn.Module):
         k_RLMH = _weigh(self, "k", "RLD,DMH->RLMH", x_RLD, (D, M, H), spec.qkv_bias)
         v_RLMH = _weigh(self, "v", "RLD,DMH->RLMH", x_RLD, (D, M, H), spec.qkv_bias)
         if spec.qk_norm:
-            scale = lambda name, heads: _norm_scale(self, name, (H,) if spec.qk_norm == "head" else (heads, H))
+            scale = lambda name, heads: _norm_scale(
+                self, name, (H,) if spec.qk_norm == "head" else (heads, H)
+            )
             q_RLNH = layers.rms_norm(q_RLNH, scale("q_norm", N), spec.norm_eps)
             k_RLMH = layers.rms_norm(k_RLMH, scale("k_norm", M), spec.norm_eps)
         if shared.rope is not None:
             rope = shared.rope
             if "rope" in layer:
-                rope = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, layer["rope"], 0, keepdims=False), rope)
+                rope = jax.tree.map(
+                    lambda x: lax.dynamic_index_in_dim(x, layer["rope"], 0, keepdims=False), rope
+                )
             q_RLNH, k_RLMH = layers.rotate(q_RLNH, *rope), layers.rotate(k_RLMH, *rope)
         out_RLNH, memory = self.attend(q_RLNH, k_RLMH, v_RLMH, memory, shared.view, layer)
         return _weigh(self, "o", "RLNH,NHD->RLD", out_RLNH, (N, H, D), spec.o_bias), memory
@@ -131,7 +146,9 @@ class Experts(nn.Module):
         D, E, F = spec.width, spec.experts, spec.ffn
         router_DE = self.param("router", WEIGHT_INIT, (D, E))
         shapes = {"gate": (E, D, F), "up": (E, D, F), "down": (E, F, D)}
-        weights = experts.Weights(**{name: self.param(name, WEIGHT_INIT, shape) for name, shape in shapes.items()})
+        weights = experts.Weights(
+            **{name: self.param(name, WEIGHT_INIT, shape) for name, shape in shapes.items()}
+        )
         routing = experts.route(x_RLD, router_DE, spec.experts_per_token, spec.norm_topk)
         return experts.mix(x_RLD, routing, real_RL, weights, spec.activation), routing
 

@@ -1,10 +1,10 @@
 """The one decoder: the blocks of blocks.py under scan and remat, between an embedding and a head.
 
-Outside `jaxpref/models/` nobody sees a Module: `build_model` gives a `Model`, functions over a nested dict of arrays
-whose tree is documented at `ModelSpec`.
+Outside `jaxpref/models/` nobody sees a Module: `build_model` gives a `Model`, functions over a
+nested dict of arrays whose tree is documented at `ModelSpec`.
 
-The layers are one scan whatever the pattern in which they alternate: what differs between them is numbers (a window,
-which rotation), scanned beside the parameters.
+The layers are one scan whatever the pattern in which they alternate: what differs between them is
+numbers (a window, which rotation), scanned beside the parameters.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,17 +46,24 @@ class Embed(nn.Module):
     def __call__(self, token_RL, position_RL, dtype):
         spec = self.spec
         table_VD = self.param("table", WEIGHT_INIT, (self.rows, spec.width))
-        # The vocabulary lies over fsdp and tensor, so every holder looks up all rows of its data shard; the rows are
-        # spread over fsdp again right after.
+        # The vocabulary lies over fsdp and tensor, so every holder looks up all rows of its data
+        # shard; the rows are spread over fsdp again right after.
         x_RLD = constrain(
-            table_VD[constrain(token_RL, "rows_replicated_fsdp", None)], "rows_replicated_fsdp", None, None
+            table_VD[constrain(token_RL, "rows_replicated_fsdp", None)],
+            "rows_replicated_fsdp",
+            None,
+            None,
         )
         x_RLD = constrain(x_RLD.astype(dtype), "rows", None, None)
         if spec.embed_scale is not None:
-            x_RLD = x_RLD * jnp.asarray(spec.embed_scale, dtype)  # rounded to the compute dtype first, as transformers
+            x_RLD = x_RLD * jnp.asarray(
+                spec.embed_scale, dtype
+            )  # rounded to the compute dtype first, as transformers
         if spec.learned_positions:
             position_PD = self.param("position", WEIGHT_INIT, (spec.max_positions, spec.width))
-            x_RLD = x_RLD + constrain(position_PD[jnp.maximum(position_RL, 0)].astype(dtype), "rows", None, None)
+            x_RLD = x_RLD + constrain(
+                position_PD[jnp.maximum(position_RL, 0)].astype(dtype), "rows", None, None
+            )
         return x_RLD
 
 
@@ -83,7 +90,8 @@ class Decoder(nn.Module):
     router: bool = False
     """Whether the router's statistics are summed."""
     unstacked: bool = False
-    """Whether every layer has a subtree of its own, `layers_0`, ..., and a memory of its own (`_unstack_layers`)."""
+    """Whether every layer has a subtree of its own, `layers_0`, ..., and a memory of its own
+    (`_unstack_layers`)."""
 
     @nn.compact
     def __call__(self, token_RL, position_RL, real_RL, view, memory=()):
@@ -97,7 +105,9 @@ class Decoder(nn.Module):
             for y in range(spec.layers):
                 layer = jax.tree.map(lambda x, y=y: x[y], numbers)
                 own = carry._replace(memory=memory[y])
-                carry, _ = Block(spec, self.lora, self.attend, name=f"layers_{y}")(own, shared, layer)
+                carry, _ = Block(spec, self.lora, self.attend, name=f"layers_{y}")(
+                    own, shared, layer
+                )
                 memories.append(carry.memory)
             carry = carry._replace(memory=tuple(memories))
         else:
@@ -123,10 +133,13 @@ class Decoder(nn.Module):
 
 
 def _layer_numbers(spec: ModelSpec, position_RL):
-    """Rotations, and {name: [Y]} numbers in which the layers differ; what no layer has is not in the program."""
+    """Rotations, and {name: [Y]} numbers in which the layers differ; what no layer has is not in
+    the program."""
     numbers = {"index": jnp.arange(spec.layers)}
     if any(kind.window is not None for kind in spec.kinds):
-        numbers["window"] = jnp.asarray([kind.window or _NO_WINDOW for kind in spec.kinds], jnp.int32)
+        numbers["window"] = jnp.asarray(
+            [kind.window or _NO_WINDOW for kind in spec.kinds], jnp.int32
+        )
     if spec.learned_positions:
         return None, numbers
     kinds = [kind.rope for kind in spec.kinds] or ["global"]
@@ -140,7 +153,8 @@ def _layer_numbers(spec: ModelSpec, position_RL):
 
 @dataclass(frozen=True)
 class Model:
-    """A language model as functions over a nested dict of arrays; the rest of jaxpref sees only this.
+    """A language model as functions over a nested dict of arrays; the rest of jaxpref sees only
+    this.
 
     A model of one's own needs `init`, `hidden`, `head` and `vocab`; the others where they are used.
     """
@@ -148,8 +162,8 @@ class Model:
     init: Callable[[jax.Array], Any]
     """key -> params, float32."""
     hidden: Callable[..., jax.Array]
-    """(params, token_RL, position_RL, expiry_RL, key=None) -> final hidden states [R, L, D], normed, in the compute
-    dtype.  The key is of the adapter's dropout; None: no dropout."""
+    """(params, token_RL, position_RL, expiry_RL, key=None) -> final hidden states [R, L, D],
+    normed, in the compute dtype.  The key is of the adapter's dropout; None: no dropout."""
     head: Callable[[Any], jax.Array]
     """params -> unembedding [V, D]; rows beyond `vocab` are padding."""
     vocab: int
@@ -159,18 +173,19 @@ class Model:
     experts: int = 0
     """Of a mixture, a layer."""
     hidden_and_router: Callable[..., tuple[jax.Array, jax.Array]] | None = None
-    """As `hidden`, and [R, L, 2, E] float32 of every token, summed over the layers: how often each expert was chosen
-    (no gradient), and its router probability.  None: no mixture of experts."""
+    """As `hidden`, and [R, L, 2, E] float32 of every token, summed over the layers: how often each
+    expert was chosen (no gradient), and its router probability.  None: no mixture of experts."""
     init_cache: Callable[[int, int], Any] | None = None
     """(rows, length) -> an empty cache for `extend`."""
     extend: Callable[..., tuple[jax.Array, Any]] | None = None
-    """(params, token_RC, position_RC, cache, column) -> hidden states [R, C, D], normed, and the cache, which then
-    holds these tokens in columns [column, column + C) of every row.  The column is an int32 scalar; the caller keeps
-    column + C <= length.  A key is visible to a query iff 0 <= key's position <= query's position, and within the
-    layer's window.  A token of position -1 is padding: written, never seen."""
+    """(params, token_RC, position_RC, cache, column) -> hidden states [R, C, D], normed, and the
+    cache, which then holds these tokens in columns [column, column + C) of every row.  The column
+    is an int32 scalar; the caller keeps column + C <= length.  A key is visible to a query iff 0 <=
+    key's position <= query's position, and within the layer's window.  A token of position -1 is
+    padding: written, never seen."""
     unstack_layers: Callable[[Any], Any] | None = None
-    """params -> the same for `extend`, every layer in arrays of its own and, as a CPU reads them fastest, transposed
-    (`transposed.py`)."""
+    """params -> the same for `extend`, every layer in arrays of its own and, as a CPU reads them
+    fastest, transposed (`transposed.py`)."""
     unstack_cache: Callable[[Any], Any] | None = None
     """A cache -> the same, for `extend` with such params."""
 
@@ -189,24 +204,34 @@ def build_model(
     """The decoder of `spec` as a `Model`.
 
     Args:
-        dtype: compute dtype of activations and weight products; norms, softmax and log-probs stay float32.
+        dtype: compute dtype of activations and weight products; norms, softmax and log-probs stay
+            float32.
         remat: a name of REMAT_POLICIES.
         attention_block: columns of an attention block; L must be a multiple.
-        scalar_heads: names of linear maps of the final hidden state to one number (`reward`, `value`), [1, D] each;
-            they start at zero.
+        scalar_heads: names of linear maps of the final hidden state to one number (`reward`,
+            `value`), [1, D] each; they start at zero.
         scan: False unrolls the layers (compile time grows with depth; for tests and inspection).
         lora: what an adapter under the params' key `lora` is.
         vocab_multiple: embedding and head get rows of padding up to a multiple of it.
-    Errors: InputError for an unknown remat policy or sizes that do not fit together.  Positions are not checked here: a
-        row may be longer than any sequence in it (`ModelSpec.longest_sequence`).
+    Errors: InputError for an unknown remat policy or sizes that do not fit together.  Positions are
+        not checked here: a row may be longer than any sequence in it
+        (`ModelSpec.longest_sequence`).
     """
     if remat not in REMAT_POLICIES:
-        raise InputError(f"a remat policy of {sorted(REMAT_POLICIES)}", f"model.remat={remat!r}", "choose one of them")
+        raise InputError(
+            f"a remat policy of {sorted(REMAT_POLICIES)}",
+            f"model.remat={remat!r}",
+            "choose one of them",
+        )
     if problems := list(_problems(spec)):
-        raise InputError("sizes that fit together", "; ".join(problems), "correct the model's config.json")
+        raise InputError(
+            "sizes that fit together", "; ".join(problems), "correct the model's config.json"
+        )
     vocab_rows = -(-spec.vocab // vocab_multiple) * vocab_multiple
-    options = {"scale": spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
-               "softcap": spec.attention_softcap}  # fmt: skip
+    options = {
+        "scale": spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
+        "softcap": spec.attention_softcap,
+    }
     decoder = partial(Decoder, spec, lora, vocab_rows, dtype, remat, scan)
 
     def attend_rows(q_RLNH, k_RLMH, v_RLMH, memory, rows, layer):
@@ -215,7 +240,9 @@ def build_model(
 
     def init(key):
         token_RL = jnp.zeros((1, attention_block), jnp.int32)
-        params = decoder(attend_rows).init(key, token_RL, token_RL, token_RL > 0, (token_RL, token_RL))["params"]
+        params = decoder(attend_rows).init(
+            key, token_RL, token_RL, token_RL > 0, (token_RL, token_RL)
+        )["params"]
         heads = {name: jnp.zeros((1, spec.width)) for name in scalar_heads}
         return params | {SCALAR_HEADS: heads} if heads else params
 
@@ -246,9 +273,18 @@ def build_model(
         return carry.x_RLD, {"layers": carry.memory, "position": position_RI}
 
     return Model(
-        init, hidden, head, spec.vocab, spec.logit_softcap, spec.experts,
-        hidden_and_router if spec.experts else None, new_cache, extend, _unstack_layers, kv_cache.unstack_layers,
-    )  # fmt: skip
+        init,
+        hidden,
+        head,
+        spec.vocab,
+        spec.logit_softcap,
+        spec.experts,
+        hidden_and_router if spec.experts else None,
+        new_cache,
+        extend,
+        _unstack_layers,
+        kv_cache.unstack_layers,
+    )
 
 
 def _unstack_layers(params: Any) -> dict[str, Any]:
@@ -283,7 +319,9 @@ def _collections(params, lora: LoraSpec | None):
     """Linen's collections of a parameter tree."""
     if LORA in params and lora is None:
         raise InputError(
-            "an adapter's LoraSpec", f"params[{LORA!r}] for a model built without", "set build_model(lora=)"
+            "an adapter's LoraSpec",
+            f"params[{LORA!r}] for a model built without",
+            "set build_model(lora=)",
         )
     base = {name: leaf for name, leaf in params.items() if name not in (SCALAR_HEADS, LORA)}
     return {"params": base} | ({"lora": params[LORA]} if LORA in params else {})

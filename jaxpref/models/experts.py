@@ -1,8 +1,11 @@
-"""Mixture of experts: every token runs through the MLPs that the router chooses for it, no token is dropped.
+"""Mixture of experts: every token runs through the MLPs that the router chooses for it, no token is
+dropped.
 
-The (token, expert) pairs are laid out sorted by expert, each expert's share filled up to whole blocks, and one loop
-runs over the blocks in use: a block reads the weights of one expert.  So the cost is that of the pairs, on every
-backend (`jax.lax.ragged_dot` runs all experts on all tokens anywhere but on TPUs), and there is no capacity.
+The (token, expert) pairs are laid out sorted by expert, each expert's share filled up to whole
+blocks, and one loop
+runs over the blocks in use: a block reads the weights of one expert.  So the cost is that of the
+pairs, on every backend (`jax.lax.ragged_dot` runs all experts on all tokens anywhere but on TPUs),
+and there is no capacity.
 """
 
 from functools import partial
@@ -34,8 +37,8 @@ class Routing(NamedTuple):
 def route(x_RLD: jax.Array, router_DE: jax.Array, per_token: int, norm_topk: bool) -> Routing:
     """The most probable experts of every token.
 
-    Source: Shazeer et al., arXiv 1701.06538; the softmax is over all experts, before the choice, as in Mixtral
-    (`norm_topk`: the chosen probabilities are divided by their sum) and Qwen3-MoE.
+    Source: Shazeer et al., arXiv 1701.06538; the softmax is over all experts, before the choice, as
+    in Mixtral (`norm_topk`: the chosen probabilities are divided by their sum) and Qwen3-MoE.
     """
     probability_RLE = jax.nn.softmax(product("RLD,DE->RLE", x_RLD, router_DE), axis=-1)
     weight_RLU, expert_RLU = lax.top_k(probability_RLE, per_token)
@@ -47,7 +50,9 @@ def route(x_RLD: jax.Array, router_DE: jax.Array, per_token: int, norm_topk: boo
 def statistics(routing: Routing) -> jax.Array:
     """[R, L, 2, E] float32 of every token: 1 for the chosen experts, and the probabilities."""
     experts = jnp.arange(routing.probability_RLE.shape[-1])
-    chosen_RLE = (routing.expert_RLU[..., None] == experts[None, None, None, :]).any(2).astype(jnp.float32)
+    chosen_RLE = (
+        (routing.expert_RLU[..., None] == experts[None, None, None, :]).any(2).astype(jnp.float32)
+    )
     return jnp.stack([chosen_RLE, routing.probability_RLE], axis=2)
 
 
@@ -59,8 +64,11 @@ class Weights(NamedTuple):
     down: jax.Array
 
 
-def mix(x_RLD: jax.Array, routing: Routing, real_RL: jax.Array, weights: Weights, activation: str) -> jax.Array:
-    """Weighted sum of the chosen experts' gated MLPs, in the dtype of x; padding (not `real_RL`) runs through none."""
+def mix(
+    x_RLD: jax.Array, routing: Routing, real_RL: jax.Array, weights: Weights, activation: str
+) -> jax.Array:
+    """Weighted sum of the chosen experts' gated MLPs, in the dtype of x; padding (not `real_RL`)
+    runs through none."""
     expert_RLU = jnp.where(real_RL[:, :, None], routing.expert_RLU, weights.gate.shape[0])
     return _mix(x_RLD, expert_RLU, routing.weight_RLU, weights, activation)
 
@@ -90,10 +98,20 @@ def _mix_backward(activation: str, saved_and_mark, dout_RLD):
 
     def local(x_RLD, expert_RLU, weight_RLU, weights, dout_RLD):
         dx_TD, dweight_TU, dweights = _backward(
-            _flat(x_RLD), _flat(expert_RLU), _flat(weight_RLU), weights, _flat(dout_RLD), activation, trained
+            _flat(x_RLD),
+            _flat(expert_RLU),
+            _flat(weight_RLU),
+            weights,
+            _flat(dout_RLD),
+            activation,
+            trained,
         )
         dx_RLD = _sum_over("ffn", dx_TD).reshape(x_RLD.shape).astype(x_RLD.dtype)
-        return dx_RLD, _sum_over("ffn", dweight_TU).reshape(weight_RLU.shape), _sum_of_rows(dweights)
+        return (
+            dx_RLD,
+            _sum_over("ffn", dweight_TU).reshape(weight_RLU.shape),
+            _sum_of_rows(dweights),
+        )
 
     outputs = _ROWS, _ROWS, _GRADIENTS if trained else None
     gradients = _per_device(local, (*_SPECS, _ROWS), outputs)(*saved, without_symbols(dout_RLD))
@@ -117,9 +135,13 @@ _SPECS = (_ROWS, _ROWS, _ROWS, _WEIGHTS)
 def _per_device(function, inputs, outputs):
     if jax.sharding.get_abstract_mesh().empty:
         return function
-    is_axes = lambda x: isinstance(x, tuple) and all(name is None or isinstance(name, str) for name in x)
+    is_axes = lambda x: (
+        isinstance(x, tuple) and all(name is None or isinstance(name, str) for name in x)
+    )
     specs = lambda tree: jax.tree.map(logical_spec, tree, is_leaf=is_axes)
-    return jax.shard_map(function, in_specs=specs(inputs), out_specs=specs(outputs), check_vma=False)
+    return jax.shard_map(
+        function, in_specs=specs(inputs), out_specs=specs(outputs), check_vma=False
+    )
 
 
 def _sum_over(logical: str, tree: Any) -> Any:
@@ -170,13 +192,17 @@ def _blocks(expert_TU: jax.Array, experts: int) -> Blocks:
     last_E = jnp.cumsum(-(-size_E // block))
     order_P = jnp.argsort(expert_TU.reshape(-1), stable=True)
     expert_P = expert_TU.reshape(-1)[order_P]
-    rank_P = jnp.arange(T * U) - (jnp.cumsum(size_E) - size_E).at[expert_P].get(mode="fill", fill_value=0)
+    rank_P = jnp.arange(T * U) - (jnp.cumsum(size_E) - size_E).at[expert_P].get(
+        mode="fill", fill_value=0
+    )
     first_E = last_E - -(-size_E // block)
     slot_P = first_E.at[expert_P].get(mode="fill", fill_value=blocks) * block + rank_P
     empty = jnp.full(blocks * block, T * U, jnp.int32)
     pair_AC = empty.at[slot_P].set(order_P.astype(jnp.int32), mode="drop").reshape(blocks, block)
     expert_A = jnp.searchsorted(last_E, jnp.arange(blocks), side="right").astype(jnp.int32)
-    return Blocks(pair_AC // U, pair_AC % U, jnp.minimum(expert_A, experts - 1), last_E[-1].astype(jnp.int32))
+    return Blocks(
+        pair_AC // U, pair_AC % U, jnp.minimum(expert_A, experts - 1), last_E[-1].astype(jnp.int32)
+    )
 
 
 def _dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -189,8 +215,11 @@ def _of_expert(weights: Weights, expert: jax.Array, dtype: Any) -> Weights:
 
 
 def _hidden(x_CD, w: Weights, activation: str):
-    """What a block's tokens are before `down`, in the dtype of x, and the pullback to gate and up."""
-    gate_CF, up_CF = (_dot("CD,DF->CF", x_CD, matrix).astype(x_CD.dtype) for matrix in (w.gate, w.up))
+    """What a block's tokens are before `down`, in the dtype of x, and the pullback to gate and
+    up."""
+    gate_CF, up_CF = (
+        _dot("CD,DF->CF", x_CD, matrix).astype(x_CD.dtype) for matrix in (w.gate, w.up)
+    )
     return jax.vjp(lambda gate, up: ACTIVATIONS[activation](gate) * up, gate_CF, up_CF)
 
 
@@ -213,8 +242,11 @@ def _forward(x_TD, expert_TU, weight_TU, weights: Weights, activation: str):
     return lax.fori_loop(0, blocks.in_use, body, jnp.zeros(x_TD.shape, jnp.float32))
 
 
-def _backward(x_TD, expert_TU, weight_TU, weights: Weights, dout_TD, activation: str, trained: bool):
-    """Gradients, float32, with respect to x, the pairs' weights and the experts' weights (None unless trained)."""
+def _backward(
+    x_TD, expert_TU, weight_TU, weights: Weights, dout_TD, activation: str, trained: bool
+):
+    """Gradients, float32, with respect to x, the pairs' weights and the experts' weights (None
+    unless trained)."""
     blocks = _blocks(expert_TU, weights.gate.shape[0])
     dtype = x_TD.dtype
 
@@ -226,14 +258,17 @@ def _backward(x_TD, expert_TU, weight_TU, weights: Weights, dout_TD, activation:
         hidden_CF, pull = _hidden(x_CD, w, activation)
         weight_C = weight_TU.at[token_C, choice_C].get(mode="fill", fill_value=0)
         dhidden_CF = _dot("CD,FD->CF", dout_CD, w.down)
-        # The output is weight * hidden @ down, so its gradient by the weight is <dout @ down^T, hidden>.
+        # The output is weight * hidden @ down, so its gradient by the weight is <dout @ down^T,
+        # hidden>.
         dweight_C = jnp.sum(dhidden_CF * hidden_CF, axis=-1)
         dgate_CF, dup_CF = pull((dhidden_CF * weight_C[:, None]).astype(dtype))
         dx_CD = _dot("CF,DF->CD", dgate_CF, w.gate) + _dot("CF,DF->CD", dup_CF, w.up)
         if trained:
             dy_CD = (dout_CD * weight_C[:, None]).astype(dtype)
             ddown_FD = _dot("CF,CD->FD", hidden_CF, dy_CD)
-            new = Weights(_dot("CD,CF->DF", x_CD, dgate_CF), _dot("CD,CF->DF", x_CD, dup_CF), ddown_FD)
+            new = Weights(
+                _dot("CD,CF->DF", x_CD, dgate_CF), _dot("CD,CF->DF", x_CD, dup_CF), ddown_FD
+            )
             dweights = jax.tree.map(lambda total, part: total.at[expert].add(part), dweights, new)
         return (
             dx_TD.at[token_C].add(dx_CD, mode="drop"),

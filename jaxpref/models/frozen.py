@@ -1,7 +1,8 @@
 """Backward passes that leave out the gradients of frozen weights.
 
-A gradient that nobody wants is dropped by the compiler where it stands alone, but not where a loop carries it.  So the
-written-out gradients that loop (`jax.custom_vjp` with `symbolic_zeros=True`) ask here what is trained.
+A gradient that nobody wants is dropped by the compiler where it stands alone, but not where a loop
+carries it.  So the written-out gradients that loop (`jax.custom_vjp` with `symbolic_zeros=True`)
+ask here what is trained.
 """
 
 from typing import Any
@@ -13,11 +14,14 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 def values_of(arguments: Any) -> Any:
     """The arrays of a forward rule's arguments."""
-    return jax.tree.map(lambda x: x.value, arguments, is_leaf=lambda x: isinstance(x, CustomVJPPrimal))
+    return jax.tree.map(
+        lambda x: x.value, arguments, is_leaf=lambda x: isinstance(x, CustomVJPPrimal)
+    )
 
 
 def trained_mark(argument: Any) -> tuple | None:
-    """For the backward rule: () where any leaf of a forward rule's argument is differentiated, None otherwise."""
+    """For the backward rule: () where any leaf of a forward rule's argument is differentiated, None
+    otherwise."""
     leaves = jax.tree.leaves(argument, is_leaf=lambda x: isinstance(x, CustomVJPPrimal))
     return () if any(x.perturbed for x in leaves) else None
 

@@ -1,7 +1,8 @@
-"""Keys and values of earlier tokens, kept for decoding: the decoder's blocks with another way to attend.
+"""Keys and values of earlier tokens, kept for decoding: the decoder's blocks with another way to
+attend.
 
-A row's tokens lie in columns 0 to I of the cache in the order in which they came; what a query sees is decided by
-positions alone, so rows may be padded on either side and differ in length.
+A row's tokens lie in columns 0 to I of the cache in the order in which they came; what a query sees
+is decided by positions alone, so rows may be padded on either side and differ in length.
 """
 
 from collections.abc import Mapping
@@ -30,19 +31,23 @@ class View(NamedTuple):
 
 
 def init_cache(spec: ModelSpec, rows: int, length: int, dtype: Any) -> dict[str, jax.Array]:
-    """An empty cache: `layers`, keys [Y, R, M, H, I] and values [Y, R, M, I, H] in the compute dtype, and `position`
-    [R, I] int32, -1 where unused.
+    """An empty cache: `layers`, keys [Y, R, M, H, I] and values [Y, R, M, I, H] in the compute
+    dtype, and `position` [R, I] int32, -1 where unused.
 
     Keys lie as the product with a query reads them fastest on a CPU.
     """
     shape = spec.layers, rows, spec.kv_heads
     zeros = lambda *sizes: _placed(jnp.zeros((*shape, *sizes), dtype))
     kept = zeros(spec.head_dim, length), zeros(length, spec.head_dim)
-    return {"layers": kept, "position": constrain(jnp.full((rows, length), -1, jnp.int32), "rows", None)}
+    return {
+        "layers": kept,
+        "position": constrain(jnp.full((rows, length), -1, jnp.int32), "rows", None),
+    }
 
 
 def unstack_layers(cache: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with a tuple of layers in place of the leading axis: XLA copies a layer before it multiplies it."""
+    """The same with a tuple of layers in place of the leading axis: XLA copies a layer before it
+    multiplies it."""
     keys, values = cache["layers"]
     unstacked = tuple((keys[y], values[y]) for y in range(len(keys)))
     return {"layers": unstacked, "position": cache["position"]}
@@ -52,17 +57,24 @@ def _placed(kept):
     return constrain(kept, None, "rows", "kv_heads", None, None)
 
 
-def attend(q_RCNH, k_RCMH, v_RCMH, memory, view: View, layer, *, scale: float, softcap: float | None):
-    """Writes the keys and values of one layer into its cache; softmax attention over all that it holds.
+def attend(
+    q_RCNH, k_RCMH, v_RCMH, memory, view: View, layer, *, scale: float, softcap: float | None
+):
+    """Writes the keys and values of one layer into its cache; softmax attention over all that it
+    holds.
 
     Args:
-        memory: keys and values as in the cache, of all layers: carried from layer to layer, so that XLA writes in
-            place; or of this layer alone, without the leading axis.
+        memory: keys and values as in the cache, of all layers: carried from layer to layer, so that
+            XLA writes in place; or of this layer alone, without the leading axis.
         layer: `index` of the layer; `window` where there is one.
     Returns: [R, C, N, H] and the memory.
     """
-    keys, k_RMHI = _written(memory[0], k_RCMH.transpose(0, 2, 3, 1), layer["index"], (0, 0, 0, view.column))
-    values, v_RMIH = _written(memory[1], v_RCMH.transpose(0, 2, 1, 3), layer["index"], (0, 0, view.column, 0))
+    keys, k_RMHI = _written(
+        memory[0], k_RCMH.transpose(0, 2, 3, 1), layer["index"], (0, 0, 0, view.column)
+    )
+    values, v_RMIH = _written(
+        memory[1], v_RCMH.transpose(0, 2, 1, 3), layer["index"], (0, 0, view.column, 0)
+    )
     R, C, N, H = q_RCNH.shape
     M = v_RMIH.shape[1]
     q_RMJCH = scaled(q_RCNH.reshape(R, C, M, N // M, H).transpose(0, 2, 3, 1, 4), scale)
@@ -70,9 +82,14 @@ def attend(q_RCNH, k_RCMH, v_RCMH, memory, view: View, layer, *, scale: float, s
     if softcap is not None:
         s_RMJCI = softcap * jnp.tanh(s_RMJCI / softcap)
     visible_RCI = _visible(view, layer.get("window"))
-    p_RMJCI = jax.nn.softmax(jnp.where(visible_RCI[:, None, None], s_RMJCI, _MASKED), axis=-1).astype(v_RMIH.dtype)
+    p_RMJCI = jax.nn.softmax(
+        jnp.where(visible_RCI[:, None, None], s_RMJCI, _MASKED), axis=-1
+    ).astype(v_RMIH.dtype)
     out_RMJCH = jnp.einsum("RMJCI,RMIH->RMJCH", p_RMJCI, v_RMIH, preferred_element_type=jnp.float32)
-    return out_RMJCH.transpose(0, 3, 1, 2, 4).reshape(R, C, N, H).astype(q_RCNH.dtype), (keys, values)
+    return out_RMJCH.transpose(0, 3, 1, 2, 4).reshape(R, C, N, H).astype(q_RCNH.dtype), (
+        keys,
+        values,
+    )
 
 
 def _written(kept, new, y, start):

@@ -23,11 +23,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(equation: str, x: jax.Array, w: Any) -> jax.Array:
-    """einsum of an activation with a weight (plain, quantised or transposed), cast to the activation's dtype, in float32.
+    """einsum of an activation with a weight (plain, quantised or transposed), cast to the
+    activation's dtype, in float32.
 
-    The gradient is written out because autodiff would multiply the float32 cotangent with bfloat16 operands, which
-    every backend runs at float32 speed or below.  Here both products of the backward pass take operands in the compute
-    dtype and accumulate in float32; the weight's gradient stays float32.
+    The gradient is written out because autodiff would multiply the float32 cotangent with bfloat16
+    operands, which every backend runs at float32 speed or below.  Here both products of the
+    backward pass take operands in the compute dtype and accumulate in float32; the weight's
+    gradient stays float32.
     """
     if isinstance(w, Transposed):
         return transposed_product(x, w, len(equation.split("->")[1]) - len(w.outputs))
@@ -59,9 +61,9 @@ product.defvjp(_product_forward, _product_backward)
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """x / rms(x) * scale over the axes of `scale`, the last ones of x, in float32.
 
-    Source: Zhang & Sennrich, arXiv 1910.07467, eq. 4.  The gradient is written out to keep x alone for the backward
-    pass, and for its two reductions, which autodiff writes so that jax 0.10 on a CPU needs as long for them as for a
-    weight product.
+    Source: Zhang & Sennrich, arXiv 1910.07467, eq. 4.  The gradient is written out to keep x alone
+    for the backward pass, and for its two reductions, which autodiff writes so that jax 0.10 on a
+    CPU needs as long for them as for a weight product.
     """
     inverse, x32 = _inverse_rms(x, scale, eps)
     return (x32 * inverse * _beside(scale, x)).astype(x.dtype)
@@ -100,18 +102,24 @@ def _rms_norm_backward(eps, saved, dy):
 rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))  # the layers are a scan, where nothing is merged
+@partial(
+    jax.checkpoint, prevent_cse=False, static_argnums=(3,)
+)  # the layers are a scan, where nothing is merged
 def layer_norm(x_RLD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, eps: float) -> jax.Array:
-    """(x - mean(x)) / std(x) * scale + bias over the last axis, in float32 (Ba et al., arXiv 1607.06450)."""
+    """(x - mean(x)) / std(x) * scale + bias over the last axis, in float32 (Ba et al., arXiv
+    1607.06450)."""
     x32_RLD = x_RLD.astype(jnp.float32)
     centred_RLD = x32_RLD - jnp.mean(x32_RLD, axis=-1, keepdims=True)
     inverse_RL1 = jax.lax.rsqrt(jnp.mean(centred_RLD * centred_RLD, axis=-1, keepdims=True) + eps)
-    return (centred_RLD * inverse_RL1 * _beside(scale_D, x_RLD) + _beside(bias_D, x_RLD)).astype(x_RLD.dtype)
+    return (centred_RLD * inverse_RL1 * _beside(scale_D, x_RLD) + _beside(bias_D, x_RLD)).astype(
+        x_RLD.dtype
+    )
 
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(2,))
 def gated(gate_RLF: jax.Array, up_RLF: jax.Array, activation: str) -> jax.Array:
-    """activation(gate) * up (Shazeer, arXiv 2002.05202); the backward pass keeps the two arguments only."""
+    """activation(gate) * up (Shazeer, arXiv 2002.05202); the backward pass keeps the two arguments
+    only."""
     return ACTIVATIONS[activation](gate_RLF) * up_RLF
 
 
@@ -127,7 +135,8 @@ def rotary_dim(spec: ModelSpec) -> int:
 
 
 def rope_frequencies(spec: ModelSpec, rope: str = "global") -> np.ndarray:
-    """[rotary_dim/2] rotation per token, in radians (Su et al., arXiv 2104.09864), with the global rope's rescaling.
+    """[rotary_dim/2] rotation per token, in radians (Su et al., arXiv 2104.09864), with the global
+    rope's rescaling.
 
     In float64 until the end: a relative error of the frequency is multiplied by the position.
     """
@@ -145,16 +154,20 @@ def rope_frequencies(spec: ModelSpec, rope: str = "global") -> np.ndarray:
 
 
 def _llama3_frequencies(frequency: np.ndarray, rope: Llama3Rope) -> np.ndarray:
-    """Wavelengths beyond the original context are stretched by `factor`, short ones kept, those between blended."""
+    """Wavelengths beyond the original context are stretched by `factor`, short ones kept, those
+    between blended."""
     wavelength = 2 * math.pi / frequency
     # 1 at the short end of the blended band, 0 at its long end.
-    blend = (rope.original_length / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blend = (rope.original_length / wavelength - rope.low_freq_factor) / (
+        rope.high_freq_factor - rope.low_freq_factor
+    )
     blend = np.clip(blend, 0.0, 1.0)
     return frequency * (blend + (1.0 - blend) / rope.factor)
 
 
 def rope_amplitude(spec: ModelSpec) -> float:
-    """What LongRoPE multiplies the global cos and sin by: sqrt(1 + ln(max / original) / ln(original)) unless given."""
+    """What LongRoPE multiplies the global cos and sin by: sqrt(1 + ln(max / original) /
+    ln(original)) unless given."""
     rope = spec.rope_scaling
     if not isinstance(rope, LongRope):
         return 1.0
@@ -164,8 +177,11 @@ def rope_amplitude(spec: ModelSpec) -> float:
     return math.sqrt(1 + math.log(stretch) / math.log(rope.original_length)) if stretch > 1 else 1.0
 
 
-def rope_tables(position_RL: jax.Array, spec: ModelSpec, rope: str | None = "global") -> tuple[jax.Array, jax.Array]:
-    """cos and sin of every position's rotation, [R, L, 1, rotary_dim/2] float32; None: of no rotation."""
+def rope_tables(
+    position_RL: jax.Array, spec: ModelSpec, rope: str | None = "global"
+) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of every position's rotation, [R, L, 1, rotary_dim/2] float32; None: of no
+    rotation."""
     position_RL11 = position_RL.astype(jnp.float32)[..., None, None]
     if rope is None:
         still = jnp.zeros((*position_RL.shape, 1, rotary_dim(spec) // 2))

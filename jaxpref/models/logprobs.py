@@ -1,6 +1,7 @@
 """Hidden states -> log-probabilities of the loss tokens, summed per completion.
 
-The vocabulary is multiplied at loss tokens only, a chunk of columns at a time, and the softmax is reduced inside
+The vocabulary is multiplied at loss tokens only, a chunk of columns at a time, and the softmax is
+reduced inside
 the chunk: [.., V] never exists for a row.  The backward pass computes a chunk's logits again.
 """
 
@@ -20,7 +21,9 @@ from jaxpref.models.spec import SCALAR_HEADS
 from jaxpref.sharding import constrain
 from jaxpref.types import Batch
 
-_MASKED = -1e30  # logit of a row of the head that is no token; finite, so that it times a probability of 0 is 0
+_MASKED = (
+    -1e30
+)  # logit of a row of the head that is no token; finite, so that it times a probability of 0 is 0
 
 
 class States(NamedTuple):
@@ -61,7 +64,8 @@ class Logps(NamedTuple):
     common: Any = None
     """Log-probability of the first n tokens, n the shorter of completions 0 and 1."""
     sampled: Any = None
-    """Log-probability of n of its tokens, drawn anew every step, the same ones under policy and reference."""
+    """Log-probability of n of its tokens, drawn anew every step, the same ones under policy and
+    reference."""
     collision: Any = None
     """Sum of log sum_v p(v)^2 (nats, <= 0), no gradient."""
     kl: Any = None
@@ -75,8 +79,8 @@ class Logps(NamedTuple):
     value: Any = None
     """[B] scalar head at the prompt's last token; 0 where the prompt is empty."""
     router: Any = None
-    """[B, 2, E] sums over all layers and all tokens of all completions, each with its prompt: how often each expert of
-    a mixture was chosen (no gradient), and its router probability."""
+    """[B, 2, E] sums over all layers and all tokens of all completions, each with its prompt: how
+    often each expert of a mixture was chosen (no gradient), and its router probability."""
     tokens: Any = None
     """[R, S] log-probability of every loss token, in the layout of the batch; 0 for padding."""
 
@@ -98,8 +102,10 @@ def completion_logps(
         model: the functions of the language model.
         params: its parameters.
         batch: packed rows, [R, ...].
-        chunk: loss tokens multiplied with the vocabulary at a time; R * chunk * V float32 logits exist at once.
-        stats: also entropy and top1 (two more passes over the logits, forward only); zeros when False.
+        chunk: loss tokens multiplied with the vocabulary at a time; R * chunk * V float32 logits
+            exist at once.
+        stats: also entropy and top1 (two more passes over the logits, forward only); zeros when
+            False.
         asked: optional fields of Logps to fill.
         ref_states: the reference's, for `kl`.
         key: of the adapter's dropout; None: no dropout.
@@ -112,10 +118,14 @@ def completion_logps(
     slots = R * G, K
     x_RLD, extra = states.hidden_RLD, {}
     if "prompt" in asked:
-        extra["prompt"] = _sum_by_slot(token_RS["logp"], batch.loss_slot_RS, G * K, G).reshape(R * G)
+        extra["prompt"] = _sum_by_slot(token_RS["logp"], batch.loss_slot_RS, G * K, G).reshape(
+            R * G
+        )
         extra["prompt_count"] = batch.prompt_count_RG.reshape(R * G).astype(jnp.float32)
     if "reward" in asked:
-        extra["reward"] = jnp.where(counts(batch) > 0, _scalar(params, "reward", x_RLD, batch.last_RGK, slots), 0.0)
+        extra["reward"] = jnp.where(
+            counts(batch) > 0, _scalar(params, "reward", x_RLD, batch.last_RGK, slots), 0.0
+        )
     if "value" in asked:
         at_RG = batch.prompt_last_RG
         value_RG = _scalar(params, "value", x_RLD, jnp.maximum(at_RG, 0), (R, G))
@@ -139,20 +149,28 @@ def hidden_states(
     if not router:
         return States(model.hidden(*inputs, **dropout), model.head(params))
     if model.hidden_and_router is None:
-        raise InputError("a mixture of experts", "a model without a router", "leave router_balance out")
+        raise InputError(
+            "a mixture of experts", "a model without a router", "leave router_balance out"
+        )
     hidden_RLD, router_RL2E = model.hidden_and_router(*inputs, **dropout)
     return States(hidden_RLD, model.head(params), router_RL2E)
 
 
 def logits(model: Model, x_RCD: jax.Array, head_VD: jax.Array) -> jax.Array:
-    """[R, C, V] float32 logits of hidden states, capped as the model says; -1e30 where the head has no token."""
+    """[R, C, V] float32 logits of hidden states, capped as the model says; -1e30 where the head has
+    no token."""
     return _logits(Vocabulary.of(model), x_RCD, head_VD)
 
 
-def reference_logps(model: Model, ref_states: States, batch: Batch, *, chunk: int, asked: Sequence[str] = ()) -> Logps:
-    """The same of the reference: no gradient, no statistics, and of the optional fields those that are log-probs."""
+def reference_logps(
+    model: Model, ref_states: States, batch: Batch, *, chunk: int, asked: Sequence[str] = ()
+) -> Logps:
+    """The same of the reference: no gradient, no statistics, and of the optional fields those that
+    are log-probs."""
     kept = tuple(name for name in asked if name == "tokens")
-    return lax.stop_gradient(_summed(Vocabulary.of(model), ref_states, batch, chunk, False, kept, None)[0])
+    return lax.stop_gradient(
+        _summed(Vocabulary.of(model), ref_states, batch, chunk, False, kept, None)[0]
+    )
 
 
 def _summed(
@@ -167,7 +185,12 @@ def _summed(
     """(Logps of what is summed over a completion's tokens, the tokens' own values)."""
     token_RS = _token_stats(vocabulary, states, ref_states, batch, chunk, stats, asked)
     per_slot = lambda x_RS: sums_of_completions(x_RS, batch)
-    logps = Logps(per_slot(token_RS["logp"]), counts(batch), per_slot(token_RS["entropy"]), per_slot(token_RS["top1"]))
+    logps = Logps(
+        per_slot(token_RS["logp"]),
+        counts(batch),
+        per_slot(token_RS["entropy"]),
+        per_slot(token_RS["top1"]),
+    )
     masked = {name: per_slot(mask_RS * token_RS["logp"]) for name, mask_RS in batch.masks.items()}
     summed = {name: per_slot(token_RS[name]) for name in ("collision", "kl") if name in asked}
     tokens = {"tokens": token_RS["logp"]} if "tokens" in asked else {}
@@ -196,7 +219,9 @@ def data_logps(batch: Batch, asked: Sequence[str]) -> Logps:
     return Logps(zero_BK, count, zero_BK, zero_BK, **extra)
 
 
-def _scalar(params: Any, name: str, x_RLD: jax.Array, column: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _scalar(
+    params: Any, name: str, x_RLD: jax.Array, column: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
     """A scalar head at some columns [R, ...] of the hidden states, in float32."""
     column_RC = column.reshape(column.shape[0], -1)
     x_RCD = jnp.take_along_axis(x_RLD, column_RC[:, :, None], axis=1).astype(jnp.float32)
@@ -204,18 +229,22 @@ def _scalar(params: Any, name: str, x_RLD: jax.Array, column: jax.Array, shape: 
 
 
 def _router_sums(router_RL2E: jax.Array, batch: Batch) -> jax.Array:
-    """[R*G, 2, E]: a token counts once for every completion that it is part of, shared prompts as unshared ones."""
+    """[R*G, 2, E]: a token counts once for every completion that it is part of, shared prompts as
+    unshared ones."""
     column = jnp.arange(router_RL2E.shape[1])[None, :, None, None]
     last_RLGK = batch.last_RGK[:, None]
     part_RLGK = (column <= last_RLGK) & (last_RLGK < batch.expiry_RL[:, :, None, None])
-    times_RLG = jnp.sum(part_RLGK & (batch.valid_RG[:, None, :, None] > 0), axis=3, dtype=jnp.float32)
+    times_RLG = jnp.sum(
+        part_RLGK & (batch.valid_RG[:, None, :, None] > 0), axis=3, dtype=jnp.float32
+    )
     # "highest", or a TPU would round the operands to bfloat16.
     sums_RG2E = jnp.einsum("RLG,RLsE->RGsE", times_RLG, router_RL2E, precision="highest")
     return sums_RG2E.reshape(-1, *sums_RG2E.shape[2:])
 
 
 def _sum_by_slot(x_RS: jax.Array, slot_RS: jax.Array, first: int, n: int) -> jax.Array:
-    """[R, n] sums of the slots from `first`; a masked sum, for TPUs would round a matmul's operands to bfloat16."""
+    """[R, n] sums of the slots from `first`; a masked sum, for TPUs would round a matmul's operands
+    to bfloat16."""
     member_RSn = slot_RS[:, :, None] == first + jnp.arange(n)[None, None, :]
     return jnp.sum(jnp.where(member_RSn, x_RS[:, :, None], 0.0), axis=1)
 
@@ -229,7 +258,8 @@ def _token_stats(
     stats: bool,
     asked: Sequence[str],
 ):
-    """name -> [R, S] float32 of every loss token, zero at padding: logp, entropy, top1 and the asked ones."""
+    """name -> [R, S] float32 of every loss token, zero at padding: logp, entropy, top1 and the
+    asked ones."""
     R, S = batch.loss_src_RS.shape
     G, K = batch.slot_count_RGK.shape[1:]
     chunk = min(chunk, S)
@@ -253,7 +283,8 @@ class Wanted(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Loss tokens in A chunks of C, [A, R, C]: column of the hidden state, target id, not padding."""
+    """Loss tokens in A chunks of C, [A, R, C]: column of the hidden state, target id, not
+    padding."""
 
     src: jax.Array
     tok: jax.Array
@@ -264,8 +295,8 @@ class Columns(NamedTuple):
 def _over_chunks(x_RLD, w_VD, ref_states, columns: Columns, wanted: Wanted):
     """name -> [A, R, C].
 
-    The gradient, of logp and kl with respect to the policy, is written out: autodiff of the loop would keep a copy of
-    w_VD for every chunk.
+    The gradient, of logp and kl with respect to the policy, is written out: autodiff of the loop
+    would keep a copy of w_VD for every chunk.
     """
     return _over_chunks_saving(x_RLD, w_VD, ref_states, columns, wanted)[0]
 
@@ -277,11 +308,21 @@ def _over_chunks_saving(x_RLD, w_VD, ref_states, columns: Columns, wanted: Wante
         values, lse_RC = _chunk_stats(logits_RCV, tok_RC, wanted)
         if wanted.kl:
             logq_RCV = _reference_logp(wanted.vocabulary, ref_states, src_RC)
-            values["kl"] = jnp.sum(jnp.exp(logq_RCV) * (logq_RCV - logits_RCV + lse_RC[:, :, None]), axis=-1)
-        values = {name: jnp.where(real_RC, value, 0.0) for name, value in values.items()} | {"lse": lse_RC}
+            values["kl"] = jnp.sum(
+                jnp.exp(logq_RCV) * (logq_RCV - logits_RCV + lse_RC[:, :, None]), axis=-1
+            )
+        values = {name: jnp.where(real_RC, value, 0.0) for name, value in values.items()} | {
+            "lse": lse_RC
+        }
         return {name: x.at[a].set(values[name]) for name, x in out.items()}
 
-    names = ["logp", "entropy", "top1", *(n for n in ("collision", "kl") if getattr(wanted, n)), "lse"]
+    names = [
+        "logp",
+        "entropy",
+        "top1",
+        *(n for n in ("collision", "kl") if getattr(wanted, n)),
+        "lse",
+    ]
     zeros = jnp.zeros(columns.src.shape, jnp.float32)
     out = lax.fori_loop(0, _chunks_in_use(columns), body, dict.fromkeys(names, zeros))
     lse_ARC = out.pop("lse")
@@ -302,12 +343,16 @@ def _over_chunks_backward(wanted, saved, cotangents):
         dx_RLD, dw_VD = carry
         src_RC, tok_RC, real_RC = (x[a] for x in columns)
         cotangent = lambda name: jnp.where(real_RC, cotangents[name][a], 0.0)[:, :, None]
-        logits_RCV, pull = jax.vjp(partial(_logits, wanted.vocabulary), _hidden_of(x_RLD, src_RC), w_VD)
+        logits_RCV, pull = jax.vjp(
+            partial(_logits, wanted.vocabulary), _hidden_of(x_RLD, src_RC), w_VD
+        )
         # d logp / d logits = [v is the target] - p_v
         p_RCV = jnp.exp(logits_RCV - lse_ARC[a][:, :, None])
         dlogits_RCV = cotangent("logp") * (_is_target(logits_RCV, tok_RC) - p_RCV)
         if wanted.kl:  # d KL(q || p) / d logits = p_v - q_v
-            dlogits_RCV += cotangent("kl") * (p_RCV - jnp.exp(_reference_logp(wanted.vocabulary, ref_states, src_RC)))
+            dlogits_RCV += cotangent("kl") * (
+                p_RCV - jnp.exp(_reference_logp(wanted.vocabulary, ref_states, src_RC))
+            )
         dx_RCD, dw = pull(dlogits_RCV)
         dx_RLD = dx_RLD.at[rows_R1, src_RC].add(dx_RCD.astype(jnp.float32))
         return dx_RLD, dw_VD + dw if trained else None
@@ -333,7 +378,8 @@ def _chunks_in_use(columns: Columns) -> jax.Array:
 
 
 def _hidden_of(x_RLD, src_RC):
-    # The vocabulary is sharded over fsdp too, so each holder needs the hidden states of its whole data shard.
+    # The vocabulary is sharded over fsdp too, so each holder needs the hidden states of its whole
+    # data shard.
     x_RCD = jnp.take_along_axis(x_RLD, src_RC[:, :, None], axis=1)
     return constrain(x_RCD, "rows_replicated_fsdp", None, None)
 
@@ -343,21 +389,25 @@ def _logits(vocabulary: Vocabulary, x_RCD, w_VD):
     if vocabulary.softcap is not None:
         logits_RCV = vocabulary.softcap * jnp.tanh(logits_RCV / vocabulary.softcap)
     if vocabulary.tokens < w_VD.shape[0]:
-        logits_RCV = jnp.where((jnp.arange(w_VD.shape[0]) < vocabulary.tokens)[None, None], logits_RCV, _MASKED)
+        logits_RCV = jnp.where(
+            (jnp.arange(w_VD.shape[0]) < vocabulary.tokens)[None, None], logits_RCV, _MASKED
+        )
     return constrain(logits_RCV, "rows_replicated_fsdp", None, "vocab")
 
 
 def _is_target(logits_RCV, tok_RC):
-    """[R, C, V] whether the column is the target id; comparing needs no collective when V is sharded."""
+    """[R, C, V] whether the column is the target id; comparing needs no collective when V is
+    sharded."""
     return jnp.arange(logits_RCV.shape[-1])[None, None, :] == tok_RC[:, :, None]
 
 
 def _chunk_stats(logits_RCV, tok_RC, wanted: Wanted):
     """(name -> values of a chunk, its logsumexp), each [R, C] float32.
 
-    With u = logit - max and Z = sum exp(u), the entropy is log Z - sum(exp(u) u) / Z.  The expectation is a sum,
-    not a dot product: with V over two mesh axes and R over a third, XLA's partitioner (jax 0.10 and 0.12) gives a wrong
-    value for the dot (tests/step/test_step.py, mesh 2x2x2).
+    With u = logit - max and Z = sum exp(u), the entropy is log Z - sum(exp(u) u) / Z.  The
+    expectation is a sum,
+    not a dot product: with V over two mesh axes and R over a third, XLA's partitioner (jax 0.10 and
+    0.12) gives a wrong value for the dot (tests/step/test_step.py, mesh 2x2x2).
     """
     target_RC = jnp.sum(jnp.where(_is_target(logits_RCV, tok_RC), logits_RCV, 0.0), axis=-1)
     top_RC = logits_RCV.max(-1)
@@ -369,15 +419,22 @@ def _chunk_stats(logits_RCV, tok_RC, wanted: Wanted):
         values["collision"] = lax.stop_gradient(twice_RC - 2.0 * log_z_RC)
     if not wanted.stats:
         return values, lse_RC
-    # The barrier keeps XLA from merging the sums: with and without statistics, the log-prob is the same to the bit.
+    # The barrier keeps XLA from merging the sums: with and without statistics, the log-prob is the
+    #     same to the bit.
     logits_RCV, top_RC, log_z_RC = lax.optimization_barrier((logits_RCV, top_RC, log_z_RC))
     u_RCV = logits_RCV - top_RC[:, :, None]
     e_RCV = jnp.exp(u_RCV)
-    # Numerator and denominator in one pass: jax 0.10 on a CPU takes longer for sum(e * u) than for the logits.  The
-    # denominator is not the Z above, because a pass of two sums adds in another order, less exactly.
+    # Numerator and denominator in one pass: jax 0.10 on a CPU takes longer for sum(e * u) than for
+    # the logits.  The denominator is not the Z above, because a pass of two sums adds in another
+    # order, less exactly.
     zero = jnp.zeros((), e_RCV.dtype)
-    z_RC, eu_RC = lax.reduce((e_RCV, e_RCV * u_RCV), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (2,))
-    values |= {"entropy": log_z_RC - eu_RC / z_RC, "top1": (target_RC >= top_RC).astype(jnp.float32)}
+    z_RC, eu_RC = lax.reduce(
+        (e_RCV, e_RCV * u_RCV), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (2,)
+    )
+    values |= {
+        "entropy": log_z_RC - eu_RC / z_RC,
+        "top1": (target_RC >= top_RC).astype(jnp.float32),
+    }
     return values, lse_RC
 
 

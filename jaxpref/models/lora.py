@@ -1,8 +1,9 @@
 """Low-rank adapters on the weights of the layers: LoRA, rsLoRA, DoRA.
 
-An adapter is a tree beside the parameters, under the top-level key `lora`: at `lora/layers/attention/q` lie the
-factors of what is added to `layers/attention/q`.  A model is the adapted one for parameters with that key and the base
-for parameters without it, so policy and reference are two calls on one copy of the weights.
+An adapter is a tree beside the parameters, under the top-level key `lora`: at
+`lora/layers/attention/q` lie the factors of what is added to `layers/attention/q`.  A model is the
+adapted one for parameters with that key and the base for parameters without it, so policy and
+reference are two calls on one copy of the weights.
 """
 
 import math
@@ -27,15 +28,16 @@ TARGETS: dict[str, tuple[str, str]] = {
     "mlp/up": ("D", "F"),
     "mlp/down": ("F", "D"),
 }
-"""Weights that an adapter may be put on, by their path below `layers`: the axes that their product sums over, and those
-of its output.  The experts of a mixture are not among them."""
+"""Weights that an adapter may be put on, by their path below `layers`: the axes that their product
+sums over, and those of its output.  The experts of a mixture are not among them."""
 
 
 @dataclass(frozen=True)
 class LoraSpec:
     """LoRA (Hu et al., arXiv 2106.09685) on some weights W of every layer: x (W + scale * a b).
 
-    The adapter's leaves, float32, stacked over the layers as the weights are, Z the rank (`o` as an example):
+    The adapter's leaves, float32, stacked over the layers as the weights are, Z the rank (`o` as an
+    example):
 
         a [Y, N, H, Z]    the axes that the product sums over, then the rank
         b [Y, Z, D]       the rank, then the axes of the output
@@ -58,7 +60,9 @@ class LoraSpec:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
-def find_targets(patterns: Sequence[str] | None, names: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+def find_targets(
+    patterns: Sequence[str] | None, names: Mapping[str, Sequence[str]]
+) -> tuple[str, ...]:
     """The weights that any of the patterns names.
 
     Args:
@@ -71,7 +75,9 @@ def find_targets(patterns: Sequence[str] | None, names: Mapping[str, Sequence[st
             re.compile(pattern)
         except re.error as error:
             raise InputError(
-                "adapter.targets as regular expressions", f"{pattern!r}: {error}", "as .*_proj for what ends in _proj"
+                "adapter.targets as regular expressions",
+                f"{pattern!r}: {error}",
+                "as .*_proj for what ends in _proj",
             ) from error
     matches = lambda pattern, target: any(re.fullmatch(pattern, name) for name in names[target])
     unmatched = [p for p in patterns or () if not any(matches(p, target) for target in names)]
@@ -82,14 +88,19 @@ def find_targets(patterns: Sequence[str] | None, names: Mapping[str, Sequence[st
             f"{unmatched}",
             "name weights as listed, or by a regular expression; those of experts cannot be named",
         )
-    return tuple(t for t in TARGETS if t in names and (patterns is None or any(matches(p, t) for p in patterns)))
+    return tuple(
+        t
+        for t in TARGETS
+        if t in names and (patterns is None or any(matches(p, t) for p in patterns))
+    )
 
 
 def init(key: jax.Array, layers: Mapping[str, Any], spec: LoraSpec) -> dict[str, Any]:
-    """A new adapter on the weights `layers` of a base: a uniform, b zero, m the weights' own lengths, as PEFT does.
+    """A new adapter on the weights `layers` of a base: a uniform, b zero, m the weights' own
+    lengths, as PEFT does.
 
-    So the adapted model is the base.  `a` is torch's kaiming_uniform with a = sqrt(5): uniform within
-    1 / sqrt(inputs) of 0.
+    So the adapted model is the base.  `a` is torch's kaiming_uniform with a = sqrt(5): uniform
+    within 1 / sqrt(inputs) of 0.
 
     Returns: the tree that goes under `lora`.
     """
@@ -106,28 +117,38 @@ def init(key: jax.Array, layers: Mapping[str, Any], spec: LoraSpec) -> dict[str,
         )
         leaf = {"a": drawn, "b": jnp.zeros((count, spec.rank, *outs))}
         if spec.dora:
-            leaf["m"] = jax.vmap(lambda w, leaf=leaf, axes=axes: _lengths(as_array(w, jnp.float32), axes))(w)
+            leaf["m"] = jax.vmap(
+                lambda w, leaf=leaf, axes=axes: _lengths(as_array(w, jnp.float32), axes)
+            )(w)
         tree.setdefault(group, {})[name] = leaf
     return {"layers": tree}
 
 
 def adapted(
-    equation: str, x: jax.Array, w: Any, adapter: Mapping[str, jax.Array], spec: LoraSpec, key: jax.Array | None
+    equation: str,
+    x: jax.Array,
+    w: Any,
+    adapter: Mapping[str, jax.Array],
+    spec: LoraSpec,
+    key: jax.Array | None,
 ) -> jax.Array:
     """x times the adapted weight, in float32: `layers.product` with an adapter.
 
-    Products take operands in the activation's dtype and accumulate in float32, and so do their gradients.
+    Products take operands in the activation's dtype and accumulate in float32, and so do their
+    gradients.
 
     Args:
-        equation: of the product with the weight, as `RLD,DNH->RLNH`; the output ends with the weight's own axes.
+        equation: of the product with the weight, as `RLD,DNH->RLNH`; the output ends with the
+            weight's own axes.
         w: the frozen weight of one layer, quantised or not.
         adapter: `a`, `b` and, for DoRA, `m` of this weight in this layer.
         key: of the dropout on the adapter's input, one a layer and weight; None: no dropout.
 
-    DoRA is (m / |W + scale a b|) (x W + scale x a b), where the length |.| of every output's weights is a constant to
-    the gradient (section 4.3 of the paper).  With dropout PEFT's form is followed: x W itself sees the input as it is,
-    all that is added to it sees it dropped.  A factor that differs from 1 as little as two ways of summing the same
-    length may is 1, so that a new adapter is exactly the base.
+    DoRA is (m / |W + scale a b|) (x W + scale x a b), where the length |.| of every output's
+    weights is a constant to the gradient (section 4.3 of the paper).  With dropout PEFT's form is
+    followed: x W itself sees the input as it is, all that is added to it sees it dropped.  A factor
+    that differs from 1 as little as two ways of summing the same length may is 1, so that a new
+    adapter is exactly the base.
     """
     inputs, y_axes = equation.split("->")
     x_axes, w_axes = inputs.split(",")
@@ -145,10 +166,17 @@ def adapted(
     return base + added
 
 
-def merged(w: Any, adapter: Mapping[str, jax.Array], axes: tuple[str, str], scale: float) -> jax.Array:
-    """The weight of one layer that does alone what base and adapter do together, float32; `axes` of TARGETS."""
+def merged(
+    w: Any, adapter: Mapping[str, jax.Array], axes: tuple[str, str], scale: float
+) -> jax.Array:
+    """The weight of one layer that does alone what base and adapter do together, float32; `axes` of
+    TARGETS."""
     whole = _summed(w, adapter, axes, scale)
-    return whole * (adapter["m"] / _lengths(whole, axes))[(None,) * len(axes[0])] if "m" in adapter else whole
+    return (
+        whole * (adapter["m"] / _lengths(whole, axes))[(None,) * len(axes[0])]
+        if "m" in adapter
+        else whole
+    )
 
 
 def _rounded_to_one(ratio: jax.Array) -> jax.Array:
@@ -158,7 +186,9 @@ def _rounded_to_one(ratio: jax.Array) -> jax.Array:
 
 def _axes(w_axes: str, y_axes: str) -> tuple[str, str]:
     """The letters of a weight that its product sums over, and those of the output."""
-    inputs, outputs = ("".join(a for a in w_axes if (a in y_axes) == kept) for kept in (False, True))
+    inputs, outputs = (
+        "".join(a for a in w_axes if (a in y_axes) == kept) for kept in (False, True)
+    )
     assert w_axes == inputs + outputs and y_axes.endswith(outputs), "a weight's axes are in -> out"
     return inputs, outputs
 
@@ -169,10 +199,15 @@ def _dropout(x: jax.Array, share: float, key: jax.Array) -> jax.Array:
     return jnp.where(kept, x / (1.0 - share), jnp.zeros((), x.dtype))
 
 
-def _summed(w: Any, adapter: Mapping[str, jax.Array], axes: tuple[str, str], scale: float) -> jax.Array:
-    """W + scale a b of one layer, float32: an adapter is small beside its weight, and lengths are divided."""
+def _summed(
+    w: Any, adapter: Mapping[str, jax.Array], axes: tuple[str, str], scale: float
+) -> jax.Array:
+    """W + scale a b of one layer, float32: an adapter is small beside its weight, and lengths are
+    divided."""
     equation = f"{axes[0]}Z,Z{axes[1]}->{axes[0]}{axes[1]}"
-    return as_array(w, jnp.float32) + scale * jnp.einsum(equation, adapter["a"], adapter["b"], precision="highest")
+    return as_array(w, jnp.float32) + scale * jnp.einsum(
+        equation, adapter["a"], adapter["b"], precision="highest"
+    )
 
 
 def _lengths(w: jax.Array, axes: tuple[str, str]) -> jax.Array:

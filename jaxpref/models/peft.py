@@ -1,7 +1,7 @@
 """PEFT adapter directories in and out: adapter_config.json and adapter_model.safetensors.
 
-A weight that checkpoints hold fused with others (q, k and v of Phi-3 and GPT-2) has a low-rank term of its own here,
-and one with the others in PEFT, so adapters on these are neither read nor written.
+A weight that checkpoints hold fused with others (q, k and v of Phi-3 and GPT-2) has a low-rank term
+of its own here, and one with the others in PEFT, so adapters on these are neither read nor written.
 """
 
 import json
@@ -40,16 +40,29 @@ _ONLY: dict[str, tuple] = {
     # The others (pissa, olora, corda, ...) change the base weights that their factors belong to.
     "init_lora_weights": (True, False, "gaussian", "orthogonal"),
 }
-# The tensors themselves say what is adapted; the rest changes neither the function nor its gradient.
+# The tensors themselves say what is adapted; the rest changes neither the function nor its
+# gradient.
 _IGNORED = {
-    "target_modules", "exclude_modules", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping",
-    "peft_version", "fan_in_fan_out", "runtime_config", "ephemeral_gpu_offload", "loftq_config", "layers_pattern",
-    "megatron_core", "qalora_group_size",
-}  # fmt: skip
+    "target_modules",
+    "exclude_modules",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "auto_mapping",
+    "peft_version",
+    "fan_in_fan_out",
+    "runtime_config",
+    "ephemeral_gpu_offload",
+    "loftq_config",
+    "layers_pattern",
+    "megatron_core",
+    "qalora_group_size",
+}
 
 
 def target_names(model: ModelSpec) -> dict[str, tuple[str, ...]]:
-    """Every weight that may be adapted -> the names it goes by: `q`, `attention/q`, `q_proj`, `self_attn.q_proj`."""
+    """Every weight that may be adapted -> the names it goes by: `q`, `attention/q`, `q_proj`,
+    `self_attn.q_proj`."""
     names = {}
     for target, weight in _weights(model).items():
         module = _module(weight).partition("{layer}.")[2]
@@ -68,7 +81,9 @@ def base_of(directory: str | Path) -> str:
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not name:
         raise InputError(
-            "an adapter that names its base", f"{file}: no base_model_name_or_path", "write it there, or set model.path"
+            "an adapter that names its base",
+            f"{file}: no base_model_name_or_path",
+            "write it there, or set model.path",
         )
     return f"{name}@{revision}" if revision and not Path(name).expanduser().exists() else name
 
@@ -79,10 +94,11 @@ def read_spec(directory: str | Path, model: ModelSpec) -> LoraSpec:
 
 
 def load_adapter(directory: str | Path, model: ModelSpec) -> tuple[LoraSpec, dict[str, Any]]:
-    """A PEFT adapter on this model: what it is, and the tree that goes under `lora`, float32 in numpy.
+    """A PEFT adapter on this model: what it is, and the tree that goes under `lora`, float32 in
+    numpy.
 
-    Errors: InputError for a directory that holds none; one that names every setting that is not implemented; one that
-        lists all missing, extra and misshaped tensors.
+    Errors: InputError for a directory that holds none; one that names every setting that is not
+        implemented; one that lists all missing, extra and misshaped tensors.
     """
     spec, tensors = _read(Path(directory), model)
     sizes, flat = axis_sizes(model) | {"Z": spec.rank}, {}
@@ -94,13 +110,17 @@ def load_adapter(directory: str | Path, model: ModelSpec) -> tuple[LoraSpec, dic
     return spec, nest(flat)
 
 
-def load_adapters(directories: Mapping[str, str | Path], model: ModelSpec) -> tuple[LoraSpec, dict[str, Any]]:
-    """Several PEFT adapters on one model, by name, as trees of one spec: they may be stacked, or exchanged in a call.
+def load_adapters(
+    directories: Mapping[str, str | Path], model: ModelSpec
+) -> tuple[LoraSpec, dict[str, Any]]:
+    """Several PEFT adapters on one model, by name, as trees of one spec: they may be stacked, or
+    exchanged in a call.
 
-    Smaller ranks are filled up with zeros, missing weights are zero, and the scales are in the factors `b`, so every
-    adapter is the function that it was.
+    Smaller ranks are filled up with zeros, missing weights are zero, and the scales are in the
+    factors `b`, so every adapter is the function that it was.
 
-    Returns: the common spec, of scale 1, and {name: the tree that goes under `lora`}, float32 in numpy.
+    Returns: the common spec, of scale 1, and {name: the tree that goes under `lora`}, float32 in
+        numpy.
     Errors: InputError as of `load_adapter`, and for DoRA adapters on other weights than the rest.
     """
     loaded = {name: load_adapter(directory, model) for name, directory in directories.items()}
@@ -108,13 +128,19 @@ def load_adapters(directories: Mapping[str, str | Path], model: ModelSpec) -> tu
     rank, dora = max(spec.rank for spec in specs), any(spec.dora for spec in specs)
     targets = tuple(t for t in TARGETS if any(t in spec.targets for spec in specs))
     if dora and any(not spec.dora or spec.targets != targets for spec in specs):
-        kinds = {name: f"{'DoRA' if s.dora else 'LoRA'} on {', '.join(s.targets)}" for name, (s, _) in loaded.items()}
+        kinds = {
+            name: f"{'DoRA' if s.dora else 'LoRA'} on {', '.join(s.targets)}"
+            for name, (s, _) in loaded.items()
+        }
         raise InputError(
-            "DoRA adapters together with others of the same kind on the same weights", f"{kinds}",
+            "DoRA adapters together with others of the same kind on the same weights",
+            f"{kinds}",
             "load them one by one",
-        )  # fmt: skip
+        )
     common = LoraSpec(rank, float(rank), targets, max(spec.dropout for spec in specs), dora=dora)
-    return common, {name: _widened(tree, spec, common, model) for name, (spec, tree) in loaded.items()}
+    return common, {
+        name: _widened(tree, spec, common, model) for name, (spec, tree) in loaded.items()
+    }
 
 
 def rescaled(tree: Mapping[str, Any], factor: float) -> dict[str, Any]:
@@ -124,7 +150,13 @@ def rescaled(tree: Mapping[str, Any], factor: float) -> dict[str, Any]:
 
 
 def save_adapter(
-    directory: str | Path, tree: Mapping[str, Any], spec: LoraSpec, model: ModelSpec, *, base: str, model_card: str
+    directory: str | Path,
+    tree: Mapping[str, Any],
+    spec: LoraSpec,
+    model: ModelSpec,
+    *,
+    base: str,
+    model_card: str,
 ) -> None:
     """Writes a directory that `peft.PeftModel.from_pretrained` loads onto the base.
 
@@ -132,8 +164,8 @@ def save_adapter(
         tree: what lies under `lora`; numpy, or arrays that this process holds whole.
         base: name or path of the base model, for whoever loads the adapter without naming one.
         model_card: text of README.md.
-    Errors: InputError for weights that checkpoints hold fused with others, and for a directory that holds anything but
-        an adapter.
+    Errors: InputError for weights that checkpoints hold fused with others, and for a directory that
+        holds anything but an adapter.
     """
     directory = Path(directory).absolute()
     weights = _weights(model)
@@ -146,7 +178,9 @@ def save_adapter(
     found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
     if directory.is_file() or (found and CONFIG_FILE not in found):
         raise InputError(
-            "a new or empty directory, or one with an adapter", f"{directory}: {found or 'a file'}", "choose a new one"
+            "a new or empty directory, or one with an adapter",
+            f"{directory}: {found or 'a file'}",
+            "choose a new one",
         )
     tensors = {}
     for tensor in _stored(model, spec):
@@ -164,9 +198,12 @@ def save_adapter(
 
 def _peft_config(spec: LoraSpec, model: ModelSpec, base: str) -> dict[str, Any]:
     weights = _weights(model)
-    modules = {target: _module(weight).partition("{layer}.")[2] for target, weight in weights.items()}
+    modules = {
+        target: _module(weight).partition("{layer}.")[2] for target, weight in weights.items()
+    }
     last = lambda module: module.rpartition(".")[2]
-    # PEFT adapts every module whose name ends so: the last part alone where that means no other module.
+    # PEFT adapts every module whose name ends so: the last part alone where that means no other
+    #     module.
     chosen = {modules[target] for target in spec.targets}
     clear = {m for m in chosen if all(o in chosen for o in modules.values() if last(o) == last(m))}
     example = weights[spec.targets[0]]
@@ -194,12 +231,22 @@ def _read(directory: Path, model: ModelSpec) -> tuple[LoraSpec, dict[str, np.nda
     files = directory / CONFIG_FILE, directory / WEIGHTS_FILE
     if missing := [file.name for file in files if not file.is_file()]:
         fix = "correct the path; an adapter_model.bin is converted by loading it with PEFT and saving it again"
-        raise InputError(f"a PEFT adapter: {CONFIG_FILE} and {WEIGHTS_FILE}", f"no {missing} in {directory}", fix)
+        raise InputError(
+            f"a PEFT adapter: {CONFIG_FILE} and {WEIGHTS_FILE}", f"no {missing} in {directory}", fix
+        )
     config = read_json(files[0])
-    problems = [f"{key} is missing" for key in ("peft_type", "r", "lora_alpha") if not config.get(key)]
-    problems += [f"{k} = {v!r}, only {_ONLY[k][0]!r} is" for k, v in config.items() if k in _ONLY and v not in _ONLY[k]]
+    problems = [
+        f"{key} is missing" for key in ("peft_type", "r", "lora_alpha") if not config.get(key)
+    ]
+    problems += [
+        f"{k} = {v!r}, only {_ONLY[k][0]!r} is"
+        for k, v in config.items()
+        if k in _ONLY and v not in _ONLY[k]
+    ]
     known = _READ | _IGNORED | _ONLY.keys()
-    problems += [f"{key} = {value!r}" for key, value in config.items() if key not in known and value]
+    problems += [
+        f"{key} = {value!r}" for key, value in config.items() if key not in known and value
+    ]
     if problems:
         raise InputError(
             "a LoRA adapter with one rank and alpha, on weights that it leaves as they are",
@@ -210,9 +257,19 @@ def _read(directory: Path, model: ModelSpec) -> tuple[LoraSpec, dict[str, np.nda
         with safe_open(files[1], framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
-        raise InputError("a complete safetensors file", f"{files[1]}: {error}", "copy it again") from error
-    modules = {_tensor_name(weight, 0, ""): target for target, weight in _weights(model).items() if not _fused(weight)}
-    present = {target for module, target in modules.items() if any(name.startswith(module) for name in tensors)}
+        raise InputError(
+            "a complete safetensors file", f"{files[1]}: {error}", "copy it again"
+        ) from error
+    modules = {
+        _tensor_name(weight, 0, ""): target
+        for target, weight in _weights(model).items()
+        if not _fused(weight)
+    }
+    present = {
+        target
+        for module, target in modules.items()
+        if any(name.startswith(module) for name in tensors)
+    }
     spec = LoraSpec(
         rank=config["r"],
         alpha=float(config["lora_alpha"]),
@@ -249,7 +306,9 @@ def _stored(model: ModelSpec, spec: LoraSpec) -> Iterator[_Stored]:
                 "a": ("lora_A.weight", f"Z,{inputs} -> {inputs}Z"),
                 "b": ("lora_B.weight", f"{outputs},Z -> Z{outputs}"),
             }
-            parts |= {"m": ("lora_magnitude_vector", f"{outputs} -> {outputs}")} if spec.dora else {}
+            parts |= (
+                {"m": ("lora_magnitude_vector", f"{outputs} -> {outputs}")} if spec.dora else {}
+            )
             for leaf, (ending, layout) in parts.items():
                 name = _tensor_name(weights[target], layer, ending)
                 yield _Stored(name, f"layers/{target}/{leaf}", layer, Weight(name, layout))
@@ -273,7 +332,9 @@ def _fused(weight: Weight) -> bool:
     return any(axis.before or axis.after for axis in weight.stored_axes)
 
 
-def _widened(tree: Mapping[str, Any], spec: LoraSpec, common: LoraSpec, model: ModelSpec) -> dict[str, Any]:
+def _widened(
+    tree: Mapping[str, Any], spec: LoraSpec, common: LoraSpec, model: ModelSpec
+) -> dict[str, Any]:
     """The same function as an adapter of the common spec."""
     sizes = axis_sizes(model) | {"Z": common.rank}
     shape = lambda axes: (model.layers, *(sizes[axis] for axis in axes))
@@ -285,5 +346,7 @@ def _widened(tree: Mapping[str, Any], spec: LoraSpec, common: LoraSpec, model: M
         own = tree["layers"].get(group, {}).get(name)
         if own is not None:
             a[..., : spec.rank], b[:, : spec.rank] = own["a"], own["b"] * np.float32(spec.scale)
-        groups.setdefault(group, {})[name] = {"a": a, "b": b} | ({"m": own["m"]} if common.dora else {})
+        groups.setdefault(group, {})[name] = {"a": a, "b": b} | (
+            {"m": own["m"]} if common.dora else {}
+        )
     return {"layers": groups}

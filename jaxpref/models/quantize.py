@@ -1,7 +1,8 @@
 """Frozen weights in 8 or 4 bits (QLoRA, Dettmers et al., arXiv 2305.14314), through qwix.
 
-A quantised leaf is a qwix `QArray`: a pytree of codes and scales with the weight's shape.  `as_array` is the one place
-where it becomes numbers again, inside the product that reads it, so no whole matrix outlives its product.
+A quantised leaf is a qwix `QArray`: a pytree of codes and scales with the weight's shape.
+`as_array` is the one place where it becomes numbers again, inside the product that reads it, so no
+whole matrix outlives its product.
 """
 
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from jax.sharding import PartitionSpec as P
 from jaxpref.errors import InputError
 from jaxpref.models.transposed import Transposed, transposed_back
 
-# Path of a weight below `layers` -> the axes, after the layers', that its product sums over.  Embedding, head, norms,
-# and biases stay as they are.
+# Path of a weight below `layers` -> the axes, after the layers', that its product sums over.
+# Embedding, head, norms, and biases stay as they are.
 SUMMED_AXES: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(("attention/q", "attention/k", "attention/v", "mlp/gate", "mlp/up", "mlp/down"), (1,)),
+    **dict.fromkeys(
+        ("attention/q", "attention/k", "attention/v", "mlp/gate", "mlp/up", "mlp/down"), (1,)
+    ),
     "attention/o": (1, 2),
 }
 
@@ -33,10 +36,12 @@ class Quantisation:
     kind: Literal["int8", "int4", "nf4"]
     """`nf4`: QLoRA's 16 quantiles of the normal distribution."""
     block: int | None
-    """Weights that share a scale, along the last axis that the product sums over; None: all of an output."""
+    """Weights that share a scale, along the last axis that the product sums over; None: all of an
+    output."""
 
     def how(self, path: str, shape: tuple[int, ...]) -> dict[str, Any]:
-        """qwix's arguments for the leaf at `path`.  Errors: InputError when the block does not divide it."""
+        """qwix's arguments for the leaf at `path`.  Errors: InputError when the block does not
+        divide it."""
         summed = SUMMED_AXES[path.removeprefix("layers/")]
         if self.block is None:
             return {"channelwise_axes": [i for i in range(len(shape)) if i not in summed]}
@@ -77,7 +82,11 @@ def quantised(w: jax.Array, path: str, quantisation: Quantisation) -> Any:
 
 
 def place_quantised(
-    path: str, shape: tuple[int, ...], sharding: NamedSharding, read_slice: Any, quantisation: Quantisation
+    path: str,
+    shape: tuple[int, ...],
+    sharding: NamedSharding,
+    read_slice: Any,
+    quantisation: Quantisation,
 ) -> Any:
     """The leaf at `path`, quantised; its codes lie as `sharding` says.
 
@@ -85,7 +94,8 @@ def place_quantised(
 
     Args:
         read_slice: reads one contiguous slice an axis, float32 (`weights.load_tree`).
-    Errors: InputError when qwix is missing, the block does not divide the weight, or a block would lie on two devices.
+    Errors: InputError when qwix is missing, the block does not divide the weight, or a block would
+        lie on two devices.
     """
     encode = partial(quantised, path=path, quantisation=quantisation)
     shapes = jax.eval_shape(encode, jax.ShapeDtypeStruct(shape, jnp.float32))
@@ -101,7 +111,9 @@ def place_quantised(
     for y in range(shape[0]):
         read_layer = lambda index, y=y: read_slice((slice(y, y + 1), *index[1:]))
         layer = jax.make_array_from_callback((1, *shape[1:]), sharding, read_layer)
-        leaf = jax.block_until_ready(write(leaf, layer, np.int32(y)))  # layers in flight would pile up on the host
+        leaf = jax.block_until_ready(
+            write(leaf, layer, np.int32(y))
+        )  # layers in flight would pile up on the host
     return leaf
 
 
@@ -126,6 +138,8 @@ def _qwix() -> Any:
         import qwix  # an optional dependency
     except ImportError as error:
         raise InputError(
-            "the package qwix, for adapter.quantize", "it is not installed", "pip install 'jaxpref[qlora]'"
+            "the package qwix, for adapter.quantize",
+            "it is not installed",
+            "pip install 'jaxpref[qlora]'",
         ) from error
     return qwix

@@ -1,4 +1,5 @@
-"""Where a model comes from: a directory, a GGUF file, an installed package, or the Hugging Face Hub."""
+"""Where a model comes from: a directory, a GGUF file, an installed package, or the Hugging Face
+Hub."""
 
 import importlib.util
 import re
@@ -26,7 +27,8 @@ class Checkpoint:
     generation_config: dict[str, Any]
     """As in generation_config.json."""
     load_params: Callable[..., dict[str, Any]]
-    """`load_params(dtype=np.float32, put=None)` -> parameter tree; see `jaxpref.models.weights.load_tree`."""
+    """`load_params(dtype=np.float32, put=None)` -> parameter tree; see
+    `jaxpref.models.weights.load_tree`."""
     load_tokenizer: Callable[[], Any]
     """-> a transformers tokenizer.  InputError when the checkpoint has none."""
 
@@ -35,11 +37,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Finds a model and reads its config.
 
     Args:
-        path: a Hugging Face directory; a `.gguf` file, whose own tokenizer is used where there are no tokenizer files
-            beside it; `pkg://package/path` for either inside an installed Python package; or a Hub id `org/name`,
-            with `@revision` if wanted, which is downloaded or taken from the cache.
+        path: a Hugging Face directory; a `.gguf` file, whose own tokenizer is used where there are
+            no tokenizer files beside it; `pkg://package/path` for either inside an installed Python
+            package; or a Hub id `org/name`, with `@revision` if wanted, which is downloaded or
+            taken from the cache.
 
-    Errors: InputError when nothing is found there, saying what was looked for, or the model is not supported.
+    Errors: InputError when nothing is found there, saying what was looked for, or the model is not
+        supported.
     """
     local = _local_path(str(path))
     if local.is_dir():
@@ -51,7 +55,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             load_tokenizer=lambda: load_tokenizer(local),
         )
     if local.suffix != ".gguf":
-        raise InputError("a model directory or a .gguf file", str(local), "name the directory that holds config.json")
+        raise InputError(
+            "a model directory or a .gguf file",
+            str(local),
+            "name the directory that holds config.json",
+        )
     opened = gguf.open_gguf(local)
     beside = any((local.parent / name).is_file() for name in _TOKENIZER_FILES)
     tokenizer = (lambda: load_tokenizer(local.parent)) if beside else opened.load_tokenizer
@@ -59,11 +67,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _generation_config(directory: Path) -> dict[str, Any]:
-    """Of a directory; without one, the special tokens in config.json, as transformers takes them."""
+    """Of a directory; without one, the special tokens in config.json, as transformers takes
+    them."""
     file = directory / "generation_config.json"
     if file.is_file():
         return hf.read_json(file)
-    config, names = hf.read_json(directory / "config.json"), ("bos_token_id", "eos_token_id", "pad_token_id")
+    config, names = (
+        hf.read_json(directory / "config.json"),
+        ("bos_token_id", "eos_token_id", "pad_token_id"),
+    )
     return {name: config[name] for name in names if config.get(name) is not None}
 
 
@@ -84,7 +96,8 @@ def _local_path(path: str) -> Path:
 
 def _package_path(url: str) -> Path:
     package, _, inside = url.removeprefix("pkg://").partition("/")
-    # Found, not imported: a package that carries only weights may not be importable without its dependencies.
+    # Found, not imported: a package that carries only weights may not be importable without its
+    #     dependencies.
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         raise InputError(
@@ -95,7 +108,9 @@ def _package_path(url: str) -> Path:
     root = Path(found.submodule_search_locations[0])
     if not inside or not (root / inside).exists():
         models = sorted(
-            str(p.relative_to(root)) for p in root.rglob("*") if p.name == "config.json" or p.suffix == ".gguf"
+            str(p.relative_to(root))
+            for p in root.rglob("*")
+            if p.name == "config.json" or p.suffix == ".gguf"
         )
         raise InputError(
             "pkg://package/path of a model inside the package",
@@ -107,7 +122,11 @@ def _package_path(url: str) -> Path:
 
 def _download(repository: str, revision: str) -> Path:
     import huggingface_hub  # here: a local model needs none of it
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     where = f"{repository}, neither a local path nor to be had from the Hugging Face Hub"
     try:
@@ -116,7 +135,9 @@ def _download(repository: str, revision: str) -> Path:
                 repository,
                 revision=revision or None,
                 allow_patterns=_HUB_FILES,
-                ignore_patterns=["*/*"],  # many repositories keep a second copy of the weights in a folder
+                ignore_patterns=[
+                    "*/*"
+                ],  # many repositories keep a second copy of the weights in a folder
             )
         )
     except GatedRepoError as error:

@@ -1,13 +1,16 @@
-"""What a decoder is, whichever family it comes from: the numbers that the one decoder is built from."""
+"""What a decoder is, whichever family it comes from: the numbers that the one decoder is built
+from."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 SCALAR_HEADS = "scalar_heads"
-"""Top level of the parameter tree under which linear maps of the hidden state to one number are kept."""
+"""Top level of the parameter tree under which linear maps of the hidden state to one number are
+kept."""
 
 LORA = "lora"
-"""Top level of the parameter tree under which an adapter is kept; its tree mirrors the parameters'."""
+"""Top level of the parameter tree under which an adapter is kept; its tree mirrors the
+parameters'."""
 
 
 @dataclass(frozen=True)
@@ -22,23 +25,27 @@ class Llama3Rope:
 
 @dataclass(frozen=True)
 class LinearRope:
-    """Positions divided by `factor` (Hugging Face `rope_type: linear`); in Gemma 3 on global layers only."""
+    """Positions divided by `factor` (Hugging Face `rope_type: linear`); in Gemma 3 on global layers
+    only."""
 
     factor: float
 
 
 @dataclass(frozen=True)
 class LongRope:
-    """LongRoPE (Ding et al., arXiv 2402.13753; Hugging Face `rope_type: longrope`): every frequency has a divisor.
+    """LongRoPE (Ding et al., arXiv 2402.13753; Hugging Face `rope_type: longrope`): every frequency
+    has a divisor.
 
-    Sequences up to `original_length` tokens use the short divisors; beyond it a model would need the long ones.
+    Sequences up to `original_length` tokens use the short divisors; beyond it a model would need
+    the long ones.
     """
 
     short_factor: tuple[float, ...]
     long_factor: tuple[float, ...]
     original_length: int
     attention_factor: float | None
-    """Multiplies cos and sin; None: sqrt(1 + ln(max_positions / original_length) / ln(original_length))."""
+    """Multiplies cos and sin; None: sqrt(1 + ln(max_positions / original_length) /
+    ln(original_length))."""
 
 
 RopeScaling = Llama3Rope | LinearRope | LongRope
@@ -123,7 +130,10 @@ class ModelSpec:
 
     @property
     def longest_sequence(self) -> int:
-        """Tokens of a prompt and a completion together, at most: what the model has positions for."""
+        """Tokens of a prompt and a completion together, at most: what the model has positions
+        for."""
         if isinstance(self.rope_scaling, LongRope):
-            return min(self.max_positions, self.rope_scaling.original_length)  # the short divisors reach no further
+            return min(
+                self.max_positions, self.rope_scaling.original_length
+            )  # the short divisors reach no further
         return self.max_positions

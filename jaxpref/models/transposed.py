@@ -1,9 +1,9 @@
 """Weights transposed for decoding on a CPU: a row for every output.
 
-A step of decoding multiplies a few activations with every weight, so it cannot be faster than the weights are read.
-XLA's CPU product reads [outputs, inputs] times [inputs, few] at the speed of the memory, and the usual form, [few,
-inputs] times [inputs, outputs], at about 0.6 of it (30 layers of SmolLM2-135M's MLP, 8 activations, 2 cores: 9.9 and
-5.7 GB/s on jax 0.10, 9.2 and 6.1 on 0.12).
+A step of decoding multiplies a few activations with every weight, so it cannot be faster than the
+weights are read.  XLA's CPU product reads [outputs, inputs] times [inputs, few] at the speed of the
+memory, and the usual form, [few, inputs] times [inputs, outputs], at about 0.6 of it (30 layers of
+SmolLM2-135M's MLP, 8 activations, 2 cores: 9.9 and 5.7 GB/s on jax 0.10, 9.2 and 6.1 on 0.12).
 """
 
 import math
@@ -34,7 +34,9 @@ class Transposed:
 
 def transposed(w: jax.Array, inputs: int) -> Transposed:
     """A weight [inputs..., outputs...], of which the first `inputs` axes are summed over."""
-    return Transposed(w.reshape(math.prod(w.shape[:inputs]), -1).T, w.shape[:inputs], w.shape[inputs:])
+    return Transposed(
+        w.reshape(math.prod(w.shape[:inputs]), -1).T, w.shape[:inputs], w.shape[inputs:]
+    )
 
 
 def in_rows(w: jax.Array) -> Transposed:
@@ -54,7 +56,8 @@ def product(x: jax.Array, w: Transposed, batch: int) -> jax.Array:
         batch: number of axes that the product keeps.
     """
     x_KM = x.reshape(-1, w.rows.shape[1]).T
-    # Without the barriers XLA moves the transposition of the activations into the product, and transposes the weight back.
+    # Without the barriers XLA moves the transposition of the activations into the product, and
+    # transposes the weight back.
     x_KM = lax.optimization_barrier(x_KM)
     y = jnp.einsum("nk,km->nm", w.rows.astype(x.dtype), x_KM, preferred_element_type=jnp.float32)
     return lax.optimization_barrier(y).T.reshape(*x.shape[:batch], *w.outputs)

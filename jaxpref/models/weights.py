@@ -1,8 +1,9 @@
-"""How stored tensors map onto the parameter tree, and the one loop that loads them, whatever the file format.
+"""How stored tensors map onto the parameter tree, and the one loop that loads them, whatever the
+file format.
 
-A family states one `Weight` a leaf; a file format offers a `TensorSource`.  Leaves are built one at a time
-and layer by layer, so a checkpoint is never in memory twice, and `put` can ask for the part of a leaf that
-one device holds.  Writing goes the other way, one `StoredTensor` at a time.
+A family states one `Weight` a leaf; a file format offers a `TensorSource`.  Leaves are built one at
+a time and layer by layer, so a checkpoint is never in memory twice, and `put` can ask for the part
+of a leaf that one device holds.  Writing goes the other way, one `StoredTensor` at a time.
 """
 
 import math
@@ -25,7 +26,8 @@ _CONVERTED_BYTES = 2**24
 
 
 class StoredAxis(NamedTuple):
-    """One axis of a stored tensor; it may hold the parts of several leaves, one behind the other."""
+    """One axis of a stored tensor; it may hold the parts of several leaves, one behind the
+    other."""
 
     letters: str
     """The letters of the leaf's part, flattened, the first one slowest."""
@@ -37,7 +39,9 @@ class StoredAxis(NamedTuple):
         return sum(_product(letters, sizes) for letters in self.before)
 
     def size(self, sizes: Mapping[str, int]) -> int:
-        return sum(_product(letters, sizes) for letters in (*self.before, self.letters, *self.after))
+        return sum(
+            _product(letters, sizes) for letters in (*self.before, self.letters, *self.after)
+        )
 
 
 def _product(letters: str, sizes: Mapping[str, int]) -> int:
@@ -48,14 +52,14 @@ def _product(letters: str, sizes: Mapping[str, int]) -> int:
 class Weight:
     """Where one leaf is stored and in which layout.
 
-    `name` is the tensor's name; with `{layer}` in it the leaf is stacked over layers, with `{expert}` over layers and
-    experts.  `layout` reads `stored -> leaf`, one letter an axis (letters as in `jaxpref.types`), commas between the
-    stored axes:
+    `name` is the tensor's name; with `{layer}` in it the leaf is stacked over layers, with
+    `{expert}` over layers and experts.  `layout` reads `stored -> leaf`, one letter an axis
+    (letters as in `jaxpref.types`), commas between the stored axes:
 
-    - letters that share a stored axis are flattened into it, the first one slowest: `NH,D -> DNH` is a stored
-      `[N*H, D]` matrix whose leaf is `[D, N, H]`;
-    - a stored axis that holds several leaves one behind the other names all parts and brackets the leaf's own:
-      `NH+[MH]+MH,D -> DMH` is the keys' part of a fused `[(N+2M)*H, D]` matrix.
+    - letters that share a stored axis are flattened into it, the first one slowest: `NH,D -> DNH`
+      is a stored `[N*H, D]` matrix whose leaf is `[D, N, H]`;
+    - a stored axis that holds several leaves one behind the other names all parts and brackets the
+      leaf's own: `NH+[MH]+MH,D -> DMH` is the keys' part of a fused `[(N+2M)*H, D]` matrix.
     """
 
     name: str
@@ -91,10 +95,11 @@ class Weight:
         return tuple(sizes[a] for a in self.leaf_axes)
 
     def read(self, sizes: Mapping[str, int], index: Index, read_stored: ReadSlice) -> np.ndarray:
-        """The part `index` (contiguous, over `leaf_axes`) of one stored tensor's leaf, reading no more than it must.
+        """The part `index` (contiguous, over `leaf_axes`) of one stored tensor's leaf, reading no
+        more than it must.
 
-        Letters behind the first of a flattened axis are read whole and cut afterwards: a stored file offers
-        contiguous ranges only.
+        Letters behind the first of a flattened axis are read whole and cut afterwards: a stored
+        file offers contiguous ranges only.
         """
         part = dict(zip(self.leaf_axes, index, strict=True))
         stored_index, unflat_shape, cut = [], [], []
@@ -136,11 +141,13 @@ class TensorSource(NamedTuple):
     """The file or directory, for error messages."""
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str, Index], np.ndarray]
-    """`read(name, index)` -> a new array: never a view of the file, which is closed after loading."""
+    """`read(name, index)` -> a new array: never a view of the file, which is closed after
+    loading."""
 
 
 class StoredTensor(NamedTuple):
-    """One tensor of a checkpoint and the leaves that lie in it: one, or the parts of a fused tensor in their order."""
+    """One tensor of a checkpoint and the leaves that lie in it: one, or the parts of a fused tensor
+    in their order."""
 
     name: str
     at: tuple[int, ...]
@@ -157,19 +164,29 @@ class StoredTensor(NamedTuple):
         if len(own) == 1:
             return own[0]
         axes = self.parts[0][1].stored_axes
-        return np.concatenate(own, axis=next(i for i, axis in enumerate(axes) if axis.before or axis.after))
+        return np.concatenate(
+            own, axis=next(i for i, axis in enumerate(axes) if axis.before or axis.after)
+        )
 
 
 def axis_sizes(spec: ModelSpec) -> dict[str, int]:
     """Letter -> size, for the letters that a `Weight.layout` may use."""
     return {
         "1": 1,
-        "D": spec.width, "F": spec.ffn, "V": spec.vocab, "P": spec.max_positions,
-        "N": spec.heads, "M": spec.kv_heads, "H": spec.head_dim, "Y": spec.layers, "E": spec.experts,
-    }  # fmt: skip
+        "D": spec.width,
+        "F": spec.ffn,
+        "V": spec.vocab,
+        "P": spec.max_positions,
+        "N": spec.heads,
+        "M": spec.kv_heads,
+        "H": spec.head_dim,
+        "Y": spec.layers,
+        "E": spec.experts,
+    }
 
 
-# Leaf path (regular expression) -> whether the model has it, as `ModelSpec` says; every model has the other leaves.
+# Leaf path (regular expression) -> whether the model has it, as `ModelSpec` says; every model has
+# the other leaves.
 _PRESENT: tuple[tuple[str, Callable[[ModelSpec], bool]], ...] = (
     (r"embed/position", lambda spec: spec.learned_positions),
     (r"layers/(attention|mlp)_norm/\w+", lambda spec: spec.norm_at != "post"),
@@ -195,9 +212,15 @@ def used_weights(table: Mapping[str, Weight], spec: ModelSpec) -> dict[str, Weig
     }
 
 
-def stored_form(names: Collection[str], forms: Sequence[Mapping[str, Weight]], spec: ModelSpec) -> Mapping[str, Weight]:
-    """Of the forms in which a family's checkpoints are written, the one that knows most of these stored names."""
-    return max(forms, key=lambda form: len(set(names) & stored_shapes(used_weights(form, spec), spec).keys()))
+def stored_form(
+    names: Collection[str], forms: Sequence[Mapping[str, Weight]], spec: ModelSpec
+) -> Mapping[str, Weight]:
+    """Of the forms in which a family's checkpoints are written, the one that knows most of these
+    stored names."""
+    return max(
+        forms,
+        key=lambda form: len(set(names) & stored_shapes(used_weights(form, spec), spec).keys()),
+    )
 
 
 def stored_shapes(weights: Mapping[str, Weight], spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -215,13 +238,17 @@ def stored_tensors(weights: Mapping[str, Weight], spec: ModelSpec) -> list[Store
     all_parts = [tuple(sorted(parts, key=parts_in_front)) for parts in found.values()]
     sizes = axis_sizes(spec)
 
-    def tensors(parts: tuple[tuple[str, Weight], ...], place: tuple[int, ...]) -> list[StoredTensor]:
+    def tensors(
+        parts: tuple[tuple[str, Weight], ...], place: tuple[int, ...]
+    ) -> list[StoredTensor]:
         """Those of a layer, or the one that is not stacked."""
         weight = parts[0][1]
         places = [(*place, *expert) for expert in np.ndindex(*(sizes[a] for a in weight.stack[1:]))]
         return [StoredTensor(weight.stored_name(at), at, parts) for at in places]
 
-    single = [tensor for parts in all_parts if not parts[0][1].stacked for tensor in tensors(parts, ())]
+    single = [
+        tensor for parts in all_parts if not parts[0][1].stacked for tensor in tensors(parts, ())
+    ]
     stacked = [
         tensor
         for layer in range(spec.layers)
@@ -239,7 +266,11 @@ def tree_shapes(weights: Mapping[str, Weight], spec: ModelSpec) -> dict[str, tup
 
 
 def check_shapes(
-    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], *, where: str, fix: str
+    found: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    *,
+    where: str,
+    fix: str,
 ) -> None:
     """Compares names and shapes; `where` says whose they are.
 
@@ -281,20 +312,25 @@ def load_tree(
         table: leaf path -> `Weight`, of the model's family.
         spec: the model; fixes which leaves there are and their shapes.
         dtype: of the returned leaves, whatever is stored.
-        put: `put(path, shape, dtype, read_slice) -> array` makes one leaf.  `read_slice(index)` takes one
-            contiguous slice an axis of the leaf and reads that part only, so a sharded leaf is
-            `jax.make_array_from_callback(shape, sharding, read_slice)`.  Default: the whole leaf in numpy.
+        put: `put(path, shape, dtype, read_slice) -> array` makes one leaf.  `read_slice(index)`
+            takes one contiguous slice an axis of the leaf and reads that part only, so a sharded
+            leaf is `jax.make_array_from_callback(shape, sharding, read_slice)`.  Default: the whole
+            leaf in numpy.
         ignored: regular expression of stored names that are knowingly not loaded.
 
     Returns: nested dict of arrays, the tree that `ModelSpec` documents.
     Errors: InputError that lists all missing, extra and misshaped tensors.
     """
     weights, sizes, dtype = used_weights(table, spec), axis_sizes(spec), np.dtype(dtype)
-    found = {name: shape for name, shape in source.shapes.items() if not re.fullmatch(ignored, name)}
+    found = {
+        name: shape for name, shape in source.shapes.items() if not re.fullmatch(ignored, name)
+    }
     check_shapes(
-        found, stored_shapes(weights, spec), where=source.where,
+        found,
+        stored_shapes(weights, spec),
+        where=source.where,
         fix="take weights and config from the same model; an adapter must be merged into its base first",
-    )  # fmt: skip
+    )
     flat = {}
     for path, shape in tree_shapes(weights, spec).items():
         read = _slice_reader(source, weights[path], sizes, shape, dtype)
@@ -303,7 +339,11 @@ def load_tree(
 
 
 def _slice_reader(
-    source: TensorSource, weight: Weight, sizes: Mapping[str, int], shape: tuple[int, ...], dtype: np.dtype
+    source: TensorSource,
+    weight: Weight,
+    sizes: Mapping[str, int],
+    shape: tuple[int, ...],
+    dtype: np.dtype,
 ) -> ReadSlice:
     depth = len(weight.stack)
 
@@ -316,9 +356,12 @@ def _slice_reader(
         out = np.empty([len(span) for span in spans], dtype)
         if weight.stacked:
             for at in np.ndindex(out.shape[:depth]):
-                out[at] = read_one(tuple(span[i] for span, i in zip(spans, at, strict=False)), index[depth:])
+                out[at] = read_one(
+                    tuple(span[i] for span, i in zip(spans, at, strict=False)), index[depth:]
+                )
             return out
-        # Some rows at a time: a whole embedding in the file's dtype beside the converted one would be too much.
+        # Some rows at a time: a whole embedding in the file's dtype beside the converted one would
+        #     be too much.
         rows = max(1, _CONVERTED_BYTES // max(1, out[:1].nbytes))
         for first in range(0, len(out), rows):
             part = out[first : first + rows]
@@ -345,5 +388,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"a": {"b": x}}` -> `{"a/b": x}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {prefix + key: value}
+        flat |= (
+            flatten(value, f"{prefix}{key}/")
+            if isinstance(value, Mapping)
+            else {prefix + key: value}
+        )
     return flat

@@ -24,7 +24,8 @@ LessThanHalf = Annotated[float, Field(ge=0, lt=0.5, allow_inf_nan=False)]
 
 
 def log_ratios(policy: Logps, ref: Logps) -> jax.Array:
-    """rho_BK = log pi(y|x) - log pi_ref(y|x), summed over tokens (nats); the reference gets no gradient."""
+    """rho_BK = log pi(y|x) - log pi_ref(y|x), summed over tokens (nats); the reference gets no
+    gradient."""
     return policy.sum - jax.lax.stop_gradient(ref.sum)
 
 
@@ -45,7 +46,9 @@ def cross_entropy(margin_B: jax.Array, label_B: jax.Array | float) -> jax.Array:
 
 def mean(x: jax.Array, weight: jax.Array, axis: int | tuple[int, ...] | None = None) -> jax.Array:
     """Weighted mean, also over the places where a bool holds; 0 where nothing weighs."""
-    return jnp.sum(jnp.where(weight > 0, weight * x, 0.0), axis) / jnp.maximum(weight.sum(axis), 1e-30)
+    return jnp.sum(jnp.where(weight > 0, weight * x, 0.0), axis) / jnp.maximum(
+        weight.sum(axis), 1e-30
+    )
 
 
 def pair_weight(policy: Logps, weight: jax.Array | None) -> jax.Array:
@@ -55,19 +58,29 @@ def pair_weight(policy: Logps, weight: jax.Array | None) -> jax.Array:
 
 
 def token_nll(policy: Logps, weight: jax.Array | None, completion: int = 0) -> Term:
-    """Negative log-likelihood of a completion, a mean over the tokens of the whole batch, as a term of a loss."""
+    """Negative log-likelihood of a completion, a mean over the tokens of the whole batch, as a term
+    of a loss."""
     tokens_B = policy.count[:, completion]
-    return Term(-per_token(policy.sum, policy)[:, completion], pair_weight(policy, weight) * tokens_B)
+    return Term(
+        -per_token(policy.sum, policy)[:, completion], pair_weight(policy, weight) * tokens_B
+    )
 
 
-def plus_term(out: ObjectiveOutput, scale: float, term: Term, metrics: Mapping[str, jax.Array]) -> ObjectiveOutput:
+def plus_term(
+    out: ObjectiveOutput, scale: float, term: Term, metrics: Mapping[str, jax.Array]
+) -> ObjectiveOutput:
     """`out` with `scale` times a term of its own weights added, and more to log (constant)."""
     scaled = term._replace(loss_B=scale * term.loss_B)
-    return out._replace(plus=(*out.plus, scaled), metrics=out.metrics | jax.lax.stop_gradient(dict(metrics)))
+    return out._replace(
+        plus=(*out.plus, scaled), metrics=out.metrics | jax.lax.stop_gradient(dict(metrics))
+    )
 
 
-def per_model(name: str, given: tuple[float, ...], n: int, default: float, models: str) -> tuple[float, ...]:
-    """One number a model: those given, or the default for each of the n.  Errors: InputError for another length."""
+def per_model(
+    name: str, given: tuple[float, ...], n: int, default: float, models: str
+) -> tuple[float, ...]:
+    """One number a model: those given, or the default for each of the n.  Errors: InputError for
+    another length."""
     if given and len(given) != n:
         raise InputError(
             f"{name} with {n} entries, one a model: {models}",
@@ -78,7 +91,8 @@ def per_model(name: str, given: tuple[float, ...], n: int, default: float, model
 
 
 def reward_metrics(reward_BK: jax.Array) -> dict[str, jax.Array]:
-    """TRL's reward metrics; completion 0 is the chosen one.  Accuracy is strict: a tie counts as wrong."""
+    """TRL's reward metrics; completion 0 is the chosen one.  Accuracy is strict: a tie counts as
+    wrong."""
     chosen_B, rejected_B = jax.lax.stop_gradient((reward_BK[:, 0], reward_BK[:, 1]))
     return {
         "rewards/chosen": chosen_B,
@@ -88,7 +102,9 @@ def reward_metrics(reward_BK: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def mean_so_far(before: Mapping[str, jax.Array], x: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
+def mean_so_far(
+    before: Mapping[str, jax.Array], x: jax.Array, weight: jax.Array
+) -> dict[str, jax.Array]:
     """Running weighted mean, these numbers included; its statistics are `mean` and `count`."""
     count = before["count"] + weight.sum()
     surplus = jnp.sum(weight * (x - before["mean"]))

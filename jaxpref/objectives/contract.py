@@ -12,8 +12,9 @@ Positional parameters are arrays, found by name:
     any other    the data column of that name, [B] or [B, K], required unless it has a default
 Keyword-only parameters are hyperparameters: they are the config schema.
 
-`weight_B` of an objective that is not coupled must depend on data only (counts, columns), never on log-probs, for the
-step divides by its sum over the whole batch before it back-propagates micro-batches.
+`weight_B` of an objective that is not coupled must depend on data only (counts, columns), never on
+log-probs, for the step divides by its sum over the whole batch before it back-propagates
+micro-batches.
 """
 
 import dataclasses
@@ -36,7 +37,8 @@ from jaxpref.errors import InputError
 PAIRS = ("pair", "triple")
 """Kinds of groups whose completion 0 is chosen and 1 rejected."""
 JUDGED = ("judged", "judged_other")
-"""Kinds of groups whose completion 0 has a label; in `judged_other`, completion 1 answers another prompt."""
+"""Kinds of groups whose completion 0 has a label; in `judged_other`, completion 1 answers another
+prompt."""
 KINDS = {
     "pair": "chosen, rejected",
     "triple": "chosen, rejected, gold answer",
@@ -59,9 +61,11 @@ class Needs:
     logps: tuple[str, ...] = ()
     """Optional fields of `Logps` that it reads."""
     coupled: bool = False
-    """Whether a pair's loss depends on the other pairs of the batch; then it is given the whole batch."""
+    """Whether a pair's loss depends on the other pairs of the batch; then it is given the whole
+    batch."""
     transformable: bool = False
-    """Whether transforms make sense before it: a function of the summed log-ratios of a pair and of token counts."""
+    """Whether transforms make sense before it: a function of the summed log-ratios of a pair and of
+    token counts."""
     running: Mapping[str, float] = field(default_factory=dict)
     """Initial values of statistics that it carries from step to step; for coupled objectives."""
 
@@ -70,7 +74,8 @@ class Needs:
 
 
 def needs(**kwargs: Any) -> Callable[[Callable], Callable]:
-    """Decorator that states an objective's `Needs`; without it: any groups, plain log-probs, not coupled."""
+    """Decorator that states an objective's `Needs`; without it: any groups, plain log-probs, not
+    coupled."""
 
     def attach(function: Callable) -> Callable:
         function.needs = Needs(**kwargs)
@@ -80,21 +85,25 @@ def needs(**kwargs: Any) -> Callable[[Callable], Callable]:
 
 
 class Term(NamedTuple):
-    """A part of a loss with weights of its own: sum(weight_B * loss_B) / sum(weight_B) over the whole batch."""
+    """A part of a loss with weights of its own: sum(weight_B * loss_B) / sum(weight_B) over the
+    whole batch."""
 
     loss_B: jax.Array
     weight_B: jax.Array
 
 
 class ObjectiveOutput(NamedTuple):
-    """Unreduced: the objective's value is sum(weight_B * loss_B) / sum(weight_B) over the whole batch."""
+    """Unreduced: the objective's value is sum(weight_B * loss_B) / sum(weight_B) over the whole
+    batch."""
 
     loss_B: jax.Array
     weight_B: jax.Array
     metrics: dict[str, jax.Array | Term]
-    """name -> [B], averaged over the batch's groups for the log, or a Term with weights of its own."""
+    """name -> [B], averaged over the batch's groups for the log, or a Term with weights of its
+    own."""
     plus: tuple[Term, ...] = ()
-    """Terms that are added, each averaged with its own weights (a token mean beside a mean over pairs)."""
+    """Terms that are added, each averaged with its own weights (a token mean beside a mean over
+    pairs)."""
     running: Mapping[str, jax.Array] | None = None
     """The statistics after this batch, when the objective carries some."""
 
@@ -105,7 +114,8 @@ class ObjectiveOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class Transform:
-    """A change of the log-probs before an objective (`objectives/transforms.py`), bound to its hyperparameters."""
+    """A change of the log-probs before an objective (`objectives/transforms.py`), bound to its
+    hyperparameters."""
 
     function: Callable
     """(policy, ref) -> (policy, ref); ref may be None where a later transform drops it."""
@@ -127,7 +137,8 @@ class Part:
     required: tuple[str, ...]
     optional: tuple[str, ...]
     sources: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
-    """Array parameter -> the data column (or columns, stacked on a last axis) that it reads instead of its own name."""
+    """Array parameter -> the data column (or columns, stacked on a last axis) that it reads instead
+    of its own name."""
     transforms: tuple[Transform, ...] = ()
     """Applied in order before the objective."""
 
@@ -145,13 +156,22 @@ class Part:
     @property
     def columns(self) -> tuple[str, ...]:
         """Data columns that must be there: of required arrays, and those that the config names."""
-        wanted = [self._source(name) for name in (*self.required, *self.sources) if name not in _NOT_COLUMNS]
+        wanted = [
+            self._source(name)
+            for name in (*self.required, *self.sources)
+            if name not in _NOT_COLUMNS
+        ]
         return tuple(dict.fromkeys(column for columns in wanted for column in columns))
 
     @property
     def all_columns(self) -> tuple[str, ...]:
         """Those, and the ones that are read where the data has them."""
-        optional = (column for name in self.optional if name not in _NOT_COLUMNS for column in self._source(name))
+        optional = (
+            column
+            for name in self.optional
+            if name not in _NOT_COLUMNS
+            for column in self._source(name)
+        )
         return tuple(dict.fromkeys((*self.columns, *optional)))
 
     def _source(self, name: str) -> tuple[str, ...]:
@@ -160,15 +180,26 @@ class Part:
 
     def _array(self, name: str, have: Mapping[str, Any]) -> Any:
         source = self.sources.get(name, name)
-        return have[source] if isinstance(source, str) else jnp.stack([have[column] for column in source], axis=-1)
+        return (
+            have[source]
+            if isinstance(source, str)
+            else jnp.stack([have[column] for column in source], axis=-1)
+        )
 
     def __call__(self, policy, ref, columns: Mapping[str, Any]) -> ObjectiveOutput:
-        """Args: `columns` holds data columns, and `extra_refs`, `running`, `uniform` where they are asked for."""
+        """Args: `columns` holds data columns, and `extra_refs`, `running`, `uniform` where they are
+        asked for."""
         for transform in self.transforms:
             policy, ref = transform.function(policy, ref)
         have = {"policy": policy, "ref": ref, **columns}
-        present = [name for name in (*self.required, *self.optional) if all(c in have for c in self._source(name))]
-        return self.function(**{name: self._array(name, have) for name in present}, **self.hyperparameters)
+        present = [
+            name
+            for name in (*self.required, *self.optional)
+            if all(c in have for c in self._source(name))
+        ]
+        return self.function(
+            **{name: self._array(name, have) for name in present}, **self.hyperparameters
+        )
 
 
 def bind(
@@ -176,27 +207,40 @@ def bind(
     registry: Mapping[str, Callable],
     transforms: Mapping[str, Transform] = {},
 ) -> tuple[Part, ...]:
-    """Parts of a weighted sum from the config's list: `[{name: dpo, weight: 1, beta: 0.1}, {name: sft, weight: 0.5}]`.
+    """Parts of a weighted sum from the config's list: `[{name: dpo, weight: 1, beta: 0.1}, {name:
+    sft, weight: 0.5}]`.
 
-    A name is one of the registry, or `package.module:function` for a function of one's own; in Python the function
-    itself may stand in for the mapping or for its name.  Besides hyperparameters a part may have
+    A name is one of the registry, or `package.module:function` for a function of one's own; in
+    Python the function itself may stand in for the mapping or for its name.  Besides
+    hyperparameters a part may have
         columns      {array parameter: column, or list of columns to stack}, where the data calls them otherwise
         transform    a change of the log-probs before the objective: {name: ld, alpha: 0.5}, its name, or a list
-    Errors: InputError listing everything that is wrong with every part, or parts that cannot share groups.
+    Errors: InputError listing everything that is wrong with every part, or parts that cannot share
+        groups.
     """
     parts, problems = [], []
     for position, setting in enumerate(settings):
         try:
-            parts.append(_bind_one({"name": setting} if callable(setting) else dict(setting), registry, transforms))
+            parts.append(
+                _bind_one(
+                    {"name": setting} if callable(setting) else dict(setting), registry, transforms
+                )
+            )
         except InputError as error:
             problems.append(f"objective[{position}]: {error.got} ({error.fix})")
     if not settings:
         problems.append("objective: an empty list")
     if not problems and not group_kinds(parts):
-        each = "; ".join(f"{part.name} is defined on {' or '.join(part.needs.groups)}" for part in parts)
+        each = "; ".join(
+            f"{part.name} is defined on {' or '.join(part.needs.groups)}" for part in parts
+        )
         problems.append(f"objective: these cannot be summed over the same groups: {each}")
     if problems:
-        raise InputError("a list of objectives with known names and hyperparameters", "; ".join(problems), "see above")
+        raise InputError(
+            "a list of objectives with known names and hyperparameters",
+            "; ".join(problems),
+            "see above",
+        )
     return tuple(_unique(parts))
 
 
@@ -215,19 +259,33 @@ def _unique(parts: Sequence[Part]) -> Iterator[Part]:
     seen: dict[str, int] = {}
     for part in parts:
         seen[part.name] = seen.get(part.name, 0) + 1
-        yield part if seen[part.name] == 1 else dataclasses.replace(part, name=f"{part.name}_{seen[part.name]}")
+        yield (
+            part
+            if seen[part.name] == 1
+            else dataclasses.replace(part, name=f"{part.name}_{seen[part.name]}")
+        )
 
 
-def _bind_one(setting: dict[str, Any], registry: Mapping[str, Callable], transforms: Mapping[str, Transform]) -> Part:
+def _bind_one(
+    setting: dict[str, Any], registry: Mapping[str, Callable], transforms: Mapping[str, Transform]
+) -> Part:
     name, weight = setting.pop("name", None), setting.pop("weight", 1.0)
     sources, chain = setting.pop("columns", {}), setting.pop("transform", [])
     function = name if callable(name) else _find(name, registry, "objective")
     label = getattr(function, "__name__", str(name))
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+    if (
+        isinstance(weight, bool)
+        or not isinstance(weight, (int, float))
+        or not math.isfinite(weight)
+    ):
         raise InputError("a number", f"weight={weight!r}", "give a finite number")
     arrays, hyperparameters = _signature(function, label, setting)
     if not arrays or arrays[0].name != "policy":
-        raise InputError("a first parameter `policy`", f"{label}{inspect.signature(function)}", "name it `policy`")
+        raise InputError(
+            "a first parameter `policy`",
+            f"{label}{inspect.signature(function)}",
+            "name it `policy`",
+        )
     _check_sources(label, sources, [p.name for p in arrays if p.name not in _NOT_COLUMNS])
     chain = chain if isinstance(chain, (list, tuple)) else [chain]
     return Part(
@@ -242,7 +300,9 @@ def _bind_one(setting: dict[str, Any], registry: Mapping[str, Callable], transfo
     )
 
 
-def _bind_transforms(label: str, function: Callable, chain: Sequence, registry: Mapping[str, Transform]) -> tuple:
+def _bind_transforms(
+    label: str, function: Callable, chain: Sequence, registry: Mapping[str, Transform]
+) -> tuple:
     if chain and not getattr(function, "needs", Needs(transformable=True)).transformable:
         raise InputError(
             "a transform before a function of the log-ratios of pairs",
@@ -254,7 +314,9 @@ def _bind_transforms(label: str, function: Callable, chain: Sequence, registry: 
         setting = dict(setting) if isinstance(setting, Mapping) else {"name": setting}
         found = _find(setting.pop("name", None), registry, "transform")
         _, hyperparameters = _signature(found.function, found.function.__name__, setting)
-        bound.append(dataclasses.replace(found, function=partial(found.function, **hyperparameters)))
+        bound.append(
+            dataclasses.replace(found, function=partial(found.function, **hyperparameters))
+        )
     kinds = [transform.shortens for transform in bound]
     if kinds not in ([], [True], [False], [True, False]):
         raise InputError(
@@ -265,7 +327,9 @@ def _bind_transforms(label: str, function: Callable, chain: Sequence, registry: 
     return tuple(bound)
 
 
-def _signature(function: Callable, label: str, given: Mapping[str, Any]) -> tuple[list[inspect.Parameter], dict]:
+def _signature(
+    function: Callable, label: str, given: Mapping[str, Any]
+) -> tuple[list[inspect.Parameter], dict]:
     """Array parameters of a function, and all its hyperparameters with the given values checked."""
     parameters = inspect.signature(function, eval_str=True).parameters.values()
     hyper = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
@@ -274,21 +338,26 @@ def _signature(function: Callable, label: str, given: Mapping[str, Any]) -> tupl
             raise InputError("a hyperparameter", f"{label}.{key} is unknown", _nearest(key, hyper))
     missing = [key for key, p in hyper.items() if p.default is p.empty and key not in given]
     if missing:
-        raise InputError("every hyperparameter without a default", f"{label} lacks {missing}", "set them")
+        raise InputError(
+            "every hyperparameter without a default", f"{label} lacks {missing}", "set them"
+        )
     defaults = {key: p.default for key, p in hyper.items() if p.default is not p.empty}
     checked = {key: _checked(label, hyper[key], value) for key, value in given.items()}
     return [p for p in parameters if p.kind is not p.KEYWORD_ONLY], defaults | checked
 
 
 def _checked(label: str, parameter: inspect.Parameter, value: Any) -> Any:
-    """The value in the type of the annotation, which may hold bounds: `beta: Annotated[float, Gt(0)]`."""
+    """The value in the type of the annotation, which may hold bounds: `beta: Annotated[float,
+    Gt(0)]`."""
     if parameter.annotation is parameter.empty:
         return value
     try:
         return TypeAdapter(parameter.annotation).validate_json(json.dumps(value), strict=True)
     except (ValidationError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise InputError("a valid value", f"{label}.{parameter.name}={value!r}: {reason}", "correct it") from error
+        raise InputError(
+            "a valid value", f"{label}.{parameter.name}={value!r}: {reason}", "correct it"
+        ) from error
 
 
 def _check_sources(label: str, sources: Any, arrays: Sequence[str]) -> None:
@@ -296,7 +365,9 @@ def _check_sources(label: str, sources: Any, arrays: Sequence[str]) -> None:
         raise InputError("a mapping", f"{label}.columns={sources!r}", "write {parameter: column}")
     for key in sources:
         if key not in arrays:
-            raise InputError("an array parameter", f"{label}.columns.{key} is unknown", _nearest(key, arrays))
+            raise InputError(
+                "an array parameter", f"{label}.columns.{key} is unknown", _nearest(key, arrays)
+            )
 
 
 def _find(name: Any, registry: Mapping[str, Callable], what: str) -> Callable:
@@ -305,9 +376,13 @@ def _find(name: Any, registry: Mapping[str, Callable], what: str) -> Callable:
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
-            raise InputError("an importable module:function", f"{name!r}: {error}", "correct the name") from error
+            raise InputError(
+                "an importable module:function", f"{name!r}: {error}", "correct the name"
+            ) from error
     if name not in registry:
-        raise InputError(f"a known {what}", f"name={name!r} is unknown", _nearest(str(name), registry))
+        raise InputError(
+            f"a known {what}", f"name={name!r} is unknown", _nearest(str(name), registry)
+        )
     return registry[name]
 
 
@@ -320,9 +395,15 @@ def _nearest(name: str, known) -> str:
 def check_columns(parts: Sequence[Part], have: Sequence[str]) -> tuple[str, ...]:
     """Names of the data columns that the objectives will read.
 
-    Errors: InputError when a required column is missing, with the list of columns that the data has.
+    Errors: InputError when a required column is missing, with the list of columns that the data
+        has.
     """
-    missing = [f"{part.name} needs {column!r}" for part in parts for column in part.columns if column not in have]
+    missing = [
+        f"{part.name} needs {column!r}"
+        for part in parts
+        for column in part.columns
+        if column not in have
+    ]
     if missing:
         raise InputError(
             "data with every column that the objectives ask for",

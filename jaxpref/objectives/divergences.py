@@ -1,8 +1,10 @@
-"""DPO under other divergences than the reverse KL: rho is replaced by f'(u), u = exp(rho) = pi / pi_ref.
+"""DPO under other divergences than the reverse KL: rho is replaced by f'(u), u = exp(rho) = pi /
+pi_ref.
 
-With the reverse KL, f(u) = u log u, f' is rho up to a constant that the pair cancels: that is `dpo` itself.  The
-transforms `forward_kl`, `js_divergence` and `alpha_divergence` do the same to other objectives on pairs.  Here logged
-rewards stay beta * rho, so that curves of different divergences can be compared.
+With the reverse KL, f(u) = u log u, f' is rho up to a constant that the pair cancels: that is `dpo`
+itself.  The transforms `forward_kl`, `js_divergence` and `alpha_divergence` do the same to other
+objectives on pairs.  Here logged rewards stay beta * rho, so that curves of different divergences
+can be compared.
 """
 
 import jax
@@ -18,30 +20,38 @@ from jaxpref.objectives.transforms import alpha_divergence, forward_kl, js_diver
 def f_dpo_forward_kl(
     policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1
 ) -> ObjectiveOutput:
-    """DPO regularised by the forward KL: -log sigmoid(beta * (exp(-rho_rejected) - exp(-rho_chosen))).
+    """DPO regularised by the forward KL: -log sigmoid(beta * (exp(-rho_rejected) -
+    exp(-rho_chosen))).
 
-    f(u) = -log u, f'(u) = -1/u.  1/u is clipped at exp(40): a log-ratio below -40 nats gets no gradient.
+    f(u) = -log u, f'(u) = -1/u.  1/u is clipped at exp(40): a log-ratio below -40 nats gets no
+    gradient.
 
     Args:
         policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
         weight: [B] weight of every pair, >= 0.
         beta: strength of the divergence's penalty, > 0; the default is DPO's.
     Returns: loss_B in nats, ln 2 where policy equals reference.
-    Source: Wang et al., arXiv 2309.16240, table 1; TRL's `f_divergence_type: forward_kl`, which does not clip.
-    Use: when the policy should keep covering everything the reference does.  1/u grows exponentially as a completion
-        becomes less likely than under the reference, so log-ratios of tens of nats saturate the sigmoid; start at a
-        small learning rate (DPO's 5e-7 or below) with gradient clipping, and prefer `f_dpo_alpha` for long completions.
-    Curves: rewards/rejected drives the loss: the margin soon stops growing once exp(-rho_rejected) is large; a loss
-        that jumps means that some chosen log-ratio fell far below 0.
+    Source: Wang et al., arXiv 2309.16240, table 1; TRL's `f_divergence_type: forward_kl`, which
+        does not clip.
+    Use: when the policy should keep covering everything the reference does.  1/u grows
+        exponentially as a completion becomes less likely than under the reference, so log-ratios of
+        tens of nats saturate the sigmoid; start at a small learning rate (DPO's 5e-7 or below) with
+        gradient clipping, and prefer `f_dpo_alpha` for long completions.
+    Curves: rewards/rejected drives the loss: the margin soon stops growing once exp(-rho_rejected)
+        is large; a loss that jumps means that some chosen log-ratio fell far below 0.
     """
     return _f_dpo(policy, ref, forward_kl(policy, ref), weight, beta)
 
 
 @needs(groups=PAIRS)
-def f_dpo_js(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1) -> ObjectiveOutput:
-    """DPO regularised by the Jensen-Shannon divergence: -log sigmoid(beta * (ls(rho_chosen) - ls(rho_rejected))).
+def f_dpo_js(
+    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1
+) -> ObjectiveOutput:
+    """DPO regularised by the Jensen-Shannon divergence: -log sigmoid(beta * (ls(rho_chosen) -
+    ls(rho_rejected))).
 
-    ls is log sigmoid; f(u) = u log u - (u + 1) log((u + 1) / 2), f'(u) = log(2u / (1 + u)) = log 2 + ls(rho).
+    ls is log sigmoid; f(u) = u log u - (u + 1) log((u + 1) / 2), f'(u) = log(2u / (1 + u)) = log 2
+    + ls(rho).
 
     Args:
         policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
@@ -49,22 +59,29 @@ def f_dpo_js(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta
         beta: strength of the divergence's penalty, > 0; the default is DPO's.
     Returns: loss_B in nats, ln 2 where policy equals reference.
     Source: Wang et al., arXiv 2309.16240, table 1; TRL's `f_divergence_type: js_divergence`.
-    Use: when diversity matters and the gain in likelihood of the chosen completion should be bounded: f' never exceeds
-        log 2, so raising rho_chosen beyond a few nats is not rewarded.  beta and learning rate as for DPO; a larger
-        beta compensates the bounded score.
-    Curves: rewards/chosen grows less than under DPO; the margin comes from rewards/rejected falling.
+    Use: when diversity matters and the gain in likelihood of the chosen completion should be
+        bounded: f' never exceeds log 2, so raising rho_chosen beyond a few nats is not rewarded.
+        beta and learning rate as for DPO; a larger beta compensates the bounded score.
+    Curves: rewards/chosen grows less than under DPO; the margin comes from rewards/rejected
+        falling.
     """
     return _f_dpo(policy, ref, js_divergence(policy, ref), weight, beta)
 
 
 @needs(groups=PAIRS)
 def f_dpo_alpha(
-    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1, alpha: Positive = 0.5
+    policy: Logps,
+    ref: Logps,
+    weight: jax.Array | None = None,
+    *,
+    beta: Positive = 0.1,
+    alpha: Positive = 0.5,
 ) -> ObjectiveOutput:
-    """DPO regularised by an alpha-divergence: -log sigmoid(beta * (u_rejected^-alpha - u_chosen^-alpha) / alpha).
+    """DPO regularised by an alpha-divergence: -log sigmoid(beta * (u_rejected^-alpha -
+    u_chosen^-alpha) / alpha).
 
-    u = exp(rho); f'(u) = (1 - u^-alpha) / alpha.  u^-alpha is clipped at exp(40): a log-ratio below -40 / alpha nats
-    gets no gradient.
+    u = exp(rho); f'(u) = (1 - u^-alpha) / alpha.  u^-alpha is clipped at exp(40): a log-ratio below
+    -40 / alpha nats gets no gradient.
 
     Args:
         policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
@@ -72,15 +89,18 @@ def f_dpo_alpha(
         beta: strength of the divergence's penalty, > 0; the default is DPO's.
         alpha: order, > 0: towards 0 it is DPO, at 1 it is `f_dpo_forward_kl`.
     Returns: loss_B in nats, ln 2 where policy equals reference.
-    Source: Wang et al., arXiv 2309.16240, table 1.  TRL's `f_divergence_type: alpha_divergence` counts the other way
-        round, `f_alpha_divergence_coef` = 1 - alpha, and clips at exp(80).
-    Use: to move smoothly between DPO's reverse KL and the forward KL; with completions of hundreds of tokens choose a
-        small alpha (0.1), as u^-alpha is exponential in the log-ratio.  Learning rate as for DPO.
+    Source: Wang et al., arXiv 2309.16240, table 1.  TRL's `f_divergence_type: alpha_divergence`
+        counts the other way round, `f_alpha_divergence_coef` = 1 - alpha, and clips at exp(80).
+    Use: to move smoothly between DPO's reverse KL and the forward KL; with completions of hundreds
+        of tokens choose a small alpha (0.1), as u^-alpha is exponential in the log-ratio.  Learning
+        rate as for DPO.
     Curves: between those of dpo and f_dpo_forward_kl.
     """
     return _f_dpo(policy, ref, alpha_divergence(policy, ref, alpha=alpha), weight, beta)
 
 
-def _f_dpo(policy: Logps, ref: Logps, scored: tuple[Logps, Logps], weight, beta: float) -> ObjectiveOutput:
+def _f_dpo(
+    policy: Logps, ref: Logps, scored: tuple[Logps, Logps], weight, beta: float
+) -> ObjectiveOutput:
     rewards = reward_metrics(beta * log_ratios(policy, ref))
     return dpo(*scored, weight, beta=beta)._replace(metrics=rewards)

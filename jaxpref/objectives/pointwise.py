@@ -1,7 +1,8 @@
-"""Objectives on pairs that set the reward of each completion by itself, not only the distance between the two.
+"""Objectives on pairs that set the reward of each completion by itself, not only the distance
+between the two.
 
-rho is a completion's log-ratio, log pi(y|x) - log pi_ref(y|x), summed over its tokens; R = beta * rho is its reward.
-An index c means the chosen completion, r the rejected one; D = rho_c - rho_r.
+rho is a completion's log-ratio, log pi(y|x) - log pi_ref(y|x), summed over its tokens; R = beta *
+rho is its reward.  An index c means the chosen completion, r the rejected one; D = rho_c - rho_r.
 """
 
 from collections.abc import Mapping
@@ -24,8 +25,11 @@ from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 
 
 @needs(groups=PAIRS)
-def nca(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.01) -> ObjectiveOutput:
-    """Noise-contrastive alignment of pairs: -log sigmoid(R_c) - (log sigmoid(-R_c) + log sigmoid(-R_r)) / 2.
+def nca(
+    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.01
+) -> ObjectiveOutput:
+    """Noise-contrastive alignment of pairs: -log sigmoid(R_c) - (log sigmoid(-R_c) + log
+    sigmoid(-R_r)) / 2.
 
     Args:
         policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
@@ -34,7 +38,8 @@ def nca(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Pos
     Returns: loss_B in nats, 2 ln 2 where policy equals reference.
     Source: Chen et al., arXiv 2402.05369, for two completions; TRL's `loss_type: nca_pair`.
     Use: the chosen answer must not lose likelihood; beta 0.01, lr 5e-6.
-    Curves: loss falls from 1.386; rewards/chosen goes to log 2 (0.69) and stays; rewards/rejected falls.
+    Curves: loss falls from 1.386; rewards/chosen goes to log 2 (0.69) and stays; rewards/rejected
+        falls.
     """
     reward_BK = beta * log_ratios(policy, ref)
     noise_BK = jax.nn.log_sigmoid(-reward_BK)
@@ -43,16 +48,21 @@ def nca(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Pos
 
 
 @needs(groups=PAIRS)
-def sppo_hard(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.001) -> ObjectiveOutput:
-    """Self-play preference optimisation, hard labels: (rho_c - 1 / (2 beta))^2 + (rho_r + 1 / (2 beta))^2.
+def sppo_hard(
+    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.001
+) -> ObjectiveOutput:
+    """Self-play preference optimisation, hard labels: (rho_c - 1 / (2 beta))^2 + (rho_r + 1 / (2
+    beta))^2.
 
     Args:
         policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
         weight: [B] weight of every pair, >= 0.
         beta: 1 / eta of the paper, > 0; log-ratios are driven to +-1 / (2 beta), 500 for 0.001.
     Returns: loss_B in square nats, 1 / (2 beta^2) where policy equals reference.
-    Source: Wu et al., arXiv 2405.00675, eq. 4.7 with P = 1; TRL's `loss_type: sppo_hard`, twice the authors' code.
-    Use: rounds of answers sampled from the policy itself; beta 0.001, lr 5e-7, with clipped gradients.
+    Source: Wu et al., arXiv 2405.00675, eq. 4.7 with P = 1; TRL's `loss_type: sppo_hard`, twice the
+        authors' code.
+    Use: rounds of answers sampled from the policy itself; beta 0.001, lr 5e-7, with clipped
+        gradients.
     Curves: the loss falls little from its large start; rewards go towards +1/2 and -1/2.
     """
     return _regression(policy, ref, weight, 0.5, beta)
@@ -60,18 +70,25 @@ def sppo_hard(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, bet
 
 @needs(groups=PAIRS)
 def sppo_soft(
-    policy: Logps, ref: Logps, probability: jax.Array, weight: jax.Array | None = None, *, beta: Positive = 0.001
+    policy: Logps,
+    ref: Logps,
+    probability: jax.Array,
+    weight: jax.Array | None = None,
+    *,
+    beta: Positive = 0.001,
 ) -> ObjectiveOutput:
-    """Self-play preference optimisation: (rho_c - (P - 1/2) / beta)^2 + (rho_r + (P - 1/2) / beta)^2.
+    """Self-play preference optimisation: (rho_c - (P - 1/2) / beta)^2 + (rho_r + (P - 1/2) /
+    beta)^2.
 
     Args:
         policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
-        probability: [B] P, the probability that the chosen completion beats the rejected one, in [0, 1].
+        probability: [B] P, the probability that the chosen completion beats the rejected one, in
+            [0, 1].
         weight: [B] weight of every pair, >= 0.
         beta: 1 / eta of the paper, > 0; 0.001.
     Returns: loss_B in square nats, 2 ((P - 1/2) / beta)^2 where policy equals reference.
-    Source: Wu et al., arXiv 2405.00675, eq. 4.7, with P of this pair for the chosen one and 1 - P for the rejected one,
-        as `sppo_single` of the authors' code (which takes half of it).
+    Source: Wu et al., arXiv 2405.00675, eq. 4.7, with P of this pair for the chosen one and 1 - P
+        for the rejected one, as `sppo_single` of the authors' code (which takes half of it).
     Use: as sppo_hard, when a preference model gives probabilities.
     Curves: rewards go towards P - 1/2 and 1/2 - P.
     """
@@ -80,9 +97,15 @@ def sppo_soft(
 
 @needs(groups=PAIRS)
 def cal_dpo(
-    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.002, lam: NotNegative = 1.0
+    policy: Logps,
+    ref: Logps,
+    weight: jax.Array | None = None,
+    *,
+    beta: Positive = 0.002,
+    lam: NotNegative = 1.0,
 ) -> ObjectiveOutput:
-    """Calibrated DPO: -log sigmoid(D) + lam * ((rho_c - 1 / (2 beta))^2 + (rho_r + 1 / (2 beta))^2).
+    """Calibrated DPO: -log sigmoid(D) + lam * ((rho_c - 1 / (2 beta))^2 + (rho_r + 1 / (2
+    beta))^2).
 
     Args:
         policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
@@ -100,12 +123,18 @@ def cal_dpo(
 
 @needs(groups=PAIRS)
 def mdpo_anchor(
-    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1, delta: Finite = 0.0
+    policy: Logps,
+    ref: Logps,
+    weight: jax.Array | None = None,
+    *,
+    beta: Positive = 0.1,
+    delta: Finite = 0.0,
 ) -> ObjectiveOutput:
     """Anchor of mDPO: -log sigmoid(R_c - delta).
 
     Args:
-        policy, ref: summed log-probs [B, 2] in nats; the reference is constant; the rejected completion is not used.
+        policy, ref: summed log-probs [B, 2] in nats; the reference is constant; the rejected
+            completion is not used.
         weight: [B] weight of every pair, >= 0.
         beta: scale of the rewards, > 0; 0.1 in the authors' code.
         delta: reward that chosen completions should have; 0 in the authors' code.
@@ -120,7 +149,9 @@ def mdpo_anchor(
 
 
 @needs(groups=PAIRS)
-def apo_zero(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1) -> ObjectiveOutput:
+def apo_zero(
+    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1
+) -> ObjectiveOutput:
     """Anchored preference optimisation, zero: 1 - sigmoid(R_c) + sigmoid(R_r).
 
     Args:
@@ -129,7 +160,8 @@ def apo_zero(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta
         beta: scale of the rewards, > 0; 0.1 in TRL, 0.05 for SmolLM3.
     Returns: loss_B, 1 where policy equals reference.
     Source: D'Oosterlinck et al., arXiv 2408.06266; TRL's `loss_type: apo_zero`.
-    Use: chosen answers better than the policy's own: it makes them likelier; beta 0.05 to 0.1, lr 2e-7.
+    Use: chosen answers better than the policy's own: it makes them likelier; beta 0.05 to 0.1, lr
+        2e-7.
     Curves: loss falls from 1 towards 0; rewards/chosen rises and rewards/rejected falls.
     """
     reward_BK = beta * log_ratios(policy, ref)
@@ -138,7 +170,9 @@ def apo_zero(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta
 
 
 @needs(groups=PAIRS)
-def apo_down(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1) -> ObjectiveOutput:
+def apo_down(
+    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1
+) -> ObjectiveOutput:
     """Anchored preference optimisation, down: sigmoid(R_c) + 1 - sigmoid(R_c - R_r).
 
     Args:
@@ -147,7 +181,8 @@ def apo_down(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta
         beta: scale of the rewards, > 0; 0.1 in TRL.
     Returns: loss_B, 1 where policy equals reference.
     Source: D'Oosterlinck et al., arXiv 2408.06266; TRL's `loss_type: apo_down`.
-    Use: chosen answers worse than the policy's own: both become less likely, the rejected more so; lr 2e-7.
+    Use: chosen answers worse than the policy's own: both become less likely, the rejected more so;
+        lr 2e-7.
     Curves: loss falls from 1 towards 0; both rewards fall, rewards/rejected faster.
     """
     reward_BK = beta * log_ratios(policy, ref)
@@ -156,7 +191,9 @@ def apo_down(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta
 
 
 @needs(groups=PAIRS)
-def bco_pair(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.01) -> ObjectiveOutput:
+def bco_pair(
+    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.01
+) -> ObjectiveOutput:
     """Binary classifier optimisation of pairs, no shift: -log sigmoid(R_c) - log sigmoid(-R_r).
 
     Args:
@@ -164,12 +201,15 @@ def bco_pair(policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta
         weight: [B] weight of every pair, >= 0.
         beta: scale of the rewards, > 0; 0.01 is usual, 0.1 in TRL.
     Returns: loss_B in nats, 2 ln 2 where policy equals reference.
-    Source: Jung et al., arXiv 2404.04656, with its shift delta = 0, as TRL's `loss_type: bco_pair` since 0.29.
+    Source: Jung et al., arXiv 2404.04656, with its shift delta = 0, as TRL's `loss_type: bco_pair`
+        since 0.29.
     Use: an upper bound of dpo that keeps rewards/chosen above 0; beta 0.01, lr 5e-7.
     Curves: loss falls from 1.386; rewards/chosen rises above 0 and rewards/rejected falls below.
     """
     reward_BK = beta * log_ratios(policy, ref)
-    return ObjectiveOutput(_classified(reward_BK), pair_weight(policy, weight), reward_metrics(reward_BK))
+    return ObjectiveOutput(
+        _classified(reward_BK), pair_weight(policy, weight), reward_metrics(reward_BK)
+    )
 
 
 @needs(groups=PAIRS, coupled=True, running={"mean": 0.0, "count": 0.0})
@@ -181,28 +221,37 @@ def bco_pair_centred(
     *,
     beta: Positive = 0.01,
 ) -> ObjectiveOutput:
-    """Binary classifier optimisation of pairs: -log sigmoid(R_c - delta) - log sigmoid(-(R_r - delta)).
+    """Binary classifier optimisation of pairs: -log sigmoid(R_c - delta) - log sigmoid(-(R_r -
+    delta)).
 
-    delta is the mean of the rewards of all completions seen so far, this batch included; it has no gradient.
+    delta is the mean of the rewards of all completions seen so far, this batch included; it has no
+    gradient.
 
     Args:
         policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
         running: `mean` and `count` of the rewards before this batch; 0 at the start.
-        weight: [B] weight of every pair, >= 0, in the loss and in delta: 2 is the same as having the pair twice.
+        weight: [B] weight of every pair, >= 0, in the loss and in delta: 2 is the same as having
+            the pair twice.
         beta: scale of the rewards, > 0; 0.01 is usual.
-    Returns: loss_B in nats, 2 ln 2 where policy equals reference from the start; `running` after this batch.
-    Source: Jung et al., arXiv 2404.04656; TRL's `loss_type: bco_pair` before 0.29 and LLaMA-Factory.
+    Returns: loss_B in nats, 2 ln 2 where policy equals reference from the start; `running` after
+        this batch.
+    Source: Jung et al., arXiv 2404.04656; TRL's `loss_type: bco_pair` before 0.29 and
+        LLaMA-Factory.
     Use: as bco_pair, a closer bound of dpo; beta 0.01, lr 5e-7.
     Curves: as bco_pair, around bco/delta instead of 0.
     """
     reward_BK, weight_B = beta * log_ratios(policy, ref), pair_weight(policy, weight)
     both_BK = jnp.broadcast_to(weight_B[:, None], (len(weight_B), 2))
     after = mean_so_far(running, jax.lax.stop_gradient(reward_BK[:, :2]), both_BK)
-    metrics = reward_metrics(reward_BK) | {"bco/delta": jnp.broadcast_to(after["mean"], weight_B.shape)}
+    metrics = reward_metrics(reward_BK) | {
+        "bco/delta": jnp.broadcast_to(after["mean"], weight_B.shape)
+    }
     return ObjectiveOutput(_classified(reward_BK - after["mean"]), weight_B, metrics, running=after)
 
 
-def _regression(policy: Logps, ref: Logps, weight, target_B: jax.Array | float, beta: float) -> ObjectiveOutput:
+def _regression(
+    policy: Logps, ref: Logps, weight, target_B: jax.Array | float, beta: float
+) -> ObjectiveOutput:
     """Rewards R to the target: (R_c - target)^2 + (R_r + target)^2, over beta^2."""
     rho_BK = log_ratios(policy, ref)
     loss_B = (rho_BK[:, 0] - target_B / beta) ** 2 + (rho_BK[:, 1] + target_B / beta) ** 2

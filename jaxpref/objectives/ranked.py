@@ -1,4 +1,5 @@
-"""Objectives on K completions of a prompt, best first, with a reference; a completion without tokens is left out."""
+"""Objectives on K completions of a prompt, best first, with a reference; a completion without
+tokens is left out."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ from jaxpref.objectives._math import Positive, log_ratios, mean, pair_weight
 from jaxpref.objectives.contract import ObjectiveOutput, needs
 
 _LEFT_OUT = -1e30
-"""Logit of a completion that is not there: its probability is exactly 0, and all-absent groups stay finite."""
+"""Logit of a completion that is not there: its probability is exactly 0, and all-absent groups stay
+finite."""
 
 
 @needs(groups=("ranked",))
@@ -20,23 +22,30 @@ def plackett_luce(
     The probability of drawing the completions in their order, each among those that are left.
 
     Args:
-        policy, ref: summed log-probs in nats and token counts, [B, K], K >= 2, best first; the reference is constant.
+        policy, ref: summed log-probs in nats and token counts, [B, K], K >= 2, best first; the
+            reference is constant.
         weight: [B] weight of every prompt, >= 0.
         beta: strength of the pull towards the reference, > 0.
     Returns: loss_B in nats, ln K! where policy equals reference; for K = 2 it is DPO.
-    Source: Rafailov et al., arXiv 2305.18290, the form of DPO for rankings; Plackett, 1975; Luce, 1959.
+    Source: Rafailov et al., arXiv 2305.18290, the form of DPO for rankings; Plackett, 1975; Luce,
+        1959.
     Use: where whole rankings are known; beta and learning rate as for DPO (0.1 and 5e-7 to 1e-6).
-    Curves: `rewards/accuracies`, the share of completion pairs in the right order, rises above 0.5; `rewards/chosen`
-        is the best completion's, `rewards/rejected` the mean of the others.
+    Curves: `rewards/accuracies`, the share of completion pairs in the right order, rises above 0.5;
+        `rewards/chosen` is the best completion's, `rewards/rejected` the mean of the others.
     """
     reward_BK = beta * log_ratios(policy, ref)
     present_BK = policy.count > 0
     K = reward_BK.shape[1]
     ahead_BKK = reward_BK[:, None, :] - reward_BK[:, :, None]  # [b, k, j] of j over k
-    left_BKK = jnp.triu(jnp.ones((1, K, K), bool), 1) & present_BK[:, None, :] | jnp.eye(K, dtype=bool)[None]
+    left_BKK = (
+        jnp.triu(jnp.ones((1, K, K), bool), 1) & present_BK[:, None, :]
+        | jnp.eye(K, dtype=bool)[None]
+    )
     surprise_BK = jax.nn.logsumexp(jnp.where(left_BKK, ahead_BKK, _LEFT_OUT), axis=-1)
     loss_B = jnp.where(present_BK, surprise_BK, 0.0).sum(-1)
-    return ObjectiveOutput(loss_B, pair_weight(policy, weight), _ranking_metrics(reward_BK, present_BK))
+    return ObjectiveOutput(
+        loss_B, pair_weight(policy, weight), _ranking_metrics(reward_BK, present_BK)
+    )
 
 
 @needs(groups=("ranked",))
@@ -52,18 +61,21 @@ def info_nca(
     """InfoNCA: -sum_k softmax(score / alpha)_k * log softmax(beta * rho)_k.
 
     Args:
-        policy, ref: summed log-probs in nats and token counts, [B, K], best first; the reference is constant.
+        policy, ref: summed log-probs in nats and token counts, [B, K], best first; the reference is
+            constant.
         score: [B, K] score of every completion.
         weight: [B] weight of every prompt, >= 0.
-        alpha: temperature of the scores, in their unit, > 0; towards 0 only the best completion is a target.
+        alpha: temperature of the scores, in their unit, > 0; towards 0 only the best completion is
+            a target.
         beta: strength of the pull towards the reference, > 0; the authors use 0.01.
-    Returns: loss_B in nats, ln K where policy equals reference; its least value is the entropy of softmax(score /
-        alpha).  For K = 2 and alpha towards 0 it is DPO.
+    Returns: loss_B in nats, ln K where policy equals reference; its least value is the entropy of
+        softmax(score / alpha).  For K = 2 and alpha towards 0 it is DPO.
     Source: Chen et al., arXiv 2402.05369.
-    Use: where the sizes of the scores mean something; alpha about the difference between a good and a fair answer,
-        learning rate 5e-6 with adapters.
-    Curves: the loss falls from ln K towards the entropy of the targets; `rewards/accuracies` is the share of
-        completion pairs in the right order, `rewards/rejected` the mean of all but the best.
+    Use: where the sizes of the scores mean something; alpha about the difference between a good and
+        a fair answer, learning rate 5e-6 with adapters.
+    Curves: the loss falls from ln K towards the entropy of the targets; `rewards/accuracies` is the
+        share of completion pairs in the right order, `rewards/rejected` the mean of all but the
+        best.
     """
     reward_BK = beta * log_ratios(policy, ref)
     present_BK = policy.count > 0
@@ -71,16 +83,21 @@ def info_nca(
     target_BK = jax.nn.softmax(among(score / alpha), axis=-1)
     loss_BK = -target_BK * jax.nn.log_softmax(among(reward_BK), axis=-1)
     loss_B = jnp.where(present_BK, loss_BK, 0.0).sum(-1)
-    return ObjectiveOutput(loss_B, pair_weight(policy, weight), _ranking_metrics(reward_BK, present_BK))
+    return ObjectiveOutput(
+        loss_B, pair_weight(policy, weight), _ranking_metrics(reward_BK, present_BK)
+    )
 
 
 def _ranking_metrics(reward_BK: jax.Array, present_BK: jax.Array) -> dict[str, jax.Array]:
-    """The reward metrics of a pair, for K completions: the best, the mean of the others, pairs in the right order."""
+    """The reward metrics of a pair, for K completions: the best, the mean of the others, pairs in
+    the right order."""
     reward_BK = jax.lax.stop_gradient(reward_BK)
     K = reward_BK.shape[1]
     best_B = reward_BK[:, 0]
     others_B = mean(reward_BK[:, 1:], present_BK[:, 1:], axis=-1)
-    pairs_BKK = jnp.triu(jnp.ones((1, K, K), bool), 1) & present_BK[:, None, :] & present_BK[:, :, None]
+    pairs_BKK = (
+        jnp.triu(jnp.ones((1, K, K), bool), 1) & present_BK[:, None, :] & present_BK[:, :, None]
+    )
     right_BKK = reward_BK[:, :, None] > reward_BK[:, None, :]
     return {
         "rewards/chosen": best_B,

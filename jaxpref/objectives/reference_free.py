@@ -1,4 +1,5 @@
-"""Objectives without a reference: completion 0 is chosen, completion 1 rejected, completion 2 (of a triple) gold."""
+"""Objectives without a reference: completion 0 is chosen, completion 1 rejected, completion 2 (of a
+triple) gold."""
 
 from typing import Annotated
 
@@ -22,7 +23,8 @@ from jaxpref.objectives._math import (
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, Term, needs
 
 _SURE = -1e-6
-"""Mean log-prob above which odds no longer grow: beyond it float32 rounds, and their slope 1 / (1 - P) has no bound."""
+"""Mean log-prob above which odds no longer grow: beyond it float32 rounds, and their slope 1 / (1 -
+P) has no bound."""
 
 
 def _not_zero(x: float) -> float:
@@ -35,55 +37,71 @@ NotZero = Annotated[Finite, AfterValidator(_not_zero)]
 
 
 @needs(groups=PAIRS)
-def orpo(policy: Logps, weight: jax.Array | None = None, *, lam: NotNegative = 0.1) -> ObjectiveOutput:
-    """Odds-ratio preference optimisation: nll(y_w) - lam * log sigmoid(log odds(y_w) - log odds(y_l)).
+def orpo(
+    policy: Logps, weight: jax.Array | None = None, *, lam: NotNegative = 0.1
+) -> ObjectiveOutput:
+    """Odds-ratio preference optimisation: nll(y_w) - lam * log sigmoid(log odds(y_w) - log
+    odds(y_l)).
 
-    odds(y) = P / (1 - P) with P = exp(a(y)), a the mean log-prob of y's tokens.  a is clipped from above at -1e-6: the
-    odds of a completion that is surer than that get no gradient.
+    odds(y) = P / (1 - P) with P = exp(a(y)), a the mean log-prob of y's tokens.  a is clipped from
+    above at -1e-6: the odds of a completion that is surer than that get no gradient.
 
     Args:
         policy: summed log-probs in nats and token counts, [B, 2].
         weight: [B] weight of every pair, >= 0; in the likelihood it multiplies the pair's tokens.
         lam: the paper's lambda, weight of the odds ratio, >= 0; TRL calls it beta.
-    Returns: loss_B = -lam * log sigmoid(log odds ratio), lam * ln 2 where both completions are equally likely per
-        token; nll is added as a mean over the chosen completions' tokens.  There is no reference.
-    Source: Hong, Lee and Thorne, arXiv 2403.07691.  Likelihood over the chosen completion alone is an option of the
-        authors' code; `orpo_with_prompt` is their default and TRL's.
-    Use: straight from a base model, in place of SFT followed by DPO; lam 0.05 to 0.1 (1 in the authors' code), learning
-        rate 5e-6.
-    Curves: `nll_loss` falls as in SFT, `log_odds_chosen` rises from about 0, `log_odds_ratio` from -ln 2 towards 0;
-        `rewards/*` are lam * a.
+    Returns: loss_B = -lam * log sigmoid(log odds ratio), lam * ln 2 where both completions are
+        equally likely per token; nll is added as a mean over the chosen completions' tokens.  There
+        is no reference.
+    Source: Hong, Lee and Thorne, arXiv 2403.07691.  Likelihood over the chosen completion alone is
+        an option of the authors' code; `orpo_with_prompt` is their default and TRL's.
+    Use: straight from a base model, in place of SFT followed by DPO; lam 0.05 to 0.1 (1 in the
+        authors' code), learning rate 5e-6.
+    Curves: `nll_loss` falls as in SFT, `log_odds_chosen` rises from about 0, `log_odds_ratio` from
+        -ln 2 towards 0; `rewards/*` are lam * a.
     """
     return _plus_nll(_odds_ratio(policy, weight, lam), token_nll(policy, weight), 1.0)
 
 
 @needs(groups=PAIRS, logps=("prompt",))
-def orpo_with_prompt(policy: Logps, weight: jax.Array | None = None, *, lam: NotNegative = 0.1) -> ObjectiveOutput:
-    """ORPO with the likelihood of prompt and answer: nll(x, y_w) - lam * log sigmoid(log odds(y_w) - log odds(y_l)).
+def orpo_with_prompt(
+    policy: Logps, weight: jax.Array | None = None, *, lam: NotNegative = 0.1
+) -> ObjectiveOutput:
+    """ORPO with the likelihood of prompt and answer: nll(x, y_w) - lam * log sigmoid(log odds(y_w)
+    - log odds(y_l)).
 
-    odds(y) = P / (1 - P) with P = exp(a(y)), a the mean log-prob of y's tokens.  a is clipped from above at -1e-6: the
-    odds of a completion that is surer than that get no gradient.
+    odds(y) = P / (1 - P) with P = exp(a(y)), a the mean log-prob of y's tokens.  a is clipped from
+    above at -1e-6: the odds of a completion that is surer than that get no gradient.
 
     Args:
-        policy: summed log-probs in nats and token counts, of the completions [B, 2] and of the prompt [B].
+        policy: summed log-probs in nats and token counts, of the completions [B, 2] and of the
+            prompt [B].
         weight: [B] weight of every pair, >= 0; in the likelihood it multiplies the pair's tokens.
         lam: the paper's lambda, weight of the odds ratio, >= 0; TRL calls it beta.
-    Returns: loss_B as of `orpo`; nll is added as a mean over the tokens of prompts (all but their first) and chosen
-        completions.
-    Source: Hong, Lee and Thorne, arXiv 2403.07691, as their code and TRL's ORPOTrainer have it by default.
+    Returns: loss_B as of `orpo`; nll is added as a mean over the tokens of prompts (all but their
+        first) and chosen completions.
+    Source: Hong, Lee and Thorne, arXiv 2403.07691, as their code and TRL's ORPOTrainer have it by
+        default.
     Use: to compare with TRL or the authors' runs; otherwise `orpo`, which learns no prompts.
     Curves: as of `orpo`; `nll_loss` also holds the prompt, hence often falls more slowly.
     """
     tokens_B = policy.prompt_count + policy.count[:, 0]
     nll_B = -(policy.prompt + policy.sum[:, 0]) / jnp.maximum(tokens_B, 1.0)
-    return _plus_nll(_odds_ratio(policy, weight, lam), Term(nll_B, pair_weight(policy, weight) * tokens_B), 1.0)
+    return _plus_nll(
+        _odds_ratio(policy, weight, lam), Term(nll_B, pair_weight(policy, weight) * tokens_B), 1.0
+    )
 
 
 @needs(groups=PAIRS)
 def cpo(
-    policy: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1, alpha: NotNegative = 1.0
+    policy: Logps,
+    weight: jax.Array | None = None,
+    *,
+    beta: Positive = 0.1,
+    alpha: NotNegative = 1.0,
 ) -> ObjectiveOutput:
-    """Contrastive preference optimisation: -log sigmoid(beta * (L(y_w) - L(y_l))) + alpha * nll(y_w).
+    """Contrastive preference optimisation: -log sigmoid(beta * (L(y_w) - L(y_l))) + alpha *
+    nll(y_w).
 
     L is the summed log-prob.
 
@@ -92,33 +110,43 @@ def cpo(
         weight: [B] weight of every pair, >= 0; in the likelihood it multiplies the pair's tokens.
         beta: scale of the log-probs, > 0; 0.1 is usual.
         alpha: weight of the likelihood, >= 0; 1 in the paper.
-    Returns: loss_B in nats, ln 2 where both completions are equally likely; alpha * nll is added as a mean over the
-        chosen completions' tokens.  There is no reference.
+    Returns: loss_B in nats, ln 2 where both completions are equally likely; alpha * nll is added as
+        a mean over the chosen completions' tokens.  There is no reference.
     Source: Xu et al., arXiv 2401.08417; TRL's CPOTrainer, `loss_type: sigmoid`.
-    Use: to save the reference where chosen completions are good enough to imitate; learning rate 1e-6 to 1e-5.
-    Curves: `nll_loss` falls; `rewards/margins` start at a value set by the lengths, not at 0, and rise; summed
-        log-probs reward short answers.
+    Use: to save the reference where chosen completions are good enough to imitate; learning rate
+        1e-6 to 1e-5.
+    Curves: `nll_loss` falls; `rewards/margins` start at a value set by the lengths, not at 0, and
+        rise; summed log-probs reward short answers.
     """
-    return _plus_nll(_preference(policy, weight, beta * policy.sum, 0.0), token_nll(policy, weight), alpha)
+    return _plus_nll(
+        _preference(policy, weight, beta * policy.sum, 0.0), token_nll(policy, weight), alpha
+    )
 
 
 @needs(groups=PAIRS)
 def simpo(
-    policy: Logps, weight: jax.Array | None = None, *, beta: Positive = 2.0, gamma: NotNegative = 1.0
+    policy: Logps,
+    weight: jax.Array | None = None,
+    *,
+    beta: Positive = 2.0,
+    gamma: NotNegative = 1.0,
 ) -> ObjectiveOutput:
-    """Simple preference optimisation: -log sigmoid(beta * (a(y_w) - a(y_l)) - gamma), a the mean log-prob.
+    """Simple preference optimisation: -log sigmoid(beta * (a(y_w) - a(y_l)) - gamma), a the mean
+    log-prob.
 
     Args:
         policy: summed log-probs in nats and token counts, [B, 2].
         weight: [B] weight of every pair, >= 0.
         beta: scale of the mean log-probs, > 0; the authors use 2 to 10.
         gamma: wanted margin, >= 0; the authors use 0.1 to 0.8 times beta.
-    Returns: loss_B in nats, log(1 + exp(gamma)) where both completions are equally likely per token.  There is no
-        reference.
-    Source: Meng, Xia and Chen, arXiv 2405.14734; TRL's CPOTrainer with `loss_type: simpo, cpo_alpha: 0`.
-    Use: after SFT, where answers grow too long under DPO; learning rate 3e-7 to 1e-6, larger ones break the model.
-    Curves: `rewards/margins` rise from about 0 towards gamma and beyond; `logps/chosen` may fall: steeply, if the
-        learning rate is too large.
+    Returns: loss_B in nats, log(1 + exp(gamma)) where both completions are equally likely per
+        token.  There is no reference.
+    Source: Meng, Xia and Chen, arXiv 2405.14734; TRL's CPOTrainer with `loss_type: simpo,
+        cpo_alpha: 0`.
+    Use: after SFT, where answers grow too long under DPO; learning rate 3e-7 to 1e-6, larger ones
+        break the model.
+    Curves: `rewards/margins` rise from about 0 towards gamma and beyond; `logps/chosen` may fall:
+        steeply, if the learning rate is too large.
     """
     return _preference(policy, weight, beta * per_token(policy.sum, policy), gamma)
 
@@ -132,21 +160,24 @@ def alphapo(
     gamma: NotNegative = 1.0,
     alpha: NotZero = 0.25,
 ) -> ObjectiveOutput:
-    """AlphaPO: -log sigmoid(beta * (r(y_w) - r(y_l)) - gamma), r(y) = (1 - exp(-alpha * a(y))) / alpha.
+    """AlphaPO: -log sigmoid(beta * (r(y_w) - r(y_l)) - gamma), r(y) = (1 - exp(-alpha * a(y))) /
+    alpha.
 
-    a is the mean log-prob; alpha * a is clipped from below at -40, which a negative alpha never reaches.
+    a is the mean log-prob; alpha * a is clipped from below at -40, which a negative alpha never
+    reaches.
 
     Args:
         policy: summed log-probs in nats and token counts, [B, 2].
         weight: [B] weight of every pair, >= 0.
         beta: scale of the rewards, > 0.
         gamma: wanted margin, >= 0.
-        alpha: shape of the reward, not 0, where SimPO is the limit.  The larger, the more unlikely completions count;
-            below 0 r is bounded by 1 / alpha, so they hardly count.
-    Returns: loss_B in nats, log(1 + exp(gamma)) where both completions are equally likely per token.  There is no
-        reference.
+        alpha: shape of the reward, not 0, where SimPO is the limit.  The larger, the more unlikely
+            completions count; below 0 r is bounded by 1 / alpha, so they hardly count.
+    Returns: loss_B in nats, log(1 + exp(gamma)) where both completions are equally likely per
+        token.  There is no reference.
     Source: Gupta et al., arXiv 2501.03884; TRL's CPOTrainer with `loss_type: alphapo`.
-    Use: as SimPO, where it moves log-probs too far or too little; alpha 0.1 to 0.5, the rest as there.
+    Use: as SimPO, where it moves log-probs too far or too little; alpha 0.1 to 0.5, the rest as
+        there.
     Curves: as of SimPO; `rewards/*` are beta * r, larger in size than SimPO's.
     """
     exponent_BK = jnp.minimum(-alpha * per_token(policy.sum, policy), LARGEST_EXPONENT)
@@ -162,7 +193,8 @@ def cpo_simpo(
     gamma: NotNegative = 1.0,
     alpha: NotNegative = 1.0,
 ) -> ObjectiveOutput:
-    """CPO-SimPO: -log sigmoid(beta * (a(y_w) - a(y_l)) - gamma) + alpha * nll(y_w), a the mean log-prob.
+    """CPO-SimPO: -log sigmoid(beta * (a(y_w) - a(y_l)) - gamma) + alpha * nll(y_w), a the mean
+    log-prob.
 
     Args:
         policy: summed log-probs in nats and token counts, [B, 2].
@@ -170,18 +202,26 @@ def cpo_simpo(
         beta: scale of the mean log-probs, > 0.
         gamma: wanted margin, >= 0.
         alpha: weight of the likelihood, >= 0.
-    Returns: loss_B as of `simpo`; alpha * nll is added as a mean over the chosen completions' tokens.
-    Source: the sum of SimPO (arXiv 2405.14734) and the likelihood term of CPO (arXiv 2401.08417); TRL's CPOTrainer with
-        `loss_type: simpo` and its default `cpo_alpha: 1`.
-    Use: where SimPO alone makes the chosen completions unlikely; beta, gamma and learning rate as there.
+    Returns: loss_B as of `simpo`; alpha * nll is added as a mean over the chosen completions'
+        tokens.
+    Source: the sum of SimPO (arXiv 2405.14734) and the likelihood term of CPO (arXiv 2401.08417);
+        TRL's CPOTrainer with `loss_type: simpo` and its default `cpo_alpha: 1`.
+    Use: where SimPO alone makes the chosen completions unlikely; beta, gamma and learning rate as
+        there.
     Curves: as of SimPO, with `nll_loss` falling.
     """
-    return _plus_nll(simpo(policy, weight, beta=beta, gamma=gamma), token_nll(policy, weight), alpha)
+    return _plus_nll(
+        simpo(policy, weight, beta=beta, gamma=gamma), token_nll(policy, weight), alpha
+    )
 
 
 @needs(groups=("triple",))
 def tpo(
-    policy: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.01, alpha: NotNegative = 1.0
+    policy: Logps,
+    weight: jax.Array | None = None,
+    *,
+    beta: Positive = 0.01,
+    alpha: NotNegative = 1.0,
 ) -> ObjectiveOutput:
     """Triple preference optimisation: -log sigmoid(beta * (L(y_w) - L(y_l))) + alpha * nll(y_gold).
 
@@ -189,17 +229,20 @@ def tpo(
 
     Args:
         policy: summed log-probs in nats and token counts, [B, 3]: chosen, rejected, gold.
-        weight: [B] weight of every triple, >= 0; in the likelihood it multiplies the gold answer's tokens.
+        weight: [B] weight of every triple, >= 0; in the likelihood it multiplies the gold answer's
+            tokens.
         beta: scale of the log-probs, > 0; 0.01 is usual.
         alpha: weight of the gold answer's likelihood, >= 0.
-    Returns: loss_B in nats, ln 2 where chosen and rejected are equally likely; alpha * nll is added as a mean over the
-        gold answers' tokens.  There is no reference.
+    Returns: loss_B in nats, ln 2 where chosen and rejected are equally likely; alpha * nll is added
+        as a mean over the gold answers' tokens.  There is no reference.
     Source: Saeidi et al., arXiv 2405.16681; TRL's TPOTrainer, `loss_type: sigmoid`.
-    Use: where every prompt also has an answer better than the chosen one; from a base or an SFT model, learning rate
-        5e-7.
+    Use: where every prompt also has an answer better than the chosen one; from a base or an SFT
+        model, learning rate 5e-7.
     Curves: `nll_loss`, of the gold answer, falls; `rewards/margins` rise.
     """
-    return _plus_nll(_preference(policy, weight, beta * policy.sum, 0.0), token_nll(policy, weight, 2), alpha)
+    return _plus_nll(
+        _preference(policy, weight, beta * policy.sum, 0.0), token_nll(policy, weight, 2), alpha
+    )
 
 
 @needs(groups=("triple",))
@@ -211,31 +254,39 @@ def tpo_l(
     gamma: NotNegative = 0.5,
     alpha: NotNegative = 1.0,
 ) -> ObjectiveOutput:
-    """Triple preference optimisation by length: -log sigmoid(beta * (a(y_w) - a(y_l)) - gamma) + alpha * nll(y_gold).
+    """Triple preference optimisation by length: -log sigmoid(beta * (a(y_w) - a(y_l)) - gamma) +
+    alpha * nll(y_gold).
 
     a is the mean log-prob.
 
     Args:
         policy: summed log-probs in nats and token counts, [B, 3]: chosen, rejected, gold.
-        weight: [B] weight of every triple, >= 0; in the likelihood it multiplies the gold answer's tokens.
+        weight: [B] weight of every triple, >= 0; in the likelihood it multiplies the gold answer's
+            tokens.
         beta: scale of the mean log-probs, > 0.
         gamma: wanted margin, >= 0.
         alpha: weight of the gold answer's likelihood, >= 0.
-    Returns: loss_B in nats, log(1 + exp(gamma)) where chosen and rejected are equally likely per token; alpha * nll is
-        added as a mean over the gold answers' tokens.  There is no reference.
+    Returns: loss_B in nats, log(1 + exp(gamma)) where chosen and rejected are equally likely per
+        token; alpha * nll is added as a mean over the gold answers' tokens.  There is no reference.
     Source: Saeidi et al., arXiv 2405.16681; TRL's TPOTrainer, `loss_type: tpo-l`.
-    Use: as `tpo`, where answers grow too long.  Means are smaller than sums: at TRL's default beta of 0.01 the pair
-        hardly counts; 1 to 10, as for SimPO, makes it count.  Learning rate 5e-7.
+    Use: as `tpo`, where answers grow too long.  Means are smaller than sums: at TRL's default beta
+        of 0.01 the pair hardly counts; 1 to 10, as for SimPO, makes it count.  Learning rate 5e-7.
     Curves: as of `tpo`.
     """
     return _plus_nll(
-        _preference(policy, weight, beta * per_token(policy.sum, policy), gamma), token_nll(policy, weight, 2), alpha
+        _preference(policy, weight, beta * per_token(policy.sum, policy), gamma),
+        token_nll(policy, weight, 2),
+        alpha,
     )
 
 
 @needs(groups=PAIRS)
 def slic_hf(
-    policy: Logps, weight: jax.Array | None = None, *, delta: NotNegative = 1.0, lam: NotNegative = 0.1
+    policy: Logps,
+    weight: jax.Array | None = None,
+    *,
+    delta: NotNegative = 1.0,
+    lam: NotNegative = 0.1,
 ) -> ObjectiveOutput:
     """Sequence likelihood calibration: max(0, delta - L(y_w) + L(y_l)) - lam * L(y_w).
 
@@ -247,17 +298,22 @@ def slic_hf(
         delta: wanted margin in nats, >= 0.
         lam: weight of the likelihood, >= 0.
     Returns: loss_B in nats, a mean over pairs (no token mean); there is no reference.
-    Source: Zhao et al., arXiv 2305.10425, with the chosen completion as its reference answer; L is a sum over tokens
-        where the original takes their mean.  delta 1 and lam 0.1 are the values of HALOs' config.
-    Use: where a pair that is ranked right by the margin should not be pushed further; after SFT, learning rate 1e-6.
-    Curves: `rewards/margins`, differences of summed log-probs, rise; pairs beyond delta only feel the likelihood.
+    Source: Zhao et al., arXiv 2305.10425, with the chosen completion as its reference answer; L is
+        a sum over tokens where the original takes their mean.  delta 1 and lam 0.1 are the values
+        of HALOs' config.
+    Use: where a pair that is ranked right by the margin should not be pushed further; after SFT,
+        learning rate 1e-6.
+    Curves: `rewards/margins`, differences of summed log-probs, rise; pairs beyond delta only feel
+        the likelihood.
     """
     hinge_B = jax.nn.relu(delta - policy.sum[:, 0] + policy.sum[:, 1])
     loss_B = hinge_B - lam * policy.sum[:, 0]
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(policy.sum))
 
 
-def _preference(policy: Logps, weight: jax.Array | None, reward_BK: jax.Array, gamma: float) -> ObjectiveOutput:
+def _preference(
+    policy: Logps, weight: jax.Array | None, reward_BK: jax.Array, gamma: float
+) -> ObjectiveOutput:
     """The chosen completion's reward exceeds the rejected one's by gamma."""
     loss_B = -jax.nn.log_sigmoid(difference(reward_BK) - gamma)
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(reward_BK))
@@ -267,8 +323,12 @@ def _odds_ratio(policy: Logps, weight: jax.Array | None, lam: float) -> Objectiv
     mean_BK = per_token(policy.sum, policy)
     log_ratio_B = difference(_log_odds(mean_BK))
     log_sigmoid_B = jax.nn.log_sigmoid(log_ratio_B)
-    logged = jax.lax.stop_gradient({"log_odds_ratio": log_sigmoid_B, "log_odds_chosen": log_ratio_B})
-    return ObjectiveOutput(-lam * log_sigmoid_B, pair_weight(policy, weight), reward_metrics(lam * mean_BK) | logged)
+    logged = jax.lax.stop_gradient(
+        {"log_odds_ratio": log_sigmoid_B, "log_odds_chosen": log_ratio_B}
+    )
+    return ObjectiveOutput(
+        -lam * log_sigmoid_B, pair_weight(policy, weight), reward_metrics(lam * mean_BK) | logged
+    )
 
 
 def _log_odds(a: jax.Array) -> jax.Array:
@@ -278,5 +338,6 @@ def _log_odds(a: jax.Array) -> jax.Array:
 
 
 def _plus_nll(out: ObjectiveOutput, nll: Term, alpha: float) -> ObjectiveOutput:
-    """`nll_loss` in the log is a mean over groups of each one's token mean; the loss has the mean over all tokens."""
+    """`nll_loss` in the log is a mean over groups of each one's token mean; the loss has the mean
+    over all tokens."""
     return plus_term(out, alpha, nll, {"nll_loss": nll.loss_B})

@@ -1,10 +1,18 @@
-"""Pairs with several reference models: the policy's own initialisation, `ref`, and those of `extra_refs`."""
+"""Pairs with several reference models: the policy's own initialisation, `ref`, and those of
+`extra_refs`."""
 
 import jax
 import jax.numpy as jnp
 
 from jaxpref.models.logprobs import Logps
-from jaxpref.objectives._math import Fraction, Positive, difference, pair_weight, per_model, reward_metrics
+from jaxpref.objectives._math import (
+    Fraction,
+    Positive,
+    difference,
+    pair_weight,
+    per_model,
+    reward_metrics,
+)
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 
 
@@ -18,30 +26,33 @@ def mrpo(
     beta: Positive = 0.1,
     eps: Fraction = 0.1,
 ) -> ObjectiveOutput:
-    """Multi-reference preference optimisation: DPO against log p = -log sum_k alpha_k exp(-L_k), a harmonic mean.
+    """Multi-reference preference optimisation: DPO against log p = -log sum_k alpha_k exp(-L_k), a
+    harmonic mean.
 
-    L_k(y) is the summed log-prob under reference k, first `ref` (k = 1), then `extra_refs`.  Clip: every L_k(y) is
-    moved into [(1 + e_y) L_1(y), (1 - e_y) L_1(y)], with e_y = eps * |b_y| / (|b_chosen| + |b_rejected|) and b_y
-    the mean of L_k(y) over k.  Weights, a pair at a time: alpha_k = |L_k(chosen) - L_k(rejected)|, divided by their
-    sum, from the unclipped L_k; equal weights where all of these are 0.  All of it is constant: only the policy gets a
-    gradient.
+    L_k(y) is the summed log-prob under reference k, first `ref` (k = 1), then `extra_refs`.  Clip:
+    every L_k(y) is moved into [(1 + e_y) L_1(y), (1 - e_y) L_1(y)], with e_y = eps * |b_y| /
+    (|b_chosen| + |b_rejected|) and b_y the mean of L_k(y) over k.  Weights, a pair at a time:
+    alpha_k = |L_k(chosen) - L_k(rejected)|, divided by their sum, from the unclipped L_k; equal
+    weights where all of these are 0.  All of it is constant: only the policy gets a gradient.
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
-        extra_refs: [B, K, N] summed log-probs in nats under the other references.  From Python N may be 0, which is
-            DPO; in a config choose `dpo` for that.
+        extra_refs: [B, K, N] summed log-probs in nats under the other references.  From Python N
+            may be 0, which is DPO; in a config choose `dpo` for that.
         weight: [B] weight of every pair, >= 0.
         beta: strength of the pull towards the references, > 0; 0.1 in the authors' code.
         eps: width of the clip, 0 to 1; 0 is DPO with `ref`, the authors' code uses 0.1.
     Returns: loss_B in nats, ln 2 where policy equals every reference.
-    Source: Le et al., arXiv 2405.16388, with its adaptive clipping and weights.  The authors' code exchanges the
-        weights of its two references in the mean; here they are those of the paper's closed form.
-    Use: with other models whose judgement you want besides your own reference.  Start from DPO's beta and learning
-        rate.  The evidence is mixed: the paper reports gains over DPO, but arXiv 2512.10040 (a 0.5B policy, seven
-        references) finds DPO with any one of six of them better than every scheme of several.  Compare with `dpo`
-        before you keep it.
-    Curves: as for DPO: margins grow from about 0, accuracies rise above one half.  At the first step rewards are
-        already off 0, by beta times the distance of the mean to `ref`; the clip keeps that small.
+    Source: Le et al., arXiv 2405.16388, with its adaptive clipping and weights.  The authors' code
+        exchanges the weights of its two references in the mean; here they are those of the paper's
+        closed form.
+    Use: with other models whose judgement you want besides your own reference.  Start from DPO's
+        beta and learning rate.  The evidence is mixed: the paper reports gains over DPO, but arXiv
+        2512.10040 (a 0.5B policy, seven references) finds DPO with any one of six of them better
+        than every scheme of several.  Compare with `dpo` before you keep it.
+    Curves: as for DPO: margins grow from about 0, accuracies rise above one half.  At the first
+        step rewards are already off 0, by beta times the distance of the mean to `ref`; the clip
+        keeps that small.
     """
     refs_BKN = _references(ref, extra_refs)
     clipped_BKN = _clipped(refs_BKN, eps * _share(jnp.abs(refs_BKN.mean(-1))))
@@ -62,23 +73,26 @@ def mrpo_fixed(
 ) -> ObjectiveOutput:
     """MRPO with given weights and one clip: DPO against log p = -log sum_k alpha_k exp(-L_k).
 
-    L_k(y) is the summed log-prob under reference k, first `ref` (k = 1), then `extra_refs`.  Clip: every L_k(y) is
-    moved into [(1 + eps) L_1(y), (1 - eps) L_1(y)].  All of it is constant: only the policy gets a gradient.
+    L_k(y) is the summed log-prob under reference k, first `ref` (k = 1), then `extra_refs`.  Clip:
+    every L_k(y) is moved into [(1 + eps) L_1(y), (1 - eps) L_1(y)].  All of it is constant: only
+    the policy gets a gradient.
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
         extra_refs: [B, K, N] summed log-probs in nats under the other references.
         weight: [B] weight of every pair, >= 0.
-        alphas: weights > 0 of `ref` and of each extra reference, in this order; divided by their sum.  Empty: equal.
+        alphas: weights > 0 of `ref` and of each extra reference, in this order; divided by their
+            sum.  Empty: equal.
         beta: strength of the pull towards the references, > 0.
-        eps: width of the clip, 0 to 1; 0 is DPO with `ref`, 1 lets L_k lie anywhere between 2 L_1 and 0.
+        eps: width of the clip, 0 to 1; 0 is DPO with `ref`, 1 lets L_k lie anywhere between 2 L_1
+            and 0.
     Returns: loss_B in nats, ln 2 where policy equals every reference.
-    Source: Le et al., arXiv 2405.16388, without the adaptive parts.  The authors' code exchanges the weights of its two
-        references in the mean; here they are those of the closed form.
-    Use: when you trust one reference more than another, or for ablations of `mrpo`.  Over whole completions L_k differ
-        by tens of nats, and the harmonic mean is then the smallest of the clipped ones, whatever the weights; for a
-        real compromise take `geometric_mrpo`.  The evidence against several references (arXiv 2512.10040, see `mrpo`)
-        holds here.
+    Source: Le et al., arXiv 2405.16388, without the adaptive parts.  The authors' code exchanges
+        the weights of its two references in the mean; here they are those of the closed form.
+    Use: when you trust one reference more than another, or for ablations of `mrpo`.  Over whole
+        completions L_k differ by tens of nats, and the harmonic mean is then the smallest of the
+        clipped ones, whatever the weights; for a real compromise take `geometric_mrpo`.  The
+        evidence against several references (arXiv 2512.10040, see `mrpo`) holds here.
     Curves: as for `mrpo`.
     """
     clipped_BKN = _clipped(_references(ref, extra_refs), jnp.full_like(ref.sum[:, :2], eps))
@@ -98,21 +112,25 @@ def geometric_mrpo(
 ) -> ObjectiveOutput:
     """DPO against the geometric mean of several references: log p = sum_k alpha_k L_k.
 
-    It solves max E[r] - beta * sum_k alpha_k KL(policy || reference k) exactly; the harmonic mean of `mrpo` maximises a
-    lower bound of that.  L_k(y) is the summed log-prob under reference k, first `ref`, then `extra_refs`; no clips.
+    It solves max E[r] - beta * sum_k alpha_k KL(policy || reference k) exactly; the harmonic mean
+    of `mrpo` maximises a lower bound of that.  L_k(y) is the summed log-prob under reference k,
+    first `ref`, then `extra_refs`; no clips.
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
         extra_refs: [B, K, N] summed log-probs in nats under the other references.
         weight: [B] weight of every pair, >= 0.
-        alphas: weights > 0 of `ref` and of each extra reference, in this order; divided by their sum.  Empty: equal.
+        alphas: weights > 0 of `ref` and of each extra reference, in this order; divided by their
+            sum.  Empty: equal.
         beta: strength of the pull towards the references, > 0.
     Returns: loss_B in nats, ln 2 where policy equals every reference.
-    Source: the closed form of the sum of KL penalties, the problem that arXiv 2405.16388 (Le et al.) starts from.
-    Use: when every reference shall count in proportion to its weight.  Give a reference that dislikes your data a small
-        weight, for nothing is clipped.  The evidence against several references (arXiv 2512.10040, see `mrpo`) may hold
-        here.
-    Curves: margins and accuracies rise as for DPO, but start where the mean of the references lies, not at 0.
+    Source: the closed form of the sum of KL penalties, the problem that arXiv 2405.16388 (Le et
+        al.) starts from.
+    Use: when every reference shall count in proportion to its weight.  Give a reference that
+        dislikes your data a small weight, for nothing is clipped.  The evidence against several
+        references (arXiv 2512.10040, see `mrpo`) may hold here.
+    Curves: margins and accuracies rise as for DPO, but start where the mean of the references lies,
+        not at 0.
     """
     refs_BKN = _references(ref, extra_refs)
     mean_BK = _weighted_mean(refs_BKN, _normalised(alphas, refs_BKN))
@@ -129,21 +147,26 @@ def multi_dpo(
     alphas: tuple[Positive, ...] = (),
     beta: Positive = 0.1,
 ) -> ObjectiveOutput:
-    """Weighted sum of DPO losses: sum_k alpha_k * -log sigmoid(beta * (L - L_k)(chosen) - beta * (L - L_k)(rejected)).
+    """Weighted sum of DPO losses: sum_k alpha_k * -log sigmoid(beta * (L - L_k)(chosen) - beta * (L
+    - L_k)(rejected)).
 
-    L_k(y) is the summed log-prob under reference k, first `ref`, then `extra_refs`; L(y) that of the policy.
+    L_k(y) is the summed log-prob under reference k, first `ref`, then `extra_refs`; L(y) that of
+    the policy.
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
         extra_refs: [B, K, N] summed log-probs in nats under the other references.
         weight: [B] weight of every pair, >= 0.
-        alphas: weights > 0 of `ref` and of each extra reference, in this order; divided by their sum.  Empty: equal.
+        alphas: weights > 0 of `ref` and of each extra reference, in this order; divided by their
+            sum.  Empty: equal.
         beta: strength of the pull towards the references, > 0.
     Returns: loss_B in nats, ln 2 where policy equals every reference.
     Source: the simple variant that arXiv 2405.16388 (Le et al.) compares MRPO with.
-    Use: as a baseline for `mrpo`.  Its optimum is no simple mean of the references; `geometric_mrpo` has one.  The
-        evidence against several references (arXiv 2512.10040, see `mrpo`) covers it too.
-    Curves: as for DPO.  Logged rewards are beta * (L - sum_k alpha_k L_k), so they do not start at 0.
+    Use: as a baseline for `mrpo`.  Its optimum is no simple mean of the references;
+        `geometric_mrpo` has one.  The evidence against several references (arXiv 2512.10040, see
+        `mrpo`) covers it too.
+    Curves: as for DPO.  Logged rewards are beta * (L - sum_k alpha_k L_k), so they do not start at
+        0.
     """
     refs_BKN = _references(ref, extra_refs)
     alpha_N = _normalised(alphas, refs_BKN)
@@ -156,11 +179,14 @@ def multi_dpo(
 
 def _references(ref: Logps, extra_refs: jax.Array) -> jax.Array:
     """[B, 2, N] log-probs of the pair under all references, the primary one first; constant."""
-    return jax.lax.stop_gradient(jnp.concatenate([ref.sum[:, :2, None], extra_refs[:, :2]], axis=-1))
+    return jax.lax.stop_gradient(
+        jnp.concatenate([ref.sum[:, :2, None], extra_refs[:, :2]], axis=-1)
+    )
 
 
 def _clipped(refs_BKN: jax.Array, eps_BK: jax.Array) -> jax.Array:
-    """Log-probs within a factor 1 +- eps of the primary ones, which are negative: 1 + eps is the lower end."""
+    """Log-probs within a factor 1 +- eps of the primary ones, which are negative: 1 + eps is the
+    lower end."""
     primary_BK1, eps_BK1 = refs_BKN[:, :, :1], eps_BK[:, :, None]
     return jnp.clip(refs_BKN, (1.0 + eps_BK1) * primary_BK1, (1.0 - eps_BK1) * primary_BK1)
 
@@ -183,11 +209,15 @@ def _weighted_mean(x_BKN: jax.Array, alpha_N: jax.Array) -> jax.Array:
 def _normalised(alphas: tuple[float, ...], refs_BKN: jax.Array) -> jax.Array:
     """[N] weights of the references that sum to 1."""
     models = "first `ref`, then those of `extra_refs`"
-    given_N = jnp.asarray(per_model("alphas", alphas, refs_BKN.shape[-1], 1.0, models), refs_BKN.dtype)
+    given_N = jnp.asarray(
+        per_model("alphas", alphas, refs_BKN.shape[-1], 1.0, models), refs_BKN.dtype
+    )
     return given_N / given_N.sum()
 
 
-def _dpo_against(reference_BK: jax.Array, policy: Logps, weight: jax.Array | None, beta: float) -> ObjectiveOutput:
+def _dpo_against(
+    reference_BK: jax.Array, policy: Logps, weight: jax.Array | None, beta: float
+) -> ObjectiveOutput:
     rho_BK = policy.sum[:, :2] - reference_BK
     loss_B = -jax.nn.log_sigmoid(beta * difference(rho_BK))
     return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))

@@ -9,25 +9,31 @@ from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 
 @needs(groups=PAIRS, logps=("reward",))
 def bradley_terry(
-    policy: Logps, margin: jax.Array | None = None, weight: jax.Array | None = None, *, centering: NotNegative = 0.0
+    policy: Logps,
+    margin: jax.Array | None = None,
+    weight: jax.Array | None = None,
+    *,
+    centering: NotNegative = 0.0,
 ) -> ObjectiveOutput:
-    """Bradley-Terry reward model: -log sigmoid(r_chosen - r_rejected - margin) + centering * (r_chosen + r_rejected)^2.
+    """Bradley-Terry reward model: -log sigmoid(r_chosen - r_rejected - margin) + centering *
+    (r_chosen + r_rejected)^2.
 
-    The margin is how much better the chosen completion is said to be; the last term fixes the constant that the
-    first leaves open.
+    The margin is how much better the chosen completion is said to be; the last term fixes the
+    constant that the first leaves open.
 
     Args:
         policy: rewards [B, K] of the scalar head; completions after the second are not used.
         margin: [B] smallest wanted difference of the rewards; 0 where the data has none.
         weight: [B] weight of every pair, >= 0.
-        centering: strength of the pull of the rewards towards mean zero, >= 0; 0.01 is usual, 0 leaves it out.
+        centering: strength of the pull of the rewards towards mean zero, >= 0; 0.01 is usual, 0
+            leaves it out.
     Returns: loss_B in nats, ln 2 where rewards are equal and there is neither margin nor centering.
-    Source: Bradley and Terry, 1952; margin: Touvron et al., arXiv 2307.09288; centering: Eisenstein et al.,
-        arXiv 2312.09244.  As TRL's RewardTrainer computes it.
-    Use: to score completions, for data or for evaluation; learning rate 1e-5 for a whole model, 1e-4 for adapters,
-        one epoch.
-    Curves: `rewards/accuracies` rises above 0.5 and levels off, `rewards/margins` grow on; held-out accuracy that
-        falls while they grow is over-fitting.
+    Source: Bradley and Terry, 1952; margin: Touvron et al., arXiv 2307.09288; centering: Eisenstein
+        et al., arXiv 2312.09244.  As TRL's RewardTrainer computes it.
+    Use: to score completions, for data or for evaluation; learning rate 1e-5 for a whole model,
+        1e-4 for adapters, one epoch.
+    Curves: `rewards/accuracies` rises above 0.5 and levels off, `rewards/margins` grow on; held-out
+        accuracy that falls while they grow is over-fitting.
     """
     margin_B = 0.0 if margin is None else margin
     centering_B = centering * (policy.reward[:, 0] + policy.reward[:, 1]) ** 2

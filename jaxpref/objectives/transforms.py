@@ -1,6 +1,7 @@
 """Changes of the log-probs before an objective that is a function of a pair's summed log-ratios.
 
-In the config: `{name: ipo, transform: {name: ld, alpha: 0.5}}`; in Python: `ipo(*ld(policy, ref, alpha=0.5))`.
+In the config: `{name: ipo, transform: {name: ld, alpha: 0.5}}`; in Python: `ipo(*ld(policy, ref,
+    alpha=0.5))`.
 """
 
 import math
@@ -16,8 +17,9 @@ from jaxpref.objectives.contract import Transform
 def ld(policy: Logps, ref: Logps | None, *, alpha: Fraction = 0.5) -> tuple[Logps, Logps | None]:
     """Length desensitisation: tokens behind the length of the shorter completion count alpha times.
 
-    L'(y) = L(y[:n]) + alpha * L(y[n:]), n = min(|y_0|, |y_1|), for the policy and for the reference, so that a policy
-    equal to the reference has no margin.  Token counts stay those of the whole completion.
+    L'(y) = L(y[:n]) + alpha * L(y[n:]), n = min(|y_0|, |y_1|), for the policy and for the
+    reference, so that a policy equal to the reference has no margin.  Token counts stay those of
+    the whole completion.
     Source: Liu et al., arXiv 2409.06411, eq. 9; TRL's `ld_alpha`.
     """
     shorten = lambda logps: logps._replace(sum=alpha * logps.sum + (1.0 - alpha) * logps.common)
@@ -25,9 +27,11 @@ def ld(policy: Logps, ref: Logps | None, *, alpha: Fraction = 0.5) -> tuple[Logp
 
 
 def sampled(policy: Logps, ref: Logps | None) -> tuple[Logps, Logps | None]:
-    """Down-sampling: n tokens of each completion, n the length of the shorter, the same under policy and reference.
+    """Down-sampling: n tokens of each completion, n the length of the shorter, the same under
+    policy and reference.
 
-    Source: Lu et al., arXiv 2406.10957, eq. 7-8; its code draws other tokens for the reference, which is not copied.
+    Source: Lu et al., arXiv 2406.10957, eq. 7-8; its code draws other tokens for the reference,
+        which is not copied.
     """
     return _drawn(policy), ref if ref is None else _drawn(ref)
 
@@ -37,7 +41,8 @@ def _drawn(logps: Logps) -> Logps:
     pair_BK = jnp.broadcast_to(jnp.arange(logps.count.shape[1])[None, :] < 2, logps.count.shape)
     shorter_B1 = jnp.minimum(logps.count[:, :1], logps.count[:, 1:2])
     return logps._replace(
-        sum=logps.sampled, count=jnp.where(pair_BK, jnp.minimum(logps.count, shorter_B1), logps.count)
+        sum=logps.sampled,
+        count=jnp.where(pair_BK, jnp.minimum(logps.count, shorter_B1), logps.count),
     )
 
 
@@ -50,13 +55,15 @@ def forward_kl(policy: Logps, ref: Logps) -> tuple[Logps, Logps]:
     """f-divergence of the forward KL: rho becomes f'(u) = 1 - 1/u, u = exp(rho).
 
     1/u is clipped at exp(40): rho below -40 has that score and no gradient.
-    Source: Wang et al., arXiv 2309.16240, table 1; TRL's `f_divergence_type: forward_kl`, which does not clip.
+    Source: Wang et al., arXiv 2309.16240, table 1; TRL's `f_divergence_type: forward_kl`, which
+        does not clip.
     """
     return _scored(policy, _power_score(log_ratios(policy, ref), 1.0))
 
 
 def js_divergence(policy: Logps, ref: Logps) -> tuple[Logps, Logps]:
-    """f-divergence of Jensen and Shannon: rho becomes f'(u) = log(2u / (1 + u)) = log 2 + log sigmoid(rho).
+    """f-divergence of Jensen and Shannon: rho becomes f'(u) = log(2u / (1 + u)) = log 2 + log
+    sigmoid(rho).
 
     Source: Wang et al., arXiv 2309.16240, table 1; TRL's `f_divergence_type: js_divergence`.
     """
@@ -66,9 +73,10 @@ def js_divergence(policy: Logps, ref: Logps) -> tuple[Logps, Logps]:
 def alpha_divergence(policy: Logps, ref: Logps, *, alpha: Positive = 0.5) -> tuple[Logps, Logps]:
     """f-divergence of order alpha: rho becomes f'(u) = (1 - u^-alpha) / alpha, u = exp(rho).
 
-    Towards alpha 0 that is rho, at 1 `forward_kl`.  u^-alpha is clipped at exp(40): rho below -40 / alpha has that
-    score and no gradient.
-    Source: Wang et al., arXiv 2309.16240, table 1.  TRL's `f_alpha_divergence_coef` c is 1 - alpha, its clip exp(80).
+    Towards alpha 0 that is rho, at 1 `forward_kl`.  u^-alpha is clipped at exp(40): rho below -40 /
+    alpha has that score and no gradient.
+    Source: Wang et al., arXiv 2309.16240, table 1.  TRL's `f_alpha_divergence_coef` c is 1 - alpha,
+        its clip exp(80).
     """
     return _scored(policy, _power_score(log_ratios(policy, ref), alpha))
 
@@ -79,7 +87,8 @@ def _power_score(rho_BK: jax.Array, alpha: float) -> jax.Array:
 
 
 def _scored(policy: Logps, score_BK: jax.Array) -> tuple[Logps, Logps]:
-    """Log-ratios replaced by a score of them; as the reference is constant, the policy carries all of it.
+    """Log-ratios replaced by a score of them; as the reference is constant, the policy carries all
+    of it.
 
     What else the log-probs held no longer fits, so it goes.
     """

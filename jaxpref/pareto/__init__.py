@@ -1,4 +1,5 @@
-"""Fronts of several objectives: one policy a weight vector, measured on the same data and reported together.
+"""Fronts of several objectives: one policy a weight vector, measured on the same data and reported
+together.
 
 config = jaxpref.pareto.load_front_config("configs/demo_pareto.yaml")
 jaxpref.pareto.write_front(jaxpref.pareto.run_front(config), config.run.out)

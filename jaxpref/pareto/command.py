@@ -34,8 +34,19 @@ a front that was killed goes on where it was when the same command is given agai
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="CONFIG_OR_FRONT", help="YAML file; or the directory of a finished front")
-    add("--reference-point", nargs="+", default=[], metavar="OBJECTIVE=VALUE", help="that hypervolumes are above")
-    add("overrides", nargs="*", metavar="key=value", help="as pareto.beta=0.05 or optim.learning_rate=1e-4")
+    add(
+        "--reference-point",
+        nargs="+",
+        default=[],
+        metavar="OBJECTIVE=VALUE",
+        help="that hypervolumes are above",
+    )
+    add(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="as pareto.beta=0.05 or optim.learning_rate=1e-4",
+    )
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
@@ -43,15 +54,18 @@ def run(options: argparse.Namespace, console: Console) -> None:
     reference = numbers(named(options.reference_point, "--reference-point")) or None
     if Path(options.source).is_dir():
         if options.overrides:
-            raise InputError("no settings for a finished front", ", ".join(options.overrides), "leave them out")
+            raise InputError(
+                "no settings for a finished front", ", ".join(options.overrides), "leave them out"
+            )
         front, out = read_front(options.source), Path(options.source)
     else:
         config = load_front_config(options.source, options.overrides)
         if reference is not None and set(reference) != set(config.names):
             raise InputError(
-                f"--reference-point with a value for each of {', '.join(config.names)}", ", ".join(reference),
+                f"--reference-point with a value for each of {', '.join(config.names)}",
+                ", ".join(reference),
                 "correct it; settings stand before it",
-            )  # fmt: skip
+            )
         bar = partial(training_bar, console, show=config.run.log.progress)
         say = lambda line: console.print(line, highlight=False, markup=False)
         front, out = run_front(config, Watch(say, bar)), Path(config.run.out)
@@ -64,16 +78,22 @@ def run(options: argparse.Namespace, console: Console) -> None:
 def show(front: Front, results: dict, console: Console) -> None:
     """Prints a table of the points and a line for every method."""
     caption = "reward of the answers, and below it held-out accuracy;  * dominated"
-    table = Table("point", *front.objectives, title=front.title, caption=caption, box=SIMPLE, pad_edge=False)
+    table = Table(
+        "point", *front.objectives, title=front.title, caption=caption, box=SIMPLE, pad_edge=False
+    )
     table.title_justify = table.caption_justify = "left"
     table.columns[0].no_wrap = True
     for point in front.points:
         reward, accuracy = point.estimates["reward"], point.estimates["accuracy"]
         name = point.name + "*" * (point.name in results["dominated"])
-        table.add_row(name, *(f"{_shown(reward[of])}\n{accuracy[of].value:.2f}" for of in front.objectives))
+        table.add_row(
+            name, *(f"{_shown(reward[of])}\n{accuracy[of].value:.2f}" for of in front.objectives)
+        )
     console.print(table)
     for sweep in results["sweeps"]:
-        console.print(f"{sweep['label']}: hypervolume {sweep['hypervolume']['value']:.4g}", highlight=False)
+        console.print(
+            f"{sweep['label']}: hypervolume {sweep['hypervolume']['value']:.4g}", highlight=False
+        )
     for violation in results["violations"]:
         console.print(f"not monotone: {violation}", highlight=False, markup=False)
 

@@ -1,4 +1,5 @@
-"""The configuration of a front: that of a run, which all its runs share, and a section `pareto` beside it.
+"""The configuration of a front: that of a run, which all its runs share, and a section `pareto`
+beside it.
 
 out: runs/front
 adapter: {rank: 16}
@@ -27,9 +28,11 @@ from jaxpref.settings import make_config, merged_settings, to_dict
 
 _STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 SHARED = "data.train"
-"""Name of the pairs of data.train and data.eval beside the objectives' own; no objective can be named so."""
+"""Name of the pairs of data.train and data.eval beside the objectives' own; no objective can be
+named so."""
 SMALL_BASE = 0.1
-"""Below this weight of the base the other rewards, which are divided by it, saturate the sigmoid (arXiv 2310.03708)."""
+"""Below this weight of the base the other rewards, which are divided by it, saturate the sigmoid
+(arXiv 2310.03708)."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -37,15 +40,16 @@ class ObjectiveConfig:
     name: str
     """For tables, directories and score columns: letters, digits, - and _."""
     train: list[str] = Field(default_factory=list)
-    """Pairs labelled by this objective; empty: those of data.train, relabelled by its reward (ties dropped)."""
+    """Pairs labelled by this objective; empty: those of data.train, relabelled by its reward (ties
+    dropped)."""
     eval: list[str] = Field(default_factory=list)
     """Held-out pairs of it; empty: those of data.eval, relabelled by its reward."""
     reward: str | None = None
-    """Explicit reward, as `jaxpref score --reward` takes it; null: the implicit reward of a DPO policy that is trained
-    on its pairs first."""
+    """Explicit reward, as `jaxpref score --reward` takes it; null: the implicit reward of a DPO
+    policy that is trained on its pairs first."""
     temperature: float | Literal["fit"] = 1.0
-    """What an explicit reward is divided by to be on the scale of a Bradley-Terry model; fit: by maximum likelihood on
-    this objective's training pairs."""
+    """What an explicit reward is divided by to be on the scale of a Bradley-Terry model; fit: by
+    maximum likelihood on this objective's training pairs."""
     judge: str | None = None
     """Reward by which answers are judged; null: the objective's own."""
 
@@ -53,7 +57,8 @@ class ObjectiveConfig:
 @dataclass(frozen=True, config=_STRICT)
 class AnswersConfig:
     prompts: str | None = None
-    """File of prompts that every policy answers; null: the first distinct prompts of the objectives' held-out data."""
+    """File of prompts that every policy answers; null: the first distinct prompts of the
+    objectives' held-out data."""
     count: int = Field(default=64, ge=1)
     """Prompts at most."""
     max_new_tokens: int = Field(default=64, ge=1)
@@ -78,14 +83,17 @@ class ParetoConfig:
     grid: int | None = Field(default=None, ge=2)
     """In place of weights: all vectors whose entries are positive multiples of 1/grid."""
     base: str | None = None
-    """The objective whose pairs MODPO trains on; null: for every point the one of the largest weight.  Labels that a
-    reward gave are certain, whatever its temperature: prefer an objective with pairs of its own."""
+    """The objective whose pairs MODPO trains on; null: for every point the one of the largest
+    weight.  Labels that a reward gave are certain, whatever its temperature: prefer an objective
+    with pairs of its own."""
     beta: float = Field(default=0.1, gt=0)
     """Of MODPO and of the single-objective DPO runs."""
     together: bool = True
-    """Train the adapters of all points with the same base in one compiled step; false: one run after another."""
+    """Train the adapters of all points with the same base in one compiled step; false: one run
+    after another."""
     methods: list[Method] = Field(default_factory=lambda: ["dpo", "modpo"])
-    """What is shown: dpo are the ends, one run an objective; mod mixes these when decoding, soups average them."""
+    """What is shown: dpo are the ends, one run an objective; mod mixes these when decoding, soups
+    average them."""
     answers: AnswersConfig = Field(default_factory=AnswersConfig)
     held_out: int | None = Field(default=None, ge=1)
     """Held-out pairs of every objective that are measured, the first ones; null: all."""
@@ -117,7 +125,9 @@ class FrontConfig:
             rows = [(*cut, pareto.grid - sum(cut)) for cut in cuts if sum(cut) < pareto.grid]
         else:
             rows = pareto.weights
-        return [dict(zip(self.names, (x / math.fsum(row) for x in row), strict=True)) for row in rows]
+        return [
+            dict(zip(self.names, (x / math.fsum(row) for x in row), strict=True)) for row in rows
+        ]
 
     def base(self, weights: Mapping[str, float]) -> str:
         """The objective whose pairs a point trains on."""
@@ -129,7 +139,11 @@ class FrontConfig:
 
     def needs_single(self, name: str) -> bool:
         """Whether a DPO policy of this objective alone is trained."""
-        return self.objective(name).reward is None or self.pareto.warm_start or set(self.pareto.methods) != {"modpo"}
+        return (
+            self.objective(name).reward is None
+            or self.pareto.warm_start
+            or set(self.pareto.methods) != {"modpo"}
+        )
 
 
 def load_front_config(path: str | Path, overrides: Sequence[str] = ()) -> FrontConfig:
@@ -146,7 +160,9 @@ def make_front_config(raw: Mapping[str, Any], *, where: str = "configuration") -
     raw, problems, run, pareto = dict(raw), [], None, None
     section = raw.pop("pareto", {})
     if "objective" in raw:
-        problems.append("objective: a front chooses it for every run (dpo, modpo): remove it; see pareto.beta")
+        problems.append(
+            "objective: a front chooses it for every run (dpo, modpo): remove it; see pareto.beta"
+        )
         del raw["objective"]
     try:
         run = make_config(raw, where=where, own_data=False)
@@ -155,11 +171,18 @@ def make_front_config(raw: Mapping[str, Any], *, where: str = "configuration") -
     try:
         pareto = TypeAdapter(ParetoConfig).validate_json(json.dumps(section))
     except ValidationError as error:
-        problems += [f"pareto.{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
+        problems += [
+            f"pareto.{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}"
+            for e in error.errors()
+        ]
     if pareto is not None:
         problems += _contradictions(pareto, run)
     if problems:
-        raise InputError("a valid configuration", f"{where}:\n  - " + "\n  - ".join(problems), "correct these keys")
+        raise InputError(
+            "a valid configuration",
+            f"{where}:\n  - " + "\n  - ".join(problems),
+            "correct these keys",
+        )
     return FrontConfig(run, pareto)
 
 
@@ -249,7 +272,8 @@ def _run_contradictions(pareto: ParetoConfig, run: Config) -> Iterator[str]:
 
 
 def doubtful_bases(front: FrontConfig) -> list[str]:
-    """What to warn about: points whose base has a small weight, or labels of which a reward is certain."""
+    """What to warn about: points whose base has a small weight, or labels of which a reward is
+    certain."""
     if "modpo" not in front.pareto.methods:
         return []
     labelled = [name for name in front.names if front.objective(name).train]
@@ -289,23 +313,35 @@ def point_out(front: FrontConfig, weights: Mapping[str, float]) -> str:
 
 
 def single_run(front: FrontConfig, name: str, train: Sequence[str], eval: Sequence[str]) -> Config:
-    """The DPO run of one objective.  Args: train, eval: its pairs, scored where they have to be relabelled.
+    """The DPO run of one objective.  Args: train, eval: its pairs, scored where they have to be
+    relabelled.
 
-    Every policy is measured at the end, on the same pairs; a run evaluates itself only if `train.eval_every` is set.
+    Every policy is measured at the end, on the same pairs; a run evaluates itself only if
+    `train.eval_every` is set.
     """
     relabel = None if front.objective(name).train else name
     data = replace(front.run.data, train=list(train), eval=list(eval), prefer=relabel)
     return replace(
-        front.run, out=single_out(front, name), data=data, objective=[{"name": "dpo", "beta": front.pareto.beta}]
+        front.run,
+        out=single_out(front, name),
+        data=data,
+        objective=[{"name": "dpo", "beta": front.pareto.beta}],
     )
 
 
-def point_run(front: FrontConfig, weights: Mapping[str, float], train: Sequence[str], eval: Sequence[str]) -> Config:
-    """The MODPO run of one weight vector.  Args: train, eval: the base's pairs, with scores of the other objectives."""
+def point_run(
+    front: FrontConfig, weights: Mapping[str, float], train: Sequence[str], eval: Sequence[str]
+) -> Config:
+    """The MODPO run of one weight vector.  Args: train, eval: the base's pairs, with scores of the
+    other objectives."""
     base = front.base(weights)
     others = [name for name in front.names if name != base]
     single = single_run(front, base, train, eval)
-    modpo = {"name": "modpo", "beta": front.pareto.beta, "w": [weights[base], *(weights[name] for name in others)]}
+    modpo = {
+        "name": "modpo",
+        "beta": front.pareto.beta,
+        "w": [weights[base], *(weights[name] for name in others)],
+    }
     data = replace(single.data, other_rewards=others)
     return replace(single, out=point_out(front, weights), data=data, objective=[modpo])
 

@@ -25,8 +25,10 @@ class Cost:
 
     Args:
         own: its training.
-        shared: name -> work that it needs and other points may need too (margin policies, scores), in full.
-        together: number of points trained in the run that trained it, of which `own` is an equal share.
+        shared: name -> work that it needs and other points may need too (margin policies, scores),
+            in full.
+        together: number of points trained in the run that trained it, of which `own` is an equal
+            share.
     """
 
     own: Work = Work()
@@ -48,6 +50,7 @@ def total_work(costs: Iterable[Cost]) -> Work:
 def separate_work(costs: Iterable[Cost]) -> Work:
     """Of several points if each were a pipeline of its own, which does the shared work again.
 
-    At least: points that were trained together cost more by themselves, for each runs the reference.
+    At least: points that were trained together cost more by themselves, for each runs the
+        reference.
     """
     return added(work for cost in costs for work in (cost.own, *cost.shared.values()))

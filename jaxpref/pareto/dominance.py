@@ -31,8 +31,9 @@ class Sweep:
 
     Args:
         points: places in `Front.points` of its own points.
-        ends: places of single-objective DPO policies, which are the ends of every sweep: with all weight on one
-            objective MODPO is DPO on it, and mixing or averaging the policies gives that policy.
+        ends: places of single-objective DPO policies, which are the ends of every sweep: with all
+            weight on one objective MODPO is DPO on it, and mixing or averaging the policies gives
+            that policy.
     """
 
     method: str
@@ -54,7 +55,11 @@ def sweeps(front: Front) -> list[Sweep]:
     own: dict[tuple[str, int], list[int]] = {}
     for at, point in enumerate(front.points):
         own.setdefault((point.method, point.seed), []).append(at)
-    single = [at for at, point in enumerate(front.points) if point.method == "dpo" and _single_objective(point)]
+    single = [
+        at
+        for at, point in enumerate(front.points)
+        if point.method == "dpo" and _single_objective(point)
+    ]
     found = []
     for (method, seed), at in own.items():
         weighted = method != "dpo" and any(front.points[i].weights for i in at)
@@ -85,12 +90,14 @@ class Violation:
 
 
 def violations(front: Front) -> list[Violation]:
-    """Pairs of points of a sweep, its ends included, where an objective's weight rises and no other's does, but its
-    measure falls and the two intervals do not overlap; without intervals the values themselves decide.
+    """Pairs of points of a sweep, its ends included, where an objective's weight rises and no
+    other's does, but its measure falls and the two intervals do not overlap; without intervals the
+    values themselves decide.
 
-    With two objectives these are all pairs of different weights.  A reason to look, no proof of an error: what theory
-    says of exact optima is (w - w') . (R(w) - R(w')) >= 0 for the vectors of weights and expected rewards, because the
-    best weighted reward less beta KL is a convex function of w with gradient R(w).
+    With two objectives these are all pairs of different weights.  A reason to look, no proof of an
+    error: what theory says of exact optima is (w - w') . (R(w) - R(w')) >= 0 for the vectors of
+    weights and expected rewards, because the best weighted reward less beta KL is a convex function
+    of w with gradient R(w).
     """
     return [violation for sweep in sweeps(front) for violation in _of_sweep(front, sweep)]
 
@@ -102,7 +109,9 @@ def _of_sweep(front: Front, sweep: Sweep) -> Iterator[Violation]:
             for more in members:
                 worse, better = (p.estimates[front.measure][objective] for p in (more, less))
                 if _moves_weight_to(objective, less, more) and _surely_below(worse, better):
-                    yield Violation(sweep.method, sweep.seed, objective, less.name, more.name, better, worse)
+                    yield Violation(
+                        sweep.method, sweep.seed, objective, less.name, more.name, better, worse
+                    )
 
 
 def _moves_weight_to(objective: str, less: Point, more: Point) -> bool:

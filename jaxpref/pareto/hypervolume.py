@@ -22,8 +22,9 @@ _BELOW = 0.1
 def hypervolume(value_XJ: np.ndarray, reference_J: np.ndarray) -> float:
     """Volume of what the points dominate above a reference point.
 
-    A point that does not exceed the reference in every objective adds nothing.  The unit is the product of the
-    objectives' units, so values compare only at the same reference and on the same data.
+    A point that does not exceed the reference in every objective adds nothing.  The unit is the
+    product of the objectives' units, so values compare only at the same reference and on the same
+    data.
 
     Args:
         value_XJ: more is better.
@@ -33,7 +34,8 @@ def hypervolume(value_XJ: np.ndarray, reference_J: np.ndarray) -> float:
 
 
 def default_reference(front: Front) -> dict[str, float]:
-    """For every objective the worst value of all points less a tenth of the range; 1 less where all are equal.
+    """For every objective the worst value of all points less a tenth of the range; 1 less where all
+    are equal.
 
     The tenth lets the ends of a front count, which are the worst in some objective.
     """
@@ -49,7 +51,9 @@ def checked_reference(front: Front, reference: Mapping[str, float] | None) -> di
     """
     if reference is None:
         return default_reference(front)
-    if set(reference) != set(front.objectives) or not all(np.isfinite(x) for x in reference.values()):
+    if set(reference) != set(front.objectives) or not all(
+        np.isfinite(x) for x in reference.values()
+    ):
         raise InputError(
             f"a finite number for each of {', '.join(front.objectives)}",
             f"reference point {dict(reference)}",
@@ -64,7 +68,8 @@ class Achieved:
 
     Args:
         volume: with its interval where rewards of every answer are known.
-        share: of the box between the reference point and the best value of each objective over all points, 0 to 1.
+        share: of the box between the reference point and the best value of each objective over all
+            points, 0 to 1.
     """
 
     sweep: Sweep
@@ -77,9 +82,10 @@ def achieved(
 ) -> list[Achieved]:
     """The hypervolume of every sweep, its ends included.
 
-    Intervals are over prompts: all points see the same resampled prompts.  There is one where the axes are mean rewards
-    and every point of the sweep has the rewards that its means are of.  The reference point stays as it is.  Noise
-    lifts the volume (it takes the best of several noisy points), so an interval may lie mostly above the value.
+    Intervals are over prompts: all points see the same resampled prompts.  There is one where the
+    axes are mean rewards and every point of the sweep has the rewards that its means are of.  The
+    reference point stays as it is.  Noise lifts the volume (it takes the best of several noisy
+    points), so an interval may lie mostly above the value.
 
     Args:
         reference: objective -> value; otherwise `default_reference`.
@@ -114,13 +120,16 @@ def _intervals(
     return {sweep: (estimate.low, estimate.high) for sweep, estimate in found.items()}
 
 
-def _volumes(mean_WJ: Mapping[int, np.ndarray], reference_J: np.ndarray, sweep: Sweep) -> np.ndarray:
+def _volumes(
+    mean_WJ: Mapping[int, np.ndarray], reference_J: np.ndarray, sweep: Sweep
+) -> np.ndarray:
     mean_WXJ = np.stack([mean_WJ[at] for at in sweep.members], 1)
     return np.array([hypervolume(mean_XJ, reference_J) for mean_XJ in mean_WXJ])
 
 
 def _rewards(front: Front) -> dict[int, np.ndarray]:
-    """Place of a point -> [B, J] rewards of its answers, where the point's values are their means."""
+    """Place of a point -> [B, J] rewards of its answers, where the point's values are their
+    means."""
     found = {}
     if front.measure != "reward":
         return found

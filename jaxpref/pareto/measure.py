@@ -1,4 +1,5 @@
-"""What a policy of a front is worth: its accuracy on every objective's held-out pairs, and the rewards of its answers.
+"""What a policy of a front is worth: its accuracy on every objective's held-out pairs, and the
+rewards of its answers.
 
 All policies are measured on the same pairs, prompts and draws, against the same reference.
 """
@@ -52,7 +53,8 @@ class Bench:
     settings: Settings
 
     def answers(self, policy: Candidate) -> dict[str, Any]:
-        """Of every prompt: texts, their tokens, log-probs under the policy (nats) and numbers of their prompts."""
+        """Of every prompt: texts, their tokens, log-probs under the policy (nats) and numbers of
+        their prompts."""
         done = policy.answers(self.prompts, self.settings)
         return {
             "texts": [item.text for item in done],
@@ -62,11 +64,15 @@ class Bench:
         }
 
     def accuracy(self, policy: Candidate) -> dict[str, Estimate]:
-        """Objective -> share of its pairs in which the log-ratio to the reference is larger for the chosen answer.
+        """Objective -> share of its pairs in which the log-ratio to the reference is larger for the
+        chosen answer.
 
         A tie counts as none, so the reference itself has 0.
         """
-        ratios = {key: logp - self._reference_logps[key] for key, logp in self._logps_of_answers(policy).items()}
+        ratios = {
+            key: logp - self._reference_logps[key]
+            for key, logp in self._logps_of_answers(policy).items()
+        }
         return {name: _accuracy(groups, ratios) for name, groups in self.held_out.items()}
 
     @cached_property
@@ -75,13 +81,16 @@ class Bench:
 
     @cached_property
     def _distinct(self) -> list[EncodedGroup]:
-        """The pairs of all objectives, each once: objectives may label the same answers differently."""
+        """The pairs of all objectives, each once: objectives may label the same answers
+        differently."""
         distinct: dict[tuple[bytes, frozenset], EncodedGroup] = {}
         for groups in self.held_out.values():
             for group in groups:
                 answers = frozenset(ids.tobytes() for ids in group.completion_ids[:2])
                 distinct.setdefault((group.prompt_ids.tobytes(), answers), group)
-        keep = lambda group, i: replace(group, completion_ids=group.completion_ids[:2], row_id=i, columns={})
+        keep = lambda group, i: replace(
+            group, completion_ids=group.completion_ids[:2], row_id=i, columns={}
+        )
         return [keep(group, i) for i, group in enumerate(distinct.values())]
 
     def _logps_of_answers(self, policy: Candidate) -> dict[Answer, float]:
@@ -93,9 +102,13 @@ class Bench:
         }
 
     def logps(self, policy: Candidate, answers: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-        """Log-probs of the answers of several policies, nats a sequence, under one; in one call, so that every policy
-        runs the same program."""
-        flat = [item for found in answers for item in zip(found["prompts"], found["token_ids"], strict=True)]
+        """Log-probs of the answers of several policies, nats a sequence, under one; in one call, so
+        that every policy runs the same program."""
+        flat = [
+            item
+            for found in answers
+            for item in zip(found["prompts"], found["token_ids"], strict=True)
+        ]
         groups = [
             EncodedGroup(self.prompt_ids[i], (np.array(ids, np.int32),), n, f"answer {n}")
             for n, (i, ids) in enumerate(flat)
@@ -106,7 +119,9 @@ class Bench:
     def judged(self, judge: Reward, answers: Sequence[Mapping[str, Any]]) -> list[list[float]]:
         """An explicit reward of the answers of several policies."""
         prompts = [self.prompts[i] for found in answers for i in found["prompts"]]
-        return parts(judge(prompts, [text for found in answers for text in found["texts"]]), answers)
+        return parts(
+            judge(prompts, [text for found in answers for text in found["texts"]]), answers
+        )
 
 
 def _answers(group: EncodedGroup) -> list[Answer]:
@@ -114,7 +129,9 @@ def _answers(group: EncodedGroup) -> list[Answer]:
 
 
 def _accuracy(groups: Sequence[EncodedGroup], ratios: Mapping[Answer, float]) -> Estimate:
-    chosen_larger = [ratios[chosen] > ratios[rejected] for chosen, rejected in map(_answers, groups)]
+    chosen_larger = [
+        ratios[chosen] > ratios[rejected] for chosen, rejected in map(_answers, groups)
+    ]
     return mean_estimate(chosen_larger, units_of([group.prompt_ids.tobytes() for group in groups]))
 
 
@@ -126,4 +143,6 @@ def parts(values: Sequence[float], answers: Sequence[Mapping[str, Any]]) -> list
 
 def mean_estimate(x_B: Any, unit_B: np.ndarray) -> Estimate:
     """Mean with its bootstrap interval over units."""
-    return estimates(lambda weight_WB: {"mean": mean(weight_WB, np.asarray(x_B, float))}, unit_B, DEFAULT)["mean"]
+    return estimates(
+        lambda weight_WB: {"mean": mean(weight_WB, np.asarray(x_B, float))}, unit_B, DEFAULT
+    )["mean"]

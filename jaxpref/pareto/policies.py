@@ -20,7 +20,8 @@ from jaxpref.step.policy import split
 from jaxpref.types import Group
 
 LATEST = "latest"
-"""Checkpoint that a front is made of: the last, for a best one would be chosen by the data it is shown on."""
+"""Checkpoint that a front is made of: the last, for a best one would be chosen by the data it is
+shown on."""
 _MOD = Rule("reverse_kl", 0.5, reference=False)
 """DPO's divergence; weights sum to 1, so the reference plays no part."""
 
@@ -33,8 +34,12 @@ class Shelf:
     """
 
     def __init__(self, config: Config):
-        # What is measured was never in the data: nothing is cached, and rows are as long as they need to be.
-        reference, data = replace(config.reference, mode="copy"), replace(config.data, row_length=None)
+        # What is measured was never in the data: nothing is cached, and rows are as long as they
+        #     need to be.
+        reference, data = (
+            replace(config.reference, mode="copy"),
+            replace(config.data, row_length=None),
+        )
         self.pieces = build(replace(config, reference=reference, data=data))
         start = load_params(self.pieces)
         self._base = split(start)[1]
@@ -54,7 +59,8 @@ class Shelf:
         return _policy(Opened(pieces, {**self._base, LORA: tree}))
 
     def mix(self, runs: Mapping[str | Path, float]) -> Candidate:
-        """Runs that decide every token together; MOD under the reverse KL (Shi et al., arXiv 2406.18853)."""
+        """Runs that decide every token together; MOD under the reverse KL (Shi et al., arXiv
+        2406.18853)."""
         pieces = self.pieces
         if pieces.lora is None:
             mesh = [f"mesh.{axis}={size}" for axis, size in pieces.mesh.shape.items()]

@@ -11,7 +11,14 @@ from typing import Any
 from jaxpref.config import Config
 from jaxpref.data.rewrite import configured, groups_of
 from jaxpref.evaluation.bootstrap import Estimate, units_of
-from jaxpref.pareto.config import SHARED, FrontConfig, front_settings, point_name, point_out, single_out
+from jaxpref.pareto.config import (
+    SHARED,
+    FrontConfig,
+    front_settings,
+    point_name,
+    point_out,
+    single_out,
+)
 from jaxpref.pareto.cost import Cost, Work
 from jaxpref.pareto.front import Front, Point
 from jaxpref.pareto.inputs import answer_settings, asked_prompts
@@ -51,16 +58,33 @@ def measured_front(front: FrontConfig, singles: Mapping[str, Config], stages: St
     entries, answers, accuracies = list(_entries(front, shelf, stages)), [], []
     for entry in entries:
         policy = cache(partial(entry.make, shelf))  # read by the first stage that needs it
-        answers.append(stages(f"answers-{entry.name}", lambda policy=policy: bench.answers(policy())))
-        accuracies.append(stages(f"accuracy-{entry.name}", lambda policy=policy: _accuracy(bench, policy())))
+        answers.append(
+            stages(f"answers-{entry.name}", lambda policy=policy: bench.answers(policy()))
+        )
+        accuracies.append(
+            stages(f"accuracy-{entry.name}", lambda policy=policy: _accuracy(bench, policy()))
+        )
         del policy
-    reference = stages("reference-logps", lambda: {"logps": bench.logps(bench.reference, answers)})["logps"]
-    rewards = {name: _rewards(front, name, shelf, bench, answers, reference, stages) for name in front.names}
+    reference = stages("reference-logps", lambda: {"logps": bench.logps(bench.reference, answers)})[
+        "logps"
+    ]
+    rewards = {
+        name: _rewards(front, name, shelf, bench, answers, reference, stages)
+        for name in front.names
+    }
     points = [
-        _point(front, entry, {"answers": answers[i], "accuracy": accuracies[i], "reference": reference[i],
-                              "rewards": {name: found[i] for name, found in rewards.items()}})
+        _point(
+            front,
+            entry,
+            {
+                "answers": answers[i],
+                "accuracy": accuracies[i],
+                "reference": reference[i],
+                "rewards": {name: found[i] for name, found in rewards.items()},
+            },
+        )
         for i, entry in enumerate(entries)
-    ]  # fmt: skip
+    ]
     prompts = [_text(bench.prompts[i]) for i in answers[0]["prompts"]]
     title = f"{' against '.join(front.names)}: {Path(front.run.model.path).name}"
     return Front(title, front.names, "reward", points, prompts, _about(front))
@@ -68,17 +92,24 @@ def measured_front(front: FrontConfig, singles: Mapping[str, Config], stages: St
 
 def _bench(front: FrontConfig, singles: Mapping[str, Config], shelf: Shelf) -> Bench:
     """Held-out pairs of every objective, and the prompts that are answered."""
-    read = lambda config: read_data(replace(shelf.pieces, config=config), "eval")[0][: front.pareto.held_out]
+    read = lambda config: read_data(replace(shelf.pieces, config=config), "eval")[0][
+        : front.pareto.held_out
+    ]
     held_out = {name: read(config) for name, config in singles.items()}
-    return Bench(held_out, shelf.reference(), *asked_prompts(front, shelf.pieces), answer_settings(front))
+    return Bench(
+        held_out, shelf.reference(), *asked_prompts(front, shelf.pieces), answer_settings(front)
+    )
 
 
 def _accuracy(bench: Bench, policy: Candidate) -> dict[str, Any]:
     return {"accuracy": {name: asdict(found) for name, found in bench.accuracy(policy).items()}}
 
 
-def _rewards(front, name: str, shelf: Shelf, bench: Bench, answers, reference, stages: Stages) -> list[list[float]]:
-    """One objective's rewards of all answers: of its judge, or beta * (log pi - log ref) of its DPO policy."""
+def _rewards(
+    front, name: str, shelf: Shelf, bench: Bench, answers, reference, stages: Stages
+) -> list[list[float]]:
+    """One objective's rewards of all answers: of its judge, or beta * (log pi - log ref) of its DPO
+    policy."""
     objective = front.objective(name)
     if objective.judge or objective.reward:
         judged = lambda: {"rewards": bench.judged(judge(front, name, stages), answers)}
@@ -113,7 +144,15 @@ def _entries(front: FrontConfig, shelf: Shelf, stages: Stages) -> Iterator[Entry
                     **_policy_costs(front, _policies_before(front, base), trained, stages),
                     **_scoring_costs(front, base, shelf, stages),
                 }
-                yield Entry(name, method, weights, make, base, run, _point_cost(front, weights, shared, stages))
+                yield Entry(
+                    name,
+                    method,
+                    weights,
+                    make,
+                    base,
+                    run,
+                    _point_cost(front, weights, shared, stages),
+                )
             else:
                 make = partial(_untrained, front, method, weights, runs, name)
                 cost = Cost(shared=_policy_costs(front, front.names, trained, stages))
@@ -121,9 +160,12 @@ def _entries(front: FrontConfig, shelf: Shelf, stages: Stages) -> Iterator[Entry
 
 
 def _policies_before(front: FrontConfig, base: str) -> list[str]:
-    """Objectives whose DPO policy a MODPO point needs: learned rewards, and the one that it starts from."""
+    """Objectives whose DPO policy a MODPO point needs: learned rewards, and the one that it starts
+    from."""
     margin = lambda name: name != base and front.objective(name).reward is None
-    return [name for name in front.names if margin(name) or (name == base and front.pareto.warm_start)]
+    return [
+        name for name in front.names if margin(name) or (name == base and front.pareto.warm_start)
+    ]
 
 
 def _untrained(
@@ -138,7 +180,9 @@ def _untrained(
     return shelf.adapter(to)
 
 
-def _point_cost(front: FrontConfig, weights: Mapping[str, float], shared: Mapping[str, Work], stages: Stages) -> Cost:
+def _point_cost(
+    front: FrontConfig, weights: Mapping[str, float], shared: Mapping[str, Work], stages: Stages
+) -> Cost:
     """An equal share of the run that trained it, and what it needs besides."""
     base = front.base(weights)
     count = sum(front.base(other) == base for other in front.points) if front.pareto.together else 1
@@ -146,9 +190,13 @@ def _point_cost(front: FrontConfig, weights: Mapping[str, float], shared: Mappin
     return Cost(Work(run.flops / count, run.seconds / count), shared, count)
 
 
-def _policy_costs(front, names: Sequence[str], trained: Mapping[str, Work], stages: Stages) -> dict[str, Work]:
+def _policy_costs(
+    front, names: Sequence[str], trained: Mapping[str, Work], stages: Stages
+) -> dict[str, Work]:
     """Of the DPO policies of objectives, with the labels that they were trained on."""
-    labels = {key: work for name in names for key, work in _label_costs(front, name, stages).items()}
+    labels = {
+        key: work for name in names for key, work in _label_costs(front, name, stages).items()
+    }
     return {f"DPO on {name}": trained[name] for name in names} | labels
 
 
@@ -158,7 +206,8 @@ def _label_costs(front: FrontConfig, name: str, stages: Stages) -> dict[str, Wor
 
 
 def _explicit_costs(front: FrontConfig, pool: str, stages: Stages) -> dict[str, Work]:
-    """Of the explicit scores of some pairs; what models among the rewards compute is not counted."""
+    """Of the explicit scores of some pairs; what models among the rewards compute is not
+    counted."""
     rewards = {o.name: o.reward for o in front.pareto.objectives if o.reward}
     models = any(what.startswith("adapter:") or Path(what).exists() for what in rewards.values())
     work = stages.cost(f"score-explicit-{pool}-train")
@@ -170,15 +219,22 @@ def _explicit_costs(front: FrontConfig, pool: str, stages: Stages) -> dict[str, 
 
 
 def _scoring_costs(front: FrontConfig, base: str, shelf: Shelf, stages: Stages) -> dict[str, Work]:
-    """Of the scores of a base's training pairs; an implicit reward is a forward pass of policy and reference."""
+    """Of the scores of a base's training pairs; an implicit reward is a forward pass of policy and
+    reference."""
     pool = front.pool(base)
-    implicit = [name for name in front.names if front.objective(name).reward is None and name != base]
-    explicit = any(front.objective(name).reward for name in front.names if name != base or pool == SHARED)
+    implicit = [
+        name for name in front.names if front.objective(name).reward is None and name != base
+    ]
+    explicit = any(
+        front.objective(name).reward for name in front.names if name != base or pool == SHARED
+    )
     found = _explicit_costs(front, pool, stages) if explicit else {}
     if implicit:
         count = lambda: {"flops": _forward_flops(front, pool, shelf)}
         passes = 2 * len(implicit) * stages(f"forward-flops-{pool}", count)["flops"]
-        found[f"implicit scores of {pool}"] = replace(stages.cost(f"score-implicit-{pool}-train"), flops=passes)
+        found[f"implicit scores of {pool}"] = replace(
+            stages.cost(f"score-implicit-{pool}-train"), flops=passes
+        )
     return found
 
 
@@ -186,7 +242,9 @@ def _forward_flops(front: FrontConfig, pool: str, shelf: Shelf) -> float:
     """Of one pass over all training pairs of a pool, ties among them, as they are scored."""
     data = front.run.data
     paths = data.train if pool == SHARED else front.objective(pool).train
-    groups = encode_within(list(groups_of(configured(data, paths, "train"))), shelf.pieces.tokenizer, limits(front))
+    groups = encode_within(
+        list(groups_of(configured(data, paths, "train"))), shelf.pieces.tokenizer, limits(front)
+    )
     return forward_flops(shelf.pieces.source.spec, groups, share_prefix=data.share_prefix)
 
 
@@ -199,17 +257,31 @@ def _point(front: FrontConfig, entry: Entry, found: Mapping[str, Any]) -> Point:
     tokens = [len(ids) for ids in answers["token_ids"]]
     measures = {
         "reward": {name: mean_estimate(values, unit_B) for name, values in rewards.items()},
-        "accuracy": {name: Estimate(**value) for name, value in found["accuracy"]["accuracy"].items()},
+        "accuracy": {
+            name: Estimate(**value) for name, value in found["accuracy"]["accuracy"].items()
+        },
         "tokens": {"answers": mean_estimate(tokens, unit_B)},
     }
     if front.pareto.answers.temperature == 1:  # only draws from the policy itself estimate it
-        ratios = [own - reference for own, reference in zip(answers["logps"], found["reference"], strict=True)]
+        ratios = [
+            own - reference
+            for own, reference in zip(answers["logps"], found["reference"], strict=True)
+        ]
         measures["kl"] = {"to the reference, nats": mean_estimate(ratios, unit_B)}
     curves = [] if entry.run is None else read_jsonl(Path(entry.run) / "metrics.jsonl")
     return Point(
-        entry.name, entry.method, entry.weights, entry.base, front.run.train.seed, entry.run, measures, entry.cost,
-        curves, answers["texts"], rewards,
-    )  # fmt: skip
+        entry.name,
+        entry.method,
+        entry.weights,
+        entry.base,
+        front.run.train.seed,
+        entry.run,
+        measures,
+        entry.cost,
+        curves,
+        answers["texts"],
+        rewards,
+    )
 
 
 def _text(prompt: Group) -> str:
@@ -221,6 +293,7 @@ def _text(prompt: Group) -> str:
 def _about(front: FrontConfig) -> dict[str, Any]:
     return {
         "config": front_settings(front),
-        "versions": {name: version(name) for name in ("jaxpref", "jax", "flax")} | {"python": sys.version.split()[0]},
+        "versions": {name: version(name) for name in ("jaxpref", "jax", "flax")}
+        | {"python": sys.version.split()[0]},
         "checkpoints": "the last of every run",
     }

@@ -28,13 +28,22 @@ def explicit_reward(front: FrontConfig, name: str, stages: Stages) -> Reward:
     if objective.temperature != "fit":
         return replace(reward, temperature=objective.temperature)
     found = temperature(front, name, stages)
-    return replace(reward, temperature=found["temperature"], temperature_error=found["error"], bradley_terry=True)
+    return replace(
+        reward,
+        temperature=found["temperature"],
+        temperature_error=found["error"],
+        bradley_terry=True,
+    )
 
 
 def judge(front: FrontConfig, name: str, stages: Stages) -> Reward:
     """What an objective's answers are judged by, where it has a judge or an explicit reward."""
     objective = front.objective(name)
-    return explicit_reward(front, name, stages) if objective.judge is None else open_reward(objective.judge)
+    return (
+        explicit_reward(front, name, stages)
+        if objective.judge is None
+        else open_reward(objective.judge)
+    )
 
 
 def judge_digest(front: FrontConfig, name: str) -> str:

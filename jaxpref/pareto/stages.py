@@ -17,7 +17,8 @@ class Stages:
         self._directory = directory
 
     def __call__(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """What the work returns with its `seconds`, done once and kept; runs say their own seconds."""
+        """What the work returns with its `seconds`, done once and kept; runs say their own
+        seconds."""
         path = self._path(name)
         if path.is_file():
             return json.loads(path.read_text())

@@ -1,4 +1,5 @@
-"""A whole front from one config: scores, margin policies, one policy a weight vector, measurements, the record.
+"""A whole front from one config: scores, margin policies, one policy a weight vector, measurements,
+the record.
 
     data/      the pairs of every objective with the scores of all
     dpo/       a run an objective
@@ -6,7 +7,8 @@
     adapters/  with warm starts, the DPO policies as PEFT adapters
     stages/    what every stage found (answers, accuracies, rewards) and cost; one that stands there is not done again
 
-So a sweep that was killed goes on where it was: inside of a run from its last checkpoint, otherwise at the next stage.
+So a sweep that was killed goes on where it was: inside of a run from its last checkpoint, otherwise
+    at the next stage.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -63,14 +65,15 @@ class Watch:
 def run_front(front: FrontConfig, watch: Watch = Watch()) -> Front:
     """Trains and measures a front, or goes on with it.
 
-    Errors: InputError for a directory of another front, for several processes, and what training, scoring and
-        generation raise.
+    Errors: InputError for a directory of another front, for several processes, and what training,
+        scoring and generation raise.
     """
     if jax.process_count() > 1:
         raise InputError(
-            "one process (on all devices of its host)", f"{jax.process_count()} processes",
+            "one process (on all devices of its host)",
+            f"{jax.process_count()} processes",
             "on a pod, `jaxpref score` the data on one host and `jaxpref train` the points, with data.other_rewards",
-        )  # fmt: skip
+        )
     return _Sweep(front, watch).run()
 
 
@@ -93,14 +96,20 @@ class _Sweep:
         self._train_singles(pools)
         if "modpo" in front.pareto.methods:
             self._train_points(self._scored(pools, "implicit", self._implicit_rewards()))
-        return measured_front(front, {name: self._single(name, pools) for name in front.names}, self.stages)
+        return measured_front(
+            front, {name: self._single(name, pools) for name in front.names}, self.stages
+        )
 
     # ---- data
 
     def _pools(self) -> Pools:
         """The objectives' own pairs, and the shared ones."""
         data = self.front.run.data
-        own = {o.name: {"train": o.train, "eval": o.eval} for o in self.front.pareto.objectives if o.train}
+        own = {
+            o.name: {"train": o.train, "eval": o.eval}
+            for o in self.front.pareto.objectives
+            if o.train
+        }
         shared = {SHARED: {"train": data.train, "eval": data.eval}} if self._relabelled() else {}
         return own | shared
 
@@ -108,31 +117,44 @@ class _Sweep:
         """Objectives whose pairs are the shared ones."""
         return {objective.name for objective in self.front.pareto.objectives if not objective.train}
 
-    def _scored(self, pools: Pools, kind: str, rewards: Mapping[str, Callable[[], Reward]]) -> Pools:
-        """The pools with the scores that their runs read; of two models never both are in memory."""
+    def _scored(
+        self, pools: Pools, kind: str, rewards: Mapping[str, Callable[[], Reward]]
+    ) -> Pools:
+        """The pools with the scores that their runs read; of two models never both are in
+        memory."""
         found: Pools = {}
         for pool, sides in pools.items():
             wanted = {name: make for name, make in rewards.items() if name in self._read_on(pool)}
-            # What is measured needs labels, no other rewards; a run reads held-out pairs only if it evaluates itself.
+            # What is measured needs labels, no other rewards; a run reads held-out pairs only if it
+            # evaluates itself.
             held_out = self.front.run.train.eval_every or (kind == "explicit" and pool == SHARED)
             found[pool] = dict(sides)
             for side in ("train", "eval") if held_out else ("train",):
                 if wanted:
                     to = self.out / "data" / f"{pool}-{side}-{kind}.jsonl"
-                    work = lambda side=side, paths=sides[side], to=to, own=wanted: self._score(paths, side, own, to)
+                    work = lambda side=side, paths=sides[side], to=to, own=wanted: self._score(
+                        paths, side, own, to
+                    )
                     self.stages(f"score-{kind}-{pool}-{side}", work)
                     found[pool][side] = [str(to)]
         return found
 
     def _read_on(self, pool: str) -> set[str]:
-        """Objectives whose scores are read: to label the pairs by, and as other rewards of the points trained on them."""
+        """Objectives whose scores are read: to label the pairs by, and as other rewards of the
+        points trained on them."""
         front = self.front
-        bases = {front.base(weights) for weights in front.points} if "modpo" in front.pareto.methods else set()
+        bases = (
+            {front.base(weights) for weights in front.points}
+            if "modpo" in front.pareto.methods
+            else set()
+        )
         trained = [base for base in bases if front.pool(base) == pool]
         other_rewards = {name for base in trained for name in front.names if name != base}
         return other_rewards | (self._relabelled() if pool == SHARED else set())
 
-    def _score(self, paths: Sequence[str], side: str, rewards: Mapping[str, Any], to: Path) -> dict[str, Any]:
+    def _score(
+        self, paths: Sequence[str], side: str, rewards: Mapping[str, Any], to: Path
+    ) -> dict[str, Any]:
         source = configured(self.front.run.data, paths, side)
         to.unlink(missing_ok=True)  # of a sweep that was killed before the stage was written down
         # A score that the rows have under this name may be the raw one of the reward.
@@ -146,7 +168,9 @@ class _Sweep:
 
     def _implicit_rewards(self) -> dict[str, Callable[[], Reward]]:
         names = [name for name in self.front.names if self.front.objective(name).reward is None]
-        return {name: partial(run_reward, single_out(self.front, name), step=LATEST) for name in names}
+        return {
+            name: partial(run_reward, single_out(self.front, name), step=LATEST) for name in names
+        }
 
     # ---- training
 
@@ -183,7 +207,11 @@ class _Sweep:
         def work() -> dict[str, Any]:
             with self.watch.training(f"MODPO, {len(configs)} points on {base}") as on_log:
                 return _cost_of(
-                    train_stacked([_training(config) for config in configs], self.out / "stacked" / base, on_log=on_log)
+                    train_stacked(
+                        [_training(config) for config in configs],
+                        self.out / "stacked" / base,
+                        on_log=on_log,
+                    )
                 )
 
         self.stages(f"stacked-{base}", work)
@@ -197,14 +225,19 @@ class _Sweep:
             export_run(self.out / "dpo" / base, adapter, step=LATEST, adapter=True)
         return replace(
             config,
-            adapter=replace(config.adapter, path=str(adapter), rank=None, alpha=None, targets=None, rslora=False),
+            adapter=replace(
+                config.adapter, path=str(adapter), rank=None, alpha=None, targets=None, rslora=False
+            ),
             reference=replace(config.reference, adapter=BASE),
         )
 
 
 def _training(config: Config) -> Config:
-    """Without held-out data unless it is evaluated on the way: all policies are measured at the end."""
-    return config if config.train.eval_every else replace(config, data=replace(config.data, eval=[]))
+    """Without held-out data unless it is evaluated on the way: all policies are measured at the
+    end."""
+    return (
+        config if config.train.eval_every else replace(config, data=replace(config.data, eval=[]))
+    )
 
 
 def _cost_of(results: Sequence[Result]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Rewards: functions of prompts and answers, by functions, rules, data columns, reward models and policies."""
+"""Rewards: functions of prompts and answers, by functions, rules, data columns, reward models and
+policies."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,9 +38,10 @@ __all__ = [
 
 
 def open_reward(what: str, *, step: str = "best", overrides: Sequence[str] = ()) -> Reward:
-    """The reward that a text names: a run (its scalar head, or its implicit reward), a directory with a reward model,
-    `adapter:DIR,base=MODEL,beta=0.1` (the implicit reward of a PEFT adapter), `rule:NAME`, `column:NAME` (a score that
-    the data has), or `module:function`, `FILE.py:function`.
+    """The reward that a text names: a run (its scalar head, or its implicit reward), a directory
+    with a reward model, `adapter:DIR,base=MODEL,beta=0.1` (the implicit reward of a PEFT adapter),
+    `rule:NAME`, `column:NAME` (a score that the data has), or `module:function`,
+    `FILE.py:function`.
 
     Args:
         step: of a run: `best`, `latest` or a number.
@@ -73,6 +75,8 @@ def _adapter(text: str, overrides: Sequence[str]) -> Reward:
         beta = float(given["beta"])
     except ValueError as error:
         raise InputError(
-            "adapter:DIR,base=MODEL,beta=NUMBER", f"adapter:{text}: {error}", "write it so; beta as it was trained with"
+            "adapter:DIR,base=MODEL,beta=NUMBER",
+            f"adapter:{text}: {error}",
+            "write it so; beta as it was trained with",
         ) from error
     return adapter_reward(path, given["base"], beta=beta, overrides=overrides)

@@ -1,7 +1,8 @@
 """Scores kept on disk: a reward runs only on what it has not scored before.
 
-One SQLite file a reward, named after the digest of its identity; in it the scores of every group, under the digest of
-its texts and the limits.  A chunk is written in one transaction, so what was scored before a kill is there after it.
+One SQLite file a reward, named after the digest of its identity; in it the scores of every group,
+under the digest of its texts and the limits.  A chunk is written in one transaction, so what was
+scored before a kill is there after it.
 """
 
 import contextlib
@@ -20,7 +21,8 @@ CACHE_DIR = "~/.cache/jaxpref/scores"
 
 
 def cached(reward: Reward, directory: str | Path = CACHE_DIR) -> Reward:
-    """The same reward, which looks up what it has scored before; one without an identity stays as it is.
+    """The same reward, which looks up what it has scored before; one without an identity stays as
+    it is.
 
     Groups are looked up and run together as they are given: give them in chunks.
     Errors: InputError for a file that is not such a cache.
@@ -46,7 +48,13 @@ def cached(reward: Reward, directory: str | Path = CACHE_DIR) -> Reward:
 
 def group_key(group: Group, limits: Limits) -> bytes:
     """Digest of all that a reward may read of a group."""
-    read = [group.prompt, group.completions, group.tools, dict(group.template_kwargs), dataclasses.astuple(limits)]
+    read = [
+        group.prompt,
+        group.completions,
+        group.tools,
+        dict(group.template_kwargs),
+        dataclasses.astuple(limits),
+    ]
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).digest()
 
 
@@ -56,10 +64,14 @@ def _opened(file: Path) -> Iterable[sqlite3.Connection]:
     try:
         # Two runs may write at once; each waits for the other.
         with contextlib.closing(sqlite3.connect(file, timeout=600)) as connection, connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, value TEXT NOT NULL)")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, value TEXT NOT NULL)"
+            )
             yield connection
     except sqlite3.DatabaseError as error:
-        raise InputError("a cache of scores", f"{file}: {error}", "remove it, or name another directory") from error
+        raise InputError(
+            "a cache of scores", f"{file}: {error}", "remove it, or name another directory"
+        ) from error
 
 
 def _read(file: Path, keys: Iterable[bytes]) -> dict[bytes, Values]:
@@ -75,7 +87,8 @@ def _read(file: Path, keys: Iterable[bytes]) -> dict[bytes, Values]:
 
 def _write(file: Path, scores: Mapping[bytes, Values]) -> None:
     lines = [
-        (key, json.dumps(None if values is None else [float(x) for x in values])) for key, values in scores.items()
+        (key, json.dumps(None if values is None else [float(x) for x in values]))
+        for key, values in scores.items()
     ]
     with _opened(file) as connection:
         connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", lines)

@@ -1,6 +1,7 @@
 """A raw reward put on the Bradley-Terry scale: its temperature, fitted on pairs.
 
-On that scale sigmoid(r_chosen - r_rejected) is the probability of the preference.  MODPO's rewards and weights suppose
+On that scale sigmoid(r_chosen - r_rejected) is the probability of the preference.  MODPO's rewards
+and weights suppose
 it: a reward in other units acts as another weight.
 """
 
@@ -39,12 +40,14 @@ class Temperature:
 def fit_temperature(differences: np.ndarray) -> Temperature:
     """The T that maximises sum log sigmoid(d / T), d = r_chosen - r_rejected.
 
-    The likelihood is concave in a = 1 / T; its maximum is found by Newton's method inside a bracket, in float64.
+    The likelihood is concave in a = 1 / T; its maximum is found by Newton's method inside a
+    bracket, in float64.
 
     Args:
         differences: [n] of pairs, finite.
-    Errors: InputError where there is no maximum at a T > 0: the reward agrees with all pairs (T = 0 is best), it
-        agrees with them no more than it disagrees (no T > 0 is better than none), or all pairs tie.
+    Errors: InputError where there is no maximum at a T > 0: the reward agrees with all pairs (T = 0
+        is best), it agrees with them no more than it disagrees (no T > 0 is better than none), or
+        all pairs tie.
     """
     d = np.asarray(differences, np.float64)
     _check_has_maximum(d)
@@ -54,17 +57,23 @@ def fit_temperature(differences: np.ndarray) -> Temperature:
     p = _sigmoid(-a * x)
     information = float(np.sum(x * x * p * (1 - p)))
     # T = unit / a, so dT = unit / a^2 da.
-    return Temperature(unit / a, unit / (a * a * math.sqrt(information)), len(d), int((d == 0).sum()))
+    return Temperature(
+        unit / a, unit / (a * a * math.sqrt(information)), len(d), int((d == 0).sum())
+    )
 
 
-def calibrate(reward: Reward, pairs: str | Source | Sequence[Group], *, limits: Limits = WHOLE) -> Reward:
+def calibrate(
+    reward: Reward, pairs: str | Source | Sequence[Group], *, limits: Limits = WHOLE
+) -> Reward:
     """The reward divided by the temperature that fits the pairs best; nothing else of it changes.
 
     Args:
         reward: higher is better.
-        pairs: labelled by the preference that the reward stands for: a file, a source, or groups with chosen first.
+        pairs: labelled by the preference that the reward stands for: a file, a source, or groups
+            with chosen first.
         limits: as of `Reward.of`.
-    Returns: a reward with `temperature`, its standard error `temperature_error`, and `bradley_terry` set.
+    Returns: a reward with `temperature`, its standard error `temperature_error`, and
+        `bradley_terry` set.
     Errors: InputError as of `fit_temperature`.
     """
     if isinstance(pairs, str | Source):
@@ -74,7 +83,10 @@ def calibrate(reward: Reward, pairs: str | Source | Sequence[Group], *, limits: 
     fitted = fit_temperature(np.array([found[0] - found[1] for found in values]))
     before = reward.temperature
     return dataclasses.replace(
-        reward, temperature=before * fitted.value, temperature_error=before * fitted.error, bradley_terry=True
+        reward,
+        temperature=before * fitted.value,
+        temperature_error=before * fitted.error,
+        bradley_terry=True,
     )
 
 
@@ -82,12 +94,15 @@ def _check_has_maximum(d: np.ndarray) -> None:
     higher, lower, ties = int((d > 0).sum()), int((d < 0).sum()), int((d == 0).sum())
     said = f"{len(d)} pairs: {higher} with the higher reward for chosen, {lower} for rejected, {ties} ties"
     if not higher and not lower:
-        raise InputError("pairs whose rewards differ", said, "take pairs that the reward tells apart")
+        raise InputError(
+            "pairs whose rewards differ", said, "take pairs that the reward tells apart"
+        )
     if not lower:
         raise InputError(
-            "pairs of which the reward misjudges some; else every smaller temperature fits better", said,
+            "pairs of which the reward misjudges some; else every smaller temperature fits better",
+            said,
             "take more pairs, or noisier ones; a reward that never errs needs no probabilities",
-        )  # fmt: skip
+        )
     if d.sum() <= 0:  # the slope of the likelihood at 1 / T = 0
         raise InputError(
             "a reward that is higher for the chosen answers, all in all",
@@ -97,7 +112,8 @@ def _check_has_maximum(d: np.ndarray) -> None:
 
 
 def _root(x: np.ndarray) -> float:
-    """The a > 0 at which the slope sum x sigmoid(-a x) is 0; it falls with a, from above 0 at a = 0."""
+    """The a > 0 at which the slope sum x sigmoid(-a x) is 0; it falls with a, from above 0 at a =
+    0."""
     slope = lambda a: float(np.sum(x * _sigmoid(-a * x)))
     low, high = 0.0, 1.0
     while slope(high) > 0:

@@ -1,4 +1,5 @@
-"""Reward models as Hugging Face writes them: the decoder without its head, and `score.weight` [1, D]."""
+"""Reward models as Hugging Face writes them: the decoder without its head, and `score.weight` [1,
+D]."""
 
 import dataclasses
 from collections.abc import Callable
@@ -53,7 +54,11 @@ def open_classifier(path: str | Path) -> tuple[Checkpoint, Callable[[], np.ndarr
         ignored = rf"{FAMILIES[spec.family].IGNORED_TENSORS}|score\.weight"
         with open_safetensors(path) as source:
             return load_tree(
-                source, stored_form(source.shapes, forms(spec.family), spec), spec, ignored=ignored, **options
+                source,
+                stored_form(source.shapes, forms(spec.family), spec),
+                spec,
+                ignored=ignored,
+                **options,
             )
 
     def head() -> np.ndarray:

@@ -37,26 +37,79 @@ EPILOG = f"""rewards
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     parser.set_defaults(overrides=[])  # those behind flags
-    add("data", nargs="+", metavar="DATA", help="as data.train may name; all are written into one file")
+    add(
+        "data",
+        nargs="+",
+        metavar="DATA",
+        help="as data.train may name; all are written into one file",
+    )
     add("--out", required=True, metavar="FILE", help=".jsonl or .jsonl.gz; must not exist")
-    add("--reward", action="append", default=[], metavar="NAME=WHAT", help="a score and the reward that gives it")
-    add("--calibrate", action="append", default=[], metavar="NAME=PAIRS", help="fit its temperature on these pairs")
-    add("--scalarise", action="append", default=[], metavar="NAME=KIND:A=0.7,B=0.3", help="a score made of others")
+    add(
+        "--reward",
+        action="append",
+        default=[],
+        metavar="NAME=WHAT",
+        help="a score and the reward that gives it",
+    )
+    add(
+        "--calibrate",
+        action="append",
+        default=[],
+        metavar="NAME=PAIRS",
+        help="fit its temperature on these pairs",
+    )
+    add(
+        "--scalarise",
+        action="append",
+        default=[],
+        metavar="NAME=KIND:A=0.7,B=0.3",
+        help="a score made of others",
+    )
     add("--replace", action="store_true", help="write over scores of the same names")
     add("--step", default="best", help="of runs: best (default), latest or a number")
     add("--split", default="train", help="of a path that has several (default train)")
     add("--format", default="auto", choices=FORMATS, help="of the rows (default auto)")
-    add("--on-bad-row", default="error", choices=["error", "drop"], help="drop unusable rows and count them")
-    add("--max-length", type=int, help="tokens of prompt and one answer for models, as in the training to come")
-    add("--truncation", default="keep_start", choices=TRUNCATIONS, help="beyond it (default keep_start)")
-    add("--chunk", type=int, default=CHUNK, metavar="ROWS", help=f"scored and kept together (default {CHUNK})")
-    add("--cache", default=CACHE_DIR, metavar="DIR", help=f"of kept scores (default {CACHE_DIR}); none: keep nothing")
+    add(
+        "--on-bad-row",
+        default="error",
+        choices=["error", "drop"],
+        help="drop unusable rows and count them",
+    )
+    add(
+        "--max-length",
+        type=int,
+        help="tokens of prompt and one answer for models, as in the training to come",
+    )
+    add(
+        "--truncation",
+        default="keep_start",
+        choices=TRUNCATIONS,
+        help="beyond it (default keep_start)",
+    )
+    add(
+        "--chunk",
+        type=int,
+        default=CHUNK,
+        metavar="ROWS",
+        help=f"scored and kept together (default {CHUNK})",
+    )
+    add(
+        "--cache",
+        default=CACHE_DIR,
+        metavar="DIR",
+        help=f"of kept scores (default {CACHE_DIR}); none: keep nothing",
+    )
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
     rest = {"split": options.split, "format": options.format, "on_bad_row": options.on_bad_row}
-    source, limits = Source(_paths(options.data), **rest), Limits(options.max_length, options.truncation)
-    overrides = for_all_models([*options.overrides, *(item for item in options.data if item not in source.paths)])
+    source, limits = (
+        Source(_paths(options.data), **rest),
+        Limits(options.max_length, options.truncation),
+    )
+    overrides = for_all_models(
+        [*options.overrides, *(item for item in options.data if item not in source.paths)]
+    )
     rewards, pairs = named(options.reward, "--reward"), _calibration(options)
     cache = None if options.cache == "none" else options.cache
     if options.chunk < 1:
@@ -75,7 +128,12 @@ def run(options: argparse.Namespace, console: Console) -> None:
         )
         return made
 
-    columns = TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as bar:
         tasks: dict[str, int] = {}
 
@@ -85,10 +143,19 @@ def run(options: argparse.Namespace, console: Console) -> None:
             bar.update(tasks[name], completed=done)
 
         report = score_data(
-            source, {name: partial(make, name) for name in rewards}, options.out, limits=limits,
-            scalarise={name: read_scalariser(text) for name, text in named(options.scalarise, "--scalarise").items()},
-            replace=options.replace, cache=cache, chunk=options.chunk, watch=watch,
-        )  # fmt: skip
+            source,
+            {name: partial(make, name) for name in rewards},
+            options.out,
+            limits=limits,
+            scalarise={
+                name: read_scalariser(text)
+                for name, text in named(options.scalarise, "--scalarise").items()
+            },
+            replace=options.replace,
+            cache=cache,
+            chunk=options.chunk,
+            watch=watch,
+        )
     console.print(str(report), highlight=False)
 
 
@@ -102,8 +169,14 @@ def _calibration(options: argparse.Namespace) -> dict[str, str]:
     rewards = named(options.reward, "--reward")
     only = next(iter(rewards)) if len(rewards) == 1 else None
     has_name = lambda item: item.partition("=")[0] in rewards
-    items = [item if has_name(item) or only is None else f"{only}={item}" for item in options.calibrate]
+    items = [
+        item if has_name(item) or only is None else f"{only}={item}" for item in options.calibrate
+    ]
     pairs = named(items, "--calibrate")
     if odd := [name for name in pairs if name not in rewards]:
-        raise InputError(f"--calibrate with a name of --reward: {', '.join(rewards) or 'none'}", odd[0], "correct it")
+        raise InputError(
+            f"--calibrate with a name of --reward: {', '.join(rewards) or 'none'}",
+            odd[0],
+            "correct it",
+        )
     return pairs

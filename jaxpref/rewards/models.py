@@ -1,4 +1,5 @@
-"""Rewards that models give: the scalar head of a reward model, and the implicit reward beta * (log pi - log ref)."""
+"""Rewards that models give: the scalar head of a reward model, and the implicit reward beta * (log
+pi - log ref)."""
 
 import dataclasses
 import functools
@@ -42,41 +43,57 @@ def run_reward(
     objective: Sequence[Any] | None = None,
     beta: float | None = None,
 ) -> Reward:
-    """The reward that a run has learned: its scalar head where it has one, otherwise its implicit reward.
+    """The reward that a run has learned: its scalar head where it has one, otherwise its implicit
+    reward.
 
-    The implicit reward is beta * (log pi(y|x) - log ref(y|x)), summed over tokens (nats): what DPO's policy maximises
-    up to a constant of the prompt (Rafailov et al., arXiv 2305.18290, section 4).
+    The implicit reward is beta * (log pi(y|x) - log ref(y|x)), summed over tokens (nats): what
+    DPO's policy maximises up to a constant of the prompt (Rafailov et al., arXiv 2305.18290,
+    section 4).
 
     Args:
         step: `best`, `latest` or a number.
         overrides: of the run's config, as `mesh.data=8`.
         objective: as given to `train`, when it was.
         beta: of the implicit reward; None: the objective's.
-    Errors: InputError for a run whose objective has neither a scalar head nor a reference, or no beta of its own.
+    Errors: InputError for a run whose objective has neither a scalar head nor a reference, or no
+        beta of its own.
     """
     config = load_run(run, overrides, objective)
-    # What is scored was never in the data: nothing is cached, and rows are as long as these answers need.
+    # What is scored was never in the data: nothing is cached, and rows are as long as these answers
+    #     need.
     reference = dataclasses.replace(config.reference, mode="copy")
     config = dataclasses.replace(config, reference=reference, data=_unbounded(config.data))
     pieces = build(config, objective)
     if "reward" in asked_logps(pieces.parts):
         params = functools.cache(lambda: (run_params(pieces, run, step)[0], None))
-        trained = lambda: f"reward head {checkpoint_digest(pieces, run, step)} {model_digest(pieces)}"
-        return _model_reward(str(run), pieces, params, lambda policy, _: policy.reward, True, ("reward",), trained)
+        trained = lambda: (
+            f"reward head {checkpoint_digest(pieces, run, step)} {model_digest(pieces)}"
+        )
+        return _model_reward(
+            str(run), pieces, params, lambda policy, _: policy.reward, True, ("reward",), trained
+        )
     if beta is None:
         beta = _own_beta(run, pieces)
     elif not pieces.needs_reference:
         raise _no_reference(run, pieces)
     load = functools.cache(lambda: _with_reference(pieces, run, step))
-    trained = lambda: f"implicit {beta!r} {checkpoint_digest(pieces, run, step)} {model_digest(pieces)}"
+    trained = lambda: (
+        f"implicit {beta!r} {checkpoint_digest(pieces, run, step)} {model_digest(pieces)}"
+    )
     likelihood = likelihood_of_preferences(pieces.parts)
-    return _model_reward(f"implicit reward of {run}", pieces, load, _implicit(beta), likelihood, identity=trained)
+    return _model_reward(
+        f"implicit reward of {run}", pieces, load, _implicit(beta), likelihood, identity=trained
+    )
 
 
-def adapter_reward(path: str | Path, base: str, *, beta: float, overrides: Sequence[str] = ()) -> Reward:
-    """The implicit reward of a PEFT adapter on its base: beta * (log pi_adapter - log pi_base), summed over tokens.
+def adapter_reward(
+    path: str | Path, base: str, *, beta: float, overrides: Sequence[str] = ()
+) -> Reward:
+    """The implicit reward of a PEFT adapter on its base: beta * (log pi_adapter - log pi_base),
+    summed over tokens.
 
-    It is taken to be on the Bradley-Terry scale, as it is where DPO with this beta and this reference trained it.
+    It is taken to be on the Bradley-Terry scale, as it is where DPO with this beta and this
+    reference trained it.
 
     Args:
         path: a PEFT directory.
@@ -86,9 +103,12 @@ def adapter_reward(path: str | Path, base: str, *, beta: float, overrides: Seque
     Errors: InputError for an adapter that does not fit the base.
     """
     config = _config_of(
-        overrides, model=base, objective={"name": "dpo", "beta": beta}, adapter={"path": str(path)},
+        overrides,
+        model=base,
+        objective={"name": "dpo", "beta": beta},
+        adapter={"path": str(path)},
         reference={"adapter": BASE},
-    )  # fmt: skip
+    )
     pieces = build(config)
 
     @functools.cache
@@ -97,14 +117,18 @@ def adapter_reward(path: str | Path, base: str, *, beta: float, overrides: Seque
         return params, reference_params(pieces, params)
 
     identity = lambda: f"adapter {beta!r} {model_digest(pieces, adapter=path)}"
-    return _model_reward(f"implicit reward of {path}", pieces, load, _implicit(beta), True, identity=identity)
+    return _model_reward(
+        f"implicit reward of {path}", pieces, load, _implicit(beta), True, identity=identity
+    )
 
 
 def _implicit(beta: float) -> Callable[[Logps, Logps], jax.Array]:
     return lambda policy, ref: beta * (policy.sum - ref.sum)
 
 
-def _config_of(overrides: Sequence[str], *, model: str, objective: Mapping[str, Any], **sections: Any) -> Config:
+def _config_of(
+    overrides: Sequence[str], *, model: str, objective: Mapping[str, Any], **sections: Any
+) -> Config:
     """A config that only scores: rows are as long as the answers need."""
     settings = to_dict(load_config(None, overrides))
     settings["model"]["path"], settings["objective"] = model, [dict(objective)]
@@ -115,7 +139,8 @@ def _config_of(overrides: Sequence[str], *, model: str, objective: Mapping[str, 
 
 
 def classifier_reward(path: str | Path, *, overrides: Sequence[str] = ()) -> Reward:
-    """A reward model as a Hugging Face directory: a sequence classifier of one label, as `export_run` writes it.
+    """A reward model as a Hugging Face directory: a sequence classifier of one label, as
+    `export_run` writes it.
 
     It is taken to be on the Bradley-Terry scale, on which reward models are trained.
 
@@ -136,7 +161,9 @@ def classifier_reward(path: str | Path, *, overrides: Sequence[str] = ()) -> Rew
         return {**params, SCALAR_HEADS: {"reward": placed}}, None
 
     identity = lambda: f"classifier {model_digest(pieces)}"
-    return _model_reward(str(path), pieces, load, lambda policy, _: policy.reward, True, ("reward",), identity)
+    return _model_reward(
+        str(path), pieces, load, lambda policy, _: policy.reward, True, ("reward",), identity
+    )
 
 
 def _unbounded(data: Any) -> Any:
@@ -146,7 +173,9 @@ def _unbounded(data: Any) -> Any:
 def _own_beta(run: str | Path, pieces: Pieces) -> float:
     if not pieces.needs_reference:
         raise _no_reference(run, pieces)
-    betas = {part.hyperparameters["beta"] for part in pieces.parts if "beta" in part.hyperparameters}
+    betas = {
+        part.hyperparameters["beta"] for part in pieces.parts if "beta" in part.hyperparameters
+    }
     if len(betas) != 1:
         raise InputError(
             "an objective with one beta, for the implicit reward beta * (log pi - log ref)",
@@ -192,13 +221,18 @@ def _model_reward(
     def of_groups(groups: Sequence[Group], limits: Limits) -> list[Values]:
         encoded = encode_within(groups, pieces.tokenizer, limits)
         check_positions(encoded, pieces.source.spec)
-        check_known_tokens(((g.where, (g.prompt_ids, *g.completion_ids)) for g in encoded), pieces.source.spec.vocab)
+        check_known_tokens(
+            ((g.where, (g.prompt_ids, *g.completion_ids)) for g in encoded),
+            pieces.source.spec.vocab,
+        )
         rewards = run(list(_each_answer_once(encoded)))
         found = {group.row_id: tuple(rewards[key] for key in _answers(group)) for group in encoded}
         return [found.get(i) for i in range(len(groups))]
 
     def score(prompts: Sequence[Group], answers: Sequence[str]) -> list[float]:
-        answered = [with_answer(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        answered = [
+            with_answer(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)
+        ]
         return [value for (value,) in of_groups(answered, WHOLE)]
 
     whole_identity = identity and (lambda: f"{identity()} {_reading(pieces)}")
@@ -216,10 +250,15 @@ def _answers(group: EncodedGroup) -> list[tuple[bytes, bytes]]:
 
 
 def _each_answer_once(groups: Sequence[EncodedGroup]) -> Iterator[EncodedGroup]:
-    """Equal answers are run once: rounding differs from row to row, and would make a win of a tie."""
+    """Equal answers are run once: rounding differs from row to row, and would make a win of a
+    tie."""
     seen: set[tuple[bytes, bytes]] = set()
     for group in groups:
-        new = {key: ids for key, ids in zip(_answers(group), group.completion_ids, strict=True) if key not in seen}
+        new = {
+            key: ids
+            for key, ids in zip(_answers(group), group.completion_ids, strict=True)
+            if key not in seen
+        }
         seen |= new.keys()
         if new:
             yield dataclasses.replace(group, completion_ids=tuple(new.values()))
@@ -233,12 +272,15 @@ def _runner(
 ) -> Callable[[Sequence[EncodedGroup]], dict[tuple[bytes, bytes], float]]:
     """Groups -> {answer: reward}, on every process; arguments as of `_model_reward`.
 
-    Called with one part of a data set after another it compiles a few times only: sizes are powers of two.
+    Called with one part of a data set after another it compiles a few times only: sizes are powers
+        of two.
     """
 
     @functools.cache
     def compiled(lengths: tuple[int, ...]) -> Callable:
-        loss_spec = LossSpec(pieces.model, (), pieces.config.model.logprob_chunk, lengths, "single", also=tuple(also))
+        loss_spec = LossSpec(
+            pieces.model, (), pieces.config.model.logprob_chunk, lengths, "single", also=tuple(also)
+        )
 
         def step(params, ref_params, batch, micro_batches):
             logps, ref = all_logps(loss_spec, params, ref_params, batch, micro_batches)
@@ -256,7 +298,11 @@ def _runner(
             for _, batch, micro_batches in batches(own_steps(loader, pieces.mesh), pieces.mesh):
                 step = compiled(loader.layout.lengths)
                 rows, values_BK = jax.device_get(step(params, ref_params, batch, micro_batches))
-                rewards_K |= {int(row): values for row, values in zip(rows, values_BK, strict=True) if row >= 0}
+                rewards_K |= {
+                    int(row): values
+                    for row, values in zip(rows, values_BK, strict=True)
+                    if row >= 0
+                }
         return {
             key: float(value)
             for group in groups
@@ -273,6 +319,8 @@ def _loader(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Loader:
         groups,
         batch_size=pieces.config.train.batch_size,
         micro_rows=pieces.config.train.micro_rows or row_ways(pieces.mesh),
-        layout=dataclasses.replace(layout, columns=unit << (-(-layout.row_length // unit) - 1).bit_length()),
+        layout=dataclasses.replace(
+            layout, columns=unit << (-(-layout.row_length // unit) - 1).bit_length()
+        ),
         rounded=True,
     )

@@ -15,10 +15,12 @@ from jaxpref.types import Group
 
 @dataclass(frozen=True)
 class Limits:
-    """How long prompt and answer may be for models; as `data.max_length` and `data.truncation` of a run."""
+    """How long prompt and answer may be for models; as `data.max_length` and `data.truncation` of a
+    run."""
 
     max_length: int | None = None
-    """Tokens of prompt + one answer; None: no limit but the model's own, which is an error to exceed."""
+    """Tokens of prompt + one answer; None: no limit but the model's own, which is an error to
+    exceed."""
     truncation: str = "keep_start"
     """What happens beyond it, as in `data.encode.encode_groups`."""
 
@@ -26,7 +28,8 @@ class Limits:
 WHOLE = Limits()
 
 Values = tuple[float, ...] | None
-"""Rewards of a group's completions, in their order; None where the limits leave nothing of the group."""
+"""Rewards of a group's completions, in their order; None where the limits leave nothing of the
+group."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,15 @@ class Reward:
     Args:
         name: for tables and files.
         score: (prompts as groups without completions, answers) -> a number each, higher is better.
-        bradley_terry: whether sigmoid(difference of two rewards of a prompt) is the probability that the first answer
-            is preferred (`rewards/scale.py`).
-        of_groups: (groups, limits) -> rewards of all completions of each, for rewards that read more than texts:
-            models take the tokens on which a run with these limits would train.  None: `score` of the texts.
+        bradley_terry: whether sigmoid(difference of two rewards of a prompt) is the probability
+            that the first answer is preferred (`rewards/scale.py`).
+        of_groups: (groups, limits) -> rewards of all completions of each, for rewards that read
+            more than texts: models take the tokens on which a run with these limits would train.
+            None: `score` of the texts.
         columns: data columns that `of_groups` reads.
-        identity: -> text that changes with anything that its scores depend on (weights, code, versions), under which
-            scores may be kept (`rewards/cache.py`).  None: they are not kept.
+        identity: -> text that changes with anything that its scores depend on (weights, code,
+            versions), under which scores may be kept (`rewards/cache.py`).  None: they are not
+            kept.
         temperature: what `score` and `of_groups` give is divided by it (`rewards/calibrate.py`).
         temperature_error: its standard error; None: not fitted.
     """
@@ -60,15 +65,18 @@ class Reward:
         """[n] float64 rewards.
 
         Args:
-            prompts: texts, lists of messages, or groups (`jaxpref.generation.prompts.read_prompts`).
+            prompts: texts, lists of messages, or groups
+                (`jaxpref.generation.prompts.read_prompts`).
             answers: a text each.
-        Errors: InputError for unequal numbers, and for a reward that is not a finite number, naming the prompt.
+        Errors: InputError for unequal numbers, and for a reward that is not a finite number, naming
+            the prompt.
         """
         if len(prompts) != len(answers) or not answers:
             raise InputError(
-                "one answer or more, each with its prompt", f"{len(prompts)} prompts, {len(answers)} answers",
+                "one answer or more, each with its prompt",
+                f"{len(prompts)} prompts, {len(answers)} answers",
                 "repeat a prompt for each of its answers",
-            )  # fmt: skip
+            )
         texts = [prompt for prompt in prompts if not isinstance(prompt, Group)]
         made = iter(given_prompts(texts))
         groups = [prompt if isinstance(prompt, Group) else next(made) for prompt in prompts]
@@ -83,10 +91,12 @@ class Reward:
         Args:
             groups: prompts with completions, one or more each.
             limits: for models; rewards of texts read all of a text.
-        Errors: InputError for a reward that is not a finite number; RowError, naming the row, for an answer of several
-            messages where the reward reads texts.
+        Errors: InputError for a reward that is not a finite number; RowError, naming the row, for
+            an answer of several messages where the reward reads texts.
         """
-        scaled = lambda values: None if values is None else tuple(float(x) / self.temperature for x in values)
+        scaled = lambda values: (
+            None if values is None else tuple(float(x) / self.temperature for x in values)
+        )
         return [scaled(values) for values in self.raw(groups, limits)]
 
     def raw(self, groups: Sequence[Group], limits: Limits) -> list[Values]:
@@ -101,20 +111,31 @@ class Reward:
 
     def _of_texts(self, groups: Sequence[Group]) -> list[Values]:
         prompts = [dataclasses.replace(group, completions=(), columns={}) for group in groups]
-        repeated = [prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group.completions]
-        texts = [plain_text(completion, group.where) for group in groups for completion in group.completions]
-        values = iter(dataclasses.replace(self, temperature=1.0)(repeated, texts).tolist() if texts else ())
+        repeated = [
+            prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group.completions
+        ]
+        texts = [
+            plain_text(completion, group.where)
+            for group in groups
+            for completion in group.completions
+        ]
+        values = iter(
+            dataclasses.replace(self, temperature=1.0)(repeated, texts).tolist() if texts else ()
+        )
         return [tuple(next(values) for _ in group.completions) for group in groups]
 
     def _check(self, value: Any, where: str) -> None:
         if not _is_number(value):
             raise InputError(
-                f"a finite number from the reward {self.name}", f"{value!r} for {where}", "mend the reward function"
+                f"a finite number from the reward {self.name}",
+                f"{value!r} for {where}",
+                "mend the reward function",
             )
 
 
 def plain_text(completion: str | list[dict], where: str) -> str:
-    """The text of an answer.  Raises: RowError for one of several messages, or one that is more than its text."""
+    """The text of an answer.  Raises: RowError for one of several messages, or one that is more
+    than its text."""
     if isinstance(completion, str):
         return completion
     if len(completion) == 1 and set(completion[0]) == {"role", "content"}:

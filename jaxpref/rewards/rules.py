@@ -1,4 +1,5 @@
-"""Rewards by rule, and from columns: no model, no download.  Some need the packages of `jaxpref[rewards]`."""
+"""Rewards by rule, and from columns: no model, no download.  Some need the packages of
+`jaxpref[rewards]`."""
 
 import functools
 import importlib
@@ -31,9 +32,10 @@ def rule_reward(what: str) -> Reward:
         return token_count_reward(argument)
     if name not in _TEXT_RULES or argument:
         raise InputError(
-            f"a rule: {', '.join(f'rule:{known}' for known in _TEXT_RULES)} or rule:tokens:MODEL", f"rule:{what}",
+            f"a rule: {', '.join(f'rule:{known}' for known in _TEXT_RULES)} or rule:tokens:MODEL",
+            f"rule:{what}",
             "correct the name",
-        )  # fmt: skip
+        )
     make, package = _TEXT_RULES[name]
     rule = make()
     version = importlib.metadata.version(package) if package else ""
@@ -42,7 +44,8 @@ def rule_reward(what: str) -> Reward:
 
 
 def column_reward(name: str) -> Reward:
-    """A score that the data has already: `scores/NAME`, or the column NAME of every answer (NAME_chosen and so on).
+    """A score that the data has already: `scores/NAME`, or the column NAME of every answer
+    (NAME_chosen and so on).
 
     It scores groups only: an answer that was just generated has no score.
     Errors (when called): InputError for texts; RowError for a row without the score.
@@ -53,7 +56,9 @@ def column_reward(name: str) -> Reward:
 
     def score(prompts: Sequence[Group], answers: Sequence[str]) -> list[float]:
         raise InputError(
-            "a reward that can score new answers", f"column:{name}, a score that is in the data", "take another reward"
+            "a reward that can score new answers",
+            f"column:{name}, a score that is in the data",
+            "take another reward",
         )
 
     return Reward(f"column:{name}", score, of_groups=of_groups, columns=(name,))
@@ -102,5 +107,7 @@ def _import(module: str, rule: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise InputError(
-            f"the package {module.partition('.')[0]}, for rule:{rule}", str(error), "pip install 'jaxpref[rewards]'"
+            f"the package {module.partition('.')[0]}, for rule:{rule}",
+            str(error),
+            "pip install 'jaxpref[rewards]'",
         ) from error

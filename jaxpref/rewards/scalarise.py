@@ -1,7 +1,9 @@
-"""Several rewards of an answer made into one, to label pairs by or to be a margin: the scalarisers of MORLAIF.
+"""Several rewards of an answer made into one, to label pairs by or to be a margin: the scalarisers
+of MORLAIF.
 
-Every function takes rewards [..., n] that have been multiplied with their weights, r_i <- w_i r_i (`scalarised` does
-it), and returns [...], in float64.  Source of all: MORLAIF (arXiv 2406.07295) and its authors' code.
+Every function takes rewards [..., n] that have been multiplied with their weights, r_i <- w_i r_i
+(`scalarised` does it), and returns [...], in float64.  Source of all: MORLAIF (arXiv 2406.07295)
+and its authors' code.
 """
 
 import inspect
@@ -27,7 +29,8 @@ def worst_case(r: np.ndarray) -> np.ndarray:
 def soft_max_min(r: np.ndarray, *, temperature: float = 1.0) -> np.ndarray:
     """sum_i softmax(-r / T)_i r_i: the mean for a large T, the worst case for a small one.
 
-    It need not rise with every reward: raising one that is far above the others takes weight from it.
+    It need not rise with every reward: raising one that is far above the others takes weight from
+        it.
 
     Args:
         temperature: T > 0.
@@ -53,20 +56,26 @@ def lower_third(r: np.ndarray) -> np.ndarray:
     """Mean of the lowest third: of the floor(n / 3) lowest rewards, n >= 3."""
     count = r.shape[-1] // 3
     if not count:
-        raise InputError("three rewards or more, for lower_third", f"{r.shape[-1]}", "take worst_case for fewer")
+        raise InputError(
+            "three rewards or more, for lower_third", f"{r.shape[-1]}", "take worst_case for fewer"
+        )
     return np.sort(r, axis=-1)[..., :count].mean(-1)
 
 
 def median(r: np.ndarray) -> np.ndarray:
-    """The median; of an even number of rewards the lower of the two in the middle, as in the authors' code."""
+    """The median; of an even number of rewards the lower of the two in the middle, as in the
+    authors' code."""
     return np.sort(r, axis=-1)[..., (r.shape[-1] - 1) // 2]
 
 
 def nash(r: np.ndarray) -> np.ndarray:
-    """prod_i r_i, without a root (Bernoulli-Nash), of rewards >= 0: a product of negative ones has no meaning."""
+    """prod_i r_i, without a root (Bernoulli-Nash), of rewards >= 0: a product of negative ones has
+    no meaning."""
     if (r < 0).any():
         raise InputError(
-            "rewards >= 0, for nash", f"{r[r < 0][0]}", "take rewards that are probabilities, or another scalariser"
+            "rewards >= 0, for nash",
+            f"{r[r < 0][0]}",
+            "take rewards that are probabilities, or another scalariser",
         )
     return r.prod(-1)
 
@@ -98,7 +107,9 @@ class Scalariser:
         return scalarised(r, self.kind, list(self.weights.values()), self.parameter)
 
 
-def scalarised(rewards: np.ndarray, kind: str, weights: Sequence[float], parameter: float | None = None) -> np.ndarray:
+def scalarised(
+    rewards: np.ndarray, kind: str, weights: Sequence[float], parameter: float | None = None
+) -> np.ndarray:
     """Rewards [..., n] weighted and made into one, [...].
 
     Args:
@@ -106,14 +117,23 @@ def scalarised(rewards: np.ndarray, kind: str, weights: Sequence[float], paramet
         kind: a key of `SCALARISERS`.
         weights: n numbers, r_i <- w_i r_i.
         parameter: of the kinds that have one.
-    Errors: InputError for an unknown kind, another number of weights, or a parameter that the kind does not have.
+    Errors: InputError for an unknown kind, another number of weights, or a parameter that the kind
+        does not have.
     """
     if kind not in SCALARISERS:
         raise InputError(f"a scalariser: {', '.join(SCALARISERS)}", repr(kind), "correct the name")
     if len(weights) != rewards.shape[-1] or not np.isfinite(weights).all():
-        raise InputError("a finite weight for each reward", f"{list(weights)} for {rewards.shape[-1]}", "correct them")
+        raise InputError(
+            "a finite weight for each reward",
+            f"{list(weights)} for {rewards.shape[-1]}",
+            "correct them",
+        )
     function = SCALARISERS[kind]
-    names = [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    names = [
+        name
+        for name, p in inspect.signature(function).parameters.items()
+        if p.kind is p.KEYWORD_ONLY
+    ]
     if parameter is not None and not names:
         raise InputError(f"no parameter for {kind}", f"{parameter}", "leave it out")
     given = {} if parameter is None else {names[0]: parameter}
@@ -121,7 +141,8 @@ def scalarised(rewards: np.ndarray, kind: str, weights: Sequence[float], paramet
 
 
 def read_scalariser(text: str) -> Scalariser:
-    """`KIND:SCORE=WEIGHT,...`, with a parameter `KIND@PARAMETER:...`; as `soft_max_min@0.5:helpful=0.6,brief=0.4`.
+    """`KIND:SCORE=WEIGHT,...`, with a parameter `KIND@PARAMETER:...`; as
+    `soft_max_min@0.5:helpful=0.6,brief=0.4`.
 
     Errors: InputError where it reads otherwise.
     """

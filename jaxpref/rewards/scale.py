@@ -1,8 +1,9 @@
 """Which objectives put their rewards on the Bradley-Terry scale.
 
-There sigmoid(reward of one answer - reward of another) is the probability that the first is preferred, because the
-loss is the negative log-likelihood of preferences under just this model.  Other objectives log rewards too, but with a
-margin, a clip or another loss in between, nothing makes a probability of them.
+There sigmoid(reward of one answer - reward of another) is the probability that the first is
+preferred, because the loss is the negative log-likelihood of preferences under just this model.
+Other objectives log rewards too, but with a margin, a clip or another loss in between, nothing
+makes a probability of them.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
-"""Scores of the answers of a data set, written beside them: `scores_chosen: {NAME: number}` and the like.
+"""Scores of the answers of a data set, written beside them: `scores_chosen: {NAME: number}` and the
+like.
 
-One reward after another goes over the data, so that no two models are in memory at once; the last pass writes the rows.
+One reward after another goes over the data, so that no two models are in memory at once; the last
+pass writes the rows.
 """
 
 from collections import Counter
@@ -46,11 +48,15 @@ class ScoreReport:
     dropped: Counter = field(default_factory=Counter)
     """Rows left out, by reason."""
     agreement: dict[str, Counter] = field(default_factory=dict)
-    """Score -> of the pairs, how often chosen has the `higher` one, the `lower` one, or they `tie`."""
+    """Score -> of the pairs, how often chosen has the `higher` one, the `lower` one, or they
+    `tie`."""
 
     def __str__(self) -> str:
         rows = ", ".join(f"{count} {kind}" for kind, count in sorted(self.rows.items()))
-        lines = [f"{self.out}: {rows}", *(f"{count} dropped: {why}" for why, count in sorted(self.dropped.items()))]
+        lines = [
+            f"{self.out}: {rows}",
+            *(f"{count} dropped: {why}" for why, count in sorted(self.dropped.items())),
+        ]
         for name, found in self.agreement.items():
             pairs = found.total()
             lines.append(
@@ -72,14 +78,17 @@ def score_data(
     chunk: int = CHUNK,
     watch: Watch = lambda name, done, total: None,
 ) -> ScoreReport:
-    """Writes the rows of a data set again, with scores of all their answers; everything else in a row stays.
+    """Writes the rows of a data set again, with scores of all their answers; everything else in a
+    row stays.
 
-    Killed and called again it goes on where it was: what a reward has scored is kept under the digest of its identity
-    and of the texts, and an unchanged reward is not run again on the same texts.
+    Killed and called again it goes on where it was: what a reward has scored is kept under the
+    digest of its identity and of the texts, and an unchanged reward is not run again on the same
+    texts.
 
     Args:
         data: paths as `data.train` may name, or a `Source`.
-        rewards: name of the score -> the reward, or what makes it (it is then freed before the next one is made).
+        rewards: name of the score -> the reward, or what makes it (it is then freed before the next
+            one is made).
         out: a new .jsonl or .jsonl.gz file.
         limits: on length, for models; rows of which they leave nothing are dropped and counted.
         scalarise: name of a further score -> how it is made of those in `rewards` and in the data.
@@ -87,13 +96,18 @@ def score_data(
         cache: directory of kept scores; None: nothing is kept.
         chunk: rows scored at a time, >= 1.
         watch: told after every chunk.
-    Errors: InputError for `out` that exists or has another ending, a score that the data has already, rows that cannot
-        be read (RowError unless they are dropped), and what the rewards refuse.
+    Errors: InputError for `out` that exists or has another ending, a score that the data has
+        already, rows that cannot be read (RowError unless they are dropped), and what the rewards
+        refuse.
     """
     source, out, scalarise = as_source(data), check_out(out), dict(scalarise or {})
     names = [*rewards, *scalarise]
     if len(set(names)) < len(names) or not names:
-        raise InputError("scores of different names", ", ".join(names) or "none", "name each with --reward NAME=WHAT")
+        raise InputError(
+            "scores of different names",
+            ", ".join(names) or "none",
+            "name each with --reward NAME=WHAT",
+        )
     total = _check_rows(source, () if replace else names)
     report, found = ScoreReport(str(out)), {}
     for name, reward in rewards.items():
@@ -116,9 +130,10 @@ def _check_rows(source: Source, names: Sequence[str]) -> int:
             taken = [name for name in names if isinstance(had, dict) and had.get(name) is not None]
             if taken:
                 raise InputError(
-                    "new names of scores", f"{where}: {key} has {', '.join(taken)} already",
+                    "new names of scores",
+                    f"{where}: {key} has {', '.join(taken)} already",
                     "choose another name, or write over them (--replace)",
-                )  # fmt: skip
+                )
     return total
 
 
@@ -140,7 +155,9 @@ def _scores(
 _TOO_LONG = "nothing left by the limits on length"
 
 
-def _values(reward: Reward, groups: Sequence[Group], limits: Limits, on_bad_row: str) -> list[Values | str]:
+def _values(
+    reward: Reward, groups: Sequence[Group], limits: Limits, on_bad_row: str
+) -> list[Values | str]:
     if not groups:
         return []
     try:
@@ -155,7 +172,10 @@ def _values(reward: Reward, groups: Sequence[Group], limits: Limits, on_bad_row:
 
 
 def _scored_rows(
-    source: Source, found: Mapping[str, list], scalarise: Mapping[str, Scalariser], report: ScoreReport
+    source: Source,
+    found: Mapping[str, list],
+    scalarise: Mapping[str, Scalariser],
+    report: ScoreReport,
 ) -> Iterator[dict]:
     for i, (row, where, kind) in enumerate(rows_of(source)):
         values = {name: rows[i] for name, rows in found.items()}
@@ -165,7 +185,11 @@ def _scored_rows(
             continue
         if scalarise:
             group = group_of(source, row, where, kind, i, ())
-            made = group if isinstance(group, RowError) else _scalarised(group, values, scalarise, source.on_bad_row)
+            made = (
+                group
+                if isinstance(group, RowError)
+                else _scalarised(group, values, scalarise, source.on_bad_row)
+            )
             if isinstance(made, RowError):
                 report.dropped[made.reason] += 1
                 continue
@@ -183,7 +207,10 @@ def _scalarised(
     made: dict[str, Values] = {}
     for name, scalariser in scalarise.items():
         try:
-            scores = {key: values[key] if key in values else scores_of(group, key) for key in scalariser.weights}
+            scores = {
+                key: values[key] if key in values else scores_of(group, key)
+                for key in scalariser.weights
+            }
         except RowError as error:
             if on_bad_row == "error":
                 raise
@@ -198,9 +225,13 @@ def _count_agreement(report: ScoreReport, values: Mapping[str, Sequence[float]])
         report.agreement.setdefault(name, Counter())[what] += 1
 
 
-def _with_scores(row: Mapping[str, Any], kind: str, values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def _with_scores(
+    row: Mapping[str, Any], kind: str, values: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
     keys = _KEYS[kind]
     of_key = lambda k: {name: list(x) if kind == "ranked" else x[k] for name, x in values.items()}
     # Columnar files fill what a row lacks with null.
-    had = lambda key: {name: value for name, value in (row.get(key) or {}).items() if value is not None}
+    had = lambda key: {
+        name: value for name, value in (row.get(key) or {}).items() if value is not None
+    }
     return {**row, **{key: {**had(key), **of_key(k)} for k, key in enumerate(keys)}}

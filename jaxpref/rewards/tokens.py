@@ -16,22 +16,29 @@ def with_answer(prompt: Group, answer: str) -> Group:
 
 
 def encode_within(groups: Sequence[Group], tokenizer: Any, limits: Limits) -> list[EncodedGroup]:
-    """What a run with these limits would train on, without columns; the row id is the group's place in `groups`.
+    """What a run with these limits would train on, without columns; the row id is the group's place
+    in `groups`.
 
     Groups of which the limits leave nothing are missing.  Errors: as of `encode_groups`.
     """
     numbered = [dataclasses.replace(group, row_id=i, columns={}) for i, group in enumerate(groups)]
     encoded, _ = encode_groups(
-        numbered, tokenizer, max_length=limits.max_length, truncation=limits.truncation, may_be_none=True
+        numbered,
+        tokenizer,
+        max_length=limits.max_length,
+        truncation=limits.truncation,
+        may_be_none=True,
     )
     return encoded
 
 
 def token_count_reward(model: str) -> Reward:
-    """Minus the number of tokens of an answer as training counts them: with its end token, cut where limits cut.
+    """Minus the number of tokens of an answer as training counts them: with its end token, cut
+    where limits cut.
 
-    With the weight w_len as a margin, MODPO is then length-regularised DPO (`r_dpo`) with alpha = w_len: the length
-    penalty of Zhou et al., arXiv 2310.03708, in their code.  On no Bradley-Terry scale: the weight gives it one.
+    With the weight w_len as a margin, MODPO is then length-regularised DPO (`r_dpo`) with alpha =
+    w_len: the length penalty of Zhou et al., arXiv 2310.03708, in their code.  On no Bradley-Terry
+    scale: the weight gives it one.
 
     Args:
         model: whose tokenizer counts: a run, or what `model.path` may name.
@@ -40,11 +47,15 @@ def token_count_reward(model: str) -> Reward:
 
     def of_groups(groups: Sequence[Group], limits: Limits) -> list[Values]:
         encoded = encode_within(groups, tokenizer, limits)
-        found = {group.row_id: tuple(-len(ids) for ids in group.completion_ids) for group in encoded}
+        found = {
+            group.row_id: tuple(-len(ids) for ids in group.completion_ids) for group in encoded
+        }
         return [found.get(i) for i in range(len(groups))]
 
     def score(prompts: Sequence[Group], answers: Sequence[str]) -> list[float]:
-        answered = [with_answer(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        answered = [
+            with_answer(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)
+        ]
         return [values[0] for values in of_groups(answered, WHOLE)]
 
     def identity() -> str:

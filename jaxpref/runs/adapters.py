@@ -1,4 +1,5 @@
-"""The adapter of a run, from its config: what it is, how the weights below it are kept, where it starts."""
+"""The adapter of a run, from its config: what it is, how the weights below it are kept, where it
+starts."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,8 @@ BASE = "base"
 def adapter_spec(config: AdapterConfig, model: ModelSpec) -> LoraSpec | None:
     """The adapter that a run trains, or None.
 
-    Errors: InputError for targets that match nothing, an adapter that cannot be read, and quantised experts.
+    Errors: InputError for targets that match nothing, an adapter that cannot be read, and quantised
+        experts.
     """
     if not config.trained:
         return None
@@ -51,8 +53,11 @@ def quantisation(config: AdapterConfig) -> Quantisation | None:
     return Quantisation(config.quantize, config.quantize_block) if config.quantize else None
 
 
-def start_adapter(config: AdapterConfig, spec: LoraSpec, model: ModelSpec, base: Any, mesh: Mesh, seed: int) -> Any:
-    """The adapter that training starts from, on the mesh: the one at `config.path`, or a new one on these weights."""
+def start_adapter(
+    config: AdapterConfig, spec: LoraSpec, model: ModelSpec, base: Any, mesh: Mesh, seed: int
+) -> Any:
+    """The adapter that training starts from, on the mesh: the one at `config.path`, or a new one on
+    these weights."""
     if config.path is not None:
         return read_adapter(config.path, spec, model, mesh)
     new = lambda layers: lora.init(jax.random.key(seed), layers, spec)

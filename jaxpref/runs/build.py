@@ -59,13 +59,17 @@ class Pieces:
         return LossSpec(self.model, self.parts, chunk, layout.lengths, kind, dropout=dropout)
 
 
-def build(config: Config, objective: Sequence[Any] | None = None, source: Checkpoint | None = None) -> Pieces:
-    """Opens the model (config and tokenizer, no weights yet) and checks that everything fits together.
+def build(
+    config: Config, objective: Sequence[Any] | None = None, source: Checkpoint | None = None
+) -> Pieces:
+    """Opens the model (config and tokenizer, no weights yet) and checks that everything fits
+    together.
 
     Args:
         objective: in place of `config.objective`; may hold functions.
         source: in place of `config.model.path`, when it is open already.
-    Errors: InputError for an unknown model, a mesh that does not fit the devices or does not divide the model.
+    Errors: InputError for an unknown model, a mesh that does not fit the devices or does not divide
+        the model.
     """
     mesh = make_mesh(config.mesh)
     source = open_checkpoint(config.model.path) if source is None else source
@@ -77,7 +81,9 @@ def build(config: Config, objective: Sequence[Any] | None = None, source: Checkp
         raise InputError("settings that fit the objective", "; ".join(found), "correct these keys")
     lora = adapter_spec(config.adapter, source.spec)
     model = make_decoder(config, source, parts, mesh, lora)
-    param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide, before weights are read
+    param_shardings(
+        param_shapes(model), mesh
+    )  # refuses a mesh that does not divide, before weights are read
     return Pieces(config, mesh, source, source.load_tokenizer(), model, parts, lora)
 
 
@@ -88,7 +94,8 @@ def make_decoder(
     mesh: Mesh | None = None,
     lora: LoraSpec | None = None,
 ) -> Model:
-    """A checkpoint's model, with the scalar heads that the objectives ask for, its vocabulary padded for the mesh."""
+    """A checkpoint's model, with the scalar heads that the objectives ask for, its vocabulary
+    padded for the mesh."""
     return build_model(
         source.spec,
         dtype=jnp.dtype(config.model.compute_dtype),

@@ -1,8 +1,8 @@
 """Log-probs of the reference, cached on disk in place of a model that runs in every step.
 
-They are kept per completion, under digests of (prompt ids, completion ids), in one file per (weights,
-compute dtype).  So they are reused whenever the same tokens meet the same weights, whatever else changed in the run,
-and never otherwise.
+They are kept per completion, under digests of (prompt ids, completion ids), in one file per
+(weights, compute dtype).  So they are reused whenever the same tokens meet the same weights,
+whatever else changed in the run, and never otherwise.
 """
 
 import dataclasses
@@ -33,9 +33,11 @@ from jaxpref.step.train_step import make_logp_step
 from jaxpref.types import Batch, EncodedGroup
 
 
-def with_reference_logps(pieces: Pieces, groups: Sequence[EncodedGroup], params: Any = None) -> tuple[list, int]:
-    """Groups with cached log-probs of the reference and of further references where the config says so, and how many
-    log-probs of groups had to be computed.
+def with_reference_logps(
+    pieces: Pieces, groups: Sequence[EncodedGroup], params: Any = None
+) -> tuple[list, int]:
+    """Groups with cached log-probs of the reference and of further references where the config says
+    so, and how many log-probs of groups had to be computed.
 
     Args:
         params: the policy that training starts from, when it is loaded already.
@@ -48,16 +50,21 @@ def with_reference_logps(pieces: Pieces, groups: Sequence[EncodedGroup], params:
             values, computed = _logps_under(pieces, reference_source(pieces), groups)
         groups = with_column(groups, REFERENCE_COLUMN, values)
     if config.reference.extra:
-        found = [_logps_under(pieces, open_checkpoint(path), groups) for path in config.reference.extra]
+        found = [
+            _logps_under(pieces, open_checkpoint(path), groups) for path in config.reference.extra
+        ]
         groups = with_column(
-            groups, EXTRA_COLUMN, [np.stack(v, axis=-1) for v in zip(*(v for v, _ in found), strict=True)]
+            groups,
+            EXTRA_COLUMN,
+            [np.stack(v, axis=-1) for v in zip(*(v for v, _ in found), strict=True)],
         )
         computed += sum(count for _, count in found)
     return groups, computed
 
 
 def _logps_under_start(pieces: Pieces, groups: Sequence[EncodedGroup], params: Any) -> tuple:
-    """Log-probs of all completions under the reference that the start of the training makes, through the cache."""
+    """Log-probs of all completions under the reference that the start of the training makes,
+    through the cache."""
 
     def load() -> Any:
         start = load_params(pieces) if params is None else params
@@ -80,23 +87,32 @@ def _logps_under(pieces: Pieces, source: Checkpoint, groups: Sequence[EncodedGro
     model = make_decoder(config, source, mesh=pieces.mesh)
     theirs = dataclasses.replace(pieces, source=source, model=model, lora=None)
     load = lambda: jax.tree.map(lambda x: x.astype(pieces.dtype), load_params(theirs))
-    return _cached(theirs, groups, lambda: weights_key(source.path, config.model.compute_dtype), load)
+    return _cached(
+        theirs, groups, lambda: weights_key(source.path, config.model.compute_dtype), load
+    )
 
 
-def _cached(pieces: Pieces, groups: Sequence[EncodedGroup], key: Callable[[], str], load: Callable[[], Any]) -> tuple:
-    """Log-probs under `load()`, which is called only when some are not in the cache, kept under `key()`."""
+def _cached(
+    pieces: Pieces, groups: Sequence[EncodedGroup], key: Callable[[], str], load: Callable[[], Any]
+) -> tuple:
+    """Log-probs under `load()`, which is called only when some are not in the cache, kept under
+    `key()`."""
     cache = Path(pieces.config.reference.cache_dir).expanduser()
     compute = lambda missing: compute_logps(pieces, load(), missing)
     return cached_logps(groups, lambda: cache / f"{key()}.npz", compute)
 
 
 def compute_logps(
-    pieces: Pieces, params: Any, groups: Sequence[EncodedGroup], sums: Callable[[Any, Batch], jax.Array] | None = None
+    pieces: Pieces,
+    params: Any,
+    groups: Sequence[EncodedGroup],
+    sums: Callable[[Any, Batch], jax.Array] | None = None,
 ) -> dict[int, np.ndarray]:
     """{row id: [K] summed log-probs} of all groups under `params`.
 
     Args:
-        sums: (params, micro-batch) -> [B, K], the same function for the same programs; None: those of the model.
+        sums: (params, micro-batch) -> [B, K], the same function for the same programs; None: those
+            of the model.
     """
     config, mesh = pieces.config, pieces.mesh
     loader = Loader(
@@ -107,7 +123,9 @@ def compute_logps(
     )
     values: dict[int, np.ndarray] = {}
     step = _compiled_logp_step(
-        sums or summed_logps(pieces.model, config.model.logprob_chunk), tuple(loader.layout.lengths), mesh
+        sums or summed_logps(pieces.model, config.model.logprob_chunk),
+        tuple(loader.layout.lengths),
+        mesh,
     )
     with jax.set_mesh(mesh):
         # Every process needs every value, so it builds every row.
@@ -126,7 +144,9 @@ def _compiled_logp_step(sums: Callable, lengths: tuple[int, ...], mesh: Mesh) ->
 def completion_key(group: EncodedGroup, k: int) -> bytes:
     """Digest of one completion after its prompt, as tokens."""
     prompt, completion = group.prompt_ids.astype("<i4"), group.completion_ids[k].astype("<i4")
-    return hashlib.sha256(len(prompt).to_bytes(4, "little") + prompt.tobytes() + completion.tobytes()).digest()[:16]
+    return hashlib.sha256(
+        len(prompt).to_bytes(4, "little") + prompt.tobytes() + completion.tobytes()
+    ).digest()[:16]
 
 
 def cached_logps(
@@ -134,19 +154,24 @@ def cached_logps(
     cache_file: Callable[[], Path],
     compute: Callable[[Sequence[EncodedGroup]], Mapping[int, Sequence[float]]],
 ) -> tuple[list[tuple[float, ...]], int]:
-    """Log-probs of every group's completions under one model, and how many groups had to be computed.
+    """Log-probs of every group's completions under one model, and how many groups had to be
+    computed.
 
-    Only process 0 reads and writes the cache and tells the others: each may have a disk of its own, and all must agree
-    on what is left to compute.
+    Only process 0 reads and writes the cache and tells the others: each may have a disk of its own,
+    and all must agree on what is left to compute.
 
     Args:
-        cache_file: makes the path `CACHE_DIR/KEY.npz`; the file is made when missing, extended otherwise.
-        compute: groups -> {row id: log-prob of every completion, summed over tokens, nats}, on every process.
+        cache_file: makes the path `CACHE_DIR/KEY.npz`; the file is made when missing, extended
+            otherwise.
+        compute: groups -> {row id: log-prob of every completion, summed over tokens, nats}, on
+            every process.
     """
     first = jax.process_index() == 0
     path = cache_file() if first else None
     known = _read(path) if first else {}
-    keys = [[completion_key(group, k) for k in range(len(group.completion_ids))] for group in groups]
+    keys = [
+        [completion_key(group, k) for k in range(len(group.completion_ids))] for group in groups
+    ]
     values_BK = np.full((len(groups), max(map(len, keys))), np.nan, np.float32)
     for b, row in enumerate(keys):
         values_BK[b, : len(row)] = [known.get(key, np.nan) for key in row]
@@ -158,12 +183,18 @@ def cached_logps(
         for b in missing:
             values_BK[b, : len(keys[b])] = np.asarray(computed[groups[b].row_id])[: len(keys[b])]
         if first:
-            new = {key: value for b in missing for key, value in zip(keys[b], values_BK[b], strict=False)}
+            new = {
+                key: value
+                for b in missing
+                for key, value in zip(keys[b], values_BK[b], strict=False)
+            }
             _write(path, known | new)
     return [tuple(map(float, values_BK[b, : len(row)])) for b, row in enumerate(keys)], len(missing)
 
 
-def with_column(groups: Sequence[EncodedGroup], name: str, values: Sequence[Any]) -> list[EncodedGroup]:
+def with_column(
+    groups: Sequence[EncodedGroup], name: str, values: Sequence[Any]
+) -> list[EncodedGroup]:
     """Groups with one more column."""
     return [
         dataclasses.replace(group, columns={**group.columns, name: value})
@@ -175,7 +206,9 @@ def _read(path: Path) -> dict[bytes, float]:
     if not path.is_file():
         return {}
     with np.load(path) as stored:
-        return {key.tobytes(): value for key, value in zip(stored["keys"], stored["logps"], strict=True)}
+        return {
+            key.tobytes(): value for key, value in zip(stored["keys"], stored["logps"], strict=True)
+        }
 
 
 def _write(path: Path, known: Mapping[bytes, float]) -> None:

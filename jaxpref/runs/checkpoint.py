@@ -1,4 +1,5 @@
-"""Checkpoints (orbax, asynchronous): state, data position and counters; the latest few and the best are kept."""
+"""Checkpoints (orbax, asynchronous): state, data position and counters; the latest few and the best
+are kept."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,7 +24,8 @@ class BestRule:
     """Which evaluation is the best.
 
     Args:
-        metric: by which; None: the reward accuracy where the objective logs it, otherwise the loss, which all log.
+        metric: by which; None: the reward accuracy where the objective logs it, otherwise the loss,
+            which all log.
         mode: `max` or `min`; None: `min` for the loss or a part of it, otherwise `max`.
     """
 
@@ -69,31 +71,42 @@ class Checkpoints:
     ):
         self.directory = Path(directory).absolute()
         self._best = best
-        keep_best = policies.BestN(get_metric_fn=best.score, n=1, keep_checkpoints_without_metrics=False)
+        keep_best = policies.BestN(
+            get_metric_fn=best.score, n=1, keep_checkpoints_without_metrics=False
+        )
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 best_fn=best.score,  # without it orbax does not write the metrics; what is kept is the policy's matter
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), keep_best]),
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [policies.LatestN(keep), keep_best]
+                ),
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
                 read_only=read_only,
             ),
         )
 
-    def save(self, step: int, state: TrainState, progress: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        progress: Mapping[str, Any],
+        metrics: Mapping[str, float],
+    ) -> None:
         """Starts saving; training goes on while the files are written.
 
         Args:
             progress: JSON-able: data position and counters.
-            metrics: of the latest evaluation, empty when there was none; without the metric that decides it is never
-                the best.
+            metrics: of the latest evaluation, empty when there was none; without the metric that
+                decides it is never the best.
         """
         kept = dict(metrics) if self._best.deciding(metrics) else None
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()), progress=ocp.args.JsonSave(dict(progress))
+                state=ocp.args.StandardSave(state._asdict()),
+                progress=ocp.args.JsonSave(dict(progress)),
             ),
             metrics=kept,
         )
@@ -104,7 +117,9 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Step of the best one that is still there; None when none has the metric."""
-        scored = [(self._best.score(m), s) for s in self._manager.all_steps() if (m := self._metrics(s))]
+        scored = [
+            (self._best.score(m), s) for s in self._manager.all_steps() if (m := self._metrics(s))
+        ]
         return max(scored)[1] if scored else None
 
     def about_best(self) -> str:
@@ -122,7 +137,8 @@ class Checkpoints:
         return metrics if metrics and self._best.deciding(metrics) else None
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """State and progress of a step, laid out as `like` (arrays or ShapeDtypeStructs with shardings) says.
+        """State and progress of a step, laid out as `like` (arrays or ShapeDtypeStructs with
+        shardings) says.
 
         The mesh may differ from the one that saved, and with it the padding of the vocabulary.
         """
@@ -131,11 +147,13 @@ class Checkpoints:
 
     def progress(self, step: int) -> dict[str, Any]:
         """What was saved beside the state of a step."""
-        return self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())).progress
+        return self._manager.restore(
+            step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+        ).progress
 
     def check_vocabulary(self, step: int, tokens: int) -> None:
-        """Errors: InputError unless the model still has as many tokens as when the step was saved: rows of padding are
-        added and dropped without a word."""
+        """Errors: InputError unless the model still has as many tokens as when the step was saved:
+        rows of padding are added and dropped without a word."""
         saved = self.progress(step).get("vocabulary", tokens)
         if saved != tokens:
             raise InputError(
@@ -147,7 +165,8 @@ class Checkpoints:
     def restore_parts(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
         """Some fields of the state (`params`, `running`, ...), laid out as `like` says.
 
-        Leaves of `like` are ShapeDtypeStructs; those without a sharding become numpy arrays on this host, as they were
+        Leaves of `like` are ShapeDtypeStructs; those without a sharding become numpy arrays on this
+        host, as they were
         saved: with the vocabulary's padding.
         """
         return self._read(step, like, partial=True)
@@ -181,22 +200,32 @@ def _restore_args(path: Any, leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
     if leaf.sharding is None:
         return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
     args = ocp.checkpoint_utils.construct_restore_args(leaf)
-    # Another mesh may pad the vocabulary by other rows of zeros: orbax adds or drops them where it is not strict.
+    # Another mesh may pad the vocabulary by other rows of zeros: orbax adds or drops them where it
+    #     is not strict.
     padded = leaf_path(path).endswith(VOCAB_LEAVES)
     return dataclasses.replace(args, strict=False) if padded else args
 
 
 def _abstract(state: TrainState) -> TrainState:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
 
 
 def find_step(checkpoints: Checkpoints, wanted: str) -> int:
-    """`best`, `latest` or a number -> an existing step.  Errors: InputError naming what is there."""
+    """`best`, `latest` or a number -> an existing step.  Errors: InputError naming what is
+    there."""
     steps = checkpoints.steps()
     if wanted == "best":
         step = checkpoints.best() or checkpoints.latest()
     else:
-        step = checkpoints.latest() if wanted == "latest" else int(wanted) if wanted.isdigit() else None
+        step = (
+            checkpoints.latest()
+            if wanted == "latest"
+            else int(wanted)
+            if wanted.isdigit()
+            else None
+        )
     if step is None or step not in steps:
         raise InputError(
             "a checkpoint: `best`, `latest` or a step number",

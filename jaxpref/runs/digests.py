@@ -11,8 +11,11 @@ from jaxpref.runs.directory import checkpoints_of
 from jaxpref.runs.params import reference_source
 
 
-def weights_key(path: Path, dtype: str, adapter: str | None = None, quantisation: Quantisation | None = None) -> str:
-    """Digest of a checkpoint's bytes, of the adapter's on it, how its weights are kept, and the compute dtype."""
+def weights_key(
+    path: Path, dtype: str, adapter: str | None = None, quantisation: Quantisation | None = None
+) -> str:
+    """Digest of a checkpoint's bytes, of the adapter's on it, how its weights are kept, and the
+    compute dtype."""
     kept = "" if quantisation is None else f" {quantisation}"
     digest = hashlib.sha256(f"summed log-probs v1 {dtype}{kept}".encode())
     for file in [*_files(path), *(_files(Path(adapter)) if adapter else [])]:
@@ -23,7 +26,11 @@ def weights_key(path: Path, dtype: str, adapter: str | None = None, quantisation
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json")) if path.is_dir() else [path]
+    return (
+        sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json"))
+        if path.is_dir()
+        else [path]
+    )
 
 
 def model_digest(pieces: Pieces, adapter: str | Path | None = None) -> str:

@@ -1,4 +1,5 @@
-"""A run on disk: its config, its checkpoints, and what they hold, read onto the mesh or the host."""
+"""A run on disk: its config, its checkpoints, and what they hold, read onto the mesh or the
+host."""
 
 import json
 from collections.abc import Sequence
@@ -35,10 +36,13 @@ def is_run(path: str | Path) -> bool:
     return (Path(path) / RUN_FILE).is_file()
 
 
-def load_run(run: str | Path, overrides: Sequence[str] = (), objective: Sequence[Any] | None = None) -> Config:
+def load_run(
+    run: str | Path, overrides: Sequence[str] = (), objective: Sequence[Any] | None = None
+) -> Config:
     """The config of a run directory, with overrides.
 
-    Errors: InputError when it is not one, or was trained with an objective from Python that is not given here.
+    Errors: InputError when it is not one, or was trained with an objective from Python that is not
+        given here.
     """
     given = Path(run) / OBJECTIVE_FILE
     if not is_run(run):
@@ -78,7 +82,11 @@ def checkpoints_of(run: str | Path, config: Config) -> Checkpoints:
     """The checkpoints of a run, to read.  Errors: InputError when it has none."""
     directory = Path(run) / "checkpoints"
     if not directory.is_dir():
-        raise InputError("a run that has saved checkpoints", f"{directory}: no such directory", "train the run first")
+        raise InputError(
+            "a run that has saved checkpoints",
+            f"{directory}: no such directory",
+            "train the run first",
+        )
     best = BestRule(config.train.best_metric, config.train.best_mode)
     return Checkpoints(directory, best=best, read_only=True)
 
@@ -89,8 +97,8 @@ def run_state(
     """`params` of a run's checkpoint on the mesh, and its step.
 
     Args:
-        objective: also what the objective carries: `running` statistics, and where the reference moves `ref_params`,
-            its parameters as they run.
+        objective: also what the objective carries: `running` statistics, and where the reference
+            moves `ref_params`, its parameters as they run.
         base: of a run that trained an adapter: the frozen weights, when they are loaded already.
     """
     laid_out = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
@@ -129,9 +137,15 @@ def _restore(
 
 
 def host_params(
-    config: Config, source: Checkpoint, parts: Sequence[Part], adapter: LoraSpec | None, run: str | Path, step: str
+    config: Config,
+    source: Checkpoint,
+    parts: Sequence[Part],
+    adapter: LoraSpec | None,
+    run: str | Path,
+    step: str,
 ) -> tuple[dict[str, Any], int]:
-    """What a run trained (all weights, or an adapter), as numpy arrays on this host, and the checkpoint's step."""
+    """What a run trained (all weights, or an adapter), as numpy arrays on this host, and the
+    checkpoint's step."""
     shapes = param_shapes(make_decoder(config, source, parts))
     if adapter is not None:
         new = lambda layers: lora.init(jax.random.key(0), layers, adapter)
@@ -158,6 +172,8 @@ def open_run(pieces: Pieces, run: str | Path, step: str) -> OpenRun:
     if pieces.moving:
         ref_params = state["ref_params"]
     else:
-        start = lambda: load_params(pieces) if pieces.lora is None else state["params"]  # the weights are the same
+        start = lambda: (
+            load_params(pieces) if pieces.lora is None else state["params"]
+        )  # the weights are the same
         ref_params = reference_params(pieces, start()) if runs_reference(pieces) else None
     return OpenRun(pieces, state["params"], ref_params, state["running"], number)

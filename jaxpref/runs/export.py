@@ -32,9 +32,9 @@ def export_run(
 ) -> int:
     """Writes the Hugging Face directory of a run's checkpoint; returns its step.
 
-    It is done on the host, whatever devices the run was made on.  A run with a reward head becomes a sequence
-    classifier of one label; a value head is left out.  An adapter is merged into the weights that it was trained on:
-    where these were quantised, into what the codes stand for.
+    It is done on the host, whatever devices the run was made on.  A run with a reward head becomes
+    a sequence classifier of one label; a value head is left out.  An adapter is merged into the
+    weights that it was trained on: where these were quantised, into what the codes stand for.
 
     Args:
         step: `best`, `latest` or a number.
@@ -60,7 +60,9 @@ def export_run(
     tokenizer, generation = source.load_tokenizer(), dict(source.generation_config)
     if rewards:
         tokenizer = _with_own_pad(tokenizer)
-        generation["pad_token_id"] = tokenizer.pad_token_id  # where transformers looks for the end of an answer
+        generation["pad_token_id"] = (
+            tokenizer.pad_token_id
+        )  # where transformers looks for the end of an answer
     save_pretrained(
         to,
         source.spec,
@@ -75,17 +77,22 @@ def export_run(
 
 def _check_has_adapter(run: str | Path, lora: LoraSpec | None, rewards: Mapping[str, Any]) -> None:
     if lora is None:
-        raise InputError("a run that trained an adapter", f"{run} trained the weights", "leave --adapter out")
+        raise InputError(
+            "a run that trained an adapter", f"{run} trained the weights", "leave --adapter out"
+        )
     if rewards:
         raise InputError(
-            "a policy, for a PEFT directory", f"{run} trained a reward head besides", "leave --adapter out: merge"
+            "a policy, for a PEFT directory",
+            f"{run} trained a reward head besides",
+            "leave --adapter out: merge",
         )
 
 
 def merged_params(
     source: Checkpoint, adapter: Mapping[str, Any], spec: LoraSpec, how: Quantisation | None
 ) -> dict[str, Any]:
-    """A checkpoint's weights with an adapter in them, float32 in numpy; one layer of one weight at a time.
+    """A checkpoint's weights with an adapter in them, float32 in numpy; one layer of one weight at
+    a time.
 
     Args:
         adapter: what lies under `lora`.
@@ -110,10 +117,18 @@ def merged_params(
 
 
 def _with_own_pad(tokenizer: Any) -> Any:
-    """A classifier reads its score at the last token that is not padding, so padding must not end an answer."""
+    """A classifier reads its score at the last token that is not padding, so padding must not end
+    an answer."""
     if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
         return tokenizer
-    spare = next((t for t in (tokenizer.bos_token, tokenizer.unk_token) if t not in (None, tokenizer.eos_token)), None)
+    spare = next(
+        (
+            t
+            for t in (tokenizer.bos_token, tokenizer.unk_token)
+            if t not in (None, tokenizer.eos_token)
+        ),
+        None,
+    )
     if spare is None:
         raise InputError(
             "a tokenizer whose padding is not its end of sequence, for a reward model",

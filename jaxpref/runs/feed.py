@@ -27,19 +27,28 @@ EXTRA_COLUMN = "extra_refs"
 def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataReport]:
     """`train` or `eval` data, encoded, with the columns of the objectives checked."""
     data = pieces.config.data
-    paths, split = (data.train, data.train_split) if which == "train" else (data.eval, data.eval_split)
+    paths, split = (
+        (data.train, data.train_split) if which == "train" else (data.eval, data.eval_split)
+    )
     if not paths:
-        raise InputError(f"at least one path in data.{which}", "an empty list", f"set data.{which}=[FILE]")
+        raise InputError(
+            f"at least one path in data.{which}", "an empty list", f"set data.{which}=[FILE]"
+        )
     seed, kinds = pieces.config.train.seed, group_kinds(pieces.parts)
     columns = sorted({name for part in pieces.parts for name in part.all_columns})
-    groups, report = load_groups(data, pieces.tokenizer, paths, split, kinds=kinds, seed=seed, columns=columns)
+    groups, report = load_groups(
+        data, pieces.tokenizer, paths, split, kinds=kinds, seed=seed, columns=columns
+    )
     check_columns(pieces.parts, common_columns(groups))
-    check_known_tokens(((g.where, (g.prompt_ids, *g.completion_ids)) for g in groups), pieces.source.spec.vocab)
+    check_known_tokens(
+        ((g.where, (g.prompt_ids, *g.completion_ids)) for g in groups), pieces.source.spec.vocab
+    )
     return groups, report
 
 
 def check_positions(groups: Sequence[EncodedGroup], spec: ModelSpec) -> None:
-    """Errors: InputError for a prompt with a completion that is longer than the model has positions for.
+    """Errors: InputError for a prompt with a completion that is longer than the model has positions
+    for.
 
     Rows may be longer: positions start again in every branch of a row.
     """
@@ -54,7 +63,8 @@ def check_positions(groups: Sequence[EncodedGroup], spec: ModelSpec) -> None:
 
 
 def row_layout(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Layout:
-    """Row length from the config, or the longest group rounded up to whole attention blocks in every bucket.
+    """Row length from the config, or the longest group rounded up to whole attention blocks in
+    every bucket.
 
     Errors: InputError for a sequence that the model has no positions for.
     """
@@ -72,7 +82,11 @@ def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
     config = pieces.config
     columns = list(check_columns(pieces.parts, common_columns(groups)))
     columns += [name for name in (REFERENCE_COLUMN, EXTRA_COLUMN) if name in groups[0].columns]
-    columns += [UNIFORM] if any(UNIFORM in (*part.required, *part.optional) for part in pieces.parts) else []
+    columns += (
+        [UNIFORM]
+        if any(UNIFORM in (*part.required, *part.optional) for part in pieces.parts)
+        else []
+    )
     asked = asked_logps(pieces.parts)
     return Loader(
         groups,
@@ -99,7 +113,8 @@ def own_steps(loader: Loader, mesh: Mesh) -> Any:
 
 
 def batches(steps: Iterator[Step], mesh: Mesh) -> Iterator[tuple[Step, Batch, jax.Array]]:
-    """Steps of a loader with their arrays [T, R, ...] on the mesh, and how many of the T micro-batches are in use."""
+    """Steps of a loader with their arrays [T, R, ...] on the mesh, and how many of the T
+    micro-batches are in use."""
     for step in steps:
         yield step, put_batch(step.batch, mesh), put_scalar(step.micro_batches, mesh)
 
@@ -107,7 +122,9 @@ def batches(steps: Iterator[Step], mesh: Mesh) -> Iterator[tuple[Step, Batch, ja
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """[T, R, ...] arrays onto the mesh, each process giving the rows it holds."""
     sharding = batch_sharding(mesh, leading=1)
-    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch
+    )
 
 
 def put_scalar(value: int, mesh: Mesh) -> jax.Array:

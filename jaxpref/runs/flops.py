@@ -22,12 +22,16 @@ PEAK_FLOPS = {
 }
 
 
-def step_flops(spec: ModelSpec, step: Step, *, reference: bool, frozen: bool = False, policies: int = 1) -> float:
-    """Model FLOPs of a step, counted on real tokens only: padding and recomputation (remat) are no model work.
+def step_flops(
+    spec: ModelSpec, step: Step, *, reference: bool, frozen: bool = False, policies: int = 1
+) -> float:
+    """Model FLOPs of a step, counted on real tokens only: padding and recomputation (remat) are no
+    model work.
 
-    2 per multiply-add; the backward pass is twice the forward, once where weights are frozen (an adapter's own products
-    are not counted).  A shared prompt counts once, it runs once; the vocabulary is multiplied at loss tokens only;
-    attention counts visible (query, key) pairs; a mixture's token runs through the experts chosen for it.
+    2 per multiply-add; the backward pass is twice the forward, once where weights are frozen (an
+    adapter's own products are not counted).  A shared prompt counts once, it runs once; the
+    vocabulary is multiplied at loss tokens only; attention counts visible (query, key) pairs; a
+    mixture's token runs through the experts chosen for it.
 
     Args:
         policies: trained at once on the same reference.
@@ -40,7 +44,10 @@ def step_flops(spec: ModelSpec, step: Step, *, reference: bool, frozen: bool = F
 def forward_flops(spec: ModelSpec, groups: Sequence[EncodedGroup], *, share_prefix: bool) -> float:
     """Model FLOPs of one forward pass over groups, counted as `step_flops` counts."""
     tokens = sum(row_tokens(group, share_prefix) for group in groups)
-    scored, visible = sum(sum(loss_tokens_of(g)) for g in groups), sum(visible_pairs(g, share_prefix) for g in groups)
+    scored, visible = (
+        sum(sum(loss_tokens_of(g)) for g in groups),
+        sum(visible_pairs(g, share_prefix) for g in groups),
+    )
     return 2.0 * sum(_multiply_adds(spec, tokens, scored, visible))
 
 

@@ -1,16 +1,19 @@
-"""Parameter soups: one model from several that were trained from one start, without further training.
+"""Parameter soups: one model from several that were trained from one start, without further
+training.
 
 Three ways, which differ:
 
-- `weights`: theta = sum_i w_i theta_i, the mean of whole models (rewarded soups, Rame et al., arXiv 2306.04488).
-- `deltas`: theta = theta_0 + sum_i w_i s_i B_i A_i, the mean of what adapters add to their base.  With weights that sum
-  to 1 it is `weights` of the merged models.
-- `factors`: A = sum_i w_i A_i and B = sum_i w_i B_i, each by itself, as the code of Personalized Soups (Jang et al.,
-  arXiv 2310.11564) does.  mean(B) mean(A) is not mean(B A): with two equal weights, terms of one adapter's A and the
-  other's B come in at a quarter each, and each adapter's own product counts a quarter, not a half.
+- `weights`: theta = sum_i w_i theta_i, the mean of whole models (rewarded soups, Rame et al., arXiv
+    2306.04488).
+- `deltas`: theta = theta_0 + sum_i w_i s_i B_i A_i, the mean of what adapters add to their base.
+  With weights that sum to 1 it is `weights` of the merged models.
+- `factors`: A = sum_i w_i A_i and B = sum_i w_i B_i, each by itself, as the code of Personalized
+  Soups (Jang et al., arXiv 2310.11564) does.  mean(B) mean(A) is not mean(B A): with two equal
+  weights, terms of one adapter's A and the other's B come in at a quarter each, and each adapter's
+  own product counts a quarter, not a half.
 
-No soup is the optimum for the weighted rewards; that is `objectives.multiobjective.modpo` or, without training,
-`generation.mixing.Mix`.
+No soup is the optimum for the weighted rewards; that is `objectives.multiobjective.modpo` or,
+without training, `generation.mixing.Mix`.
 """
 
 import math
@@ -73,11 +76,11 @@ def merge(
     """Writes a soup of runs and models; see the module for the three ways.
 
     Args:
-        sources: run, model or PEFT adapter directory -> its weight, 0 or more, in all 1.  For `deltas` and `factors`:
-            adapters on one base.
+        sources: run, model or PEFT adapter directory -> its weight, 0 or more, in all 1.  For
+            `deltas` and `factors`: adapters on one base.
         to: a Hugging Face directory as `export_run` writes it, or a PEFT directory.
-        adapter: write a PEFT directory.  Of `deltas` it is exact: its rank is the sum of the ranks.  None: for
-            `factors` only.
+        adapter: write a PEFT directory.  Of `deltas` it is exact: its rank is the sum of the ranks.
+            None: for `factors` only.
         step: of runs: best, latest or a number.
         dtype: of a Hugging Face directory: float32, bfloat16 or float16.
         any_weights: weights need not sum to 1, nor be positive.
@@ -90,18 +93,30 @@ def merge(
     _check_together(soup, how)
     soup = [item for item in soup if item.weight] or soup
     first = soup[0]
-    card = soup_card({str(source): float(weight) for source, weight in given}, how, first.base_name, adapter=adapter)
+    card = soup_card(
+        {str(source): float(weight) for source, weight in given},
+        how,
+        first.base_name,
+        adapter=adapter,
+    )
     if how == "weights":
         params = _mean_of_models(soup)
     else:
         spec, tree = _summed_deltas(soup) if how == "deltas" else _mean_of_factors(soup)
         if adapter:
-            return save_adapter(to, tree, spec, first.base.spec, base=first.base_name, model_card=card)
+            return save_adapter(
+                to, tree, spec, first.base.spec, base=first.base_name, model_card=card
+            )
         params = merged_params(first.base, tree, spec, first.kept)
     save_pretrained(
-        to, first.base.spec, params, first.base.load_tokenizer(), dtype=np.dtype(dtype),
-        generation_config=first.base.generation_config or None, model_card=card,
-    )  # fmt: skip
+        to,
+        first.base.spec,
+        params,
+        first.base.load_tokenizer(),
+        dtype=np.dtype(dtype),
+        generation_config=first.base.generation_config or None,
+        model_card=card,
+    )
 
 
 # ---- what is merged
@@ -119,7 +134,9 @@ def _find(source: str | Path, weight: float, step: str) -> Ingredient:
 def _run(run: str | Path, weight: float, step: str) -> Ingredient:
     given = load_config(Path(run) / RUN_FILE)
     if "reward" in asked_logps(bind(given.objective, OBJECTIVES, TRANSFORMS)):
-        raise InputError("policies", f"{run} trained a reward model", "merge policies only, without it")
+        raise InputError(
+            "policies", f"{run} trained a reward model", "merge policies only, without it"
+        )
     config = as_policy(given)
     base = open_checkpoint(config.model.path)
     lora = adapter_spec(config.adapter, base.spec)
@@ -128,14 +145,18 @@ def _run(run: str | Path, weight: float, step: str) -> Ingredient:
         params, _ = host_params(config, base, (), lora, run, step)
         return params if lora is None else params[LORA]
 
-    return Ingredient(run, weight, base, config.model.path, lora, quantisation(config.adapter), load)
+    return Ingredient(
+        run, weight, base, config.model.path, lora, quantisation(config.adapter), load
+    )
 
 
 def _adapter(directory: str | Path, weight: float) -> Ingredient:
     name = peft.base_of(directory)
     base = open_checkpoint(name)
     load = lambda: peft.load_adapter(directory, base.spec)[1]
-    return Ingredient(directory, weight, base, name, peft.read_spec(directory, base.spec), None, load)
+    return Ingredient(
+        directory, weight, base, name, peft.read_spec(directory, base.spec), None, load
+    )
 
 
 # ---- the three ways
@@ -147,41 +168,61 @@ def _mean_of_models(soup: Sequence[Ingredient]) -> dict[str, Any]:
 
     def add(path: str, leaf: Any, item: Ingredient) -> None:
         leaf = np.asarray(leaf, np.float32)
-        leaf = leaf[: item.base.spec.vocab] if path in VOCAB_LEAVES else leaf  # a run's may be padded for its mesh
+        leaf = (
+            leaf[: item.base.spec.vocab] if path in VOCAB_LEAVES else leaf
+        )  # a run's may be padded for its mesh
         total[path] = total[path] + item.weight * leaf if path in total else item.weight * leaf
 
     for item in soup:
         if item.load is None:
 
-            def put(path: str, shape: tuple[int, ...], dtype: np.dtype, read: ReadSlice, item=item) -> None:
+            def put(
+                path: str, shape: tuple[int, ...], dtype: np.dtype, read: ReadSlice, item=item
+            ) -> None:
                 add(path, whole(path, shape, dtype, read), item)
 
             item.base.load_params(dtype=np.float32, put=put)
         else:
             tree = item.load()
-            params = tree if item.lora is None else merged_params(item.base, tree, item.lora, item.kept)
+            params = (
+                tree if item.lora is None else merged_params(item.base, tree, item.lora, item.kept)
+            )
             for path, leaf in flatten(params).items():
                 add(path, leaf, item)
     return nest(total)
 
 
 def _summed_deltas(soup: Sequence[Ingredient]) -> tuple[LoraSpec, dict[str, Any]]:
-    """sum_i w_i s_i A_i B_i as one adapter of scale 1: the A_i side by side, the w_i s_i B_i below one another."""
+    """sum_i w_i s_i A_i B_i as one adapter of scale 1: the A_i side by side, the w_i s_i B_i below
+    one another."""
     trees = [item.load() for item in soup]
     used = {target for item in soup for target in item.lora.targets}
     targets = tuple(target for target in TARGETS if target in used)
     rank = sum(item.lora.rank for item in soup)
     flat: dict[str, np.ndarray] = {}
     for target in targets:
-        factors = [_factors(tree, item, target, targets, trees) for item, tree in zip(soup, trees, strict=True)]
+        factors = [
+            _factors(tree, item, target, targets, trees)
+            for item, tree in zip(soup, trees, strict=True)
+        ]
         flat[f"layers/{target}/a"] = np.concatenate([a for a, _ in factors], axis=-1)
         flat[f"layers/{target}/b"] = np.concatenate(
-            [np.float32(item.weight * item.lora.scale) * b for item, (_, b) in zip(soup, factors, strict=True)], axis=1
+            [
+                np.float32(item.weight * item.lora.scale) * b
+                for item, (_, b) in zip(soup, factors, strict=True)
+            ],
+            axis=1,
         )
     return LoraSpec(rank, float(rank), targets), nest(flat)
 
 
-def _factors(tree: Mapping[str, Any], item: Ingredient, target: str, targets: Sequence[str], trees: Sequence[Any]):
+def _factors(
+    tree: Mapping[str, Any],
+    item: Ingredient,
+    target: str,
+    targets: Sequence[str],
+    trees: Sequence[Any],
+):
     """(a, b) of an adapter on a weight; zeros where it has none but another adapter has."""
     own = flatten(tree).get(f"layers/{target}/a"), flatten(tree).get(f"layers/{target}/b")
     if own[0] is not None:
@@ -189,7 +230,9 @@ def _factors(tree: Mapping[str, Any], item: Ingredient, target: str, targets: Se
     other = next(flatten(t) for t in trees if f"layers/{target}/a" in flatten(t))
     a, b = (other[f"layers/{target}/{name}"] for name in "ab")
     rank = item.lora.rank
-    return np.zeros((*a.shape[:-1], rank), np.float32), np.zeros((b.shape[0], rank, *b.shape[2:]), np.float32)
+    return np.zeros((*a.shape[:-1], rank), np.float32), np.zeros(
+        (b.shape[0], rank, *b.shape[2:]), np.float32
+    )
 
 
 def _mean_of_factors(soup: Sequence[Ingredient]) -> tuple[LoraSpec, dict[str, Any]]:
@@ -197,14 +240,18 @@ def _mean_of_factors(soup: Sequence[Ingredient]) -> tuple[LoraSpec, dict[str, An
     total: dict[str, np.ndarray] = {}
     for item in soup:
         for path, leaf in flatten(item.load()).items():
-            total[path] = total.get(path, np.float32(0)) + np.float32(item.weight) * np.asarray(leaf, np.float32)
+            total[path] = total.get(path, np.float32(0)) + np.float32(item.weight) * np.asarray(
+                leaf, np.float32
+            )
     return replace(soup[0].lora, dropout=0.0), nest(total)
 
 
 # ---- what fits together
 
 
-def _check_settings(given: Sequence[tuple[Any, float]], how: str, adapter: bool, any_weights: bool) -> None:
+def _check_settings(
+    given: Sequence[tuple[Any, float]], how: str, adapter: bool, any_weights: bool
+) -> None:
     weights = [float(weight) for _, weight in given]
     problems = [f"how={how!r}: one of {', '.join(HOWS)}"] if how not in HOWS else []
     problems += ["one source, or none: two or more make a soup"] if len(given) < 2 else []
@@ -217,7 +264,9 @@ def _check_settings(given: Sequence[tuple[Any, float]], how: str, adapter: bool,
         problems += ["an adapter of whole weights: take deltas"]
     if problems:
         fix = "correct this; weights of any sum and sign are allowed where that is meant (--any-weights)"
-        raise InputError("two or more sources with weights of 0 or more that sum to 1", "; ".join(problems), fix)
+        raise InputError(
+            "two or more sources with weights of 0 or more that sum to 1", "; ".join(problems), fix
+        )
 
 
 def _check_together(soup: Sequence[Ingredient], how: str) -> None:
@@ -226,13 +275,21 @@ def _check_together(soup: Sequence[Ingredient], how: str) -> None:
         if item.base.spec != first.base.spec:
             problems.append(f"{item.source} is a model of other sizes than {first.source}")
         elif _start(item) and _start(first) and not _same_bytes(item.base.path, first.base.path):
-            problems.append(f"{item.source} was trained from {item.base_name}, {first.source} from {first.base_name}")
+            problems.append(
+                f"{item.source} was trained from {item.base_name}, {first.source} from {first.base_name}"
+            )
         elif how != "weights" and item.kept != first.kept:
-            problems.append(f"the base of {item.source} was quantised otherwise than that of {first.source}")
+            problems.append(
+                f"the base of {item.source} was quantised otherwise than that of {first.source}"
+            )
         elif _tokens(item) != _tokens(first):
             problems.append(f"{item.source} has another vocabulary than {first.source}")
     if how != "weights":
-        problems += [f"{item.source} has no adapter: take --how weights" for item in soup if item.lora is None]
+        problems += [
+            f"{item.source} has no adapter: take --how weights"
+            for item in soup
+            if item.lora is None
+        ]
         problems += [
             f"{item.source} is a DoRA adapter, whose lengths are no sum: take --how weights"
             for item in soup
@@ -246,7 +303,9 @@ def _check_together(soup: Sequence[Ingredient], how: str) -> None:
             if shape(item) != shape(first)
         ]
     if problems:
-        raise InputError("policies trained alike from one model", "; ".join(problems), "leave the odd one out")
+        raise InputError(
+            "policies trained alike from one model", "; ".join(problems), "leave the odd one out"
+        )
 
 
 def _tokens(item: Ingredient) -> dict[str, int]:

@@ -20,7 +20,8 @@ class Writers:
 
     Args:
         out: directory of the run.
-        resumed_at: on a restart, lines of later steps in metrics.jsonl are dropped: they will be written again.
+        resumed_at: on a restart, lines of later steps in metrics.jsonl are dropped: they will be
+            written again.
     """
 
     def __init__(self, out: Path, config: Config, resumed_at: int = 0):
@@ -33,14 +34,20 @@ class Writers:
             import wandb
 
             run = wandb.init(
-                project=config.log.project, name=out.name, config=to_dict(config), resume="allow", id=out.name
+                project=config.log.project,
+                name=out.name,
+                config=to_dict(config),
+                resume="allow",
+                id=out.name,
             )
             self._sinks.append(lambda step, values: run.log(dict(values), step=step))
             self._closers.append(run.finish)
         if config.log.trackio:
             import trackio
 
-            trackio.init(project=config.log.project, name=out.name, config=to_dict(config), resume="allow")
+            trackio.init(
+                project=config.log.project, name=out.name, config=to_dict(config), resume="allow"
+            )
             self._sinks.append(lambda step, values: trackio.log(dict(values), step=step))
             self._closers.append(trackio.finish)
 
@@ -55,8 +62,12 @@ class Writers:
     def _jsonl(self, path: Path, resumed_at: int) -> None:
         kept = []
         if resumed_at and path.is_file():
-            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= resumed_at]  # a crash may cut the last line
+            whole = [
+                line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")
+            ]
+            kept = [
+                line for line in whole if json.loads(line)["step"] <= resumed_at
+            ]  # a crash may cut the last line
         with whole_file(path) as partial:
             partial.write_text("".join(kept))
         stream = path.open("a")

@@ -30,7 +30,8 @@ def model_card(
     """Markdown with the Hub's YAML front matter.
 
     Args:
-        run: directory of the run; its data.txt (rows read, kept and dropped) and metrics.jsonl are read.
+        run: directory of the run; its data.txt (rows read, kept and dropped) and metrics.jsonl are
+            read.
         parts: the bound objectives, with every hyperparameter.
         step: of the exported checkpoint.
         classifier: a reward model, written as a sequence classifier.
@@ -42,14 +43,25 @@ def model_card(
         f"---\n{_yaml(_front_matter(config, parts, classifier, adapter))}---",
         f"# {Path(config.out).name}",
         f"{config.model.path}, trained with jaxpref for {step} steps on {', '.join(config.data.train)}."
-        + (" It scores an answer at its last token: one label, higher is better." if classifier else ""),
+        + (
+            " It scores an answer at its last token: one label, higher is better."
+            if classifier
+            else ""
+        ),
         "## Recipe",
         _table(("setting", "value"), _recipe(config, parts, step)),
         "## Data",
         _data(run / "data.txt", config),
-        f"## Evaluation\n\nHeld-out data, after step {step}." if evaluation else "## Evaluation\n\nNone at this step.",
+        f"## Evaluation\n\nHeld-out data, after step {step}."
+        if evaluation
+        else "## Evaluation\n\nNone at this step.",
         *(
-            [_table(("metric", "value"), {name: f"{value:.5g}" for name, value in evaluation.items()})]
+            [
+                _table(
+                    ("metric", "value"),
+                    {name: f"{value:.5g}" for name, value in evaluation.items()},
+                )
+            ]
             * bool(evaluation)
         ),
         "## Whole configuration",
@@ -92,8 +104,11 @@ def soup_card(weights: Mapping[str, float], how: str, base: str, *, adapter: boo
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(config: Config, parts: Sequence[Part], classifier: bool, adapter: bool) -> dict[str, Any]:
-    """Keys as in https://huggingface.co/docs/hub/model-cards; a local path is no `base_model` and no dataset."""
+def _front_matter(
+    config: Config, parts: Sequence[Part], classifier: bool, adapter: bool
+) -> dict[str, Any]:
+    """Keys as in https://huggingface.co/docs/hub/model-cards; a local path is no `base_model` and
+    no dataset."""
     base = _hub_id(config.model.path.partition("@")[0])
     datasets = [path for path in config.data.train if _hub_id(path)]
     return {
@@ -101,7 +116,11 @@ def _front_matter(config: Config, parts: Sequence[Part], classifier: bool, adapt
         **({"datasets": datasets} if datasets else {}),
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-classification" if classifier else "text-generation",
-        "tags": ["jaxpref", *dict.fromkeys(part.function.__name__ for part in parts), *["reward-model"] * classifier],
+        "tags": [
+            "jaxpref",
+            *dict.fromkeys(part.function.__name__ for part in parts),
+            *["reward-model"] * classifier,
+        ],
     }
 
 
@@ -114,23 +133,37 @@ def _hub_id(path: str) -> str | None:
 def _recipe(config: Config, parts: Sequence[Part], step: int) -> dict[str, str]:
     optim, train, data = config.optim, config.train, config.data
     warmup = (
-        f"{optim.warmup_ratio:g} of all steps" if optim.warmup_ratio is not None else f"{optim.warmup_steps or 0} steps"
+        f"{optim.warmup_ratio:g} of all steps"
+        if optim.warmup_ratio is not None
+        else f"{optim.warmup_steps or 0} steps"
     )
-    rule = {"adamw": ("b1", "b2", "eps"), "lion": ("b1", "b2"), "sgd": ("momentum",)}.get(optim.name, ())
-    decay = f", weight decay {optim.weight_decay:g} ({optim.decay_mask})" if optim.weight_decay else ""
+    rule = {"adamw": ("b1", "b2", "eps"), "lion": ("b1", "b2"), "sgd": ("momentum",)}.get(
+        optim.name, ()
+    )
+    decay = (
+        f", weight decay {optim.weight_decay:g} ({optim.decay_mask})" if optim.weight_decay else ""
+    )
     return {
         "base model": config.model.path,
         "trained": _trained(config.adapter),
         "objective": " + ".join(_objective(part) for part in parts),
         "reference": _reference(config, parts),
-        "optimizer": optim.name + "".join(f", {key} {getattr(optim, key):g}" for key in rule) + decay,
+        "optimizer": optim.name
+        + "".join(f", {key} {getattr(optim, key):g}" for key in rule)
+        + decay,
         "learning rate": f"{optim.learning_rate:g}, {optim.schedule}, warm-up {warmup}",
-        "gradient clipping": "none" if optim.clip_norm is None else f"global norm {optim.clip_norm:g}",
+        "gradient clipping": "none"
+        if optim.clip_norm is None
+        else f"global norm {optim.clip_norm:g}",
         "steps": f"{step} of {train.batch_size} groups each",
-        "tokens": f"at most {data.max_length} of prompt and answer" if data.max_length else "no limit",
+        "tokens": f"at most {data.max_length} of prompt and answer"
+        if data.max_length
+        else "no limit",
         "precision": _precision(config),
         "seed": str(train.seed),
-        "exported with": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS),
+        "exported with": ", ".join(
+            f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS
+        ),
     }
 
 
@@ -143,7 +176,11 @@ def _reference(config: Config, parts: Sequence[Part]) -> str:
     reference = config.reference
     if not any(part.needs_reference for part in parts):
         return "none"
-    moved = f", moved by {reference.sync_alpha:g} every {reference.sync_every} steps" if reference.sync_every else ""
+    moved = (
+        f", moved by {reference.sync_alpha:g} every {reference.sync_every} steps"
+        if reference.sync_every
+        else ""
+    )
     further = f"; further: {', '.join(reference.extra)}" if reference.extra else ""
     adapter = reference_adapter(config)
     with_adapter = f" with the adapter {adapter}" if adapter and not reference.path else ""
@@ -171,7 +208,9 @@ def _data(report: Path, config: Config) -> str:
     """The run's account of its files: rows read, kept and dropped, with the reasons."""
     if not report.is_file():
         return "\n".join(f"- {path}" for path in config.data.train)
-    lines = [line for line in report.read_text().splitlines() if line and not line.startswith("Plan(")]
+    lines = [
+        line for line in report.read_text().splitlines() if line and not line.startswith("Plan(")
+    ]
     return "```\n" + "\n".join(lines) + "\n```"
 
 
@@ -179,7 +218,9 @@ def _evaluation(metrics: Path, step: int) -> dict[str, float]:
     """The latest evaluation of that step; empty when there was none."""
     found: dict[str, float] = {}
     for line in read_jsonl(metrics) if metrics.is_file() else ():
-        if line["step"] == step and (values := {k: v for k, v in line.items() if k.startswith("eval/")}):
+        if line["step"] == step and (
+            values := {k: v for k, v in line.items() if k.startswith("eval/")}
+        ):
             found = values
     return found
 

@@ -22,15 +22,17 @@ from jaxpref.step.policy import Frozen, split
 def load_params(pieces: Pieces, source: Checkpoint | None = None) -> Any:
     """The policy that training starts from, every process reading only what its devices hold.
 
-    Weights are float32; scalar heads are zero.  Where an adapter is trained, the weights are in the compute dtype or
-    quantised, and the adapter lies beside them.
+    Weights are float32; scalar heads are zero.  Where an adapter is trained, the weights are in the
+    compute dtype or quantised, and the adapter lies beside them.
 
     Args:
         source: another model of the same sizes, without an adapter.
     """
     shapes = param_shapes(pieces.model)
     shardings = param_shardings(shapes, pieces.mesh)
-    laid_out = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    laid_out = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
     leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(laid_out)}
 
     adapter = pieces.config.adapter
@@ -44,7 +46,9 @@ def load_params(pieces: Pieces, source: Checkpoint | None = None) -> Any:
             read = with_zero_rows(read, shape[0], leaf.shape[0])
         if quantised and is_quantisable(path):
             return place_quantised(path, leaf.shape, leaf.sharding, read, quantised)
-        return place_leaf(leaf.shape, kept, leaf.sharding, lambda index: read(index).astype(kept, copy=False))
+        return place_leaf(
+            leaf.shape, kept, leaf.sharding, lambda index: read(index).astype(kept, copy=False)
+        )
 
     params = (source or pieces.source).load_params(dtype=np.float32, put=put)
     if SCALAR_HEADS in shapes:
@@ -56,11 +60,17 @@ def load_params(pieces: Pieces, source: Checkpoint | None = None) -> Any:
 def with_adapter(pieces: Pieces, base: Mapping[str, Any]) -> dict[str, Any]:
     """The frozen weights with the adapter that training starts from beside them."""
     config, spec = pieces.config, pieces.source.spec
-    return {**base, LORA: start_adapter(config.adapter, pieces.lora, spec, base, pieces.mesh, config.train.seed)}
+    return {
+        **base,
+        LORA: start_adapter(
+            config.adapter, pieces.lora, spec, base, pieces.mesh, config.train.seed
+        ),
+    }
 
 
 def reference_source(pieces: Pieces) -> Checkpoint:
-    """The checkpoint of the reference.  Errors: InputError when it is not the same kind of model."""
+    """The checkpoint of the reference.  Errors: InputError when it is not the same kind of
+    model."""
     if pieces.config.reference.path is None:
         return pieces.source
     source = open_checkpoint(pieces.config.reference.path)
@@ -74,7 +84,8 @@ def reference_source(pieces: Pieces) -> Checkpoint:
 
 
 def runs_reference(pieces: Pieces) -> bool:
-    """Whether the reference runs beside the policy: an objective needs it, and its log-probs are not cached."""
+    """Whether the reference runs beside the policy: an objective needs it, and its log-probs are
+    not cached."""
     return pieces.needs_reference and pieces.config.reference.mode == "copy"
 
 

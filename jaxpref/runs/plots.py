@@ -21,19 +21,31 @@ _PANELS = (
 
 
 @contextmanager
-def drawn(png: str | Path, rows: int, columns: int, *, panel: tuple[float, float] = (4.8, 3.6)) -> Iterator[Any]:
-    """Axes [rows, columns] to draw on; written to `png` at the end.  `panel`: width and height of one, inches."""
+def drawn(
+    png: str | Path, rows: int, columns: int, *, panel: tuple[float, float] = (4.8, 3.6)
+) -> Iterator[Any]:
+    """Axes [rows, columns] to draw on; written to `png` at the end.  `panel`: width and height of
+    one, inches."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    small = {"font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8, "legend.framealpha": 1.0,
-             "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True,
-             "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, GREY])}  # fmt: skip
+    small = {
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "legend.fontsize": 8,
+        "legend.framealpha": 1.0,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "axes.axisbelow": True,
+        "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, GREY]),
+    }
     with plt.rc_context(small):
         size = panel[0] * columns, panel[1] * rows
-        figure, axes = plt.subplots(rows, columns, figsize=size, constrained_layout=True, squeeze=False)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=size, constrained_layout=True, squeeze=False
+        )
         try:
             yield axes
             Path(png).parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +55,8 @@ def drawn(png: str | Path, rows: int, columns: int, *, panel: tuple[float, float
 
 
 def plot_curves(run: str | Path, png: str | Path | None = None) -> Path:
-    """Plots metrics.jsonl of a run directory: training as lines, evaluations as points; returns the PNG's path."""
+    """Plots metrics.jsonl of a run directory: training as lines, evaluations as points; returns the
+    PNG's path."""
     lines = read_jsonl(Path(run) / "metrics.jsonl")
     png = Path(png) if png else Path(run) / "curves.png"
     with drawn(png, 2, 3) as axes:
@@ -59,6 +72,10 @@ def _curve(axis: Any, lines: list[dict[str, Any]], name: str) -> None:
     train = [(line["step"], line[name]) for line in lines if name in line]
     held_out = [(line["step"], line[f"eval/{name}"]) for line in lines if f"eval/{name}" in line]
     label = name.rsplit("/", 1)[-1]
-    (line,) = axis.plot(*zip(*train, strict=True), label=label) if train else axis.plot([], label=label)
+    (line,) = (
+        axis.plot(*zip(*train, strict=True), label=label) if train else axis.plot([], label=label)
+    )
     if held_out:
-        axis.plot(*zip(*held_out, strict=True), "o--", color=line.get_color(), label=f"{label}, held out")
+        axis.plot(
+            *zip(*held_out, strict=True), "o--", color=line.get_color(), label=f"{label}, held out"
+        )

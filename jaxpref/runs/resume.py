@@ -22,12 +22,17 @@ _MAY_CHANGE_KEYS = {
 def resume_step(config: Config, checkpoints: Checkpoints) -> int | None:
     """The step to continue from, or None for a fresh start.
 
-    Errors: InputError when `train.resume` forbids what is there, or the run was made with other settings.
+    Errors: InputError when `train.resume` forbids what is there, or the run was made with other
+        settings.
     """
     latest, mode = checkpoints.latest(), config.train.resume
     if latest is None:
         if mode == "must":
-            raise InputError("a checkpoint to resume from", f"none in {checkpoints.directory}", "set train.resume=auto")
+            raise InputError(
+                "a checkpoint to resume from",
+                f"none in {checkpoints.directory}",
+                "set train.resume=auto",
+            )
         return None
     if mode == "never":
         raise InputError(

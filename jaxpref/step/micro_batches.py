@@ -22,7 +22,8 @@ def whole_batch(batch: Batch) -> Batch:
 def at_used_length(function: Callable[..., Any], lengths: Sequence[int]) -> Callable[..., Any]:
     """`function(params, micro, ...)` on as many columns as the micro-batch needs, of `lengths`.
 
-    One branch a length in one program: the run still compiles once, and which branch runs depends on the data only.
+    One branch a length in one program: the run still compiles once, and which branch runs depends
+        on the data only.
     """
     if len(lengths) < 2:
         return function
@@ -33,14 +34,23 @@ def at_used_length(function: Callable[..., Any], lengths: Sequence[int]) -> Call
     def run(params, micro: Batch, *rest):
         # The last key of a row expires right behind the row's last token.
         shorter = jnp.asarray(lengths[:-1]) < micro.expiry_RL.max()
-        return lax.switch(jnp.sum(shorter, dtype=jnp.int32), [at(length) for length in lengths], params, micro, *rest)
+        return lax.switch(
+            jnp.sum(shorter, dtype=jnp.int32),
+            [at(length) for length in lengths],
+            params,
+            micro,
+            *rest,
+        )
 
     return run
 
 
 def collect(function: Callable[[Any], Any], tree_T: Any, micro_batches) -> Any:
     """`function` of every micro-batch in use, stacked on a leading T; zeros for the others."""
-    shapes, count = jax.eval_shape(function, micro_batch(tree_T, 0)), jax.tree.leaves(tree_T)[0].shape[0]
+    shapes, count = (
+        jax.eval_shape(function, micro_batch(tree_T, 0)),
+        jax.tree.leaves(tree_T)[0].shape[0],
+    )
     zeros = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)
 
     def body(t, out):

@@ -18,10 +18,12 @@ def warmup_steps(config: OptimConfig, total_steps: int) -> int:
 
 
 def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
-    """Learning rate of step t = 0, 1, ...: t/W of the peak during W warm-up steps (so the first one is 0), then
+    """Learning rate of step t = 0, 1, ...: t/W of the peak during W warm-up steps (so the first one
+    is 0), then
 
-    constant; linear to 0 at `total_steps`; cosine, (1 + cos(pi x)) / 2 over the rest; or inverse_sqrt,
-    peak * sqrt(s / (t - W + s)) with s = max(W, 1), which is 1 at the end of the warm-up.
+    constant; linear to 0 at `total_steps`; cosine, (1 + cos(pi x)) / 2 over the rest; or
+    inverse_sqrt, peak * sqrt(s / (t - W + s)) with s = max(W, 1), which is 1 at the end of the
+    warm-up.
     """
     peak, warmup = config.learning_rate, warmup_steps(config, total_steps)
     rest = max(total_steps - warmup, 1)
@@ -52,27 +54,41 @@ def make_optimizer(
     """Global-norm clipping, then the optimizer of `config.name`; moments are float32.
 
     Args:
-        vocab: true rows of the leaves in `VOCAB_LEAVES`, which may be padded with zeros; None: they are not.
+        vocab: true rows of the leaves in `VOCAB_LEAVES`, which may be padded with zeros; None: they
+            are not.
     """
     mask = lambda params: decay_mask(config, params)
     if config.name == "adamw":
         rule = optax.adamw(
-            schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=mask
+            schedule,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=mask,
         )
     elif config.name == "lion":
-        rule = optax.lion(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=mask)
+        rule = optax.lion(
+            schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=mask
+        )
     elif config.name == "adafactor":
-        # optax's own decay for adafactor ignores the learning rate, and so the warm-up: it is added here instead.
+        # optax's own decay for adafactor ignores the learning rate, and so the warm-up: it is added
+        # here instead.
         decay = optax.add_decayed_weights(lambda t: -config.weight_decay * schedule(t), mask)
         rule = optax.chain(_adafactor(schedule, vocab), decay)
     else:
         rule = optax.sgd(schedule, momentum=config.momentum or None)
-    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    clip = (
+        optax.identity()
+        if config.clip_norm is None
+        else optax.clip_by_global_norm(config.clip_norm)
+    )
     return optax.chain(clip, rule)
 
 
 def _adafactor(schedule: optax.Schedule, vocab: int | None) -> optax.GradientTransformation:
-    """optax.adafactor with its defaults, but a leaf's root mean squares do not count the rows that pad it."""
+    """optax.adafactor with its defaults, but a leaf's root mean squares do not count the rows that
+    pad it."""
     scaled = optax.chain(
         optax.clip_by_block_rms(1.0),
         optax.scale_by_learning_rate(schedule, flip_sign=False),
@@ -80,7 +96,8 @@ def _adafactor(schedule: optax.Schedule, vocab: int | None) -> optax.GradientTra
     )
 
     def grow(tree: Any, sign: int) -> Any:
-        """Makes the mean square over all rows that over the true ones (sign 1), and undoes it (-1)."""
+        """Makes the mean square over all rows that over the true ones (sign 1), and undoes it
+        (-1)."""
 
         def leaf(path, x):
             padded = vocab is not None and leaf_path(path).endswith(VOCAB_LEAVES)
@@ -93,5 +110,7 @@ def _adafactor(schedule: optax.Schedule, vocab: int | None) -> optax.GradientTra
         return grow(updates, -1), state
 
     return optax.chain(
-        optax.scale_by_factored_rms(), optax.GradientTransformation(scaled.init, update), optax.scale(-1.0)
+        optax.scale_by_factored_rms(),
+        optax.GradientTransformation(scaled.init, update),
+        optax.scale(-1.0),
     )

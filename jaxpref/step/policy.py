@@ -1,8 +1,9 @@
 """What of a model is trained and what stays frozen: the one place that decides it.
 
-Without an adapter all weights are trained, and the reference is a copy.  With one, the weights are frozen and shared:
-only the adapter (and scalar heads) is trained, and the reference is the same weights without it, or with another
-adapter.  Either way policy and reference are the frozen base with something laid over it, top level by top level.
+Without an adapter all weights are trained, and the reference is a copy.  With one, the weights are
+frozen and shared: only the adapter (and scalar heads) is trained, and the reference is the same
+weights without it, or with another adapter.  Either way policy and reference are the frozen base
+with something laid over it, top level by top level.
 """
 
 from collections.abc import Mapping

@@ -1,10 +1,11 @@
 """One optimizer step as a pure function: micro-batches -> gradients -> update.
 
-The objective's value is defined over the whole batch, as the weighted mean over all its groups.  Each micro-batch
-back-propagates its own share of that value, with the denominators summed over all micro-batches beforehand.  Where an
-objective couples the groups of a batch, the log-probs of all micro-batches come first, then the loss and its gradient
-with respect to them, then each micro-batch is back-propagated with its own cotangent.  So loss and gradient never
-depend on how the batch is split.
+The objective's value is defined over the whole batch, as the weighted mean over all its groups.
+Each micro-batch back-propagates its own share of that value, with the denominators summed over all
+micro-batches beforehand.  Where an objective couples the groups of a batch, the log-probs of all
+micro-batches come first, then the loss and its gradient with respect to them, then each micro-batch
+is back-propagated with its own cotangent.  So loss and gradient never depend on how the batch is
+split.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,12 +48,14 @@ class TrainState(NamedTuple):
     running: Any
     """Statistics that objectives carry from step to step: {part: {name: scalar}}."""
     ref_params: Any
-    """Where the reference moves with the policy: what follows `params` (float32); otherwise None."""
+    """Where the reference moves with the policy: what follows `params` (float32); otherwise
+    None."""
 
 
 @dataclass(frozen=True)
 class MovingReference:
-    """TR-DPO (Gorbatovski et al., arXiv 2404.09656): ref <- alpha * policy + (1 - alpha) * ref, every so many steps."""
+    """TR-DPO (Gorbatovski et al., arXiv 2404.09656): ref <- alpha * policy + (1 - alpha) * ref,
+    every so many steps."""
 
     every: int
     alpha: float
@@ -72,7 +75,9 @@ def init_state(
     ref_params: Any = None,
 ) -> TrainState:
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, optimizer.init(params), zero, jax.random.key(seed), init_running(parts), ref_params)
+    return TrainState(
+        params, optimizer.init(params), zero, jax.random.key(seed), init_running(parts), ref_params
+    )
 
 
 def state_shardings(shapes: TrainState, mesh: Any) -> TrainState:
@@ -90,7 +95,9 @@ def state_shardings(shapes: TrainState, mesh: Any) -> TrainState:
     def sharding(path, leaf):
         names = leaf_path(path).split("/")
         tails = ("/".join(names[i:]) for i in range(len(names)))
-        return next((params[tail, leaf.shape] for tail in tails if (tail, leaf.shape) in params), replicated)
+        return next(
+            (params[tail, leaf.shape] for tail in tails if (tail, leaf.shape) in params), replicated
+        )
 
     return jax.tree_util.tree_map_with_path(sharding, shapes)
 
@@ -105,7 +112,8 @@ def make_train_step(
 
     Args:
         moving: the reference is the state's own and follows the policy.
-    Metrics are float32 scalars over the whole batch; `loss` and `grad_norm` (before clipping) among them.
+    Metrics are float32 scalars over the whole batch; `loss` and `grad_norm` (before clipping) among
+    them.
     """
 
     def train_step(state: TrainState, frozen: Frozen, batch: Batch, micro_batches: jax.Array):
@@ -124,14 +132,21 @@ def make_train_step(
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        follows = _follow(moving, state.ref_params, params, state.step + 1) if moving else state.ref_params
+        follows = (
+            _follow(moving, state.ref_params, params, state.step + 1)
+            if moving
+            else state.ref_params
+        )
         return TrainState(params, opt_state, state.step + 1, state.rng, running, follows), metrics
 
     return train_step
 
 
-def make_eval_step(loss_spec: LossSpec) -> Callable[[Any, Any, Any, Batch, jax.Array], dict[str, Any]]:
-    """(params, reference params or None, running statistics, batch, micro-batches in use) -> sums for `add_sums`.
+def make_eval_step(
+    loss_spec: LossSpec,
+) -> Callable[[Any, Any, Any, Batch, jax.Array], dict[str, Any]]:
+    """(params, reference params or None, running statistics, batch, micro-batches in use) -> sums
+    for `add_sums`.
 
     An objective that couples groups sees one evaluation batch at a time.
     """
@@ -147,12 +162,14 @@ def make_eval_step(loss_spec: LossSpec) -> Callable[[Any, Any, Any, Batch, jax.A
 def make_logp_step(
     sums: Callable[[Any, Batch], jax.Array], *, lengths: Sequence[int] = ()
 ) -> Callable[[Any, Batch, jax.Array], jax.Array]:
-    """(params, batch, micro-batches in use) -> `sums` of all micro-batches, [T, R, G, K]: what the reference cache
-    stores."""
+    """(params, batch, micro-batches in use) -> `sums` of all micro-batches, [T, R, G, K]: what the
+    reference cache stores."""
 
     def logp_step(params, batch: Batch, micro_batches: jax.Array):
         one = at_used_length(sums, lengths)
-        return collect(lambda micro: one(params, micro), batch, micro_batches).reshape(batch.slot_count_RGK.shape)
+        return collect(lambda micro: one(params, micro), batch, micro_batches).reshape(
+            batch.slot_count_RGK.shape
+        )
 
     return logp_step
 
@@ -160,23 +177,31 @@ def make_logp_step(
 # ---- gradients: (loss_spec, state, frozen, batch, keys_T, micro-batches in use) -> gradient, (sums, running statistics)
 
 
-def _whole_gradient(loss_spec: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, _):
+def _whole_gradient(
+    loss_spec: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, _
+):
     """A single micro-batch is the whole batch, whatever the objective couples."""
 
     def loss(params, micro: Batch, key):
-        logps, ref = both_logps(loss_spec, frozen.policy(params), frozen.reference_params(), micro, key)
+        logps, ref = both_logps(
+            loss_spec, frozen.policy(params), frozen.reference_params(), micro, key
+        )
         return loss_and_sums(loss_spec, logps, ref, micro, state.running, None)
 
     gradient = at_used_length(jax.grad(loss, has_aux=True), loss_spec.lengths)
     return gradient(state.params, *micro_batch((batch, keys_T), 0))
 
 
-def _split_gradient(loss_spec: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, micro_batches):
+def _split_gradient(
+    loss_spec: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, micro_batches
+):
     """Each micro-batch gives its share; nothing couples them but the denominators."""
     totals = total_weights(loss_spec, batch)
 
     def loss(params, micro: Batch, key):
-        logps, ref = both_logps(loss_spec, frozen.policy(params), frozen.reference_params(), micro, key)
+        logps, ref = both_logps(
+            loss_spec, frozen.policy(params), frozen.reference_params(), micro, key
+        )
         share, (sums, _) = loss_and_sums(loss_spec, logps, ref, micro, state.running, totals)
         return share, sums
 
@@ -191,24 +216,40 @@ def _split_gradient(loss_spec: LossSpec, state: TrainState, frozen: Frozen, batc
     return grads, (sums, state.running)
 
 
-def _coupled_gradient(loss_spec: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, micro_batches):
-    """Log-probs of all micro-batches, the loss of the whole batch and its cotangent, then back through each."""
+def _coupled_gradient(
+    loss_spec: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, micro_batches
+):
+    """Log-probs of all micro-batches, the loss of the whole batch and its cotangent, then back
+    through each."""
     ref_params = frozen.reference_params()
-    logps, ref = all_logps(loss_spec, frozen.policy(state.params), ref_params, batch, micro_batches, keys_T)
-    loss = lambda logps: loss_and_sums(loss_spec, logps, ref, whole_batch(batch), state.running, None)
+    logps, ref = all_logps(
+        loss_spec, frozen.policy(state.params), ref_params, batch, micro_batches, keys_T
+    )
+    loss = lambda logps: loss_and_sums(
+        loss_spec, logps, ref, whole_batch(batch), state.running, None
+    )
     cotangent, aux = jax.grad(loss, has_aux=True)(logps)
-    cotangent_T = jax.tree.map(lambda x: x.reshape(batch.token_RL.shape[0], -1, *x.shape[1:]), cotangent)
+    cotangent_T = jax.tree.map(
+        lambda x: x.reshape(batch.token_RL.shape[0], -1, *x.shape[1:]), cotangent
+    )
 
     def body(t, grads):
         def projected(params, micro: Batch, key):
-            ref_states = reference_states(loss_spec, ref_params, micro) if "kl" in loss_spec.asked else None
+            ref_states = (
+                reference_states(loss_spec, ref_params, micro) if "kl" in loss_spec.asked else None
+            )
             policy = policy_logps(loss_spec, frozen.policy(params), ref_states, micro, key)
             return jax.tree.reduce(
-                jnp.add, jax.tree.map(lambda d, x: jnp.sum(d * x), micro_batch(cotangent_T, t), policy)
+                jnp.add,
+                jax.tree.map(lambda d, x: jnp.sum(d * x), micro_batch(cotangent_T, t), policy),
             )
 
         gradient = at_used_length(jax.grad(projected), loss_spec.lengths)
-        return jax.tree.map(jnp.add, grads, constrain_params(gradient(state.params, *micro_batch((batch, keys_T), t))))
+        return jax.tree.map(
+            jnp.add,
+            grads,
+            constrain_params(gradient(state.params, *micro_batch((batch, keys_T), t))),
+        )
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.params)
     return lax.fori_loop(0, micro_batches, body, constrain_params(zeros)), aux
@@ -219,7 +260,9 @@ def _zeros_like_output(function: Callable, *args: Any) -> Any:
 
 
 def _follow(moving: MovingReference, ref_params: Any, params: Any, step: jax.Array) -> Any:
-    mixed = lambda: jax.tree.map(lambda r, p: moving.alpha * p + (1.0 - moving.alpha) * r, ref_params, params)
+    mixed = lambda: jax.tree.map(
+        lambda r, p: moving.alpha * p + (1.0 - moving.alpha) * r, ref_params, params
+    )
     return lax.cond(step % moving.every == 0, mixed, lambda: ref_params)
 
 

@@ -1,7 +1,7 @@
 """The training loop: data -> step -> metrics, evaluations and checkpoints.
 
-What is trained is described by a `Training`.  A single run (`run.py`) and a stack of adapters (`stacked.py`) each
-describe one, and this loop runs them all.
+What is trained is described by a `Training`.  A single run (`run.py`) and a stack of adapters
+(`stacked.py`) each describe one, and this loop runs them all.
 """
 
 import time
@@ -135,7 +135,14 @@ class _Loop:
             checkpoints.close()
             self.writers.close()
         self._count_seconds()
-        return Finished(self.state, self.progress, training.loader.plan.steps, self.last_log, self.last_eval, best)
+        return Finished(
+            self.state,
+            self.progress,
+            training.loader.plan.steps,
+            self.last_log,
+            self.last_eval,
+            best,
+        )
 
     def _restore(self, step: int, steps: Any) -> None:
         checkpoints = self.training.checkpoints
@@ -163,8 +170,8 @@ class _Loop:
             evaluate = training.evaluate and (last or _every(settings.eval_every, step))
             stop = term.agreed(step)
             save = last or stop or _every(settings.save_every, step)
-            # One step stays in flight, so the host prepares the next batch meanwhile; everything is read before
-            # an evaluation or a checkpoint, which a non-finite step must never reach.
+            # One step stays in flight, so the host prepares the next batch meanwhile; everything is
+            # read before an evaluation or a checkpoint, which a non-finite step must never reach.
             in_flight = 0 if evaluate or save or _every(settings.log_every, step) else 1
             while len(pending) > in_flight:
                 self._read(*pending.popleft())
@@ -178,7 +185,9 @@ class _Loop:
             if stop and not last:
                 training.checkpoints.wait()
                 where = training.checkpoints.directory
-                raise Preempted(f"SIGTERM: saved step {step} in {where}; run the same command again to continue")
+                raise Preempted(
+                    f"SIGTERM: saved step {step} in {where}; run the same command again to continue"
+                )
 
     def _read(self, step: int, item: Step, metrics: Any) -> None:
         """Takes note of a finished step."""
@@ -202,7 +211,11 @@ class _Loop:
         best = self.training.best
         if best.deciding(values) is None:
             names = f"one of {', '.join(sorted(values))}"
-            raise InputError("a metric of the evaluation", f"train.best_metric={best.metric}", f"set it to {names}")
+            raise InputError(
+                "a metric of the evaluation",
+                f"train.best_metric={best.metric}",
+                f"set it to {names}",
+            )
         return values
 
     def _save(self, step: int, evaluated: Values | None) -> None:
@@ -214,8 +227,11 @@ class _Loop:
         self.progress.seconds = self.seconds_before + time.perf_counter() - self.training.began
 
 
-def _compile(training: Training, state: TrainState, batch: Batch, micro_batches: jax.Array) -> Callable:
-    """The step, compiled ahead of time: another shape later would be an error, not a second compile."""
+def _compile(
+    training: Training, state: TrainState, batch: Batch, micro_batches: jax.Array
+) -> Callable:
+    """The step, compiled ahead of time: another shape later would be an error, not a second
+    compile."""
     replicated = NamedSharding(training.mesh, P())
     step = jax.jit(training.step, donate_argnums=0, out_shardings=(training.shardings, replicated))
     if any(x.dtype.name.endswith("int4") for x in jax.tree.leaves(training.frozen)):

@@ -1,4 +1,5 @@
-"""What a training needs before its first step, the same for a single run and for a stack of adapters."""
+"""What a training needs before its first step, the same for a single run and for a stack of
+adapters."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -63,7 +64,9 @@ class Prepared:
     def first_state(self, params: Any, moving_ref: Any) -> TrainState:
         """The state before the first step; pure."""
         ref_params = jax.tree.map(lambda x: x.astype(jnp.float32), moving_ref)
-        return init_state(params, self.optimizer, self.config.train.seed, self.pieces.parts, ref_params)
+        return init_state(
+            params, self.optimizer, self.config.train.seed, self.pieces.parts, ref_params
+        )
 
     def write_settings(self, config: Config) -> None:
         """Config and an account of the data into the config's directory."""
@@ -77,7 +80,8 @@ class Prepared:
 def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Prepared, Any, Any]:
     """Reads model and data of a run.
 
-    Returns: what is prepared, the parameters that training starts from, and where the reference moves, its start.
+    Returns: what is prepared, the parameters that training starts from, and where the reference
+        moves, its start.
     Errors: InputError for anything wrong with config, model or data.
     """
     began = time.perf_counter()

@@ -27,6 +27,11 @@ def training_bar(console: Console, title: str = "step", *, show: bool = True) ->
             shown = f"loss {values['loss']:.4f}"
             if "rewards/margins" in values:
                 shown += f"  accuracy {values['rewards/accuracies']:.2f}  margin {values['rewards/margins']:+.3f}"
-            bar.update(task, completed=step, total=steps, values=f"{shown}  {values['tokens_per_second']:.0f} tokens/s")
+            bar.update(
+                task,
+                completed=step,
+                total=steps,
+                values=f"{shown}  {values['tokens_per_second']:.0f} tokens/s",
+            )
 
         yield on_log

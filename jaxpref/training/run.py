@@ -48,7 +48,8 @@ def train(
     """Runs (or continues) a training run.
 
     Args:
-        objective: in place of `config.objective`, from a notebook: the list may hold functions of one's own.
+        objective: in place of `config.objective`, from a notebook: the list may hold functions of
+            one's own.
         on_log: called with (step, steps, values of the step) after every step; for progress bars.
     Errors:
         InputError for anything wrong with config, model or data, before anything is compiled.
@@ -68,7 +69,9 @@ def train(
     )
 
 
-def _training(objective: Sequence[Any] | None, prepared: Prepared, params: Any, moving_ref: Any) -> Training:
+def _training(
+    objective: Sequence[Any] | None, prepared: Prepared, params: Any, moving_ref: Any
+) -> Training:
     """What the loop runs; settings and an account of the data are written beforehand.
 
     Args:
@@ -82,7 +85,9 @@ def _training(objective: Sequence[Any] | None, prepared: Prepared, params: Any, 
             names = [part.name for part in pieces.parts]
             (Path(config.out) / OBJECTIVE_FILE).write_text(json.dumps(names) + "\n")
     evaluator = prepared.evaluator(make_eval_step)
-    shardings = state_shardings(jax.eval_shape(prepared.first_state, params, moving_ref), pieces.mesh)
+    shardings = state_shardings(
+        jax.eval_shape(prepared.first_state, params, moving_ref), pieces.mesh
+    )
 
     def start() -> TrainState:
         nonlocal params, moving_ref
@@ -98,7 +103,9 @@ def _training(objective: Sequence[Any] | None, prepared: Prepared, params: Any, 
 
     def flops(item: Step) -> float:
         runs_reference = frozen.reference is not None or bool(pieces.moving)
-        return step_flops(pieces.source.spec, item, reference=runs_reference, frozen=bool(frozen.base))
+        return step_flops(
+            pieces.source.spec, item, reference=runs_reference, frozen=bool(frozen.base)
+        )
 
     return Training(
         settings=config.train,
@@ -110,7 +117,9 @@ def _training(objective: Sequence[Any] | None, prepared: Prepared, params: Any, 
         resume_step=prepared.resume_step,
         start=start,
         shardings=shardings,
-        step=make_train_step(prepared.loss_spec, prepared.optimizer, prepared.schedule, pieces.moving),
+        step=make_train_step(
+            prepared.loss_spec, prepared.optimizer, prepared.schedule, pieces.moving
+        ),
         frozen=frozen,
         evaluate=evaluate if evaluator else None,
         deciding=lambda values: values,

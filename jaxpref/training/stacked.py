@@ -1,11 +1,13 @@
-"""Several adapters on one base trained in one compiled step: one for every weight vector of a front.
+"""Several adapters on one base trained in one compiled step: one for every weight vector of a
+front.
 
-The adapters lie on a leading axis P of the train state, and the train step is mapped over it (`jax.vmap`).  Data, base
-and reference do not carry that axis, so the batch is built once, the reference runs once, and every product with a
-frozen weight is one product for all adapters.  What comes out are ordinary runs, one directory a point.
+The adapters lie on a leading axis P of the train state, and the train step is mapped over it
+(`jax.vmap`).  Data, base and reference do not carry that axis, so the batch is built once, the
+reference runs once, and every product with a frozen weight is one product for all adapters.  What
+comes out are ordinary runs, one directory a point.
 
-Policy and reference are then products of other shapes, so that before the first step they differ by rounding, where
-in a run by itself they are equal to the bit.
+Policy and reference are then products of other shapes, so that before the first step they differ by
+rounding, where in a run by itself they are equal to the bit.
 """
 
 import dataclasses
@@ -47,11 +49,12 @@ def train_stacked(
 ) -> list[Result]:
     """Trains the adapters of several runs at once, or goes on with them.
 
-    Every run ends as `train` would leave it: config, metrics and a checkpoint of the last step in its own directory.
-    Flops and seconds of a result are its share, an equal part of the whole.
+    Every run ends as `train` would leave it: config, metrics and a checkpoint of the last step in
+    its own directory.  Flops and seconds of a result are its share, an equal part of the whole.
 
     Args:
-        configs: alike but for `out` and for numbers among the hyperparameters of the objectives, as modpo's `w`.
+        configs: alike but for `out` and for numbers among the hyperparameters of the objectives, as
+            modpo's `w`.
         out: directory of the common state, from which training goes on.
         on_log: as of `train`; called with means over the runs.
     Errors: InputError for runs that cannot share a step; those of `train`.
@@ -79,7 +82,10 @@ def _check(configs: Sequence[Config]) -> None:
                 "set adapter.rank and leave reference.sync_every out, or train them one by one",
             )
     settings = [to_dict(config) for config in configs]
-    odd = {key for other in settings[1:] for key in other if other[key] != settings[0][key]} - {"out", "objective"}
+    odd = {key for other in settings[1:] for key in other if other[key] != settings[0][key]} - {
+        "out",
+        "objective",
+    }
     outs = [config.out for config in configs]
     if odd or len(set(outs)) < len(outs):
         raise InputError(
@@ -90,7 +96,8 @@ def _check(configs: Sequence[Config]) -> None:
 
 
 def stacked_numbers(configs: Sequence[Config]) -> list[dict[str, np.ndarray]]:
-    """Of every part of the objective, the hyperparameters in which the runs differ: {name: float32 [P, ...]}.
+    """Of every part of the objective, the hyperparameters in which the runs differ: {name: float32
+    [P, ...]}.
 
     Errors: InputError where runs differ in something else of their objectives.
     """
@@ -125,21 +132,36 @@ def _varied(parts: Sequence[Part]) -> dict[str, np.ndarray]:
 def make_stacked_step(
     loss_spec: LossSpec, numbers: Sequence[Mapping[str, np.ndarray]], optimizer: Any, schedule: Any
 ) -> Callable[[TrainState, Frozen, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """`make_train_step` for P states on a leading axis, each with hyperparameters of its own; metrics are [P].
+    """`make_train_step` for P states on a leading axis, each with hyperparameters of its own;
+    metrics are [P].
 
     Args:
         numbers: of every part of the objective, as `stacked_numbers` gives them.
     Errors: InputError for a hyperparameter that decides more than numbers do.
     """
 
-    def one(state: TrainState, own: Sequence[Mapping[str, jax.Array]], frozen: Frozen, batch: Batch, micro: jax.Array):
-        return make_train_step(_with_numbers(loss_spec, own), optimizer, schedule)(state, frozen, batch, micro)
+    def one(
+        state: TrainState,
+        own: Sequence[Mapping[str, jax.Array]],
+        frozen: Frozen,
+        batch: Batch,
+        micro: jax.Array,
+    ):
+        return make_train_step(_with_numbers(loss_spec, own), optimizer, schedule)(
+            state, frozen, batch, micro
+        )
 
     def step(state: TrainState, frozen: Frozen, batch: Batch, micro: jax.Array):
         try:
-            return jax.vmap(one, in_axes=(0, 0, None, None, None))(state, list(numbers), frozen, batch, micro)
+            return jax.vmap(one, in_axes=(0, 0, None, None, None))(
+                state, list(numbers), frozen, batch, micro
+            )
         except jax.errors.ConcretizationTypeError as error:
-            names = [f"{part.name}.{name}" for part, own in zip(loss_spec.parts, numbers, strict=True) for name in own]
+            names = [
+                f"{part.name}.{name}"
+                for part, own in zip(loss_spec.parts, numbers, strict=True)
+                for name in own
+            ]
             raise InputError(
                 "hyperparameters that enter the loss as numbers, to train runs together",
                 f"{', '.join(names)}: one of them decides which loss it is",
@@ -149,11 +171,15 @@ def make_stacked_step(
     return step
 
 
-def make_stacked_eval_step(loss_spec: LossSpec, numbers: Sequence[Mapping[str, np.ndarray]]) -> Callable:
+def make_stacked_eval_step(
+    loss_spec: LossSpec, numbers: Sequence[Mapping[str, np.ndarray]]
+) -> Callable:
     """`make_eval_step` for P adapters on a leading axis; sums are [P]."""
 
     def one(own, params, ref_params, running, batch: Batch, micro: jax.Array):
-        return make_eval_step(_with_numbers(loss_spec, own))(params, ref_params, running, batch, micro)
+        return make_eval_step(_with_numbers(loss_spec, own))(
+            params, ref_params, running, batch, micro
+        )
 
     def step(params, ref_params, running, batch: Batch, micro: jax.Array):
         trained, _ = split(params)
@@ -173,7 +199,10 @@ def _with_numbers(loss_spec: LossSpec, own: Sequence[Mapping[str, jax.Array]]) -
 
 
 def _training(
-    configs: Sequence[Config], numbers: Sequence[Mapping[str, np.ndarray]], prepared: Prepared, params: Any
+    configs: Sequence[Config],
+    numbers: Sequence[Mapping[str, np.ndarray]],
+    prepared: Prepared,
+    params: Any,
 ) -> Training:
     """What the loop runs: P states in one; values of steps and evaluations are lists of P numbers.
 
@@ -189,7 +218,9 @@ def _training(
         one = prepared.first_state(params, None)
         return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (len(configs), *x.shape)), one)
 
-    one_shardings = state_shardings(jax.eval_shape(lambda p: prepared.first_state(p, None), params), pieces.mesh)
+    one_shardings = state_shardings(
+        jax.eval_shape(lambda p: prepared.first_state(p, None), params), pieces.mesh
+    )
     shardings = jax.tree.map(lambda one: NamedSharding(one.mesh, P(None, *one.spec)), one_shardings)
     evaluator = prepared.evaluator(lambda loss_spec: make_stacked_eval_step(loss_spec, numbers))
 
@@ -202,7 +233,9 @@ def _training(
 
     def flops(item: Step) -> float:
         runs_reference = frozen.reference is not None
-        return step_flops(pieces.source.spec, item, reference=runs_reference, frozen=True, policies=len(configs))
+        return step_flops(
+            pieces.source.spec, item, reference=runs_reference, frozen=True, policies=len(configs)
+        )
 
     return Training(
         settings=prepared.config.train,
@@ -227,9 +260,13 @@ def _training(
 
 def _split(training: Training, configs: Sequence[Config], done: Finished) -> list[Result]:
     """The finished runs, each with a checkpoint of its own."""
-    one_shardings = jax.tree.map(lambda whole: NamedSharding(whole.mesh, P(*whole.spec[1:])), training.shardings)
+    one_shardings = jax.tree.map(
+        lambda whole: NamedSharding(whole.mesh, P(*whole.spec[1:])), training.shardings
+    )
     take = jax.jit(_point, out_shardings=one_shardings)
-    return [_finish(i, config, training, take, done, len(configs)) for i, config in enumerate(configs)]
+    return [
+        _finish(i, config, training, take, done, len(configs)) for i, config in enumerate(configs)
+    ]
 
 
 def _finish(
@@ -246,7 +283,12 @@ def _finish(
         if checkpoints.latest() != done.steps:
             with jax.set_mesh(training.mesh):
                 state = take(done.state, i)
-            checkpoints.save(done.steps, state, dataclasses.asdict(progress) | {"first_eval": first_eval}, last_eval)
+            checkpoints.save(
+                done.steps,
+                state,
+                dataclasses.asdict(progress) | {"first_eval": first_eval},
+                last_eval,
+            )
             checkpoints.wait()
         best = checkpoints.about_best()
     return Result(
@@ -282,7 +324,9 @@ def _point(state: TrainState, i: int) -> TrainState:
 
 def _of_point(values: Mapping[str, Any], i: int) -> dict[str, float]:
     """Point i's values; plain numbers are those of all."""
-    return {name: float(value if np.ndim(value) == 0 else value[i]) for name, value in values.items()}
+    return {
+        name: float(value if np.ndim(value) == 0 else value[i]) for name, value in values.items()
+    }
 
 
 def _means(values: Mapping[str, Any]) -> dict[str, float]:

@@ -9,7 +9,8 @@ A family is one module with
     from_hf          (config, where) -> ModelSpec
     to_hf            spec -> config.json
 
-and one line in `FAMILIES`.  What several share is in `hf_config`, `rope`, `tensors`, `qwen` and `gemma`.
+and one line in `FAMILIES`.  What several share is in `hf_config`, `rope`, `tensors`, `qwen` and
+`gemma`.
 """
 
 import difflib
@@ -70,6 +71,7 @@ def spec_from_hf(config: dict[str, Any], where: str) -> ModelSpec:
 
 
 def forms(family: str) -> tuple[Mapping[str, Weight], ...]:
-    """The tables of stored tensors that checkpoints of a family follow; the first is the one that is written."""
+    """The tables of stored tensors that checkpoints of a family follow; the first is the one that
+    is written."""
     module = FAMILIES[family]
     return (module.WEIGHTS, *getattr(module, "OTHER_FORMS", ()))

@@ -1,19 +1,33 @@
-"""Gemma 2: soft caps, every other layer local, norms of 1 + w before and behind each part, a scaled embedding."""
+"""Gemma 2: soft caps, every other layer local, norms of 1 + w before and behind each part, a scaled
+embedding."""
 
 from typing import Any
 
 from jaxpref.models.families.gemma import read_gemma, written_gemma
 from jaxpref.models.families.hf_config import FULL, SLIDING, ConfigReader, layer_kinds
 from jaxpref.models.families.rope import read_rope, written_rope
-from jaxpref.models.families.tensors import ATTENTION, ATTENTION_NORM, EMBED, MLP, ROTARY_BUFFERS, SANDWICH, TOP
+from jaxpref.models.families.tensors import (
+    ATTENTION,
+    ATTENTION_NORM,
+    EMBED,
+    MLP,
+    ROTARY_BUFFERS,
+    SANDWICH,
+    TOP,
+)
 from jaxpref.models.spec import ModelSpec
 
 WEIGHTS = {**EMBED, **ATTENTION_NORM, **ATTENTION, **SANDWICH, **MLP, **TOP}
 IGNORED_TENSORS = ROTARY_BUFFERS
 DEFAULTS = {
-    "num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True, "query_pre_attn_scalar": 256,
-    "sliding_window": 4096, "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0,
-}  # fmt: skip
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0,
+}
 
 
 def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
@@ -23,7 +37,9 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     read.only("architectures", ["Gemma2ForCausalLM"])
     fields = read_gemma(read) | read_rope(read)
     layers = fields["layers"]
-    layer_types = read.layer_types(layers, [FULL if layer % 2 else SLIDING for layer in range(layers)])
+    layer_types = read.layer_types(
+        layers, [FULL if layer % 2 else SLIDING for layer in range(layers)]
+    )
     kinds = layer_kinds(read, layer_types, read.optional_size("sliding_window"))
     softcap = read.optional_number("attn_logit_softcapping")
     read.finish()

@@ -1,4 +1,5 @@
-"""Gemma 3, text only: five local layers to a global one, each with its RoPE; norms of each head's queries and keys."""
+"""Gemma 3, text only: five local layers to a global one, each with its RoPE; norms of each head's
+queries and keys."""
 
 from typing import Any
 
@@ -20,9 +21,13 @@ from jaxpref.models.spec import ModelSpec
 WEIGHTS = {**EMBED, **ATTENTION_NORM, **ATTENTION, **HEAD_NORM, **SANDWICH, **MLP, **TOP}
 IGNORED_TENSORS = ROTARY_BUFFERS
 DEFAULTS = {
-    "num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True, "query_pre_attn_scalar": 256,
-    "sliding_window": 4096, "sliding_window_pattern": 6,
-}  # fmt: skip
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 6,
+}
 _GLOBAL_THETA, _LOCAL_THETA = 1_000_000.0, 10_000.0
 """What transformers takes where a config has none."""
 
@@ -46,16 +51,25 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
 
 
 def _read_ropes(read: ConfigReader) -> dict[str, Any]:
-    """The RoPE of global and of local layers, from nested `rope_parameters` or from the older attributes."""
+    """The RoPE of global and of local layers, from nested `rope_parameters` or from the older
+    attributes."""
     new = read.mapping("rope_parameters")
     if not new.keys() <= {FULL, SLIDING}:
-        read.problems.append(f"rope_parameters with {', '.join(new)}, not with {FULL} and {SLIDING}")
-    older = {FULL: ("rope_theta", read.mapping("rope_scaling"), _GLOBAL_THETA),
-             SLIDING: ("rope_local_base_freq", {}, _LOCAL_THETA)}  # fmt: skip
+        read.problems.append(
+            f"rope_parameters with {', '.join(new)}, not with {FULL} and {SLIDING}"
+        )
+    older = {
+        FULL: ("rope_theta", read.mapping("rope_scaling"), _GLOBAL_THETA),
+        SLIDING: ("rope_local_base_freq", {}, _LOCAL_THETA),
+    }
     thetas, scalings = [], []
     for kind, (theta_name, old, default) in older.items():
         params = dict(new.get(kind) or {})
-        theta = read.agreed(f"{theta_name} and rope_parameters", params.pop("rope_theta", None), read.get(theta_name))
+        theta = read.agreed(
+            f"{theta_name} and rope_parameters",
+            params.pop("rope_theta", None),
+            read.get(theta_name),
+        )
         scaling = read.agreed("rope_scaling and rope_parameters", params or None, old or None)
         thetas.append(check_theta(read, default if theta is None else theta))
         scalings.append(read_scaling(read, scaling or {}, ("default", "linear")))
@@ -65,7 +79,8 @@ def _read_ropes(read: ConfigReader) -> dict[str, Any]:
 
 
 def to_hf(spec: ModelSpec) -> dict[str, Any]:
-    """The config.json of `spec`, without dtype and token ids; the RoPE in both forms (`rope.written_rope`)."""
+    """The config.json of `spec`, without dtype and token ids; the RoPE in both forms
+    (`rope.written_rope`)."""
     scaling = written_scaling(spec.rope_scaling)
     return {
         **written_gemma(spec, "Gemma3ForCausalLM"),

@@ -1,7 +1,7 @@
 """GPT-2: learned positions, LayerNorm, two-matrix MLP, fused and transposed projections.
 
-Dropout is ignored: every published config has 0.1, and preference training runs without it, as TRL's
-`disable_dropout` does by default.
+Dropout is ignored: every published config has 0.1, and preference training runs without it, as
+TRL's `disable_dropout` does by default.
 """
 
 from dataclasses import replace
@@ -37,14 +37,22 @@ WEIGHTS = {
     "head/kernel": Weight("lm_head.weight", "V,D -> VD"),
 }
 # The published checkpoints were saved without the head's class, so their names lack its prefix.
-OTHER_FORMS = ({path: replace(w, name=w.name.removeprefix("transformer.")) for path, w in WEIGHTS.items()},)
+OTHER_FORMS = (
+    {path: replace(w, name=w.name.removeprefix("transformer.")) for path, w in WEIGHTS.items()},
+)
 # The causal mask, which old checkpoints carry.
 IGNORED_TENSORS = r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"
 DEFAULTS = {
-    "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
-    "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True, "activation_function": "gelu_new",
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+    "activation_function": "gelu_new",
     "scale_attn_weights": True,
-}  # fmt: skip
+}
 
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
@@ -52,19 +60,35 @@ _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu
 def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     """The spec of a Hugging Face config; arguments and errors as in `llama.from_hf`."""
     read = ConfigReader(
-        config, "GPT-2", where, defaults=DEFAULTS,
-        # Dropout, see above; of other heads; where the arithmetic is done; what the lengths say already.
-        ignored=["attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_type", "summary_use_proj", "summary_activation",
-                 "summary_proj_to_labels", "summary_first_dropout", "reorder_and_upcast_attn", "n_ctx",
-                 "task_specific_params"],
-    )  # fmt: skip
+        config,
+        "GPT-2",
+        where,
+        defaults=DEFAULTS,
+        # Dropout, see above; of other heads; where the arithmetic is done; what the lengths say
+        # already.
+        ignored=[
+            "attn_pdrop",
+            "embd_pdrop",
+            "resid_pdrop",
+            "summary_type",
+            "summary_use_proj",
+            "summary_activation",
+            "summary_proj_to_labels",
+            "summary_first_dropout",
+            "reorder_and_upcast_attn",
+            "n_ctx",
+            "task_specific_params",
+        ],
+    )
     read.only("model_type", "gpt2")
     read.only("architectures", ["GPT2LMHeadModel"])
     read.only("scale_attn_by_inverse_layer_idx", False)
     read.only("add_cross_attention", False)
     activation = read.get("activation_function")
     if activation not in _ACTIVATIONS:
-        read.problems.append(f"activation_function = {activation!r}, only {', '.join(_ACTIVATIONS)} are implemented")
+        read.problems.append(
+            f"activation_function = {activation!r}, only {', '.join(_ACTIVATIONS)} are implemented"
+        )
     width, heads = read.size("n_embd"), read.size("n_head")
     if not read.problems and width % heads:
         read.problems.append(f"n_embd = {width} is not a multiple of n_head = {heads}")
@@ -83,9 +107,18 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     )
     read.finish()
     return ModelSpec(
-        family="gpt2", rope_theta=10000.0, learned_positions=True, activation=_ACTIVATIONS[activation], gated=False,
-        norm="layer", qkv_bias=True, o_bias=True, mlp_bias=True, attention_scale=None if scaled else 1.0, **fields,
-    )  # fmt: skip
+        family="gpt2",
+        rope_theta=10000.0,
+        learned_positions=True,
+        activation=_ACTIVATIONS[activation],
+        gated=False,
+        norm="layer",
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+        attention_scale=None if scaled else 1.0,
+        **fields,
+    )
 
 
 def to_hf(spec: ModelSpec) -> dict[str, Any]:

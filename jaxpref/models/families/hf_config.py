@@ -1,4 +1,5 @@
-"""What the families share in reading and writing Hugging Face configs: an account of every attribute."""
+"""What the families share in reading and writing Hugging Face configs: an account of every
+attribute."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,15 +8,34 @@ from typing import Any
 from jaxpref.errors import InputError
 from jaxpref.models.spec import LayerKind, ModelSpec
 
-# Knowingly ignored in every family: they do not change the function (`pretraining_tp` only splits a product), nor its
-# gradient but for one row: torch's embedding gives the row of `pad_token_id` none, here it is a token like the others.
-# Token ids are taken from the tokenizer and generation_config.json.
-IGNORED = frozenset({
-    "initializer_range", "use_cache", "pretraining_tp", "bos_token_id", "eos_token_id", "pad_token_id",
-    "dtype", "torch_dtype", "transformers_version", "transformers.js_config", "_name_or_path", "auto_map",
-    "_attn_implementation", "_attn_implementation_autoset", "cache_implementation", "return_dict", "id2label",
-    "label2id", "unsloth_fixed", "unsloth_version",
-})  # fmt: skip
+# Knowingly ignored in every family: they do not change the function (`pretraining_tp` only splits a
+#     product), nor its
+# gradient but for one row: torch's embedding gives the row of `pad_token_id` none, here it is a
+# token like the others.  Token ids are taken from the tokenizer and generation_config.json.
+IGNORED = frozenset(
+    {
+        "initializer_range",
+        "use_cache",
+        "pretraining_tp",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "transformers.js_config",
+        "_name_or_path",
+        "auto_map",
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "cache_implementation",
+        "return_dict",
+        "id2label",
+        "label2id",
+        "unsloth_fixed",
+        "unsloth_version",
+    }
+)
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Names of `layer_types`."""
@@ -24,8 +44,8 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 class ConfigReader:
     """Reads a config attribute by attribute and keeps the account of what is wrong with it.
 
-    A getter gives a value of its type even where the config has none, so that `finish` can name all problems in one
-    error.  What is set, and neither read nor ignored, is a problem too.
+    A getter gives a value of its type even where the config has none, so that `finish` can name all
+    problems in one error.  What is set, and neither read nor ignored, is a problem too.
 
     Args:
         config: the parsed config.json.
@@ -75,7 +95,9 @@ class ConfigReader:
         value = self.get(key)
         if value is None:
             self.problems.append(f"{key} is missing")
-        elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < below:
+        elif (
+            isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < below
+        ):
             self.problems.append(f"{key} = {value!r} is not a number between 0 and {below}")
         else:
             return float(value)
@@ -117,7 +139,9 @@ class ConfigReader:
         value = self.get("layer_types", default)
         unknown = sorted({str(kind) for kind in value} - {FULL, SLIDING})
         if unknown:
-            self.problems.append(f"layer_types with {', '.join(unknown)}, only {FULL} and {SLIDING} are implemented")
+            self.problems.append(
+                f"layer_types with {', '.join(unknown)}, only {FULL} and {SLIDING} are implemented"
+            )
         elif len(value) != layers:
             self.problems.append(f"{len(value)} layer_types for num_hidden_layers = {layers}")
         else:
@@ -125,7 +149,8 @@ class ConfigReader:
         return [FULL] * layers
 
     def finish(self) -> None:
-        """Errors: one InputError naming every attribute that is missing, out of range, not implemented or unknown.
+        """Errors: one InputError naming every attribute that is missing, out of range, not
+        implemented or unknown.
 
         An unknown attribute that is None, False, 0 or empty is off, and passes.
         """
@@ -166,16 +191,23 @@ def read_sizes(read: ConfigReader, ffn: str = "intermediate_size") -> dict[str, 
     )
     if not read.problems:  # of sizes that are wrong by themselves nothing more is said
         if given_head_dim is None and width % heads:
-            read.problems.append(f"hidden_size = {width} is not a multiple of num_attention_heads = {heads}")
+            read.problems.append(
+                f"hidden_size = {width} is not a multiple of num_attention_heads = {heads}"
+            )
         if head_dim % 2:
             read.problems.append(f"head_dim = {head_dim} is odd, rope rotates pairs")
         if heads % kv_heads:
-            read.problems.append(f"num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}")
+            read.problems.append(
+                f"num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}"
+            )
     return sizes
 
 
 def layer_kinds(
-    read: ConfigReader, layer_types: Sequence[str], window: int | None, ropes: Sequence[str | None] | None = None
+    read: ConfigReader,
+    layer_types: Sequence[str],
+    window: int | None,
+    ropes: Sequence[str | None] | None = None,
 ) -> tuple[LayerKind, ...]:
     """`ModelSpec.kinds`: empty when all layers are plain.
 
@@ -187,7 +219,8 @@ def layer_kinds(
         read.problems.append(f"layer_types has {SLIDING} but no sliding_window is in force")
     ropes = ropes or ["global"] * len(layer_types)
     kinds = tuple(
-        LayerKind(window if kind == SLIDING else None, rope) for kind, rope in zip(layer_types, ropes, strict=True)
+        LayerKind(window if kind == SLIDING else None, rope)
+        for kind, rope in zip(layer_types, ropes, strict=True)
     )
     return () if all(kind == LayerKind() for kind in kinds) else kinds
 
@@ -209,7 +242,9 @@ def written_layer_types(spec: ModelSpec) -> list[str]:
     return [FULL if window is None else SLIDING for window in windows]
 
 
-def written_sizes(spec: ModelSpec, architecture: str, ffn: str = "intermediate_size") -> dict[str, Any]:
+def written_sizes(
+    spec: ModelSpec, architecture: str, ffn: str = "intermediate_size"
+) -> dict[str, Any]:
     """The inverse of `read_sizes`, with the names of model and architecture."""
     return {
         "architectures": [architecture],
@@ -229,7 +264,8 @@ def written_sizes(spec: ModelSpec, architecture: str, ffn: str = "intermediate_s
 
 
 def read_mixture(read: ConfigReader, *names: str) -> dict[str, Any]:
-    """`experts` and `experts_per_token` of `ModelSpec`; `names`: what the number of experts may be called."""
+    """`experts` and `experts_per_token` of `ModelSpec`; `names`: what the number of experts may be
+    called."""
     read.agreed(" and ".join(names), *(read.get(name) for name in names))
     given = [name for name in names if read.get(name) is not None]
     experts, per_token = read.size((given or names)[0]), read.size("num_experts_per_tok")

@@ -15,12 +15,12 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     """The spec of a Hugging Face Llama config.
 
     Args:
-        config: the parsed config.json; `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling`
-            (older).
+        config: the parsed config.json; `rope_parameters` (transformers 5) or `rope_theta` with
+            `rope_scaling` (older).
         where: the file, for error messages.
 
-    Errors: one InputError naming every attribute that is missing, out of range, not implemented or unknown.
-        An unknown attribute that is None, False, 0 or empty is off, and passes.
+    Errors: one InputError naming every attribute that is missing, out of range, not implemented or
+        unknown.  An unknown attribute that is None, False, 0 or empty is off, and passes.
     """
     read = ConfigReader(config, "Llama", where, ignored=["is_llama_config"])
     read.only("model_type", "llama")

@@ -2,7 +2,13 @@
 
 from typing import Any
 
-from jaxpref.models.families.hf_config import ConfigReader, read_sizes, shared_window, window_everywhere, written_sizes
+from jaxpref.models.families.hf_config import (
+    ConfigReader,
+    read_sizes,
+    shared_window,
+    window_everywhere,
+    written_sizes,
+)
 from jaxpref.models.families.rope import read_rope, written_rope
 from jaxpref.models.families.tensors import LLAMA, ROTARY_BUFFERS
 from jaxpref.models.spec import ModelSpec

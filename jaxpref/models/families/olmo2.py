@@ -14,7 +14,9 @@ WEIGHTS = {
     **ATTENTION,
     "layers/attention/q_norm": Weight(_LAYER + "self_attn.q_norm.weight", "NH -> NH"),
     "layers/attention/k_norm": Weight(_LAYER + "self_attn.k_norm.weight", "MH -> MH"),
-    "layers/attention_post_norm/scale": Weight(_LAYER + "post_attention_layernorm.weight", "D -> D"),
+    "layers/attention_post_norm/scale": Weight(
+        _LAYER + "post_attention_layernorm.weight", "D -> D"
+    ),
     **MLP,
     "layers/mlp_post_norm/scale": Weight(_LAYER + "post_feedforward_layernorm.weight", "D -> D"),
     **TOP,
@@ -33,7 +35,9 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     bias = read.flag("attention_bias")
     fields = read_sizes(read) | read_rope(read)
     read.finish()
-    return ModelSpec(family="olmo2", norm_at="post", qk_norm="whole", qkv_bias=bias, o_bias=bias, **fields)
+    return ModelSpec(
+        family="olmo2", norm_at="post", qk_norm="whole", qkv_bias=bias, o_bias=bias, **fields
+    )
 
 
 def to_hf(spec: ModelSpec) -> dict[str, Any]:

@@ -1,10 +1,24 @@
-"""Phi-3, Phi-3.5 and Phi-4: fused projections, a window, LongRoPE; Phi-4-mini rotates a part of each head."""
+"""Phi-3, Phi-3.5 and Phi-4: fused projections, a window, LongRoPE; Phi-4-mini rotates a part of
+each head."""
 
 from typing import Any
 
-from jaxpref.models.families.hf_config import ConfigReader, read_sizes, shared_window, window_everywhere, written_sizes
+from jaxpref.models.families.hf_config import (
+    ConfigReader,
+    read_sizes,
+    shared_window,
+    window_everywhere,
+    written_sizes,
+)
 from jaxpref.models.families.rope import read_rope, written_rope
-from jaxpref.models.families.tensors import ATTENTION_NORM, EMBED, LLAMA, MLP_NORM, ROTARY_BUFFERS, TOP
+from jaxpref.models.families.tensors import (
+    ATTENTION_NORM,
+    EMBED,
+    LLAMA,
+    MLP_NORM,
+    ROTARY_BUFFERS,
+    TOP,
+)
 from jaxpref.models.spec import LongRope, ModelSpec
 from jaxpref.models.weights import Weight
 
@@ -56,7 +70,9 @@ def _check_rotated(read: ConfigReader, fields: dict[str, Any]) -> None:
     rope = fields["rope_scaling"]
     for name in ("short_factor", "long_factor") if isinstance(rope, LongRope) else ():
         if len(getattr(rope, name)) != rotated // 2:
-            read.problems.append(f"{len(getattr(rope, name))} numbers in {name}, not {rotated // 2}")
+            read.problems.append(
+                f"{len(getattr(rope, name))} numbers in {name}, not {rotated // 2}"
+            )
 
 
 def to_hf(spec: ModelSpec) -> dict[str, Any]:

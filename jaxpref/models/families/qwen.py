@@ -25,7 +25,9 @@ def read_kinds(read: ConfigReader, layers: int) -> tuple[LayerKind, ...]:
     if type(first) is not int or first < 0:
         read.problems.append(f"max_window_layers = {first!r} is not a number of layers")
         first = 0
-    default = [SLIDING if window is not None and layer >= first else FULL for layer in range(layers)]
+    default = [
+        SLIDING if window is not None and layer >= first else FULL for layer in range(layers)
+    ]
     return layer_kinds(read, read.layer_types(layers, default), window)
 
 

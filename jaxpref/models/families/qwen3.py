@@ -19,7 +19,12 @@ from jaxpref.models.spec import ModelSpec
 
 WEIGHTS = {**EMBED, **ATTENTION_NORM, **ATTENTION, **HEAD_NORM, **MLP_NORM, **MLP, **TOP}
 IGNORED_TENSORS = ROTARY_BUFFERS
-DEFAULTS = {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096, "max_window_layers": 28}
+DEFAULTS = {
+    "num_key_value_heads": 32,
+    "head_dim": 128,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 
 
 def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
@@ -33,7 +38,9 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     fields = read_sizes(read) | read_rope(read)
     kinds = read_kinds(read, fields["layers"])
     read.finish()
-    return ModelSpec(family="qwen3", qk_norm="head", qkv_bias=bias, o_bias=bias, kinds=kinds, **fields)
+    return ModelSpec(
+        family="qwen3", qk_norm="head", qkv_bias=bias, o_bias=bias, kinds=kinds, **fields
+    )
 
 
 def to_hf(spec: ModelSpec) -> dict[str, Any]:

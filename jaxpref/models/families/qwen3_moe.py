@@ -35,20 +35,33 @@ WEIGHTS = _OTHER | experts(
 OTHER_FORMS = (_OTHER | FUSED_EXPERTS,)
 IGNORED_TENSORS = ROTARY_BUFFERS
 DEFAULTS = {
-    "num_key_value_heads": 4, "moe_intermediate_size": 768, "num_experts_per_tok": 8, "sliding_window": 4096,
-}  # fmt: skip
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 768,
+    "num_experts_per_tok": 8,
+    "sliding_window": 4096,
+}
 
 
 def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     """The spec of a Hugging Face config; arguments and errors as in `llama.from_hf`.
 
-    The attributes of the auxiliary loss are ignored: it is an objective of its own, `router_balance`.
+    The attributes of the auxiliary loss are ignored: it is an objective of its own,
+        `router_balance`.
     """
     read = ConfigReader(
-        config, "Qwen3-MoE", where, defaults=DEFAULTS,
-        # `intermediate_size` is that of dense layers, of which there are none; layers do not differ in their window.
-        ignored=["intermediate_size", "max_window_layers", "output_router_logits", "router_aux_loss_coef"],
-    )  # fmt: skip
+        config,
+        "Qwen3-MoE",
+        where,
+        defaults=DEFAULTS,
+        # `intermediate_size` is that of dense layers, of which there are none; layers do not differ
+        # in their window.
+        ignored=[
+            "intermediate_size",
+            "max_window_layers",
+            "output_router_logits",
+            "router_aux_loss_coef",
+        ],
+    )
     read.only("model_type", "qwen3_moe")
     read.only("architectures", ["Qwen3MoeForCausalLM"])
     read.only("hidden_act", "silu")
@@ -62,7 +75,13 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     norm_topk = read.flag("norm_topk_prob")
     read.finish()
     return ModelSpec(
-        family="qwen3_moe", qk_norm="head", qkv_bias=bias, o_bias=bias, kinds=kinds, norm_topk=norm_topk, **fields
+        family="qwen3_moe",
+        qk_norm="head",
+        qkv_bias=bias,
+        o_bias=bias,
+        kinds=kinds,
+        norm_topk=norm_topk,
+        **fields,
     )
 
 

@@ -1,4 +1,5 @@
-"""RoPE in Hugging Face configs: `rope_parameters` (transformers 5), or `rope_theta` with `rope_scaling` (older)."""
+"""RoPE in Hugging Face configs: `rope_parameters` (transformers 5), or `rope_theta` with
+`rope_scaling` (older)."""
 
 import math
 from collections.abc import Sequence
@@ -29,10 +30,14 @@ def read_rope(
     forms = _spelled(read.mapping("rope_parameters")), _spelled(read.mapping("rope_scaling"))
     inside = lambda key: [read.get(key), *(form.pop(key, None) for form in forms)]
     given_theta = read.agreed("rope_theta and that of the rope's parameters", *inside("rope_theta"))
-    part = read.agreed("partial_rotary_factor and that of the rope's parameters", *inside("partial_rotary_factor"))
+    part = read.agreed(
+        "partial_rotary_factor and that of the rope's parameters", *inside("partial_rotary_factor")
+    )
     params = read.agreed("rope_parameters and rope_scaling", *(form or None for form in forms))
     if part not in (None, 1) and not (partial and isinstance(part, float) and 0 < part < 1):
-        read.problems.append(f"partial_rotary_factor = {part!r}, only 1 is implemented" + " or less" * partial)
+        read.problems.append(
+            f"partial_rotary_factor = {part!r}, only 1 is implemented" + " or less" * partial
+        )
         part = None
     return dict(
         rope_theta=check_theta(read, theta if given_theta is None else given_theta),
@@ -57,7 +62,9 @@ def check_theta(read: ConfigReader, theta: Any) -> float:
     return theta
 
 
-def read_scaling(read: ConfigReader, params: dict[str, Any], types: Sequence[str]) -> RopeScaling | None:
+def read_scaling(
+    read: ConfigReader, params: dict[str, Any], types: Sequence[str]
+) -> RopeScaling | None:
     """The rescaling that a dict of rope parameters, without theta, asks for."""
     params = dict(params)
     rope_type = params.pop("rope_type", "default")
@@ -74,7 +81,9 @@ def read_scaling(read: ConfigReader, params: dict[str, Any], types: Sequence[str
         scaling = _llama3(read, params)
     elif rope_type == "longrope":
         scaling = _longrope(read, params)
-    read.problems.extend(f"rope parameter {key} = {value!r} is unknown" for key, value in params.items() if value)
+    read.problems.extend(
+        f"rope parameter {key} = {value!r} is unknown" for key, value in params.items() if value
+    )
     return scaling
 
 
@@ -83,7 +92,9 @@ def _positive(read: ConfigReader, rope_type: str, **values: Any) -> bool:
     missing = [key for key, value in values.items() if value is None]
     if missing:
         read.problems.append(f"rope_type {rope_type} without {', '.join(missing)}")
-    elif not all(isinstance(value, (int, float)) and 0 < value < math.inf for value in values.values()):
+    elif not all(
+        isinstance(value, (int, float)) and 0 < value < math.inf for value in values.values()
+    ):
         read.problems.append(f"rope_type {rope_type} with {values} is not a rescaling")
     else:
         return True
@@ -112,13 +123,18 @@ def _longrope(read: ConfigReader, params: dict[str, Any]) -> LongRope | None:
     if not _positive(read, "longrope", original_max_position_embeddings=length, **given):
         return None
     if not all(
-        isinstance(values, list) and values and all(isinstance(v, (int, float)) and v > 0 for v in values)
+        isinstance(values, list)
+        and values
+        and all(isinstance(v, (int, float)) and v > 0 for v in values)
         for values in (short, long)
     ):
-        read.problems.append(f"rope_type longrope with short_factor {short!r} and long_factor {long!r}")
+        read.problems.append(
+            f"rope_type longrope with short_factor {short!r} and long_factor {long!r}"
+        )
         return None
     if attention_factor is None and factor is not None:
-        # Su et al.'s rule in modeling_rope_utils; without a factor it follows from the lengths (`LongRope`).
+        # Su et al.'s rule in modeling_rope_utils; without a factor it follows from the lengths
+        # (`LongRope`).
         attention_factor = math.sqrt(1 + math.log(factor) / math.log(length)) if factor > 1 else 1.0
     return LongRope(tuple(short), tuple(long), length, attention_factor)
 
@@ -130,20 +146,31 @@ def written_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
     if isinstance(scaling, LinearRope):
         return {"rope_type": "linear", "factor": scaling.factor}
     if isinstance(scaling, Llama3Rope):
-        values = (scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_length)
+        values = (
+            scaling.factor,
+            scaling.low_freq_factor,
+            scaling.high_freq_factor,
+            scaling.original_length,
+        )
         return {"rope_type": "llama3", **dict(zip(_LLAMA3_KEYS, values, strict=True))}
     written = {
         "rope_type": "longrope",
         "short_factor": list(scaling.short_factor),
         "long_factor": list(scaling.long_factor),
     }
-    return written if scaling.attention_factor is None else {**written, "attention_factor": scaling.attention_factor}
+    return (
+        written
+        if scaling.attention_factor is None
+        else {**written, "attention_factor": scaling.attention_factor}
+    )
 
 
 def written_rope(spec: ModelSpec) -> dict[str, Any]:
-    """The rope, written twice, as `rope_parameters` (read by transformers 5) and as `rope_theta` with `rope_scaling`.
+    """The rope, written twice, as `rope_parameters` (read by transformers 5) and as `rope_theta`
+    with `rope_scaling`.
 
-    Older readers know the second form only and would fall back to their default theta without a word.
+    Older readers know the second form only and would fall back to their default theta without a
+    word.
     """
     scaling = written_scaling(spec.rope_scaling)
     return {

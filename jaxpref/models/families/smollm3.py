@@ -39,13 +39,20 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
 
 
 def _read_kinds(read: ConfigReader, layers: int) -> tuple[LayerKind, ...]:
-    """`no_rope_layers` holds 1 for a layer with RoPE, 0 for one without; by default every fourth has none."""
+    """`no_rope_layers` holds 1 for a layer with RoPE, 0 for one without; by default every fourth
+    has none."""
     interval, window = read.size("no_rope_layer_interval"), read_window(read)
-    rotated = read.get("no_rope_layers", [int((layer + 1) % interval != 0) for layer in range(layers)])
+    rotated = read.get(
+        "no_rope_layers", [int((layer + 1) % interval != 0) for layer in range(layers)]
+    )
     if len(rotated) < layers or any(value not in (0, 1) for value in rotated):
-        read.problems.append(f"no_rope_layers = {rotated!r} is not a 0 or 1 for each of {layers} layers")
+        read.problems.append(
+            f"no_rope_layers = {rotated!r} is not a 0 or 1 for each of {layers} layers"
+        )
         rotated = [1] * layers
-    default = [SLIDING if window is not None and not rotated[layer] else FULL for layer in range(layers)]
+    default = [
+        SLIDING if window is not None and not rotated[layer] else FULL for layer in range(layers)
+    ]
     ropes = ["global" if rotated[layer] else None for layer in range(layers)]
     return layer_kinds(read, read.layer_types(layers, default), window, ropes)
 

@@ -22,11 +22,15 @@ HEAD_NORM = {
     "layers/attention/q_norm": Weight(_LAYER + "self_attn.q_norm.weight", "H -> H"),
     "layers/attention/k_norm": Weight(_LAYER + "self_attn.k_norm.weight", "H -> H"),
 }
-ATTENTION_NORM = {"layers/attention_norm/scale": Weight(_LAYER + "input_layernorm.weight", "D -> D")}
+ATTENTION_NORM = {
+    "layers/attention_norm/scale": Weight(_LAYER + "input_layernorm.weight", "D -> D")
+}
 MLP_NORM = {"layers/mlp_norm/scale": Weight(_LAYER + "post_attention_layernorm.weight", "D -> D")}
 # Norms before and behind both parts of a layer, beside ATTENTION_NORM (Gemma 2 and 3).
 SANDWICH = {
-    "layers/attention_post_norm/scale": Weight(_LAYER + "post_attention_layernorm.weight", "D -> D"),
+    "layers/attention_post_norm/scale": Weight(
+        _LAYER + "post_attention_layernorm.weight", "D -> D"
+    ),
     "layers/mlp_norm/scale": Weight(_LAYER + "pre_feedforward_layernorm.weight", "D -> D"),
     "layers/mlp_post_norm/scale": Weight(_LAYER + "post_feedforward_layernorm.weight", "D -> D"),
 }
@@ -48,7 +52,8 @@ TOP = {
 }
 
 LLAMA = {**EMBED, **ATTENTION_NORM, **ATTENTION, **MLP_NORM, **MLP, **TOP}
-"""A model has the leaves that its spec says (`weights.used_weights`): biases and an own head are optional."""
+"""A model has the leaves that its spec says (`weights.used_weights`): biases and an own head are
+optional."""
 
 
 def experts(router: str, gate: str, up: str, down: str) -> dict[str, Weight]:

@@ -1,7 +1,8 @@
-"""What llama.cpp's converter makes of each model family: its metadata, its tensors' names and layouts.
+"""What llama.cpp's converter makes of each model family: its metadata, its tensors' names and
+layouts.
 
-Every line here answers one of conversion/*.py in https://github.com/ggml-org/llama.cpp; the tensors' names are those
-of the `gguf` package.
+Every line here answers one of conversion/*.py in https://github.com/ggml-org/llama.cpp; the
+tensors' names are those of the `gguf` package.
 """
 
 import math
@@ -63,9 +64,11 @@ class Architecture:
     keys: Mapping[str, str] = field(default_factory=lambda: _SHARED)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Config attributes that llama.cpp has in its code and not in the file."""
-    finish: Callable[[dict[str, Any], dict[str, Any], Vectors], dict[str, Any]] = lambda config, rest, vectors: {}
-    """(config so far, metadata that no key translates, vectors) -> more of the config; takes from `rest` what it
-    understands."""
+    finish: Callable[[dict[str, Any], dict[str, Any], Vectors], dict[str, Any]] = (
+        lambda config, rest, vectors: {}
+    )
+    """(config so far, metadata that no key translates, vectors) -> more of the config; takes from
+    `rest` what it understands."""
     biases: Mapping[str, str] = field(default_factory=dict)
     """Config attribute -> a tensor whose presence means that it is true."""
     permuted: bool = False
@@ -86,13 +89,19 @@ def find_architecture(metadata: Mapping[str, Any], where: str) -> Architecture:
         if known.name == name and (name != "llama" or (known.model_type == "mixtral") == mixture):
             return known
     names = ", ".join(dict.fromkeys(known.name for known in ARCHITECTURES))
-    raise InputError(f"general.architecture among {names}", f"{name!r} in {where}", "use a file of such a model")
+    raise InputError(
+        f"general.architecture among {names}", f"{name!r} in {where}", "use a file of such a model"
+    )
 
 
 def hf_config(
-    architecture: Architecture, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], vectors: Vectors
+    architecture: Architecture,
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    vectors: Vectors,
 ) -> dict[str, Any]:
-    """The Hugging Face config that a file amounts to; what nothing here understands keeps its own key.
+    """The Hugging Face config that a file amounts to; what nothing here understands keeps its own
+    key.
 
     The family refuses unknown keys unless they are off.
 
@@ -100,14 +109,29 @@ def hf_config(
         shapes: of the file's tensors, rows first.
     """
     prefix = architecture.name + "."
-    rest = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
-    config = {"model_type": architecture.model_type, "tie_word_embeddings": "output.weight" not in shapes}
-    config |= architecture.fixed | {key: True for key, name in architecture.biases.items() if name in shapes}
-    config |= {key: _decimal(rest.pop(theirs)) for theirs, key in architecture.keys.items() if theirs in rest}
+    rest = {
+        key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)
+    }
+    config = {
+        "model_type": architecture.model_type,
+        "tie_word_embeddings": "output.weight" not in shapes,
+    }
+    config |= architecture.fixed | {
+        key: True for key, name in architecture.biases.items() if name in shapes
+    }
+    config |= {
+        key: _decimal(rest.pop(theirs))
+        for theirs, key in architecture.keys.items()
+        if theirs in rest
+    }
     if "token_embd.weight" in shapes:  # `vocab_size` is optional, and does not count padding rows
         config["vocab_size"] = shapes["token_embd.weight"][0]
-    sizes = [config.get(architecture.keys[key]) for key in ("embedding_length", "attention.head_count")]
-    if all(type(size) is int and size > 0 for size in sizes):  # otherwise the family says what is wrong
+    sizes = [
+        config.get(architecture.keys[key]) for key in ("embedding_length", "attention.head_count")
+    ]
+    if all(
+        type(size) is int and size > 0 for size in sizes
+    ):  # otherwise the family says what is wrong
         config |= architecture.finish(config, rest, vectors)
     return config | {prefix + key: value for key, value in rest.items()}
 
@@ -120,7 +144,9 @@ def stored_weights(architecture: Architecture, spec: ModelSpec) -> dict[str, Wei
             table[path] = _EXPERTS[path]
             continue
         stored, leaf = weight.layout.split(" -> ")
-        if weight.name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):  # the converter turns them around
+        if weight.name.endswith(
+            ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+        ):  # the converter turns them around
             stored = ",".join(reversed(stored.split(",")))
         name = names.get_name(weight.name.format(layer=0), try_suffixes=(".weight", ".bias"))
         table[path] = Weight(name.replace("blk.0.", "blk.{layer}."), f"{stored} -> {leaf}")
@@ -128,7 +154,8 @@ def stored_weights(architecture: Architecture, spec: ModelSpec) -> dict[str, Wei
 
 
 def _decimal(value: Any) -> Any:
-    """Floats are stored as float32: the decimal that was meant, 1e-05 and not 9.999999747378752e-06."""
+    """Floats are stored as float32: the decimal that was meant, 1e-05 and not
+    9.999999747378752e-06."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
@@ -142,14 +169,20 @@ def _rope(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> dic
         del rest["rope.dimension_count"]
     kind = rest.pop("rope.scaling.type", "none")
     if kind != "none":
-        found["rope_scaling"] = {"rope_type": kind, "factor": _decimal(rest.pop("rope.scaling.factor", None))}
+        found["rope_scaling"] = {
+            "rope_type": kind,
+            "factor": _decimal(rest.pop("rope.scaling.factor", None)),
+        }
     elif "rope_freqs.weight" in vectors:
-        found["rope_scaling"] = _llama3(vectors["rope_freqs.weight"], found["head_dim"], found["rope_theta"])
+        found["rope_scaling"] = _llama3(
+            vectors["rope_freqs.weight"], found["head_dim"], found["rope_theta"]
+        )
     return found
 
 
 def _heads(config: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
-    """What llama.cpp takes where the file says nothing; the families would take transformers' defaults."""
+    """What llama.cpp takes where the file says nothing; the families would take transformers'
+    defaults."""
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim", config["hidden_size"] // heads)
     if rest.get("attention.value_length") == head_dim:
@@ -164,8 +197,8 @@ def _heads(config: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
 def _llama3(divisor: np.ndarray, head_dim: int, theta: float) -> dict[str, Any]:
     """Llama 3.1's rescaling from the per-frequency divisors that llama.cpp keeps instead of it.
 
-    Every Llama 3 model has low 1, high 4 and length 8192, and differs in the factor only, which is the
-    divisor of the lowest frequency; the others must follow from it.
+    Every Llama 3 model has low 1, high 4 and length 8192, and differs in the factor only, which is
+    the divisor of the lowest frequency; the others must follow from it.
     """
     factor, low, high, length = float(divisor.max(initial=1.0)), 1.0, 4.0, 8192
     wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
@@ -173,7 +206,9 @@ def _llama3(divisor: np.ndarray, head_dim: int, theta: float) -> dict[str, Any]:
     smooth = np.clip((turns - low) / (high - low), 0, 1)
     expected = 1 / ((1 - smooth) / factor + smooth)
     if divisor.shape != expected.shape or not np.allclose(divisor, expected, rtol=1e-4):
-        return {"rope_type": "divisors in rope_freqs.weight that are not Llama 3.1's"}  # which the family refuses
+        return {
+            "rope_type": "divisors in rope_freqs.weight that are not Llama 3.1's"
+        }  # which the family refuses
     return {
         "rope_type": "llama3",
         "factor": factor,
@@ -186,10 +221,14 @@ def _llama3(divisor: np.ndarray, head_dim: int, theta: float) -> dict[str, Any]:
 def _phi3(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> dict[str, Any]:
     """A part of each head may be rotated, and by LongRoPE; a window of 0 is none."""
     found = _heads(config, rest)
-    found["partial_rotary_factor"] = rest.pop("rope.dimension_count", found["head_dim"]) / found["head_dim"]
+    found["partial_rotary_factor"] = (
+        rest.pop("rope.dimension_count", found["head_dim"]) / found["head_dim"]
+    )
     found["sliding_window"] = rest.pop("attention.sliding_window", 0) or None
     longest = config.get("max_position_embeddings", 4096)
-    found["original_max_position_embeddings"] = length = rest.pop("rope.scaling.original_context_length", longest)
+    found["original_max_position_embeddings"] = length = rest.pop(
+        "rope.scaling.original_context_length", longest
+    )
     factors = {
         f"{name}_factor": [_decimal(float(x)) for x in vectors[tensor]]
         for name in ("short", "long")
@@ -198,19 +237,24 @@ def _phi3(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> dic
     if factors:
         found["rope_scaling"] = {"rope_type": "longrope", **factors}
         amplitude = rest.pop("rope.scaling.attn_factor", 1.0)
-        rule = math.sqrt(1 + math.log(max(1.0, longest / length)) / math.log(length))  # which the family knows
+        rule = math.sqrt(
+            1 + math.log(max(1.0, longest / length)) / math.log(length)
+        )  # which the family knows
         if not math.isclose(amplitude, rule, rel_tol=1e-5):
             found["rope_scaling"]["attention_factor"] = _decimal(amplitude)
     return found
 
 
 def _gemma(largest: int) -> Callable[[dict[str, Any], dict[str, Any], Vectors], dict[str, Any]]:
-    """Args: `largest` is the number of layers of the one model that scales its scores by width / heads."""
+    """Args: `largest` is the number of layers of the one model that scales its scores by width /
+    heads."""
 
     def finish(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> dict[str, Any]:
         found = _rope(config, rest, vectors)
         whole = config.get("num_hidden_layers") == largest
-        scalar = config["hidden_size"] // config["num_attention_heads"] if whole else found["head_dim"]
+        scalar = (
+            config["hidden_size"] // config["num_attention_heads"] if whole else found["head_dim"]
+        )
         keys = {
             "attention.sliding_window": "sliding_window",
             "attn_logit_softcapping": "attn_logit_softcapping",
@@ -234,24 +278,47 @@ _LLAMA = _ATTENTION | {"mlp_bias": "blk.0.ffn_up.bias"}
 ARCHITECTURES = (
     Architecture(MODEL_ARCH.LLAMA, "llama", finish=_rope, biases=_LLAMA, permuted=True),
     Architecture(
-        MODEL_ARCH.LLAMA, "mixtral", _mixture(expert_count="num_local_experts"), finish=_rope, permuted=True
+        MODEL_ARCH.LLAMA,
+        "mixtral",
+        _mixture(expert_count="num_local_experts"),
+        finish=_rope,
+        permuted=True,
     ),
     Architecture(MODEL_ARCH.QWEN2, "qwen2", finish=_rope),
     Architecture(MODEL_ARCH.QWEN3, "qwen3", finish=_rope, biases=_ATTENTION),
     Architecture(
-        MODEL_ARCH.QWEN3MOE, "qwen3_moe",
+        MODEL_ARCH.QWEN3MOE,
+        "qwen3_moe",
         _mixture(expert_count="num_experts", expert_feed_forward_length="moe_intermediate_size"),
-        fixed={"norm_topk_prob": True}, finish=_rope, biases=_ATTENTION,
+        fixed={"norm_topk_prob": True},
+        finish=_rope,
+        biases=_ATTENTION,
     ),
-    Architecture(MODEL_ARCH.GEMMA2, "gemma2", fixed=_GEMMA, finish=_gemma(46), biases=_ATTENTION, norm_offset=1.0),
     Architecture(
-        MODEL_ARCH.GEMMA3, "gemma3_text", fixed=_GEMMA, finish=_gemma(62), biases=_ATTENTION, norm_offset=1.0
+        MODEL_ARCH.GEMMA2,
+        "gemma2",
+        fixed=_GEMMA,
+        finish=_gemma(46),
+        biases=_ATTENTION,
+        norm_offset=1.0,
+    ),
+    Architecture(
+        MODEL_ARCH.GEMMA3,
+        "gemma3_text",
+        fixed=_GEMMA,
+        finish=_gemma(62),
+        biases=_ATTENTION,
+        norm_offset=1.0,
     ),
     Architecture(MODEL_ARCH.PHI3, "phi3", finish=_phi3),
     Architecture(MODEL_ARCH.OLMO2, "olmo2", finish=_rope, biases=_ATTENTION),
     Architecture(
-        MODEL_ARCH.SMOLLM3, "smollm3", fixed={"no_rope_layer_interval": 4}, finish=_rope, biases=_ATTENTION,
+        MODEL_ARCH.SMOLLM3,
+        "smollm3",
+        fixed={"no_rope_layer_interval": 4},
+        finish=_rope,
+        biases=_ATTENTION,
         permuted=True,
     ),
     Architecture(MODEL_ARCH.GPT2, "gpt2", _GPT2),
-)  # fmt: skip
+)

@@ -1,7 +1,8 @@
 """llama.cpp model files (GGUF): config, tokenizer and weights in one file, dequantised with numpy.
 
-The header is parsed here because `gguf.GGUFReader` makes an array object for every element of every list: 4
-seconds for a vocabulary of 49,152 tokens.  Block formats and dequantisation are the `gguf` package's.
+The header is parsed here because `gguf.GGUFReader` makes an array object for every element of every
+list: 4 seconds for a vocabulary of 49,152 tokens.  Block formats and dequantisation are the `gguf`
+package's.
 """
 
 import re
@@ -17,16 +18,29 @@ from gguf import GGMLQuantizationType, GGUFValueType
 
 from jaxpref.errors import InputError
 from jaxpref.models.families import spec_from_hf
-from jaxpref.models.gguf.families import ROPE_TENSORS, Architecture, find_architecture, hf_config, stored_weights
+from jaxpref.models.gguf.families import (
+    ROPE_TENSORS,
+    Architecture,
+    find_architecture,
+    hf_config,
+    stored_weights,
+)
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.weights import Index, Put, TensorSource, load_tree
 
 _SCALARS = {
-    GGUFValueType.UINT8: "u1", GGUFValueType.INT8: "i1", GGUFValueType.BOOL: "?",
-    GGUFValueType.UINT16: "<u2", GGUFValueType.INT16: "<i2",
-    GGUFValueType.UINT32: "<u4", GGUFValueType.INT32: "<i4", GGUFValueType.FLOAT32: "<f4",
-    GGUFValueType.UINT64: "<u8", GGUFValueType.INT64: "<i8", GGUFValueType.FLOAT64: "<f8",
-}  # fmt: skip
+    GGUFValueType.UINT8: "u1",
+    GGUFValueType.INT8: "i1",
+    GGUFValueType.BOOL: "?",
+    GGUFValueType.UINT16: "<u2",
+    GGUFValueType.INT16: "<i2",
+    GGUFValueType.UINT32: "<u4",
+    GGUFValueType.INT32: "<i4",
+    GGUFValueType.FLOAT32: "<f4",
+    GGUFValueType.UINT64: "<u8",
+    GGUFValueType.INT64: "<i8",
+    GGUFValueType.FLOAT64: "<f8",
+}
 
 
 class Tensor(NamedTuple):
@@ -49,16 +63,23 @@ class GgufFile:
 
     @property
     def generation_config(self) -> dict[str, Any]:
-        """The special token ids, as in generation_config.json; an end-of-turn id joins the end-of-text id."""
-        ids = {key: self.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "eot", "padding")}
+        """The special token ids, as in generation_config.json; an end-of-turn id joins the
+        end-of-text id."""
+        ids = {
+            key: self.metadata.get(f"tokenizer.ggml.{key}_token_id")
+            for key in ("bos", "eos", "eot", "padding")
+        }
         ends = list(dict.fromkeys(i for i in (ids["eos"], ids["eot"]) if i is not None))
         eos = ends if len(ends) > 1 else next(iter(ends), None)
         return {"bos_token_id": ids["bos"], "eos_token_id": eos, "pad_token_id": ids["padding"]}
 
     def load_params(self, *, dtype: Any = np.float32, put: Put | None = None) -> dict[str, Any]:
-        """The parameter tree, dequantised; arguments and errors as in `jaxpref.models.weights.load_tree`."""
+        """The parameter tree, dequantised; arguments and errors as in
+        `jaxpref.models.weights.load_tree`."""
         table = stored_weights(self.architecture, self.spec)
-        source = TensorSource(str(self.path), {name: t.shape for name, t in self.tensors.items()}, self._read)
+        source = TensorSource(
+            str(self.path), {name: t.shape for name, t in self.tensors.items()}, self._read
+        )
         ignored = "|".join(re.escape(name) for name in ROPE_TENSORS)
         return load_tree(source, table, self.spec, dtype=dtype, put=put, ignored=ignored)
 
@@ -71,7 +92,9 @@ class GgufFile:
 
     def _read(self, name: str, index: Index) -> np.ndarray:
         tensor = self.tensors[name]
-        vector = len(tensor.shape) == 1  # its one axis is that of the blocks, so it is cut afterwards
+        vector = (
+            len(tensor.shape) == 1
+        )  # its one axis is that of the blocks, so it is cut afterwards
         blocks = tensor.blocks if vector else tensor.blocks[index[0]]
         rows = _dequantised(tensor._replace(blocks=blocks), f"{name} in {self.path}")
         if self.architecture.permuted and re.search(r"\.attn_[qk]\.", name):
@@ -84,8 +107,8 @@ class GgufFile:
 def open_gguf(path: str | Path) -> GgufFile:
     """Reads a file's header; weights stay on disk until read.
 
-    Errors: InputError for a file that is not GGUF, is damaged or split, or whose architecture is not supported;
-        unknown metadata of the model is refused by name.
+    Errors: InputError for a file that is not GGUF, is damaged or split, or whose architecture is
+        not supported; unknown metadata of the model is refused by name.
     """
     path = Path(path)
     metadata, tensors = _parse(path)
@@ -96,8 +119,14 @@ def open_gguf(path: str | Path) -> GgufFile:
             "merge them with llama-gguf-split",
         )
     architecture = find_architecture(metadata, str(path))
-    vectors = {name: np.float64(_dequantised(tensors[name], str(path))) for name in ROPE_TENSORS if name in tensors}
-    config = hf_config(architecture, metadata, {name: t.shape for name, t in tensors.items()}, vectors)
+    vectors = {
+        name: np.float64(_dequantised(tensors[name], str(path)))
+        for name in ROPE_TENSORS
+        if name in tensors
+    }
+    config = hf_config(
+        architecture, metadata, {name: t.shape for name, t in tensors.items()}, vectors
+    )
     return GgufFile(path, metadata, tensors, architecture, spec_from_hf(config, str(path)))
 
 
@@ -116,7 +145,8 @@ def _dequantised(tensor: Tensor, where: str) -> np.ndarray:
 def _unpermute(rows: np.ndarray, head_dim: int) -> np.ndarray:
     """Rows of whole heads from llama.cpp's order to Hugging Face's.
 
-    llama.cpp rotates neighbouring rows (0,1), (2,3), ...; Hugging Face rotates row i with row i + H/2.
+    llama.cpp rotates neighbouring rows (0,1), (2,3), ...; Hugging Face rotates row i with row i +
+    H/2.
     """
     pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
@@ -153,7 +183,11 @@ class _Cursor:
         if kind == GGUFValueType.STRING:
             return self.string()
         inner, count = GGUFValueType(self.u32()), self.u64()
-        return self.scalars(inner, count) if inner in _SCALARS else [self.value(inner) for _ in range(count)]
+        return (
+            self.scalars(inner, count)
+            if inner in _SCALARS
+            else [self.value(inner) for _ in range(count)]
+        )
 
     def scalars(self, kind: GGUFValueType, count: int) -> list:
         dtype = np.dtype(_SCALARS[kind])
@@ -169,16 +203,25 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if magic != b"GGUF" or version not in (2, 3):
             raise ValueError(f"it begins with {magic!r}, version {version}")
         tensor_count, metadata_count = cursor.u64(), cursor.u64()
-        metadata = {cursor.string(): cursor.value(GGUFValueType(cursor.u32())) for _ in range(metadata_count)}
+        metadata = {
+            cursor.string(): cursor.value(GGUFValueType(cursor.u32()))
+            for _ in range(metadata_count)
+        }
         infos = [_tensor_info(cursor) for _ in range(tensor_count)]
         alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
         start = -(-cursor.at // alignment) * alignment
-        tensors = {name: _view(data, start + offset, shape, kind) for name, shape, kind, offset in infos}
-    except (EOFError, ValueError) as error:  # undecodable text and unknown types are ValueErrors too
+        tensors = {
+            name: _view(data, start + offset, shape, kind) for name, shape, kind, offset in infos
+        }
+    except (
+        EOFError,
+        ValueError,
+    ) as error:  # undecodable text and unknown types are ValueErrors too
         raise InputError(
-            "a complete little-endian GGUF file, version 2 or 3", f"{path} ({size} bytes): {error}",
+            "a complete little-endian GGUF file, version 2 or 3",
+            f"{path} ({size} bytes): {error}",
             "copy or download the file again",
-        ) from error  # fmt: skip
+        ) from error
     return metadata, tensors
 
 
@@ -188,7 +231,9 @@ def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizatio
     return name, shape, GGMLQuantizationType(cursor.u32()), cursor.u64()
 
 
-def _view(data: np.ndarray, start: int, shape: tuple[int, ...], kind: GGMLQuantizationType) -> Tensor:
+def _view(
+    data: np.ndarray, start: int, shape: tuple[int, ...], kind: GGMLQuantizationType
+) -> Tensor:
     byte_shape = gguf.quant_shape_to_byte_shape(shape, kind)
     end = start + int(np.prod(byte_shape))
     if end > len(data):

@@ -1,8 +1,8 @@
 """The tokenizer that a GGUF file's metadata describes, rebuilt with the `tokenizers` library.
 
-The file names how text is split before merging (`tokenizer.ggml.pre`) and leaves out what else the original
-tokenizer does.  So only those are built whose definition is known; every other is refused, for a tokenizer that is
-nearly right trains a model on text that it never meets again.
+The file names how text is split before merging (`tokenizer.ggml.pre`) and leaves out what else the
+original tokenizer does.  So only those are built whose definition is known; every other is refused,
+for a tokenizer that is nearly right trains a model on text that it never meets again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from transformers import PreTrainedTokenizerFast
 
 from jaxpref.errors import InputError
@@ -49,7 +58,8 @@ class Split:
     steps: Callable[[], list[pre_tokenizers.PreTokenizer]]
     normalizer: Callable[[], normalizers.Normalizer] | None = None
     whole_words: bool = False
-    """A word that is in the vocabulary is taken whole, whether its merges lead there or not (as tiktoken does)."""
+    """A word that is in the vocabulary is taken whole, whether its merges lead there or not (as
+    tiktoken does)."""
     add_bos: bool = False
     """Where the file does not say."""
 
@@ -59,7 +69,8 @@ def _gpt2() -> list[pre_tokenizers.PreTokenizer]:
 
 
 def _digits() -> list[pre_tokenizers.PreTokenizer]:
-    # Digits first: it also parts whitespace from a digit behind it, so "\n\n3" begins with the "\n\n" token.
+    # Digits first: it also parts whitespace from a digit behind it, so "\n\n3" begins with the
+    #     "\n\n" token.
     return [pre_tokenizers.Digits(individual_digits=True), *_gpt2()]
 
 
@@ -71,8 +82,8 @@ def _regex(pattern: str) -> Callable[[], list[pre_tokenizers.PreTokenizer]]:
 
 
 _LLAMA3 = Split(_regex(_CL100K), whole_words=True, add_bos=True)
-# "default" is left out on purpose: llama.cpp means by it a split that no model was trained with, and writes it when the
-# converter did not know the tokenizer.
+# "default" is left out on purpose: llama.cpp means by it a split that no model was trained with,
+# and writes it when the converter did not know the tokenizer.
 SPLITS: dict[str, Split] = {
     "gpt-2": Split(_gpt2),
     "smollm": Split(_digits),
@@ -91,9 +102,9 @@ SPLITS: dict[str, Split] = {
 def build_tokenizer(metadata: Mapping[str, Any], where: str) -> PreTrainedTokenizerFast:
     """The transformers tokenizer of a GGUF file, with special tokens and chat template.
 
-    Two kinds are built: byte-level BPE with a split of `SPLITS`, and the SentencePiece BPE of Llama 1 and 2, TinyLlama
-    and Mistral.  The SentencePiece tokenizers of Gemma and Phi-3 are not, for what their added tokens do to the text
-    around them is not in the file.
+    Two kinds are built: byte-level BPE with a split of `SPLITS`, and the SentencePiece BPE of Llama
+    1 and 2, TinyLlama and Mistral.  The SentencePiece tokenizers of Gemma and Phi-3 are not, for
+    what their added tokens do to the text around them is not in the file.
 
     Args:
         metadata: the file's, key -> value.
@@ -102,7 +113,10 @@ def build_tokenizer(metadata: Mapping[str, Any], where: str) -> PreTrainedTokeni
     Errors: InputError for another kind of tokenizer, and a vocabulary with repeated tokens.
     """
     model, split = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    architecture, add_eos = metadata.get("general.architecture"), metadata.get("tokenizer.ggml.add_eos_token", False)
+    architecture, add_eos = (
+        metadata.get("general.architecture"),
+        metadata.get("tokenizer.ggml.add_eos_token", False),
+    )
     sentencepiece = model == "llama" and architecture == "llama"
     if not (sentencepiece or (model == "gpt2" and split in SPLITS)) or add_eos:
         raise InputError(
@@ -115,7 +129,11 @@ def build_tokenizer(metadata: Mapping[str, Any], where: str) -> PreTrainedTokeni
     vocab = {token: number for number, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
         raise InputError("distinct tokens", f"{len(tokens) - len(vocab)} repeated in {where}", _FIX)
-    tokenizer = _sentencepiece(metadata, vocab, where) if sentencepiece else _byte_level(metadata, vocab, SPLITS[split])
+    tokenizer = (
+        _sentencepiece(metadata, vocab, where)
+        if sentencepiece
+        else _byte_level(metadata, vocab, SPLITS[split])
+    )
     _add_special_tokens(tokenizer, tokens, metadata.get("tokenizer.ggml.token_type", ()))
 
     special = {
@@ -149,12 +167,19 @@ def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int], split: Split
 
 
 def _sentencepiece(metadata: Mapping[str, Any], vocab: dict[str, int], where: str) -> Tokenizer:
-    """As Llama 2's tokenizer.json: a space in front of the text, then merges in the order of the scores."""
+    """As Llama 2's tokenizer.json: a space in front of the text, then merges in the order of the
+    scores."""
     if metadata.get("tokenizer.ggml.remove_extra_whitespaces", False):
-        raise InputError("a tokenizer that keeps whitespace", f"remove_extra_whitespaces in {where}", _FIX)
-    unknown = next((token for token, number in vocab.items() if number == metadata.get(_UNKNOWN_ID, 0)), None)
+        raise InputError(
+            "a tokenizer that keeps whitespace", f"remove_extra_whitespaces in {where}", _FIX
+        )
+    unknown = next(
+        (token for token, number in vocab.items() if number == metadata.get(_UNKNOWN_ID, 0)), None
+    )
     merges = _merges(vocab, metadata["tokenizer.ggml.scores"])
-    bpe = models.BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    bpe = models.BPE(
+        vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True
+    )
     tokenizer = Tokenizer(bpe)
     spaces, words = (
         normalizers.Replace(" ", "▁"),
@@ -173,7 +198,8 @@ _UNKNOWN_ID = "tokenizer.ggml.unknown_token_id"
 def _merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """All pairs of tokens that make a token, the highest score of the result first.
 
-    Pairs that make the same token are in the order in which transformers' conversion of SentencePiece files has them.
+    Pairs that make the same token are in the order in which transformers' conversion of
+    SentencePiece files has them.
     """
     pairs = [
         (scores[number], token[:cut], token[cut:])
@@ -186,7 +212,14 @@ def _merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str
 
 
 def _add_special_tokens(tokenizer: Tokenizer, tokens: list[str], kinds: list[int]) -> None:
-    # They are in the vocabulary already, so their ids stay.  `normalized=False` matches them as written.
-    by_kind = {kind: [t for t, k in zip(tokens, kinds, strict=False) if k == kind] for kind in TokenType}
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in by_kind[TokenType.CONTROL]])
-    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in by_kind[TokenType.USER_DEFINED]])
+    # They are in the vocabulary already, so their ids stay.  `normalized=False` matches them as
+    # written.
+    by_kind = {
+        kind: [t for t, k in zip(tokens, kinds, strict=False) if k == kind] for kind in TokenType
+    }
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in by_kind[TokenType.CONTROL]]
+    )
+    tokenizer.add_tokens(
+        [AddedToken(t, special=False, normalized=False) for t in by_kind[TokenType.USER_DEFINED]]
+    )

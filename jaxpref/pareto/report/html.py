@@ -19,7 +19,8 @@ _SCRIPTS = ("charts.js", "choices.js", "tables.js", "curves.js", "report.js")
 def report_html(front: Front, record: Mapping[str, Any]) -> str:
     """report.html of this package with style, scripts and data in it.
 
-    The page's policy forbids it to load anything and to run any script but this one, whatever an answer holds.
+    The page's policy forbids it to load anything and to run any script but this one, whatever an
+    answer holds.
 
     Args:
         record: what front.json holds.
@@ -48,6 +49,7 @@ def _file(name: str) -> str:
 
 
 def _inside_script(data: Any) -> str:
-    """JSON that cannot end the element it is in; what UTF-8 has no bytes for (half of a pair) becomes `?`."""
+    """JSON that cannot end the element it is in; what UTF-8 has no bytes for (half of a pair)
+    becomes `?`."""
     text = json.dumps(data, allow_nan=False, ensure_ascii=False).encode(errors="replace").decode()
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -16,8 +16,11 @@ _HALF_MARKER = 5.0
 """Points from a marker's centre to its border."""
 
 
-def place_labels(axis: Any, at_X2: np.ndarray, wanted: Sequence[tuple[int, str, str]], *, fontsize: float) -> int:
-    """Writes each label at the first free place around its point, near before far; returns how many had none.
+def place_labels(
+    axis: Any, at_X2: np.ndarray, wanted: Sequence[tuple[int, str, str]], *, fontsize: float
+) -> int:
+    """Writes each label at the first free place around its point, near before far; returns how many
+    had none.
 
     Args:
         at_X2: all points of the axis, in pixels; labels do not cover their markers.
@@ -54,10 +57,15 @@ def _box(centre: Sequence[float], width: float, height: float) -> np.ndarray:
     return np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
 
 
-def _beside(centre: Sequence[float], dx: int, dy: int, reach: float, width: float, height: float) -> np.ndarray:
-    """The box whose nearest side (or corner) is `reach` away from the centre in direction (dx, dy)."""
+def _beside(
+    centre: Sequence[float], dx: int, dy: int, reach: float, width: float, height: float
+) -> np.ndarray:
+    """The box whose nearest side (or corner) is `reach` away from the centre in direction (dx,
+    dy)."""
     away = reach if dx == 0 or dy == 0 else 0.7 * reach
-    return _box((centre[0] + dx * (away + width / 2), centre[1] + dy * (away + height / 2)), width, height)
+    return _box(
+        (centre[0] + dx * (away + width / 2), centre[1] + dy * (away + height / 2)), width, height
+    )
 
 
 def _inside(box: np.ndarray, room: Any) -> bool:
@@ -71,16 +79,36 @@ def _covers(box: np.ndarray, taken: Sequence[np.ndarray]) -> bool:
 
 
 def _write(
-    axis: Any, text: str, colour: str, fontsize: float, centre: np.ndarray, box: np.ndarray, unit: float
+    axis: Any,
+    text: str,
+    colour: str,
+    fontsize: float,
+    centre: np.ndarray,
+    box: np.ndarray,
+    unit: float,
 ) -> None:
     from matplotlib.patheffects import withStroke
 
     middle = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
     far = np.abs(np.clip(centre, box[:2], box[2:]) - centre).max() > _REACH[0] * unit * 1.2
-    line = dict(arrowprops=dict(arrowstyle="-", color=colour, lw=0.5, alpha=0.6, shrinkA=0, shrinkB=3)) if far else {}
+    line = (
+        dict(arrowprops=dict(arrowstyle="-", color=colour, lw=0.5, alpha=0.6, shrinkA=0, shrinkB=3))
+        if far
+        else {}
+    )
     written = axis.annotate(
-        text, xy=axis.transData.inverted().transform(centre), xytext=axis.transData.inverted().transform(middle),
-        textcoords="data", ha="center", va="center", fontsize=fontsize, color=colour, annotation_clip=False, zorder=5,
+        text,
+        xy=axis.transData.inverted().transform(centre),
+        xytext=axis.transData.inverted().transform(middle),
+        textcoords="data",
+        ha="center",
+        va="center",
+        fontsize=fontsize,
+        color=colour,
+        annotation_clip=False,
+        zorder=5,
         **line,
-    )  # fmt: skip
-    written.set_path_effects([withStroke(linewidth=2, foreground="white")])  # readable across bars and grid
+    )
+    written.set_path_effects(
+        [withStroke(linewidth=2, foreground="white")]
+    )  # readable across bars and grid

@@ -9,8 +9,8 @@ from jaxpref.pareto.front import Front
 
 @dataclass(frozen=True)
 class Style:
-    """Args: light, dark: colours on a light and on a dark page.  marker: circle, square, diamond, up, down, star, cross
-    or hexagon."""
+    """Args: light, dark: colours on a light and on a dark page.  marker: circle, square, diamond,
+    up, down, star, cross or hexagon."""
 
     label: str
     light: str
@@ -18,8 +18,8 @@ class Style:
     marker: str
 
 
-# Okabe and Ito's hues, which colour-blind people can tell apart, darker or lighter where the page asks for it; the
-# markers say the same once more.
+# Okabe and Ito's hues, which colour-blind people can tell apart, darker or lighter where the page
+# asks for it; the markers say the same once more.
 _STYLES = {
     "reference": Style("reference model", "#6E6E6E", "#A0A4AA", "cross"),
     "dpo": Style("DPO on one objective", "#1A1A1A", "#F2F2F2", "star"),
@@ -28,11 +28,17 @@ _STYLES = {
     "soup_deltas": Style("soup of LoRA deltas", "#009E73", "#2FCB9E", "up"),
     "soup_factors": Style("soup of LoRA factors", "#C2649B", "#E79AC6", "down"),
 }
-_OTHERS = (("#B8860B", "#F0C050"), ("#6A3D9A", "#B79AE0"), ("#8B1A1A", "#E07070"), ("#3B7A57", "#8FD0A8"))
+_OTHERS = (
+    ("#B8860B", "#F0C050"),
+    ("#6A3D9A", "#B79AE0"),
+    ("#8B1A1A", "#E07070"),
+    ("#3B7A57", "#8FD0A8"),
+)
 
 
 def styles(front: Front) -> dict[str, Style]:
-    """For every method of a front; methods not named above follow in the order in which they come."""
+    """For every method of a front; methods not named above follow in the order in which they
+    come."""
     methods = dict.fromkeys(point.method for point in front.points)
     others = iter(range(len(methods)))
     return {method: _STYLES.get(method) or _other(method, next(others)) for method in methods}
@@ -55,7 +61,11 @@ def weight_label(front: Front, weights: Mapping[str, float] | None) -> str:
         return ""
     total = sum(weights.values())
     shares = [weights[name] / total for name in front.objectives]
-    return f"{shares[0]:.2g}" if len(shares) == 2 else "/".join(f"{100 * share:.0f}" for share in shares)
+    return (
+        f"{shares[0]:.2g}"
+        if len(shares) == 2
+        else "/".join(f"{100 * share:.0f}" for share in shares)
+    )
 
 
 def labelled_with(front: Front) -> str:
@@ -67,4 +77,8 @@ def labelled_with(front: Front) -> str:
 
 def measure_label(front: Front, objective: str) -> str:
     """Of an axis."""
-    return f"{objective}: mean reward" if front.measure == "reward" else f"{objective}: held-out accuracy"
+    return (
+        f"{objective}: mean reward"
+        if front.measure == "reward"
+        else f"{objective}: held-out accuracy"
+    )

@@ -25,13 +25,15 @@ def write_front(
     reference: Mapping[str, float] | None = None,
     bootstrap: Bootstrap = DEFAULT,
 ) -> dict[str, Any]:
-    """Writes front.json (all of it, and what follows from it), front.csv (a row a point), front.png and report.html.
+    """Writes front.json (all of it, and what follows from it), front.csv (a row a point), front.png
+    and report.html.
 
     Args:
         reference: objective -> value, the point that hypervolumes are above; otherwise
             `hypervolume.default_reference`.
         bootstrap: of the hypervolumes' intervals.
-    Returns: what follows: hypervolumes, dominated points, violations, as front.json has them under `results`.
+    Returns: what follows: hypervolumes, dominated points, violations, as front.json has them under
+        `results`.
     Errors: InputError for a reference point that does not fit.
     """
     reference = checked_reference(front, reference)
@@ -52,7 +54,9 @@ def _results(
 ) -> dict[str, Any]:
     return {
         "reference_point": dict(reference),
-        "dominated": [p.name for p, worse in zip(front.points, dominated(front.values), strict=True) if worse],
+        "dominated": [
+            p.name for p, worse in zip(front.points, dominated(front.values), strict=True) if worse
+        ],
         "sweeps": [_sweep(front, one) for one in found],
         "violations": [asdict(violation) for violation in violations(front)],
         "bootstrap": asdict(bootstrap),
@@ -64,11 +68,16 @@ def _sweep(front: Front, found: Achieved) -> dict[str, Any]:
     sweep = found.sweep
     costs = [front.points[at].cost for at in sweep.points]
     return {
-        "method": sweep.method, "seed": sweep.seed, "label": sweep_label(front, sweep),
-        "points": names(sweep.points), "ends": names(sweep.ends),
-        "hypervolume": asdict(found.volume), "share": found.share, "cost": asdict(total_work(costs)),
+        "method": sweep.method,
+        "seed": sweep.seed,
+        "label": sweep_label(front, sweep),
+        "points": names(sweep.points),
+        "ends": names(sweep.ends),
+        "hypervolume": asdict(found.volume),
+        "share": found.share,
+        "cost": asdict(total_work(costs)),
         "separate_cost": asdict(separate_work(costs)),
-    }  # fmt: skip
+    }
 
 
 def _write_table(front: Front, path: Path) -> None:
@@ -89,9 +98,15 @@ def _row(front: Front, at: int) -> dict[str, Any]:
     for measure, estimates in point.estimates.items():
         for name, estimate in estimates.items():
             column = f"{measure}/{name}"
-            row |= {column: estimate.value, f"{column}/low": estimate.low, f"{column}/high": estimate.high}
+            row |= {
+                column: estimate.value,
+                f"{column}/low": estimate.low,
+                f"{column}/high": estimate.high,
+            }
     shared = {f"shared_{key}": value for key, value in asdict(point.cost.all_shared).items()}
-    return row | asdict(point.cost.own) | shared | {"together": point.cost.together, "run": point.run}
+    return (
+        row | asdict(point.cost.own) | shared | {"together": point.cost.together, "run": point.run}
+    )
 
 
 def _write(path: Path, text: str) -> None:
