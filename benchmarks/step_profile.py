@@ -37,7 +37,8 @@ from jaxpref.sharding import leaf_path
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen
-from jaxpref.step.train_step import init_state, make_train_step
+from jaxpref.step.state import init_state
+from jaxpref.step.train_step import make_train_step
 from jaxpref.types import EncodedGroup
 
 SMOLLM2 = dict(

@@ -22,7 +22,8 @@ from jaxpref.sharding import batch_sharding, make_mesh
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen
-from jaxpref.step.train_step import init_state, make_train_step, state_shardings
+from jaxpref.step.state import init_state, state_shardings
+from jaxpref.step.train_step import make_train_step
 
 SMOLLM2 = ModelSpec("llama", 49152, 576, 1536, 30, 9, 3, 64, 8192, 1e5, 1e-5, True)
 LLAMA = ModelSpec(

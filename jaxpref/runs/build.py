@@ -20,7 +20,7 @@ from jaxpref.runs.adapters import adapter_spec
 from jaxpref.settings import reference_contradictions
 from jaxpref.sharding import make_mesh, param_shardings, vocab_ways
 from jaxpref.step.batch_loss import LossSpec
-from jaxpref.step.train_step import MovingReference
+from jaxpref.step.state import MovingReference
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxpref.errors import InputError
 from jaxpref.sharding import VOCAB_LEAVES, leaf_path
-from jaxpref.step.train_step import TrainState
+from jaxpref.step.state import TrainState
 
 ACCURACY, LOSS = "eval/rewards/accuracies", "eval/loss"
 

@@ -1,5 +1,4 @@
-"""A batch becomes a loss: log-probs under policy and reference, the objective's terms, their
-weighted means.
+"""A batch becomes a loss: log-probs, the objective's terms, and their weighted means.
 
 The objective's value is defined over the whole batch, as the weighted mean over all its groups
 (docs/design.md, "The functional boundary").  So every sum here is of some groups, and the
@@ -25,17 +24,20 @@ from jaxpref.models.logprobs import (
     hidden_states,
     reference_logps,
 )
-from jaxpref.objectives import Part, Term, asked_logps
+from jaxpref.objectives import ObjectiveOutput, Part, Term, asked_logps
 from jaxpref.step.micro_batches import at_used_length, collect, whole_batch
 from jaxpref.types import Batch
 
 REFERENCE_COLUMN = "ref_logp"
 """Per-completion column [R, G, K] of cached reference log-probs, in place of a reference model."""
 
+_LEAST_WEIGHT = 1e-30
+"""In denominators, so that a batch without weight has the loss 0."""
+
 
 @dataclass(frozen=True)
 class LossSpec:
-    """How a batch becomes losses: the model, the objective, and how its log-probs are computed."""
+    """How a batch becomes a loss: the model, the objective, and how log-probs are computed."""
 
     model: Model
     parts: Sequence[Part]
@@ -62,32 +64,39 @@ class LossSpec:
 
 def init_running(parts: Sequence[Part]) -> dict[str, dict[str, jax.Array]]:
     """The statistics before the first step, of the parts that carry some."""
-    start = lambda part: {
-        name: jnp.asarray(value, jnp.float32) for name, value in part.needs.running.items()
-    }
-    return {part.name: start(part) for part in parts if part.needs.running}
+    running = {}
+    for part in parts:
+        if part.needs.running:
+            running[part.name] = {
+                name: jnp.asarray(value, jnp.float32) for name, value in part.needs.running.items()
+            }
+    return running
+
+
+# ---- log-probs
 
 
 @functools.cache  # the same function for the same model, so that nothing is compiled again
 def summed_logps(model: Model, chunk: int) -> Callable[[Any, Batch], jax.Array]:
     """(params, micro-batch) -> [B, K] summed log-probs."""
-    return lambda params, micro: (
-        completion_logps(model, params, micro, chunk=chunk, stats=False).sum
-    )
+
+    def sums(params, micro: Batch):
+        return completion_logps(model, params, micro, chunk=chunk, stats=False).sum
+
+    return sums
 
 
 def reference_states(loss_spec: LossSpec, ref_params, micro: Batch) -> States | None:
-    return (
-        None
-        if ref_params is None
-        else lax.stop_gradient(hidden_states(loss_spec.model, ref_params, micro))
-    )
+    """Hidden states of the reference, without gradient; None where it is not run."""
+    if ref_params is None:
+        return None
+    return lax.stop_gradient(hidden_states(loss_spec.model, ref_params, micro))
 
 
 def policy_logps(
     loss_spec: LossSpec, params, ref_states: States | None, micro: Batch, key=None
 ) -> Logps:
-    """`key`: of the dropout; None: as in evaluation."""
+    """Args: key: of the dropout; None: no dropout."""
     return completion_logps(
         loss_spec.model,
         params,
@@ -102,6 +111,7 @@ def policy_logps(
 def both_logps(
     loss_spec: LossSpec, params, ref_params, micro: Batch, key=None
 ) -> tuple[Logps, Logps | None]:
+    """Log-probs under policy and reference; the reference's are those of the cache, if there are."""
     ref_states = reference_states(loss_spec, ref_params, micro)
     logps = policy_logps(loss_spec, params, ref_states, micro, key)
     if REFERENCE_COLUMN in micro.columns:
@@ -110,21 +120,26 @@ def both_logps(
         return logps, Logps(cached, logps.count, zero, zero)
     if ref_states is None:
         return logps, None
-    return logps, reference_logps(
+    ref = reference_logps(
         loss_spec.model, ref_states, micro, chunk=loss_spec.chunk, asked=loss_spec.asked
     )
+    return logps, ref
 
 
 def all_logps(
     loss_spec: LossSpec, params, ref_params, batch: Batch, micro_batches, keys_T=None
 ) -> tuple[Logps, Logps | None]:
-    """Of all micro-batches as one, [T*B, K]; forward only.  Those not in use hold the zeros of
-    empty slots.
+    """Log-probs of all micro-batches as one, [T*B, K]; forward only.
+
+    Micro-batches that are not in use hold the zeros of empty slots.
 
     Args:
-        keys_T: of the dropout, one a micro-batch; None: no dropout.
+        keys_T: of the dropout, one per micro-batch; None: no dropout.
     """
-    both = lambda params, micro, key: both_logps(loss_spec, params, ref_params, micro, key)
+
+    def both(params, micro: Batch, key):
+        return both_logps(loss_spec, params, ref_params, micro, key)
+
     one = at_used_length(both, loss_spec.lengths)
     collected_T = collect(lambda micro: one(params, *micro), (batch, keys_T), micro_batches)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), collected_T)
@@ -133,28 +148,27 @@ def all_logps(
 # ---- the objective
 
 
-def _arrays(batch: Batch) -> dict[str, jax.Array]:
-    """Columns with rows and groups folded: [R, G, ...] -> [B, ...]."""
-    return {
+def _outputs(
+    loss_spec: LossSpec, logps: Logps, ref: Logps | None, batch: Batch, running: Mapping[str, Any]
+) -> list[ObjectiveOutput]:
+    """What every part of the objective makes of these groups."""
+    arrays = {  # data columns with packed rows and their groups folded: [R, G, ...] -> [B, ...]
         name: x.reshape(-1, *x.shape[2:])
         for name, x in batch.columns.items()
         if name != REFERENCE_COLUMN
     }
-
-
-def _outputs(
-    loss_spec: LossSpec, logps: Logps, ref: Logps | None, batch: Batch, running: Mapping[str, Any]
-):
-    arrays = _arrays(batch)
-    return [
-        part(logps, ref, arrays | ({"running": running[part.name]} if part.name in running else {}))
-        for part in loss_spec.parts
-    ]
+    outputs = []
+    for part in loss_spec.parts:
+        own = {"running": running[part.name]} if part.name in running else {}
+        outputs.append(part(logps, ref, arrays | own))
+    return outputs
 
 
 def total_weights(loss_spec: LossSpec, batch: Batch) -> list[list[jax.Array]]:
-    """Denominators of every part's terms over the whole batch: data only, so log-probs are stood in
-    for by zeros."""
+    """The denominators over the whole batch, of every term of every part.
+
+    Weights depend on the data alone, so zeros stand in for the log-probs.
+    """
     whole = whole_batch(batch)
     zeros = data_logps(whole, loss_spec.asked)
     outputs = _outputs(loss_spec, zeros, zeros, whole, init_running(loss_spec.parts))
@@ -168,58 +182,68 @@ def total_weights(loss_spec: LossSpec, batch: Batch) -> list[list[jax.Array]]:
 def loss_and_sums(
     loss_spec: LossSpec, logps: Logps, ref: Logps | None, batch: Batch, running, totals
 ):
-    """The objective on these groups, or their share of it, and the sums from which the metrics are
-    made.
+    """The objective on these groups, or their share of it, and the sums that metrics are made of.
 
     Args:
-        totals: denominators over the whole batch of every part's terms; None: these groups are the
-            whole batch.
+        totals: denominators over the whole batch, as `total_weights` gives them; None: these groups
+            are the whole batch.
     Returns: loss, (sums, the running statistics after this batch).
     """
     values, carried = group_values(loss_spec, logps, ref, batch, running)
-    sums, share = jax.tree.map(jnp.sum, values), jnp.zeros(())
+    sums, loss = jax.tree.map(jnp.sum, values), jnp.zeros(())
     for i, part in enumerate(loss_spec.parts):
-        for j, (value, weight) in enumerate(sums["terms"][part.name]):
-            share += (
-                part.weight * value / jnp.maximum(weight if totals is None else totals[i][j], 1e-30)
-            )
-    return share, jax.tree.map(lambda x: lax.stop_gradient(x).astype(jnp.float32), (sums, carried))
+        for j, (value, own_weight) in enumerate(sums["terms"][part.name]):
+            weight = own_weight if totals is None else totals[i][j]
+            loss += part.weight * value / jnp.maximum(weight, _LEAST_WEIGHT)
+    return loss, jax.tree.map(lambda x: lax.stop_gradient(x).astype(jnp.float32), (sums, carried))
 
 
 def group_values(loss_spec: LossSpec, logps: Logps, ref: Logps | None, batch: Batch, running):
-    """What loss and metrics are sums of: `terms` of every part, and `means` by name, as (weighted
-    value_B, weight_B).
+    """What loss and metrics are sums of, for every group.
 
-    Returns: these, and the running statistics after this batch.
+    Returns: `terms` of every part and `means` by name, each as (weighted value_B, weight_B); and
+        the running statistics after this batch.
     """
     valid_B = batch.valid_RG.reshape(-1)
-    real = lambda x_B: jnp.where(valid_B > 0, x_B, 0.0)
-    terms, per_group, carried = {}, {}, {}
-    for part, out in zip(
-        loss_spec.parts, _outputs(loss_spec, logps, ref, batch, running), strict=True
-    ):
+
+    def real(x_B):
+        """Zero in empty slots, whatever stands there."""
+        return jnp.where(valid_B > 0, x_B, 0.0)
+
+    terms, metrics, carried = {}, {}, {}
+    outputs = _outputs(loss_spec, logps, ref, batch, running)
+    for part, out in zip(loss_spec.parts, outputs, strict=True):
         weights = [real(lax.stop_gradient(term.weight_B)) for term in out.terms]
         terms[part.name] = [
             (real(w_B * term.loss_B), w_B) for w_B, term in zip(weights, out.terms, strict=True)
         ]
-        per_group |= {name: x_B for name, x_B in out.metrics.items() if name not in per_group}
-        carried |= {part.name: out.running} if part.name in running else {}
-    weighed = lambda x: x if isinstance(x, Term) else Term(x, valid_B)
-    pair = lambda term: (real(term.weight_B * term.loss_B), real(term.weight_B))
-    means = {name: pair(weighed(x)) for name, x in per_group.items()}
-    means |= {
-        f"logps/{side}": (logps.sum[:, k], valid_B) for k, side in enumerate(NAMES[loss_spec.kind])
-    }
+        for name, value in out.metrics.items():
+            metrics.setdefault(name, value)  # of parts that log the same name, the first counts
+        if part.name in running:
+            carried[part.name] = out.running
+
+    means = {}
+    for name, value in metrics.items():
+        term = value if isinstance(value, Term) else Term(value, valid_B)
+        means[name] = real(term.weight_B * term.loss_B), real(term.weight_B)
+    for k, side in enumerate(NAMES[loss_spec.kind]):
+        means[f"logps/{side}"] = logps.sum[:, k], valid_B
     means["entropy"] = logps.entropy.sum(-1), logps.count.sum(-1)
     means["mean_token_accuracy"] = logps.top1[:, 0], logps.count[:, 0]
     return {"terms": terms, "means": means}, carried
 
 
 def finish_metrics(sums: dict[str, Any], parts: Sequence[Part]) -> dict[str, jax.Array]:
-    """Means over the groups (reward metrics, logps) and over the tokens (entropy, accuracy) of the
-    batch."""
-    mean = lambda total, weight: total / jnp.maximum(weight, 1e-30)
-    values = {part.name: sum(mean(*term) for term in sums["terms"][part.name]) for part in parts}
-    metrics = {"loss": sum(part.weight * values[part.name] for part in parts)}
-    metrics |= {f"loss/{name}": value for name, value in values.items()} if len(parts) > 1 else {}
+    """Metrics of the batch from its sums.
+
+    Rewards and log-probs are means over the groups, entropy and accuracy over the tokens.
+    """
+
+    def mean(total, weight):
+        return total / jnp.maximum(weight, _LEAST_WEIGHT)
+
+    losses = {part.name: sum(mean(*term) for term in sums["terms"][part.name]) for part in parts}
+    metrics = {"loss": sum(part.weight * losses[part.name] for part in parts)}
+    if len(parts) > 1:
+        metrics |= {f"loss/{name}": value for name, value in losses.items()}
     return metrics | {name: mean(*pair) for name, pair in sums["means"].items()}

@@ -22,7 +22,7 @@ from jaxpref.runs.checkpoint import BestRule, Checkpoints
 from jaxpref.runs.feed import batches, own_steps
 from jaxpref.runs.metrics import Window
 from jaxpref.step.policy import Frozen
-from jaxpref.step.train_step import TrainState
+from jaxpref.step.state import TrainState
 from jaxpref.training.preemption import Preempted, TermFlag
 from jaxpref.training.progress import OnLog
 from jaxpref.types import Batch

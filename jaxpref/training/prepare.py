@@ -26,7 +26,7 @@ from jaxpref.settings import save_config
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen, split
-from jaxpref.step.train_step import TrainState, init_state
+from jaxpref.step.state import TrainState, init_state
 from jaxpref.types import EncodedGroup
 
 

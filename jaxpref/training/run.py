@@ -13,7 +13,8 @@ from jaxpref.data.loader import Step
 from jaxpref.runs.directory import OBJECTIVE_FILE
 from jaxpref.runs.flops import step_flops
 from jaxpref.runs.metrics import Writers
-from jaxpref.step.train_step import TrainState, make_eval_step, make_train_step, state_shardings
+from jaxpref.step.state import TrainState, state_shardings
+from jaxpref.step.train_step import make_eval_step, make_train_step
 from jaxpref.training import loop
 from jaxpref.training.loop import Training
 from jaxpref.training.prepare import Prepared, prepare

@@ -33,7 +33,8 @@ from jaxpref.runs.resume import check_unchanged
 from jaxpref.settings import to_dict
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.policy import Frozen, split
-from jaxpref.step.train_step import TrainState, make_eval_step, make_train_step, state_shardings
+from jaxpref.step.state import TrainState, state_shardings
+from jaxpref.step.train_step import make_eval_step, make_train_step
 from jaxpref.training import loop
 from jaxpref.training.loop import Finished, Training
 from jaxpref.training.prepare import Prepared, prepare

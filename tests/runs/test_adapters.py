@@ -29,7 +29,8 @@ from jaxpref.runs.export import export_run
 from jaxpref.runs.params import load_params
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.policy import Frozen
-from jaxpref.step.train_step import init_state, make_train_step
+from jaxpref.step.state import init_state
+from jaxpref.step.train_step import make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 

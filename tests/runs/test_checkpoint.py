@@ -11,7 +11,7 @@ from jaxpref.config import MeshConfig
 from jaxpref.errors import InputError
 from jaxpref.runs.checkpoint import BestRule, Checkpoints, find_step
 from jaxpref.sharding import make_mesh
-from jaxpref.step.train_step import init_state
+from jaxpref.step.state import init_state
 
 OPTIMIZER = optax.adamw(0.1)
 

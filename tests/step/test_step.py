@@ -17,7 +17,8 @@ from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.sharding import PARAM_RULES, batch_sharding, make_mesh, param_shardings, param_specs
 from jaxpref.step.batch_loss import LossSpec, finish_metrics
 from jaxpref.step.policy import Frozen
-from jaxpref.step.train_step import init_state, make_eval_step, make_train_step, state_shardings
+from jaxpref.step.state import init_state, state_shardings
+from jaxpref.step.train_step import make_eval_step, make_train_step
 from jaxpref.types import EncodedGroup
 
 # Heads, key/value heads, ffn, width and vocabulary that 8 devices divide.

@@ -14,7 +14,8 @@ from jaxpref.objectives import OBJECTIVES, ObjectiveOutput, Term, asked_logps, b
 from jaxpref.sharding import batch_sharding, make_mesh
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.policy import Frozen
-from jaxpref.step.train_step import MovingReference, init_state, make_eval_step, make_train_step, state_shardings
+from jaxpref.step.state import MovingReference, init_state, state_shardings
+from jaxpref.step.train_step import make_eval_step, make_train_step
 from jaxpref.types import EncodedGroup
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -1,0 +1,109 @@
+"""The gradient of a batch's loss, whichever way its micro-batches are split.
+
+The objective's value is defined over the whole batch, as the weighted mean over all its groups.
+Each micro-batch back-propagates its own share of that value, with the denominators summed over all
+micro-batches beforehand.  Where an objective couples the groups of a batch, the log-probs of all
+micro-batches come first, then the loss and its gradient with respect to them, then each micro-batch
+is back-propagated with its own cotangent.  So loss and gradient never depend on how the batch is
+split.
+
+All three functions take (loss spec, state, what is frozen, batch [T, R, ...], dropout keys [T] or
+None, micro-batches in use), and return the gradient of the trained parameters, and
+(sums for the metrics, running statistics after this batch).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxpref.sharding import constrain_params
+from jaxpref.step.batch_loss import (
+    LossSpec,
+    all_logps,
+    both_logps,
+    loss_and_sums,
+    policy_logps,
+    reference_states,
+    total_weights,
+)
+from jaxpref.step.micro_batches import at_used_length, micro_batch, whole_batch
+from jaxpref.step.policy import Frozen
+from jaxpref.step.state import TrainState
+from jaxpref.types import Batch
+
+
+def whole_gradient(
+    loss_spec: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, micro_batches
+):
+    """A single micro-batch is the whole batch, whatever the objective couples."""
+    ref_params = frozen.reference_params()
+
+    def loss(params, micro: Batch, key):
+        logps, ref = both_logps(loss_spec, frozen.policy(params), ref_params, micro, key)
+        return loss_and_sums(loss_spec, logps, ref, micro, state.running, None)
+
+    gradient = at_used_length(jax.grad(loss, has_aux=True), loss_spec.lengths)
+    return gradient(state.params, *micro_batch((batch, keys_T), 0))
+
+
+def split_gradient(
+    loss_spec: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, micro_batches
+):
+    """Each micro-batch gives its share; nothing couples them but the denominators."""
+    ref_params, totals = frozen.reference_params(), total_weights(loss_spec, batch)
+
+    def loss(params, micro: Batch, key):
+        logps, ref = both_logps(loss_spec, frozen.policy(params), ref_params, micro, key)
+        share, (sums, _) = loss_and_sums(loss_spec, logps, ref, micro, state.running, totals)
+        return share, sums
+
+    gradient = at_used_length(jax.grad(loss, has_aux=True), loss_spec.lengths)
+
+    def gradient_of(t):
+        grads, sums = gradient(state.params, *micro_batch((batch, keys_T), t))
+        return constrain_params(grads), sums
+
+    def add(t, total):
+        return jax.tree.map(jnp.add, total, gradient_of(t))
+
+    shapes = jax.eval_shape(gradient, state.params, *micro_batch((batch, keys_T), 0))
+    grads, sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    grads, sums = lax.fori_loop(0, micro_batches, add, (constrain_params(grads), sums))
+    return grads, (sums, state.running)
+
+
+def coupled_gradient(
+    loss_spec: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, micro_batches
+):
+    """Log-probs of all micro-batches, the whole batch's loss, then back through each of them."""
+    ref_params = frozen.reference_params()
+    logps, ref = all_logps(
+        loss_spec, frozen.policy(state.params), ref_params, batch, micro_batches, keys_T
+    )
+
+    def loss(logps):
+        return loss_and_sums(loss_spec, logps, ref, whole_batch(batch), state.running, None)
+
+    cotangent, sums_and_running = jax.grad(loss, has_aux=True)(logps)
+    T = batch.token_RL.shape[0]
+    cotangent_T = jax.tree.map(lambda x: x.reshape(T, -1, *x.shape[1:]), cotangent)
+
+    def gradient_of(t):
+        def projected(params, micro: Batch, key):
+            """Its gradient is that of the loss: log-probs times their cotangents."""
+            ref_states = None
+            if "kl" in loss_spec.asked:
+                ref_states = reference_states(loss_spec, ref_params, micro)
+            logps = policy_logps(loss_spec, frozen.policy(params), ref_states, micro, key)
+            products = jax.tree.map(lambda d, x: jnp.sum(d * x), micro_batch(cotangent_T, t), logps)
+            return jax.tree.reduce(jnp.add, products)
+
+        gradient = at_used_length(jax.grad(projected), loss_spec.lengths)
+        return constrain_params(gradient(state.params, *micro_batch((batch, keys_T), t)))
+
+    def add(t, total):
+        return jax.tree.map(jnp.add, total, gradient_of(t))
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.params)
+    grads = lax.fori_loop(0, micro_batches, add, constrain_params(zeros))
+    return grads, sums_and_running

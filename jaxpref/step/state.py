@@ -1,0 +1,99 @@
+"""The train state: what an optimizer step changes and a checkpoint holds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxpref.objectives import Part
+from jaxpref.sharding import leaf_path, param_shardings
+from jaxpref.step.batch_loss import init_running
+from jaxpref.step.policy import Frozen
+
+
+class TrainState(NamedTuple):
+    """All that training changes; what a checkpoint holds."""
+
+    params: Any
+    """What is trained: all weights, or an adapter (`policy.py`)."""
+    opt_state: Any
+    step: jax.Array
+    rng: jax.Array
+    running: Any
+    """Statistics that objectives carry from step to step: {part: {name: scalar}}."""
+    ref_params: Any
+    """Where the reference moves with the policy, what follows `params` (float32); otherwise None."""
+
+
+@dataclass(frozen=True)
+class MovingReference:
+    """A reference that follows the policy: ref <- alpha * policy + (1 - alpha) * ref.
+
+    Source: TR-DPO (Gorbatovski et al., arXiv 2404.09656), equations 6 (soft) and 7 (hard, alpha 1).
+    """
+
+    every: int
+    """Steps between two updates."""
+    alpha: float
+    dtype: Any
+    """In which the reference runs; it is kept in float32."""
+
+    def laid_over(self, base: Mapping[str, Any], ref_params: Mapping[str, Any]) -> Frozen:
+        """What is frozen in a step, `ref_params` being the state's."""
+        return Frozen(base, jax.tree.map(lambda x: x.astype(self.dtype), ref_params))
+
+    def updated(self, ref_params: Any, params: Any, step: jax.Array) -> Any:
+        """The state's `ref_params` after this many steps, `params` being the policy's."""
+
+        def mixed():
+            return jax.tree.map(
+                lambda r, p: self.alpha * p + (1.0 - self.alpha) * r, ref_params, params
+            )
+
+        return lax.cond(step % self.every == 0, mixed, lambda: ref_params)
+
+
+def init_state(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    parts: Sequence[Part] = (),
+    ref_params: Any = None,
+) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        params=params,
+        opt_state=optimizer.init(params),
+        step=jnp.zeros((), jnp.int32),
+        rng=jax.random.key(seed),
+        running=init_running(parts),
+        ref_params=ref_params,
+    )
+
+
+def state_shardings(shapes: TrainState, mesh: Mesh) -> TrainState:
+    """Moments lie as their parameters do; counters, factored moments and the key are replicated."""
+    leaves = jax.tree_util.tree_leaves_with_path(shapes.params)
+    shardings = jax.tree.leaves(param_shardings(shapes.params, mesh))
+    of_params = {
+        (leaf_path(path), leaf.shape): sharding
+        for (path, leaf), sharding in zip(leaves, shardings, strict=True)
+    }
+    replicated = NamedSharding(mesh, P())
+
+    def sharding(path, leaf):
+        # A moment's path ends as its parameter's does: opt_state/0/mu/layers/attention/q.
+        names = leaf_path(path).split("/")
+        for i in range(len(names)):
+            key = "/".join(names[i:]), leaf.shape
+            if key in of_params:
+                return of_params[key]
+        return replicated
+
+    return jax.tree_util.tree_map_with_path(sharding, shapes)
