@@ -19,11 +19,11 @@ from jaxpref.generation.answer_logps import answer_logps
 from jaxpref.generation.completions import open_source
 from jaxpref.runs import merge
 from jaxpref.runs.build import build
-from jaxpref.runs.cached_reference import compute_logps
 from jaxpref.runs.directory import run_params
 from jaxpref.runs.export import export_run
 from jaxpref.runs.feed import read_data
 from jaxpref.runs.params import load_params
+from jaxpref.runs.sequence_logps import compute_logps
 from jaxpref.types import Group
 
 TEXTS = ["".join(letters) for letters in itertools.product("abc", repeat=2)]

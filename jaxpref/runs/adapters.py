@@ -1,5 +1,4 @@
-"""The adapter of a run, from its config: what it is, how the weights below it are kept, where it
-starts."""
+"""The adapter of a run, from its config: what it is, where it starts, how its base is kept."""
 
 from dataclasses import replace
 from typing import Any
@@ -31,8 +30,9 @@ def adapter_spec(config: AdapterConfig, model: ModelSpec) -> LoraSpec | None:
     if config.quantize and model.experts:
         raise InputError(
             "a model without experts, for adapter.quantize",
-            f"adapter.quantize={config.quantize} and {model.experts} experts a layer, which are read where they lie",
-            "leave adapter.quantize out",
+            f"adapter.quantize={config.quantize} and {model.experts} experts per layer, which are read "
+            "in place",
+            "remove adapter.quantize: the adapter is then trained on weights in model.compute_dtype",
         )
     if config.path is not None:
         spec = peft.read_spec(config.path, model)
@@ -56,11 +56,16 @@ def quantisation(config: AdapterConfig) -> Quantisation | None:
 def start_adapter(
     config: AdapterConfig, spec: LoraSpec, model: ModelSpec, base: Any, mesh: Mesh, seed: int
 ) -> Any:
-    """The adapter that training starts from, on the mesh: the one at `config.path`, or a new one on
-    these weights."""
+    """The adapter that training starts from, on the mesh.
+
+    It is the one at `config.path`, or a new one on these weights.
+    """
     if config.path is not None:
         return read_adapter(config.path, spec, model, mesh)
-    new = lambda layers: lora.init(jax.random.key(seed), layers, spec)
+
+    def new(layers):
+        return lora.init(jax.random.key(seed), layers, spec)
+
     shardings = param_shardings({LORA: jax.eval_shape(new, base["layers"])}, mesh)
     return jax.jit(new, out_shardings=shardings[LORA])(base["layers"])
 
@@ -68,8 +73,12 @@ def start_adapter(
 def read_adapter(path: str, spec: LoraSpec, model: ModelSpec, mesh: Mesh) -> Any:
     """A PEFT adapter on the mesh, for a model built with `spec`, whose scale it gets."""
     own, tree = peft.load_adapter(path, model)
-    tree = tree if own.scale == spec.scale else peft.rescaled(tree, own.scale / spec.scale)
-    place = lambda x, sharding: jax.make_array_from_callback(
-        x.shape, sharding, lambda index: np.ascontiguousarray(x[index])
-    )
+    if own.scale != spec.scale:
+        tree = peft.rescaled(tree, own.scale / spec.scale)
+
+    def place(x, sharding):
+        return jax.make_array_from_callback(
+            x.shape, sharding, lambda index: np.ascontiguousarray(x[index])
+        )
+
     return jax.tree.map(place, {LORA: tree}, param_shardings({LORA: tree}, mesh))[LORA]

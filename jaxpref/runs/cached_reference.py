@@ -6,7 +6,6 @@ whatever else changed in the run, and never otherwise.
 """
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,153 +14,111 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from jaxpref.data.loader import Loader
 from jaxpref.errors import InputError
 from jaxpref.files import whole_file
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.runs.adapters import quantisation, reference_adapter
 from jaxpref.runs.build import Pieces, make_decoder
 from jaxpref.runs.digests import weights_key
-from jaxpref.runs.feed import EXTRA_COLUMN, batches, row_layout
+from jaxpref.runs.feed import EXTRA_COLUMN
 from jaxpref.runs.params import load_params, reference_params, reference_source
-from jaxpref.sharding import row_ways
-from jaxpref.step.batch_loss import REFERENCE_COLUMN, summed_logps
-from jaxpref.step.train_step import make_logp_step
-from jaxpref.types import Batch, EncodedGroup
+from jaxpref.runs.sequence_logps import compute_logps
+from jaxpref.step.batch_loss import REFERENCE_COLUMN
+from jaxpref.types import EncodedGroup
 
 
 def with_reference_logps(
     pieces: Pieces, groups: Sequence[EncodedGroup], params: Any = None
-) -> tuple[list, int]:
-    """Groups with cached log-probs of the reference and of further references where the config says
-    so, and how many log-probs of groups had to be computed.
+) -> tuple[list[EncodedGroup], int]:
+    """Groups with the columns of cached log-probs that the config asks for.
 
     Args:
         params: the policy that training starts from, when it is loaded already.
+    Returns: the groups, and how many of their log-probs had to be computed.
     """
     config, groups, computed = pieces.config, list(groups), 0
     if pieces.needs_reference and config.reference.mode == "cache":
         if config.reference.path is None:
-            values, computed = _logps_under_start(pieces, groups, params)
+            logps, computed = _under_start(pieces, groups, params)
         else:
-            values, computed = _logps_under(pieces, reference_source(pieces), groups)
-        groups = with_column(groups, REFERENCE_COLUMN, values)
+            logps, computed = _under_checkpoint(pieces, reference_source(pieces), groups)
+        groups = with_column(groups, REFERENCE_COLUMN, logps)
     if config.reference.extra:
-        found = [
-            _logps_under(pieces, open_checkpoint(path), groups) for path in config.reference.extra
-        ]
-        groups = with_column(
-            groups,
-            EXTRA_COLUMN,
-            [np.stack(v, axis=-1) for v in zip(*(v for v, _ in found), strict=True)],
-        )
-        computed += sum(count for _, count in found)
+        under_each = []
+        for path in config.reference.extra:
+            logps, count = _under_checkpoint(pieces, open_checkpoint(path), groups)
+            under_each.append(logps)
+            computed += count
+        together = [np.stack(of_group, axis=-1) for of_group in zip(*under_each, strict=True)]
+        groups = with_column(groups, EXTRA_COLUMN, together)
     return groups, computed
 
 
-def _logps_under_start(pieces: Pieces, groups: Sequence[EncodedGroup], params: Any) -> tuple:
-    """Log-probs of all completions under the reference that the start of the training makes,
-    through the cache."""
+Cached = tuple[list[tuple[float, ...]], int]
+"""Log-probs of every group's completions, and of how many groups they had to be computed."""
+
+
+def _under_start(pieces: Pieces, groups: Sequence[EncodedGroup], params: Any) -> Cached:
+    """Under the reference that the start of the training makes."""
 
     def load() -> Any:
         start = load_params(pieces) if params is None else params
         return reference_params(pieces, start)
 
-    adapter, how = reference_adapter(pieces.config), quantisation(pieces.config.adapter)
-    key = lambda: weights_key(pieces.source.path, pieces.config.model.compute_dtype, adapter, how)
-    return _cached(pieces, groups, key, load)
+    def key() -> str:
+        config = pieces.config
+        adapter, quantised = reference_adapter(config), quantisation(config.adapter)
+        return weights_key(pieces.source.path, config.model.compute_dtype, adapter, quantised)
+
+    return _through_cache(pieces, groups, key, load)
 
 
-def _logps_under(pieces: Pieces, source: Checkpoint, groups: Sequence[EncodedGroup]) -> tuple:
-    """The same under another checkpoint, which may be of another size than the model."""
+def _under_checkpoint(pieces: Pieces, source: Checkpoint, groups: Sequence[EncodedGroup]) -> Cached:
+    """Under another checkpoint, which may be of another size than the model."""
     config = pieces.config
     if source.spec.vocab != pieces.source.spec.vocab:
         raise InputError(
             f"a reference with the model's vocabulary of {pieces.source.spec.vocab} tokens",
             f"{source.path}: {source.spec.vocab}",
-            "choose one with the same tokenizer",
+            "choose a reference with the same tokenizer",
         )
     model = make_decoder(config, source, mesh=pieces.mesh)
     theirs = dataclasses.replace(pieces, source=source, model=model, lora=None)
-    load = lambda: jax.tree.map(lambda x: x.astype(pieces.dtype), load_params(theirs))
-    return _cached(
-        theirs, groups, lambda: weights_key(source.path, config.model.compute_dtype), load
-    )
+
+    def load() -> Any:
+        return jax.tree.map(lambda x: x.astype(pieces.dtype), load_params(theirs))
+
+    def key() -> str:
+        return weights_key(source.path, config.model.compute_dtype)
+
+    return _through_cache(theirs, groups, key, load)
 
 
-def _cached(
+def _through_cache(
     pieces: Pieces, groups: Sequence[EncodedGroup], key: Callable[[], str], load: Callable[[], Any]
-) -> tuple:
-    """Log-probs under `load()`, which is called only when some are not in the cache, kept under
-    `key()`."""
-    cache = Path(pieces.config.reference.cache_dir).expanduser()
-    compute = lambda missing: compute_logps(pieces, load(), missing)
-    return cached_logps(groups, lambda: cache / f"{key()}.npz", compute)
+) -> Cached:
+    """Args: load: -> parameters; called only where some log-probs are not in the cache."""
+    directory = Path(pieces.config.reference.cache_dir).expanduser()
 
+    def compute(missing: Sequence[EncodedGroup]) -> Mapping[int, Sequence[float]]:
+        return compute_logps(pieces, load(), missing)
 
-def compute_logps(
-    pieces: Pieces,
-    params: Any,
-    groups: Sequence[EncodedGroup],
-    sums: Callable[[Any, Batch], jax.Array] | None = None,
-) -> dict[int, np.ndarray]:
-    """{row id: [K] summed log-probs} of all groups under `params`.
-
-    Args:
-        sums: (params, micro-batch) -> [B, K], the same function for the same programs; None: those
-            of the model.
-    """
-    config, mesh = pieces.config, pieces.mesh
-    loader = Loader(
-        groups,
-        batch_size=config.train.batch_size,
-        micro_rows=config.train.micro_rows or row_ways(mesh),
-        layout=row_layout(pieces, groups),
-    )
-    values: dict[int, np.ndarray] = {}
-    step = _compiled_logp_step(
-        sums or summed_logps(pieces.model, config.model.logprob_chunk),
-        tuple(loader.layout.lengths),
-        mesh,
-    )
-    with jax.set_mesh(mesh):
-        # Every process needs every value, so it builds every row.
-        for item, batch, micro_batches in batches(loader.iterate(), mesh):
-            logps = np.asarray(step(params, batch, micro_batches))
-            rows = item.batch.row_id_RG
-            values |= {int(rows[at]): logps[at] for at in zip(*np.nonzero(rows >= 0), strict=True)}
-    return values
-
-
-@functools.lru_cache(maxsize=8)  # another policy on the same groups compiles nothing
-def _compiled_logp_step(sums: Callable, lengths: tuple[int, ...], mesh: Mesh) -> Callable:
-    return jax.jit(make_logp_step(sums, lengths=lengths), out_shardings=NamedSharding(mesh, P()))
-
-
-def completion_key(group: EncodedGroup, k: int) -> bytes:
-    """Digest of one completion after its prompt, as tokens."""
-    prompt, completion = group.prompt_ids.astype("<i4"), group.completion_ids[k].astype("<i4")
-    return hashlib.sha256(
-        len(prompt).to_bytes(4, "little") + prompt.tobytes() + completion.tobytes()
-    ).digest()[:16]
+    return cached_logps(groups, lambda: directory / f"{key()}.npz", compute)
 
 
 def cached_logps(
     groups: Sequence[EncodedGroup],
     cache_file: Callable[[], Path],
     compute: Callable[[Sequence[EncodedGroup]], Mapping[int, Sequence[float]]],
-) -> tuple[list[tuple[float, ...]], int]:
-    """Log-probs of every group's completions under one model, and how many groups had to be
-    computed.
+) -> Cached:
+    """Log-probs of every group's completions under one model, from a file as far as it has them.
 
     Only process 0 reads and writes the cache and tells the others: each may have a disk of its own,
     and all must agree on what is left to compute.
 
     Args:
-        cache_file: makes the path `CACHE_DIR/KEY.npz`; the file is made when missing, extended
+        cache_file: -> the path `CACHE_DIR/KEY.npz`; the file is made when missing, extended
             otherwise.
         compute: groups -> {row id: log-prob of every completion, summed over tokens, nats}, on
             every process.
@@ -172,30 +129,34 @@ def cached_logps(
     keys = [
         [completion_key(group, k) for k in range(len(group.completion_ids))] for group in groups
     ]
-    values_BK = np.full((len(groups), max(map(len, keys))), np.nan, np.float32)
-    for b, row in enumerate(keys):
-        values_BK[b, : len(row)] = [known.get(key, np.nan) for key in row]
+    logps_BK = np.full((len(groups), max(map(len, keys))), np.nan, np.float32)
+    for b, group_keys in enumerate(keys):
+        logps_BK[b, : len(group_keys)] = [known.get(key, np.nan) for key in group_keys]
     if jax.process_count() > 1:
-        values_BK = np.array(multihost_utils.broadcast_one_to_all(values_BK))
-    missing = [b for b, row in enumerate(keys) if np.isnan(values_BK[b, : len(row)]).any()]
+        logps_BK = np.array(multihost_utils.broadcast_one_to_all(logps_BK))
+    missing = [b for b, row in enumerate(keys) if np.isnan(logps_BK[b, : len(row)]).any()]
     if missing:
         computed = compute([groups[b] for b in missing])
         for b in missing:
-            values_BK[b, : len(keys[b])] = np.asarray(computed[groups[b].row_id])[: len(keys[b])]
+            completions = len(keys[b])
+            logps_BK[b, :completions] = np.asarray(computed[groups[b].row_id])[:completions]
+            known |= dict(zip(keys[b], logps_BK[b], strict=False))
         if first:
-            new = {
-                key: value
-                for b in missing
-                for key, value in zip(keys[b], values_BK[b], strict=False)
-            }
-            _write(path, known | new)
-    return [tuple(map(float, values_BK[b, : len(row)])) for b, row in enumerate(keys)], len(missing)
+            _write(path, known)
+    return [tuple(map(float, logps_BK[b, : len(row)])) for b, row in enumerate(keys)], len(missing)
+
+
+def completion_key(group: EncodedGroup, k: int) -> bytes:
+    """Digest of one completion after its prompt, as tokens."""
+    prompt, completion = group.prompt_ids.astype("<i4"), group.completion_ids[k].astype("<i4")
+    whole = len(prompt).to_bytes(4, "little") + prompt.tobytes() + completion.tobytes()
+    return hashlib.sha256(whole).digest()[:16]
 
 
 def with_column(
     groups: Sequence[EncodedGroup], name: str, values: Sequence[Any]
 ) -> list[EncodedGroup]:
-    """Groups with one more column."""
+    """Groups with one more data column."""
     return [
         dataclasses.replace(group, columns={**group.columns, name: value})
         for group, value in zip(groups, values, strict=True)
@@ -206,9 +167,8 @@ def _read(path: Path) -> dict[bytes, float]:
     if not path.is_file():
         return {}
     with np.load(path) as stored:
-        return {
-            key.tobytes(): value for key, value in zip(stored["keys"], stored["logps"], strict=True)
-        }
+        keys = [key.tobytes() for key in stored["keys"]]
+        return dict(zip(keys, stored["logps"], strict=True))
 
 
 def _write(path: Path, known: Mapping[bytes, float]) -> None:

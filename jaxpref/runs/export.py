@@ -60,9 +60,8 @@ def export_run(
     tokenizer, generation = source.load_tokenizer(), dict(source.generation_config)
     if rewards:
         tokenizer = _with_own_pad(tokenizer)
-        generation["pad_token_id"] = (
-            tokenizer.pad_token_id
-        )  # where transformers looks for the end of an answer
+        # transformers looks here for the padding that ends an answer.
+        generation["pad_token_id"] = tokenizer.pad_token_id
     save_pretrained(
         to,
         source.spec,
@@ -78,21 +77,24 @@ def export_run(
 def _check_has_adapter(run: str | Path, lora: LoraSpec | None, rewards: Mapping[str, Any]) -> None:
     if lora is None:
         raise InputError(
-            "a run that trained an adapter", f"{run} trained the weights", "leave --adapter out"
+            "a run that trained an adapter",
+            f"{run} trained the weights",
+            "export without --adapter: the whole model is written",
         )
     if rewards:
         raise InputError(
             "a policy, for a PEFT directory",
             f"{run} trained a reward head besides",
-            "leave --adapter out: merge",
+            "export without --adapter: the adapter is merged into the weights",
         )
 
 
 def merged_params(
     source: Checkpoint, adapter: Mapping[str, Any], spec: LoraSpec, how: Quantisation | None
 ) -> dict[str, Any]:
-    """A checkpoint's weights with an adapter in them, float32 in numpy; one layer of one weight at
-    a time.
+    """A checkpoint's weights with an adapter merged into them, float32 in numpy.
+
+    One layer of one weight is merged at a time, so the host holds little more than the weights.
 
     Args:
         adapter: what lies under `lora`.
@@ -117,23 +119,19 @@ def merged_params(
 
 
 def _with_own_pad(tokenizer: Any) -> Any:
-    """A classifier reads its score at the last token that is not padding, so padding must not end
-    an answer."""
+    """The tokenizer with padding that does not end an answer.
+
+    A classifier reads its score at the last token that is not padding.
+    """
+    eos = tokenizer.eos_token
     if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
         return tokenizer
-    spare = next(
-        (
-            t
-            for t in (tokenizer.bos_token, tokenizer.unk_token)
-            if t not in (None, tokenizer.eos_token)
-        ),
-        None,
+    for spare in (tokenizer.bos_token, tokenizer.unk_token):
+        if spare not in (None, eos):
+            tokenizer.pad_token = spare
+            return tokenizer
+    raise InputError(
+        "a tokenizer whose padding is not its end of sequence, for a reward model",
+        f"pad_token={tokenizer.pad_token!r}, eos_token={eos!r}, no bos_token or unk_token",
+        "add a padding token to the tokenizer of the model that you train",
     )
-    if spare is None:
-        raise InputError(
-            "a tokenizer whose padding is not its end of sequence, for a reward model",
-            f"pad_token={tokenizer.pad_token!r}, eos_token={tokenizer.eos_token!r}, no bos_token or unk_token",
-            "add a padding token to the tokenizer of the model that you train",
-        )
-    tokenizer.pad_token = spare
-    return tokenizer

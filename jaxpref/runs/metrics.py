@@ -62,12 +62,9 @@ class Writers:
     def _jsonl(self, path: Path, resumed_at: int) -> None:
         kept = []
         if resumed_at and path.is_file():
-            whole = [
-                line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")
-            ]
-            kept = [
-                line for line in whole if json.loads(line)["step"] <= resumed_at
-            ]  # a crash may cut the last line
+            lines = path.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # a crash may cut the last one
+            kept = [line for line in whole if json.loads(line)["step"] <= resumed_at]
         with whole_file(path) as partial:
             partial.write_text("".join(kept))
         stream = path.open("a")

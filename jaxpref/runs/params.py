@@ -52,40 +52,41 @@ def load_params(pieces: Pieces, source: Checkpoint | None = None) -> Any:
 
     params = (source or pieces.source).load_params(dtype=np.float32, put=put)
     if SCALAR_HEADS in shapes:
-        zeros = lambda x, sharding: jax.device_put(np.zeros(x.shape, x.dtype), sharding)
-        params[SCALAR_HEADS] = jax.tree.map(zeros, shapes[SCALAR_HEADS], shardings[SCALAR_HEADS])
+        params[SCALAR_HEADS] = jax.tree.map(
+            lambda x, sharding: jax.device_put(np.zeros(x.shape, x.dtype), sharding),
+            shapes[SCALAR_HEADS],
+            shardings[SCALAR_HEADS],
+        )
     return params if lora is None else with_adapter(pieces, params)
 
 
 def with_adapter(pieces: Pieces, base: Mapping[str, Any]) -> dict[str, Any]:
     """The frozen weights with the adapter that training starts from beside them."""
     config, spec = pieces.config, pieces.source.spec
-    return {
-        **base,
-        LORA: start_adapter(
-            config.adapter, pieces.lora, spec, base, pieces.mesh, config.train.seed
-        ),
-    }
+    adapter = start_adapter(config.adapter, pieces.lora, spec, base, pieces.mesh, config.train.seed)
+    return {**base, LORA: adapter}
 
 
 def reference_source(pieces: Pieces) -> Checkpoint:
-    """The checkpoint of the reference.  Errors: InputError when it is not the same kind of
-    model."""
-    if pieces.config.reference.path is None:
+    """The checkpoint of the reference.
+
+    Errors: InputError when it is not the same kind of model.
+    """
+    path, spec = pieces.config.reference.path, pieces.source.spec
+    if path is None:
         return pieces.source
-    source = open_checkpoint(pieces.config.reference.path)
-    if source.spec != pieces.source.spec:
+    source = open_checkpoint(path)
+    if source.spec != spec:
         raise InputError(
             "a reference of the same sizes as the model",
-            f"reference.path={pieces.config.reference.path} is {source.spec}; the model is {pieces.source.spec}",
-            "choose another reference",
+            f"reference.path={path} is {source.spec}; the model is {spec}",
+            "name a checkpoint of the same architecture and sizes, such as the model before SFT",
         )
     return source
 
 
 def runs_reference(pieces: Pieces) -> bool:
-    """Whether the reference runs beside the policy: an objective needs it, and its log-probs are
-    not cached."""
+    """Whether the reference runs beside the policy: it is needed, and not cached."""
     return pieces.needs_reference and pieces.config.reference.mode == "copy"
 
 
@@ -103,7 +104,9 @@ def reference_overlay(pieces: Pieces, params: Any) -> Any:
     if pieces.moving:
         return frozen_copy(split(params)[0], pieces.moving.dtype)
     path = reference_adapter(pieces.config)
-    return {} if path is None else {LORA: read_adapter(path, lora, pieces.source.spec, pieces.mesh)}
+    if path is None:
+        return {}
+    return {LORA: read_adapter(path, lora, pieces.source.spec, pieces.mesh)}
 
 
 def reference_params(pieces: Pieces, params: Any) -> Any:
@@ -113,4 +116,8 @@ def reference_params(pieces: Pieces, params: Any) -> Any:
 
 def frozen_copy(params: Any, dtype: Any) -> Any:
     """A copy in the compute dtype that shares no buffer with `params` (training donates those)."""
-    return jax.jit(lambda tree: jax.tree.map(lambda x: jnp.copy(x.astype(dtype)), tree))(params)
+
+    def copy(tree):
+        return jax.tree.map(lambda x: jnp.copy(x.astype(dtype)), tree)
+
+    return jax.jit(copy)(params)

@@ -1,4 +1,4 @@
-"""May a run go on from what is in its directory?"""
+"""Whether a run may go on from what is in its directory."""
 
 import json
 from pathlib import Path
@@ -52,17 +52,21 @@ def check_unchanged(config: Config) -> None:
         raise InputError(
             f"the settings with which {config.out} was started",
             "changed: " + ", ".join(changed),
-            "restore them, or choose another `out` for a new run",
+            "change these settings back, or choose another `out` for a new run",
         )
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    found = []
-    for section in (name for name in new if name not in _MAY_CHANGE):
-        if not isinstance(new[section], dict):
-            found += [section] if json.dumps(old[section]) != json.dumps(new[section]) else []
+    """Settings that decide what is trained and that differ."""
+    changed = []
+    for section, value in new.items():
+        if section in _MAY_CHANGE:
             continue
-        for key, value in new[section].items():
-            if key not in _MAY_CHANGE_KEYS.get(section, ()) and old[section][key] != value:
-                found.append(f"{section}.{key} {old[section][key]!r} -> {value!r}")
-    return found
+        if not isinstance(value, dict):
+            if json.dumps(old[section]) != json.dumps(value):
+                changed.append(section)
+            continue
+        for key, setting in value.items():
+            if key not in _MAY_CHANGE_KEYS.get(section, ()) and old[section][key] != setting:
+                changed.append(f"{section}.{key} {old[section][key]!r} -> {setting!r}")
+    return changed

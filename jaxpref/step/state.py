@@ -35,7 +35,7 @@ class TrainState(NamedTuple):
 class MovingReference:
     """A reference that follows the policy: ref <- alpha * policy + (1 - alpha) * ref.
 
-    Source: TR-DPO (Gorbatovski et al., arXiv 2404.09656), equations 6 (soft) and 7 (hard, alpha 1).
+    Source: TR-DPO (Gorbatovski et al., arXiv 2404.09656): soft updates, hard ones with alpha 1.
     """
 
     every: int

@@ -25,7 +25,7 @@ from jaxpref.models import lora
 from jaxpref.models.peft import save_adapter
 from jaxpref.models.source import open_checkpoint
 from jaxpref.models.spec import LORA
-from jaxpref.runs.cached_reference import compute_logps
+from jaxpref.runs.sequence_logps import compute_logps
 from jaxpref.types import EncodedGroup
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")

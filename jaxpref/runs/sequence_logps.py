@@ -1,0 +1,57 @@
+"""Log-probs of whole completions, in one pass over some groups: for caches, fronts and mixtures."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxpref.data.loader import Loader
+from jaxpref.runs.build import Pieces
+from jaxpref.runs.feed import batches, row_layout
+from jaxpref.sharding import row_ways
+from jaxpref.step.batch_loss import summed_logps
+from jaxpref.step.train_step import make_logp_step
+from jaxpref.types import Batch, EncodedGroup
+
+
+def compute_logps(
+    pieces: Pieces,
+    params: Any,
+    groups: Sequence[EncodedGroup],
+    sums: Callable[[Any, Batch], jax.Array] | None = None,
+) -> dict[int, np.ndarray]:
+    """{row id: [K] summed log-probs, nats} of all groups under `params`, on every process.
+
+    Args:
+        sums: (params, micro-batch) -> [R*G, K], the same function for the same programs; None:
+            those of the model.
+    Errors: InputError for a sequence that the model has no positions for.
+    """
+    config, mesh = pieces.config, pieces.mesh
+    loader = Loader(
+        groups,
+        batch_size=config.train.batch_size,
+        micro_rows=config.train.micro_rows or row_ways(mesh),
+        layout=row_layout(pieces, groups),
+    )
+    if sums is None:
+        sums = summed_logps(pieces.model, config.model.logprob_chunk)
+    step = _compiled(sums, tuple(loader.layout.lengths), mesh)
+    logps: dict[int, np.ndarray] = {}
+    with jax.set_mesh(mesh):
+        # Every process needs every value, so it builds every row.
+        for item, batch, micro_batches in batches(loader.iterate(), mesh):
+            logps_TRGK = np.asarray(step(params, batch, micro_batches))
+            rows_TRG = item.batch.row_id_RG
+            for place in zip(*np.nonzero(rows_TRG >= 0), strict=True):
+                logps[int(rows_TRG[place])] = logps_TRGK[place]
+    return logps
+
+
+@functools.lru_cache(maxsize=8)  # another policy on the same groups compiles nothing
+def _compiled(sums: Callable, lengths: tuple[int, ...], mesh: Mesh) -> Callable:
+    return jax.jit(make_logp_step(sums, lengths=lengths), out_shardings=NamedSharding(mesh, P()))
