@@ -10,7 +10,7 @@ PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
 NUMERIC = $(addprefix tests/models/test_,attention.py cache.py decoder.py experts.py features.py layers.py lora.py) \
 	$(addprefix tests/test_,generate.py logprobs.py merge.py mixing.py padded_vocab.py step.py step_coupled.py)
 
-.PHONY: demo demo-pareto test test-avx2 test-slow test-tpu lint clean
+.PHONY: demo demo-pareto test test-isa test-slow test-tpu lint clean
 
 demo: $(VENV)/.ready
 	JAX_PLATFORMS=cpu $(VENV)/bin/jaxpref demo configs/demo.yaml train.resume=auto
@@ -22,9 +22,10 @@ demo-pareto: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(PYTEST) -m "not slow and not tpu_compiler"
 
-# On a processor with AVX-512, as on one without it.
-test-avx2: $(VENV)/.ready
-	XLA_FLAGS=--xla_cpu_max_isa=AVX2 $(PYTEST) -m "not slow and not tpu_compiler" $(NUMERIC)
+# As on a lesser processor: AVX2, or SSE4_2, which has no fused multiply-add and so rounds otherwise.
+ISA ?= AVX2
+test-isa: $(VENV)/.ready
+	XLA_FLAGS=--xla_cpu_max_isa=$(ISA) $(PYTEST) -m "not slow and not tpu_compiler" $(NUMERIC)
 
 test-slow: $(VENV)/.ready
 	$(PYTEST) -m slow

@@ -93,7 +93,7 @@ def worst_by_line(files: list[str]) -> Iterator[dict[str, Any]]:
             found = json.loads(text)
             kept = worst.setdefault(found["line"], {"used": -1.0, "by_file": {}})
             if found["used"] > 1.0:  # `!=` or `not`: they must differ, and here they do (or the test failed)
-                found["line"] += " (differs)"
+                found["line"] += " (differs or fails)"
                 kept = worst.setdefault(found["line"], {"used": -1.0, "by_file": {}})
             by_file = kept["by_file"] | {file: max(found["used"], kept["by_file"].get(file, 0.0))}
             worst[found["line"]] = (found if found["used"] > kept["used"] else kept) | {"by_file": by_file}

@@ -111,7 +111,8 @@ def test_log_probs_of_draws_are_the_models_own(opened):
     for key, c in completions(opened).items():
         prompt = opened[0].tokenizer(PROMPTS[key[0]])["input_ids"]
         logps = without_cache(opened, [*prompt, *c.token_ids])[len(prompt) - 1 : -1]
-        np.testing.assert_allclose(c.token_logps, logps[np.arange(len(c.token_ids)), c.token_ids], atol=tiny.LOGP_TOLERANCE)
+        drawn = logps[np.arange(len(c.token_ids)), c.token_ids]
+        np.testing.assert_allclose(c.token_logps, drawn, atol=tiny.LOGP_TOLERANCE)
 
 
 # ---- what must not matter
