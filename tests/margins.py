@@ -7,7 +7,7 @@ the tolerance that a difference used, and that difference. Several processes may
 
 import json
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -85,25 +85,25 @@ def line_of_test() -> str:
     return "?"
 
 
-def worst_by_line(files: list[str]) -> Iterator[dict[str, Any]]:
-    """For every line of the tests the comparison that used most of its tolerance, and each file's share."""
-    worst: dict[str, dict[str, Any]] = {}
+def worst_by_line(files: list[str]) -> list[tuple[dict[str, Any], dict[str, float]]]:
+    """For every line of the tests: the comparison that used most of its tolerance, and the share by file."""
+    worst, shares = {}, defaultdict(dict)
     for file in files:
         for text in Path(file).read_text().splitlines():
             found = json.loads(text)
-            kept = worst.setdefault(found["line"], {"used": -1.0, "by_file": {}})
-            if found["used"] > 1.0:  # `!=` or `not`: they must differ, and here they do (or the test failed)
+            if found["used"] > 1.0:  # `!=` or `not`: they must differ, and here they do; or else the test failed
                 found["line"] += " (differs or fails)"
-                kept = worst.setdefault(found["line"], {"used": -1.0, "by_file": {}})
-            by_file = kept["by_file"] | {file: max(found["used"], kept["by_file"].get(file, 0.0))}
-            worst[found["line"]] = (found if found["used"] > kept["used"] else kept) | {"by_file": by_file}
-    yield from sorted((found for found in worst.values() if "line" in found), key=lambda found: -found["used"])
+            line, used = found["line"], found["used"]
+            shares[line][file] = max(used, shares[line].get(file, 0.0))
+            if line not in worst or used > worst[line]["used"]:
+                worst[line] = found
+    return [(worst[line], shares[line]) for line in sorted(worst, key=lambda line: -worst[line]["used"])]
 
 
 if __name__ == "__main__":
     files = sys.argv[1:]
-    for found in worst_by_line(files):
-        shares = " ".join(f"{found['by_file'].get(file, float('nan')):7.3f}" for file in files)
+    for found, by_file in worst_by_line(files):
+        shares = " ".join(f"{by_file.get(file, float('nan')):7.3f}" for file in files)
         print(
             f"{shares}  {found['difference']:.2e} of {found['allowed']:.2e}, values up to {found['largest']:.3g}, "
             f"{found['size']} x {'/'.join(dict.fromkeys(found['types']))}  {found['line']}  {found['test']}"
