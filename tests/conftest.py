@@ -9,12 +9,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
+import margins  # noqa: E402
 import pytest  # noqa: E402
 import tiny  # noqa: E402
 
 from jaxpref import cli
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--margins", metavar="FILE", help="write how much of its tolerance every comparison used")
+
+
+def pytest_configure(config):
+    if file := config.getoption("margins"):
+        config.pluginmanager.register(margins.Recorder(Path(file).absolute()))
 
 
 @pytest.fixture(scope="session")

@@ -102,7 +102,7 @@ def test_every_token_is_the_most_likely_one_without_a_cache(opened):
         prompt = opened[0].tokenizer(PROMPTS[key[0]])["input_ids"]
         logps = without_cache(opened, [*prompt, *c.token_ids])[len(prompt) - 1 : -1]
         assert c.token_ids.tolist() == logps.argmax(-1).tolist()
-        np.testing.assert_allclose(c.token_logps, logps.max(-1), atol=1e-5)
+        np.testing.assert_allclose(c.token_logps, logps.max(-1), atol=tiny.LOGP_TOLERANCE)
         assert c.logp == pytest.approx(logps.max(-1).sum(), abs=1e-4) and c.finish == "length"
 
 
@@ -111,7 +111,8 @@ def test_log_probs_of_draws_are_the_models_own(opened):
     for key, c in completions(opened).items():
         prompt = opened[0].tokenizer(PROMPTS[key[0]])["input_ids"]
         logps = without_cache(opened, [*prompt, *c.token_ids])[len(prompt) - 1 : -1]
-        np.testing.assert_allclose(c.token_logps, logps[np.arange(len(c.token_ids)), c.token_ids], atol=1e-5)
+        drawn = logps[np.arange(len(c.token_ids)), c.token_ids]
+        np.testing.assert_allclose(c.token_logps, drawn, atol=tiny.LOGP_TOLERANCE)
 
 
 # ---- what must not matter
@@ -256,7 +257,7 @@ def test_a_policy_may_be_a_mixture(opened):
     p, q = (without_cache(opened, [*prompt, *new], tree)[len(prompt) - 1 : -1] for tree in (params, other))
     mean = np.logaddexp(p, q) - np.log(2)
     assert new.tolist() == mean.argmax(-1).tolist() != p.argmax(-1).tolist()
-    np.testing.assert_allclose(logps, mean.max(-1), atol=1e-5)
+    np.testing.assert_allclose(logps, mean.max(-1), atol=tiny.LOGP_TOLERANCE)
 
 
 # ---- what is decoded
@@ -270,7 +271,7 @@ def test_a_runs_checkpoint_is_decoded(finished_run, opened):
     for c in found["9"]:
         prompt = opened[0].tokenizer(c.prompt)["input_ids"]
         logps = without_cache(opened, [*prompt, *c.token_ids], stored)[len(prompt) - 1 : -1]
-        np.testing.assert_allclose(c.token_logps, logps.max(-1), atol=1e-5)
+        np.testing.assert_allclose(c.token_logps, logps.max(-1), atol=tiny.LOGP_TOLERANCE)
     assert len({cs[0].logp for cs in (*found.values(), first)}) == 3
 
 
@@ -281,7 +282,7 @@ def test_an_adapter_is_decoded(tiny_files, opened):
     prompt = pieces.tokenizer(c.prompt)["input_ids"]
     logps = without_cache((pieces, params), [*prompt, *c.token_ids])[len(prompt) - 1 : -1]
     assert c.token_ids.tolist() == logps.argmax(-1).tolist()
-    np.testing.assert_allclose(c.token_logps, logps.max(-1), atol=1e-5)
+    np.testing.assert_allclose(c.token_logps, logps.max(-1), atol=tiny.LOGP_TOLERANCE)
     assert c.token_ids.tolist() != completions(opened, sampling=Sampling(), stop_tokens=())[1, 0].token_ids.tolist()
 
 

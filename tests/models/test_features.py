@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain
 import pytest
+import tolerance
 
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import Layout
@@ -13,7 +14,8 @@ from jaxpref.models.logprobs import completion_logps
 from jaxpref.types import EncodedGroup
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-RELATIVE = 2e-5  # float32 sums in another order
+RELATIVE = 2 * tolerance.decoder(plain.LLAMA, score=10.0, value=1.0)
+"""2.0e-5: a gradient goes through every layer twice; the largest attention score of these models is 9 (gemma3's)."""
 LENGTHS = [(5, (3, 7)), (1, (1, 2)), (9, (14, 4)), (2, (11, 1))]
 
 
@@ -99,7 +101,8 @@ def test_scan_and_remat_do_not_matter(name):
         return jax.jit(function)(params), str(jax.make_jaxpr(function)(params))
 
     loop, loop_program = gradient(scan=False, remat="none")
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(loop))
     for remat in ("none", "full"):
         other, program = gradient(remat=remat)
         assert program != loop_program
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4), loop, other)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=RELATIVE * scale), loop, other)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain
 import pytest
+import tolerance
 
 from jaxpref.config import MeshConfig
 from jaxpref.models.decoder import build_model
@@ -83,7 +84,9 @@ def test_an_adapter_is_in_the_cached_path_too():
     pad = lambda a: np.pad(a, ((0, 0), (0, 3)))
     expiry = pad(np.full_like(ids, ids.shape[1]))
     whole = np.asarray(model.hidden(adapted, pad(ids), pad(position), expiry))[:, : ids.shape[1]]
-    np.testing.assert_allclose(x, whole, rtol=1e-4, atol=RELATIVE * np.abs(whole).max())
+    # With such an adapter attention scores reach 52.
+    atol = tolerance.decoder(spec, score=55.0, value=np.abs(whole).max())
+    np.testing.assert_allclose(x, whole, rtol=0, atol=atol)
     without = np.asarray(model.hidden(base, pad(ids), pad(position), expiry))[:, : ids.shape[1]]
     assert np.abs(whole - without).max() > 0.01
 
