@@ -7,8 +7,9 @@ JOBS ?= 2
 PYTEST = $(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal
 
 # Tests that compare what the model computes in two ways, where another processor means other rounding.
-NUMERIC = $(addprefix tests/models/test_,attention.py cache.py decoder.py experts.py features.py layers.py lora.py) \
-	$(addprefix tests/test_,generate.py logprobs.py merge.py mixing.py padded_vocab.py step.py step_coupled.py)
+NUMERIC = tests/step tests/generation/test_generate.py tests/generation/test_mixing.py tests/runs/test_merge.py \
+	tests/runs/test_padded_vocab.py $(addprefix tests/models/test_,attention.py kv_cache.py decoder.py experts.py \
+	features.py layers.py logprobs.py lora.py)
 
 .PHONY: demo demo-pareto test test-isa test-slow test-tpu lint clean
 

@@ -143,7 +143,7 @@ class Front:
         return distance(normal(logp), self.optimum(w))
 
     def explicit(self, w: Sequence[float], base: int, scale: float = 1.0) -> np.ndarray:
-        """MODPO on the pairs of one objective, the others' rewards as other_rewards, `scale` times as large as they are."""
+        """MODPO on the pairs of one objective, the others' rewards `scale` times as large as they are."""
         others = [k for k in range(len(w)) if k != base]
         lines = rows(REWARDS[base], other_rewards=(scale * REWARDS[others].T).tolist())
         objective = [{"name": "modpo", "beta": BETA, "w": [w[base], *(w[k] for k in others)]}]
