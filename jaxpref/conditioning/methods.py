@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 
 from jaxpref.data.dimensions import Preferred, preferred_pairs, scores_of
-from jaxpref.data.forms import RowError
 from jaxpref.data.rewrite import Source, group_of, rows_of
-from jaxpref.errors import InputError
+from jaxpref.errors import InputError, RowError
 from jaxpref.types import Group
 
 Prompt = str | list[dict]

@@ -26,9 +26,8 @@ from jaxpref.conditioning.methods import (
 )
 from jaxpref.config import DataConfig
 from jaxpref.data.dataset import load_groups
-from jaxpref.data.forms import RowError
 from jaxpref.data.rewrite import Source
-from jaxpref.errors import InputError
+from jaxpref.errors import InputError, RowError
 
 CHAT = [
     {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}, {"role": "user", "content": "three"}
