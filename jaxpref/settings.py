@@ -180,7 +180,7 @@ def keys(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]
         if dataclasses.is_dataclass(field.type):
             yield from keys(field.type, f"{prefix}{field.name}.")
         else:
-            meaning = fields["properties"][field.name].get("description", "")
+            meaning = " ".join(fields["properties"][field.name].get("description", "").split())
             yield prefix + field.name, getattr(cls(), field.name), meaning
 
 
