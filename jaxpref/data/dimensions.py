@@ -1,5 +1,6 @@
-"""Data with several preference dimensions: every answer has a score in each, and a run takes its
-pairs from one.
+"""Data with several preference dimensions: every answer has a score in each.
+
+A run takes its pairs from one of them:
 
     data.prefer: NAME                the answer with the higher `scores/NAME` is the chosen one
     data.other_rewards: [NAME, ...]  these scores, in this order, make the column `other_rewards`
