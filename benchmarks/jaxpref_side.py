@@ -77,11 +77,11 @@ def prepare(job: dict) -> dict:
 
 def _first_pairs(job: dict, tokenizer):
     """The first rows that both sides keep: a pair can be made of them and the prompt leaves room for an answer."""
-    from jaxpref.data.encode import Dropped, encode_group
-    from jaxpref.data.forms import RowError
+    from jaxpref.data.encode import encode_group
     from jaxpref.data.kinds import to_group
     from jaxpref.data.sources import read_rows
-    from jaxpref.errors import InputError
+    from jaxpref.data.truncation import Dropped
+    from jaxpref.errors import InputError, RowError
 
     pairs, passed_over = [], {}
     for i, (row, where) in enumerate(read_rows(job["rows"])):

@@ -1,7 +1,9 @@
-"""The data of MODPO's two recipes as files of pairs: texts, splits and templates as in the authors' repository.
+"""The data of MODPO's two recipes as files of pairs, as in the authors' repository.
 
-python configs/modpo_data.py safety data/safe-rlhf        # PKU-SafeRLHF-10K: {better,safer}-{train,eval}.jsonl
-python configs/modpo_data.py summarize data/summarize     # summarize_from_feedback: {train,eval}.jsonl
+python configs/modpo_data.py safety data/safe-rlhf       # {better,safer}-{train,eval}.jsonl
+python configs/modpo_data.py summarize data/summarize    # {train,eval}.jsonl
+
+The first is PKU-SafeRLHF-10K, the second summarize_from_feedback.
 """
 
 import argparse
@@ -36,7 +38,11 @@ def summary_pair(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def safety_files(rows: Any) -> dict[str, Iterable[dict[str, str]]]:
-    """File -> pairs.  Args: rows: the data set, of which a tenth is held out."""
+    """File -> pairs.
+
+    Args:
+        rows: the data set, of which a tenth is held out.
+    """
     parts = rows.train_test_split(test_size=0.1, seed=0)
     return {
         f"{dimension}-{name}.jsonl": [safety_pair(row, dimension) for row in parts[part]]
@@ -46,7 +52,11 @@ def safety_files(rows: Any) -> dict[str, Iterable[dict[str, str]]]:
 
 
 def summary_files(train: Any, validation: Any) -> dict[str, Iterable[dict[str, str]]]:
-    """File -> pairs.  Args: validation: the data set's own; half of it is held out, the other half is for tests."""
+    """File -> pairs.
+
+    Args:
+        validation: the data set's own; half of it is held out, the other half is for tests.
+    """
     held_out = validation.train_test_split(test_size=0.5, seed=0)["train"]
     return {"train.jsonl": map(summary_pair, train), "eval.jsonl": map(summary_pair, held_out)}
 
@@ -63,10 +73,8 @@ def main() -> None:
     if args.recipe == "safety":
         files = safety_files(load_dataset("PKU-Alignment/PKU-SafeRLHF-10K", split="train"))
     else:
-        load = lambda split: load_dataset(
-            "openai/summarize_from_feedback", "comparisons", split=split
-        )
-        files = summary_files(load("train"), load("validation"))
+        splits = load_dataset("openai/summarize_from_feedback", "comparisons")
+        files = summary_files(splits["train"], splits["validation"])
     args.out.mkdir(parents=True, exist_ok=True)
     for name, pairs in files.items():
         with (args.out / name).open("w", encoding="utf-8") as file:

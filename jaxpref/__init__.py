@@ -5,19 +5,23 @@ result = jaxpref.train(config)
 jaxpref.export_run(result.out, "exported")
 """
 
-from jaxpref import objectives, pareto, rewards
-from jaxpref.config import Config
-from jaxpref.errors import InputError
-from jaxpref.evaluation import evaluate_answers, evaluate_preferences, evaluate_run
-from jaxpref.generation.completions import Completion, Mix, generate
-from jaxpref.models.peft import load_adapters
-from jaxpref.objectives import ObjectiveOutput
-from jaxpref.rewards import score_data
-from jaxpref.runs.export import export_run
-from jaxpref.runs.merge import merge
-from jaxpref.runs.plots import plot_curves
-from jaxpref.settings import load_config, make_config
-from jaxpref.training.run import Result, train
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxpref import objectives, pareto, rewards
+    from jaxpref.config import Config
+    from jaxpref.errors import InputError
+    from jaxpref.evaluation import evaluate_answers, evaluate_preferences, evaluate_run
+    from jaxpref.generation.completions import Completion, Mix, generate
+    from jaxpref.models.peft import load_adapters
+    from jaxpref.objectives import ObjectiveOutput
+    from jaxpref.rewards import score_data
+    from jaxpref.runs.export import export_run
+    from jaxpref.runs.merge import merge
+    from jaxpref.runs.plots import plot_curves
+    from jaxpref.settings import load_config, make_config
+    from jaxpref.training.run import Result, train
 
 __all__ = [
     "Completion",
@@ -42,3 +46,43 @@ __all__ = [
     "score_data",
     "train",
 ]
+
+_PACKAGES = ("objectives", "pareto", "rewards")
+_MODULES = {
+    "Completion": "jaxpref.generation.completions",
+    "Config": "jaxpref.config",
+    "InputError": "jaxpref.errors",
+    "Mix": "jaxpref.generation.completions",
+    "ObjectiveOutput": "jaxpref.objectives",
+    "Result": "jaxpref.training.run",
+    "evaluate_answers": "jaxpref.evaluation",
+    "evaluate_preferences": "jaxpref.evaluation",
+    "evaluate_run": "jaxpref.evaluation",
+    "export_run": "jaxpref.runs.export",
+    "generate": "jaxpref.generation.completions",
+    "load_adapters": "jaxpref.models.peft",
+    "load_config": "jaxpref.settings",
+    "make_config": "jaxpref.settings",
+    "merge": "jaxpref.runs.merge",
+    "plot_curves": "jaxpref.runs.plots",
+    "score_data": "jaxpref.rewards",
+    "train": "jaxpref.training.run",
+}
+"""Public name -> its module, imported when the name is first used.
+
+The data stages and `jaxpref --help` need no jax, and do not wait for it.
+"""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"jaxpref.{name}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'jaxpref' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,6 @@
-"""The configuration: YAML into frozen typed dataclasses.  One default in one place; all errors at
-once.
+"""The configuration of a run as frozen typed dataclasses, each default in one place.
 
-`--help` and docs are made from the docstrings below each field.
+The help of `jaxpref train` is made from the docstrings below the fields.
 """
 
 from typing import Any, Literal
@@ -21,20 +20,21 @@ class ModelConfig:
     """Dtype of activations and weight products; parameters, norms, softmax and log-probs stay
     float32."""
     remat: Literal["none", "full", "dots"] = "full"
-    """What the backward pass recomputes: nothing, whole layers, or all but the weight products."""
+    """What the backward pass recomputes: nothing (none), whole layers (full), or all but the
+    products with weights (dots)."""
     attention_block: int = Field(default=128, ge=8)
-    """Columns of an attention block; the row length is a multiple of it."""
+    """Tokens of an attention block; the row length is a multiple of it."""
     logprob_chunk: int = Field(default=128, ge=1)
-    """Loss tokens of each row that are multiplied with the vocabulary at a time."""
+    """Loss tokens of each row whose logits over the vocabulary are computed at a time."""
 
 
 @dataclass(frozen=True, config=_STRICT)
 class AdapterConfig:
     rank: int | None = Field(default=None, ge=1)
-    """Rank of a LoRA adapter that is trained in place of the weights; null: the weights are trained
-    (unless `path`)."""
+    """Rank of a LoRA adapter that is trained in place of the model's weights; null: the weights are
+    trained (unless `path` is set)."""
     alpha: float | None = Field(default=None, gt=0)
-    """The adapter counts alpha / rank times; null: the rank, that is once."""
+    """The adapter's output is scaled by alpha / rank; null: alpha = rank, a scale of 1."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Share of the adapter's inputs dropped in training; null: that of the adapter at `path`,
     otherwise none."""
@@ -42,43 +42,43 @@ class AdapterConfig:
     """Adapted weights, as regular expressions: q, attention/q or the checkpoint's q_proj; null: all
     but experts."""
     rslora: bool = False
-    """Count it alpha / sqrt(rank) times (rsLoRA)."""
+    """Scale by alpha / sqrt(rank) instead (rsLoRA)."""
     dora: bool = False
-    """Learn lengths and directions of the weights apart (DoRA)."""
+    """Learn the magnitudes and the directions of the weights separately (DoRA)."""
     path: str | None = None
-    """PEFT adapter to go on from: it brings rank, alpha, targets, rslora and dora."""
+    """PEFT adapter to continue from; it brings rank, alpha, targets, rslora and dora."""
     quantize: Literal["int8", "int4", "nf4"] | None = None
     """Keep the frozen weights of the layers in 8 or 4 bits (QLoRA); needs `pip install
     jaxpref[qlora]`."""
     quantize_block: int | None = Field(default=64, ge=8)
-    """Weights that share a scale, along the axis that a product sums over; null: all of an
+    """Weights that share a scale, along the axis that a product sums over; null: all weights of an
     output."""
 
     @property
     def trained(self) -> bool:
-        """Whether an adapter is trained, and not the weights."""
+        """Whether an adapter is trained, not the model's weights."""
         return self.rank is not None or self.path is not None
 
 
 @dataclass(frozen=True, config=_STRICT)
 class ReferenceConfig:
     mode: Literal["copy", "cache"] = "copy"
-    """A frozen copy of the weights in the compute dtype (with an adapter: the frozen weights
-    themselves), or log-probs computed once and cached on disk."""
+    """copy: frozen weights in the compute dtype (with an adapter: the model's own, no copy); cache:
+    log-probs computed once and kept on disk."""
     path: str | None = None
     """The reference model; null: the model that training starts from."""
     adapter: str | None = None
-    """PEFT adapter of the reference, on the frozen weights; null: what adapter.path names, if
-    anything; base: none."""
+    """PEFT adapter of the reference, on the frozen weights; null: the one at adapter.path, if set;
+    base: none."""
     extra: list[str] = Field(default_factory=list)
-    """Further references (MRPO), or policies of other objectives (modpo_implicit, spo): their
+    """Further references (MRPO), or policies of other objectives (modpo_implicit, spo); their
     log-probs are cached."""
     sync_every: int | None = Field(default=None, ge=1)
-    """Steps after which the reference is moved towards the policy (TR-DPO); null: it stays."""
+    """Steps between updates of the reference towards the policy (TR-DPO); null: it stays."""
     sync_alpha: float = Field(default=0.6, gt=0, le=1)
-    """Share of the policy in the moved reference; 1 replaces it."""
+    """Share of the policy in the updated reference; 1 replaces it."""
     cache_dir: str = "~/.cache/jaxpref/reference"
-    """Where cached log-probs are kept, under a key of weights, compute dtype and token ids."""
+    """Directory of cached log-probs, under a key of weights, compute dtype and token ids."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -93,31 +93,31 @@ class DataConfig:
     eval_split: str = "test"
     """Split of a `datasets` folder or hub id to evaluate on."""
     format: Literal["auto", "standard", "conversational", "anthropic"] = "auto"
-    """Row format; auto recognises each row's own."""
+    """Form of the rows; auto recognises the form of each row."""
     on_bad_row: Literal["error", "drop"] = "error"
-    """Stop at a row with an empty or identical completion, a missing column..., or drop it and
+    """At a row with an empty completion, identical ones or the like: stop (error), or drop and
     count it."""
     prefer: str | None = None
-    """Score by which the chosen answer of every pair is decided anew (`scores_chosen: {NAME: ...}`;
-    ties are dropped and counted); rows with `completions` give all their pairs.  null: as the rows
+    """Score that decides anew which answer of a pair is chosen (`scores_chosen: {NAME: ...}`); ties
+    are dropped and counted, and rows with `completions` give all their pairs; null: as the rows
     say."""
     other_rewards: list[str] = Field(default_factory=list)
-    """Scores that make the column `other_rewards`, in the order of modpo's w[1:]: those of all
-    objectives but the base."""
+    """Scores that make the column `other_rewards`: those of all objectives but the base, in the
+    order of modpo's w[1:]."""
     max_length: int | None = Field(default=1024, ge=2)
     """Tokens of prompt + one completion; null: no limit."""
     truncation: Literal["keep_start", "keep_end", "drop", "error"] = "keep_start"
-    """Over-long prompt + completion: cut the end (TRL's rule), cut the prompt's start, drop the
-    row, or stop."""
+    """A longer prompt + completion: cut its end (keep_start, TRL's rule) or the prompt's start
+    (keep_end), drop the row, or stop (error)."""
     row_length: int | None = Field(default=None, ge=8)
     """Tokens of a packed row; null: the longest group, rounded up to whole attention blocks."""
     length_buckets: int = Field(default=1, ge=1)
-    """Row lengths compiled, evenly spaced up to row_length; a micro-batch runs the shortest that
-    holds its rows."""
+    """How many row lengths are compiled, evenly spaced up to row_length; a micro-batch runs the
+    shortest that holds its rows."""
     share_prefix: bool = True
     """Run the prompt once for all its completions."""
     pack: bool = True
-    """Put several groups into one row."""
+    """Put several groups into one packed row."""
     shuffle: bool = True
     """Shuffle every epoch by train.seed; false keeps the order of the file."""
 
@@ -129,7 +129,7 @@ class OptimConfig:
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "linear"
-    """Course of the learning rate after the warm-up; linear and cosine end at 0 with the run."""
+    """Learning rate after the warm-up; linear and cosine reach 0 at the end of the run."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """Steps of linear warm-up from 0."""
     warmup_ratio: float | None = Field(default=None, ge=0, le=1)
@@ -139,7 +139,7 @@ class OptimConfig:
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay (adamw, lion, adafactor)."""
     decay_mask: Literal["matrices", "all"] = "matrices"
-    """Which parameters decay: all but norm scales (as Hugging Face does), or all."""
+    """Which parameters decay: all but norm scales (matrices, as in Hugging Face), or all."""
     b1: float = Field(default=0.9, ge=0, lt=1)
     """First-moment decay (adamw, lion)."""
     b2: float = Field(default=0.999, ge=0, lt=1)
@@ -155,15 +155,15 @@ class TrainConfig:
     batch_size: int = Field(default=8, ge=1)
     """Groups (pairs) per optimizer step, over all devices."""
     micro_rows: int | None = Field(default=None, ge=1)
-    """Packed rows per micro-batch, over all devices: memory against speed, same result; null:
-    mesh.data * mesh.fsdp."""
+    """Packed rows per micro-batch, over all devices: more is faster and takes more memory, with the
+    same result; null: mesh.data * mesh.fsdp."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the data."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Train exactly so many steps instead of epochs."""
+    """Train exactly this many steps instead of epochs; null: train.epochs."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the data order, of the draws that objectives ask for, and of the answers lent to
-    other prompts."""
+    """Seed of the data order, of the objectives' draws, and of answers lent to other prompts
+    (KTO)."""
     log_every: int = Field(default=10, ge=1)
     """Steps between log lines; values are averaged over them."""
     eval_every: int | None = Field(default=None, ge=1)
@@ -171,16 +171,16 @@ class TrainConfig:
     save_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints; null: after the last step only."""
     keep: int = Field(default=2, ge=1)
-    """Latest checkpoints to keep; the best is kept besides."""
+    """How many of the latest checkpoints are kept, beside the best."""
     best_metric: str | None = None
-    """Evaluation metric by which a checkpoint is the best; null: eval/rewards/accuracies, or
-    eval/loss without it."""
+    """Evaluation metric that decides which checkpoint is the best; null: eval/rewards/accuracies,
+    or eval/loss where there are none."""
     best_mode: Literal["max", "min"] | None = None
-    """Whether the best is the highest or the lowest; null: the lowest loss, the highest of any
-    other metric."""
+    """Whether the highest or the lowest value is the best; null: the lowest of a loss, the highest
+    of any other metric."""
     resume: Literal["auto", "never", "must"] = "auto"
-    """Continue from the latest checkpoint in `out`: if there is one, never (refuse to start), or
-    fail without one."""
+    """Continue from the latest checkpoint in `out` if there is one (auto); refuse to start if there
+    is one (never), or if there is none (must)."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -200,14 +200,14 @@ class LogConfig:
     trackio: bool = False
     """Also log to trackio."""
     project: str = "jaxpref"
-    """Project name there."""
+    """Project name in Weights & Biases and trackio."""
     progress: bool = True
     """Show a progress bar."""
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Config:
-    """A run."""
+    """Everything that a run is made from."""
 
     out: str = "runs/run"
     """Directory of the run: config, metrics, checkpoints."""
@@ -216,8 +216,8 @@ class Config:
     reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     objective: list[dict[str, Any]] = Field(default_factory=lambda: [{"name": "dpo"}])
-    """Weighted sum of objectives: [{name: dpo, weight: 1.0, beta: 0.1}]; hyperparameters beside the
-    name."""
+    """Weighted sum of objectives, each with its hyperparameters: [{name: dpo, weight: 1.0, beta:
+    0.1}]."""
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     mesh: MeshConfig = Field(default_factory=MeshConfig)

@@ -1,5 +1,4 @@
-"""The one error that bad input raises: what was expected, what was found and where, what to
-change."""
+"""The errors that bad input raises: what was expected, what was found and where, what to change."""
 
 
 class InputError(ValueError):
@@ -14,3 +13,17 @@ class InputError(ValueError):
     def __init__(self, expected: str, got: str, fix: str):
         super().__init__(f"expected: {expected}\n     got: {got}\n     fix: {fix}")
         self.expected, self.got, self.fix = expected, got, fix
+
+
+class RowError(InputError):
+    """A row of data without usable answers.
+
+    It says something about that row only, so a caller may drop the row and count it.
+
+    Args:
+        reason: a short fixed text to count by, such as `empty completion`.
+    """
+
+    def __init__(self, reason: str, expected: str, got: str, fix: str):
+        super().__init__(expected, got, fix)
+        self.reason = reason

@@ -1,15 +1,41 @@
-"""The dimension key and the records that pass between the stages.  Imports no jax: the data stages
-run without it.
+"""The dimension key, and the records that pass between the stages.
 
-Dimension letters, used as suffixes of array names and in einsum strings throughout:
+Imports no jax: the data stages run without it.
 
-    R rows of a batch          L columns (token positions) of a row     S loss tokens of a row
-    G groups of a row          K completions of a group                 B = R*G groups of a batch
-    T micro-batches of a step  D model width   F ffn width              V vocabulary
-    N query heads              M key/value heads                        H head size
-    Y layers                   C columns of one chunk               A chunks of a row
-    E experts                  Z rank of an adapter                 P learned positions
-    I keys and values cached a row                         W resamples of a bootstrap
+Dimension letters, suffixes of array names and of einsum strings; each has one meaning:
+
+    everywhere
+        R  rows of a batch
+        L  tokens of a row
+        S  loss tokens of a row
+        G  groups of a row
+        K  completions of a group
+        B  groups in all: R * G of a batch
+        T  micro-batches of a step
+        A  chunks that tokens are cut into, to be worked through one after another
+        C  tokens of one chunk
+        E  experts
+    models, generation
+        D  model width
+        V  vocabulary
+    models
+        F  ffn width
+        N  query heads
+        M  key/value heads
+        J  query heads per key/value head: N / M
+        H  head size
+        I  keys and values cached per row
+        P  learned positions
+        Q  tokens of all rows: R * L
+        U  experts per token
+        Y  layers
+        Z  rank of an adapter
+    objectives, generation, evaluation, pareto
+        O  objectives, or their policies and references
+        W  resamples of a bootstrap
+        X  points of a front or a figure
+
+A digit is an axis of that size.
 """
 
 from collections.abc import Mapping
@@ -36,8 +62,8 @@ class Group:
     tools: list | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """Numbers an objective may ask for: one of the group (`weight`, `margin`), or those of every
-    completion."""
+    """Numbers an objective may ask for: one of the group (`weight`, `margin`), or one or more of
+    every completion."""
 
     @property
     def conversational(self) -> bool:
@@ -48,8 +74,8 @@ class Group:
 class EncodedGroup:
     """One prompt with K completions, as token ids; every completion has at least one token.
 
-    LossSpec starts at each completion's first token, except when the prompt is empty: then that
-    token has no predecessor and is not scored.
+    The loss starts at each completion's first token, except when the prompt is empty: then that
+    token has no predecessor and is not in the loss.
     """
 
     prompt_ids: np.ndarray
@@ -60,11 +86,10 @@ class EncodedGroup:
 
 
 class Batch(NamedTuple):
-    """Packed, prefix-shared rows of one micro-batch (or, with a leading T, of all micro-batches of
-    a step).
+    """Packed, prefix-shared rows of one micro-batch; with a leading T, of all of a step.
 
-    A key at column k is visible to the query at column q of the same row iff `k <= q < expiry[k]`,
-    which covers every mixture of packing and prefix sharing (docs/design.md, "Packed rows").
+    The key at index k of a row is visible to the query at index q iff `k <= q < expiry[k]`, which
+    covers every mixture of packing and prefix sharing (docs/design.md, "Packed rows").
     """
 
     token_RL: Any
@@ -72,16 +97,16 @@ class Batch(NamedTuple):
     position_RL: Any
     """int32 position inside its own branch: each completion continues right after its prompt."""
     expiry_RL: Any
-    """int32, one past the last column whose query may see this key; 0 for padding."""
+    """int32, one past the index of the last query that may see this key; 0 for padding."""
     segment_RL: Any
     """int32 group number inside the row, from 1; 0 for padding."""
     loss_src_RS: Any
-    """int32 column of the hidden state that predicts the loss token."""
+    """int32 index along the row of the hidden state that predicts the loss token."""
     loss_tok_RS: Any
     """int32 id of the loss token."""
     loss_slot_RS: Any
-    """int32 completion it belongs to, `g * K + k`; `G * K + g` for a token of a prompt, when
-    prompts are scored; `G * (K + 1)` for padding (dropped by every reduction)."""
+    """int32 completion it belongs to, `g * K + k`; `G * K + g` for a token of a prompt, where
+    prompts are in the loss; `G * (K + 1)` for padding (dropped by every reduction)."""
     valid_RG: Any
     """float32, 1 where the slot holds a group."""
     row_id_RG: Any
@@ -89,12 +114,12 @@ class Batch(NamedTuple):
     slot_count_RGK: Any
     """int32 loss tokens of every completion; 0 for an empty slot."""
     prompt_count_RG: Any
-    """int32 loss tokens of the prompt; 0 unless prompts are scored."""
+    """int32 loss tokens of the prompt; 0 unless prompts are in the loss."""
     last_RGK: Any
-    """int32 column of every completion's last token; 0 for an empty slot."""
+    """int32 index along the row of every completion's last token; 0 for an empty slot."""
     prompt_last_RG: Any
-    """int32 column of the prompt's last token (of its first copy); -1 for an empty prompt or
-    slot."""
+    """int32 index along the row of the prompt's last token (in its first copy); -1 for an empty
+    prompt or slot."""
     masks: dict[str, Any]
     """Subsets of the loss tokens that the objective asked for, [R, S] float32 of 0 and 1
     (`data/pack.py: MASKS`)."""
@@ -102,8 +127,7 @@ class Batch(NamedTuple):
     """What the objective asked for: per group [R, G] or per completion [R, G, K, ...], float32."""
 
     def first_tokens(self, length: int) -> "Batch":
-        """The same rows [R, length], for a micro-batch that needs no more; everything per slot
-        stays."""
+        """The rows cut to this length; everything that is not per token of a row stays."""
         cut = {
             name: getattr(self, name)[:, :length]
             for name in ("token_RL", "position_RL", "expiry_RL", "segment_RL")

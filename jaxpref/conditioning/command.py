@@ -9,11 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxpref.conditioning.methods import (
+from jaxpref.conditioning import (
     RIC_MAPS,
     ConditionReport,
     ControllableDPO,
-    Prompt,
     ScoreStatistics,
     cdpo_prompt,
     cdpo_rows,
@@ -24,21 +23,26 @@ from jaxpref.conditioning.methods import (
     ric_targets,
     score_statistics,
 )
+from jaxpref.conditioning.prompts import Prompt
 from jaxpref.data.forms import FORMATS
 from jaxpref.data.rewrite import Source, check_out, write_lines
 from jaxpref.errors import InputError
+from jaxpref.files import whole_file
 from jaxpref.settings import named, numbers
+from jaxpref.types import Group
 
 EPILOG = """for training, from data with scores (`jaxpref score`)
-    jaxpref condition scored.jsonl --as cdpo --scores helpful,brief --control brief --out pairs.jsonl
-    jaxpref condition scored.jsonl --as ric --scores helpful,brief --out answers.jsonl     # and answers.statistics.json
-    jaxpref condition scored.jsonl --as metaalign --preference helpful="Be helpful." --preference brief="Be brief." \\
+    jaxpref condition scored.jsonl --as cdpo --scores helpful,brief --control brief \\
         --out pairs.jsonl
+    jaxpref condition scored.jsonl --as ric --scores helpful,brief \\
+        --out answers.jsonl                                         # and answers.statistics.json
+    jaxpref condition scored.jsonl --as metaalign --preference helpful="Be helpful." \\
+        --preference brief="Be brief." --out pairs.jsonl
 
 for answers, from prompts as `jaxpref generate` takes them
     jaxpref condition prompts.jsonl --as cdpo --target brief=5 --out asked.jsonl
-    jaxpref condition prompts.jsonl --as ric --weights helpful=0.7,brief=0.3 --statistics answers.statistics.json \\
-        --out asked.jsonl
+    jaxpref condition prompts.jsonl --as ric --weights helpful=0.7,brief=0.3 \\
+        --statistics answers.statistics.json --out asked.jsonl
     jaxpref condition prompts.jsonl --as metaalign --words "Be brief." --out asked.jsonl"""
 
 
@@ -52,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--as",
-        dest="way",
+        dest="method",
         required=True,
         choices=["cdpo", "ric", "metaalign"],
         help="how the preference is put",
@@ -63,6 +67,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="cdpo, ric: the scores that count, in the order of their tags",
     )
+    _cdpo_arguments(parser)
+    _ric_arguments(parser)
+    add(
+        "--preference",
+        action="append",
+        default=[],
+        metavar="SCORE=WORDS",
+        help="metaalign: words for a score",
+    )
+    add("--words", help="metaalign, for answers: the preference")
+    add("--split", default="train", help="of a path that has several (default train)")
+    add("--format", default="auto", choices=FORMATS, help="of the rows (default auto)")
+    add(
+        "--on-bad-row",
+        default="error",
+        choices=["error", "drop"],
+        help="drop unusable rows and count them",
+    )
+
+
+def _cdpo_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--control", metavar="A,B", help="cdpo: the scores that are asked for (default: all)")
     add("--subsets", action="store_true", help="cdpo: ask for a random part of them in every row")
     add(
@@ -80,45 +106,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--digits", type=int, default=1, help="cdpo: decimals of what is asked for (default 1)")
     add("--seed", type=int, default=0, help="cdpo: of the draws (default 0)")
     add(
-        "--preference",
-        action="append",
-        default=[],
-        metavar="SCORE=WORDS",
-        help="metaalign: words for a score",
-    )
-    add(
-        "--ending",
-        default="",
-        metavar="TEXT",
-        help="ric: tags go before it where a text prompt ends so",
-    )
-    add(
         "--target",
         action="append",
         default=[],
         metavar="SCORE=VALUE",
         help="cdpo, for answers: what to ask for",
     )
+
+
+def _ric_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--ending",
+        default="",
+        metavar="TEXT",
+        help="ric: tags go before it where a text prompt ends so",
+    )
     add("--weights", metavar="A=0.7,B=0.3", help="ric, for answers: of the objectives")
     add(
         "--statistics",
         metavar="FILE",
-        help="ric, for answers or held-out data: what the training data's run wrote",
+        help="ric, for answers or held-out data: what conditioning the training data wrote",
     )
     add(
         "--map",
         default="linf",
         choices=RIC_MAPS,
         help="ric, for answers: from weights to scores (default linf)",
-    )
-    add("--words", help="metaalign, for answers: the preference")
-    add("--split", default="train", help="of a path that has several (default train)")
-    add("--format", default="auto", choices=FORMATS, help="of the rows (default auto)")
-    add(
-        "--on-bad-row",
-        default="error",
-        choices=["error", "drop"],
-        help="drop unusable rows and count them",
     )
 
 
@@ -138,19 +152,19 @@ def run(options: argparse.Namespace, console: Console) -> None:
 def _training_rows(
     options: argparse.Namespace, source: Source, out: Path, report: ConditionReport
 ) -> Iterator[dict[str, Any]]:
-    if options.way == "metaalign":
+    if options.method == "metaalign":
         preferences = named(options.preference, "--preference")
-        _expect(preferences, "--preference SCORE=WORDS, or --words for prompts")
+        if not preferences:
+            raise _missing("--preference SCORE=WORDS, or --words for prompts")
         return metaalign_rows(source, preferences, report)
-    if options.way == "ric" and options.statistics:
-        return ric_rows(source, _read_statistics(options.statistics), report, ending=options.ending)
+    if options.method == "ric" and options.statistics:
+        statistics = _read_statistics(options.statistics)
+        return ric_rows(source, statistics, report, ending=options.ending)
     scores = _list(options.scores)
-    _expect(
-        scores,
-        "--scores A,B"
-        + (", or --target for prompts" if options.way == "cdpo" else ", or --weights"),
-    )
-    if options.way == "cdpo":
+    if not scores:
+        for_prompts = "--target" if options.method == "cdpo" else "--weights"
+        raise _missing(f"--scores A,B, or {for_prompts} for prompts")
+    if options.method == "cdpo":
         how = ControllableDPO(
             scores,
             _list(options.control) or scores,
@@ -168,60 +182,67 @@ def _training_rows(
 
 def _change_of_prompts(options: argparse.Namespace) -> Callable[[Prompt], Prompt] | None:
     """What is done to prompts that wait for answers; None where training data is made."""
-    if options.way == "cdpo" and options.target:
+    if options.method == "cdpo" and options.target:
         targets = numbers(named(options.target, "--target"))
         return lambda prompt: cdpo_prompt(prompt, targets)
-    if options.way == "ric" and options.weights:
+    if options.method == "ric" and options.weights:
         weights = numbers(named(options.weights.split(","), "--weights"))
         scores = _targets(weights, options.statistics, options.map)
         return lambda prompt: ric_prompt(prompt, scores, ending=options.ending)
-    if options.way == "metaalign" and options.words:
+    if options.method == "metaalign" and options.words:
         return lambda prompt: instructed(prompt, options.words)
     return None
-
-
-def _read_statistics(path: str | None) -> dict[str, ScoreStatistics]:
-    if path is None or not Path(path).is_file():
-        raise InputError(
-            "--statistics FILE, which the conditioning of the training data wrote",
-            f"{path}",
-            "name it",
-        )
-    return {name: ScoreStatistics(**x) for name, x in json.loads(Path(path).read_text()).items()}
 
 
 def _targets(weights: Mapping[str, float], path: str | None, method: str) -> list[float]:
     statistics = _read_statistics(path)
     if set(weights) != set(statistics):
         raise InputError(
-            f"a weight for each of {', '.join(statistics)}", ", ".join(weights), "correct --weights"
+            f"--weights with one weight for each of {', '.join(statistics)}",
+            ", ".join(weights),
+            "name exactly these scores, with 0 for one that does not matter",
         )
     return ric_targets([weights[name] for name in statistics], list(statistics.values()), method)
+
+
+def _read_statistics(path: str | None) -> dict[str, ScoreStatistics]:
+    if path is None or not Path(path).is_file():
+        raise InputError(
+            "--statistics FILE, which the conditioning of the training data wrote",
+            "none" if path is None else f"{path}: no such file",
+            "name the .statistics.json beside the file of training data",
+        )
+    stored = json.loads(Path(path).read_text())
+    return {name: ScoreStatistics(**values) for name, values in stored.items()}
+
+
+def _write_statistics(out: Path, statistics: Mapping[str, ScoreStatistics]) -> None:
+    path = out.with_name(out.name.removesuffix(".gz").removesuffix(".jsonl") + ".statistics.json")
+    stored = {name: dataclasses.asdict(values) for name, values in statistics.items()}
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(stored, indent=2) + "\n")
 
 
 def _condition_prompts(paths: Sequence[str], out: Path, change: Callable[[Prompt], Prompt]) -> int:
     from jaxpref.generation.prompts import read_prompts
 
     groups = [group for path in paths for group in read_prompts(path)]
-    more = lambda group: {
-        **({"tools": group.tools} if group.tools else {}),
-        **({"chat_template_kwargs": dict(group.template_kwargs)} if group.template_kwargs else {}),
-    }
-    write_lines(out, ({"prompt": change(group.prompt), **more(group)} for group in groups))
+    write_lines(out, (_row_of_prompt(group, change(group.prompt)) for group in groups))
     return len(groups)
 
 
-def _write_statistics(out: Path, statistics: Mapping[str, ScoreStatistics]) -> None:
-    path = out.with_name(out.name.removesuffix(".gz").removesuffix(".jsonl") + ".statistics.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({name: dataclasses.asdict(x) for name, x in statistics.items()}, indent=2)
-    path.write_text(text + "\n")
+def _row_of_prompt(group: Group, prompt: Prompt) -> dict[str, Any]:
+    row: dict[str, Any] = {"prompt": prompt}
+    if group.tools:
+        row["tools"] = group.tools
+    if group.template_kwargs:
+        row["chat_template_kwargs"] = dict(group.template_kwargs)
+    return row
 
 
 def _list(text: str | None) -> list[str]:
     return [name for name in (text or "").split(",") if name]
 
 
-def _expect(found: Any, what: str) -> None:
-    if not found:
-        raise InputError(what, "none", "add it")
+def _missing(flag: str) -> InputError:
+    return InputError(flag, "none", "add the flag")

@@ -1,14 +1,13 @@
-"""The columns of a row: which are read, numbers for objectives, and what the chat template is
-given."""
+"""The columns of a row: which are read, and the numbers among them that objectives ask for."""
 
 import difflib
-import json
 import math
 import numbers
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxpref.data.checks import shown
 from jaxpref.errors import InputError
 
 KNOWN_COLUMNS = {
@@ -27,42 +26,25 @@ KNOWN_COLUMNS = {
     "probability": "number from 0 to 1: that chosen is better",
     "score_chosen": "number, with score_rejected: the column `score` of objectives",
     "score_rejected": "number, with score_chosen",
-    "scores_chosen": "object of numbers, with scores_rejected: the columns `scores/NAME` of objectives",
+    "scores_chosen": "object of numbers, with scores_rejected: the columns `scores/NAME`",
     "scores_rejected": "object of numbers, with scores_chosen",
-    "other_rewards_chosen": "list of numbers, as long in every row, with other_rewards_rejected: the column `other_rewards`",
+    "other_rewards_chosen": "list of numbers, as long in every row, with other_rewards_rejected: "
+    "the column `other_rewards`",
     "other_rewards_rejected": "list of numbers, with other_rewards_chosen",
     "margins_chosen": "former name of other_rewards_chosen",
     "margins_rejected": "former name of other_rewards_rejected",
     "score": "beside completion: number, the column `score`",
     "reward": "another name of score",
-    "scores": "beside completions: a number for each, `score`; beside completion: object of numbers, `scores/NAME`",
-    "scores_completions": "beside completions: object of lists, a number for each one, the columns `scores/NAME`",
+    "scores": "beside completions: a number for each, `score`; beside completion: object of "
+    "numbers, `scores/NAME`",
+    "scores_completions": "beside completions: object of lists, a number for each one, the columns "
+    "`scores/NAME`",
 }
 """The columns that are read, with their meaning; all others are ignored."""
 
 Columns = dict[str, Any]
-"""Name -> a number of the group, or a tuple with a number (or a tuple of numbers) for every
-completion."""
-
-# `apply_chat_template` has these as parameters of its own; as template variables they would change
-# what it returns.
-_TEMPLATE_PARAMETERS = {
-    "conversation",
-    "tools",
-    "documents",
-    "chat_template",
-    "tokenize",
-    "add_generation_prompt",
-    "continue_final_message",
-    "padding",
-    "truncation",
-    "max_length",
-    "return_tensors",
-    "return_dict",
-    "return_assistant_tokens_mask",
-    "sanitize_control_tokens",
-    "tokenizer_kwargs",
-}
+"""Name -> a number of the group, or a tuple with one entry per completion: a number, or a tuple of
+numbers."""
 
 
 def nearest_column(row: Mapping[str, Any], key: str) -> str | None:
@@ -105,31 +87,35 @@ def number_columns(row: Mapping[str, Any], where: str) -> Columns:
 
 
 def completion_columns(row: Mapping[str, Any], where: str) -> Columns:
-    """The numbers of a row with one completion: `weight`, `baseline`; `score` and `scores/NAME`,
-    each (value,).
+    """The numbers of a row with one completion.
+
+    `weight` and `baseline`; `score` and `scores/NAME`, each (value,).
 
     Raises:
         InputError: a value is not a finite number, or the score stands there under both its names.
     """
     columns = group_columns(row, where)
-    found = _numbers(row, ("score", "reward"), where)
-    if len(found) == 2:
+    score = _numbers(row, ("score", "reward"), where)
+    if len(score) == 2:
         raise InputError(
             "one score",
             f'{where}, keys "score" and "reward": two names of one column',
-            "remove one of them",
+            'remove "reward"',
         )
-    columns |= {"score": tuple(found.values())} if found else {}
+    if score:
+        columns["score"] = tuple(score.values())
     scores = _scores(row.get("scores"), "scores", where)
-    named = {name: _number(value, f"scores.{name}", where) for name, value in scores.items()}
-    return columns | {
-        f"scores/{name}": (value,) for name, value in named.items() if value is not None
-    }
+    for name, value in scores.items():
+        number = _number(value, f"scores.{name}", where)
+        if number is not None:
+            columns[f"scores/{name}"] = (number,)
+    return columns
 
 
 def ranked_columns(row: Mapping[str, Any], count: int, where: str) -> Columns:
-    """The numbers of a row with `count` completions: `weight`, `baseline`; `scores/NAME`, one for
-    each in their order.
+    """The numbers of a row with `count` completions.
+
+    `weight` and `baseline`; `scores/NAME`, one for each completion in their order.
 
     Raises:
         InputError: a value is not a finite number, or a list of another length.
@@ -137,13 +123,15 @@ def ranked_columns(row: Mapping[str, Any], count: int, where: str) -> Columns:
     columns = group_columns(row, where)
     for name, value in _scores(row.get("scores_completions"), "scores_completions", where).items():
         scores = number_list(value, f"scores_completions.{name}", where)
-        if scores is not None and len(scores) != count:
+        if scores is None:
+            continue
+        if len(scores) != count:
             raise InputError(
                 f"a score for each of the {count} completions",
                 f'{where}, key "scores_completions.{name}": {len(scores)}',
                 "mend or drop the row",
             )
-        columns |= {} if scores is None else {f"scores/{name}": scores}
+        columns[f"scores/{name}"] = scores
     return columns
 
 
@@ -153,8 +141,7 @@ def group_columns(row: Mapping[str, Any], where: str) -> Columns:
 
 
 def own_columns(row: Mapping[str, Any], names: Sequence[str], where: str) -> Columns:
-    """Numbers under names that an objective of one's own asks for: NAME, or NAME_chosen and
-    NAME_rejected.
+    """Numbers that an objective of one's own asks for: NAME, or NAME_chosen and NAME_rejected.
 
     Raises:
         InputError: a value is not a finite number, or a pair's number stands on one side only.
@@ -164,23 +151,35 @@ def own_columns(row: Mapping[str, Any], names: Sequence[str], where: str) -> Col
         columns |= _both(
             name, row.get(f"{name}_chosen"), row.get(f"{name}_rejected"), f"{name}_chosen", where
         )
-        columns |= {} if name in columns else _numbers(row, (name,), where)
+        if name not in columns:
+            columns |= _numbers(row, (name,), where)
     return columns
 
 
 def padded(columns: Mapping[str, Any], completions: int) -> Columns:
     """The same columns with zeros for completions beyond those that they have numbers for."""
-    zero = lambda value: tuple(0.0 for _ in value) if isinstance(value, tuple) else 0.0
-    more = lambda values: values + (zero(values[0]),) * (completions - len(values))
+
+    def with_zeros(values: tuple) -> tuple:
+        first = values[0]
+        zero = tuple(0.0 for _ in first) if isinstance(first, tuple) else 0.0
+        return values + (zero,) * (completions - len(values))
+
     return {
-        name: more(value) if isinstance(value, tuple) else value for name, value in columns.items()
+        name: with_zeros(value) if isinstance(value, tuple) else value
+        for name, value in columns.items()
     }
 
 
 def columns_of_one(columns: Mapping[str, Any], k: int) -> Columns:
     """The columns of completion k alone; numbers of the group stay."""
+    return picked_columns(columns, (k,))
+
+
+def picked_columns(columns: Mapping[str, Any], order: Sequence[int]) -> Columns:
+    """The columns of completions `order`, in that order; numbers of the group stay."""
     return {
-        name: (value[k],) if isinstance(value, tuple) else value for name, value in columns.items()
+        name: tuple(value[k] for k in order) if isinstance(value, tuple) else value
+        for name, value in columns.items()
     }
 
 
@@ -191,30 +190,13 @@ def _both(column: str, chosen: Any, rejected: Any, key: str, where: str) -> Colu
     return {} if pair == (None, None) else {column: pair}
 
 
-_NAMES_OF_OTHER_REWARDS = {
-    "other_rewards_chosen": "margins_chosen",
-    "other_rewards_rejected": "margins_rejected",
-}
-"""Today's name -> the one before, which is read with a notice."""
+_OTHER_REWARDS = ("other_rewards_chosen", "other_rewards_rejected")
+_FORMER_OTHER_REWARDS = ("margins_chosen", "margins_rejected")
+"""What these two were called before; still read, with a notice."""
 
 
 def _other_rewards(row: Mapping[str, Any], where: str) -> Columns:
-    keys = tuple(_NAMES_OF_OTHER_REWARDS)
-    former = tuple(old for old in _NAMES_OF_OTHER_REWARDS.values() if row.get(old) is not None)
-    if former:
-        if any(row.get(key) is not None for key in keys):
-            raise InputError(
-                "the other objectives' rewards under one name",
-                f"{where}: {', '.join(former)} beside {' or '.join(keys)}",
-                f"remove {', '.join(former)}, the former names",
-            )
-        keys = tuple(_NAMES_OF_OTHER_REWARDS.values())
-        warnings.warn(
-            "the data columns margins_chosen and margins_rejected are called other_rewards_chosen and "
-            "other_rewards_rejected now; they are read as these",
-            FutureWarning,
-            stacklevel=2,
-        )
+    keys = _keys_of_other_rewards(row, where)
     pair = tuple(number_list(row.get(key), key, where) for key in keys)
     _refuse_one_side(pair, keys, where)
     if pair == (None, None):
@@ -226,6 +208,26 @@ def _other_rewards(row: Mapping[str, Any], where: str) -> Columns:
             "give each answer its reward under every other objective",
         )
     return {"other_rewards": pair}
+
+
+def _keys_of_other_rewards(row: Mapping[str, Any], where: str) -> tuple[str, str]:
+    """Today's keys, or the former ones where the row has those."""
+    former = [key for key in _FORMER_OTHER_REWARDS if row.get(key) is not None]
+    if not former:
+        return _OTHER_REWARDS
+    if any(row.get(key) is not None for key in _OTHER_REWARDS):
+        raise InputError(
+            "the other objectives' rewards under one name",
+            f"{where}: {', '.join(former)} beside {' or '.join(_OTHER_REWARDS)}",
+            f"remove {', '.join(former)}, the former names",
+        )
+    warnings.warn(
+        "the data columns margins_chosen and margins_rejected are called other_rewards_chosen and "
+        "other_rewards_rejected now; they are read as these",
+        FutureWarning,
+        stacklevel=2,
+    )
+    return _FORMER_OTHER_REWARDS
 
 
 def _refuse_one_side(pair: Sequence[Any], keys: Sequence[str], where: str) -> None:
@@ -269,8 +271,8 @@ def number_list(value: Any, key: str, where: str) -> tuple[float, ...] | None:
 
 
 def _numbers(row: Mapping[str, Any], keys: Sequence[str], where: str) -> Columns:
-    found = {key: _number(row.get(key), key, where) for key in keys}
-    return {key: value for key, value in found.items() if value is not None}
+    values = {key: _number(row.get(key), key, where) for key in keys}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _number(value: Any, key: str, where: str) -> float | None:
@@ -283,62 +285,3 @@ def _number(value: Any, key: str, where: str) -> float | None:
             "store a number, or null where there is none",
         )
     return float(value)
-
-
-def template_columns(row: Mapping[str, Any], where: str) -> tuple[list | None, dict[str, Any]]:
-    """`tools` and `chat_template_kwargs` of a row, as the chat template takes them; (None, {})
-    without them.
-
-    Raises:
-        InputError: one is of another type, or sets what the trainer sets itself.
-    """
-    return _tools(row.get("tools"), where), _template_kwargs(row.get("chat_template_kwargs"), where)
-
-
-def _tools(value: Any, where: str) -> list | None:
-    if isinstance(value, str):
-        try:
-            tools = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                "tools as a list, or that list as JSON text",
-                f'{where}, key "tools", column {error.colno} of the text: {error.msg}',
-                "write the text with a JSON library",
-            ) from error
-    else:
-        tools = value
-    if tools is not None and not (
-        isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
-    ):
-        raise InputError(
-            "a list of tool descriptions (objects)",
-            f'{where}, key "tools": {shown(tools)}',
-            "write one object a tool",
-        )
-    return tools or None
-
-
-def _template_kwargs(value: Any, where: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise InputError(
-            "an object with the template's variables",
-            f'{where}, key "chat_template_kwargs": {shown(value)}',
-            'write {"enable_thinking": false} or the like',
-        )
-    # Columnar files fill what a row lacks with null.
-    kwargs = {name: item for name, item in value.items() if item is not None}
-    if taken := sorted(_TEMPLATE_PARAMETERS & set(kwargs)):
-        raise InputError(
-            "variables of the chat template",
-            f'{where}, key "chat_template_kwargs": {", ".join(taken)}, set by the trainer itself',
-            'remove them; tools have their own column, "tools"',
-        )
-    return kwargs
-
-
-def shown(value: Any) -> str:
-    """Type and start of a value, for the middle part of an error."""
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"

@@ -1,11 +1,9 @@
-"""Paths -> encoded groups of one kind, with an account of every row that was dropped, cut or
-converted."""
+"""Paths -> encoded groups of one kind, with an account of what became of every row."""
 
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from jaxpref.config import DataConfig
@@ -18,11 +16,10 @@ from jaxpref.data.dimensions import (
     with_other_rewards,
 )
 from jaxpref.data.encode import EncodeReport, encode_groups
-from jaxpref.data.forms import RowError
 from jaxpref.data.kinds import kind_of_row, read_group
 from jaxpref.data.regroup import choose_kind, regroup, with_other_answers
-from jaxpref.data.sources import read_rows
-from jaxpref.errors import InputError
+from jaxpref.data.sources import read_rows, split_of
+from jaxpref.errors import InputError, RowError
 from jaxpref.types import EncodedGroup, Group
 
 
@@ -32,7 +29,7 @@ class DataReport:
 
     paths: list[str]
     kind: str = "pair"
-    """Of the groups, all of them."""
+    """Of all the groups."""
     rows: Counter = field(default_factory=Counter)
     """Rows in the files, by their own kind."""
     unusable: Counter = field(default_factory=Counter)
@@ -51,18 +48,21 @@ class DataReport:
 
     def __str__(self) -> str:
         rows = ", ".join(f"{count} {kind}" for kind, count in sorted(self.rows.items()))
-        drops = [f"{count} dropped: {reason}" for reason, count in sorted(self.unusable.items())]
-        into = "their chosen answers" if self.kind == "single" else "two judged answers each"
-        notes = (
-            (self.converted, f"pairs made into {into}"),
-            (self.tied, "ranked rows with equal scores, which stay in their order"),
-        )
-        made = [f"{count} {text}" for count, text in notes if count]
-        lent = f"{self.lent} groups lent an answer to another prompt ({self.lent_cut} of these cut)"
-        kind = f"kind of groups: {self.kind}; rows: {rows}"
-        relabelled = [str(self.preferred)] if self.preferred else []
-        lines = [", ".join(self.paths), kind, *drops, *relabelled, *made, str(self.encoding)]
-        return "\n".join([*lines, lent] if self.lent else lines)
+        lines = [", ".join(self.paths), f"kind of groups: {self.kind}; rows: {rows}"]
+        for reason, count in sorted(self.unusable.items()):
+            lines.append(f"{count} dropped: {reason}")
+        if self.preferred:
+            lines.append(str(self.preferred))
+        if self.converted:
+            into = "their chosen answers" if self.kind == "single" else "two judged answers each"
+            lines.append(f"{self.converted} pairs made into {into}")
+        if self.tied:
+            lines.append(f"{self.tied} ranked rows with equal scores, which stay in their order")
+        lines.append(str(self.encoding))
+        if self.lent:
+            cut = f"({self.lent_cut} of these cut)"
+            lines.append(f"{self.lent} groups lent an answer to another prompt {cut}")
+        return "\n".join(lines)
 
 
 def load_groups(
@@ -76,29 +76,31 @@ def load_groups(
 ) -> tuple[list[EncodedGroup], DataReport]:
     """Groups of all `paths`, one after another, encoded, all of one kind.
 
-    The files are read twice, so that texts need not be kept: which kind all rows can become shows
-        only at the last.
+    The files are read twice, so that texts need not be kept: which kind all rows can become is
+    known only after the last row.
 
     Args:
         split: which split to take where a path has several; files have none.
         kinds: of groups, as the objectives accept them (keys of `objectives.KINDS`), the preferred
             first.  A gold answer is read only where a triple is asked for and a pair is not.
+        seed: of the draw that lends each group an answer to another prompt (kind `judged_other`).
         columns: names that objectives ask for; those that jaxpref does not know are read as they
             stand in the row.
-        seed: of the draw that gives each answer one to another prompt (kind `judged_other`).
     Errors: RowError or InputError as `read_rows`, `kind_of_row`, `choose_kind`, `read_group`,
         `encode_groups`, `with_other_answers` and those of `dimensions.py` raise them.
     """
     report, gold = DataReport(list(paths)), "triple" in kinds and "pair" not in kinds
     report.preferred = Preferred(config.prefer) if config.prefer else None
-    found: dict[str, str] = {}
+    first_of_kind: dict[str, str] = {}
     for row, where in _rows(paths, split):
         kind = kind_of_row(row, where, gold=gold)
         report.rows[kind] += 1
-        found.setdefault(kind_of_pairs(kind, where) if config.prefer else kind, where)
-    report.kind = choose_kind(found, kinds)
+        if config.prefer:
+            kind = kind_of_pairs(kind, where)
+        first_of_kind.setdefault(kind, where)
+    report.kind = choose_kind(first_of_kind, kinds)
     groups, report.encoding = encode_groups(
-        _groups(config, _rows(paths, split), gold, report, columns, pairs="pair" in found),
+        _groups(config, _rows(paths, split), gold, report, columns, pairs="pair" in first_of_kind),
         tokenizer,
         max_length=config.max_length,
         truncation=config.truncation,
@@ -114,7 +116,7 @@ def load_groups(
 
 def _rows(paths: Sequence[str], split: str) -> Iterator[tuple[dict, str]]:
     for path in paths:
-        yield from read_rows(path, None if Path(path).expanduser().is_file() else split)
+        yield from read_rows(path, split_of(path, split))
 
 
 def _groups(
@@ -136,9 +138,11 @@ def _groups(
             if config.on_bad_row == "error":
                 raise
             report.unusable[error.reason] += 1
-        kind = kind_of_pairs(kind, where) if report.preferred else kind
+        if report.preferred:
+            kind = kind_of_pairs(kind, where)
+        if kind == "pair" and report.kind != "pair":
+            report.converted += len(made)
         for group in made:
-            report.converted += kind == "pair" != report.kind
             yield from regroup(group, kind, report.kind, pairs=pairs)
         row_id += max(1, len(made))
     if report.preferred and report.preferred.only_ties:
@@ -154,18 +158,15 @@ def _groups_of_row(
     columns: Sequence[str],
     report: DataReport,
 ) -> list[Group]:
-    """One group, or the pairs of which one score decides the chosen answer; those have row ids from
-    `row_id` on."""
+    """The group of a row; or its pairs, with row ids from `row_id` on, where a score decides."""
     group = read_group(kind, row, where, row_id, config.format)
-    names = [
-        name
-        for name in columns
-        if name not in group.columns and not (name == OTHER_REWARDS and config.other_rewards)
-    ]
-    group = dataclasses.replace(group, columns={**group.columns, **own_columns(row, names, where)})
+    made_of_scores = {OTHER_REWARDS} if config.other_rewards else set()
+    own = [name for name in columns if name not in {*group.columns, *made_of_scores}]
+    group = dataclasses.replace(group, columns={**group.columns, **own_columns(row, own, where)})
     group = with_other_rewards(group, config.other_rewards)
     if not report.preferred:
-        report.tied += kind == "ranked" and _has_ties(group.columns)
+        if kind == "ranked" and _has_ties(group.columns):
+            report.tied += 1
         return [group]
     pairs = preferred_pairs(group, kind, report.preferred)
     return [dataclasses.replace(pair, row_id=row_id + n) for n, pair in enumerate(pairs)]
@@ -208,8 +209,7 @@ def common_columns(groups: Sequence[EncodedGroup]) -> list[str]:
 
 
 def _check_widths(groups: Sequence[EncodedGroup], name: str) -> None:
-    """A number, or for every completion a number, or for every completion n numbers with one n for
-    all groups."""
+    """Numbers per completion are equally many in all groups."""
     width = _width(groups[0].columns[name])
     odd = next((group for group in groups if _width(group.columns[name]) != width), None)
     if odd is not None:

@@ -1,8 +1,10 @@
-"""Data with several preference dimensions: every answer has a score in each, and a run takes its
-pairs from one.
+"""Data with several preference dimensions: every answer has a score in each.
 
-    data.prefer: NAME          the answer with the higher `scores/NAME` is the chosen one
-    data.other_rewards: [NAME, ...]  the column `other_rewards` (MODPO) is made of these scores, in this order
+A run takes its pairs from one of them:
+
+    data.prefer: NAME                the answer with the higher `scores/NAME` is the chosen one
+    data.other_rewards: [NAME, ...]  these scores, in this order, make the column `other_rewards`
+                                     (MODPO)
 
 Both happen to texts, before groups are made into another kind.  Pairs that an objective has
 labelled already need no `prefer`.
@@ -10,13 +12,11 @@ labelled already need no `prefer`.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from jaxpref.data.columns import Columns
-from jaxpref.data.forms import RowError
-from jaxpref.errors import InputError
+from jaxpref.data.columns import picked_columns
+from jaxpref.errors import InputError, RowError
 from jaxpref.types import Group
 
 OTHER_REWARDS = "other_rewards"
@@ -41,11 +41,11 @@ class Preferred:
         return bool(self.tied) and not self.kept + self.swapped + self.made
 
     def __str__(self) -> str:
-        made = f", {self.made} made of ranked rows" if self.made else ""
-        return (
-            f"preferred by {self.name}: {self.kept} pairs as they stood, {self.swapped} turned round{made}, "
-            f"{self.tied} dropped as ties"
-        )
+        counts = [f"{self.kept} pairs as they stood", f"{self.swapped} turned round"]
+        if self.made:
+            counts.append(f"{self.made} made of ranked rows")
+        counts.append(f"{self.tied} dropped as ties")
+        return f"preferred by {self.name}: {', '.join(counts)}"
 
 
 def kind_of_pairs(kind: str, where: str) -> str:
@@ -61,13 +61,12 @@ def kind_of_pairs(kind: str, where: str) -> str:
     raise InputError(
         "rows of two answers or more, for data.prefer",
         f"{where}: one answer",
-        "leave data.prefer out, or the file",
+        "remove data.prefer, or the file from the data",
     )
 
 
 def preferred_pairs(group: Group, kind: str, report: Preferred) -> list[Group]:
-    """The pairs of a group, the answer with the higher score chosen; counted in `report`, which
-    names the score.
+    """The pairs of a group, the answer with the higher score chosen.
 
     A pair is kept, swapped with all its columns, or dropped as a tie.  A ranked row gives every
     pair of its answers with different scores, as the authors of MODPO prepare UltraFeedback and
@@ -75,6 +74,7 @@ def preferred_pairs(group: Group, kind: str, report: Preferred) -> list[Group]:
 
     Args:
         kind: of the row that the group was made from: pair, triple or ranked.
+        report: names the score, and counts the pairs.
 
     Raises:
         RowError: an answer without the score.
@@ -96,8 +96,10 @@ def preferred_pairs(group: Group, kind: str, report: Preferred) -> list[Group]:
 
 
 def with_other_rewards(group: Group, names: Sequence[str]) -> Group:
-    """The group with the column `other_rewards`, [K, len(names)] of the scores of these names; of
-    no names: as it is.
+    """The group with the column `other_rewards`, [K, len(names)]; of no names: as it is.
+
+    Args:
+        names: of the scores that make it.
 
     Raises:
         RowError: an answer without one of the scores.
@@ -106,53 +108,32 @@ def with_other_rewards(group: Group, names: Sequence[str]) -> Group:
     if not names:
         return group
     if OTHER_REWARDS in group.columns:
+        keys = '"other_rewards_chosen" and "other_rewards_rejected"'
         raise InputError(
             "other_rewards from one place",
-            f'{group.where}: "other_rewards_chosen" and "other_rewards_rejected", and data.other_rewards=[{", ".join(names)}]',
-            "remove them from the rows, or leave data.other_rewards out",
+            f"{group.where}: {keys}, and data.other_rewards=[{', '.join(names)}]",
+            "remove the two keys from the rows, or data.other_rewards from the config",
         )
     other_rewards = tuple(zip(*(scores_of(group, name) for name in names), strict=True))
     return dataclasses.replace(group, columns={**group.columns, OTHER_REWARDS: other_rewards})
 
 
-def other_reward_contradictions(
-    other_rewards: Sequence[str], parts: Sequence[Any]
-) -> Iterator[str]:
-    """What of `data.other_rewards` does not fit the bound objectives."""
-    names, readers = (
-        ", ".join(other_rewards),
-        [part for part in parts if OTHER_REWARDS in part.all_columns],
-    )
-    if not other_rewards:
-        return
-    if not readers:
-        yield f"data.other_rewards=[{names}] is set but no objective reads `other_rewards`"
-    if len(set(other_rewards)) < len(other_rewards):
-        yield f"data.other_rewards=[{names}] names a score twice"
-    for part in readers:
-        w = part.hyperparameters.get("w")
-        if w is not None and len(w) != len(other_rewards) + 1:
-            yield f"{part.name}.w has {len(w)} weights; with data.other_rewards=[{names}]: {len(other_rewards) + 1}, base first"
-
-
 def scores_of(group: Group, name: str) -> tuple[float, ...]:
-    """[K] scores of a group's answers.  Raises: RowError, naming the row and the scores that it
-    has."""
-    found = group.columns.get(f"scores/{name}")
-    if found is None:
-        have = [
-            column.removeprefix("scores/")
-            for column in group.columns
-            if column.startswith("scores/")
-        ]
-        raise RowError(
-            f"no score {name}",
-            f"the score {name!r} of every answer",
-            f"{group.where}: "
-            + (f"the scores there are: {', '.join(have)}" if have else "no scores"),
-            "name one of them" if have else "add scores with `jaxpref score`",
-        )
-    return found
+    """[K] scores of a group's answers.
+
+    Raises:
+        RowError: there is no such score; it names the row and the scores that it has.
+    """
+    scores = group.columns.get(f"scores/{name}")
+    if scores is not None:
+        return scores
+    have = [key.removeprefix("scores/") for key in group.columns if key.startswith("scores/")]
+    got, fix = "no scores", "add scores with `jaxpref score`"
+    if have:
+        got, fix = f"the scores there are: {', '.join(have)}", "name one of them"
+    raise RowError(
+        f"no score {name}", f"the score {name!r} of every answer", f"{group.where}: {got}", fix
+    )
 
 
 def _all_pairs(group: Group, scores: Sequence[float]) -> Iterator[Group]:
@@ -162,8 +143,10 @@ def _all_pairs(group: Group, scores: Sequence[float]) -> Iterator[Group]:
 
 
 def _swapped(pair: Group) -> Group:
-    """Chosen and rejected change places; a gold answer stays.  Numbers that tell how much better
-    chosen is turn too."""
+    """Chosen and rejected change places, and the numbers that say how much better chosen is turn.
+
+    A gold answer stays.
+    """
     turned = _picked(pair, (1, 0, *range(2, len(pair.completions))))
     columns = dict(turned.columns)
     if "margin" in columns:
@@ -175,13 +158,5 @@ def _swapped(pair: Group) -> Group:
 
 def _picked(group: Group, order: Sequence[int]) -> Group:
     completions = tuple(group.completions[k] for k in order)
-    return dataclasses.replace(
-        group, completions=completions, columns=_picked_columns(group.columns, order)
-    )
-
-
-def _picked_columns(columns: Mapping[str, Any], order: Sequence[int]) -> Columns:
-    return {
-        name: tuple(value[k] for k in order) if isinstance(value, tuple) else value
-        for name, value in columns.items()
-    }
+    columns = picked_columns(group.columns, order)
+    return dataclasses.replace(group, completions=completions, columns=columns)

@@ -1,19 +1,17 @@
-"""Groups into token ids: the template or the end-of-text token, the prompt boundary, the length
-limit.
+"""Groups into token ids: the prompt boundary, the length limit, and an account of both.
 
 The rules are TRL's (DPOTrainer 1.16), so that both train on the same tokens:
 
 1. Standard format: the end-of-text token is appended, as text, to completions that do not end with
-it; the
-   texts are tokenised with the tokenizer's own special tokens.  Conversational: the chat template
-   alone decides.
+   it; the texts are tokenised with the tokenizer's own special tokens.  Conversational: the chat
+   template alone decides (`template.py`).
 2. The prompt and prompt + completion are tokenised; the prompt is what all of them start with, in
-tokens: one length
-   for all completions of a group (TRL's KTO, whose groups have one completion, is the same rule).
-   Where a token reaches over the boundary, or the template writes the end of the prompt otherwise
-   once an answer follows, that end counts as part of every completion and is scored.
+   tokens: one length for all completions of a group (TRL's KTO, whose groups have one completion,
+   is the same rule).  Where a token reaches over the boundary, or the template writes the end of
+   the prompt otherwise once an answer follows, that end counts as part of every completion and is
+   in the loss.
 3. A prompt of `max_length` tokens or more drops the row; a completion that reaches beyond is cut at
-its end.
+   its end (`truncation.py`).
 
 Whatever is dropped, cut or moved is counted in an `EncodeReport`.
 """
@@ -24,31 +22,25 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import jinja2
 import numpy as np
 
-from jaxpref.data.forms import RowError
-from jaxpref.errors import InputError
+from jaxpref.data.prefix import common_length
+from jaxpref.data.template import group_texts
+from jaxpref.data.truncation import TRUNCATIONS, Dropped, Parts, fit
+from jaxpref.errors import InputError, RowError
 from jaxpref.types import EncodedGroup, Group
 
-TRUNCATIONS = ("keep_start", "keep_end", "drop", "error")
-
 _OTHER_ROLES = {"system", "developer", "user", "tool"}
-_BATCH = 256  # groups tokenised by one call: enough for all cores, little enough that texts and ids stay small
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A row that the length limit leaves nothing of; `reason` is a short fixed text to count by."""
-
-    reason: str
-    where: str
+_BATCH = 256
+"""Groups tokenised by one call: enough for all cores, and their texts and ids stay small."""
 
 
 @dataclass
 class EncodeReport:
-    """What became of the groups.  Counts are of groups unless the name says tokens or completions;
-    all but the first and `dropped` are of the groups kept.
+    """What became of the groups.
+
+    Counts are of groups unless the name says tokens or completions; all but the first and `dropped`
+    are of the groups kept.
     """
 
     groups_in: int = 0
@@ -62,39 +54,60 @@ class EncodeReport:
     boundary_merges: int = 0
     """The tokens of the prompt alone are not the start of prompt + completion."""
     boundary_tokens: int = 0
-    """Tokens at the end of those prompts, in the place of which the completions have others."""
+    """Tokens at the end of those prompts that the completions replace by others."""
     empty_prompts: int = 0
-    """No prompt token: the first token of each completion is not scored."""
+    """No prompt token: the first token of each completion is not in the loss."""
     identical_completions: int = 0
-    """Two completions are the same tokens: kept, but a pair made so by truncation teaches
+    """Two completions are the same tokens: kept, but a pair that truncation made equal teaches
     nothing."""
     completions_with_other_turns: int = 0
-    """Completions that hold user, system or tool messages, the tokens of which are scored too."""
+    """Completions that hold user, system or tool messages, whose tokens are in the loss too."""
 
     def __str__(self) -> str:
-        drops = ", ".join(f"{reason}: {n}" for reason, n in sorted(self.dropped.items()))
-        lines = [
-            f"groups: {self.groups_in} in, {self.groups_kept} kept"
-            + (f"; dropped: {drops}" if drops else "")
-        ]
+        head = f"groups: {self.groups_in} in, {self.groups_kept} kept"
+        if self.dropped:
+            drops = ", ".join(f"{reason}: {n}" for reason, n in sorted(self.dropped.items()))
+            head += f"; dropped: {drops}"
+        cut, replaced = self.completion_tokens_cut, self.boundary_tokens
         notes = (
-            (
-                self.completions_truncated,
-                f"completions cut, by {self.completion_tokens_cut} tokens",
-            ),
+            (self.completions_truncated, f"completions cut, by {cut} tokens"),
             (self.prompts_truncated, f"prompts cut, by {self.prompt_tokens_cut} tokens"),
-            (
-                self.boundary_merges,
-                f"groups of which the completions replace {self.boundary_tokens} prompt tokens",
-            ),
-            (self.empty_prompts, "groups with an empty prompt (first token not scored)"),
+            (self.boundary_merges, f"groups whose completions replace {replaced} prompt tokens"),
+            (self.empty_prompts, "groups with an empty prompt (first token not in the loss)"),
             (self.identical_completions, "groups with completions of the same tokens"),
             (
                 self.completions_with_other_turns,
-                "completions in which user, system or tool turns are scored",
+                "completions in which user, system or tool turns are in the loss",
             ),
         )
-        return "\n".join(lines + [f"{count} {text}" for count, text in notes if count])
+        return "\n".join([head, *(f"{count} {text}" for count, text in notes if count)])
+
+    def count(self, group: Group, prompt_alone: list[int], whole: Parts, kept: Parts) -> None:
+        """Counts a kept group.
+
+        Args:
+            prompt_alone: token ids of its prompt without a completion behind it.
+            whole: its parts before the length limit; `kept`: those after it.
+        """
+        (prompt, completions), (kept_prompt, kept_completions) = whole, kept
+        cuts = [
+            len(before) - len(after)
+            for before, after in zip(completions, kept_completions, strict=True)
+        ]
+        self.groups_kept += 1
+        self.completions_truncated += sum(cut > 0 for cut in cuts)
+        self.completion_tokens_cut += sum(cuts)
+        self.prompts_truncated += len(kept_prompt) < len(prompt)
+        self.prompt_tokens_cut += len(prompt) - len(kept_prompt)
+        self.boundary_merges += len(prompt) < len(prompt_alone)
+        self.boundary_tokens += len(prompt_alone) - len(prompt)
+        self.empty_prompts += not kept_prompt
+        self.identical_completions += len(set(map(tuple, kept_completions))) < len(kept_completions)
+        if group.conversational:
+            self.completions_with_other_turns += sum(
+                any(message["role"] in _OTHER_ROLES for message in completion)
+                for completion in group.completions
+            )
 
 
 def encode_groups(
@@ -136,9 +149,10 @@ def encode_groups(
             else:
                 report.dropped[result.reason] += 1
     if not encoded and not may_be_none:
+        reasons = dict(report.dropped) or "there were none"
         raise InputError(
             "at least one row to train on",
-            f"none of {report.groups_in} groups is left ({dict(report.dropped) or 'there were none'})",
+            f"none of {report.groups_in} groups is left ({reasons})",
             "look at the rows named by the reasons, or raise `max_length`",
         )
     return encoded, report
@@ -164,12 +178,12 @@ def encode_group(
 
 
 def check_known_tokens(rows: Iterable[tuple[str, Iterable[np.ndarray]]], vocabulary: int) -> None:
-    """Errors: InputError for a token that the model has no embedding of; some tokenizers have more
-    tokens than that.
+    """Refuses tokens that the model has no embedding of, as some tokenizers have.
 
     Args:
         rows: where each stands, and its token ids.
         vocabulary: of the model, without padding.
+    Errors: InputError for such a token, naming its row.
     """
     for where, parts in rows:
         largest = max((int(ids.max()) for ids in parts if len(ids)), default=0)
@@ -177,7 +191,8 @@ def check_known_tokens(rows: Iterable[tuple[str, Iterable[np.ndarray]]], vocabul
             raise InputError(
                 f"tokens among the model's {vocabulary}",
                 f"{where}: token {largest}",
-                "take the tokenizer that belongs to the model, or a model with embeddings for the added tokens",
+                "take the tokenizer that belongs to the model, or a model with embeddings for the "
+                "added tokens",
             )
 
 
@@ -188,7 +203,7 @@ def encode_prompts(prompts: Sequence[Group], tokenizer: Any) -> list[np.ndarray]
         RowError: messages that the chat template refuses.
         InputError: no chat template for messages.
     """
-    results = _token_ids(prompts, [_texts(prompt, tokenizer) for prompt in prompts], tokenizer)
+    results = _token_ids(prompts, [group_texts(prompt, tokenizer) for prompt in prompts], tokenizer)
     for result in results:
         if isinstance(result, RowError):
             raise result
@@ -198,16 +213,18 @@ def encode_prompts(prompts: Sequence[Group], tokenizer: Any) -> list[np.ndarray]
 def _check_options(max_length: int | None, truncation: str, on_bad_row: str) -> None:
     if max_length is not None and max_length < 2:
         raise InputError(
-            "`max_length` of at least 2 tokens",
+            "`max_length` of at least 2 tokens, one of the prompt and one of the answer",
             str(max_length),
-            "one for prompt, one for the answer",
+            "raise `max_length`",
         )
     for key, value, known in (
         ("truncation", truncation, TRUNCATIONS),
         ("on_bad_row", on_bad_row, ("error", "drop")),
     ):
         if value not in known:
-            raise InputError(f"`{key}` one of {', '.join(known)}", repr(value), f"correct `{key}`")
+            raise InputError(
+                f"`{key}` one of {', '.join(known)}", repr(value), f"set `{key}` to one of them"
+            )
 
 
 def _encode_batch(
@@ -217,84 +234,36 @@ def _encode_batch(
     truncation: str,
     report: EncodeReport,
 ) -> Iterator[EncodedGroup | Dropped | RowError]:
-    texts = [_texts(group, tokenizer) for group in groups]
+    texts = [group_texts(group, tokenizer) for group in groups]
     for group, ids in zip(groups, _token_ids(groups, texts, tokenizer), strict=True):
         report.groups_in += 1
         if isinstance(ids, RowError):
             yield ids
             continue
-        prompt, completions = _split(ids)
-        if not all(completions):
-            yield _no_tokens(group, [bool(c) for c in completions].index(False))
+        whole = _split(ids)
+        without_tokens = next((k for k, tokens in enumerate(whole[1]) if not tokens), None)
+        if without_tokens is not None:
+            yield _no_tokens(group, without_tokens)
             continue
-        fitted = _fit(
-            prompt, completions, max_length, truncation, tokenizer.bos_token_id, group.where
-        )
-        if isinstance(fitted, Dropped):
-            yield fitted
+        kept = fit(whole, max_length, truncation, tokenizer.bos_token_id, group.where)
+        if isinstance(kept, Dropped):
+            yield kept
             continue
-        _count(report, group, len(ids[0]), (prompt, completions), fitted)
-        yield _encoded(group, *fitted)
-
-
-# ---- text
-
-
-def _texts(group: Group, tokenizer: Any) -> list[str] | RowError:
-    """What is tokenised of a group: the prompt, then prompt + completion for each completion."""
-    if not group.conversational:
-        if group.completions and not tokenizer.eos_token:
-            raise InputError(
-                "a tokenizer with an end-of-text token, which closes every completion",
-                f"{group.where}: plain text, and tokenizer.eos_token is not set",
-                "set `eos_token` in tokenizer_config.json",
-            )
-        eos = tokenizer.eos_token
-        ended = [c if c.endswith(eos) else c + eos for c in group.completions]
-        return [group.prompt] + [group.prompt + completion for completion in ended]
-    if not tokenizer.chat_template:
-        raise InputError(
-            "a tokenizer with a chat template for rows of messages",
-            f"{group.where}: messages, and tokenizer.chat_template is not set",
-            "use the tokenizer of a chat model, add chat_template.jinja beside tokenizer.json, "
-            "or give the rows as plain text",
+        report.count(group, ids[0], whole, kept)
+        prompt, completions = kept
+        yield EncodedGroup(
+            prompt_ids=np.array(prompt, np.int32),
+            completion_ids=tuple(np.array(tokens, np.int32) for tokens in completions),
+            row_id=group.row_id,
+            where=group.where,
+            columns=group.columns,
         )
-    try:
-        return [_rendered(group, group.prompt, tokenizer, add_generation_prompt=True)] + [
-            _rendered(group, [*group.prompt, *completion], tokenizer)
-            for completion in group.completions
-        ]
-    except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
-        refusal = RowError(
-            "refused by the chat template",
-            "messages that the tokenizer's chat template can write",
-            f"{group.where}: {type(error).__name__}: {error}",
-            "mend or drop the row, or use another chat template",
-        )
-        refusal.__cause__ = error
-        return refusal
-
-
-def _rendered(
-    group: Group, messages: list[dict], tokenizer: Any, add_generation_prompt: bool = False
-) -> str:
-    return tokenizer.apply_chat_template(
-        messages,
-        tools=group.tools,
-        add_generation_prompt=add_generation_prompt,
-        tokenize=False,
-        **group.template_kwargs,
-    )
-
-
-# ---- tokens
 
 
 def _token_ids(
     groups: Sequence[Group], texts: Sequence[list[str] | RowError], tokenizer: Any
 ) -> list[list[list[int]] | RowError]:
-    """Token ids of every text, in two calls: rendered templates hold their special tokens
-    already."""
+    """Token ids of every text, in two calls: rendered templates hold their special tokens."""
     results: list = list(texts)
     for conversational in (False, True):
         members = [
@@ -305,120 +274,31 @@ def _token_ids(
         flat = [text for i in members for text in texts[i]]
         if not flat:
             continue
-        # `verbose=False`: no log line about texts beyond `model_max_length`; the limit here is
-        #     `max_length`.
-        ids = iter(
-            tokenizer(
-                flat,
-                add_special_tokens=not conversational,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-                verbose=False,
-            )["input_ids"]
+        encoded = tokenizer(
+            flat,
+            add_special_tokens=not conversational,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # no log line about `model_max_length`: the limit here is `max_length`
         )
+        ids = iter(encoded["input_ids"])
         for i in members:
             results[i] = list(islice(ids, len(texts[i])))
     return results
 
 
-def _split(ids: list[list[int]]) -> tuple[list[int], list[list[int]]]:
-    """Cuts prompt + completion where the tokens of the prompt end, at one place for all
-    completions."""
+def _split(ids: list[list[int]]) -> Parts:
+    """Cuts prompt + completion where the prompt's tokens end, at one place for all completions."""
     prompt, *wholes = ids
-    length = min(_common_length(prompt, whole) for whole in wholes)
+    length = min(common_length(prompt, whole) for whole in wholes)
     return prompt[:length], [whole[length:] for whole in wholes]
 
 
-def _common_length(first: list[int], second: list[int]) -> int:
-    shorter = min(len(first), len(second))
-    if (
-        first[:shorter] == second[:shorter]
-    ):  # nearly always, and much faster than looking at every token
-        return shorter
-    return next(i for i in range(shorter) if first[i] != second[i])
-
-
-def _no_tokens(group: Group, index: int) -> RowError:
+def _no_tokens(group: Group, k: int) -> RowError:
+    which = f"completion {k + 1} of {len(group.completions)}"
     return RowError(
         "completion without tokens",
         "a completion of at least one token",
-        f"{group.where}, completion {index + 1} of {len(group.completions)}: no more tokens than the prompt alone",
+        f"{group.where}, {which}: no more tokens than the prompt alone",
         "drop the row, or mend the chat template if all rows are like this",
     )
-
-
-def _fit(
-    prompt: list[int],
-    completions: list[list[int]],
-    max_length: int | None,
-    truncation: str,
-    bos: int | None,
-    where: str,
-) -> tuple[list[int], list[list[int]]] | Dropped:
-    """Prompt and completions within `max_length`, or why the row is dropped."""
-    longest = len(prompt) + max(map(len, completions))
-    if max_length is None or longest <= max_length:
-        return prompt, completions
-    if truncation == "error":
-        raise InputError(
-            f"prompt + completion within max_length={max_length} tokens",
-            f"{where}: {longest} tokens, {len(prompt)} of them in the prompt",
-            "raise `max_length`, shorten the row, or set `truncation` to keep_start, keep_end or drop",
-        )
-    if truncation == "drop":
-        return Dropped("longer than max_length", where)
-    if truncation == "keep_start":
-        room = max_length - len(prompt)
-        if room < 1:
-            return Dropped("prompt as long as max_length", where)
-        return prompt, [c[:room] for c in completions]
-    # keep_end: one prompt serves all completions, so the longest decides; a token stays to predict
-    #     from.
-    completions = [c[: max_length - min(1, len(prompt))] for c in completions]
-    return _prompt_end(prompt, max_length - max(map(len, completions)), bos), completions
-
-
-def _prompt_end(prompt: list[int], length: int, bos: int | None) -> list[int]:
-    """The last `length` tokens; a BOS token in front stays there, as models are trained to find
-    one."""
-    if length >= len(prompt):
-        return prompt
-    head = prompt[:1] if bos is not None and prompt[0] == bos else []
-    return head + prompt[len(prompt) - (length - len(head)) :]
-
-
-def _encoded(group: Group, prompt: list[int], completions: list[list[int]]) -> EncodedGroup:
-    return EncodedGroup(
-        prompt_ids=np.array(prompt, np.int32),
-        completion_ids=tuple(np.array(c, np.int32) for c in completions),
-        row_id=group.row_id,
-        where=group.where,
-        columns=group.columns,
-    )
-
-
-def _count(
-    report: EncodeReport,
-    group: Group,
-    prompt_length: int,
-    whole: tuple[list[int], list[list[int]]],
-    fitted: tuple[list[int], list[list[int]]],
-) -> None:
-    """Counts a kept row: length of its prompt tokenised alone, its parts before and after
-    `_fit`."""
-    (prompt, completions), (kept_prompt, kept) = whole, fitted
-    cuts = [len(before) - len(after) for before, after in zip(completions, kept, strict=True)]
-    report.groups_kept += 1
-    report.completions_truncated += sum(cut > 0 for cut in cuts)
-    report.completion_tokens_cut += sum(cuts)
-    report.prompts_truncated += len(kept_prompt) < len(prompt)
-    report.prompt_tokens_cut += len(prompt) - len(kept_prompt)
-    report.boundary_merges += len(prompt) < prompt_length
-    report.boundary_tokens += prompt_length - len(prompt)
-    report.empty_prompts += not kept_prompt
-    report.identical_completions += len(set(map(tuple, kept))) < len(kept)
-    if group.conversational:
-        report.completions_with_other_turns += sum(
-            any(message["role"] in _OTHER_ROLES for message in completion)
-            for completion in group.completions
-        )

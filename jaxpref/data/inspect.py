@@ -1,7 +1,7 @@
-"""What training will see: lengths, columns, packing, and one group in colours."""
+"""What training will see: lengths, data columns, packing, and one group in colours."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -10,8 +10,11 @@ from rich.text import Text
 
 from jaxpref.data.dataset import DataReport, common_columns
 from jaxpref.data.kinds import completion_name
-from jaxpref.data.loader import Loader
+from jaxpref.data.pack import row_tokens
 from jaxpref.types import EncodedGroup
+
+if TYPE_CHECKING:  # the loader needs jax
+    from jaxpref.data.loader import Loader, Plan
 
 _COLOURS = ("green", "red", "yellow", "cyan", "magenta")
 
@@ -21,7 +24,7 @@ def show(
     name: str,
     groups: Sequence[EncodedGroup],
     report: DataReport,
-    loader: Loader,
+    loader: "Loader",
     tokenizer: Any,
 ) -> None:
     """Prints the account of one data set to `console`."""
@@ -29,19 +32,21 @@ def show(
     console.print(str(report), highlight=False)
     console.print(f"columns for objectives: {_columns(groups)}", highlight=False)
     console.print(_lengths(groups, report.kind))
-    plan = loader.plan
-    unshared = sum(
-        len(g.prompt_ids) * len(g.completion_ids) + sum(map(len, g.completion_ids)) for g in groups
-    )
-    shared = sum(len(g.prompt_ids) + sum(map(len, g.completion_ids)) for g in groups)
-    console.print(
-        f"{plan.steps} steps of up to {plan.micro_batches} micro-batches of {plan.micro_rows} rows x "
-        f"{plan.shape.length} tokens; at most {plan.shape.groups} groups and {plan.shape.loss_tokens} loss tokens a row\n"
-        f"packing: {1 - plan.padding_fraction:.1%} of the columns hold a token; "
-        f"prefix sharing: {shared} tokens instead of {unshared} ({shared / unshared:.1%})",
-        highlight=False,
-    )
+    console.print(_packing(groups, loader.plan), highlight=False)
     console.print(sample(groups[0], tokenizer, report.kind))
+
+
+def _packing(groups: Sequence[EncodedGroup], plan: "Plan") -> str:
+    shape = plan.shape
+    unshared = sum(row_tokens(group, share_prefix=False) for group in groups)
+    shared = sum(row_tokens(group, share_prefix=True) for group in groups)
+    return (
+        f"{plan.steps} steps of up to {plan.micro_batches} micro-batches of {plan.micro_rows} rows "
+        f"x {shape.length} tokens; at most {shape.groups} groups and {shape.loss_tokens} loss "
+        f"tokens per row\n"
+        f"packing: {1 - plan.padding_fraction:.1%} of the row positions hold a token; "
+        f"prefix sharing: {shared} tokens instead of {unshared} ({shared / unshared:.1%})"
+    )
 
 
 def _columns(groups: Sequence[EncodedGroup]) -> str:
@@ -57,11 +62,11 @@ def _columns(groups: Sequence[EncodedGroup]) -> str:
 
 def _lengths(groups: Sequence[EncodedGroup], kind: str) -> Table:
     table = Table("tokens", "min", "median", "mean", "95%", "max", title="lengths")
-    columns = {"prompt": [len(g.prompt_ids) for g in groups]}
+    lengths_of = {"prompt": [len(g.prompt_ids) for g in groups]}
     for k in range(max(len(g.completion_ids) for g in groups)):
         with_k = [len(g.completion_ids[k]) for g in groups if k < len(g.completion_ids)]
-        columns[completion_name(kind, k)] = with_k
-    for name, lengths in columns.items():
+        lengths_of[completion_name(kind, k)] = with_k
+    for name, lengths in lengths_of.items():
         values = np.array(lengths)
         table.add_row(
             name,
@@ -75,8 +80,7 @@ def _lengths(groups: Sequence[EncodedGroup], kind: str) -> Table:
 
 
 def sample(group: EncodedGroup, tokenizer: Any, kind: str) -> Text:
-    """One group as tokens: the prompt plain (seen, not scored), each completion in its colour
-    (scored)."""
+    """One group as tokens: the prompt dim, each completion (in the loss) in a colour of its own."""
     text = Text(f"{group.where}\n")
     text.append(_tokens(group.prompt_ids, tokenizer), style="dim")
     for k, ids in enumerate(group.completion_ids):

@@ -6,24 +6,25 @@
     judged    `completion` and `label`                    TRL's unpaired preference rows
     ranked    `completions`, best first, or in the order of their `scores`
 
-each with `prompt`, and in each of the forms of `schema.py`.
+each with `prompt`, and in each of the forms of `forms.py`.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jaxpref.data.checks import GOLD, present, shown
 from jaxpref.data.columns import (
     completion_columns,
     nearest_column,
     number_columns,
     number_list,
     padded,
+    picked_columns,
     ranked_columns,
-    shown,
 )
-from jaxpref.data.forms import _GOLD, RowError, _no_column, make_group, present
-from jaxpref.errors import InputError
+from jaxpref.data.forms import make_group
+from jaxpref.errors import InputError, RowError
 from jaxpref.types import Group
 
 WRITTEN = {
@@ -51,8 +52,9 @@ def completion_name(kind: str, k: int) -> str:
 
 
 def kind_of_row(row: Mapping[str, Any], where: str, *, gold: bool = False) -> str:
-    """The kind of group that the row's keys make; what is null counts only where nothing else is
-    there.
+    """The kind of group that the row's keys make.
+
+    A key with null counts only where no other key tells the kind.
 
     Args:
         gold: a pair with `reference` is a triple.
@@ -60,30 +62,34 @@ def kind_of_row(row: Mapping[str, Any], where: str, *, gold: bool = False) -> st
     Raises:
         InputError: the row has the keys of no kind.
     """
-    for has in (lambda key: row.get(key) is not None, row.__contains__):
-        if has("chosen") or has("rejected"):
-            return "triple" if gold and "reference" in row else "pair"
-        if has("completions"):
+    filled = {key for key in row if row[key] is not None}
+    for keys in (filled, set(row)):
+        if "chosen" in keys or "rejected" in keys:
+            return "triple" if gold and GOLD in row else "pair"
+        if "completions" in keys:
             return "ranked"
-        if has("completion"):
+        if "completion" in keys:
             return "judged" if "label" in row else "single"
-    near = {
-        key: name
+    renames = [
+        f'rename "{name}" to "{key}"'
         for key in ("chosen", "rejected", "completion")
         if (name := nearest_column(row, key))
-    }
+    ]
     raise InputError(
         "rows with " + ", or ".join(WRITTEN.values()),
-        f'{where}: no key "chosen", "completion" or "completions"; the row has {", ".join(map(str, row)) or "no keys"}',
-        " and ".join(f'rename "{name}" to "{key}"' for key, name in near.items())
-        or 'add "chosen" or the like, or rename the column that holds it',
+        f'{where}: no key "chosen", "completion" or "completions"; the row has {_keys_of(row)}',
+        " and ".join(renames) or 'add "chosen" or the like, or rename the column that holds it',
     )
+
+
+def _keys_of(row: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, row)) or "no keys"
 
 
 def read_group(
     kind: str, row: Mapping[str, Any], where: str, row_id: int, format: str = "auto"
 ) -> Group:
-    """The group of a row of that kind; arguments and errors as in `schema.to_group`.
+    """The group of a row of that kind; arguments and errors as in `forms.make_group`.
 
     The completions of a ranked row are sorted by falling score where there are scores, those of
     equal score in the order of the row.
@@ -130,37 +136,41 @@ def _ranked(row: Mapping[str, Any], where: str, row_id: int, format: str) -> Gro
             f'{where}: {len(answers)} in "completions", {len(scores)} in "scores"',
             "mend or drop the row",
         )
-    order = sorted(range(len(answers)), key=lambda i: -scores[i]) if scores else range(len(answers))
+    order, columns = list(range(len(answers))), ranked_columns(row, len(answers), where)
+    if scores:
+        order.sort(key=lambda i: -scores[i])
+        columns["score"] = scores
     group = make_group(row, {f"completions[{i}]": answers[i] for i in order}, where, row_id, format)
-    columns = ranked_columns(row, len(answers), where) | ({"score": scores} if scores else {})
-    ordered = {
-        name: tuple(x[i] for i in order) if isinstance(x, tuple) else x
-        for name, x in columns.items()
-    }
-    return dataclasses.replace(group, columns=ordered)
+    return dataclasses.replace(group, columns=picked_columns(columns, order))
 
 
 def to_group(
     row: Mapping[str, Any], where: str, row_id: int, format: str = "auto", *, gold: bool = False
 ) -> Group:
-    """Turns one raw pair into a group of two completions, chosen first; with `gold`, a third from
-    `reference`.
+    """One raw pair as a group of two completions, chosen first; with `gold`, a third.
 
     Args:
         row: the columns, see `columns.KNOWN_COLUMNS`.
-        where: file and row, for errors.
-        row_id: becomes `Group.row_id`.
-        format: one of `FORMATS`; anything but `auto` refuses rows of another form.
+        where, row_id, format: as in `forms.make_group`.
         gold: read the gold answer too, which may be the chosen one once more.
 
     Raises:
-        RowError: the row has no usable pair (an empty or missing answer, twice the same answer,
-            answers to different prompts, text that is not Unicode, ...); `reason` says which.
+        RowError: the row has no usable pair; `reason` says why.
         InputError: the columns are missing or have the wrong type, which other rows will share.
     """
-    keys = ("chosen", "rejected", _GOLD) if gold else ("chosen", "rejected")
+    keys = ("chosen", "rejected", GOLD) if gold else ("chosen", "rejected")
     for key in keys:
         if key not in row:
             raise _no_column(row, key, where)
     group = make_group(row, {key: row[key] for key in keys}, where, row_id, format)
     return dataclasses.replace(group, columns=padded(number_columns(row, where), len(keys)))
+
+
+def _no_column(row: Mapping[str, Any], key: str, where: str) -> InputError:
+    expected = "the columns `chosen` and `rejected` (and, if not part of them, `prompt`)"
+    if key == GOLD:
+        expected = "the column `reference`, a gold answer, beside `chosen` and `rejected`"
+    fix = f'add "{key}", or rename the column that holds it'
+    if near := nearest_column(row, key):
+        fix = f'rename "{near}" to "{key}"'
+    return InputError(expected, f'{where}: no key "{key}"; the row has {_keys_of(row)}', fix)

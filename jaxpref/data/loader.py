@@ -1,5 +1,4 @@
-"""Groups -> batches of packed rows: shuffled by seed, built in the background, position in the
-checkpoint.
+"""Groups -> batches of packed rows: shuffled by seed, built ahead in a thread, resumable.
 
 A step trains on exactly `batch_size` groups (fewer at the end of an epoch).  They are packed into
 rows, the rows are cut into micro-batches of `micro_rows`.  How many micro-batches a step needs
@@ -47,7 +46,7 @@ class Step:
     run_tokens: int
     """Tokens of the micro-batches in use, padding included: what is computed."""
     tokens: int
-    """Real tokens in the rows (a shared prompt once): the work that is done."""
+    """Tokens in the rows without padding (a shared prompt once): the work that is done."""
     tokens_unshared: int
     """The prompt once per completion: as TRL counts `num_tokens`."""
     visible: int
@@ -57,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """Fixed shapes of a run, and what packing reaches over all its steps."""
+    """Fixed shapes of a run, and how well packing fills its rows over all steps."""
 
     shape: RowShape
     micro_rows: int
@@ -67,7 +66,7 @@ class Plan:
     mean_rows: float
     """Rows that hold something, per step."""
     padding_fraction: float
-    """Of the tokens of all micro-batches that are run."""
+    """Share of padding among the tokens of all micro-batches that are run."""
 
 
 class Loader:
@@ -78,14 +77,14 @@ class Loader:
         batch_size: groups per optimizer step.
         micro_rows: rows per micro-batch; a multiple of the mesh's data * fsdp.
         layout: row length, prefix sharing, packing.
-        columns: data columns that the objective reads; `uniform` is drawn here.
-        masks: subsets of the loss tokens that it asks for (`data/pack.py: MASKS`).
+        columns: data columns that the objectives read; `uniform` is drawn here.
+        masks: subsets of the loss tokens that they ask for (`data/pack.py: MASKS`).
         loss_on_prompt: the prompts' tokens are in the loss too.
-        seed: shuffles anew every epoch; None keeps the order of the file.
+        seed: of the shuffling, anew every epoch; None keeps the order of the file.
         epochs: passes over the data.
         max_steps: train exactly so many steps instead, whatever the epochs.
         rounded: make the arrays' sizes powers of two, so that loaders over parts of a data set
-            share compiled programs; what is padding is not run.
+            share compiled programs; micro-batches of padding alone are not run.
     Errors: InputError when a group is longer than a row, naming it.
     """
 
@@ -109,13 +108,12 @@ class Loader:
         self._check()
         self._completions = max(len(group.completion_ids) for group in groups)
         self._columns = [(name, self._column_shape(name)) for name in columns]
-        self._masks, self._score_prompt, self._draw_seed = masks, loss_on_prompt, seed or 0
+        self._masks, self._loss_on_prompt, self._draw_seed = masks, loss_on_prompt, seed or 0
         order = grain.MapDataset.range(len(groups))
         if seed is not None:
             order = order.shuffle(seed=seed)
-        order = order.batch(
-            batch_size, batch_fn=list
-        )  # the last batch of an epoch may be smaller: no row is lost
+        # The last batch of an epoch may be smaller: no row is lost.
+        order = order.batch(batch_size, batch_fn=list)
         self._per_epoch = len(order)
         steps = max_steps or self._per_epoch * epochs
         self._order = order.repeat(-(-steps // self._per_epoch))[:steps]
@@ -123,25 +121,28 @@ class Loader:
         self.plan = _rounded(plan) if rounded else plan
 
     def iterate(self, owned_rows: Sequence[bool] | None = None) -> Any:
-        """A grain iterator of `Step`s with `get_state()` and `set_state()`; builds ahead in a
-        thread.
+        """A grain iterator of `Step`s with `get_state()` and `set_state()`, which builds ahead.
 
         Args:
             owned_rows: [micro_rows] which rows of a micro-batch this process holds; None: all.
         """
-        steps = self._order.map_with_index(
-            lambda step, members: self._build(step, members, owned_rows)
-        )
+
+        def build(step: int, members: Sequence[int]) -> Step:
+            return self._build(step, members, owned_rows)
+
+        steps = self._order.map_with_index(build)
         # One thread keeps the steps in order of building and is faster than any step trains.
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
     def _check(self) -> None:
-        longest = max(range(len(self.groups)), key=lambda i: self._lengths[i])
-        if self._lengths[longest] > self.layout.row_length:
+        tokens, row_length = max(self._lengths), self.layout.row_length
+        if tokens > row_length:
+            where = self.groups[self._lengths.index(tokens)].where
             raise InputError(
-                f"groups (prompt and completions together) of at most data.row_length={self.layout.row_length} tokens",
-                f"{self.groups[longest].where}: {self._lengths[longest]} tokens",
-                f"set data.row_length to {self._lengths[longest]} or more, or lower data.max_length",
+                f"groups (prompt and completions together) of at most data.row_length={row_length} "
+                "tokens",
+                f"{where}: {tokens} tokens",
+                f"set data.row_length to {tokens} or more, or lower data.max_length",
             )
 
     def _column_shape(self, name: str) -> tuple[int, ...]:
@@ -150,9 +151,10 @@ class Loader:
         return (self._completions, *shape[1:]) if shape else ()
 
     def _loss_tokens(self, group: EncodedGroup) -> int:
-        return sum(loss_tokens_of(group)) + (
-            prompt_loss_tokens_of(group) if self._score_prompt else 0
-        )
+        tokens = sum(loss_tokens_of(group))
+        if self._loss_on_prompt:
+            tokens += prompt_loss_tokens_of(group)
+        return tokens
 
     def _rows(self, members: Sequence[int]) -> list[list[int]]:
         """The rows of a step, as lists of group indices."""
@@ -161,39 +163,37 @@ class Loader:
 
     def _plan(self, micro_rows: int) -> Plan:
         loss_tokens = [self._loss_tokens(group) for group in self.groups]
-        most_loss_tokens = most_groups = most_micro = rows_total = run_total = real = 0
+        most_loss_tokens = most_groups = most_rows = 0
+        all_rows = run_tokens = tokens = 0
         for s in range(len(self._order)):
-            rows = self._rows(self._order[s])
-            most_loss_tokens = max(
-                most_loss_tokens, *(sum(loss_tokens[i] for i in row) for row in rows)
-            )
-            most_groups = max(most_groups, *map(len, rows))
-            most_micro = max(most_micro, -(-len(rows) // micro_rows))
-            rows_total, run_total = (
-                rows_total + len(rows),
-                run_total + self._run_tokens(rows, micro_rows),
-            )
-            real += sum(self._lengths[i] for row in rows for i in row)
+            members = self._order[s]
+            rows = self._rows(members)
+            for row in rows:
+                most_loss_tokens = max(most_loss_tokens, sum(loss_tokens[i] for i in row))
+                most_groups = max(most_groups, len(row))
+            most_rows = max(most_rows, len(rows))
+            all_rows += len(rows)
+            run_tokens += self._run_tokens(rows, micro_rows)
+            tokens += sum(self._lengths[i] for i in members)
         steps = len(self._order)
         return Plan(
             shape=RowShape(
                 self.layout.row_length, most_loss_tokens, most_groups, self._completions
             ),
             micro_rows=micro_rows,
-            micro_batches=most_micro,
+            micro_batches=-(-most_rows // micro_rows),
             steps=steps,
             steps_per_epoch=self._per_epoch,
-            mean_rows=rows_total / steps,
-            padding_fraction=1.0 - real / run_total,
+            mean_rows=all_rows / steps,
+            padding_fraction=1.0 - tokens / run_tokens,
         )
 
     def _run_tokens(self, rows: list[list[int]], micro_rows: int) -> int:
         """Tokens that the step computes: every micro-batch at the length of its fullest row."""
         used = [sum(self._lengths[i] for i in row) for row in rows]
         fullest = [max(used[r : r + micro_rows]) for r in range(0, len(rows), micro_rows)]
-        return micro_rows * sum(
-            next(n for n in self.layout.lengths if n >= most) for most in fullest
-        )
+        lengths = [next(n for n in self.layout.lengths if n >= tokens) for tokens in fullest]
+        return micro_rows * sum(lengths)
 
     def _build(self, step: int, members: Sequence[int], owned_rows: Sequence[bool] | None) -> Step:
         plan, layout = self.plan, self.layout
@@ -201,37 +201,46 @@ class Loader:
         flat = empty_batch(
             plan.micro_batches * plan.micro_rows, plan.shape, self._columns, self._masks
         )
-        # A group's draws depend on seed, step and row only: not on the mesh, nor on where the group
-        # lies.
-        rng_of = lambda group: np.random.default_rng((self._draw_seed, step, group.row_id))
+
+        def rng_of(group: EncodedGroup) -> np.random.Generator:
+            """Draws depend on seed, step and group: not on the mesh, nor on the group's place."""
+            return np.random.default_rng((self._draw_seed, step, group.row_id))
+
         for r, row in enumerate(rows):
             if owned_rows is None or owned_rows[r % plan.micro_rows]:
-                groups = [self.groups[i] for i in row]
+                in_row = [self.groups[i] for i in row]
                 fill_row(
                     flat,
                     r,
-                    groups,
+                    in_row,
                     layout.share_prefix,
-                    loss_on_prompt=self._score_prompt,
+                    loss_on_prompt=self._loss_on_prompt,
                     rng_of=rng_of,
                 )
-        split = lambda x: x.reshape(plan.micro_batches, plan.micro_rows, *x.shape[1:])
-        chosen = [self.groups[i] for i in members]
+
+        def split(array: np.ndarray) -> np.ndarray:
+            """A leading axis for the micro-batches."""
+            return array.reshape(plan.micro_batches, plan.micro_rows, *array.shape[1:])
+
+        groups = [self.groups[i] for i in members]
         return Step(
             batch=Batch(*(_map_arrays(split, x) for x in flat)),
             micro_batches=-(-len(rows) // plan.micro_rows),
             groups=len(members),
             run_tokens=self._run_tokens(rows, plan.micro_rows),
             tokens=sum(self._lengths[i] for i in members),
-            tokens_unshared=sum(row_tokens(group, False) for group in chosen),
-            visible=sum(visible_pairs(group, layout.share_prefix) for group in chosen),
-            loss_tokens=sum(map(self._loss_tokens, chosen)),
+            tokens_unshared=sum(row_tokens(group, share_prefix=False) for group in groups),
+            visible=sum(visible_pairs(group, layout.share_prefix) for group in groups),
+            loss_tokens=sum(map(self._loss_tokens, groups)),
         )
 
 
 def _rounded(plan: Plan) -> Plan:
     """The same with room up to powers of two; the row length is the layout's."""
-    up = lambda n: 1 << (n - 1).bit_length() if n > 1 else n
+
+    def up(n: int) -> int:
+        return 1 << (n - 1).bit_length() if n > 1 else n
+
     shape = dataclasses.replace(
         plan.shape, loss_tokens=up(plan.shape.loss_tokens), groups=up(plan.shape.groups)
     )
@@ -240,7 +249,9 @@ def _rounded(plan: Plan) -> Plan:
 
 def _map_arrays(function: Callable, x: Any) -> Any:
     """Over an array or a dict of arrays; jax's tree functions are not for the loader's thread."""
-    return {name: function(y) for name, y in x.items()} if isinstance(x, dict) else function(x)
+    if isinstance(x, dict):
+        return {name: function(array) for name, array in x.items()}
+    return function(x)
 
 
 def visible_pairs(group: EncodedGroup, share_prefix: bool) -> int:

@@ -1,8 +1,8 @@
 """Encoded groups -> packed, prefix-shared rows of fixed shape.
 
-A group is laid out as `prompt ++ completion_0 ++ ... ++ completion_{K-1}`; several groups share a
-row.  Turning sharing off gives every completion its own copy of the prompt, packing off one group a
-row: only this file changes.
+A group is laid out as `prompt ++ completion_0 ++ ... ++ completion_{K-1}`, and several groups share
+a row.  With `share_prefix` off every completion gets its own copy of the prompt, with `pack` off
+every group a row of its own; nothing behind the loader knows which.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,13 +18,16 @@ UNIFORM = "uniform"
 
 @dataclass(frozen=True)
 class RowShape:
-    """Sizes of a packed row: its length L in tokens, S loss tokens, G groups, K completions a
-    group."""
+    """Sizes of a packed row."""
 
     length: int
+    """L, in tokens."""
     loss_tokens: int
+    """S."""
     groups: int
+    """G."""
     completions: int
+    """K, of a group."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,10 @@ class Layout:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Row lengths that the step can run, ascending: what lies behind the last group need not be
-        computed."""
+        """Row lengths that the step can run, ascending.
+
+        What lies behind the last group of a row need not be computed.
+        """
         return tuple(self.row_length * i // self.buckets for i in range(1, self.buckets + 1))
 
 
@@ -58,8 +63,10 @@ def row_tokens(group: EncodedGroup, share_prefix: bool) -> int:
 
 
 def loss_tokens_of(group: EncodedGroup) -> list[int]:
-    """Loss tokens of every completion; with an empty prompt the first token has nothing to predict
-    it."""
+    """Loss tokens of every completion.
+
+    With an empty prompt, nothing predicts the first token.
+    """
     not_predicted = 1 if len(group.prompt_ids) == 0 else 0
     return [len(ids) - not_predicted for ids in group.completion_ids]
 
@@ -90,13 +97,11 @@ MASKS = {"common": _first, "sampled": _drawn}
 
 
 def assign_rows(lengths: Sequence[int], layout: Layout) -> list[list[int]]:
-    """First-fit decreasing: rows as lists of positions into `lengths`, fullest first,
-    deterministic.
+    """First-fit decreasing: rows as lists of indices into `lengths`, deterministic.
 
-    Fullest first, so that the rows of a micro-batch are about equally long and none is computed to
-    another's length.
-
-    Every length must be at most `layout.row_length` (checked when the loader plans).
+    The fullest row comes first, so that the rows of a micro-batch are about equally long and none
+    is computed to another's length.  Every length must be at most `layout.row_length` (checked when
+    the loader plans).
     """
     if not layout.pack:
         return [[i] for i in range(len(lengths))]
@@ -159,80 +164,104 @@ def fill_row(
     """Write `groups` into row r of a batch of padding.
 
     Args:
-        loss_on_prompt: score the prompts' tokens too, as slots of their own.
+        loss_on_prompt: put the prompts' tokens into the loss too, in slots of their own.
         rng_of: the generator of a group's draws, for masks and the column `uniform`.
     """
-    column = score = 0
+    start = filled = 0  # the next free token of the row, and the next free loss token
     for g, group in enumerate(groups):
         rng = rng_of(group) if rng_of else None
-        _fill_slot(batch, r, g, group, rng)
-        end = column + row_tokens(group, share_prefix)
-        batch.segment_RL[r, column:end] = g + 1
+        _fill_numbers(batch, r, g, group, rng)
+        group_end = start + row_tokens(group, share_prefix)
+        batch.segment_RL[r, start:group_end] = g + 1
         if loss_on_prompt:
-            score = _score_prompt(batch, r, score, column, g, group)
-        prompt_end = column
+            filled = _add_prompt_to_loss(batch, r, filled, start, g, group)
+        prompt_end = start
         for k, ids in enumerate(group.completion_ids):
             if k == 0 or not share_prefix:
+                prompt_end = start + len(group.prompt_ids)
                 # A shared prompt stays visible to the end of the group, a private one to the end of
                 # its branch.
-                branch_end = column + len(group.prompt_ids) + len(ids)
-                prompt_end = column + len(group.prompt_ids)
-                _write(batch, r, column, group.prompt_ids, 0, end if share_prefix else branch_end)
-                column = prompt_end
+                expiry = group_end if share_prefix else prompt_end + len(ids)
+                _write(batch, r, start, group.prompt_ids, position=0, expiry=expiry)
+                start = prompt_end
             if k == 0 and len(group.prompt_ids):
                 batch.prompt_last_RG[r, g] = prompt_end - 1
-            _write(batch, r, column, ids, len(group.prompt_ids), column + len(ids))
-            score = _score(batch, r, score, column, prompt_end - 1, g, k, group, rng)
-            column += len(ids)
-            batch.last_RGK[r, g, k] = column - 1
+            end = start + len(ids)
+            _write(batch, r, start, ids, position=len(group.prompt_ids), expiry=end)
+            filled = _add_completion_to_loss(
+                batch, r, filled, start, prompt_end - 1, g, k, group, rng
+            )
+            batch.last_RGK[r, g, k] = end - 1
+            start = end
 
 
-def _fill_slot(
+def _fill_numbers(
     batch: Batch, r: int, g: int, group: EncodedGroup, rng: np.random.Generator | None
 ) -> None:
-    """Numbers of the group; a group with fewer completions than K leaves the rest of its slots
-    empty."""
+    """The numbers of group g of row r.
+
+    A group with fewer completions than K leaves the rest of its slots empty.
+    """
     batch.valid_RG[r, g] = 1.0
     batch.row_id_RG[r, g] = group.row_id
     batch.slot_count_RGK[r, g, : len(group.completion_ids)] = loss_tokens_of(group)
     for name, array in batch.columns.items():
         value = rng.random() if name == UNIFORM else np.asarray(group.columns[name])
-        array[(r, g, slice(len(value))) if np.ndim(value) else (r, g)] = value
+        if np.ndim(value):
+            array[r, g, : len(value)] = value
+        else:
+            array[r, g] = value
 
 
-def _write(batch: Batch, r: int, column: int, ids: np.ndarray, position: int, expiry: int) -> None:
-    to = slice(column, column + len(ids))
+def _write(
+    batch: Batch, r: int, start: int, ids: np.ndarray, *, position: int, expiry: int
+) -> None:
+    """Tokens from index `start` along row r, the first at this position of its branch."""
+    to = slice(start, start + len(ids))
     batch.token_RL[r, to] = ids
     batch.position_RL[r, to] = np.arange(position, position + len(ids))
     batch.expiry_RL[r, to] = expiry
 
 
-def _score_prompt(
-    batch: Batch, r: int, score: int, column: int, g: int, group: EncodedGroup
+def _add_prompt_to_loss(
+    batch: Batch, r: int, filled: int, start: int, g: int, group: EncodedGroup
 ) -> int:
-    """Puts a prompt that starts at `start` into the loss; returns the next free place among the
-    loss tokens."""
+    """Puts a prompt that starts at `start` into the loss, behind the `filled` loss tokens so far.
+
+    Returns:
+        How many loss tokens there are now.
+    """
     groups, completions = batch.slot_count_RGK.shape[1:]
-    n = batch.prompt_count_RG[r, g] = prompt_loss_tokens_of(group)
-    to = slice(score, score + n)
-    batch.loss_src_RS[r, to] = np.arange(column, column + n)
+    n = prompt_loss_tokens_of(group)
+    batch.prompt_count_RG[r, g] = n
+    to = slice(filled, filled + n)
+    batch.loss_src_RS[r, to] = np.arange(start, start + n)
     batch.loss_tok_RS[r, to] = group.prompt_ids[1:]
     batch.loss_slot_RS[r, to] = groups * completions + g
-    return score + n
+    return filled + n
 
 
-def _score(batch, r, score, column, last_prompt, g: int, k: int, group: EncodedGroup, rng) -> int:
-    """Puts completion k, which starts at `start`, into the loss; returns the next free place among
-    the loss tokens."""
+def _add_completion_to_loss(
+    batch: Batch,
+    r: int,
+    filled: int,
+    start: int,
+    last_of_prompt: int,
+    g: int,
+    k: int,
+    group: EncodedGroup,
+    rng: np.random.Generator | None,
+) -> int:
+    """Puts completion k, which starts at `start`, into the loss, as `_add_prompt_to_loss` does."""
     ids = group.completion_ids[k]
-    source = np.arange(column - 1, column - 1 + len(ids))
-    source[0] = last_prompt  # the last prompt token predicts the first token of *every* completion
+    source = np.arange(start - 1, start - 1 + len(ids))
+    source[0] = last_of_prompt  # it predicts the first token of *every* completion
     if len(group.prompt_ids) == 0:
         source, ids = source[1:], ids[1:]
-    to = slice(score, score + len(ids))
+    to = slice(filled, filled + len(ids))
     batch.loss_src_RS[r, to] = source
     batch.loss_tok_RS[r, to] = ids
     batch.loss_slot_RS[r, to] = g * batch.slot_count_RGK.shape[2] + k
     for name, mask_RS in batch.masks.items():
         mask_RS[r, to] = MASKS[name](group, k, rng)
-    return score + len(ids)
+    return filled + len(ids)

@@ -32,34 +32,33 @@ _MADE_FROM = {
 """Kind of groups -> kinds of rows that it can be made from."""
 
 
-def choose_kind(found: Mapping[str, str], wanted: Sequence[str]) -> str:
-    """The kind of groups to train on: one that all rows can become, with as few kinds converted as
-    possible.
+def choose_kind(rows: Mapping[str, str], wanted: Sequence[str]) -> str:
+    """The kind of groups to train on: all rows can become it, and as few kinds as can be change.
 
     Args:
-        found: kind of rows -> place of the first such row.
+        rows: kind of rows -> place of the first such row.
         wanted: kinds that the objectives accept; of equal ones the first is taken.
 
     Raises:
         InputError: some rows can become none of them.
     """
-    possible = [kind for kind in wanted if all(have in _MADE_FROM[kind] for have in found)]
+    possible = [kind for kind in wanted if all(have in _MADE_FROM[kind] for have in rows)]
     if not possible:
-        raise _cannot(found, wanted)
-    return min(possible, key=lambda kind: sum(have != kind for have in found))
+        raise _cannot(rows, wanted)
+    return min(possible, key=lambda kind: sum(have != kind for have in rows))
 
 
-def _cannot(found: Mapping[str, str], wanted: Sequence[str]) -> InputError:
-    sources = list(dict.fromkeys(WRITTEN[have] for kind in wanted for have in _MADE_FROM[kind]))
-    rows = [f"rows with {WRITTEN[kind]} ({where})" for kind, where in found.items()]
-    alone = [have for have in found if any(have in _MADE_FROM[kind] for kind in wanted)]
-    mixed = len(alone) == len(found)
+def _cannot(rows: Mapping[str, str], wanted: Sequence[str]) -> InputError:
+    usable = [have for kind in wanted for have in _MADE_FROM[kind]]
+    if all(have in usable for have in rows):
+        fix = "train them in separate runs, or bring all rows to one kind"
+    else:
+        sources = ", or ".join(dict.fromkeys(WRITTEN[have] for have in usable))
+        fix = f"give rows with {sources}; or choose other objectives"
     return InputError(
         f"groups of the kind {' or '.join(wanted)}, which the objectives are defined on",
-        " and ".join(rows),
-        "train them in separate runs, or bring all rows to one kind"
-        if mixed
-        else f"give rows with {', or '.join(sources)}; or choose other objectives",
+        " and ".join(f"rows with {WRITTEN[kind]} ({where})" for kind, where in rows.items()),
+        fix,
     )
 
 
@@ -98,13 +97,15 @@ def _side(pair: Group, k: int, label: float) -> Group:
 def with_other_answers(
     groups: Sequence[EncodedGroup], *, seed: int, max_length: int | None
 ) -> tuple[list[EncodedGroup], int]:
-    """Groups of one completion, each with that of another group as completion 1; and how many of
-    those were cut.
+    """Groups of one completion, each with that of another group as completion 1.
 
     Every group lends its completion once, to a group with another prompt: a permutation drawn by
     seed.  Only where more than half of the groups share a prompt, the others lend theirs more
     often.  The answer that was lent is cut to what `max_length` leaves after the prompt; it has no
     numbers (zeros in the columns).
+
+    Returns:
+        (groups, how many of the lent answers were cut).
 
     Raises:
         InputError: all prompts are the same.
@@ -113,14 +114,14 @@ def with_other_answers(
     results, cut = [], 0
     for group, lender in zip(groups, lenders, strict=True):
         other = groups[lender].completion_ids[0]
-        kept = other if max_length is None else other[: max_length - len(group.prompt_ids)]
-        cut += len(kept) < len(other)
-        columns = padded(group.columns, 2)
-        results.append(
-            dataclasses.replace(
-                group, completion_ids=(*group.completion_ids, kept), columns=columns
-            )
-        )
+        kept = other
+        if max_length is not None:
+            kept = other[: max_length - len(group.prompt_ids)]
+        if len(kept) < len(other):
+            cut += 1
+        completions = (*group.completion_ids, kept)
+        columns = padded(group.columns, len(completions))
+        results.append(dataclasses.replace(group, completion_ids=completions, columns=columns))
     return results, cut
 
 
@@ -141,8 +142,8 @@ def draw_others(prompts: Sequence[Hashable], seed: int) -> list[int]:
         rng.shuffle(positions)
     most = max(same, key=len)
     if 2 * len(most) <= len(prompts):
-        # Those of one prompt lie together, so a step of the longest such run leaves it, also around
-        # the end.
+        # Those of one prompt lie together in the ring, so a step as long as the longest such run
+        # always leaves the run.
         ring = [i for positions in same for i in positions]
         lender = dict(zip(ring, ring[len(most) :] + ring[: len(most)], strict=True))
     else:

@@ -1,5 +1,4 @@
-"""Data sets that are read and written again with something added: raw rows, beside the groups they
-make."""
+"""Data sets that are read, and written again with something added to their rows."""
 
 import dataclasses
 import gzip
@@ -11,10 +10,9 @@ from typing import Any, Literal
 
 from jaxpref.config import DataConfig
 from jaxpref.data.columns import own_columns
-from jaxpref.data.forms import RowError
 from jaxpref.data.kinds import kind_of_row, read_group
-from jaxpref.data.sources import read_rows
-from jaxpref.errors import InputError
+from jaxpref.data.sources import read_rows, split_of
+from jaxpref.errors import InputError, RowError
 from jaxpref.files import whole_file
 from jaxpref.types import Group
 
@@ -32,12 +30,10 @@ class Source:
 
 
 def as_source(data: str | Sequence[str] | Source) -> Source:
-    """Paths as a source."""
-    return (
-        data
-        if isinstance(data, Source)
-        else Source([data] if isinstance(data, str) else list(data))
-    )
+    """Paths as a source; a source as it is."""
+    if isinstance(data, Source):
+        return data
+    return Source([data] if isinstance(data, str) else list(data))
 
 
 def configured(data: DataConfig, paths: Sequence[str], side: Literal["train", "eval"]) -> Source:
@@ -49,9 +45,7 @@ def configured(data: DataConfig, paths: Sequence[str], side: Literal["train", "e
 def rows_of(source: Source) -> Iterator[tuple[dict, str, str]]:
     """(row, where, kind) of all paths, one after another."""
     for path in source.paths:
-        for row, where in read_rows(
-            path, None if Path(path).expanduser().is_file() else source.split
-        ):
+        for row, where in read_rows(path, split_of(path, source.split)):
             yield row, where, kind_of_row(row, where)
 
 
@@ -68,20 +62,18 @@ def group_of(
     Args:
         columns: further ones that are wanted, as `own_columns` reads them.
     """
-    # The order of a ranked row follows its `scores`.
-    read = (
-        {key: value for key, value in row.items() if key != "scores"} if kind == "ranked" else row
-    )
+    in_own_order = dict(row)
+    if kind == "ranked":
+        in_own_order.pop("scores", None)  # by which its completions would be sorted
     try:
-        group = read_group(kind, read, where, row_id, source.format)
+        group = read_group(kind, in_own_order, where, row_id, source.format)
         missing = [name for name in columns if name not in group.columns]
-        return dataclasses.replace(
-            group, columns={**group.columns, **own_columns(row, missing, where)}
-        )
+        own = own_columns(row, missing, where)
     except RowError as error:
         if source.on_bad_row == "error":
             raise
         return error
+    return dataclasses.replace(group, columns={**group.columns, **own})
 
 
 def groups_of(source: Source) -> Iterator[Group]:
@@ -106,7 +98,8 @@ def read_pairs(source: Source, columns: Sequence[str] = ()) -> list[Group]:
                 "rows with `chosen` and `rejected`", f"{where}: a {kind} row", "name data of pairs"
             )
         group = group_of(source, row, where, kind, len(groups), columns)
-        groups += [group] if isinstance(group, Group) else []
+        if isinstance(group, Group):
+            groups.append(group)
     return groups
 
 
@@ -114,7 +107,7 @@ def check_out(out: str | Path) -> Path:
     """Errors: InputError for a file that exists, or is no .jsonl or .jsonl.gz."""
     out = Path(out)
     if not out.name.endswith((".jsonl", ".jsonl.gz")):
-        raise InputError("a .jsonl or .jsonl.gz file to write", str(out), "rename it")
+        raise InputError("a .jsonl or .jsonl.gz file to write", str(out), "choose such a name")
     if out.exists():
         raise InputError(
             "a new file for the rows", f"{out} exists", "choose another name or remove it"

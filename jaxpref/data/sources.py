@@ -23,7 +23,7 @@ _SPLIT_WORDS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 
 
 def read_rows(path: str, split: str | None = None, *, name: str | None = None) -> Rows:
-    """Reads the rows of one source, in its own order.
+    """The rows of one source, in its own order, each with its place.
 
     Args:
         path: a file (`.jsonl`, `.json` holding JSON lines or one list, either with `.gz`;
@@ -67,6 +67,11 @@ def read_rows(path: str, split: str | None = None, *, name: str | None = None) -
     raise _missing(local)
 
 
+def split_of(path: str, split: str) -> str | None:
+    """The split to read of a path that may have several; a file has none."""
+    return None if Path(path).expanduser().is_file() else split
+
+
 def _is_hub_id(path: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and _suffix(Path(path)) is None
 
@@ -76,11 +81,9 @@ def _missing(path: Path) -> InputError:
         fix = f"check the folder: {path.parent} does not exist"
     else:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=3)
-        fix = (
-            f"did you mean {', '.join(near)}?"
-            if near
-            else "check the path; a hub id is written `owner/name`"
-        )
+        fix = "check the path; a hub id is written `owner/name`"
+        if near:
+            fix = f"did you mean {', '.join(near)}?"
     return InputError(
         "an existing file or folder, or a hub id", f"{path}, which does not exist", fix
     )
@@ -101,10 +104,9 @@ def _file_rows(path: Path) -> Rows:
 
 
 def _suffix(path: Path) -> str | None:
-    """The known ending of the file's name, longest first, or None."""
-    return next(
-        (s for s in sorted(_READERS, key=len, reverse=True) if path.name.lower().endswith(s)), None
-    )
+    """The longest known ending of the file's name, or None."""
+    name = path.name.lower()
+    return max((s for s in _READERS if name.endswith(s)), key=len, default=None)
 
 
 def _at_least_one(rows: Rows, path: Path) -> Rows:
@@ -138,10 +140,9 @@ def _json(path: Path) -> Rows:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
+    open_file = gzip.open if path.name.lower().endswith(".gz") else open
     try:
-        with (
-            gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb") as file
-        ):
+        with open_file(path, "rb") as file:
             yield from file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(
@@ -171,7 +172,7 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise InputError(
-            "one JSON object a line, or one list of objects in a `.json` file",
+            "one JSON object per line, or one list of objects in a `.json` file",
             f"{path}, row {line}, column {error.colno}: {error.msg}",
             "mend or remove that line",
         ) from error
@@ -260,16 +261,17 @@ def _files_of_split(files: list[Path], folder: Path, split: str | None) -> list[
         chosen = [p for p in files if split.lower() in words[p]]
         if chosen:
             return chosen
-    found = sorted(set().union(*words.values()) & _SPLIT_WORDS)
+    splits = sorted(set().union(*words.values()) & _SPLIT_WORDS)
     # Reading train and test files as one would go unnoticed until the figures look too good.
-    if split is None and len(found) < 2:
+    if split is None and len(splits) < 2:
         return files
+    fix = "remove `split`: no file name holds one"
+    if splits:
+        fix = f"set `split` to one of: {', '.join(splits)}"
     raise InputError(
         "a split that names files of the folder",
         f"split={split!r} with {folder}, which holds {', '.join(p.name for p in files[:10])}",
-        f"set `split` to one of: {', '.join(found)}"
-        if found
-        else "remove `split`: no file name holds one",
+        fix,
     )
 
 
@@ -292,13 +294,12 @@ def _hub_rows(path: str, split: str | None, name: str | None) -> Rows:
 
     try:
         loaded = datasets.load_dataset(path, name=name, split=split)
-    except (
-        Exception
-    ) as error:  # network, permissions, names of configurations and splits: each its own type
+    except Exception as error:  # network, permissions, names of splits: each its own type
         raise InputError(
             "a local path, or a hub dataset that can be read",
             f"{path} (name={name!r}, split={split!r}): {type(error).__name__}: {error}",
-            "check the spelling, the network and `name`/`split`; or download it and give the local path",
+            "check the spelling, the network and `name`/`split`; "
+            "or download it and give the local path",
         ) from error
     # `load_dataset` has already taken the split out.
     return _dataset_rows(loaded, path if split is None else f"{path} ({split})", None)

@@ -1,5 +1,4 @@
-"""The demo: SmolLM2-135M-Instruct learns to prefer correct, brief, polite answers, from generated
-pairs, on a CPU."""
+"""`jaxpref demo`: SmolLM2-135M-Instruct learns correct, brief, polite answers, on a CPU."""
 
 import json
 import time
@@ -22,6 +21,7 @@ from jaxpref.runs.params import load_params
 ROWS, SEED, TEST_FRACTION = 1000, 0, 0.1
 _NEW_TOKENS = 32
 _SAMPLES = 2
+"""Questions that are shown with their answers."""
 
 
 def demo(
@@ -36,10 +36,10 @@ def demo(
     began = time.perf_counter()
     data = Path(config.data.train[0]).parent
     synthetic.write(data, ROWS, SEED, TEST_FRACTION)
-    rows = [json.loads(line) for line in Path(config.data.eval[0]).read_text().splitlines()]
-    rows = rows[:: max(len(rows) // _SAMPLES, 1)][:_SAMPLES]
+    held_out = [json.loads(line) for line in Path(config.data.eval[0]).read_text().splitlines()]
+    samples = held_out[:: max(len(held_out) // _SAMPLES, 1)][:_SAMPLES]
+    prompts = [row["prompt"] for row in samples]
     pieces = build(config)
-    prompts = [row["prompt"] for row in rows]
     before = answers(pieces, load_params(pieces), prompts)
     result = run(config)
     report(result)
@@ -49,10 +49,9 @@ def demo(
     for prompt, old, new in zip(prompts, before, after, strict=True):
         table.add_row(prompt[-1]["content"], old, new)
     console.print(table)
-    export_run(config.out, Path(config.out) / "export", step="latest")
-    console.print(
-        f"export      {Path(config.out) / 'export'}  (loads in transformers)", highlight=False
-    )
+    export = Path(config.out) / "export"
+    export_run(config.out, export, step="latest")
+    console.print(f"export      {export}  (loads in transformers)", highlight=False)
     console.print(f"{time.perf_counter() - began:.0f} s in all", highlight=False)
 
 

@@ -1,181 +1,37 @@
-"""Seeded preference pairs whose scores (correctness, brevity, politeness) follow rules anyone can
-rerun.
+"""Seeded preference pairs, scored (correctness, brevity, politeness) by rules anyone can rerun.
 
     python -m jaxpref.demo.synthetic --rows 1200 --seed 0 --out DIR
 
-Each row asks one checkable question and holds two answers in conversational format.  Scores come
-from running the public scorers on the text, never from what the generator meant to write; `chosen`
-is the answer with the higher `overall`.  Many answers win on one axis and lose on another, so that
-weights matter (multi-objective training).  The test split asks about entities (countries, words,
-number pairs, ...) that no training question is about, and some of its phrasings are new too: a gain
-there is not memory.
+Each row asks one checkable question and holds two answers in conversational format.  Their scores
+are those of `scores.py` on the text, never what the generator meant to write; `chosen` is the
+answer with the higher `overall`.  Many answers win on one axis and lose on another, so that
+objective weights matter.  The test split asks about entities (countries, words, number pairs, ...)
+that no training question is about, and some of its phrasings are new too: a gain there is not
+memory.
 """
 
 import argparse
 import json
-import re
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 from random import Random
 from statistics import fmean
 
 from jaxpref.demo import wording as tables
-from jaxpref.demo.wording import Item
+from jaxpref.demo.items import Item, items
+from jaxpref.demo.scores import AXES, overall, score
 from jaxpref.errors import InputError
 
-AXES = ("correctness", "brevity", "politeness")
 MIN_ROWS = 50
 MIN_MARGIN = 0.2
 """Smallest difference in `overall` (equal weights) between chosen and rejected."""
 MAX_WORDS = 32
-FULL_BREVITY_WORDS, NO_BREVITY_WORDS = 5, 30
 
-POLITE_PHRASES = tables.cells("""
-please|thank you|thanks|you're welcome|you are welcome|happy to help|glad to help|glad you asked
-happy to explain|happy to answer|pleasure|gladly|of course|certainly|absolutely|great question|good question
-nice question|lovely question|hope that helps|hope this helps|hope it helps|feel free|let me know
-have a nice day|have a lovely day|have a great day|best wishes|all the best|take care|kind regards|kindly
-i'd be happy|i'd be glad|sorry|apologies|appreciate|delighted|good luck|nice to hear|excuse me|wish you well
-if i may
-""")
-RUDE_PHRASES = tables.cells("""
-stupid|silly|dumb|idiot|fool|foolish|lazy|ridiculous|pathetic|duh|ugh|obviously|shut up|go away|leave me alone
-waste my time|wasting my time|waste of my time|who cares|whatever|look it up|google it|figure it out
-your own homework|child knows|everyone knows|are you kidding|are you serious|seriously?|pay attention
-stop asking|bother me|bothering me|how do you not know|how can you not know|clueless|hopeless|embarrassed
-embarrassing|boring|annoying|don't ask|for the last time|thanks for nothing|moron|ignorant|your brain
-nobody asked|tired of you
-""")
-_CLAUSE_END = re.compile(r"[.,;:!?()\n–—]|\b(?:but|and|so|because)\b")
-_NEGATION = re.compile(r"\b(?:not|never|neither|nor|cannot)\b|n't\b")
-_REFERENCE = re.compile(r"\b(?:than|instead of|unlike)\s+(?:an?\s+|the\s+)?['\"]?$")
-_NEGATED_AFTER = re.compile(r"['\"]?\s+(?:is|was)(?:n't|\s+(?:not|never|wrong|incorrect|false))\b")
-_STRAIGHT_QUOTES = str.maketrans("‘’“”", "''\"\"")
-_NUMBER_WORDS = """
-two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-eighteen nineteen twenty
-""".split()
-
-
-def score_correctness(text: str, answer: str, wrong: Sequence[str]) -> float:
-    """1.0 if `text` asserts `answer` and no candidate of `wrong`, else 0.0.
-
-    A candidate is asserted where it stands as a whole word or number ("12" is not in "112" or
-    "12.5") and is neither negated in its clause ("not 12", "12 is wrong") nor only the far side of
-    a comparison ("more than 12").  Numbers from 2 to 20 also match in words, and "3,000" matches
-    "3000".  Accents are ignored.  Case counts only for candidates with a capital letter ("May" is
-    not "may").
-    """
-    plain = _plain(text)
-    return float(
-        _asserts(plain, answer) and not any(_asserts(plain, candidate) for candidate in wrong)
-    )
-
-
-def score_brevity(text: str) -> float:
-    """1.0 up to 5 words (split at white space), falling linearly to 0.0 at 30; 0.0 for an empty
-    text."""
-    words = len(text.split())
-    if not words:
-        return 0.0
-    span = NO_BREVITY_WORDS - FULL_BREVITY_WORDS
-    return min(max(NO_BREVITY_WORDS - words, 0), span) / span
-
-
-def score_politeness(text: str) -> float:
-    """0.5, plus 0.25 for each polite phrase; if any phrase is rude, 0.5 minus 0.25 for each rude
-    one instead.
-
-    Up to two different phrases count, so the values are 0, 0.25, 0.5, 0.75 and 1; courtesy does not
-    make up for rudeness.  A phrase negated in its clause ("that is not a stupid question") is not
-    counted.
-    """
-    plain = _plain(text).lower()
-    rude = min(_count_phrases(plain, RUDE_PHRASES), 2)
-    polite = min(_count_phrases(plain, POLITE_PHRASES), 2)
-    return 0.5 - 0.25 * rude if rude else 0.5 + 0.25 * polite
-
-
-def score(text: str, answer: str, wrong: Sequence[str]) -> dict[str, float]:
-    """All three scores of one answer, by axis."""
-    return {
-        "correctness": score_correctness(text, answer, wrong),
-        "brevity": score_brevity(text),
-        "politeness": score_politeness(text),
-    }
-
-
-def overall(scores: Mapping[str, float], weights: Mapping[str, float] | None = None) -> float:
-    """Weighted sum of the scores over the axes; without `weights` every axis counts one third.
-
-    Raises:
-        InputError: `weights` does not name exactly the three axes.
-    """
-    weights = dict.fromkeys(AXES, 1 / 3) if weights is None else weights
-    if set(weights) != set(AXES):
-        got = f"weights for {', '.join(sorted(weights))}"
-        raise InputError(
-            f"one weight for each of {', '.join(AXES)}", got, "name all three; 0 leaves one out"
-        )
-    total = 0.0
-    for axis in AXES:  # not sum(): from Python 3.12 on it rounds floats differently
-        total += weights[axis] * scores[axis]
-    return total
-
-
-def _plain(text: str) -> str:
-    """Without accents, curly quotes and thousands commas."""
-    if not text.isascii():
-        text = text.translate(_STRAIGHT_QUOTES)
-        text = "".join(
-            c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)
-        )
-    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
-
-
-def _asserts(plain: str, candidate: str) -> bool:
-    for match in _candidate_pattern(candidate).finditer(plain):
-        before = plain[: match.start()].lower()
-        mentioned_only = _REFERENCE.search(before) or _NEGATED_AFTER.match(
-            plain[match.end() :].lower()
-        )
-        if not mentioned_only and not _negated(before):
-            return True
-    return False
-
-
-def _negated(before: str) -> bool:
-    """Whether the clause that `before` ends in holds a negation."""
-    return bool(_NEGATION.search(_CLAUSE_END.split(before)[-1]))
-
-
-@lru_cache(maxsize=4096)
-def _candidate_pattern(candidate: str) -> re.Pattern:
-    forms = [re.escape(_plain(candidate))]
-    if candidate.isdigit() and 2 <= int(candidate) <= 20:
-        forms.append(_NUMBER_WORDS[int(candidate) - 2])
-    flags = 0 if candidate != candidate.lower() else re.IGNORECASE
-    return re.compile(rf"(?<![\w-])(?<!\d[.,])(?:{'|'.join(forms)})(?![\w-]|[.,]\d)", flags)
-
-
-def _count_phrases(plain: str, phrases: tuple[str, ...]) -> int:
-    found = _phrase_pattern(phrases).finditer(plain)
-    return len({match.group() for match in found if not _negated(plain[: match.start()])})
-
-
-@lru_cache(maxsize=2)
-def _phrase_pattern(phrases: tuple[str, ...]) -> re.Pattern:
-    longest_first = sorted(phrases, key=lambda phrase: (-len(phrase), phrase))
-    return re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
-
-
-# Randomness: `Random.random` is the one method whose sequence Python promises to keep between
-#     versions.
+# Of `Random`, only `random` is used: its sequence is the one that Python promises to keep between
+# versions.
 
 
 def _pick(rng: Random, options: Sequence):
@@ -203,7 +59,8 @@ def _weighted(rng: Random, table: Sequence[tuple]):
 _TONES = (("rude", 28), ("plain", 26), ("polite", 46))
 _LENGTHS = (("short", 40), ("medium", 30), ("long", 30))
 _ANY = (_TONES, _LENGTHS)
-_PLEASING, _TIRESOME = ((("polite", 1),), (("short", 1),)), ((("rude", 1),), (("long", 1),))
+_PLEASING = ((("polite", 1),), (("short", 1),))
+_TIRESOME = ((("rude", 1),), (("long", 1),))
 _PLANS = (  # whether chosen and rejected are right, and their style
     (((True, _ANY), (False, _ANY)), 55),
     (((True, _ANY), (True, _ANY)), 34),
@@ -243,8 +100,11 @@ def _row(rng: Random, kind: str, item: Item, prompt: str) -> dict:
 
 
 def _answer(rng: Random, kind: str, item: Item, right: bool, tones: tuple, lengths: tuple) -> str:
-    """One answer in a random tone and length; `right` says which candidate it is meant to
-    assert."""
+    """One answer in a random tone and length.
+
+    Args:
+        right: whether it is meant to assert the right candidate.
+    """
     tone, length = _weighted(rng, tones), _weighted(rng, lengths)
     core = _core(rng, kind, item, right, length)
     opener = lead = closer = ""
@@ -254,9 +114,10 @@ def _answer(rng: Random, kind: str, item: Item, right: bool, tones: tuple, lengt
         openers, leads, closers = _TONE_TEXT[tone]
         where = _pick(rng, ("front", "end", "both"))
         if where != "end":
-            opener, lead = (
-                (_pick(rng, openers), "") if rng.random() < 0.65 else ("", _pick(rng, leads))
-            )
+            if rng.random() < 0.65:
+                opener = _pick(rng, openers)
+            else:
+                lead = _pick(rng, leads)
         if where != "front":
             closer = _pick(rng, closers)
     parts = [opener, f"{lead} {core}".strip(), closer]
@@ -310,7 +171,7 @@ def generate(rows: int, *, seed: int, test_fraction: float = 0.2) -> tuple[list[
     """
     _check(rows, seed, test_fraction)
     rng = Random(seed)
-    train_items, test_items = _split(rng, tables.items(rng), test_fraction)
+    train_items, test_items = _split(rng, items(rng), test_fraction)
     test_rows = int(rows * test_fraction + 0.5)
     train_questions = _questions(rng, train_items, held_out_prompts=False)
     test_questions = _questions(rng, test_items, held_out_prompts=True)
@@ -343,35 +204,37 @@ def _check(rows: int, seed: int, test_fraction: float) -> None:
         )
 
 
-def _split(rng: Random, items: dict[str, list[Item]], test_fraction: float) -> tuple[dict, dict]:
-    """Items of the training and of the test entities; an entity is on one side, whatever the
-    kind."""
+def _split(rng: Random, by_kind: dict[str, list[Item]], test_fraction: float) -> tuple[dict, dict]:
+    """Items of the training and of the test entities; an entity is on one side for all kinds."""
     is_test: dict[str, bool] = {}
-    for members in items.values():
+    for members in by_kind.values():
         entities = dict.fromkeys(item.entity for item in members)
         fresh = _shuffled(rng, [entity for entity in entities if entity not in is_test])
         held_out = int(len(fresh) * test_fraction + 0.5)
         is_test.update((entity, i < held_out) for i, entity in enumerate(fresh))
-    return tuple(
-        {
-            kind: [item for item in members if is_test[item.entity] == side]
-            for kind, members in items.items()
+
+    def side(test: bool) -> dict[str, list[Item]]:
+        return {
+            kind: [item for item in members if is_test[item.entity] == test]
+            for kind, members in by_kind.items()
         }
-        for side in (False, True)
-    )
+
+    return side(test=False), side(test=True)
 
 
-def _questions(rng: Random, items: dict[str, list[Item]], *, held_out_prompts: bool) -> list[tuple]:
+def _questions(
+    rng: Random, by_kind: dict[str, list[Item]], *, held_out_prompts: bool
+) -> list[tuple]:
     """Every (kind, item, prompt), in random order within a kind, the kinds taking turns."""
     queues = []
-    for kind, members in items.items():
+    for kind, members in by_kind.items():
         templates = tables.cells(tables.KINDS[kind][0])
         if not held_out_prompts:
             templates = templates[: -tables.HELD_OUT_PROMPTS]
         asked = [
-            (kind, item, _capitalised(t.format(**item.slots)))
+            (kind, item, _capitalised(template.format(**item.slots)))
             for item in members
-            for t in templates
+            for template in templates
         ]
         queues.append(_shuffled(rng, asked))
     longest = max(map(len, queues))
@@ -381,36 +244,29 @@ def _questions(rng: Random, items: dict[str, list[Item]], *, held_out_prompts: b
 def write(
     directory: str | Path, rows: int, seed: int, test_fraction: float = 0.2
 ) -> tuple[Path, Path]:
-    """Writes `train.jsonl` and `test.jsonl` into `directory`, created if missing; returns their
-    paths."""
+    """Writes `train.jsonl` and `test.jsonl` into `directory` and returns their paths."""
     directory = Path(directory)
     splits = generate(rows, seed=seed, test_fraction=test_fraction)
     directory.mkdir(parents=True, exist_ok=True)
     paths = (directory / "train.jsonl", directory / "test.jsonl")
     for path, split in zip(paths, splits, strict=True):
-        path.write_text(
-            "".join(json.dumps(row) + "\n" for row in split), encoding="utf-8", newline="\n"
-        )
+        lines = "".join(json.dumps(row) + "\n" for row in split)
+        path.write_text(lines, encoding="utf-8", newline="\n")
     return paths
 
 
 def summary(rows: Sequence[Mapping]) -> str:
-    """What rows hold: kinds, mean scores, how often chosen wins on each axis, how often two axes
-    conflict."""
+    """Kinds of the rows, mean scores, how often chosen wins on each axis, and axes conflict."""
     counts = sorted(Counter(row["kind"] for row in rows).items())
     lines = [", ".join(f"{kind} {count}" for kind, count in counts)]
     lines.append(f"{'axis':<12} {'chosen':>7} {'rejected':>9} {'wins':>6} {'ties':>6} {'loses':>6}")
     gaps = {}
     for axis in AXES:
-        chosen, rejected = (
-            [row[f"scores_{side}"][axis] for row in rows] for side in ("chosen", "rejected")
-        )
+        chosen = [row["scores_chosen"][axis] for row in rows]
+        rejected = [row["scores_rejected"][axis] for row in rows]
         gap = gaps[axis] = [high - low for high, low in zip(chosen, rejected, strict=True)]
-        wins, ties, loses = (
-            fmean(g > 0 for g in gap),
-            fmean(g == 0 for g in gap),
-            fmean(g < 0 for g in gap),
-        )
+        wins, ties = fmean(g > 0 for g in gap), fmean(g == 0 for g in gap)
+        loses = fmean(g < 0 for g in gap)
         means = f"{fmean(chosen):>7.3f} {fmean(rejected):>9.3f}"
         lines.append(f"{axis:<12} {means} {wins:>6.1%} {ties:>6.1%} {loses:>6.1%}")
     for one, other in combinations(AXES, 2):

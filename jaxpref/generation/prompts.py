@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxpref.data.columns import shown, template_columns
+from jaxpref.data.checks import check_text, shown
 from jaxpref.data.encode import check_known_tokens, encode_prompts
-from jaxpref.data.forms import check_text, read_messages
 from jaxpref.data.kinds import kind_of_row, read_group
+from jaxpref.data.messages import read_messages
 from jaxpref.data.sources import read_rows
+from jaxpref.data.template import template_columns
 from jaxpref.errors import InputError
 from jaxpref.types import Group
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxpref.data.encode import TRUNCATIONS
 from jaxpref.data.forms import FORMATS
 from jaxpref.data.rewrite import Source
+from jaxpref.data.truncation import TRUNCATIONS
 from jaxpref.errors import InputError
 from jaxpref.rewards import Reward, open_reward
 from jaxpref.rewards.cache import CACHE_DIR, cached

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpref.data.forms import RowError
-from jaxpref.errors import InputError
+from jaxpref.errors import InputError, RowError
 from jaxpref.generation.prompts import given_prompts
 from jaxpref.types import Group
 

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from jaxpref.data.dimensions import scores_of
-from jaxpref.data.forms import RowError
 from jaxpref.data.rewrite import Source, as_source, check_out, group_of, rows_of, write_lines
-from jaxpref.errors import InputError
+from jaxpref.errors import InputError, RowError
 from jaxpref.rewards.cache import CACHE_DIR, cached
 from jaxpref.rewards.reward import WHOLE, Limits, Reward, Values
 from jaxpref.rewards.scalarise import Scalariser

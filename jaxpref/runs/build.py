@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxpref.config import Config
-from jaxpref.data.dimensions import other_reward_contradictions
+from jaxpref.contradictions import objective_contradictions
 from jaxpref.data.pack import Layout
 from jaxpref.errors import InputError
 from jaxpref.models.decoder import Model, build_model
@@ -17,7 +17,6 @@ from jaxpref.models.lora import LoraSpec
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, asked_logps, bind
 from jaxpref.runs.adapters import adapter_spec
-from jaxpref.settings import reference_contradictions
 from jaxpref.sharding import make_mesh, param_shardings, vocab_ways
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.state import MovingReference
@@ -74,11 +73,10 @@ def build(
     mesh = make_mesh(config.mesh)
     source = open_checkpoint(config.model.path) if source is None else source
     parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
-    if found := [
-        *reference_contradictions(config.reference, parts),
-        *other_reward_contradictions(config.data.other_rewards, parts),
-    ]:
-        raise InputError("settings that fit the objective", "; ".join(found), "correct these keys")
+    if problems := list(objective_contradictions(config, parts)):
+        raise InputError(
+            "settings that fit the objectives", "; ".join(problems), "change or remove these keys"
+        )
     lora = adapter_spec(config.adapter, source.spec)
     model = make_decoder(config, source, parts, mesh, lora)
     param_shardings(

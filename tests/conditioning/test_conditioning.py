@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxpref.conditioning.methods import (
+from jaxpref.conditioning import (
     ConditionReport,
     ControllableDPO,
     ScoreStatistics,
-    before,
-    behind,
     cdpo_prompt,
     cdpo_rows,
     instructed,
@@ -24,11 +22,11 @@ from jaxpref.conditioning.methods import (
     ric_targets,
     score_statistics,
 )
+from jaxpref.conditioning.prompts import before, behind
 from jaxpref.config import DataConfig
 from jaxpref.data.dataset import load_groups
-from jaxpref.data.forms import RowError
 from jaxpref.data.rewrite import Source
-from jaxpref.errors import InputError
+from jaxpref.errors import InputError, RowError
 
 CHAT = [
     {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}, {"role": "user", "content": "three"}
@@ -131,11 +129,17 @@ def test_what_is_made_can_be_trained_on(source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"control": ["other"]}, {"control": []}, {"copies": 0}, {"strength": 0.0}], ids=lambda c: next(iter(c))
+    "change, said",
+    [
+        ({"control": ["other"]}, "scores to control"),
+        ({"control": []}, "scores to control"),
+        ({"copies": 0}, "copies >= 1"),
+        ({"strength": 0.0}, "strength > 0"),
+    ],
 )
-def test_settings_of_cdpo_that_make_no_sense(source, change):
+def test_settings_of_cdpo_that_make_no_sense(source, change, said):
     settings = {"scores": ["help"], "control": ["help"]} | change
-    with pytest.raises(InputError, match="scores to control"):
+    with pytest.raises(InputError, match=said):
         list(cdpo_rows(source(RANKED), ControllableDPO(**settings), ConditionReport()))
 
 

@@ -62,8 +62,8 @@ def test_pairs_are_kept_turned_round_or_dropped(load):
 def test_all_numbers_of_a_pair_turn_with_it(load):
     own = {
         "weight": 3.0, "baseline": 0.5, "margin": 0.75, "probability": 0.9, "score_chosen": 1, "score_rejected": 2,
-        "other_rewards_chosen": [1, 2], "other_rewards_rejected": [3, 4],
-        "mine_chosen": 7, "mine_rejected": 8, "ours": 9,
+        "other_rewards_chosen": [1, 2], "other_rewards_rejected": [3, 4], "mine_chosen": 7, "mine_rejected": 8,
+        "ours": 9,
     }  # fmt: skip
     [(_, kept), (_, turned)], _ = load([pair(0, 2, 1, **own), pair(1, 1, 2, **own)], prefer="help",
                                        columns=("mine", "ours"))  # fmt: skip

@@ -9,11 +9,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from jaxpref.data.encode import TRUNCATIONS, Dropped, EncodeReport, encode_group, encode_groups
-from jaxpref.data.forms import RowError
+from jaxpref.data.encode import EncodeReport, encode_group, encode_groups
 from jaxpref.data.kinds import to_group
 from jaxpref.data.sources import read_rows
-from jaxpref.errors import InputError
+from jaxpref.data.truncation import TRUNCATIONS, Dropped
+from jaxpref.errors import InputError, RowError
 from jaxpref.types import EncodedGroup, Group
 
 CHATML = (
@@ -133,7 +133,7 @@ def test_a_merge_over_the_boundary_moves_prompt_tokens_into_all_completions(toke
     parts, report = encode(pair("x ab", "c", " no"), tokenizer)
     assert parts == [["x", "Ġ"], ["abc", "<|im_end|>"], ["ab", "Ġno", "<|im_end|>"]]
     assert (report.boundary_merges, report.boundary_tokens, report.empty_prompts) == (1, 1, 0)
-    assert "1 groups of which the completions replace 1 prompt tokens" in str(report)
+    assert "1 groups whose completions replace 1 prompt tokens" in str(report)
 
 
 def test_a_merge_may_leave_no_prompt(tokenizer):

@@ -5,9 +5,10 @@ import random
 import pytest
 
 from jaxpref.data.columns import KNOWN_COLUMNS
-from jaxpref.data.forms import RowError, split_messages, split_text
+from jaxpref.data.forms import split_text
 from jaxpref.data.kinds import to_group
-from jaxpref.errors import InputError
+from jaxpref.data.messages import split_messages
+from jaxpref.errors import InputError, RowError
 
 WHERE = "train.jsonl, row 12"
 

@@ -10,9 +10,10 @@ from statistics import correlation, fmean
 
 import pytest
 
-from jaxpref.demo import synthetic
+from jaxpref.demo import items, scores, synthetic
 from jaxpref.demo import wording as synthetic_text
-from jaxpref.demo.synthetic import AXES, MAX_WORDS, MIN_MARGIN, generate, main, overall, score, summary, write
+from jaxpref.demo.scores import AXES, overall, score
+from jaxpref.demo.synthetic import MAX_WORDS, MIN_MARGIN, generate, main, summary, write
 from jaxpref.errors import InputError
 
 GOLDEN_60_ROWS_SEED_7 = "6aa23a675738c8267647c46d66875f07b3f7945d8c3b99e8d3fcfd871455ff3a"
@@ -212,6 +213,7 @@ class TestCommandLine:
 
 
 def test_modules_import_the_standard_library_only():
-    source = "".join(Path(module.__file__).read_text() for module in (synthetic, synthetic_text))
+    modules = (items, scores, synthetic, synthetic_text)
+    source = "".join(Path(module.__file__).read_text() for module in modules)
     imported = set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE))
     assert imported - {"jaxpref"} <= sys.stdlib_module_names

@@ -6,7 +6,8 @@ from random import Random
 import pytest
 
 from jaxpref.demo import wording as synthetic_text
-from jaxpref.demo.synthetic import AXES, overall, score_brevity, score_correctness, score_politeness
+from jaxpref.demo.items import items
+from jaxpref.demo.scores import AXES, overall, score_brevity, score_correctness, score_politeness
 from jaxpref.errors import InputError
 
 
@@ -148,7 +149,7 @@ class TestOverall:
 
 
 class TestFacts:
-    items = [(kind, item) for kind, members in synthetic_text.items(Random(0)).items() for item in members]
+    items = [(kind, item) for kind, members in items(Random(0)).items() for item in members]
 
     @pytest.mark.parametrize("kind", synthetic_text.KINDS)
     def test_every_sentence_scores_as_it_says(self, kind):

@@ -8,8 +8,7 @@ import pytest
 import tiny
 
 from jaxpref.data.encode import encode_groups
-from jaxpref.data.forms import RowError
-from jaxpref.errors import InputError
+from jaxpref.errors import InputError, RowError
 from jaxpref.rewards import Limits, open_reward
 from jaxpref.types import Group
 

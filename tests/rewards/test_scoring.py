@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxpref.data.forms import RowError
 from jaxpref.data.rewrite import Source
-from jaxpref.errors import InputError
+from jaxpref.errors import InputError, RowError
 from jaxpref.evaluation import Bootstrap, evaluate_preferences
 from jaxpref.rewards import Limits, Reward, Scalariser, function_reward, open_reward, score_data
 from jaxpref.runs.build import build

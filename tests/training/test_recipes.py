@@ -51,7 +51,8 @@ def test_the_sft_run_of_the_comment_is_read():
     """The overrides that the comment in modpo_summarize.yaml gives for the run before it."""
     lines = (CONFIGS / "modpo_summarize.yaml").read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if "out=runs/summarize_sft" in line)
-    words = " ".join(line.strip("# \\") for line in lines[first : first + 3])
+    last = next(i for i in range(first, len(lines)) if not lines[i].endswith("\\"))
+    words = " ".join(line.strip("# \\") for line in lines[first : last + 1])
     [_, command, path, *overrides] = shlex.split(words)
     assert command == "train"
     run = load_config(CONFIGS.parent / path, overrides)

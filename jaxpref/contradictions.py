@@ -1,0 +1,157 @@
+"""Settings that are each valid but do not fit together, each told in one sentence."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from jaxpref.config import Config, ReferenceConfig
+from jaxpref.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxpref.objectives import Part
+
+
+def contradictions(config: Config, own_data: bool = True) -> Iterator[str]:
+    """All contradictions of a run's config.
+
+    Args:
+        own_data: whether data.train and data.eval are all the data that the run will have.
+    """
+    # The objectives need jax, which reading `--help` or data should not wait for.
+    from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
+
+    yield from _optimizer(config)
+    yield from _batches(config)
+    if config.train.eval_every and not config.data.eval and own_data:
+        yield "train.eval_every is set but data.eval is empty"
+    yield from _adapter(config)
+    try:
+        parts = bind(config.objective, OBJECTIVES, TRANSFORMS)
+    except InputError as error:
+        yield from error.got.split("; ")
+    else:
+        yield from objective_contradictions(config, parts)
+
+
+def objective_contradictions(config: Config, parts: Sequence["Part"]) -> Iterator[str]:
+    """What in the settings does not fit the bound objectives."""
+    reference = config.reference
+    yield from _reference(reference, parts)
+    yield from _further_references(reference, parts)
+    if reference.mode == "cache":
+        yield from _cached_reference(reference, parts)
+    if config.data.other_rewards:
+        yield from _other_rewards(config.data.other_rewards, parts)
+
+
+def _optimizer(config: Config) -> Iterator[str]:
+    optim = config.optim
+    if optim.warmup_steps is not None and optim.warmup_ratio is not None:
+        yield "optim.warmup_steps and optim.warmup_ratio are both set: give one"
+    if optim.momentum and optim.name != "sgd":
+        yield f"optim.momentum is for sgd; optim.name is {optim.name}"
+    if optim.weight_decay and optim.name == "sgd":
+        yield "optim.weight_decay has no effect with sgd"
+
+
+def _batches(config: Config) -> Iterator[str]:
+    data, block = config.data, config.model.attention_block
+    if data.row_length is not None and data.row_length % (block * data.length_buckets):
+        times = f" * data.length_buckets={data.length_buckets}" if data.length_buckets > 1 else ""
+        yield (
+            f"data.row_length={data.row_length} is not a multiple of "
+            f"model.attention_block={block}{times}"
+        )
+    micro_rows, ways = config.train.micro_rows, config.mesh.data * config.mesh.fsdp
+    if micro_rows is not None and micro_rows % ways:
+        yield (f"train.micro_rows={micro_rows} is not a multiple of mesh.data * mesh.fsdp = {ways}")
+
+
+def _adapter(config: Config) -> Iterator[str]:
+    adapter, reference = config.adapter, config.reference
+    shape = [key for key in ("rank", "alpha", "targets", "rslora", "dora") if getattr(adapter, key)]
+    if adapter.path is not None and shape:
+        yield (
+            f"adapter.path brings its own {', '.join(shape)}: remove these keys, or remove "
+            "adapter.path to start a new adapter"
+        )
+    if not adapter.trained:
+        for key in [*shape, *(key for key in ("dropout", "quantize") if getattr(adapter, key))]:
+            yield f"adapter.{key} is set but there is no adapter: set adapter.rank or adapter.path"
+        if reference.adapter:
+            yield "reference.adapter is laid over frozen weights: set adapter.rank or adapter.path"
+        return
+    if reference.adapter and reference.path:
+        yield (
+            "reference.adapter is laid over the frozen weights, reference.path names others: "
+            "give one"
+        )
+    if reference.sync_every and reference.sync_alpha < 1:
+        yield (
+            "reference.sync_alpha < 1 mixes weights, and mixed factors of two adapters are not the "
+            "factors of the mixture: set reference.sync_alpha=1, or train the weights"
+        )
+    if reference.sync_every and (reference.adapter or reference.path):
+        yield (
+            "a reference that moves with an adapter starts as that adapter: remove "
+            "reference.adapter and reference.path"
+        )
+
+
+def _reference(reference: ReferenceConfig, parts: Sequence["Part"]) -> Iterator[str]:
+    if not any(part.needs_reference for part in parts):
+        for key in ("path", "adapter", "sync_every"):
+            if getattr(reference, key):
+                yield f"reference.{key} is set but no objective uses a reference"
+    for part in parts:
+        if part.name in ("modpo_implicit", "spo") and reference.sync_every:
+            yield (
+                f"{part.name} takes rewards of frozen policies, whose reference must not move: "
+                "remove reference.sync_every"
+            )
+
+
+def _further_references(reference: ReferenceConfig, parts: Sequence["Part"]) -> Iterator[str]:
+    readers = [part for part in parts if "extra_refs" in (*part.required, *part.optional)]
+    models = len(reference.extra)
+    if models and not readers:
+        yield "reference.extra is set but no objective reads further references"
+    if readers and not models:
+        yield f"{readers[0].name} reads further references: list them in reference.extra"
+    if not models:
+        return
+    # Hyperparameters with a number for every further reference, and for the first one or not.
+    numbers_beside_models = {"w": 1, "alphas": 1, "lambdas": 0}
+    for part in readers:
+        for key, beside in numbers_beside_models.items():
+            given = len(part.hyperparameters.get(key) or ())
+            if given and given != models + beside:
+                yield (
+                    f"{part.name}.{key} has {given} numbers; with {models} models in "
+                    f"reference.extra: {models + beside}"
+                )
+
+
+def _cached_reference(reference: ReferenceConfig, parts: Sequence["Part"]) -> Iterator[str]:
+    copied = "set reference.mode=copy"
+    if reference.sync_every:
+        yield (
+            f"reference.sync_every moves the reference, so its log-probs cannot be cached: {copied}"
+        )
+    for part in parts:
+        if not part.needs_reference:
+            continue
+        for name in sorted({"common", "sampled", "kl"} & set(part.needs.logps)):
+            yield f"{part.name} needs `{name}` of the reference, which is not cached: {copied}"
+
+
+def _other_rewards(names: Sequence[str], parts: Sequence["Part"]) -> Iterator[str]:
+    key = f"data.other_rewards=[{', '.join(names)}]"
+    readers = [part for part in parts if "other_rewards" in part.all_columns]
+    if not readers:
+        yield f"{key} is set but no objective reads `other_rewards`"
+    if len(set(names)) < len(names):
+        yield f"{key} names a score twice"
+    for part in readers:
+        w = part.hyperparameters.get("w")
+        if w is not None and len(w) != len(names) + 1:
+            yield f"{part.name}.w has {len(w)} weights; with {key}: {len(names) + 1}, base first"
