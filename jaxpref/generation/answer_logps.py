@@ -16,6 +16,7 @@ from jaxpref.generation.mixing import Mix, mixed_logits, whole_params
 from jaxpref.generation.opening import Mixed, Opened, open_source
 from jaxpref.models.decoder import Model
 from jaxpref.models.logprobs import States, hidden_states, logits, sums_of_completions
+from jaxpref.runs.feed import check_positions
 from jaxpref.runs.sequence_logps import compute_logps
 from jaxpref.sharding import constrain
 from jaxpref.types import Batch, EncodedGroup
@@ -37,7 +38,8 @@ def answer_logps(
 
     Args:
         source, step, overrides: as of `generation.opening.open_source`; or what it opened.
-        groups: as `build.read_data` gives them, tokenised by the (first) policy's tokenizer.
+        groups: as `runs.feed.read_data` gives them, tokenised by the (first) policy's tokenizer.
+    Errors: InputError for a sequence that one of the policies has no positions for.
     """
     opened = (
         source
@@ -48,7 +50,11 @@ def answer_logps(
     # Rows as long as these answers need, whatever the run was trained on.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, row_length=None))
     pieces = dataclasses.replace(opened.pieces, config=config)
-    sums = None if opened.mixed is None else _mixed_sums(opened.mixed, config.model.logprob_chunk)
+    if opened.mixed is None:
+        return compute_logps(pieces, opened.params, groups)
+    for spec in opened.mixed.specs:
+        check_positions(groups, spec)
+    sums = _mixed_sums(opened.mixed, config.model.logprob_chunk)
     return compute_logps(pieces, opened.params, groups, sums)
 
 

@@ -320,7 +320,7 @@ def _loader(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Loader:
         batch_size=pieces.config.train.batch_size,
         micro_rows=pieces.config.train.micro_rows or row_ways(pieces.mesh),
         layout=dataclasses.replace(
-            layout, columns=unit << (-(-layout.row_length // unit) - 1).bit_length()
+            layout, row_length=unit << (-(-layout.row_length // unit) - 1).bit_length()
         ),
         rounded=True,
     )

@@ -1,4 +1,4 @@
-"""The adapter of a run, from its config: what it is, where it starts, how its base is kept."""
+"""The adapter of a run, from its config: its shape, where it starts, how its base is kept."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from jaxpref.models.spec import LORA, ModelSpec
 from jaxpref.sharding import param_shardings
 
 BASE = "base"
-"""`reference.adapter` that stands for the frozen weights without an adapter."""
+"""As `reference.adapter`: the frozen weights without an adapter."""
 
 
 def adapter_spec(config: AdapterConfig, model: ModelSpec) -> LoraSpec | None:
@@ -30,9 +30,9 @@ def adapter_spec(config: AdapterConfig, model: ModelSpec) -> LoraSpec | None:
     if config.quantize and model.experts:
         raise InputError(
             "a model without experts, for adapter.quantize",
-            f"adapter.quantize={config.quantize} and {model.experts} experts per layer, which are read "
-            "in place",
-            "remove adapter.quantize: the adapter is then trained on weights in model.compute_dtype",
+            f"adapter.quantize={config.quantize} and {model.experts} experts per layer, which are "
+            "read in place",
+            "remove adapter.quantize: the adapter then lies on weights in model.compute_dtype",
         )
     if config.path is not None:
         spec = peft.read_spec(config.path, model)
@@ -43,7 +43,7 @@ def adapter_spec(config: AdapterConfig, model: ModelSpec) -> LoraSpec | None:
 
 
 def reference_adapter(config: Config) -> str | None:
-    """The PEFT adapter that makes the reference of the frozen weights; None: the weights alone."""
+    """The PEFT adapter with which the frozen weights are the reference; None: without one."""
     path = config.adapter.path if config.reference.adapter is None else config.reference.adapter
     return None if path == BASE else path
 

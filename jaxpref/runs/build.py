@@ -24,7 +24,7 @@ from jaxpref.step.state import MovingReference
 
 @dataclass(frozen=True)
 class Pieces:
-    """What every command needs before data and weights are read."""
+    """What every command needs of a config before data and weights are read."""
 
     config: Config
     mesh: Mesh
@@ -45,6 +45,7 @@ class Pieces:
 
     @property
     def moving(self) -> MovingReference | None:
+        """How the reference follows the policy; None: it does not."""
         reference = self.config.reference
         if not reference.sync_every:
             return None
@@ -61,14 +62,13 @@ class Pieces:
 def build(
     config: Config, objective: Sequence[Any] | None = None, source: Checkpoint | None = None
 ) -> Pieces:
-    """Opens the model (config and tokenizer, no weights yet) and checks that everything fits
-    together.
+    """Opens the model, its weights unread, and checks that all settings fit together.
 
     Args:
         objective: in place of `config.objective`; may hold functions.
         source: in place of `config.model.path`, when it is open already.
-    Errors: InputError for an unknown model, a mesh that does not fit the devices or does not divide
-        the model.
+    Errors: InputError for an unknown model, settings that contradict each other, and a mesh that
+        does not fit the devices or does not divide the model.
     """
     mesh = make_mesh(config.mesh)
     source = open_checkpoint(config.model.path) if source is None else source
@@ -79,9 +79,7 @@ def build(
         )
     lora = adapter_spec(config.adapter, source.spec)
     model = make_decoder(config, source, parts, mesh, lora)
-    param_shardings(
-        param_shapes(model), mesh
-    )  # refuses a mesh that does not divide, before weights are read
+    param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide the model
     return Pieces(config, mesh, source, source.load_tokenizer(), model, parts, lora)
 
 
@@ -92,14 +90,20 @@ def make_decoder(
     mesh: Mesh | None = None,
     lora: LoraSpec | None = None,
 ) -> Model:
-    """A checkpoint's model, with the scalar heads that the objectives ask for, its vocabulary
-    padded for the mesh."""
+    """A checkpoint's model.
+
+    Args:
+        parts: bound objectives, whose scalar heads it gets.
+        mesh: for which the vocabulary is padded; None: it is not.
+        lora: the adapter that it reads beside the weights.
+    """
+    heads = [name for name in asked_logps(parts) if name in ("reward", "value")]
     return build_model(
         source.spec,
         dtype=jnp.dtype(config.model.compute_dtype),
         remat=config.model.remat,
         attention_block=config.model.attention_block,
-        scalar_heads=[name for name in asked_logps(parts) if name in ("reward", "value")],
+        scalar_heads=heads,
         vocab_multiple=1 if mesh is None else vocab_ways(mesh),
         lora=lora,
     )

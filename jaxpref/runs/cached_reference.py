@@ -2,7 +2,7 @@
 
 They are kept per completion, under digests of (prompt ids, completion ids), in one file per
 (weights, compute dtype).  So they are reused whenever the same tokens meet the same weights,
-whatever else changed in the run, and never otherwise.
+whatever else has changed in the run, and never otherwise.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ def with_reference_logps(
     """Groups with the columns of cached log-probs that the config asks for.
 
     Args:
-        params: the policy that training starts from, when it is loaded already.
-    Returns: the groups, and how many of their log-probs had to be computed.
+        params: the policy from which training starts, when it is loaded already.
+    Returns: the groups, and of how many the log-probs had to be computed, counted once per model.
     """
     config, groups, computed = pieces.config, list(groups), 0
     if pieces.needs_reference and config.reference.mode == "cache":
@@ -56,11 +56,11 @@ def with_reference_logps(
 
 
 Cached = tuple[list[tuple[float, ...]], int]
-"""Log-probs of every group's completions, and of how many groups they had to be computed."""
+"""(log-probs of every group's completions, how many groups had to be run for them)."""
 
 
 def _under_start(pieces: Pieces, groups: Sequence[EncodedGroup], params: Any) -> Cached:
-    """Under the reference that the start of the training makes."""
+    """Under the reference that is made of the weights from which training starts."""
 
     def load() -> Any:
         start = load_params(pieces) if params is None else params
@@ -81,7 +81,7 @@ def _under_checkpoint(pieces: Pieces, source: Checkpoint, groups: Sequence[Encod
         raise InputError(
             f"a reference with the model's vocabulary of {pieces.source.spec.vocab} tokens",
             f"{source.path}: {source.spec.vocab}",
-            "choose a reference with the same tokenizer",
+            "name models with the same tokenizer in reference.extra",
         )
     model = make_decoder(config, source, mesh=pieces.mesh)
     theirs = dataclasses.replace(pieces, source=source, model=model, lora=None)
@@ -98,7 +98,12 @@ def _under_checkpoint(pieces: Pieces, source: Checkpoint, groups: Sequence[Encod
 def _through_cache(
     pieces: Pieces, groups: Sequence[EncodedGroup], key: Callable[[], str], load: Callable[[], Any]
 ) -> Cached:
-    """Args: load: -> parameters; called only where some log-probs are not in the cache."""
+    """Under the model of `pieces`.
+
+    Args:
+        key: -> digest of the weights, which names the file.
+        load: -> parameters; called only where some log-probs are not in the cache.
+    """
     directory = Path(pieces.config.reference.cache_dir).expanduser()
 
     def compute(missing: Sequence[EncodedGroup]) -> Mapping[int, Sequence[float]]:

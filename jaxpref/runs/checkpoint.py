@@ -1,5 +1,4 @@
-"""Checkpoints (orbax, asynchronous): state, data position and counters; the latest few and the best
-are kept."""
+"""Checkpoints of a run (orbax, asynchronous): the latest few and the best are kept."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,10 +37,14 @@ class BestRule:
         return next((name for name in names if name in metrics), None)
 
     def mode_of(self, name: str) -> str:
-        return self.mode or ("min" if name == LOSS or name.startswith(f"{LOSS}/") else "max")
+        """Whether the highest (`max`) or the lowest (`min`) value of a metric is the best."""
+        if self.mode is not None:
+            return self.mode
+        is_loss = name == LOSS or name.startswith(f"{LOSS}/")
+        return "min" if is_loss else "max"
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        """Higher is better.  Errors: KeyError without the metric that decides."""
+        """A number that is higher the better.  Errors: KeyError without the metric that decides."""
         name = self.deciding(metrics)
         if name is None:
             raise KeyError(self.metric or LOSS)
@@ -74,18 +77,15 @@ class Checkpoints:
         keep_best = policies.BestN(
             get_metric_fn=best.score, n=1, keep_checkpoints_without_metrics=False
         )
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=best.score,  # without it orbax does not write the metrics; what is kept is the policy's matter
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(keep), keep_best]
-                ),
-                cleanup_tmp_directories=not read_only,
-                create=not read_only,
-                read_only=read_only,
-            ),
+        options = ocp.CheckpointManagerOptions(
+            # What is kept is decided by the policy alone, but without this no metrics are written.
+            best_fn=best.score,
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), keep_best]),
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
         )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(
         self,
@@ -117,13 +117,15 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Step of the best one that is still there; None when none has the metric."""
-        scored = [
-            (self._best.score(m), s) for s in self._manager.all_steps() if (m := self._metrics(s))
-        ]
+        scored = []
+        for step in self._manager.all_steps():
+            metrics = self._metrics(step)
+            if metrics is not None:
+                scored.append((self._best.score(metrics), step))
         return max(scored)[1] if scored else None
 
     def about_best(self) -> str:
-        """Which step is the best, by which metric; for the log."""
+        """Which step is the best and by which metric, in words."""
         step = self.best()
         if step is None:
             return "the latest: none was saved with an evaluation"
@@ -133,12 +135,15 @@ class Checkpoints:
         return f"step {step}, {side} {name} ({metrics[name]:.4g})"
 
     def _metrics(self, step: int) -> Mapping[str, float] | None:
+        """Saved with a step; None without the one that decides."""
         metrics = self._manager.metrics(step)
         return metrics if metrics and self._best.deciding(metrics) else None
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """State and progress of a step, laid out as `like` (arrays or ShapeDtypeStructs with
-        shardings) says.
+        """State and progress of a step, laid out as `like` says.
+
+        Args:
+            like: arrays, or ShapeDtypeStructs with shardings.
 
         The mesh may differ from the one that saved, and with it the padding of the vocabulary.
         """
@@ -152,28 +157,32 @@ class Checkpoints:
         ).progress
 
     def check_vocabulary(self, step: int, tokens: int) -> None:
-        """Errors: InputError unless the model still has as many tokens as when the step was saved:
-        rows of padding are added and dropped without a word."""
+        """The model must have as many tokens as when the step was saved.
+
+        Otherwise the difference would pass for padding, which is added and dropped without a word.
+
+        Errors: InputError for another number.
+        """
         saved = self.progress(step).get("vocabulary", tokens)
         if saved != tokens:
             raise InputError(
                 f"the model with which {self.directory.parent} was trained, of {saved} tokens",
                 f"it has {tokens} now",
-                "restore the model's directory; a changed tokenizer needs a new run",
+                "restore the model's directory, or start a new run with the changed tokenizer",
             )
 
     def restore_parts(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
         """Some fields of the state (`params`, `running`, ...), laid out as `like` says.
 
-        Leaves of `like` are ShapeDtypeStructs; those without a sharding become numpy arrays on this
-        host, as they were
-        saved: with the vocabulary's padding.
+        Args:
+            like: ShapeDtypeStructs; those without a sharding become numpy arrays on this host, as
+                they were saved: with the vocabulary's padding.
         """
         return self._read(step, like, partial=True)
 
     def _read(self, step: int, like: Mapping[str, Any], *, partial: bool) -> dict[str, Any]:
-        args = jax.tree_util.tree_map_with_path(_restore_args, like)
-        args = ocp.args.PyTreeRestore(item=like, restore_args=args, partial_restore=partial)
+        of_leaves = jax.tree_util.tree_map_with_path(_restore_args, like)
+        args = ocp.args.PyTreeRestore(item=like, restore_args=of_leaves, partial_restore=partial)
         with ocp.PyTreeCheckpointer() as reader:
             return reader.restore(self.directory / str(step) / "state", args=args)
 
@@ -200,8 +209,8 @@ def _restore_args(path: Any, leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
     if leaf.sharding is None:
         return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
     args = ocp.checkpoint_utils.construct_restore_args(leaf)
-    # Another mesh may pad the vocabulary by other rows of zeros: orbax adds or drops them where it
-    #     is not strict.
+    # Another mesh may pad the vocabulary with fewer or more rows of zeros: orbax drops or adds them
+    # where it is not strict.
     padded = leaf_path(path).endswith(VOCAB_LEAVES)
     return dataclasses.replace(args, strict=False) if padded else args
 
@@ -213,23 +222,22 @@ def _abstract(state: TrainState) -> TrainState:
 
 
 def find_step(checkpoints: Checkpoints, wanted: str) -> int:
-    """`best`, `latest` or a number -> an existing step.  Errors: InputError naming what is
-    there."""
-    steps = checkpoints.steps()
+    """The existing step that is meant by `best`, `latest` or a number.
+
+    `best` is the latest where none was saved with an evaluation.
+    Errors: InputError that names the steps there are.
+    """
+    steps, step = checkpoints.steps(), None
     if wanted == "best":
         step = checkpoints.best() or checkpoints.latest()
-    else:
-        step = (
-            checkpoints.latest()
-            if wanted == "latest"
-            else int(wanted)
-            if wanted.isdigit()
-            else None
-        )
+    elif wanted == "latest":
+        step = checkpoints.latest()
+    elif wanted.isdigit():
+        step = int(wanted)
     if step is None or step not in steps:
         raise InputError(
             "a checkpoint: `best`, `latest` or a step number",
-            f"{wanted!r} in {checkpoints.directory}, which has steps {list(steps)}",
-            "choose one of them, or train the run first",
+            f"{wanted!r} in {checkpoints.directory}, which has steps {steps}",
+            "name one of these steps" if steps else "train the run until it has saved one",
         )
     return step

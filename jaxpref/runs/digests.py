@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from jaxpref.models.quantize import Quantisation
 from jaxpref.runs.adapters import quantisation, reference_adapter
@@ -14,35 +15,47 @@ from jaxpref.runs.params import reference_source
 def weights_key(
     path: Path, dtype: str, adapter: str | None = None, quantisation: Quantisation | None = None
 ) -> str:
-    """Digest of a checkpoint's bytes, of the adapter's on it, how its weights are kept, and the
-    compute dtype."""
+    """Digest of a checkpoint's files and of what else decides the log-probs under it.
+
+    Args:
+        path: a model directory or a single file.
+        dtype: the compute dtype.
+        adapter: a PEFT directory on these weights.
+        quantisation: how the weights are kept; None: as `dtype` says.
+    """
     kept = "" if quantisation is None else f" {quantisation}"
     digest = hashlib.sha256(f"summed log-probs v1 {dtype}{kept}".encode())
-    for file in [*_files(path), *(_files(Path(adapter)) if adapter else [])]:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    files = _files(path)
+    if adapter:
+        files += _files(Path(adapter))
+    for file in files:
+        _add(digest, file.name, file)
     return digest.hexdigest()[:32]
 
 
 def _files(path: Path) -> list[Path]:
-    return (
-        sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".json"))
-        if path.is_dir()
-        else [path]
-    )
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json"))
+
+
+def _add(digest: Any, name: str, file: Path) -> None:
+    """Adds a file's name and bytes."""
+    digest.update(name.encode())
+    with file.open("rb") as stream:
+        digest.update(hashlib.file_digest(stream, "sha256").digest())
 
 
 def model_digest(pieces: Pieces, adapter: str | Path | None = None) -> str:
     """Of the files that model and reference are read from: weights, configs and tokenizers.
 
     Args:
-        adapter: a PEFT directory that the policy is read from besides.
+        adapter: a PEFT directory from which the policy is read besides.
     """
-    dtype, how = pieces.config.model.compute_dtype, quantisation(pieces.config.adapter)
-    reference = reference_adapter(pieces.config)
-    keys = [weights_key(pieces.source.path, dtype, reference, how)]
-    if pieces.config.reference.path is not None:
+    config = pieces.config
+    dtype, kept = config.model.compute_dtype, quantisation(config.adapter)
+    keys = [weights_key(pieces.source.path, dtype, reference_adapter(config), kept)]
+    if config.reference.path is not None:
         keys.append(weights_key(reference_source(pieces).path, dtype))
     if adapter is not None:
         keys.append(weights_key(Path(adapter), dtype))
@@ -50,12 +63,14 @@ def model_digest(pieces: Pieces, adapter: str | Path | None = None) -> str:
 
 
 def checkpoint_digest(pieces: Pieces, run: str | Path, step: str) -> str:
-    """Of a run's checkpoint: the bytes of all its files."""
+    """Of all files of a run's checkpoint.
+
+    Args:
+        step: `best`, `latest` or a number.
+    """
     with checkpoints_of(run, pieces.config) as checkpoints:
         number, directory = find_step(checkpoints, step), checkpoints.directory
     digest = hashlib.sha256(str(number).encode())
     for file in sorted(path for path in (directory / str(number)).rglob("*") if path.is_file()):
-        digest.update(str(file.relative_to(directory)).encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        _add(digest, str(file.relative_to(directory)), file)
     return digest.hexdigest()[:32]

@@ -1,5 +1,4 @@
-"""A run on disk: its config, its checkpoints, and what they hold, read onto the mesh or the
-host."""
+"""A run on disk: its config, its checkpoints and what they hold, read onto mesh or host."""
 
 import json
 from collections.abc import Sequence
@@ -44,32 +43,33 @@ def load_run(
     Errors: InputError when it is not one, or was trained with an objective from Python that is not
         given here.
     """
-    given = Path(run) / OBJECTIVE_FILE
     if not is_run(run):
         raise InputError(
             f"the directory of a run, with {RUN_FILE} and checkpoints/",
             f"{run} {'has none' if Path(run).is_dir() else 'does not exist'}",
             "name the directory that `out` gave the run",
         )
-    if given.is_file() and objective is None:
+    from_python = Path(run) / OBJECTIVE_FILE
+    if from_python.is_file() and objective is None:
         raise InputError(
             "the objective that was given to `train` in Python",
-            f"{run} was trained with {', '.join(json.loads(given.read_text()))}",
-            "pass it again as objective=[...]; with `name: module:function` in the config it would be found",
+            f"{run} was trained with {', '.join(json.loads(from_python.read_text()))}",
+            "pass it again as objective=[...]; of new runs, `name: module:function` in the config "
+            "is found without",
         )
     return load_config(Path(run) / RUN_FILE, overrides)
 
 
 def read_config(run: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The config of a run as a policy alone: it is only decoded or averaged.
+    """The config of a run that is only decoded or averaged.
 
-    Objective and reference play no part then, and an objective from Python is not even known.
+    Objective and reference play no part then, so one from Python need not be known.
     """
     return as_policy(load_config(Path(run) / RUN_FILE, overrides))
 
 
 def as_policy(config: Config) -> Config:
-    """The config without objective and reference."""
+    """The config with the default objective and reference in place of its own."""
     return replace(
         config,
         objective=Config().objective,
@@ -101,19 +101,24 @@ def run_state(
             moves `ref_params`, its parameters as they run.
         base: of a run that trained an adapter: the frozen weights, when they are loaded already.
     """
-    laid_out = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+
+    def laid_out(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
     if pieces.lora is None:
         shapes, base = param_shapes(pieces.model), {}
         params = jax.tree.map(laid_out, shapes, param_shardings(shapes, pieces.mesh))
     else:  # the weights are not in the checkpoint
-        trained, base = split(load_params(pieces) if base is None else with_adapter(pieces, base))
+        start = load_params(pieces) if base is None else with_adapter(pieces, base)
+        trained, base = split(start)
         params = jax.tree.map(lambda x: laid_out(x, x.sharding), trained)
     like = {"params": params}
     if objective:
         everywhere = NamedSharding(pieces.mesh, P())
         running = jax.eval_shape(lambda: init_running(pieces.parts))
         like["running"] = jax.tree.map(lambda x: laid_out(x, everywhere), running)
-        like |= {"ref_params": params} if pieces.moving else {}
+        if pieces.moving:
+            like["ref_params"] = params
     state, number = _restore(pieces.config, run, step, like, pieces.source.spec.vocab)
     if "ref_params" in state:
         state["ref_params"] = pieces.moving.laid_over(base, state["ref_params"]).reference_params()
@@ -129,6 +134,7 @@ def run_params(pieces: Pieces, run: str | Path, step: str, *, base: Any = None) 
 def _restore(
     config: Config, run: str | Path, step: str, like: dict[str, Any], vocabulary: int
 ) -> tuple[dict[str, Any], int]:
+    """Fields of a checkpoint's state, laid out as `like` says, and its step."""
     with checkpoints_of(run, config) as checkpoints:
         number = find_step(checkpoints, step)
         checkpoints.check_vocabulary(number, vocabulary)
@@ -144,11 +150,19 @@ def host_params(
     run: str | Path,
     step: str,
 ) -> tuple[dict[str, Any], int]:
-    """What a run trained (all weights, or an adapter), as numpy arrays on this host, and the
-    checkpoint's step."""
+    """The trained parameters of a checkpoint, as numpy arrays on this host, and its step.
+
+    Args:
+        parts: the bound objectives, whose scalar heads were trained too.
+        adapter: that the run trained in place of the weights.
+        step: `best`, `latest` or a number.
+    """
     shapes = param_shapes(make_decoder(config, source, parts))
     if adapter is not None:
-        new = lambda layers: lora.init(jax.random.key(0), layers, adapter)
+
+        def new(layers):
+            return lora.init(jax.random.key(0), layers, adapter)
+
         shapes, _ = split(shapes | {LORA: jax.eval_shape(new, shapes["layers"])})
     state, number = _restore(config, run, step, {"params": shapes}, source.spec.vocab)
     return state["params"], number
@@ -156,7 +170,7 @@ def host_params(
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run's checkpoint on the mesh, with what its objective is evaluated against."""
+    """A run's checkpoint on the mesh, with all that its objective is evaluated with."""
 
     pieces: Pieces
     params: Any
@@ -167,13 +181,17 @@ class OpenRun:
 
 
 def open_run(pieces: Pieces, run: str | Path, step: str) -> OpenRun:
-    """Args: step is `best`, `latest` or a number."""
+    """Reads a checkpoint and the reference of its objective.
+
+    Args:
+        step: `best`, `latest` or a number.
+    """
     state, number = run_state(pieces, run, step, objective=True)
+    params, ref_params = state["params"], None
     if pieces.moving:
         ref_params = state["ref_params"]
-    else:
-        start = lambda: (
-            load_params(pieces) if pieces.lora is None else state["params"]
-        )  # the weights are the same
-        ref_params = reference_params(pieces, start()) if runs_reference(pieces) else None
-    return OpenRun(pieces, state["params"], ref_params, state["running"], number)
+    elif runs_reference(pieces):
+        # Below an adapter the weights are still those of the start: they are not read again.
+        start = load_params(pieces) if pieces.lora is None else params
+        ref_params = reference_params(pieces, start)
+    return OpenRun(pieces, params, ref_params, state["running"], number)

@@ -1,4 +1,4 @@
-"""A run's checkpoint -> a directory that transformers loads."""
+"""A run's checkpoint as a directory that transformers, or PEFT, loads."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,11 +30,11 @@ def export_run(
     objective: Sequence[Any] | None = None,
     adapter: bool = False,
 ) -> int:
-    """Writes the Hugging Face directory of a run's checkpoint; returns its step.
+    """Writes the Hugging Face directory of a run's checkpoint; returns the checkpoint's step.
 
-    It is done on the host, whatever devices the run was made on.  A run with a reward head becomes
+    The host alone does it, whatever devices the run was made on.  A run with a reward head becomes
     a sequence classifier of one label; a value head is left out.  An adapter is merged into the
-    weights that it was trained on: where these were quantised, into what the codes stand for.
+    weights on which it was trained: where these were quantised, into what the codes stand for.
 
     Args:
         step: `best`, `latest` or a number.
@@ -49,7 +49,9 @@ def export_run(
     lora = adapter_spec(config.adapter, source.spec)
     params, number = host_params(config, source, parts, lora, run, step)
     heads = params.pop(SCALAR_HEADS, {})
-    rewards = {SCALAR_HEADS: {"reward": heads["reward"]}} if "reward" in heads else {}
+    rewards = {}
+    if "reward" in heads:
+        rewards[SCALAR_HEADS] = {"reward": heads["reward"]}
     if adapter:
         _check_has_adapter(run, lora, rewards)
         card = model_card(run, config, parts, number, adapter=True)
@@ -97,8 +99,8 @@ def merged_params(
     One layer of one weight is merged at a time, so the host holds little more than the weights.
 
     Args:
-        adapter: what lies under `lora`.
-        how: the weights were quantised when the adapter was trained.
+        adapter: the tree under `lora` of a model's parameters.
+        how: the weights were quantised when the adapter was trained; None: they were not.
     """
     merge = jax.jit(merged, static_argnames=("axes", "scale"))
 
@@ -122,6 +124,8 @@ def _with_own_pad(tokenizer: Any) -> Any:
     """The tokenizer with padding that does not end an answer.
 
     A classifier reads its score at the last token that is not padding.
+
+    Errors: InputError for a tokenizer without a token to spare for it.
     """
     eos = tokenizer.eos_token
     if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):

@@ -25,11 +25,17 @@ EXTRA_COLUMN = "extra_refs"
 
 
 def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataReport]:
-    """`train` or `eval` data, encoded, with the columns of the objectives checked."""
-    data = pieces.config.data
-    paths, split = (
-        (data.train, data.train_split) if which == "train" else (data.eval, data.eval_split)
-    )
+    """Training or held-out data, encoded.
+
+    Args:
+        which: `train` or `eval`.
+    Errors: InputError for data that cannot be read, lack a column that an objective needs, or do
+        not fit the model's vocabulary or positions.
+    """
+    data, spec = pieces.config.data, pieces.source.spec
+    paths, split = data.train, data.train_split
+    if which == "eval":
+        paths, split = data.eval, data.eval_split
     if not paths:
         raise InputError(
             f"at least one path in data.{which}", "an empty list", f"set data.{which}=[FILE]"
@@ -40,17 +46,18 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
         data, pieces.tokenizer, paths, split, kinds=kinds, seed=seed, columns=columns
     )
     check_columns(pieces.parts, common_columns(groups))
-    check_known_tokens(
-        ((g.where, (g.prompt_ids, *g.completion_ids)) for g in groups), pieces.source.spec.vocab
-    )
+    sequences = ((group.where, (group.prompt_ids, *group.completion_ids)) for group in groups)
+    check_known_tokens(sequences, spec.vocab)
+    check_positions(groups, spec)
     return groups, report
 
 
 def check_positions(groups: Sequence[EncodedGroup], spec: ModelSpec) -> None:
-    """Errors: InputError for a prompt with a completion that is longer than the model has positions
-    for.
+    """Every prompt with any one of its completions must fit the positions of the model.
 
-    Rows may be longer: positions start again in every branch of a row.
+    Packed rows may be longer: positions start again in every branch of a row.
+
+    Errors: InputError for a sequence that is longer.
     """
     for group in groups:
         tokens = len(group.prompt_ids) + max(map(len, group.completion_ids))
@@ -58,22 +65,26 @@ def check_positions(groups: Sequence[EncodedGroup], spec: ModelSpec) -> None:
             raise InputError(
                 f"prompt and completion within the model's {spec.longest_sequence} positions",
                 f"{group.where}: {tokens} tokens",
-                "shorten or remove the row, or set a smaller max_length (and on_too_long to truncate or drop)",
+                f"shorten or remove the row, or set max_length to {spec.longest_sequence} or less: "
+                "`truncation` says whether longer rows are cut or dropped",
             )
 
 
 def row_layout(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Layout:
-    """Row length from the config, or the longest group rounded up to whole attention blocks in
-    every bucket.
+    """How groups become packed rows.
+
+    A row's length is that of the config, or else the longest group's, rounded up so that every
+    bucket is whole attention blocks.
 
     Errors: InputError for a sequence that the model has no positions for.
     """
     check_positions(groups, pieces.source.spec)
     data = pieces.config.data
-    length, block = data.row_length, pieces.config.model.attention_block * data.length_buckets
+    length = data.row_length
     if length is None:
+        unit = pieces.config.model.attention_block * data.length_buckets
         longest = max(row_tokens(group, data.share_prefix) for group in groups)
-        length = -(-longest // block) * block
+        length = -(-longest // unit) * unit
     return Layout(length, data.share_prefix, data.pack, data.length_buckets)
 
 
@@ -82,11 +93,8 @@ def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
     config = pieces.config
     columns = list(check_columns(pieces.parts, common_columns(groups)))
     columns += [name for name in (REFERENCE_COLUMN, EXTRA_COLUMN) if name in groups[0].columns]
-    columns += (
-        [UNIFORM]
-        if any(UNIFORM in (*part.required, *part.optional) for part in pieces.parts)
-        else []
-    )
+    if any(UNIFORM in (*part.required, *part.optional) for part in pieces.parts):
+        columns.append(UNIFORM)
     asked = asked_logps(pieces.parts)
     return Loader(
         groups,
@@ -113,14 +121,16 @@ def own_steps(loader: Loader, mesh: Mesh) -> Any:
 
 
 def batches(steps: Iterator[Step], mesh: Mesh) -> Iterator[tuple[Step, Batch, jax.Array]]:
-    """Steps of a loader with their arrays [T, R, ...] on the mesh, and how many of the T
-    micro-batches are in use."""
+    """Steps of a loader, each with what the compiled step takes of it, on the mesh.
+
+    Returns: (step, its arrays [T, R, ...], how many of the T micro-batches are in use).
+    """
     for step in steps:
         yield step, put_batch(step.batch, mesh), put_scalar(step.micro_batches, mesh)
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """[T, R, ...] arrays onto the mesh, each process giving the rows it holds."""
+    """Arrays [T, R, ...] onto the mesh, each process giving the rows that it holds."""
     sharding = batch_sharding(mesh, leading=1)
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch

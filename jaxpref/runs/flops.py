@@ -25,8 +25,7 @@ PEAK_FLOPS = {
 def step_flops(
     spec: ModelSpec, step: Step, *, reference: bool, frozen: bool = False, policies: int = 1
 ) -> float:
-    """Model FLOPs of a step, counted on real tokens only: padding and recomputation (remat) are no
-    model work.
+    """Model FLOPs of a step, of real tokens only: padding and recomputation (remat) do not count.
 
     2 per multiply-add; the backward pass is twice the forward, once where weights are frozen (an
     adapter's own products are not counted).  A shared prompt counts once, it runs once; the
@@ -34,28 +33,35 @@ def step_flops(
     mixture's token runs through the experts chosen for it.
 
     Args:
+        reference: a reference model runs beside the policy.
+        frozen: the weights are frozen, and an adapter is trained.
         policies: trained at once on the same reference.
     """
     weights, pairs = _multiply_adds(spec, step.tokens, step.loss_tokens, step.visible)
-    trained = 2.0 * weights * (2 if frozen else 3) + 2.0 * pairs * 3
-    return policies * trained + (2.0 * (weights + pairs) if reference else 0)
+    passes = 2 if frozen else 3
+    flops = policies * (2.0 * weights * passes + 2.0 * pairs * 3)
+    if reference:
+        flops += 2.0 * (weights + pairs)
+    return flops
 
 
 def forward_flops(spec: ModelSpec, groups: Sequence[EncodedGroup], *, share_prefix: bool) -> float:
     """Model FLOPs of one forward pass over groups, counted as `step_flops` counts."""
     tokens = sum(row_tokens(group, share_prefix) for group in groups)
-    scored, visible = (
-        sum(sum(loss_tokens_of(g)) for g in groups),
-        sum(visible_pairs(g, share_prefix) for g in groups),
-    )
-    return 2.0 * sum(_multiply_adds(spec, tokens, scored, visible))
+    loss_tokens = sum(sum(loss_tokens_of(group)) for group in groups)
+    visible = sum(visible_pairs(group, share_prefix) for group in groups)
+    return 2.0 * sum(_multiply_adds(spec, tokens, loss_tokens, visible))
 
 
-def _multiply_adds(spec: ModelSpec, tokens: int, scored: int, visible: int) -> tuple[int, int]:
-    """Of a forward pass: with weights, and of queries with keys and values."""
+def _multiply_adds(spec: ModelSpec, tokens: int, loss_tokens: int, visible: int) -> tuple[int, int]:
+    """Of a forward pass: with weights, and of queries with keys and values.
+
+    Args:
+        visible: (query, key) pairs that the mask allows.
+    """
     attention = 2 * spec.width * spec.head_dim * (spec.heads + spec.kv_heads)
     mlp = (3 if spec.gated else 2) * spec.width * spec.ffn * (spec.experts_per_token or 1)
-    weights = spec.layers * (attention + mlp) * tokens + spec.vocab * spec.width * scored
+    weights = spec.layers * (attention + mlp) * tokens + spec.vocab * spec.width * loss_tokens
     return weights, spec.layers * 2 * spec.heads * spec.head_dim * visible
 
 

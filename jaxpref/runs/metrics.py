@@ -106,6 +106,7 @@ class Window:
         self.restart()
 
     def restart(self) -> None:
+        """Starts the clock again."""
         self._began, self._paused = time.perf_counter(), 0.0
 
     def pause(self) -> None:
@@ -129,12 +130,13 @@ class Window:
         return self._tokens / self._seconds()
 
     def means(self) -> dict[str, float]:
-        """Closes the window."""
+        """Means of the steps, speed and padding; the next window starts."""
         seconds = self._seconds()
         means = {name: value / self._steps for name, value in self._sums.items()}
         means["tokens_per_second"] = self._tokens / seconds
         means["model_flops_per_second"] = self._flops / seconds
-        if (peak := peak_flops()) is not None:
+        peak = peak_flops()
+        if peak is not None:
             means["mfu"] = self._flops / seconds / peak
         means["padding_fraction"] = 1.0 - self._tokens / self._run_tokens
         self._clear()

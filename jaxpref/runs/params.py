@@ -20,7 +20,7 @@ from jaxpref.step.policy import Frozen, split
 
 
 def load_params(pieces: Pieces, source: Checkpoint | None = None) -> Any:
-    """The policy that training starts from, every process reading only what its devices hold.
+    """The policy from which training starts; every process reads only what its devices hold.
 
     Weights are float32; scalar heads are zero.  Where an adapter is trained, the weights are in the
     compute dtype or quantised, and the adapter lies beside them.
@@ -35,10 +35,10 @@ def load_params(pieces: Pieces, source: Checkpoint | None = None) -> Any:
     )
     leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(laid_out)}
 
-    adapter = pieces.config.adapter
     lora = pieces.lora if source is None else None
-    kept = np.dtype(np.float32 if lora is None else pieces.dtype)
-    quantised = None if lora is None else quantisation(adapter)
+    kept, quantised = np.dtype(np.float32), None
+    if lora is not None:
+        kept, quantised = np.dtype(pieces.dtype), quantisation(pieces.config.adapter)
 
     def put(path: str, shape: tuple[int, ...], dtype: np.dtype, read: ReadSlice) -> Any:
         leaf = leaves[path]
@@ -46,9 +46,11 @@ def load_params(pieces: Pieces, source: Checkpoint | None = None) -> Any:
             read = with_zero_rows(read, shape[0], leaf.shape[0])
         if quantised and is_quantisable(path):
             return place_quantised(path, leaf.shape, leaf.sharding, read, quantised)
-        return place_leaf(
-            leaf.shape, kept, leaf.sharding, lambda index: read(index).astype(kept, copy=False)
-        )
+
+        def read_cast(index):
+            return read(index).astype(kept, copy=False)
+
+        return place_leaf(leaf.shape, kept, leaf.sharding, read_cast)
 
     params = (source or pieces.source).load_params(dtype=np.float32, put=put)
     if SCALAR_HEADS in shapes:
@@ -61,7 +63,7 @@ def load_params(pieces: Pieces, source: Checkpoint | None = None) -> Any:
 
 
 def with_adapter(pieces: Pieces, base: Mapping[str, Any]) -> dict[str, Any]:
-    """The frozen weights with the adapter that training starts from beside them."""
+    """The frozen weights, and beside them the adapter from which training starts."""
     config, spec = pieces.config, pieces.source.spec
     adapter = start_adapter(config.adapter, pieces.lora, spec, base, pieces.mesh, config.train.seed)
     return {**base, LORA: adapter}
@@ -91,10 +93,10 @@ def runs_reference(pieces: Pieces) -> bool:
 
 
 def reference_overlay(pieces: Pieces, params: Any) -> Any:
-    """What the reference lays over the frozen base (`policy.Frozen`).
+    """What the reference lays over the frozen base (`step.policy.Frozen`).
 
     Args:
-        params: the policy that training starts from, as `load_params` gives it.
+        params: the policy from which training starts, as `load_params` gives it.
     """
     reference, lora = pieces.config.reference, pieces.lora
     if reference.path is not None:

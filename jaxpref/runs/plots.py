@@ -24,8 +24,11 @@ _PANELS = (
 def drawn(
     png: str | Path, rows: int, columns: int, *, panel: tuple[float, float] = (4.8, 3.6)
 ) -> Iterator[Any]:
-    """Axes [rows, columns] to draw on; written to `png` at the end.  `panel`: width and height of
-    one, inches."""
+    """Axes [rows, columns] to draw on; written to `png` at the end.
+
+    Args:
+        panel: width and height of one, in inches.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -55,8 +58,12 @@ def drawn(
 
 
 def plot_curves(run: str | Path, png: str | Path | None = None) -> Path:
-    """Plots metrics.jsonl of a run directory: training as lines, evaluations as points; returns the
-    PNG's path."""
+    """Plots metrics.jsonl of a run: training as lines, evaluations as points.
+
+    Args:
+        png: None: `curves.png` in the run's directory.
+    Returns: the path of the PNG.
+    """
     lines = read_jsonl(Path(run) / "metrics.jsonl")
     png = Path(png) if png else Path(run) / "curves.png"
     with drawn(png, 2, 3) as axes:
@@ -72,10 +79,8 @@ def _curve(axis: Any, lines: list[dict[str, Any]], name: str) -> None:
     train = [(line["step"], line[name]) for line in lines if name in line]
     held_out = [(line["step"], line[f"eval/{name}"]) for line in lines if f"eval/{name}" in line]
     label = name.rsplit("/", 1)[-1]
-    (line,) = (
-        axis.plot(*zip(*train, strict=True), label=label) if train else axis.plot([], label=label)
-    )
+    steps, values = [step for step, _ in train], [value for _, value in train]
+    (line,) = axis.plot(steps, values, label=label)
     if held_out:
-        axis.plot(
-            *zip(*held_out, strict=True), "o--", color=line.get_color(), label=f"{label}, held out"
-        )
+        steps, values = zip(*held_out, strict=True)
+        axis.plot(steps, values, "o--", color=line.get_color(), label=f"{label}, held out")

@@ -10,7 +10,7 @@ from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.directory import RUN_FILE
 from jaxpref.settings import load_config, to_dict
 
-# What may differ between the run that saved a checkpoint and the one that continues it.
+# Sections, and keys of other sections, in which a run may differ from the one that it continues.
 _MAY_CHANGE = ("mesh", "log", "out")
 _MAY_CHANGE_KEYS = {
     "train": ("log_every", "eval_every", "save_every", "keep", "resume", "micro_rows"),

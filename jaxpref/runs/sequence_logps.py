@@ -1,4 +1,4 @@
-"""Log-probs of whole completions, in one pass over some groups: for caches, fronts and mixtures."""
+"""Summed log-probs of completions in one pass over given groups: for caches, fronts, mixtures."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ def compute_logps(
     groups: Sequence[EncodedGroup],
     sums: Callable[[Any, Batch], jax.Array] | None = None,
 ) -> dict[int, np.ndarray]:
-    """{row id: [K] summed log-probs, nats} of all groups under `params`, on every process.
+    """{row id: [K] summed log-probs in nats} of all groups under `params`, on every process.
 
     Args:
         sums: (params, micro-batch) -> [R*G, K], the same function for the same programs; None:
@@ -43,12 +43,12 @@ def compute_logps(
     step = _compiled(sums, tuple(loader.layout.lengths), mesh)
     logps: dict[int, np.ndarray] = {}
     with jax.set_mesh(mesh):
-        # Every process needs every value, so it builds every row.
+        # Every process needs every value, so each builds all rows.
         for item, batch, micro_batches in batches(loader.iterate(), mesh):
             logps_TRGK = np.asarray(step(params, batch, micro_batches))
             rows_TRG = item.batch.row_id_RG
-            for place in zip(*np.nonzero(rows_TRG >= 0), strict=True):
-                logps[int(rows_TRG[place])] = logps_TRGK[place]
+            for t, r, g in np.argwhere(rows_TRG >= 0):
+                logps[int(rows_TRG[t, r, g])] = logps_TRGK[t, r, g]
     return logps
 
 

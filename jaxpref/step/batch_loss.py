@@ -1,8 +1,8 @@
 """A batch becomes a loss: log-probs, the objective's terms, and their weighted means.
 
 The objective's value is defined over the whole batch, as the weighted mean over all its groups
-(docs/design.md, "The functional boundary").  So every sum here is of some groups, and the
-denominators may be given.
+(docs/design.md, "The functional boundary").  So the sums here may be over some of the groups only,
+and the denominators of the whole batch may be given.
 """
 
 import functools
@@ -44,12 +44,12 @@ class LossSpec:
     chunk: int
     """Loss tokens multiplied with the vocabulary at a time."""
     lengths: Sequence[int] = ()
-    """Row lengths of which a micro-batch runs the shortest that holds it, ascending
-    (`Layout.lengths`); empty: always the whole row."""
+    """Ascending row lengths (`Layout.lengths`), of which a micro-batch runs the shortest that holds
+    it; empty: always the whole row."""
     kind: str = "pair"
-    """What the groups are, a key of `objectives.KINDS`."""
+    """What the groups are, a key of `data.kinds.NAMES`."""
     also: tuple[str, ...] = ()
-    """Optional fields of `Logps` that are wanted besides those of the objective."""
+    """Optional fields of `Logps` to compute besides those that the objective asks for."""
     dropout: bool = False
     """Whether the policy drops inputs of its adapter in training."""
 
@@ -63,7 +63,7 @@ class LossSpec:
 
 
 def init_running(parts: Sequence[Part]) -> dict[str, dict[str, jax.Array]]:
-    """The statistics before the first step, of the parts that carry some."""
+    """Statistics before the first step, of the parts that carry some: {part: {name: scalar}}."""
     running = {}
     for part in parts:
         if part.needs.running:
@@ -96,7 +96,12 @@ def reference_states(loss_spec: LossSpec, ref_params, micro: Batch) -> States | 
 def policy_logps(
     loss_spec: LossSpec, params, ref_states: States | None, micro: Batch, key=None
 ) -> Logps:
-    """Args: key: of the dropout; None: no dropout."""
+    """Log-probs under the policy, with gradient.
+
+    Args:
+        ref_states: of the reference, for the fields of `Logps` that compare both; None without one.
+        key: of the dropout; None: no dropout.
+    """
     return completion_logps(
         loss_spec.model,
         params,
@@ -111,13 +116,16 @@ def policy_logps(
 def both_logps(
     loss_spec: LossSpec, params, ref_params, micro: Batch, key=None
 ) -> tuple[Logps, Logps | None]:
-    """Log-probs under policy and reference; the reference's are those of the cache, if there are."""
+    """Log-probs under policy and reference; None for a reference that is neither run nor cached.
+
+    Args: as of `policy_logps`; a batch with `REFERENCE_COLUMN` brings the reference's along.
+    """
     ref_states = reference_states(loss_spec, ref_params, micro)
     logps = policy_logps(loss_spec, params, ref_states, micro, key)
     if REFERENCE_COLUMN in micro.columns:
         cached = micro.columns[REFERENCE_COLUMN].reshape(logps.sum.shape)
         zero = jnp.zeros_like(cached)
-        return logps, Logps(cached, logps.count, zero, zero)
+        return logps, Logps(sum=cached, count=logps.count, entropy=zero, top1=zero)
     if ref_states is None:
         return logps, None
     ref = reference_logps(
@@ -190,19 +198,24 @@ def loss_and_sums(
     Returns: loss, (sums, the running statistics after this batch).
     """
     values, carried = group_values(loss_spec, logps, ref, batch, running)
-    sums, loss = jax.tree.map(jnp.sum, values), jnp.zeros(())
+    sums = jax.tree.map(jnp.sum, values)
+    loss = jnp.zeros(())
     for i, part in enumerate(loss_spec.parts):
         for j, (value, own_weight) in enumerate(sums["terms"][part.name]):
             weight = own_weight if totals is None else totals[i][j]
             loss += part.weight * value / jnp.maximum(weight, _LEAST_WEIGHT)
-    return loss, jax.tree.map(lambda x: lax.stop_gradient(x).astype(jnp.float32), (sums, carried))
+
+    def no_gradient(x):
+        return lax.stop_gradient(x).astype(jnp.float32)
+
+    return loss, jax.tree.map(no_gradient, (sums, carried))
 
 
 def group_values(loss_spec: LossSpec, logps: Logps, ref: Logps | None, batch: Batch, running):
-    """What loss and metrics are sums of, for every group.
+    """What loss and metrics are made of, for every group, before any sum.
 
-    Returns: `terms` of every part and `means` by name, each as (weighted value_B, weight_B); and
-        the running statistics after this batch.
+    Returns: `terms` {part: one pair per term} and `means` {metric: pair}, a pair being (weighted
+        value_B, weight_B); and the running statistics after this batch.
     """
     valid_B = batch.valid_RG.reshape(-1)
 

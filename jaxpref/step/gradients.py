@@ -7,9 +7,9 @@ micro-batches come first, then the loss and its gradient with respect to them, t
 is back-propagated with its own cotangent.  So loss and gradient never depend on how the batch is
 split.
 
-All three functions take (loss spec, state, what is frozen, batch [T, R, ...], dropout keys [T] or
-None, micro-batches in use), and return the gradient of the trained parameters, and
-(sums for the metrics, running statistics after this batch).
+All three functions take (loss spec, state, frozen parameters, batch [T, R, ...], dropout keys [T]
+or None, micro-batches in use).  They return (gradient of the trained parameters, (sums for the
+metrics, running statistics after this batch)).
 """
 
 import jax
@@ -50,7 +50,8 @@ def split_gradient(
     loss_spec: LossSpec, state: TrainState, frozen: Frozen, batch: Batch, keys_T, micro_batches
 ):
     """Each micro-batch gives its share; nothing couples them but the denominators."""
-    ref_params, totals = frozen.reference_params(), total_weights(loss_spec, batch)
+    ref_params = frozen.reference_params()
+    totals = total_weights(loss_spec, batch)
 
     def loss(params, micro: Batch, key):
         logps, ref = both_logps(loss_spec, frozen.policy(params), ref_params, micro, key)
@@ -66,6 +67,7 @@ def split_gradient(
     def add(t, total):
         return jax.tree.map(jnp.add, total, gradient_of(t))
 
+    # Accumulators of zeros, so that the loop has one body and the micro-batch is compiled once.
     shapes = jax.eval_shape(gradient, state.params, *micro_batch((batch, keys_T), 0))
     grads, sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     grads, sums = lax.fori_loop(0, micro_batches, add, (constrain_params(grads), sums))
@@ -90,12 +92,13 @@ def coupled_gradient(
 
     def gradient_of(t):
         def projected(params, micro: Batch, key):
-            """Its gradient is that of the loss: log-probs times their cotangents."""
+            """sum(log-probs * cotangents), whose gradient in `params` is that of the loss."""
+            own_cotangent = micro_batch(cotangent_T, t)
             ref_states = None
-            if "kl" in loss_spec.asked:
+            if "kl" in loss_spec.asked:  # the only field of the policy that reads the reference
                 ref_states = reference_states(loss_spec, ref_params, micro)
             logps = policy_logps(loss_spec, frozen.policy(params), ref_states, micro, key)
-            products = jax.tree.map(lambda d, x: jnp.sum(d * x), micro_batch(cotangent_T, t), logps)
+            products = jax.tree.map(lambda d, x: jnp.sum(d * x), own_cotangent, logps)
             return jax.tree.reduce(jnp.add, products)
 
         gradient = at_used_length(jax.grad(projected), loss_spec.lengths)

@@ -10,8 +10,9 @@ from jax import lax
 from jaxpref.types import Batch
 
 
-def micro_batch(tree: Any, t) -> Any:
-    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, t, 0, keepdims=False), tree)
+def micro_batch(tree_T: Any, t) -> Any:
+    """Micro-batch t of a tree of arrays [T, ...]."""
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, t, 0, keepdims=False), tree_T)
 
 
 def whole_batch(batch: Batch) -> Batch:
@@ -20,41 +21,46 @@ def whole_batch(batch: Batch) -> Batch:
 
 
 def at_used_length(function: Callable[..., Any], lengths: Sequence[int]) -> Callable[..., Any]:
-    """`function(params, micro, ...)` on as many columns as the micro-batch needs, of `lengths`.
+    """`function(params, micro, ...)` at the shortest of `lengths` that holds the micro-batch.
 
-    One branch a length in one program: the run still compiles once, and which branch runs depends
-        on the data only.
+    One branch per length in one program: the run still compiles once, and which branch runs depends
+    on the data only.
+
+    Args:
+        lengths: ascending, as of `LossSpec`; with fewer than two, `function` as it is.
     """
     if len(lengths) < 2:
         return function
 
     def at(length: int) -> Callable[..., Any]:
-        return lambda params, micro, *rest: function(params, micro.first_tokens(length), *rest)
+        def at_length(params, micro: Batch, *rest):
+            return function(params, micro.first_tokens(length), *rest)
 
-    def run(params, micro: Batch, *rest):
-        # The last key of a row expires right behind the row's last token.
-        shorter = jnp.asarray(lengths[:-1]) < micro.expiry_RL.max()
-        return lax.switch(
-            jnp.sum(shorter, dtype=jnp.int32),
-            [at(length) for length in lengths],
-            params,
-            micro,
-            *rest,
-        )
+        return at_length
 
-    return run
+    branches = [at(length) for length in lengths]
+
+    def at_shortest(params, micro: Batch, *rest):
+        # The last key of a row expires right behind the row's last token, so this is the length of
+        # the fullest row.
+        needed = micro.expiry_RL.max()
+        too_short = jnp.asarray(lengths[:-1]) < needed
+        branch = jnp.sum(too_short, dtype=jnp.int32)
+        return lax.switch(branch, branches, params, micro, *rest)
+
+    return at_shortest
 
 
 def collect(function: Callable[[Any], Any], tree_T: Any, micro_batches) -> Any:
     """`function` of every micro-batch in use, stacked on a leading T; zeros for the others."""
-    shapes, count = (
-        jax.eval_shape(function, micro_batch(tree_T, 0)),
-        jax.tree.leaves(tree_T)[0].shape[0],
-    )
-    zeros = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), shapes)
+    T = jax.tree.leaves(tree_T)[0].shape[0]
+    shapes = jax.eval_shape(function, micro_batch(tree_T, 0))
+    zeros_T = jax.tree.map(lambda x: jnp.zeros((T, *x.shape), x.dtype), shapes)
 
-    def body(t, out):
-        write = lambda x, value: lax.dynamic_update_index_in_dim(x, value, t, 0)
-        return jax.tree.map(write, out, function(micro_batch(tree_T, t)))
+    def write(t, out_T):
+        def at_t(x_T, value):
+            return lax.dynamic_update_index_in_dim(x_T, value, t, 0)
 
-    return lax.fori_loop(0, micro_batches, body, zeros)
+        return jax.tree.map(at_t, out_T, function(micro_batch(tree_T, t)))
+
+    return lax.fori_loop(0, micro_batches, write, zeros_T)

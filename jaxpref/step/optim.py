@@ -1,5 +1,6 @@
 """Optimizers and schedules (optax)."""
 
+import math
 from typing import Any
 
 import jax
@@ -13,27 +14,33 @@ from jaxpref.sharding import VOCAB_LEAVES, leaf_path
 def warmup_steps(config: OptimConfig, total_steps: int) -> int:
     """Steps of warm-up, whichever way they are given."""
     if config.warmup_ratio is not None:
-        return int(-(-config.warmup_ratio * total_steps // 1))  # rounded up, as Hugging Face does
+        return math.ceil(config.warmup_ratio * total_steps)  # rounded up, as Hugging Face does
     return config.warmup_steps or 0
 
 
 def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
-    """Learning rate of step t = 0, 1, ...: t/W of the peak during W warm-up steps (so the first one
-    is 0), then
+    """Learning rate of step t = 0, 1, ...: linear warm-up, then the schedule of the config.
 
-    constant; linear to 0 at `total_steps`; cosine, (1 + cos(pi x)) / 2 over the rest; or
-    inverse_sqrt, peak * sqrt(s / (t - W + s)) with s = max(W, 1), which is 1 at the end of the
-    warm-up.
+    During W warm-up steps it is t/W of the peak, so the first step's is 0.  After them:
+
+    - `constant`: the peak.
+    - `linear`: falls to 0 at `total_steps`.
+    - `cosine`: peak * (1 + cos(pi x)) / 2, x from 0 to 1 over the remaining steps.
+    - `inverse_sqrt`: peak * sqrt(s / (t - W + s)) with s = max(W, 1); the peak at t = W.
     """
     peak, warmup = config.learning_rate, warmup_steps(config, total_steps)
     rest = max(total_steps - warmup, 1)
     shift = max(warmup, 1)
+
+    def inverse_sqrt(t):
+        # `join_schedules` evaluates both sides: during the warm-up t is negative here.
+        return peak * (shift / (jnp.maximum(t, 0) + shift)) ** 0.5
+
     after = {
         "constant": optax.constant_schedule(peak),
         "linear": optax.linear_schedule(peak, 0.0, rest),
         "cosine": optax.cosine_decay_schedule(peak, rest),
-        # Both branches of the join are evaluated: during the warm-up t is negative here.
-        "inverse_sqrt": lambda t: peak * (shift / (jnp.maximum(t, 0) + shift)) ** 0.5,
+        "inverse_sqrt": inverse_sqrt,
     }[config.schedule]
     if warmup == 0:
         return after
@@ -42,10 +49,11 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
 
 def decay_mask(config: OptimConfig, params: Any) -> Any:
     """True where weight decay applies."""
-    everything = config.decay_mask == "all"
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: everything or not leaf_path(path).endswith("/scale"), params
-    )
+
+    def decays(path, _):
+        return config.decay_mask == "all" or not leaf_path(path).endswith("/scale")
+
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def make_optimizer(
@@ -57,7 +65,10 @@ def make_optimizer(
         vocab: true rows of the leaves in `VOCAB_LEAVES`, which may be padded with zeros; None: they
             are not.
     """
-    mask = lambda params: decay_mask(config, params)
+
+    def mask(params):
+        return decay_mask(config, params)
+
     if config.name == "adamw":
         rule = optax.adamw(
             schedule,
@@ -74,30 +85,31 @@ def make_optimizer(
     elif config.name == "adafactor":
         # optax's own decay for adafactor ignores the learning rate, and so the warm-up: it is added
         # here instead.
-        decay = optax.add_decayed_weights(lambda t: -config.weight_decay * schedule(t), mask)
-        rule = optax.chain(_adafactor(schedule, vocab), decay)
+        def rate(t):
+            return -config.weight_decay * schedule(t)
+
+        rule = optax.chain(_adafactor(schedule, vocab), optax.add_decayed_weights(rate, mask))
     else:
         rule = optax.sgd(schedule, momentum=config.momentum or None)
-    clip = (
-        optax.identity()
-        if config.clip_norm is None
-        else optax.clip_by_global_norm(config.clip_norm)
-    )
+    clip = optax.identity()
+    if config.clip_norm is not None:
+        clip = optax.clip_by_global_norm(config.clip_norm)
     return optax.chain(clip, rule)
 
 
 def _adafactor(schedule: optax.Schedule, vocab: int | None) -> optax.GradientTransformation:
-    """optax.adafactor with its defaults, but a leaf's root mean squares do not count the rows that
-    pad it."""
+    """optax.adafactor with its defaults; rows of padding do not count in root mean squares."""
     scaled = optax.chain(
         optax.clip_by_block_rms(1.0),
         optax.scale_by_learning_rate(schedule, flip_sign=False),
         optax.scale_by_param_block_rms(),
     )
 
-    def grow(tree: Any, sign: int) -> Any:
-        """Makes the mean square over all rows that over the true ones (sign 1), and undoes it
-        (-1)."""
+    def times_root_of_rows(tree: Any, sign: int) -> Any:
+        """Padded leaves times sqrt(all rows / true rows) (sign 1), or divided by it (-1).
+
+        Multiplied, their mean square over all rows is what it was over the true rows.
+        """
 
         def leaf(path, x):
             padded = vocab is not None and leaf_path(path).endswith(VOCAB_LEAVES)
@@ -106,8 +118,9 @@ def _adafactor(schedule: optax.Schedule, vocab: int | None) -> optax.GradientTra
         return jax.tree_util.tree_map_with_path(leaf, tree)
 
     def update(updates, state, params):
-        updates, state = scaled.update(grow(updates, 1), state, grow(params, 1))
-        return grow(updates, -1), state
+        grown, grown_params = times_root_of_rows(updates, 1), times_root_of_rows(params, 1)
+        updates, state = scaled.update(grown, state, grown_params)
+        return times_root_of_rows(updates, -1), state
 
     return optax.chain(
         optax.scale_by_factored_rms(),

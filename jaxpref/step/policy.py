@@ -1,4 +1,4 @@
-"""What of a model is trained and what stays frozen: the one place that decides it.
+"""Which parameters of a model are trained and which stay frozen: the one place that decides it.
 
 Without an adapter all weights are trained, and the reference is a copy.  With one, the weights are
 frozen and shared: only the adapter (and scalar heads) is trained, and the reference is the same
@@ -13,7 +13,7 @@ from jaxpref.models.spec import LORA, SCALAR_HEADS
 
 
 class Frozen(NamedTuple):
-    """What a step reads and never changes."""
+    """The parameters that a step reads and never changes."""
 
     base: Mapping[str, Any]
     """Weights below the trained ones; empty when all are trained."""

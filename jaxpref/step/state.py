@@ -21,14 +21,14 @@ class TrainState(NamedTuple):
     """All that training changes; what a checkpoint holds."""
 
     params: Any
-    """What is trained: all weights, or an adapter (`policy.py`)."""
+    """The trained parameters: all weights, or an adapter (`policy.py`)."""
     opt_state: Any
     step: jax.Array
     rng: jax.Array
     running: Any
     """Statistics that objectives carry from step to step: {part: {name: scalar}}."""
     ref_params: Any
-    """Where the reference moves with the policy, what follows `params` (float32); otherwise None."""
+    """Of a reference that moves: what follows `params`, in float32; otherwise None."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,25 @@ class MovingReference:
     """Steps between two updates."""
     alpha: float
     dtype: Any
-    """In which the reference runs; it is kept in float32."""
+    """The dtype in which the reference runs; it is kept in float32."""
 
     def laid_over(self, base: Mapping[str, Any], ref_params: Mapping[str, Any]) -> Frozen:
-        """What is frozen in a step, `ref_params` being the state's."""
+        """The frozen parameters of a step, whose reference is the state's `ref_params`."""
         return Frozen(base, jax.tree.map(lambda x: x.astype(self.dtype), ref_params))
 
     def updated(self, ref_params: Any, params: Any, step: jax.Array) -> Any:
-        """The state's `ref_params` after this many steps, `params` being the policy's."""
+        """The state's `ref_params` after `step` steps, `params` being the policy's by then."""
 
-        def mixed():
-            return jax.tree.map(
-                lambda r, p: self.alpha * p + (1.0 - self.alpha) * r, ref_params, params
-            )
+        def mix(ref, policy):
+            return self.alpha * policy + (1.0 - self.alpha) * ref
 
-        return lax.cond(step % self.every == 0, mixed, lambda: ref_params)
+        def moved():
+            return jax.tree.map(mix, ref_params, params)
+
+        def unmoved():
+            return ref_params
+
+        return lax.cond(step % self.every == 0, moved, unmoved)
 
 
 def init_state(
@@ -66,7 +70,12 @@ def init_state(
     parts: Sequence[Part] = (),
     ref_params: Any = None,
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Args:
+        parts: of the objective, whose running statistics the state holds.
+        ref_params: as of `TrainState`.
+    """
     return TrainState(
         params=params,
         opt_state=optimizer.init(params),
@@ -78,12 +87,16 @@ def init_state(
 
 
 def state_shardings(shapes: TrainState, mesh: Mesh) -> TrainState:
-    """Moments lie as their parameters do; counters, factored moments and the key are replicated."""
-    leaves = jax.tree_util.tree_leaves_with_path(shapes.params)
+    """Moments lie as their parameters do; counters, factored moments and the key are replicated.
+
+    Args:
+        shapes: the state, as arrays or ShapeDtypeStructs.
+    """
+    params = jax.tree_util.tree_leaves_with_path(shapes.params)
     shardings = jax.tree.leaves(param_shardings(shapes.params, mesh))
     of_params = {
         (leaf_path(path), leaf.shape): sharding
-        for (path, leaf), sharding in zip(leaves, shardings, strict=True)
+        for (path, leaf), sharding in zip(params, shardings, strict=True)
     }
     replicated = NamedSharding(mesh, P())
 
@@ -91,9 +104,9 @@ def state_shardings(shapes: TrainState, mesh: Mesh) -> TrainState:
         # A moment's path ends as its parameter's does: opt_state/0/mu/layers/attention/q.
         names = leaf_path(path).split("/")
         for i in range(len(names)):
-            key = "/".join(names[i:]), leaf.shape
-            if key in of_params:
-                return of_params[key]
+            parameter = "/".join(names[i:]), leaf.shape
+            if parameter in of_params:
+                return of_params[parameter]
         return replicated
 
     return jax.tree_util.tree_map_with_path(sharding, shapes)

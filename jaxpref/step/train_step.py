@@ -43,15 +43,17 @@ def make_train_step(
         keys_T = _dropout_keys(loss_spec, state, batch)
         grads, (sums, running) = gradient(loss_spec, state, frozen, batch, keys_T, micro_batches)
         grads = constrain_params(grads)
+
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        ref_params = state.ref_params
+        if moving:
+            ref_params = moving.updated(ref_params, params, state.step + 1)
+
         metrics = finish_metrics(sums, loss_spec.parts) | {
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        ref_params = state.ref_params
-        if moving:
-            ref_params = moving.updated(ref_params, params, state.step + 1)
         state = TrainState(params, opt_state, state.step + 1, state.rng, running, ref_params)
         return state, metrics
 
@@ -62,7 +64,8 @@ def _dropout_keys(loss_spec: LossSpec, state: TrainState, batch: Batch) -> jax.A
     """One key per micro-batch of this step; None: no dropout."""
     if not loss_spec.dropout:
         return None
-    return jax.random.split(jax.random.fold_in(state.rng, state.step), batch.token_RL.shape[0])
+    T = batch.token_RL.shape[0]
+    return jax.random.split(jax.random.fold_in(state.rng, state.step), T)
 
 
 def make_eval_step(
@@ -86,8 +89,6 @@ def make_logp_step(
     sums: Callable[[Any, Batch], jax.Array], *, lengths: Sequence[int] = ()
 ) -> Callable[[Any, Batch, jax.Array], jax.Array]:
     """(params, batch, micro-batches in use) -> `sums` of all micro-batches, [T, R, G, K].
-
-    It is what the reference cache stores.
 
     Args:
         sums: (params, micro-batch) -> [R*G, K] summed log-probs.

@@ -7,6 +7,7 @@ What is trained is described by a `Training`.  A single run (`run.py`) and a sta
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ class NotFiniteError(RuntimeError):
 
 @dataclass(frozen=True)
 class Training:
-    """What the loop has to know of what it trains."""
+    """All that the loop knows of what it trains: it has no notion of models or objectives."""
 
     settings: TrainConfig
     mesh: Mesh
@@ -51,34 +52,40 @@ class Training:
     start: Callable[[], TrainState]
     """Makes the state before the first step, on the mesh; called once."""
     shardings: TrainState
-    """How it lies there."""
+    """How the state lies there."""
     step: Callable[[TrainState, Frozen, Batch, jax.Array], tuple[TrainState, Values]]
-    """The optimizer step, a pure function, as `step.train_step.make_train_step` makes it."""
+    """The optimizer step, a pure function as `step.train_step.make_train_step` makes it; `loss` and
+    `grad_norm` are among its metrics."""
     frozen: Frozen
     evaluate: Callable[[TrainState], Values] | None
     """Metrics on held-out data; None: there is none."""
     deciding: Callable[[Values], dict[str, float]]
-    """Of an evaluation, the numbers by which a checkpoint is the best."""
+    """An evaluation -> the numbers saved with a checkpoint, by which it may be the best."""
     step_flops: Callable[[Step], float]
+    """Model FLOPs of a step, for the log."""
     writers: Callable[[int], Any]
     """(step to go on from) -> where metrics are written: `write(step, values)` and `close()`."""
     where: Mapping[int, str]
     """Row id -> file and row, for messages."""
     began: float
-    """`time.perf_counter()` before anything was loaded."""
+    """`time.perf_counter()` before anything was loaded, for the seconds of the run."""
 
 
 @dataclass
 class Progress:
-    """Beside the state, what a run goes on from; JSON in the checkpoint."""
+    """What a run goes on from beside the state; JSON in the checkpoint."""
 
     vocabulary: int
+    """As of `Training`."""
     data: Any = None
     """State of the loader's iterator."""
     first_eval: Values = field(default_factory=dict)
+    """Before the first step; empty without held-out data."""
     num_tokens: int = 0
+    """Trained on, a shared prompt once per completion."""
     flops: float = 0.0
     seconds: float = 0.0
+    """Of all sessions."""
 
 
 class Finished(NamedTuple):
@@ -94,11 +101,13 @@ class Finished(NamedTuple):
 
 
 def run(training: Training, on_log: OnLog) -> Finished:
-    """Trains to the last step of the plan.
+    """Trains to the last step of the plan, closing checkpoints and writers whatever happens.
 
     Args:
         on_log: called with (step, steps, values of the step) after every step.
     Errors:
+        InputError for a checkpoint of another vocabulary, or an evaluation without the metric that
+            decides which one is the best.
         NotFiniteError with the step and its rows.
         Preempted after SIGTERM, once the state is saved.
     """
@@ -114,16 +123,16 @@ class _Loop:
         self.last_eval: Values = {}
 
     def run(self) -> Finished:
-        training, checkpoints = self.training, self.training.checkpoints
+        training = self.training
         steps = own_steps(training.loader, training.mesh)
-        self.state = training.start()
-        first = 0
-        if training.resume_step is not None:
-            first = training.resume_step
-            self._restore(first, steps)
-        self.writers = training.writers(first)
-        try:
-            with TermFlag() as term, jax.set_mesh(training.mesh):
+        with training.checkpoints as checkpoints:
+            self.state = training.start()
+            first = 0
+            if training.resume_step is not None:
+                first = training.resume_step
+                self._restore(first, steps)
+            self.writers = training.writers(first)
+            with closing(self.writers), TermFlag() as term, jax.set_mesh(training.mesh):
                 if first == 0 and training.evaluate:
                     self.progress.first_eval = self._evaluate(0)
                 self._steps(first, steps, term)
@@ -131,9 +140,6 @@ class _Loop:
                     self.last_eval = training.evaluate(self.state)
                 checkpoints.wait()
                 best = checkpoints.about_best()
-        finally:
-            checkpoints.close()
-            self.writers.close()
         self._count_seconds()
         return Finished(
             self.state,
@@ -145,6 +151,7 @@ class _Loop:
         )
 
     def _restore(self, step: int, steps: Any) -> None:
+        """State, progress and the loader's position of a checkpoint."""
         checkpoints = self.training.checkpoints
         checkpoints.check_vocabulary(step, self.training.vocabulary)
         self.state, stored = checkpoints.restore(step, self.state)
@@ -153,9 +160,11 @@ class _Loop:
         steps.set_state(self.progress.data)
 
     def _steps(self, first: int, steps: Any, term: TermFlag) -> None:
+        """Trains from after step `first` to the end, or until SIGTERM."""
         training, settings = self.training, self.training.settings
-        total, compiled = training.loader.plan.steps, None
+        total = training.loader.plan.steps
         feed = batches(steps, training.mesh)
+        compiled = None
         self.window = Window()
         pending: deque = deque()
         for step in range(first + 1, total + 1):
@@ -191,34 +200,35 @@ class _Loop:
 
     def _read(self, step: int, item: Step, metrics: Any) -> None:
         """Takes note of a finished step."""
-        training, total = self.training, self.training.loader.plan.steps
+        training, plan = self.training, self.training.loader.plan
         values = {name: np.asarray(x, float)[()] for name, x in jax.device_get(metrics).items()}
         _check_finite(step, item, values, training.where)
         flops = training.step_flops(item)
         self.progress.flops += flops
         self.window.add(values, item, flops)
         speed = self.window.tokens_per_second()
-        if _every(training.settings.log_every, step) or step == total:
-            epoch = step / training.loader.plan.steps_per_epoch
+        if _every(training.settings.log_every, step) or step == plan.steps:
+            epoch = step / plan.steps_per_epoch
             counted = {"epoch": epoch, "num_tokens": float(self.progress.num_tokens)}
             self.last_log = self.window.means() | counted
             self.writers.write(step, self.last_log)
-        self.on_log(step, total, values | {"tokens_per_second": speed})
+        self.on_log(step, plan.steps, values | {"tokens_per_second": speed})
 
     def _evaluate(self, step: int) -> Values:
+        """Evaluates and writes it down; the metric that decides must be among the values."""
         values = self.training.evaluate(self.state)
         self.writers.write(step, values)
         best = self.training.best
         if best.deciding(values) is None:
-            names = f"one of {', '.join(sorted(values))}"
             raise InputError(
                 "a metric of the evaluation",
                 f"train.best_metric={best.metric}",
-                f"set it to {names}",
+                f"set it to one of {', '.join(sorted(values))}",
             )
         return values
 
     def _save(self, step: int, evaluated: Values | None) -> None:
+        """Args: evaluated: the evaluation of this step; None: there was none."""
         self._count_seconds()
         metrics = {} if evaluated is None else self.training.deciding(evaluated)
         self.training.checkpoints.save(step, self.state, asdict(self.progress), metrics)
@@ -230,12 +240,11 @@ class _Loop:
 def _compile(
     training: Training, state: TrainState, batch: Batch, micro_batches: jax.Array
 ) -> Callable:
-    """The step, compiled ahead of time: another shape later would be an error, not a second
-    compile."""
+    """The step compiled ahead of time: another shape is then an error, not a second compile."""
     replicated = NamedSharding(training.mesh, P())
     step = jax.jit(training.step, donate_argnums=0, out_shardings=(training.shardings, replicated))
     if any(x.dtype.name.endswith("int4") for x in jax.tree.leaves(training.frozen)):
-        return step  # jax 0.10 refuses arrays of 4 bits as arguments of what was compiled ahead of time
+        return step  # jax 0.10 passes arrays of 4 bits to no program compiled ahead of time
     return step.lower(state, training.frozen, batch, micro_batches).compile()
 
 
@@ -250,5 +259,6 @@ def _check_finite(step: int, item: Step, values: Values, where: Mapping[int, str
         rows = sorted({int(r) for r in np.unique(item.batch.row_id_RG) if r >= 0})
         raise NotFiniteError(
             f"step {step}: {numbers}; rows of the batch: {', '.join(where[r] for r in rows)}. "
-            "Nothing was saved since the last checkpoint; lower optim.learning_rate or look at these rows."
+            "Nothing was saved since the last checkpoint; lower optim.learning_rate or look at "
+            "these rows."
         )

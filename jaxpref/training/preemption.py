@@ -6,8 +6,7 @@ import threading
 import jax
 
 PREEMPTED = 75
-"""Exit code after SIGTERM: the state is saved, run the same command again (sysexits.h:
-EX_TEMPFAIL)."""
+"""Exit code after SIGTERM: the state is saved, run the same command again (EX_TEMPFAIL)."""
 
 
 class Preempted(RuntimeError):
@@ -20,9 +19,9 @@ class TermFlag:
     def __enter__(self) -> "TermFlag":
         self._asked = False
         # Several processes: jax's own handler spreads the notice, so ours must not replace it.
-        self._ours = (
-            jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-        )
+        # Another thread than the main one: Python lets it set no handler.
+        alone = jax.process_count() == 1
+        self._ours = alone and threading.current_thread() is threading.main_thread()
         if self._ours:
             self._before = signal.signal(signal.SIGTERM, self._ask)
         return self

@@ -1,5 +1,4 @@
-"""What a training needs before its first step, the same for a single run and for a stack of
-adapters."""
+"""What training needs before its first step, for a single run as for a stack of adapters."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -56,13 +55,21 @@ class Prepared:
         return self.pieces.loss_spec(self.loader.layout, self.reports[0].kind)
 
     def evaluator(self, make_step: Callable) -> Evaluator | None:
-        """Args: make_step: loss_spec -> evaluation step.  None without held-out data."""
+        """Of the held-out data; None without any.
+
+        Args:
+            make_step: loss spec -> evaluation step.
+        """
         if self.held_out is None:
             return None
         return Evaluator(self.pieces, self.held_out, self.reports[1].kind, make_step)
 
     def first_state(self, params: Any, moving_ref: Any) -> TrainState:
-        """The state before the first step; pure."""
+        """The state before the first step; pure.
+
+        Args:
+            moving_ref: of a reference that moves, its start; otherwise None.
+        """
         ref_params = jax.tree.map(lambda x: x.astype(jnp.float32), moving_ref)
         return init_state(
             params, self.optimizer, self.config.train.seed, self.pieces.parts, ref_params
@@ -80,8 +87,8 @@ class Prepared:
 def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Prepared, Any, Any]:
     """Reads model and data of a run.
 
-    Returns: what is prepared, the parameters that training starts from, and where the reference
-        moves, its start.
+    Returns: all but what the state will hold; the trained parameters, from which training starts;
+        and of a reference that moves its start, otherwise None.
     Errors: InputError for anything wrong with config, model or data.
     """
     began = time.perf_counter()
@@ -99,6 +106,8 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
         held_out, _ = with_reference_logps(pieces, held_out, params)
     trained, base = split(params)
     reference = reference_overlay(pieces, params) if runs_reference(pieces) else None
+    # A reference that moves is a part of the state.
+    moving_ref, frozen_ref = (reference, None) if pieces.moving else (None, reference)
     schedule = make_schedule(config.optim, loader.plan.steps)
     prepared = Prepared(
         config=config,
@@ -112,7 +121,7 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
         resume_step=resumed,
         schedule=schedule,
         optimizer=make_optimizer(config.optim, schedule, pieces.source.spec.vocab),
-        frozen=Frozen(base, None if pieces.moving else reference),
+        frozen=Frozen(base, frozen_ref),
         began=began,
     )
-    return prepared, trained, reference if pieces.moving else None
+    return prepared, trained, moving_ref

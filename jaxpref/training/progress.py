@@ -1,4 +1,4 @@
-"""A progress bar for training: step, loss, accuracy, margin, tokens a second."""
+"""A progress bar for training: step, loss, accuracy, margin, tokens per second."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,12 +26,9 @@ def training_bar(console: Console, title: str = "step", *, show: bool = True) ->
         def on_log(step: int, steps: int, values: dict[str, float]) -> None:
             shown = f"loss {values['loss']:.4f}"
             if "rewards/margins" in values:
-                shown += f"  accuracy {values['rewards/accuracies']:.2f}  margin {values['rewards/margins']:+.3f}"
-            bar.update(
-                task,
-                completed=step,
-                total=steps,
-                values=f"{shown}  {values['tokens_per_second']:.0f} tokens/s",
-            )
+                shown += f"  accuracy {values['rewards/accuracies']:.2f}"
+                shown += f"  margin {values['rewards/margins']:+.3f}"
+            shown += f"  {values['tokens_per_second']:.0f} tokens/s"
+            bar.update(task, completed=step, total=steps, values=shown)
 
         yield on_log

@@ -49,15 +49,16 @@ def train(
     """Runs (or continues) a training run.
 
     Args:
-        objective: in place of `config.objective`, from a notebook: the list may hold functions of
-            one's own.
+        objective: in place of `config.objective`, from a notebook; the list may hold functions.
         on_log: called with (step, steps, values of the step) after every step; for progress bars.
     Errors:
         InputError for anything wrong with config, model or data, before anything is compiled.
         NotFiniteError with the step and its rows.
         Preempted after SIGTERM, once the state is saved.
     """
-    done = loop.run(_training(objective, *prepare(config, objective)), on_log or (lambda *_: None))
+    # Not named here, the first parameters are freed as soon as the state holds them.
+    training = _training(objective, *prepare(config, objective))
+    done = loop.run(training, on_log or (lambda *_: None))
     return Result(
         out=Path(config.out),
         steps=done.steps,
@@ -73,11 +74,9 @@ def train(
 def _training(
     objective: Sequence[Any] | None, prepared: Prepared, params: Any, moving_ref: Any
 ) -> Training:
-    """What the loop runs; settings and an account of the data are written beforehand.
+    """The description of the run; settings and an account of the data are written on the way.
 
-    Args:
-        params: that training starts from; they become the state's.
-        moving_ref: of a reference that moves, its start.
+    Args: as `prepare` returns them.  `params` are given up to the state when training starts.
     """
     config, pieces, frozen = prepared.config, prepared.pieces, prepared.frozen
     if jax.process_index() == 0:
@@ -103,7 +102,7 @@ def _training(
         return evaluator(now.policy(state.params), now.reference_params(), state.running)
 
     def flops(item: Step) -> float:
-        runs_reference = frozen.reference is not None or bool(pieces.moving)
+        runs_reference = frozen.reference is not None or pieces.moving is not None
         return step_flops(
             pieces.source.spec, item, reference=runs_reference, frozen=bool(frozen.base)
         )

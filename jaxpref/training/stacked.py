@@ -1,10 +1,9 @@
-"""Several adapters on one base trained in one compiled step: one for every weight vector of a
-front.
+"""Several adapters on one base, trained in one compiled step: one per weight vector of a front.
 
 The adapters lie on a leading axis P of the train state, and the train step is mapped over it
 (`jax.vmap`).  Data, base and reference do not carry that axis, so the batch is built once, the
-reference runs once, and every product with a frozen weight is one product for all adapters.  What
-comes out are ordinary runs, one directory a point.
+reference runs once, and every product with a frozen weight is one product for all adapters.  The
+results are ordinary runs, one directory per point.
 
 Policy and reference are then products of other shapes, so that before the first step they differ by
 rounding, where in a run by itself they are equal to the bit.
@@ -79,26 +78,28 @@ def _check(configs: Sequence[Config]) -> None:
         if not config.adapter.trained or config.reference.sync_every:
             raise InputError(
                 "runs that train an adapter on a reference that stays, to train them together",
-                f"{config.out}: adapter.rank={config.adapter.rank}, reference.sync_every={config.reference.sync_every}",
-                "set adapter.rank and leave reference.sync_every out, or train them one by one",
+                f"{config.out}: adapter.rank={config.adapter.rank}, "
+                f"reference.sync_every={config.reference.sync_every}",
+                "set adapter.rank and reference.sync_every=null, or train them one by one",
             )
-    settings = [to_dict(config) for config in configs]
-    odd = {key for other in settings[1:] for key in other if other[key] != settings[0][key]} - {
-        "out",
-        "objective",
-    }
+    first, *others = (to_dict(config) for config in configs)
+    differing = {key for other in others for key in other if other[key] != first[key]}
+    differing -= {"out", "objective"}
     outs = [config.out for config in configs]
-    if odd or len(set(outs)) < len(outs):
+    if differing:
         raise InputError(
-            "runs with an `out` each that differ in numbers of their objectives only",
-            f"{', '.join(outs)} differ in {', '.join(sorted(odd)) or 'no `out`'}",
-            "train them one by one",
+            "runs that differ in `out` and in numbers of their objectives only",
+            f"{', '.join(outs)} differ in {', '.join(sorted(differing))}",
+            "make these settings the same in all, or train the runs one by one",
+        )
+    if len(set(outs)) < len(outs):
+        raise InputError(
+            "runs with an `out` each", f"out={', '.join(outs)}", "give every run its own `out`"
         )
 
 
 def stacked_numbers(configs: Sequence[Config]) -> list[dict[str, np.ndarray]]:
-    """Of every part of the objective, the hyperparameters in which the runs differ: {name: float32
-    [P, ...]}.
+    """Per part of the objective, the hyperparameters that vary between runs: {name: [P, ...]}.
 
     Errors: InputError where runs differ in something else of their objectives.
     """
@@ -106,57 +107,51 @@ def stacked_numbers(configs: Sequence[Config]) -> list[dict[str, np.ndarray]]:
     fixed = [[dataclasses.replace(part, hyperparameters={}) for part in parts] for parts in bound]
     if any(repr(other) != repr(fixed[0]) for other in fixed[1:]):
         raise InputError(
-            "objectives that differ in numbers among their hyperparameters only, to train them together",
+            "objectives that differ in numbers among their hyperparameters only",
             "; ".join(f"{config.out}: {config.objective}" for config in configs),
-            "train them one by one",
+            "train the runs one by one",
         )
     return [_varied([parts[i] for parts in bound]) for i in range(len(bound[0]))]
 
 
 def _varied(parts: Sequence[Part]) -> dict[str, np.ndarray]:
-    found = {}
+    """Of one part in all runs, the hyperparameters in which they differ."""
+    varied = {}
     for name, first in parts[0].hyperparameters.items():
         values = [part.hyperparameters[name] for part in parts]
         if all(value == first for value in values):
             continue
         try:
-            found[name] = np.array(values, np.float32)
+            varied[name] = np.array(values, np.float32)
         except (TypeError, ValueError) as error:
             raise InputError(
                 "numbers, as many in every run, for a hyperparameter in which runs differ",
                 f"{parts[0].name}.{name}: {values}",
-                "train them one by one",
+                "train the runs one by one",
             ) from error
-    return found
+    return varied
 
 
 def make_stacked_step(
     loss_spec: LossSpec, numbers: Sequence[Mapping[str, np.ndarray]], optimizer: Any, schedule: Any
 ) -> Callable[[TrainState, Frozen, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """`make_train_step` for P states on a leading axis, each with hyperparameters of its own;
-    metrics are [P].
+    """`make_train_step` for P states on a leading axis, each with its own hyperparameters.
+
+    Metrics are [P].
 
     Args:
         numbers: of every part of the objective, as `stacked_numbers` gives them.
     Errors: InputError for a hyperparameter that decides more than numbers do.
     """
 
-    def one(
-        state: TrainState,
-        own: Sequence[Mapping[str, jax.Array]],
-        frozen: Frozen,
-        batch: Batch,
-        micro: jax.Array,
-    ):
-        return make_train_step(_with_numbers(loss_spec, own), optimizer, schedule)(
-            state, frozen, batch, micro
-        )
+    def one(state: TrainState, own, frozen: Frozen, batch: Batch, micro_batches: jax.Array):
+        train_step = make_train_step(_with_numbers(loss_spec, own), optimizer, schedule)
+        return train_step(state, frozen, batch, micro_batches)
 
-    def step(state: TrainState, frozen: Frozen, batch: Batch, micro: jax.Array):
+    def step(state: TrainState, frozen: Frozen, batch: Batch, micro_batches: jax.Array):
+        mapped = jax.vmap(one, in_axes=(0, 0, None, None, None))
         try:
-            return jax.vmap(one, in_axes=(0, 0, None, None, None))(
-                state, list(numbers), frozen, batch, micro
-            )
+            return mapped(state, list(numbers), frozen, batch, micro_batches)
         except jax.errors.ConcretizationTypeError as error:
             names = [
                 f"{part.name}.{name}"
@@ -177,21 +172,21 @@ def make_stacked_eval_step(
 ) -> Callable:
     """`make_eval_step` for P adapters on a leading axis; sums are [P]."""
 
-    def one(own, params, ref_params, running, batch: Batch, micro: jax.Array):
-        return make_eval_step(_with_numbers(loss_spec, own))(
-            params, ref_params, running, batch, micro
-        )
+    def one(own, params, ref_params, running, batch: Batch, micro_batches: jax.Array):
+        eval_step = make_eval_step(_with_numbers(loss_spec, own))
+        return eval_step(params, ref_params, running, batch, micro_batches)
 
-    def step(params, ref_params, running, batch: Batch, micro: jax.Array):
+    def step(params, ref_params, running, batch: Batch, micro_batches: jax.Array):
         trained, _ = split(params)
         axes = {name: 0 if name in trained else None for name in params}
         mapped = jax.vmap(one, in_axes=(0, axes, None, 0, None, None))
-        return mapped(list(numbers), params, ref_params, running, batch, micro)
+        return mapped(list(numbers), params, ref_params, running, batch, micro_batches)
 
     return step
 
 
 def _with_numbers(loss_spec: LossSpec, own: Sequence[Mapping[str, jax.Array]]) -> LossSpec:
+    """The loss of one run: `own` are its numbers, per part of the objective."""
     parts = [
         dataclasses.replace(part, hyperparameters={**part.hyperparameters, **values})
         for part, values in zip(loss_spec.parts, own, strict=True)
@@ -205,29 +200,31 @@ def _training(
     prepared: Prepared,
     params: Any,
 ) -> Training:
-    """What the loop runs: P states in one; values of steps and evaluations are lists of P numbers.
+    """The description of the stack; values of steps and evaluations are lists of P numbers.
 
     Args:
-        params: the adapter that all start from, with the same draws.
+        numbers: as `stacked_numbers` gives them.
+        params: the adapter from which all start.
     """
     pieces, frozen = prepared.pieces, prepared.frozen
     if jax.process_index() == 0:
         for config in (prepared.config, *configs):
             prepared.write_settings(config)
 
-    def first_state(params: Any) -> TrainState:
-        one = prepared.first_state(params, None)
+    def first_of_one(params: Any) -> TrainState:
+        return prepared.first_state(params, None)
+
+    def first_of_all(params: Any) -> TrainState:
+        one = first_of_one(params)
         return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (len(configs), *x.shape)), one)
 
-    one_shardings = state_shardings(
-        jax.eval_shape(lambda p: prepared.first_state(p, None), params), pieces.mesh
-    )
+    one_shardings = state_shardings(jax.eval_shape(first_of_one, params), pieces.mesh)
     shardings = jax.tree.map(lambda one: NamedSharding(one.mesh, P(None, *one.spec)), one_shardings)
     evaluator = prepared.evaluator(lambda loss_spec: make_stacked_eval_step(loss_spec, numbers))
 
     def start() -> TrainState:
         with jax.set_mesh(pieces.mesh):
-            return jax.jit(first_state, out_shardings=shardings)(params)
+            return jax.jit(first_of_all, out_shardings=shardings)(params)
 
     def evaluate(state: TrainState) -> dict[str, Any]:
         return evaluator(frozen.policy(state.params), frozen.reference_params(), state.running)
@@ -264,9 +261,10 @@ def _split(training: Training, configs: Sequence[Config], done: Finished) -> lis
     one_shardings = jax.tree.map(
         lambda whole: NamedSharding(whole.mesh, P(*whole.spec[1:])), training.shardings
     )
-    take = jax.jit(_point, out_shardings=one_shardings)
+    state_of_point = jax.jit(_point, out_shardings=one_shardings)
     return [
-        _finish(i, config, training, take, done, len(configs)) for i, config in enumerate(configs)
+        _finish(i, config, training, state_of_point, done, len(configs))
+        for i, config in enumerate(configs)
     ]
 
 
@@ -274,16 +272,17 @@ def _finish(
     i: int,
     config: Config,
     training: Training,
-    take: Callable[[TrainState, int], TrainState],
+    state_of_point: Callable[[TrainState, int], TrainState],
     done: Finished,
-    share: int,
+    points: int,
 ) -> Result:
+    """Point i as a run of its own, with a checkpoint of the last step."""
     progress = done.progress
     first_eval, last_eval = _of_point(progress.first_eval, i), _of_point(done.last_eval, i)
     with Checkpoints(Path(config.out) / "checkpoints", keep=1, best=training.best) as checkpoints:
         if checkpoints.latest() != done.steps:
             with jax.set_mesh(training.mesh):
-                state = take(done.state, i)
+                state = state_of_point(done.state, i)
             checkpoints.save(
                 done.steps,
                 state,
@@ -299,8 +298,8 @@ def _finish(
         first_eval=first_eval,
         last_eval=last_eval,
         best=best,
-        flops=progress.flops / share,
-        seconds=progress.seconds / share,
+        flops=progress.flops / points,
+        seconds=progress.seconds / points,
     )
 
 
@@ -324,7 +323,7 @@ def _point(state: TrainState, i: int) -> TrainState:
 
 
 def _of_point(values: Mapping[str, Any], i: int) -> dict[str, float]:
-    """Point i's values; plain numbers are those of all."""
+    """Point i's values; a single number counts for all points."""
     return {
         name: float(value if np.ndim(value) == 0 else value[i]) for name, value in values.items()
     }

@@ -1,5 +1,7 @@
 """Data on its way into a run: how long sequences may be."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import plain
@@ -7,10 +9,14 @@ import pytest
 import tiny
 
 from jaxpref.errors import InputError
+from jaxpref.generation.answer_logps import answer_logps
+from jaxpref.generation.mixing import Mix
+from jaxpref.generation.opening import open_source
 from jaxpref.models.decoder import build_model
 from jaxpref.models.hf import save_pretrained
 from jaxpref.models.spec import ModelSpec
-from jaxpref.runs.feed import check_positions
+from jaxpref.runs.build import build
+from jaxpref.runs.feed import check_positions, read_data
 from jaxpref.types import EncodedGroup
 
 LEARNED = ModelSpec(
@@ -37,6 +43,19 @@ LEARNED = ModelSpec(
 """64 learned positions, and as many tokens as the tests' tokenizer."""
 
 
+def write_model(directory, spec=LEARNED):
+    save_pretrained(
+        directory,
+        spec,
+        build_model(spec).init(jax.random.key(0)),
+        tiny.make_tokenizer(),
+        dtype=np.float32,
+        generation_config=None,
+        model_card="",
+    )
+    return directory
+
+
 def group(prompt: int, *completions: int) -> EncodedGroup:
     return EncodedGroup(np.arange(prompt), tuple(map(np.arange, completions)), 0, "pairs.jsonl, row 7")
 
@@ -58,22 +77,27 @@ def test_long_rope_reaches_to_its_original_length():
 @pytest.mark.parametrize("row_length", [80, None])
 def test_rows_may_be_longer_than_any_sequence(row_length, tmp_path, any_mesh, quick_compile):
     """A prompt of 30 tokens and answers of 20: rows of 80 positions that start again in every answer."""
-    params = build_model(LEARNED).init(jax.random.key(0))
-    save_pretrained(
-        tmp_path / "model",
-        LEARNED,
-        params,
-        tiny.make_tokenizer(),
-        dtype=np.float32,
-        generation_config=None,
-        model_card="",
-    )
+    model = write_model(tmp_path / "model")
     pairs = [{"prompt": "p" * 30, "chosen": "c" * 19 + str(i), "rejected": "r" * 19 + str(i)} for i in range(4)]
     rows = tiny.write_rows(tmp_path / "pairs.jsonl", pairs)
     data = {"row_length": row_length} if row_length else {}
-    run = tiny.run(tiny.config(tmp_path / "run", tmp_path / "model", rows, data=data, train={"max_steps": 1}))
+    run = tiny.run(tiny.config(tmp_path / "run", model, rows, data=data, train={"max_steps": 1}))
     assert run.losses == [pytest.approx(np.log(2), abs=1e-6)]
 
     longer = tiny.write_rows(tmp_path / "longer.jsonl", [pairs[0] | {"prompt": "p" * 60}])
-    with pytest.raises(InputError, match="within the model's 64 positions(.|\n)*longer.jsonl, row 1"):
-        tiny.run(tiny.config(tmp_path / "other", tmp_path / "model", longer, data=data))
+    refused = pytest.raises(InputError, match="within the model's 64 positions(.|\n)*longer.jsonl, row 1")
+    with refused:
+        tiny.run(tiny.config(tmp_path / "other", model, longer, data=data))
+    held_out = tiny.config(tmp_path / "other", model, rows, longer)
+    with refused:  # as it is read, before weights are
+        read_data(build(held_out), "eval")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_mix_has_the_positions_that_all_its_policies_have(first, tmp_path, any_mesh, quick_compile):
+    shorter = dataclasses.replace(LEARNED, max_positions=32)
+    models = [write_model(tmp_path / "64"), write_model(tmp_path / "32", shorter)]
+    opened = open_source(Mix({models[first]: 0.5, models[1 - first]: 0.5}))
+    assert opened.positions == 32
+    with pytest.raises(InputError, match="within the model's 32 positions(.|\n)*row 7: 33 tokens"):
+        answer_logps(opened, [group(20, 12, 13)])

@@ -16,7 +16,7 @@ from jaxpref.generation.completions import open_source
 from jaxpref.models import lora, peft
 from jaxpref.models.source import open_checkpoint
 from jaxpref.models.weights import flatten
-from jaxpref.runs import merge
+from jaxpref.runs.merge import merge
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 

@@ -1,0 +1,188 @@
+"""The training loop by itself: it trains whatever a `Training` describes, here a single number and no model."""
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+from time import perf_counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from jaxpref.config import MeshConfig, TrainConfig
+from jaxpref.data.loader import Loader
+from jaxpref.data.pack import Layout
+from jaxpref.errors import InputError
+from jaxpref.runs.checkpoint import BestRule, Checkpoints
+from jaxpref.runs.metrics import Writers
+from jaxpref.settings import make_config
+from jaxpref.sharding import make_mesh
+from jaxpref.step.policy import Frozen
+from jaxpref.step.state import TrainState
+from jaxpref.training import loop
+from jaxpref.training.loop import NotFiniteError, Training
+from jaxpref.training.preemption import Preempted
+from jaxpref.types import EncodedGroup
+
+STEPS, GROUPS, VOCABULARY = 6, 8, 11
+NEAREST = BestRule("eval/distance", "min")
+
+
+def groups() -> list[EncodedGroup]:
+    """Prompts of one token with an answer of one token, the row's number plus 1."""
+    ids = [np.array([i + 1], np.int32) for i in range(GROUPS)]
+    return [EncodedGroup(ids[i], (ids[i],), i, f"rows.jsonl, row {i + 1}") for i in range(GROUPS)]
+
+
+def step(state: TrainState, frozen: Frozen, batch, micro_batches):
+    """Adds to `w` the tokens of the batch times a frozen rate, and one draw of the state's own generator."""
+    tokens = batch.loss_tok_RS.sum().astype(jnp.float32)
+    draw = jax.random.uniform(jax.random.fold_in(state.rng, state.step))
+    w = state.params["w"] + frozen.base["rate"] * tokens + draw
+    metrics = {"loss": w, "grad_norm": tokens, "micro_batches": micro_batches.astype(jnp.float32)}
+    return state._replace(params={"w": w}, step=state.step + 1), metrics
+
+
+def describe(out: Path, *, rate=0.01, best=NEAREST, vocabulary=VOCABULARY, **changes):
+    """A `Training` made by hand, as a new kind of training will make its own."""
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    replicated = jax.NamedSharding(mesh, jax.P())
+    settings = TrainConfig(**{"log_every": 2, "save_every": 2, "eval_every": 3, "keep": 3} | changes)
+    checkpoints = Checkpoints(out / "checkpoints", keep=settings.keep, best=best)
+    shapes = TrainState({"w": 0}, (), 0, 0, {}, None)
+    config = make_config({"out": str(out)})
+
+    def start() -> TrainState:
+        state = TrainState({"w": jnp.float32(1)}, (), jnp.int32(0), jax.random.key(3), {}, None)
+        return jax.device_put(state, replicated)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        return {"eval/distance": abs(float(state.params["w"]) - 3.0), "eval/steps": float(state.step)}
+
+    return Training(
+        settings=settings,
+        mesh=mesh,
+        loader=Loader(groups(), batch_size=2, micro_rows=1, layout=Layout(2), seed=0, max_steps=STEPS),
+        vocabulary=vocabulary,
+        checkpoints=checkpoints,
+        best=best,
+        resume_step=checkpoints.latest(),
+        start=start,
+        shardings=jax.tree.map(lambda _: replicated, shapes),
+        step=step,
+        frozen=Frozen({"rate": jax.device_put(jnp.float32(rate), replicated)}, None),
+        evaluate=evaluate,
+        deciding=lambda values: {"eval/distance": values["eval/distance"]},
+        step_flops=lambda item: 10.0 * item.tokens,
+        writers=lambda first: Writers(out, config, first),
+        where={group.row_id: group.where for group in groups()},
+        began=perf_counter(),
+    )
+
+
+def run(out: Path, on_step=lambda step: None, **changes):
+    """Runs it; returns what it ends with and the losses that `on_log` was given, by step."""
+    losses = {}
+
+    def on_log(step: int, steps: int, values: dict[str, float]) -> None:
+        assert steps == STEPS
+        losses[step] = values["loss"]
+        on_step(step)
+
+    return loop.run(describe(out, **changes), on_log), losses
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run from start to end."""
+    out = tmp_path_factory.mktemp("whole")
+    return out, *run(out)
+
+
+def test_trains_logs_evaluates_and_saves_when_it_should(whole):
+    out, done, losses = whole
+    assert list(losses) == [1, 2, 3, 4, 5, 6] and done.steps == STEPS
+    assert losses[1] < losses[2] < losses[3] and float(done.state.params["w"]) == losses[6]
+    lines = tiny.logged(out)
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
+    assert [line["step"] for line in lines if "eval/steps" in line] == [0, 3, 6]
+    assert all(line["eval/steps"] == line["step"] for line in lines if "eval/steps" in line)
+    (second,) = (line for line in lines if line["step"] == 4)
+    assert second["loss"] == pytest.approx((losses[3] + losses[4]) / 2) and second["micro_batches"] == 2
+    assert second["epoch"] == 1.0  # 4 steps of 2 groups
+    assert second["num_tokens"] == 4 * 2 * 2
+    assert tiny.stored_steps(out) == [2, 4, 6]
+    assert done.progress.flops == STEPS * 10.0 * 4
+    assert done.progress.first_eval == {"eval/distance": 2.0, "eval/steps": 0.0}
+    assert done.last_eval["eval/steps"] == 6
+    # Step 3 was evaluated and not saved, steps 2 and 4 saved and not evaluated.
+    assert done.best == f"step 6, lowest eval/distance ({done.last_eval['eval/distance']:.4g})"
+
+
+class Killed(Exception):
+    pass
+
+
+def test_goes_on_from_a_checkpoint_to_the_same_numbers(whole, tmp_path):
+    whole_out, done, losses = whole
+
+    def die(step: int) -> None:
+        if step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path, die)
+    again, others = run(tmp_path)
+    assert others == {5: losses[5], 6: losses[6]}  # data, draws and state go on from step 4
+    assert tiny.logged(tmp_path) == tiny.logged(whole_out)
+    assert again.progress.num_tokens == done.progress.num_tokens
+    assert again.progress.first_eval == done.progress.first_eval
+    assert again.progress.flops == done.progress.flops
+
+
+def test_a_finished_run_is_only_evaluated(whole, tmp_path):
+    out, done, _ = whole
+    again, losses = run(tiny.copy_run(out, tmp_path / "copy"))
+    assert losses == {} and again.last_eval == done.last_eval and again.best == done.best
+    assert tiny.logged(tmp_path / "copy") == tiny.logged(out)
+
+
+def test_sigterm_saves_the_step_and_the_next_start_goes_on(whole, tmp_path):
+    _, _, losses = whole
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate(step: int) -> None:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted, match="saved step 3"):
+        # Step 1 is read while step 2 is in flight, and `save_every` alone would save step 4 first.
+        run(tmp_path, terminate, log_every=6, save_every=4)
+    assert tiny.stored_steps(tmp_path) == [3]
+    assert signal.getsignal(signal.SIGTERM) is before
+    _, rest = run(tmp_path, log_every=6, save_every=4)
+    assert rest == {step: losses[step] for step in (4, 5, 6)}
+
+
+def test_without_held_out_data_nothing_is_the_best(tmp_path):
+    training = dataclasses.replace(describe(tmp_path), evaluate=None)
+    done = loop.run(training, lambda *_: None)
+    assert done.last_eval == done.progress.first_eval == {}
+    assert done.best == "the latest: none was saved with an evaluation"
+    assert not any("eval/steps" in line for line in tiny.logged(tmp_path))
+
+
+def test_a_step_that_is_not_finite_is_named_and_not_saved(tmp_path):
+    with pytest.raises(NotFiniteError, match=r"step 1: loss=inf; rows of the batch: rows.jsonl, row \d, "):
+        run(tmp_path, rate=np.inf)
+    assert tiny.stored_steps(tmp_path) == [] and [line["step"] for line in tiny.logged(tmp_path)] == [0]
+
+
+def test_what_does_not_fit_is_refused(whole, tmp_path):
+    with pytest.raises(InputError, match="best_metric=eval/loss(.|\n)*one of eval/distance, eval/steps"):
+        run(tmp_path / "other", best=BestRule("eval/loss"))
+    with pytest.raises(InputError, match="of 11 tokens(.|\n)*it has 12 now"):
+        run(tiny.copy_run(whole[0], tmp_path / "copy"), vocabulary=12)
