@@ -9,18 +9,11 @@ import pytest
 
 from jaxpref.errors import InputError
 from jaxpref.models.logprobs import Logps
-from jaxpref.objectives.contract import bind, group_kinds
-from jaxpref.objectives.multiobjective import (
-    advantage_mle,
-    advantage_mle_value,
-    hpo_dpo,
-    hpo_kto,
-    modpo,
-    modpo_hinge,
-    modpo_implicit,
-    spo,
-)
-from jaxpref.objectives.pairwise import dpo, margin_dpo, r_dpo
+from jaxpref.objectives import bind, group_kinds
+from jaxpref.objectives.advantage import advantage_mle, advantage_mle_value, hpo_dpo, hpo_kto
+from jaxpref.objectives.margins import margin_dpo, r_dpo
+from jaxpref.objectives.multiobjective import modpo, modpo_hinge, modpo_implicit, spo
+from jaxpref.objectives.pairwise import dpo
 from jaxpref.objectives.unpaired import apo_zero_unpaired, bco, kto
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
