@@ -144,8 +144,7 @@ def beta_dpo(
     D = rho_chosen - rho_rejected; M0 and s are running means of the batch's mean and standard
     deviation of D, this batch included.  Of n pairs n - floor(filter * n) are drawn without
     replacement with weights exp(-(D - M0)^2 / (2 s^2)).  beta_B = max(beta * (1 + m * (mean of D
-    over the kept pairs - M0)), 0.001).  Gradient flows through the D of the loss
-    only.
+    over the kept pairs - M0)), 0.001).  Only the D of the loss gets a gradient.
 
     Args:
         policy, ref: summed log-probs [B, 2] in nats; the reference gets no gradient.

@@ -17,13 +17,13 @@ def bradley_terry(
 ) -> ObjectiveOutput:
     """Bradley-Terry reward model: -log sigmoid(r_c - r_r - margin) + centering * (r_c + r_r)^2.
 
-    r_c and r_r are the head's rewards of the chosen and the rejected completion.
-    The margin is how much better the chosen completion is said to be; the last term fixes the
-    constant that the first leaves open.
+    r_c and r_r are the head's rewards of the chosen and the rejected completion.  The margin is how
+    much better the chosen completion is said to be; the last term fixes the constant that the first
+    leaves open.
 
     Args:
         policy: rewards [B, K] of the scalar head; completions after the second are not used.
-        margin: [B] smallest wanted difference of the rewards; 0 where the data has none.
+        margin: [B] smallest difference of the rewards that is asked for; 0 where the data has none.
         weight: [B] weight of every pair, >= 0.
         centering: strength of the pull of the rewards towards mean zero, >= 0; 0.01 is usual, 0
             leaves it out.
