@@ -146,9 +146,10 @@ def roc_area(weight_WB: np.ndarray, score_B: np.ndarray, positive_B: np.ndarray)
     order = np.argsort(score_B, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(score_B[order]) > 0])
     weight_WB, positive_B = weight_WB[:, order], positive_B[order]
+    # [W, distinct scores] weight of the groups with a score; of each score's ties half lies below.
     per_score = lambda mask_B: np.add.reduceat(weight_WB * mask_B, starts, axis=1)
-    positive_WV, negative_WV = per_score(positive_B), per_score(1.0 - positive_B)
-    below_WV = np.cumsum(negative_WV, axis=1) - 0.5 * negative_WV
-    pairs_W = positive_WV.sum(1) * negative_WV.sum(1)
-    won_W = (positive_WV * below_WV).sum(1)
+    positive, negative = per_score(positive_B), per_score(1.0 - positive_B)
+    below = np.cumsum(negative, axis=1) - 0.5 * negative
+    pairs_W = positive.sum(1) * negative.sum(1)
+    won_W = (positive * below).sum(1)
     return np.divide(won_W, pairs_W, out=np.full_like(won_W, np.nan), where=pairs_W != 0)

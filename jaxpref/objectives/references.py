@@ -38,7 +38,7 @@ def mrpo(
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
-        extra_refs: [B, K, N] summed log-probs in nats under the other references.  From Python N
+        extra_refs: [B, K, J] summed log-probs in nats under the other references.  From Python J
             may be 0, which is DPO; in a config choose `dpo` for that.
         weight: [B] weight of every pair, >= 0.
         beta: strength of the pull towards the references, > 0; 0.1 in the authors' code.
@@ -55,10 +55,10 @@ def mrpo(
         step rewards are already off 0, by beta times the distance of the mean to `ref`; the clip
         keeps that small.
     """
-    refs_BKN = _references(ref, extra_refs)
-    clipped_BKN = _clipped(refs_BKN, eps * _share(jnp.abs(refs_BKN.mean(-1))))
-    alpha_BN = _share(jnp.abs(difference(refs_BKN)))
-    return _dpo_against(_harmonic_mean(clipped_BKN, alpha_BN), policy, weight, beta)
+    refs_BKJ = _references(ref, extra_refs)
+    clipped_BKJ = _clipped(refs_BKJ, eps * _share(jnp.abs(refs_BKJ.mean(-1))))
+    alpha_BJ = _share(jnp.abs(difference(refs_BKJ)))
+    return _dpo_against(_harmonic_mean(clipped_BKJ, alpha_BJ), policy, weight, beta)
 
 
 @needs(groups=PAIRS)
@@ -80,7 +80,7 @@ def mrpo_fixed(
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
-        extra_refs: [B, K, N] summed log-probs in nats under the other references.
+        extra_refs: [B, K, J] summed log-probs in nats under the other references.
         weight: [B] weight of every pair, >= 0.
         alphas: weights > 0 of `ref` and of each extra reference, in this order; divided by their
             sum.  Empty: equal.
@@ -96,9 +96,9 @@ def mrpo_fixed(
         evidence against several references (arXiv 2512.10040, see `mrpo`) holds here.
     Curves: as for `mrpo`.
     """
-    clipped_BKN = _clipped(_references(ref, extra_refs), jnp.full_like(ref.sum[:, :2], eps))
-    alpha_N = _normalised(alphas, clipped_BKN)
-    return _dpo_against(_harmonic_mean(clipped_BKN, alpha_N[None, :]), policy, weight, beta)
+    clipped_BKJ = _clipped(_references(ref, extra_refs), jnp.full_like(ref.sum[:, :2], eps))
+    alpha_J = _normalised(alphas, clipped_BKJ)
+    return _dpo_against(_harmonic_mean(clipped_BKJ, alpha_J[None, :]), policy, weight, beta)
 
 
 @needs(groups=PAIRS)
@@ -119,7 +119,7 @@ def geometric_mrpo(
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
-        extra_refs: [B, K, N] summed log-probs in nats under the other references.
+        extra_refs: [B, K, J] summed log-probs in nats under the other references.
         weight: [B] weight of every pair, >= 0.
         alphas: weights > 0 of `ref` and of each extra reference, in this order; divided by their
             sum.  Empty: equal.
@@ -133,8 +133,8 @@ def geometric_mrpo(
     Curves: margins and accuracies rise as for DPO, but start where the mean of the references lies,
         not at 0.
     """
-    refs_BKN = _references(ref, extra_refs)
-    mean_BK = _weighted_mean(refs_BKN, _normalised(alphas, refs_BKN))
+    refs_BKJ = _references(ref, extra_refs)
+    mean_BK = _weighted_mean(refs_BKJ, _normalised(alphas, refs_BKJ))
     return _dpo_against(mean_BK, policy, weight, beta)
 
 
@@ -155,7 +155,7 @@ def multi_dpo(
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
-        extra_refs: [B, K, N] summed log-probs in nats under the other references.
+        extra_refs: [B, K, J] summed log-probs in nats under the other references.
         weight: [B] weight of every pair, >= 0.
         alphas: weights > 0 of `ref` and of each extra reference, in this order; divided by their
             sum.  Empty: equal.
@@ -168,26 +168,26 @@ def multi_dpo(
     Curves: as for DPO.  Logged rewards are beta * (L - sum_k alpha_k L_k), so they do not start at
         0.
     """
-    refs_BKN = _references(ref, extra_refs)
-    alpha_N = _normalised(alphas, refs_BKN)
-    rho_BKN = policy.sum[:, :2, None] - refs_BKN
-    losses_BN = -jax.nn.log_sigmoid(beta * difference(rho_BKN))
-    loss_B = jnp.sum(losses_BN * alpha_N[None, :], axis=-1)
-    reward_BK = beta * _weighted_mean(rho_BKN, alpha_N)
+    refs_BKJ = _references(ref, extra_refs)
+    alpha_J = _normalised(alphas, refs_BKJ)
+    rho_BKJ = policy.sum[:, :2, None] - refs_BKJ
+    losses_BJ = -jax.nn.log_sigmoid(beta * difference(rho_BKJ))
+    loss_B = jnp.sum(losses_BJ * alpha_J[None, :], axis=-1)
+    reward_BK = beta * _weighted_mean(rho_BKJ, alpha_J)
     return pair_output(loss_B, reward_BK, policy, weight)
 
 
 def _references(ref: Logps, extra_refs: jax.Array) -> jax.Array:
-    """[B, 2, N] log-probs of the pair under all references, `ref` first; without gradient."""
-    refs_BKN = jnp.concatenate([ref.sum[:, :2, None], extra_refs[:, :2]], axis=-1)
-    return jax.lax.stop_gradient(refs_BKN)
+    """[B, 2, J] log-probs of the pair under all references, `ref` first; without gradient."""
+    refs_BKJ = jnp.concatenate([ref.sum[:, :2, None], extra_refs[:, :2]], axis=-1)
+    return jax.lax.stop_gradient(refs_BKJ)
 
 
-def _clipped(refs_BKN: jax.Array, eps_BK: jax.Array) -> jax.Array:
+def _clipped(refs_BKJ: jax.Array, eps_BK: jax.Array) -> jax.Array:
     """Log-probs within a factor 1 +- eps of those under the first reference."""
-    first_BK1, eps_BK1 = refs_BKN[:, :, :1], eps_BK[:, :, None]
+    first_BK1, eps_BK1 = refs_BKJ[:, :, :1], eps_BK[:, :, None]
     # Log-probs are negative, so 1 + eps is the lower end.
-    return jnp.clip(refs_BKN, (1.0 + eps_BK1) * first_BK1, (1.0 - eps_BK1) * first_BK1)
+    return jnp.clip(refs_BKJ, (1.0 + eps_BK1) * first_BK1, (1.0 - eps_BK1) * first_BK1)
 
 
 def _share(size: jax.Array) -> jax.Array:
@@ -196,22 +196,22 @@ def _share(size: jax.Array) -> jax.Array:
     return jnp.where(total > 0, size / jnp.where(total > 0, total, 1.0), 1.0 / size.shape[-1])
 
 
-def _harmonic_mean(refs_BKN: jax.Array, alpha_BN: jax.Array) -> jax.Array:
+def _harmonic_mean(refs_BKJ: jax.Array, alpha_BJ: jax.Array) -> jax.Array:
     """[B, 2] log of 1 / sum_k alpha_k / p_k; a weight of 0 leaves its reference out."""
-    return -jax.nn.logsumexp(-refs_BKN, axis=-1, b=alpha_BN[:, None, :])
+    return -jax.nn.logsumexp(-refs_BKJ, axis=-1, b=alpha_BJ[:, None, :])
 
 
-def _weighted_mean(x_BKN: jax.Array, alpha_N: jax.Array) -> jax.Array:
-    return jnp.sum(x_BKN * alpha_N[None, None, :], axis=-1)
+def _weighted_mean(x_BKJ: jax.Array, alpha_J: jax.Array) -> jax.Array:
+    return jnp.sum(x_BKJ * alpha_J[None, None, :], axis=-1)
 
 
-def _normalised(alphas: tuple[float, ...], refs_BKN: jax.Array) -> jax.Array:
-    """[N] weights of the references that sum to 1."""
+def _normalised(alphas: tuple[float, ...], refs_BKJ: jax.Array) -> jax.Array:
+    """[J] weights of the references that sum to 1."""
     models = "first `ref`, then those of `extra_refs`"
-    alpha_N = jnp.asarray(
-        per_model("alphas", alphas, refs_BKN.shape[-1], 1.0, models), refs_BKN.dtype
+    alpha_J = jnp.asarray(
+        per_model("alphas", alphas, refs_BKJ.shape[-1], 1.0, models), refs_BKJ.dtype
     )
-    return alpha_N / alpha_N.sum()
+    return alpha_J / alpha_J.sum()
 
 
 def _dpo_against(
