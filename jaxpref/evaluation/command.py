@@ -23,7 +23,8 @@ from jaxpref.rewards import open_reward
 from jaxpref.runs.directory import is_run
 from jaxpref.settings import for_all_models
 
-EPILOG = """without --reward: accuracy, margins, log-probs, KL, lengths, calibration on held-out rows
+EPILOG = """\
+without --reward: accuracy, margins, log-probs, KL estimates, lengths, calibration on held-out data
     jaxpref eval runs/demo
     jaxpref eval runs/demo --step latest data.eval=[other.jsonl]
 

@@ -308,7 +308,7 @@ def test_implicit_reward_of_an_adapter(tiny_files, tmp_path):
 
 @pytest.mark.slow
 def test_modpo_with_token_counts_is_length_regularised_dpo(tiny_files, tmp_path):
-    """MODPO with the margin -|y| and w = (1, a) is r_dpo with alpha = a, through score, data.other_rewards and training."""
+    """MODPO with the reward -|y| and w = (1, a) is r_dpo with alpha = a: score, data.other_rewards and training."""
     score_data(
         str(tiny_files.train), {"short": open_reward(f"rule:tokens:{tiny_files.model}")}, tmp_path / "out.jsonl",
         cache=tmp_path / "cache",
@@ -320,7 +320,8 @@ def test_modpo_with_token_counts_is_length_regularised_dpo(tiny_files, tmp_path)
     ):
         config = tiny.config(
             tmp_path / name, tiny_files.model, tmp_path / "out.jsonl", objective=[objective],
-            data={"train": [str(tmp_path / "out.jsonl")], "eval": [], "other_rewards": other_rewards}, train={"max_steps": 4},
+            data={"train": [str(tmp_path / "out.jsonl")], "eval": [], "other_rewards": other_rewards},
+            train={"max_steps": 4},
         )  # fmt: skip
         losses.append(tiny.run(config).losses)
     np.testing.assert_allclose(*losses, rtol=1e-5)
