@@ -1,6 +1,6 @@
-"""Writes docs/objectives.md from the objectives' docstrings and docs/trl_losses.yaml; run it after changing either.
+"""Writes docs/objectives.md from the objectives' docstrings and docs/trl_losses.yaml.
 
-A test compares the file with what this makes, so that it cannot drift.
+Run it after changing either.  A test compares the file with what this makes, so it cannot drift.
 """
 
 import inspect
@@ -26,7 +26,7 @@ LOGPS = {
     "value": "a scalar head, `value`, which is trained from 0",
     "router": "the router of a mixture of experts",
 }
-"""Optional fields of `Logps` -> what an objective that reads them works on, and what that asks of the config."""
+"""Optional field of `Logps` -> what it holds for an objective, and what that asks of the config."""
 
 
 def page() -> str:
@@ -37,21 +37,22 @@ def page() -> str:
 def sections(function: Callable) -> dict[str, str]:
     """Docstring -> {"": what stands before the first section, "Args": ..., ...}."""
     parts = re.split(rf"^({'|'.join(SECTIONS)}):", inspect.getdoc(function), flags=re.MULTILINE)
-    return {"": parts[0].strip()} | {
-        name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)
-    }
+    named = zip(parts[1::2], parts[2::2], strict=True)
+    return {"": parts[0].strip()} | {name: body.strip() for name, body in named}
 
 
 def _intro() -> str:
     kinds = "\n".join(f"- `{kind}`: {meaning}" for kind, meaning in KINDS.items())
+    links = ", ".join(f"[`{name}`](#{name})" for name in OBJECTIVES)
     return f"""# Objectives
 
 Made by `docs/make_objectives.py` from the docstrings; change those.
 
-The notation: `rho = log pi(y|x) - log pi_ref(y|x)`, summed over the loss tokens of a completion (end-of-sequence
-included), in nats; `n` its loss tokens; `L` its summed log-prob.  Completion 0 is the chosen one, 1 the rejected one.
-Every value is a weighted mean over the whole batch, whatever the micro-batches, packing and mesh.  Where an objective
-has a `weight`, the data column `weight` weighs its pairs.
+The notation: `rho = log pi(y|x) - log pi_ref(y|x)`, summed over the loss tokens of a completion
+(end-of-sequence included), in nats; `n` its number of loss tokens; `L` its summed log-prob.
+Completion 0 is the chosen one, 1 the rejected one.  Every value is a weighted mean over the whole
+batch, whatever the micro-batches, packing and mesh.  Where an objective has a `weight`, the data
+column `weight` weights its pairs.
 
 A config lists objectives with their hyperparameters; the list is a weighted sum:
 
@@ -59,23 +60,24 @@ A config lists objectives with their hyperparameters; the list is a weighted sum
       - {{name: dpo, beta: 0.1}}
       - {{name: sft, weight: 0.5}}
       - {{name: odpo, columns: {{score: scores/helpful}}}}    # another data column for an array
-      - {{name: ipo, transform: {{name: ld, alpha: 0.5}}}}    # log-probs changed before it: [Transforms](#transforms)
-      - {{name: mypackage.mymodule:my_loss, scale: 2.0}}    # a function of one's own
+      - {{name: ipo, transform: {{name: ld, alpha: 0.5}}}}    # log-probs changed before it
+      - {{name: mypackage.mymodule:my_loss, scale: 2.0}}    # a function of your own
 
-What a group of the data holds, and what an objective is defined on:
+[Transforms](#transforms) are listed below.  The kinds of groups that data may have, and that an
+objective is defined on:
 
 {kinds}
 
-{len(OBJECTIVES)} objectives: {", ".join(f"[`{name}`](#{name})" for name in OBJECTIVES)}.
+{len(OBJECTIVES)} objectives: {links}.
 """
 
 
 def _family(module) -> str:
     functions = [f for f in OBJECTIVES.values() if f.__module__ == module.__name__]
     title, _, rest = inspect.getdoc(module).partition("\n\n")
-    return "\n".join(
-        [f"## {title.rstrip('.')}\n", *([rest + "\n"] if rest else []), *map(_objective, functions)]
-    )
+    lines = [f"## {title.rstrip('.')}\n"]
+    lines += [rest + "\n"] if rest else []
+    return "\n".join([*lines, *map(_objective, functions)])
 
 
 def _objective(function: Callable) -> str:
@@ -94,35 +96,32 @@ def _objective(function: Callable) -> str:
 
 def _data(function: Callable) -> str:
     needs = getattr(function, "needs", Needs())
-    given = {"policy", "running", "uniform"}
-    parameters = [
-        p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY
-    ]
     words = {"ref": "a reference model", "extra_refs": "further references (`reference.extra`)"}
-    asks = [
-        words.get(p.name, f"column `{p.name}`") + ("" if p.default is p.empty else " (optional)")
-        for p in parameters if p.name not in given
-    ]  # fmt: skip
-    kinds = (
-        "any groups"
-        if set(needs.groups) == set(KINDS)
-        else "groups: " + ", ".join(f"`{k}`" for k in needs.groups)
-    )
-    coupled = ["couples the groups of a batch, exact under accumulation"] if needs.coupled else []
-    transformable = ["takes [transforms](#transforms)"] if needs.transformable else []
-    return "; ".join(
-        [kinds, *asks, *(LOGPS[name] for name in needs.logps), *coupled, *transformable]
-    )
+    if set(needs.groups) == set(KINDS):
+        asks = ["any groups"]
+    else:
+        asks = ["groups: " + ", ".join(f"`{kind}`" for kind in needs.groups)]
+    for parameter in inspect.signature(function).parameters.values():
+        given = parameter.name in ("policy", "running", "uniform")
+        if given or parameter.kind is parameter.KEYWORD_ONLY:
+            continue
+        optional = "" if parameter.default is parameter.empty else " (optional)"
+        asks.append(words.get(parameter.name, f"column `{parameter.name}`") + optional)
+    asks += [LOGPS[name] for name in needs.logps]
+    if needs.coupled:
+        asks.append("couples the groups of a batch, exact under accumulation")
+    if needs.transformable:
+        asks.append("takes [transforms](#transforms)")
+    return "; ".join(asks)
 
 
 def _hyperparameters(function: Callable) -> str:
-    parameters = [
-        p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
-    ]
-    shown = [
-        f"`{p.name}`" + (f" = {p.default}" if p.default is not p.empty else " (required)")
-        for p in parameters
-    ]
+    shown = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            required = parameter.default is parameter.empty
+            value = " (required)" if required else f" = {parameter.default}"
+            shown.append(f"`{parameter.name}`{value}")
     return ", ".join(shown) or "none"
 
 
@@ -132,23 +131,22 @@ def _transforms() -> str:
     )
     intro = f"""## Transforms
 
-Changes of the log-probs before an objective, named by its `transform`.  A list may name one that leaves out tokens, and
-after it one of the others.  They go with functions of the log-ratios of a pair, and with functions of one's own without
-`needs`:
+Changes of the log-probs before an objective, named by its `transform`.  A list may name one that
+leaves out tokens, and after it one of the others.  They go with functions of the log-ratios of a
+pair, and with functions of your own without `needs`:
 
 {takes}.
 """
-    return "\n".join(
-        [intro, *(_transform(name, transform) for name, transform in TRANSFORMS.items()), ""]
-    )
+    return "\n".join([intro, *(_transform(*item) for item in TRANSFORMS.items()), ""])
 
 
 def _transform(name: str, transform: Transform) -> str:
     text = sections(transform.function)
-    needs = "".join(f"  Needs {LOGPS[field]}." for field in transform.logps)
-    source = f"  Source: {_flow(text['Source'])}" if "Source" in text else ""
+    hyperparameters = _hyperparameters(transform.function)
     tokens = "; leaves out tokens" if transform.shortens else ""
-    return f"- `{name}` ({_hyperparameters(transform.function)}{tokens}): {_flow(text[''])}{needs}{source}"
+    line = f"- `{name}` ({hyperparameters}{tokens}): {_flow(text[''])}"
+    line += "".join(f"  Needs {LOGPS[field]}." for field in transform.logps)
+    return line + (f"  Source: {_flow(text['Source'])}" if "Source" in text else "")
 
 
 def _trl() -> str:
@@ -159,14 +157,12 @@ def _trl() -> str:
         ).strip()
         star = "" if "cases" in entry else "\\*"
         rows.append(f"| {entry['trl']}{star} | `{ours}` | {entry.get('note', '')} |")
-    return "\n".join([
-        "## Coming from TRL 1.16\n",
-        "The same numbers (tested against values of TRL 1.16.0 in float64, but for the rows with a star):\n",
-        *rows, "",
-    ])  # fmt: skip
+    tested = "tested against values of TRL 1.16.0 in float64, except for the rows with a star"
+    return "\n".join(["## Coming from TRL 1.16\n", f"The same numbers ({tested}):\n", *rows, ""])
 
 
 def _flow(text: str) -> str:
+    """The text on one line."""
     return " ".join(line.strip() for line in text.splitlines())
 
 

@@ -1,5 +1,4 @@
-"""Answers of a policy to prompts: generated, or read from a file; and those of two policies, prompt
-by prompt."""
+"""Answers of policies to prompts: generated or read from a file, and paired prompt by prompt."""
 
 import json
 from collections import Counter
@@ -14,11 +13,15 @@ from jaxpref.generation.completions import Completion, Mix, Settings, complete, 
 from jaxpref.generation.prompts import read_prompts, to_prompt
 from jaxpref.types import Group
 
+_PROMPT_KEYS = ("prompt", "messages", "tools", "chat_template_kwargs")
+
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers of one policy; a prompt appears once for each of its answers, those of a prompt in
-    their order."""
+    """Answers of one policy.
+
+    A prompt appears once for each of its answers, those of a prompt in their order.
+    """
 
     name: str
     prompts: list[Group]
@@ -34,9 +37,10 @@ class Answers:
 
 
 def read_answers(path: str | Path) -> Answers:
-    """Rows with `prompt` (text or messages) and `completion` (text, or one assistant message), as
-    `jaxpref generate` writes them.
+    """Answers from a file of rows with `prompt` and `completion`.
 
+    As `jaxpref generate` writes them.  A prompt is a text or messages, a completion a text or one
+    message of the assistant.
     Errors: InputError with file and row.
     """
     prompts, texts = [], []
@@ -45,15 +49,11 @@ def read_answers(path: str | Path) -> Answers:
             raise InputError(
                 'rows with "prompt" and "completion"',
                 f"{where}: {', '.join(map(str, row))}",
-                "add it",
+                "add `completion`, the answer to the prompt",
             )
         texts.append(_text(row["completion"], where))
-        rest = {
-            key: row[key]
-            for key in ("prompt", "messages", "tools", "chat_template_kwargs")
-            if key in row
-        }
-        prompts.append(to_prompt(rest, where, number))
+        of_prompt = {key: row[key] for key in _PROMPT_KEYS if key in row}
+        prompts.append(to_prompt(of_prompt, where, number))
     return Answers(str(path), prompts, texts)
 
 
@@ -62,7 +62,9 @@ def _text(value: Any, where: str) -> str:
         value = value[0].get("content")
     if not isinstance(value, str):
         raise InputError(
-            "a text, or one message", f'{where}, key "completion": {value!r:.80}', "correct the row"
+            "a text, or one message",
+            f'{where}, key "completion": {value!r:.80}',
+            "write the answer as a text, or as a list of one message with `content`",
         )
     return value
 
@@ -83,33 +85,34 @@ def generated_answers(
     """
     groups = read_prompts(prompts)
     opened = open_source(source, step=step, overrides=overrides)
-    made = watch(
-        complete(opened.pieces, opened.params, groups, settings, opened.mixed),
-        len(groups) * settings.samples,
+    completions = complete(opened.pieces, opened.params, groups, settings, opened.mixed)
+    done = sorted(
+        watch(completions, len(groups) * settings.samples),
+        key=lambda completion: (completion.prompt_index, completion.sample),
     )
-    done = sorted(made, key=lambda item: (item.prompt_index, item.sample))
-    return Answers(
-        str(source), [groups[item.prompt_index] for item in done], [item.text for item in done]
-    )
+    prompts_of_answers = [groups[completion.prompt_index] for completion in done]
+    return Answers(str(source), prompts_of_answers, [completion.text for completion in done])
 
 
 def in_order_of(first: Answers, other: Answers) -> Answers:
-    """The other's answers in the first's order: the n-th answer to a prompt beside the n-th to the
-    same prompt.
+    """The other's answers in the first's order.
 
-    Errors: InputError where some prompt has not as many answers on both sides.
+    The n-th answer to a prompt then stands beside the other's n-th to the same prompt.
+    Errors: InputError where some prompt does not have as many answers on both sides.
     """
-    places: dict[str, list[int]] = {}
-    for at, key in enumerate(other.keys):
-        places.setdefault(key, []).append(at)
     ours, theirs = Counter(first.keys), Counter(other.keys)
-    if ours != theirs:
-        odd = next(key for key in [*ours, *theirs] if ours[key] != theirs[key])
-        raise InputError(
-            "as many answers to every prompt on both sides",
-            f"{ours[odd]} of {first.name} and {theirs[odd]} of {other.name} to the prompt {json.loads(odd)[0]!r:.80}",
-            "generate both from one file of prompts, with as many samples",
-        )
-    taken = {key: iter(at) for key, at in places.items()}
-    order = [next(taken[key]) for key in first.keys]
+    for key in [*ours, *theirs]:
+        if ours[key] != theirs[key]:
+            prompt = json.loads(key)[0]
+            raise InputError(
+                "as many answers to every prompt on both sides",
+                f"{ours[key]} of {first.name} and {theirs[key]} of {other.name} "
+                f"to the prompt {prompt!r:.80}",
+                "generate both from one file of prompts, with as many samples",
+            )
+    indices: dict[str, list[int]] = {}
+    for i, key in enumerate(other.keys):
+        indices.setdefault(key, []).append(i)
+    remaining = {key: iter(of_key) for key, of_key in indices.items()}
+    order = [next(remaining[key]) for key in first.keys]
     return Answers(other.name, [other.prompts[i] for i in order], [other.texts[i] for i in order])

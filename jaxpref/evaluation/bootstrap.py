@@ -1,11 +1,9 @@
-"""Percentile bootstrap: intervals for any statistic that is a function of how often each group
-counts.
+"""Percentile bootstrap: intervals for any statistic of how often each group counts.
 
-Dimension letters beside those of types.py: B groups, U units, W resamples.  What is drawn, with
-replacement, are units that are independent of each other: prompts with all their groups.  A
-statistic takes weights [W, B], how often every group counts in each resample, and gives its value
-in each; with all weights 1 that is the value on the data.  All statistics of an evaluation see the
-same resamples.
+Dimension letters: B groups, U units, W resamples.  What is drawn, with replacement, are units that
+are independent of each other: prompts with all their groups.  A statistic takes weights [W, B], how
+often every group counts in each resample, and gives its value in each; with all weights 1 that is
+the value on the data.  All statistics of an evaluation see the same resamples.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -43,8 +41,19 @@ class Bootstrap:
             raise InputError(
                 "at least 100 resamples, a level between 0 and 1, a seed of 0 or more",
                 f"resamples={self.resamples}, level={self.level}, seed={self.seed}",
-                "correct them",
+                "2000 resamples at level 0.95 with seed 0 are usual",
             )
+
+    def note(self, units: str) -> str:
+        """How intervals were made, for a report.
+
+        Args:
+            units: what is resampled, with their number.
+        """
+        return (
+            f"intervals: percentile bootstrap at {self.level:.0%}, "
+            f"{self.resamples} resamples of {units}"
+        )
 
 
 DEFAULT = Bootstrap()
@@ -80,18 +89,20 @@ def estimates(
     values = statistics(np.ones((1, len(unit_B))))
     blocks = [statistics(weight_WB) for weight_WB in resampled_weights(unit_B, bootstrap)]
     tails = (1.0 - bootstrap.level) / 2.0, (1.0 + bootstrap.level) / 2.0
-    found = {}
+    several_units = len(np.unique(unit_B)) > 1
+    made = {}
     for name, value in values.items():
         drawn_W = np.concatenate([block[name] for block in blocks])
-        defined = len(np.unique(unit_B)) > 1 and np.isfinite(drawn_W).all()
-        low, high = map(float, np.quantile(drawn_W, tails)) if defined else (None, None)
-        found[name] = Estimate(float(value[0]), low, high)
-    return found
+        if several_units and np.isfinite(drawn_W).all():
+            low, high = np.quantile(drawn_W, tails)
+            made[name] = Estimate(float(value[0]), float(low), float(high))
+        else:
+            made[name] = Estimate(float(value[0]))
+    return made
 
 
 def resampled_weights(unit_B: np.ndarray, bootstrap: Bootstrap) -> Iterator[np.ndarray]:
-    """Blocks [W, B] of weights, `resamples` rows in all; the same whatever the size of the
-    blocks."""
+    """Blocks [W, B] of weights, `resamples` rows in all, the same whatever the blocks' size."""
     U, rng = int(unit_B.max()) + 1, np.random.default_rng(bootstrap.seed)
     rows = max(1, _CELLS // max(U, len(unit_B)))
     for first in range(0, bootstrap.resamples, rows):
@@ -119,25 +130,26 @@ def correlation(weight_WB: np.ndarray, x_B: np.ndarray, y_B: np.ndarray) -> np.n
     x_B, y_B = x_B - x_B.mean(), y_B - y_B.mean()  # before the squares, against cancellation
     mean_of = lambda z_B: mean(weight_WB, z_B)
     x_W, y_W = mean_of(x_B), mean_of(y_B)
-    xx_W, yy_W, xy_W = (
-        mean_of(x_B * x_B) - x_W**2,
-        mean_of(y_B * y_B) - y_W**2,
-        mean_of(x_B * y_B) - x_W * y_W,
-    )
+    xx_W = mean_of(x_B * x_B) - x_W**2
+    yy_W = mean_of(y_B * y_B) - y_W**2
+    xy_W = mean_of(x_B * y_B) - x_W * y_W
     varies_W = (xx_W > 1e-12 * np.mean(x_B * x_B)) & (yy_W > 1e-12 * np.mean(y_B * y_B))
     spread_W = np.sqrt(np.where(varies_W, xx_W * yy_W, 1.0))
     return np.where(varies_W, xy_W / spread_W, np.nan)
 
 
 def roc_area(weight_WB: np.ndarray, score_B: np.ndarray, positive_B: np.ndarray) -> np.ndarray:
-    """P(score of a positive > score of a negative), ties counted half; NaN where one of the two is
-    missing."""
+    """P(score of a positive > score of a negative), ties counted half.
+
+    NaN where there are no positives or no negatives.
+    """
     order = np.argsort(score_B, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(score_B[order]) > 0])
     weight_WB, positive_B = weight_WB[:, order], positive_B[order]
+    # [W, distinct scores] weight of the groups with a score; of each score's ties half lies below.
     per_score = lambda mask_B: np.add.reduceat(weight_WB * mask_B, starts, axis=1)
-    positive_WV, negative_WV = per_score(positive_B), per_score(1.0 - positive_B)
-    below_WV = np.cumsum(negative_WV, axis=1) - 0.5 * negative_WV
-    pairs_W = positive_WV.sum(1) * negative_WV.sum(1)
-    won_W = (positive_WV * below_WV).sum(1)
+    positive, negative = per_score(positive_B), per_score(1.0 - positive_B)
+    below = np.cumsum(negative, axis=1) - 0.5 * negative
+    pairs_W = positive.sum(1) * negative.sum(1)
+    won_W = (positive * below).sum(1)
     return np.divide(won_W, pairs_W, out=np.full_like(won_W, np.nan), where=pairs_W != 0)

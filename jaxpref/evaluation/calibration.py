@@ -1,5 +1,4 @@
-"""Calibration of pairwise rewards: is sigmoid(margin) the share of such pairs in which that answer
-is preferred?
+"""Calibration of pairwise rewards: is sigmoid(margin) how often that answer is preferred?
 
 Every row says `chosen is preferred`, so outcomes are all 1 as long as a pair is seen from the
 chosen side, and a model that always predicts 1 would look calibrated.  A pair must be seen from a
@@ -13,7 +12,7 @@ over a side drawn at random, without the noise of the draw.
   everything: the prediction for the answer with the higher reward, the *confidence* max(p, 1 - p)
   in [0.5, 1], against how often that answer is the chosen one.
 - A tie has confidence 0.5 and counts as half right (one of its two sides is), unlike in
-    `rewards/accuracies`.
+  `rewards/accuracies`.
 """
 
 from dataclasses import dataclass
@@ -29,8 +28,10 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Bin:
-    """Pairs whose confidence lies in [low, high), the last bin with its end; empty ones are left
-    out."""
+    """Pairs whose confidence lies in [low, high), the last bin with its end.
+
+    Empty bins are left out.
+    """
 
     low: float
     high: float
@@ -41,7 +42,7 @@ class Bin:
     """Share in which the answer with the higher reward is the chosen one."""
     accuracy_low: float
     accuracy_high: float
-    """Wilson's interval (1927), for a resampling of a few pairs that agree would have no width."""
+    """Wilson's interval (1927), as resampling a few pairs that agree would give one of no width."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,12 @@ def check_bins(bins: int) -> None:
 
 
 def predictions(margin_B: np.ndarray, bins: int = BINS) -> Predictions:
-    """Args: margin_B rewards of chosen less rejected, nats; bins of equal width over confidences
-    [0.5, 1]."""
+    """What margins predict.
+
+    Args:
+        margin_B: rewards of chosen less rejected, in nats.
+        bins: their number, of equal width over confidences [0.5, 1].
+    """
     confidence_B = np.exp(-np.logaddexp(0.0, -np.abs(margin_B)))
     bin_B = np.minimum(((confidence_B - 0.5) * 2 * bins).astype(int), bins - 1)
     return Predictions(confidence_B, 0.5 + 0.5 * np.sign(margin_B), bin_B, bins)
@@ -94,8 +99,7 @@ def _ece(weight_WB: np.ndarray, made: Predictions) -> np.ndarray:
 
 
 def ece_by_chance(made: Predictions, bootstrap: Bootstrap) -> Estimate:
-    """The ECE that the same predictions would have if they were perfectly calibrated: mean and
-    interval.
+    """The ECE of the same predictions if they were perfectly calibrated: mean and interval.
 
     A finite number of pairs never has ECE 0; one inside this interval is no sign of miscalibration.
     Outcomes are drawn from the predictions themselves.
@@ -104,9 +108,8 @@ def ece_by_chance(made: Predictions, bootstrap: Bootstrap) -> Estimate:
     rng, B = np.random.default_rng(bootstrap.seed), len(made.bin_B)
 
     def draw() -> float:
-        right_B = np.where(
-            made.right_B == 0.5, 0.5, rng.random(B) < made.confidence_B
-        )  # a tie stays one
+        is_tie_B = made.right_B == 0.5
+        right_B = np.where(is_tie_B, 0.5, rng.random(B) < made.confidence_B)
         return np.abs(np.bincount(made.bin_B, made.confidence_B - right_B)).sum() / B
 
     drawn_W = np.array([draw() for _ in range(bootstrap.resamples)])
@@ -117,14 +120,15 @@ def ece_by_chance(made: Predictions, bootstrap: Bootstrap) -> Estimate:
 def reliability(made: Predictions, level: float) -> list[Bin]:
     """The reliability diagram: bins of confidence, what was predicted in each and what was seen."""
     edges = np.linspace(0.5, 1.0, made.bins + 1)
-    found = []
+    diagram = []
     for b in np.unique(made.bin_B):
         inside = made.bin_B == b
         n, accuracy = int(inside.sum()), float(made.right_B[inside].mean())
         low, high = wilson(accuracy, n, level)
         confidence = float(made.confidence_B[inside].mean())
-        found.append(Bin(float(edges[b]), float(edges[b + 1]), n, confidence, accuracy, low, high))
-    return found
+        edge = float(edges[b]), float(edges[b + 1])
+        diagram.append(Bin(*edge, n, confidence, accuracy, low, high))
+    return diagram
 
 
 def wilson(share: float, n: int, level: float) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -22,13 +23,14 @@ from jaxpref.rewards import open_reward
 from jaxpref.runs.directory import is_run
 from jaxpref.settings import for_all_models
 
-EPILOG = """without --reward: accuracy, margins, log-probs, KL estimates, lengths and calibration on the held-out data
+EPILOG = """\
+without --reward: accuracy, margins, log-probs, KL estimates, lengths, calibration on held-out data
     jaxpref eval runs/demo
     jaxpref eval runs/demo --step latest data.eval=[other.jsonl]
 
 with --reward: rewards of answers to prompts, and win rates against another policy
     jaxpref eval runs/demo --prompts prompts.jsonl --reward judge.py:polite --against base-model
-    jaxpref eval runs/demo --prompts prompts.jsonl --reward runs/reward-model --temperature 1 --samples 4
+    jaxpref eval runs/demo --prompts prompts.jsonl --reward runs/judge --temperature 1 --samples 4
     jaxpref eval ours.jsonl --against theirs.jsonl --reward runs/dpo --out compared.json
 """
 _GENERATION = {
@@ -86,11 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="REWARD",
-        help="module:function or FILE.py:function of (prompt, answer); a run (its reward head, or its "
-        "implicit reward); a directory with a reward model; may be given several times",
+        help="module:function or FILE.py:function of (prompt, answer); a run (its reward head, or "
+        "its implicit reward); a directory with a reward model; may be given several times",
     )
     text.add_argument(
-        "--prompts", metavar="FILE", help=".txt (one a line), or rows with `prompt` or `messages`"
+        "--prompts", metavar="FILE", help=".txt (one per line), or rows with `prompt` or `messages`"
     )
     text.add_argument(
         "--against", metavar="OTHER", help="another run, model or .jsonl file of answers"
@@ -106,8 +108,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Evaluates, writes JSON, rows and figures, and prints the table; of several processes the
-    first does."""
+    """Evaluates, writes JSON, rows and figures, and prints the table.
+
+    Of several processes only the first writes and prints.
+    """
     bootstrap = Bootstrap(options.resamples, options.level, options.seed)
     if options.reward:
         _on_answers(options, bootstrap, console)
@@ -117,85 +121,95 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
 def _on_preferences(options: argparse.Namespace, bootstrap: Bootstrap, console: Console) -> None:
     given = [
-        name for name in ("prompts", "against", *_GENERATION) if getattr(options, name) is not None
+        f"--{name.replace('_', '-')}"
+        for name in ("prompts", "against", *_GENERATION)
+        if getattr(options, name) is not None
     ]
     if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise InputError(
             "--reward, by which answers are scored",
-            f"{flags} without it",
-            "add it, or leave these out",
+            f"{', '.join(given)} without it",
+            "add --reward, or remove these options to evaluate on held-out preferences",
         )
-    _given_out(options)
-    found = evaluate_preferences(
+    _given_out(options)  # before anything is computed
+    preferences = evaluate_preferences(
         options.source,
         step=options.step,
         overrides=options.overrides,
         bootstrap=bootstrap,
         bins=BINS if options.bins is None else options.bins,
     )
-    about = found.report.about
-    name = "_".join(
-        ["preferences", *(Path(path).stem for path in about["data"]), str(about["step"])]
-    )
-    to = _given_out(options, *about["data"]) or Path(options.source) / "eval" / f"{name}.json"
+    report = preferences.report
+    data, step = report.about["data"], report.about["step"]
+    name = "_".join(["preferences", *(Path(path).stem for path in data), str(step)])
+    to = _given_out(options, *data) or Path(options.source) / "eval" / f"{name}.json"
     if jax.process_index() == 0:
-        written = [found.report.write(to), write_rows(found.groups, to.with_suffix(".jsonl"))]
-        written += [png] if (png := plot_preferences(found, to.with_suffix(".png"))) else []
-        _show(found.report, written, console)
+        written = [report.write(to), write_rows(preferences.groups, to.with_suffix(".jsonl"))]
+        png = plot_preferences(preferences, to.with_suffix(".png"))
+        if png is not None:
+            written.append(png)
+        _show(report, written, console)
 
 
 def _on_answers(options: argparse.Namespace, bootstrap: Bootstrap, console: Console) -> None:
     if options.bins is not None:
         raise InputError(
-            "--bins with held-out preferences alone", "--bins and --reward", "leave one out"
+            "--bins with held-out preferences alone",
+            "--bins and --reward",
+            "remove --bins: answers have no reliability diagram",
         )
     to = _destination(options)
     rewards = [
         open_reward(what, overrides=for_all_models(options.overrides)) for what in options.reward
     ]
     answers = _answers(options.source, options, options.step, console)
-    against = (
-        None if options.against is None else _answers(options.against, options, "best", console)
-    )
-    given = {
-        name: getattr(options, name) for name in _GENERATION if getattr(options, name) is not None
-    }
+    against = None
+    if options.against is not None:
+        against = _answers(options.against, options, "best", console)
     about = {
         "step": options.step,
         "prompts_from": options.prompts,
-        "generation": given,
+        "generation": _generation_options(options),
         "seed": options.seed,
     }
-    found = evaluate_answers(answers, rewards, against=against, bootstrap=bootstrap, about=about)
+    generations = evaluate_answers(
+        answers, rewards, against=against, bootstrap=bootstrap, about=about
+    )
     if jax.process_index() == 0:
-        written = [found.report.write(to), write_rows(found.rows, to.with_suffix(".jsonl"))]
-        _show(found.report, [*written, plot_generations(found, to.with_suffix(".png"))], console)
+        written = [
+            generations.report.write(to),
+            write_rows(generations.rows, to.with_suffix(".jsonl")),
+            plot_generations(generations, to.with_suffix(".png")),
+        ]
+        _show(generations.report, written, console)
+
+
+def _generation_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of generation that were given."""
+    given = {name: getattr(options, name) for name in _GENERATION}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _given_out(options: argparse.Namespace, *more: str) -> Path | None:
-    """--out, beside which rows and figure are written.  Errors: InputError where these would
-    replace what is read.
+    """--out, beside which rows and figure are written; None where it was not given.
 
     Args:
         more: further files that are read.
+    Errors: InputError where what is written would replace what is read.
     """
     if not options.out:
         return None
     to = Path(options.out)
     if to.suffix != ".json":
-        raise InputError("--out FILE.json", options.out, "rename it")
-    read = {
-        Path(path).resolve()
-        for path in (options.source, options.against, options.prompts, *more)
-        if path
-    }
+        raise InputError("--out FILE.json", options.out, "give it a name that ends in .json")
+    sources = (options.source, options.against, options.prompts, *more)
+    read = {Path(path).resolve() for path in sources if path}
     for written in (to, to.with_suffix(".jsonl"), to.with_suffix(".png")):
         if written.resolve() in read:
             raise InputError(
-                "--out beside which nothing stands that is read",
+                "--out that replaces none of the files that are read",
                 f"{written}",
-                "choose another name",
+                "choose another name for --out",
             )
     return to
 
@@ -207,7 +221,7 @@ def _destination(options: argparse.Namespace) -> Path:
         raise InputError(
             "--out FILE.json, where the policy is no run",
             f"{options.source} without it",
-            "add --out",
+            "add --out FILE.json",
         )
     against = f"_against_{Path(options.against).stem}" if options.against else ""
     prompts = Path(options.prompts).stem if options.prompts else "prompts"
@@ -222,11 +236,9 @@ def _answers(source: str, options: argparse.Namespace, step: str, console: Conso
         raise InputError(
             "--prompts FILE, for a policy to answer",
             f"{source} without it",
-            "add it, or name a .jsonl file",
+            "add --prompts FILE, or name a .jsonl file of answers",
         )
-    given = {
-        name: getattr(options, name) for name in _GENERATION if getattr(options, name) is not None
-    }
+    given = _generation_options(options)
     sampling = Sampling(**{name: given.pop(name) for name in _SAMPLING if name in given})
     settings = Settings(sampling, seed=options.seed, **given)
 

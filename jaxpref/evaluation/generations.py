@@ -1,5 +1,4 @@
-"""Evaluation of generated text: rewards of a policy's answers, and how often they beat another
-policy's."""
+"""Evaluation of generated text: rewards of a policy's answers, and wins against another policy."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,21 +8,29 @@ import numpy as np
 
 from jaxpref.errors import InputError
 from jaxpref.evaluation.answers import Answers, in_order_of
-from jaxpref.evaluation.bootstrap import DEFAULT, Bootstrap, correlation, estimates, mean, units_of
-from jaxpref.evaluation.report import Report, split_defined
+from jaxpref.evaluation.bootstrap import (
+    DEFAULT,
+    Bootstrap,
+    Estimate,
+    correlation,
+    estimates,
+    mean,
+    units_of,
+)
+from jaxpref.evaluation.report import Report, quantiles, split_defined
 from jaxpref.evaluation.sign_test import sign_test
 from jaxpref.rewards.reward import Reward
 
 WIN_NOTE = (
-    "win_rate counts a tie as half a win.  An answer is compared with the other's answer to the same prompt.  The sign "
-    "test is exact and two-sided, over prompts: a prompt is won where more than half of its comparisons are; prompts "
-    "that are tied are dropped."
+    "win_rate counts a tie as half a win.  An answer is compared with the other's answer to the "
+    "same prompt.  The sign test is exact and two-sided, over prompts: a prompt is won where more "
+    "than half of its comparisons are; prompts that are tied are dropped."
 )
 
 
 @dataclass(frozen=True)
 class Generations:
-    """What `evaluate_answers` found, and the arrays from which figures are drawn."""
+    """What `evaluate_answers` measured, and the arrays from which figures are drawn."""
 
     report: Report
     rows: list[dict[str, Any]]
@@ -42,8 +49,9 @@ def evaluate_answers(
     bootstrap: Bootstrap = DEFAULT,
     about: Mapping[str, Any] | None = None,
 ) -> Generations:
-    """Rewards of answers, with intervals over prompts; against another policy also win rates and
-    sign tests.
+    """Rewards of answers, with intervals over prompts.
+
+    Against another policy also win rates and sign tests.
 
     Args:
         answers: of the policy (`evaluation.answers`).
@@ -57,33 +65,31 @@ def evaluate_answers(
         raise InputError(
             "one reward or more, of different names",
             ", ".join(names) or "none",
-            "rename or add one",
+            "give every reward a name of its own, and at least one reward",
         )
     other = None if against is None else in_order_of(answers, against)
     ours, theirs = _scored(rewards, answers, other)
     unit_B = units_of(answers.keys)
 
     def statistics(weight_WB: np.ndarray) -> dict[str, np.ndarray]:
-        found = {}
+        values = {}
         for reward in rewards:
-            found |= _of_reward(
-                weight_WB,
-                reward,
-                answers,
-                ours[reward.name],
-                theirs[reward.name] if theirs else None,
-            )
-        for name, side in (("characters", answers), ("characters_against", other)):
-            found |= {f"{name}/{_LENGTHS}": mean(weight_WB, _characters(side))} if side else {}
-        return found
+            theirs_B = None if theirs is None else theirs[reward.name]
+            values |= _of_reward(weight_WB, reward, answers, ours[reward.name], theirs_B)
+        values[f"characters/{_LENGTHS}"] = mean(weight_WB, _characters(answers))
+        if other is not None:
+            values[f"characters_against/{_LENGTHS}"] = mean(weight_WB, _characters(other))
+        return values
 
-    found, left_out = split_defined(estimates(statistics, unit_B, bootstrap), _UNDEFINED)
-    tests = [_test(name, ours[name] - theirs[name], unit_B) for name in names] if theirs else []
+    defined, left_out = split_defined(estimates(statistics, unit_B, bootstrap), _UNDEFINED)
+    tests = []
+    if theirs is not None:
+        tests = [_test(name, ours[name] - theirs[name], unit_B) for name in names]
     prompts = int(unit_B.max()) + 1
     title = f"{answers.name}: {len(answers.texts)} answers to {prompts} prompts"
-    of = lambda title: {
-        name: estimate for name, estimate in found.items() if name.partition("/")[2] == title
-    }
+    sections: dict[str, dict[str, Estimate]] = {title: {} for title in (*names, _LENGTHS)}
+    for name, estimate in defined.items():
+        sections[name.partition("/")[2]][name] = estimate
     report = Report(
         about={
             "title": f"{title}, against {other.name}" if other else title,
@@ -95,7 +101,7 @@ def evaluate_answers(
             "bootstrap": asdict(bootstrap),
             **(about or {}),
         },
-        sections={title: of(title) for title in (*names, _LENGTHS)},
+        sections=sections,
         tables={"rewards": _quantiles(ours, theirs), "sign_test": tests},
         left_out=left_out,
         notes=list(_notes(tests, prompts, bootstrap)),
@@ -105,18 +111,18 @@ def evaluate_answers(
 
 def _scored(
     rewards: Sequence[Reward], answers: Answers, other: Answers | None
-) -> tuple[dict, dict | None]:
-    """{reward: [B]} of the answers and of the other's; in one call, for a model is loaded and
-    compiled once."""
-    prompts, texts = (
-        answers.prompts + (other.prompts if other else []),
-        answers.texts + (other.texts if other else []),
-    )
-    values, n = {reward.name: reward(prompts, texts) for reward in rewards}, len(answers.texts)
-    ours, theirs = (
-        {name: x[part] for name, x in values.items()} for part in (slice(n), slice(n, None))
-    )
-    return ours, theirs if other else None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
+    """{reward: [B]} of the answers, and of the other's.
+
+    Both in one call: a model is loaded and compiled once.
+    """
+    if other is None:
+        return {reward.name: reward(answers.prompts, answers.texts) for reward in rewards}, None
+    ours, theirs, n = {}, {}, len(answers.texts)
+    for reward in rewards:
+        both = reward(answers.prompts + other.prompts, answers.texts + other.texts)
+        ours[reward.name], theirs[reward.name] = both[:n], both[n:]
+    return ours, theirs
 
 
 def _characters(answers: Answers) -> np.ndarray:
@@ -126,13 +132,10 @@ def _characters(answers: Answers) -> np.ndarray:
 def _notes(tests: Sequence[Mapping[str, Any]], prompts: int, bootstrap: Bootstrap) -> Iterator[str]:
     for test in tests:
         yield (
-            f"{test['reward']}: of {prompts} prompts {test['wins']} won, {test['losses']} lost, {test['ties']} tied; "
-            f"sign test p = {test['p']:.3g}"
+            f"{test['reward']}: of {prompts} prompts {test['wins']} won, {test['losses']} lost, "
+            f"{test['ties']} tied; sign test p = {test['p']:.3g}"
         )
-    yield (
-        f"intervals: percentile bootstrap at {bootstrap.level:.0%}, {bootstrap.resamples} resamples of {prompts} "
-        "prompts with all their answers"
-    )
+    yield bootstrap.note(f"{prompts} prompts with all their answers")
     if tests:
         yield WIN_NOTE
 
@@ -149,24 +152,24 @@ def _of_reward(
     theirs_B: np.ndarray | None,
 ) -> dict[str, np.ndarray]:
     name = reward.name
-    found = {
+    values = {
         f"reward/{name}": mean(weight_WB, ours_B),
         f"length_correlation/{name}": correlation(weight_WB, ours_B, _characters(answers)),
     }
     if theirs_B is None:
-        return found
+        return values
     difference_B = ours_B - theirs_B
-    found |= {
+    values |= {
         f"reward_against/{name}": mean(weight_WB, theirs_B),
         f"difference/{name}": mean(weight_WB, difference_B),
         f"win_rate/{name}": mean(weight_WB, wins(difference_B)),
         f"ties/{name}": mean(weight_WB, (difference_B == 0).astype(float)),
     }
-    if reward.bradley_terry:  # the mean probability that a judge of this reward prefers ours
-        found[f"expected_win_rate/{name}"] = mean(
-            weight_WB, np.exp(-np.logaddexp(0.0, -difference_B))
-        )
-    return found
+    if reward.bradley_terry:
+        # The mean probability that a judge of this reward prefers ours.
+        probability_B = np.exp(-np.logaddexp(0.0, -difference_B))
+        values[f"expected_win_rate/{name}"] = mean(weight_WB, probability_B)
+    return values
 
 
 def wins(difference_B: np.ndarray) -> np.ndarray:
@@ -192,38 +195,26 @@ def _quantiles(
 ) -> list[dict[str, Any]]:
     table = []
     for name in ours:
-        for side, values in (("policy", ours), *((("against", theirs),) if theirs else ())):
-            low, quarter, median, three_quarters, high = map(
-                float, np.quantile(values[name], [0, 0.25, 0.5, 0.75, 1])
-            )
-            table.append(
-                {
-                    "reward": name,
-                    "of": side,
-                    "least": low,
-                    "quarter": quarter,
-                    "median": median,
-                    "three_quarters": three_quarters,
-                    "most": high,
-                }
-            )
+        table.append({"reward": name, "of": "policy", **quantiles(ours[name])})
+        if theirs is not None:
+            table.append({"reward": name, "of": "against", **quantiles(theirs[name])})
     return table
 
 
 def _rows(
-    answers: Answers, other: Answers | None, ours: Mapping, theirs: Mapping | None
+    answers: Answers,
+    other: Answers | None,
+    ours: Mapping[str, np.ndarray],
+    theirs: Mapping[str, np.ndarray] | None,
 ) -> list[dict[str, Any]]:
     rows = []
     for b, (prompt, text) in enumerate(zip(answers.prompts, answers.texts, strict=True)):
-        row = {
-            "prompt": prompt.prompt,
-            "completion": text,
-            "rewards": {n: float(x[b]) for n, x in ours.items()},
-        }
-        if other:
-            row["against"] = {
-                "completion": other.texts[b],
-                "rewards": {n: float(x[b]) for n, x in theirs.items()},
-            }
+        row = {"prompt": prompt.prompt, "completion": text, "rewards": _of_row(ours, b)}
+        if other is not None:
+            row["against"] = {"completion": other.texts[b], "rewards": _of_row(theirs, b)}
         rows.append(row)
     return rows
+
+
+def _of_row(rewards: Mapping[str, np.ndarray], b: int) -> dict[str, float]:
+    return {name: float(reward_B[b]) for name, reward_B in rewards.items()}

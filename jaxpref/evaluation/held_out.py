@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -22,7 +23,8 @@ class Evaluator:
     """Plans the evaluation data and compiles its step once, at the first call.
 
     Args:
-        make_step: scoring -> the step; `stacked.py` evaluates several policies at once.
+        make_step: loss specification -> the step; stacked training evaluates several policies at
+            once.
     """
 
     def __init__(
@@ -38,13 +40,15 @@ class Evaluator:
         self._step = jax.jit(step, out_shardings=NamedSharding(pieces.mesh, P()))
 
     def __call__(self, params: Any, ref_params: Any, running: Any) -> dict[str, float]:
-        """`eval/...` means over all groups: the objective, its rewards, log-probs, entropy,
-        accuracy."""
+        """`eval/...` means over all groups.
+
+        They are those of the objective, its rewards, log-probs, entropy and accuracy.
+        """
         mesh, total = self._pieces.mesh, None
         with jax.set_mesh(mesh):
             for _, batch, micro_batches in batches(own_steps(self._loader, mesh), mesh):
                 sums = self._step(params, ref_params, running, batch, micro_batches)
-                total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
+                total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         return as_metrics(jax.device_get(total), self._pieces)
 
 
@@ -63,8 +67,9 @@ def evaluate_run(
     overrides: Sequence[str] = (),
     objective: Sequence[Any] | None = None,
 ) -> tuple[dict[str, float], int]:
-    """Metrics of a run's checkpoint on its held-out data (or on `data.eval` of the overrides), and
-    its step.
+    """Metrics of a run's checkpoint on its held-out data, and the checkpoint's step.
+
+    `data.eval` of the overrides names other data.
 
     Args:
         objective: as given to `train`, when it was.

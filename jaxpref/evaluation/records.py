@@ -1,8 +1,7 @@
-"""What is known of every group after one pass over the data: log-probs under policy and reference,
-values of the loss.
+"""What is known of every group after one pass over the data: log-probs and values of the loss.
 
-The compiled step gives them replicated, so every process ends with those of all groups, in the
-order of the data.
+The log-probs are those under policy and reference.  The compiled step gives them replicated, so
+every process ends with those of all groups, in the order of the data.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,10 +22,10 @@ from jaxpref.types import Batch, EncodedGroup
 
 
 class Records(NamedTuple):
-    """Values of every group; arrays of the device in the step, of the host (float64) afterwards."""
+    """Values of every group: arrays on the device in the step, on the host (float64) afterwards."""
 
     row_id: Any
-    """[B] int; -1 in a slot without a group, of which there are none afterwards."""
+    """[B] int; -1 in a slot without a group; `gather` drops those slots."""
     policy: Logps
     """[B, K]; 0 where a group has fewer completions."""
     ref: Logps | None
@@ -34,13 +33,13 @@ class Records(NamedTuple):
     """[B, K] sum over a completion's tokens of exp(-r) - 1 + r, r the token's log-ratio to the
     reference (nats); None where the reference is cached, for then only sums are known."""
     values: Any
-    """What loss and metrics are sums of: `step.group_values`."""
+    """The terms of which loss and metrics are sums: `batch_loss.group_values`."""
 
 
 def make_record_step(
     loss_spec: LossSpec,
 ) -> Callable[[Any, Any, Any, Batch, jax.Array], tuple[dict[str, Any], Records]]:
-    """As `step.make_eval_step`, with the values of every group beside the sums."""
+    """As `train_step.make_eval_step`, with the values of every group beside the sums."""
 
     def record_step(params, ref_params, running, batch: Batch, micro_batches: jax.Array):
         logps, ref = all_logps(loss_spec, params, ref_params, batch, micro_batches)
@@ -59,8 +58,10 @@ def make_record_step(
 def gather(
     loss_spec: LossSpec, loader: Loader, mesh: Any, params: Any, ref_params: Any, running: Any
 ) -> tuple[dict[str, Any], Records]:
-    """One pass over the loader's groups: the sums that `step.finish_metrics` takes, and the records
-    in their order."""
+    """One pass over the loader's groups.
+
+    Returns: the sums that `batch_loss.finish_metrics` takes; the records in the groups' order.
+    """
     step = jax.jit(make_record_step(loss_spec), out_shardings=NamedSharding(mesh, P()))
     total, parts = None, []
     with jax.set_mesh(mesh):
@@ -74,7 +75,7 @@ def gather(
 def _in_order(parts: Sequence[Records], groups: Sequence[EncodedGroup]) -> Records:
     """Those of all steps as one, without empty slots, in the order of the groups."""
     whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    place = {int(row): at for at, row in enumerate(whole.row_id) if row >= 0}
-    order_B = np.array([place[group.row_id] for group in groups])
+    index = {int(row): i for i, row in enumerate(whole.row_id) if row >= 0}
+    order_B = np.array([index[group.row_id] for group in groups])
     picked = jax.tree.map(lambda x: x[order_B].astype(np.float64), whole)
     return picked._replace(row_id=whole.row_id[order_B])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,24 +16,23 @@ from rich.text import Text
 from jaxpref.evaluation.bootstrap import Estimate
 from jaxpref.files import whole_file
 
-# The first pattern that a name starts with gives its unit.
 _UNITS = {
     "rewards/accuracies": "share of groups",
     "rewards/ties": "share of groups",
     "rewards/roc_area": "share of pairs of answers",
     "rewards": "nats",
-    "logps_per_token": "nats a token",
-    "logps": "nats an answer",
-    "kl_k1_per_token": "nats a token",
-    "kl_k3_per_token": "nats a token",
-    "kl": "nats an answer",
+    "logps_per_token": "nats per token",
+    "logps": "nats per answer",
+    "kl_k1_per_token": "nats per token",
+    "kl_k3_per_token": "nats per token",
+    "kl": "nats per answer",
     "lengths/chosen_longer": "share of groups",
     "lengths/margin_correlation": "correlation, -1 to 1",
     "lengths": "tokens",
     "calibration/ece": "probability",
     "calibration/brier": "0 to 1; 0.25 at equal rewards",
     "calibration/nll": "nats; 0.693 at equal rewards",
-    "entropy": "nats a token",
+    "entropy": "nats per token",
     "mean_token_accuracy": "share of tokens",
     "win_rate/": "share of comparisons, ties half",
     "ties/": "share of comparisons",
@@ -40,16 +40,24 @@ _UNITS = {
     "length_correlation/": "correlation, -1 to 1",
     "characters": "characters",
 }
+"""Start of a name -> unit; the first that fits is taken."""
 
 
 def unit_of(name: str) -> str:
-    """What a value is counted in; empty where the objective alone knows."""
+    """The unit of a value; empty for a metric of an objective that is not listed."""
     return next((unit for start, unit in _UNITS.items() if name.startswith(start)), "")
+
+
+def quantiles(values: np.ndarray) -> dict[str, float]:
+    """Quartiles and extremes, by the names of a table's columns."""
+    names = ("least", "quarter", "median", "three_quarters", "most")
+    at = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
+    return {name: float(value) for name, value in zip(names, at, strict=True)}
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation found.
+    """What an evaluation measured.
 
     Args:
         about: what was evaluated, on what, and how intervals were made.
@@ -70,20 +78,20 @@ class Report:
     @property
     def estimates(self) -> dict[str, Estimate]:
         """Those of all sections."""
-        return {
-            name: estimate
-            for section in self.sections.values()
-            for name, estimate in section.items()
-        }
+        together: dict[str, Estimate] = {}
+        for section in self.sections.values():
+            together |= section
+        return together
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it; there the sections are `estimates`, in the order of the table."""
-        found = dataclasses.asdict(self)
-        del found["sections"]
-        found["estimates"] = {
-            n: dataclasses.asdict(e) | {"unit": unit_of(n)} for n, e in self.estimates.items()
+        report = dataclasses.asdict(self)
+        del report["sections"]
+        report["estimates"] = {
+            name: dataclasses.asdict(estimate) | {"unit": unit_of(name)}
+            for name, estimate in self.estimates.items()
         }
-        return found
+        return report
 
     def write(self, path: str | Path) -> Path:
         """Writes strict JSON, whole or not at all; numbers that are not finite are null there."""
@@ -122,23 +130,25 @@ class Report:
 
 
 def split_defined(
-    found: Mapping[str, Estimate], reasons: Mapping[str, str]
-) -> tuple[dict[str, Estimate], dict]:
+    estimates: Mapping[str, Estimate], reasons: Mapping[str, str]
+) -> tuple[dict[str, Estimate], dict[str, str]]:
     """The estimates with a finite value, and for the others why they have none.
 
     Args:
         reasons: start of a name -> reason; the first that fits is given.
     """
-    defined = {name: estimate for name, estimate in found.items() if math.isfinite(estimate.value)}
-    why = lambda name: next(
-        (reason for start, reason in reasons.items() if name.startswith(start)),
-        "no group has a finite value",
-    )
-    return defined, {name: why(name) for name in found if name not in defined}
+    defined, undefined = {}, {}
+    for name, estimate in estimates.items():
+        if math.isfinite(estimate.value):
+            defined[name] = estimate
+        else:
+            fitting = (reason for start, reason in reasons.items() if name.startswith(start))
+            undefined[name] = next(fitting, "no group has a finite value")
+    return defined, undefined
 
 
 def write_rows(rows: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
-    """One JSON object a line; numbers that are not finite are null."""
+    """Writes one JSON object per line; numbers that are not finite are null."""
     with whole_file(path) as partial, partial.open("w") as stream:
         stream.writelines(
             json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows

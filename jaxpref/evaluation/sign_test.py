@@ -2,11 +2,10 @@
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p-value of at least so uneven a result if either side were as likely to win; ties
-    are dropped before.
+    """Two-sided p-value of a result at least this uneven if both sides were as likely to win.
 
-    p = min(1, 2 * sum_{i <= min(wins, losses)} C(n, i) / 2^n) with n = wins + losses; 1 where there
-    is neither.  Exact: whole numbers up to the one division.
+    Ties are dropped before.  p = min(1, 2 * sum_{i <= min(wins, losses)} C(n, i) / 2^n) with n =
+    wins + losses; 1 where there is neither.  Exact: whole numbers up to the one division.
     Source: Conover, Practical Nonparametric Statistics, section 3.4.
     """
     n, tail, ways = wins + losses, 0, 1

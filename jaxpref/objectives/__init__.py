@@ -1,8 +1,10 @@
 """Objectives: pure functions of log-probs, one public function each; the dict lists them."""
 
 from jaxpref.objectives import (
+    advantage,
     coupled,
     divergences,
+    margins,
     multiobjective,
     pairwise,
     pointwise,
@@ -15,24 +17,22 @@ from jaxpref.objectives import (
     tokenwise,
     unpaired,
 )
+from jaxpref.objectives.binding import bind
 from jaxpref.objectives.contract import (
     JUDGED,
     KINDS,
     PAIRS,
     Needs,
     ObjectiveOutput,
-    Part,
     Term,
-    asked_logps,
-    bind,
-    check_columns,
-    group_kinds,
     needs,
 )
+from jaxpref.objectives.part import Part, asked_logps, check_columns, group_kinds
 from jaxpref.objectives.transforms import TRANSFORMS
 
 FAMILIES = (
     pairwise,
+    margins,
     pointwise,
     divergences,
     tokenwise,
@@ -43,6 +43,7 @@ FAMILIES = (
     ranked,
     references,
     multiobjective,
+    advantage,
     reward,
     router,
 )
@@ -56,16 +57,15 @@ _LISTED = (
     pairwise.ipo_sum,
     pairwise.hinge,
     pairwise.dpo_norm,
-    pairwise.r_dpo,
-    pairwise.dpop,
-    pairwise.minor_dpo,
-    pairwise.odpo,
-    pairwise.margin_dpo,
-    pairwise.mmpo,
     pairwise.exo,
     pairwise.discopop,
-    pairwise.chi_po,
-    pairwise.hypo,
+    margins.r_dpo,
+    margins.dpop,
+    margins.minor_dpo,
+    margins.odpo,
+    margins.margin_dpo,
+    margins.mmpo,
+    margins.hypo,
     pointwise.nca,
     pointwise.sppo_hard,
     pointwise.sppo_soft,
@@ -78,6 +78,7 @@ _LISTED = (
     divergences.f_dpo_forward_kl,
     divergences.f_dpo_js,
     divergences.f_dpo_alpha,
+    divergences.chi_po,
     tokenwise.wpo,
     tokenwise.wpo_clamped,
     tokenwise.ld_dpo,
@@ -113,10 +114,10 @@ _LISTED = (
     multiobjective.modpo_hinge,
     multiobjective.modpo_implicit,
     multiobjective.spo,
-    multiobjective.hpo_dpo,
-    multiobjective.hpo_kto,
-    multiobjective.advantage_mle,
-    multiobjective.advantage_mle_value,
+    advantage.hpo_dpo,
+    advantage.hpo_kto,
+    advantage.advantage_mle,
+    advantage.advantage_mle_value,
     reward.bradley_terry,
     router.router_balance,
 )

@@ -15,12 +15,14 @@ from jaxpref.objectives._math import (
     LessThanOne,
     NotNegative,
     Positive,
+    RowWeight,
     cross_entropy,
     difference,
     log_ratios,
     mean,
+    pair_output,
     pair_weight,
-    reward_metrics,
+    plus_metrics,
 )
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 from jaxpref.objectives.pairwise import dpo
@@ -35,17 +37,16 @@ likely."""
 def aot(
     policy: Logps, ref: Logps, *, beta: Positive = 0.01, eps: LessThanHalf = 0.0
 ) -> ObjectiveOutput:
-    """Alignment via optimal transport, paired: the mean over i of -log sigmoid(beta * (m_(i) -
-    mref_(i))).
+    """Alignment via optimal transport, paired: mean of -log sigmoid(beta * (m_(i) - mref_(i))).
 
-    m = L_chosen - L_rejected under the policy, mref under the reference, each sorted over the
-    batch; index (i) is the i-th smallest of each.  With label smoothing eps it is -(1 - eps) * log
-    sigmoid(z) - eps * log sigmoid(-z), z the argument above.  The i-th loss is booked on the pair
-    whose m is the i-th.  There is no weight per pair: the i-th margin of the reference belongs to
-    another pair than the policy's.
+    The mean is over i; m = L_chosen - L_rejected under the policy, mref under the reference, each
+    sorted over the batch; index (i) is the i-th smallest of each.  With label smoothing eps it is
+    -(1 - eps) * log sigmoid(z) - eps * log sigmoid(-z), z the argument above.  The i-th loss is
+    booked on the pair whose m is the i-th.  There is no weight per pair: the i-th margin of the
+    reference belongs to another pair than the policy's.
 
     Args:
-        policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
+        policy, ref: summed log-probs [B, 2] in nats; the reference gets no gradient.
         beta: scale, > 0; 0.01 in the paper's setting, 0.1 is TRL's default.
         eps: the probability that a label is wrong, in [0, 1/2).
     Returns: loss_B in nats, ln 2 where policy equals reference (with any eps).
@@ -64,16 +65,16 @@ def aot(
 def aot_unpaired(
     policy: Logps, ref: Logps, *, beta: Positive = 0.01, eps: LessThanHalf = 0.0
 ) -> ObjectiveOutput:
-    """Alignment via optimal transport, unpaired: the mean over i of -log sigmoid(beta * (rho_c(i) -
-    rho_r(i))).
+    """Optimal transport, unpaired: the mean over i of -log sigmoid(beta * (rho_c(i) - rho_r(i))).
 
-    rho_c(i) is the i-th smallest log-ratio of the batch's chosen completions, rho_r(i) that of its
+    Alignment via optimal transport as in `aot`.  rho_c(i) is the i-th smallest log-ratio of the
+    batch's chosen completions, rho_r(i) that of its
     rejected ones: which chosen belongs to which rejected does not matter.  With label smoothing eps
     it is -(1 - eps) * log sigmoid(z) - eps * log sigmoid(-z), z the argument above.  The i-th loss
     is booked on the pair whose chosen completion is the i-th.  There is no weight per pair.
 
     Args:
-        policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
+        policy, ref: summed log-probs [B, 2] in nats; the reference gets no gradient.
         beta: scale, > 0; 0.01 in the paper's setting, 0.1 is TRL's default.
         eps: the probability that a label is wrong, in [0, 1/2).
     Returns: loss_B in nats, ln 2 where policy equals reference (with any eps).
@@ -94,20 +95,19 @@ def aot_unpaired(
 def dr_dpo(
     policy: Logps,
     ref: Logps,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     beta: Positive = 0.1,
     beta_prime: Positive = 1.0,
 ) -> ObjectiveOutput:
-    """Distributionally robust DPO: -beta' * log(mean over the batch of exp(-L / beta')), L the loss
-    of DPO.
+    """Distributionally robust DPO: -beta' * log(mean of exp(-L / beta')), L the loss of DPO.
 
-    The mean is weighted by `weight`.  loss_B holds this one number for every pair.  A pair's
-    gradient is DPO's, times exp(-L / beta') over its mean: pairs with a large loss, which are
-    likelier to be mislabelled, count less.
+    The mean is over the batch, weighted by `weight`.  loss_B holds this one number for every pair.
+    A pair's gradient is DPO's, times exp(-L / beta') over its mean: pairs with a large loss, which
+    are likelier to be mislabelled, count less.
 
     Args:
-        policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
+        policy, ref: summed log-probs [B, 2] in nats; the reference gets no gradient.
         weight: [B] weight of every pair, >= 0.
         beta: as in DPO, > 0; the paper's code uses 0.1.
         beta_prime: beta', > 0, in nats of loss: towards infinity it is the mean, DPO; towards 0 the
@@ -122,8 +122,8 @@ def dr_dpo(
     """
     out = dpo(policy, ref, weight, beta=beta)
     robust = _soft_mean(out.loss_B, out.weight_B, beta_prime)
-    metrics = out.metrics | {"dr_dpo/dpo_loss": jax.lax.stop_gradient(out.loss_B)}
-    return out._replace(loss_B=jnp.broadcast_to(robust, out.loss_B.shape), metrics=metrics)
+    robust_B = jnp.broadcast_to(robust, out.loss_B.shape)
+    return plus_metrics(out._replace(loss_B=robust_B), {"dr_dpo/dpo_loss": out.loss_B})
 
 
 @needs(groups=PAIRS, coupled=True, running={"mean": 0.0, "std": 0.0})
@@ -132,23 +132,22 @@ def beta_dpo(
     ref: Logps,
     running: Mapping[str, jax.Array],
     uniform: jax.Array,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     beta: Positive = 0.1,
     m: NotNegative = 0.6,
     filter: LessThanOne = 0.2,
     decay: LessThanOne = 0.9,
 ) -> ObjectiveOutput:
-    """DPO with a beta for every batch and without its outliers: -log sigmoid(beta_B * D) over the
-    pairs that are kept.
+    """DPO with a beta per batch and without its outliers: -log sigmoid(beta_B * D) of kept pairs.
 
     D = rho_chosen - rho_rejected; M0 and s are running means of the batch's mean and standard
     deviation of D, this batch included.  Of n pairs n - floor(filter * n) are drawn without
     replacement with weights exp(-(D - M0)^2 / (2 s^2)).  beta_B = max(beta * (1 + m * (mean of D
-    over the kept pairs - M0)), 0.001).  Everything but the D of the loss is constant.
+    over the kept pairs - M0)), 0.001).  Only the D of the loss gets a gradient.
 
     Args:
-        policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
+        policy, ref: summed log-probs [B, 2] in nats; the reference gets no gradient.
         running: `mean` and `std`, M0 and s in nats, 0 before the first step.
         uniform: [B] numbers in [0, 1), from which the kept pairs are drawn.
         weight: [B] weight of every pair, >= 0, in the mean of the loss; neither the drawing nor the
@@ -181,24 +180,23 @@ def beta_dpo(
     shift = mean(fixed_B, kept_B) - after["mean"]
     beta_now = jnp.maximum(beta * (1.0 + m * shift), _SMALLEST_BETA)
     loss_B = -jax.nn.log_sigmoid(beta_now * margin_B)
-    kept_as_number_B = kept_B.astype(jnp.float32)
-    metrics = reward_metrics(beta * rho_BK) | {
+    out = pair_output(loss_B, beta * rho_BK, policy, weight)
+    kept_share_B = kept_B.astype(jnp.float32)
+    logged = {
         "beta_dpo/beta": jnp.broadcast_to(beta_now, loss_B.shape),
-        "beta_dpo/kept": kept_as_number_B,
+        "beta_dpo/kept": kept_share_B,
     }
-    return ObjectiveOutput(
-        loss_B, kept_as_number_B * pair_weight(policy, weight), metrics, running=after
-    )
+    return plus_metrics(out._replace(weight_B=kept_share_B * out.weight_B, running=after), logged)
 
 
-def _transported(policy: Logps, ref: Logps, x_B, y_B, beta: float, eps: float) -> ObjectiveOutput:
+def _transported(
+    policy: Logps, ref: Logps, x_B: jax.Array, y_B: jax.Array, beta: float, eps: float
+) -> ObjectiveOutput:
     """Loss of x above the y of the same rank."""
     real_B = pair_weight(policy, None) > 0
     z_B = beta * (x_B - _of_same_rank(y_B, x_B, real_B))
     loss_B = cross_entropy(z_B, 1.0 - eps)
-    return ObjectiveOutput(
-        loss_B, pair_weight(policy, None), reward_metrics(beta * log_ratios(policy, ref))
-    )
+    return pair_output(loss_B, beta * log_ratios(policy, ref), policy, None)
 
 
 def _of_same_rank(y_B: jax.Array, x_B: jax.Array, real_B: jax.Array) -> jax.Array:
@@ -217,7 +215,7 @@ def _rank(x_B: jax.Array, real_B: jax.Array) -> jax.Array:
 
 
 def _soft_mean(loss_B: jax.Array, weight_B: jax.Array, t: float) -> jax.Array:
-    """-t * log(weighted mean of exp(-loss / t)), counted from the smallest loss upwards."""
+    """-t * log(weighted mean of exp(-loss / t)), with losses taken relative to the smallest one."""
     counts_B = weight_B > 0
     least = jax.lax.stop_gradient(jnp.min(jnp.where(counts_B, loss_B, jnp.inf)))
     least = jnp.where(counts_B.any(), least, 0.0)
@@ -236,15 +234,17 @@ def _log_mean_exp(x_B: jax.Array, share_B: jax.Array) -> jax.Array:
 
 
 def _running_moments(
-    running, x_B: jax.Array, real_B: jax.Array, decay: float
+    running: Mapping[str, jax.Array], x_B: jax.Array, real_B: jax.Array, decay: float
 ) -> dict[str, jax.Array]:
-    """Running mean and standard deviation (of n - 1 degrees of freedom) with this batch taken
-    in."""
+    """Running mean and standard deviation (n - 1 degrees of freedom), this batch included."""
     n, centre = real_B.sum(), mean(x_B, real_B)
     squares = jnp.where(real_B, (x_B - centre) ** 2, 0.0).sum()
     std = jnp.sqrt(squares / jnp.maximum(n - 1, 1))
-    mix = lambda old, new, known: jnp.where(known, decay * old + (1.0 - decay) * new, old)
-    return {"mean": mix(running["mean"], centre, n > 0), "std": mix(running["std"], std, n > 1)}
+
+    def mixed(old: jax.Array, new: jax.Array, known: jax.Array) -> jax.Array:
+        return jnp.where(known, decay * old + (1.0 - decay) * new, old)
+
+    return {"mean": mixed(running["mean"], centre, n > 0), "std": mixed(running["std"], std, n > 1)}
 
 
 def _log_likelihood(x_B: jax.Array, moments: Mapping[str, jax.Array]) -> jax.Array:
@@ -255,11 +255,13 @@ def _log_likelihood(x_B: jax.Array, moments: Mapping[str, jax.Array]) -> jax.Arr
 def _draw(
     log_weight_B: jax.Array, real_B: jax.Array, uniform_B: jax.Array, left_out: float
 ) -> jax.Array:
-    """[B] whether a real pair is kept; the largest of log weight + Gumbel noise are a draw without
-    replacement."""
+    """[B] whether a real pair is kept.
+
+    The pairs with the largest log weight + Gumbel noise are a draw without replacement.
+    """
     n = real_B.sum()
-    kept = n - jnp.floor(left_out * n + 1e-4).astype(n.dtype)  # 0.53 * 100 is below 53 in float32
-    kept = jnp.maximum(kept, 1)  # filter close to 1 and the 1e-4
+    # 1e-4, for 0.53 * 100 is below 53 in float32; at least 1, for a `filter` close to 1.
+    kept = jnp.maximum(n - jnp.floor(left_out * n + 1e-4).astype(n.dtype), 1)
     noise_B = -jnp.log(-jnp.log(jnp.maximum(uniform_B, jnp.finfo(uniform_B.dtype).tiny)))
     # Relative to the largest, or a far outlier's log weight would swallow the noise of all.
     largest = jnp.max(jnp.where(real_B, log_weight_B, -jnp.inf))

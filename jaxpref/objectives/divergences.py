@@ -1,16 +1,23 @@
-"""DPO under other divergences than the reverse KL: rho is replaced by f'(u), u = exp(rho) = pi /
-pi_ref.
+"""DPO under other divergences than the reverse KL: rho is replaced by f'(u), u = pi / pi_ref.
 
-With the reverse KL, f(u) = u log u, f' is rho up to a constant that the pair cancels: that is `dpo`
-itself.  The transforms `forward_kl`, `js_divergence` and `alpha_divergence` do the same to other
-objectives on pairs.  Here logged rewards stay beta * rho, so that curves of different divergences
-can be compared.
+u = exp(rho).  With the reverse KL, f(u) = u log u, f' is rho up to a constant that cancels in the
+pair: that is `dpo` itself.  The transforms `forward_kl`, `js_divergence` and `alpha_divergence` do
+the same to other objectives on pairs.  Here logged rewards stay beta * rho, so that curves of
+different divergences can be compared.
 """
 
 import jax
+import jax.numpy as jnp
 
 from jaxpref.models.logprobs import Logps
-from jaxpref.objectives._math import Positive, log_ratios, reward_metrics
+from jaxpref.objectives._math import (
+    Positive,
+    RowWeight,
+    difference,
+    log_ratios,
+    pair_output,
+    reward_metrics,
+)
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 from jaxpref.objectives.pairwise import dpo
 from jaxpref.objectives.transforms import alpha_divergence, forward_kl, js_divergence
@@ -18,17 +25,15 @@ from jaxpref.objectives.transforms import alpha_divergence, forward_kl, js_diver
 
 @needs(groups=PAIRS)
 def f_dpo_forward_kl(
-    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1
+    policy: Logps, ref: Logps, weight: RowWeight = None, *, beta: Positive = 0.1
 ) -> ObjectiveOutput:
-    """DPO regularised by the forward KL: -log sigmoid(beta * (exp(-rho_rejected) -
-    exp(-rho_chosen))).
+    """DPO under the forward KL: -log sigmoid(beta * (exp(-rho_rejected) - exp(-rho_chosen))).
 
     f(u) = -log u, f'(u) = -1/u.  1/u is clipped at exp(40): a log-ratio below -40 nats gets no
     gradient.
 
     Args:
-        policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
-        weight: [B] weight of every pair, >= 0.
+        policy, ref, weight: as in dpo.
         beta: strength of the divergence's penalty, > 0; the default is DPO's.
     Returns: loss_B in nats, ln 2 where policy equals reference.
     Source: Wang et al., arXiv 2309.16240, table 1; TRL's `f_divergence_type: forward_kl`, which
@@ -45,23 +50,21 @@ def f_dpo_forward_kl(
 
 @needs(groups=PAIRS)
 def f_dpo_js(
-    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1
+    policy: Logps, ref: Logps, weight: RowWeight = None, *, beta: Positive = 0.1
 ) -> ObjectiveOutput:
-    """DPO regularised by the Jensen-Shannon divergence: -log sigmoid(beta * (ls(rho_chosen) -
-    ls(rho_rejected))).
+    """DPO under the Jensen-Shannon divergence: -log sigmoid(beta * (ls_chosen - ls_rejected)).
 
-    ls is log sigmoid; f(u) = u log u - (u + 1) log((u + 1) / 2), f'(u) = log(2u / (1 + u)) = log 2
-    + ls(rho).
+    ls is log sigmoid(rho); f(u) = u log u - (u + 1) log((u + 1) / 2), f'(u) = log(2u / (1 + u)) =
+    log 2 + ls.
 
     Args:
-        policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
-        weight: [B] weight of every pair, >= 0.
+        policy, ref, weight: as in dpo.
         beta: strength of the divergence's penalty, > 0; the default is DPO's.
     Returns: loss_B in nats, ln 2 where policy equals reference.
     Source: Wang et al., arXiv 2309.16240, table 1; TRL's `f_divergence_type: js_divergence`.
     Use: when diversity matters and the gain in likelihood of the chosen completion should be
         bounded: f' never exceeds log 2, so raising rho_chosen beyond a few nats is not rewarded.
-        beta and learning rate as for DPO; a larger beta compensates the bounded score.
+        beta and learning rate as for DPO; a larger beta makes up for the bounded f'.
     Curves: rewards/chosen grows less than under DPO; the margin comes from rewards/rejected
         falling.
     """
@@ -72,20 +75,18 @@ def f_dpo_js(
 def f_dpo_alpha(
     policy: Logps,
     ref: Logps,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     beta: Positive = 0.1,
     alpha: Positive = 0.5,
 ) -> ObjectiveOutput:
-    """DPO regularised by an alpha-divergence: -log sigmoid(beta * (u_rejected^-alpha -
-    u_chosen^-alpha) / alpha).
+    """DPO under an alpha-divergence: -log sigmoid(beta * (u_rejected^-a - u_chosen^-a) / a).
 
-    u = exp(rho); f'(u) = (1 - u^-alpha) / alpha.  u^-alpha is clipped at exp(40): a log-ratio below
-    -40 / alpha nats gets no gradient.
+    a is `alpha`, u = exp(rho); f'(u) = (1 - u^-a) / a.  u^-a is clipped at exp(40): a log-ratio
+    below -40 / a nats gets no gradient.
 
     Args:
-        policy, ref: summed log-probs [B, 2] in nats; the reference is constant.
-        weight: [B] weight of every pair, >= 0.
+        policy, ref, weight: as in dpo.
         beta: strength of the divergence's penalty, > 0; the default is DPO's.
         alpha: order, > 0: towards 0 it is DPO, at 1 it is `f_dpo_forward_kl`.
     Returns: loss_B in nats, ln 2 where policy equals reference.
@@ -99,8 +100,48 @@ def f_dpo_alpha(
     return _f_dpo(policy, ref, alpha_divergence(policy, ref, alpha=alpha), weight, beta)
 
 
-def _f_dpo(
-    policy: Logps, ref: Logps, scored: tuple[Logps, Logps], weight, beta: float
+@needs(groups=PAIRS, transformable=True)
+def chi_po(
+    policy: Logps,
+    ref: Logps,
+    weight: RowWeight = None,
+    *,
+    beta: Positive = 0.05,
+    r_max: Positive | None = None,
 ) -> ObjectiveOutput:
+    """Chi-squared preference optimisation: -log sigmoid(beta * (phi_c - phi_r)).
+
+    phi = exp(rho) + rho, which is f' of f(u) = (u - 1)^2 / 2 + u log u: the chi-squared divergence
+    beside the reverse KL.  The exponential takes min(rho, 20), so that it stays finite.  The margin
+    is cut to +-2 r_max, if that is given.
+
+    Args:
+        policy, ref, weight: as in dpo.
+        beta: strength of the pull towards the reference, > 0; 0.05 and 0.005 in the paper's
+            experiments.
+        r_max: bound on the true reward, > 0; pairs beyond the cut, also those ordered wrongly, have
+            no gradient.
+    Returns: loss_B in nats, ln 2 where policy equals reference.
+    Source: Huang et al., arXiv 2407.13399, algorithm 1; its cut of the margin is an option here;
+        min(rho, 20) as oxRL.
+    Use: several epochs or a small beta, where dpo overoptimises; learning rate of dpo.
+    Curves: as dpo at first; then rewards/chosen hardly rises, for phi is steep above 0, and
+        rewards/rejected falls.
+    """
+    rho_BK = log_ratios(policy, ref)
+    margin_B = beta * difference(jnp.exp(jnp.minimum(rho_BK, 20.0)) + rho_BK)
+    if r_max is not None:
+        margin_B = jnp.clip(margin_B, -2.0 * r_max, 2.0 * r_max)
+    return pair_output(-jax.nn.log_sigmoid(margin_B), beta * rho_BK, policy, weight)
+
+
+def _f_dpo(
+    policy: Logps,
+    ref: Logps,
+    transformed: tuple[Logps, Logps],
+    weight: RowWeight,
+    beta: float,
+) -> ObjectiveOutput:
+    """DPO on log-ratios that a transform has replaced; the logged rewards are those before it."""
     rewards = reward_metrics(beta * log_ratios(policy, ref))
-    return dpo(*scored, weight, beta=beta)._replace(metrics=rewards)
+    return dpo(*transformed, weight, beta=beta)._replace(metrics=rewards)

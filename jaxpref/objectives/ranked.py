@@ -1,29 +1,32 @@
-"""Objectives on K completions of a prompt, best first, with a reference; a completion without
-tokens is left out."""
+"""Objectives on K completions of a prompt, best first, with a reference.
+
+A completion without tokens is left out.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from jaxpref.models.logprobs import Logps
-from jaxpref.objectives._math import Positive, log_ratios, mean, pair_weight
+from jaxpref.objectives._math import Positive, RowWeight, log_ratios, mean, pair_weight
 from jaxpref.objectives.contract import ObjectiveOutput, needs
 
 _LEFT_OUT = -1e30
-"""Logit of a completion that is not there: its probability is exactly 0, and all-absent groups stay
-finite."""
+"""Logit of a completion that is not there: its probability is exactly 0, and a group without any
+stays finite."""
 
 
 @needs(groups=("ranked",))
 def plackett_luce(
-    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1
+    policy: Logps, ref: Logps, weight: RowWeight = None, *, beta: Positive = 0.1
 ) -> ObjectiveOutput:
     """Plackett-Luce ranking: -sum_k log( exp(beta * rho_k) / sum_{j >= k} exp(beta * rho_j) ).
 
-    The probability of drawing the completions in their order, each among those that are left.
+    Minus the log-probability of drawing the completions in their order, each among those that are
+    left.
 
     Args:
         policy, ref: summed log-probs in nats and token counts, [B, K], K >= 2, best first; the
-            reference is constant.
+            reference gets no gradient.
         weight: [B] weight of every prompt, >= 0.
         beta: strength of the pull towards the reference, > 0.
     Returns: loss_B in nats, ln K! where policy equals reference; for K = 2 it is DPO.
@@ -37,15 +40,12 @@ def plackett_luce(
     present_BK = policy.count > 0
     K = reward_BK.shape[1]
     ahead_BKK = reward_BK[:, None, :] - reward_BK[:, :, None]  # [b, k, j] of j over k
-    left_BKK = (
-        jnp.triu(jnp.ones((1, K, K), bool), 1) & present_BK[:, None, :]
-        | jnp.eye(K, dtype=bool)[None]
-    )
+    later_1KK = jnp.triu(jnp.ones((1, K, K), bool), 1)
+    left_BKK = (later_1KK & present_BK[:, None, :]) | jnp.eye(K, dtype=bool)[None]
     surprise_BK = jax.nn.logsumexp(jnp.where(left_BKK, ahead_BKK, _LEFT_OUT), axis=-1)
     loss_B = jnp.where(present_BK, surprise_BK, 0.0).sum(-1)
-    return ObjectiveOutput(
-        loss_B, pair_weight(policy, weight), _ranking_metrics(reward_BK, present_BK)
-    )
+    metrics = _ranking_metrics(reward_BK, present_BK)
+    return ObjectiveOutput(loss_B, pair_weight(policy, weight), metrics)
 
 
 @needs(groups=("ranked",))
@@ -53,7 +53,7 @@ def info_nca(
     policy: Logps,
     ref: Logps,
     score: jax.Array,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     alpha: Positive = 1.0,
     beta: Positive = 0.01,
@@ -61,8 +61,8 @@ def info_nca(
     """InfoNCA: -sum_k softmax(score / alpha)_k * log softmax(beta * rho)_k.
 
     Args:
-        policy, ref: summed log-probs in nats and token counts, [B, K], best first; the reference is
-            constant.
+        policy, ref: summed log-probs in nats and token counts, [B, K], best first; the reference
+            gets no gradient.
         score: [B, K] score of every completion.
         weight: [B] weight of every prompt, >= 0.
         alpha: temperature of the scores, in their unit, > 0; towards 0 only the best completion is
@@ -79,25 +79,25 @@ def info_nca(
     """
     reward_BK = beta * log_ratios(policy, ref)
     present_BK = policy.count > 0
-    among = lambda x_BK: jnp.where(present_BK, x_BK, _LEFT_OUT)
-    target_BK = jax.nn.softmax(among(score / alpha), axis=-1)
-    loss_BK = -target_BK * jax.nn.log_softmax(among(reward_BK), axis=-1)
+    present_only = lambda x_BK: jnp.where(present_BK, x_BK, _LEFT_OUT)
+    target_BK = jax.nn.softmax(present_only(score / alpha), axis=-1)
+    loss_BK = -target_BK * jax.nn.log_softmax(present_only(reward_BK), axis=-1)
     loss_B = jnp.where(present_BK, loss_BK, 0.0).sum(-1)
-    return ObjectiveOutput(
-        loss_B, pair_weight(policy, weight), _ranking_metrics(reward_BK, present_BK)
-    )
+    metrics = _ranking_metrics(reward_BK, present_BK)
+    return ObjectiveOutput(loss_B, pair_weight(policy, weight), metrics)
 
 
 def _ranking_metrics(reward_BK: jax.Array, present_BK: jax.Array) -> dict[str, jax.Array]:
-    """The reward metrics of a pair, for K completions: the best, the mean of the others, pairs in
-    the right order."""
+    """The reward metrics of a pair, for K completions.
+
+    `chosen` is the best one, `rejected` the mean of the others; accuracy is over all pairs of them.
+    """
     reward_BK = jax.lax.stop_gradient(reward_BK)
     K = reward_BK.shape[1]
     best_B = reward_BK[:, 0]
     others_B = mean(reward_BK[:, 1:], present_BK[:, 1:], axis=-1)
-    pairs_BKK = (
-        jnp.triu(jnp.ones((1, K, K), bool), 1) & present_BK[:, None, :] & present_BK[:, :, None]
-    )
+    later_1KK = jnp.triu(jnp.ones((1, K, K), bool), 1)
+    pairs_BKK = later_1KK & present_BK[:, None, :] & present_BK[:, :, None]
     right_BKK = reward_BK[:, :, None] > reward_BK[:, None, :]
     return {
         "rewards/chosen": best_B,

@@ -1,5 +1,7 @@
-"""Objectives without a reference: completion 0 is chosen, completion 1 rejected, completion 2 (of a
-triple) gold."""
+"""Objectives without a reference.
+
+Completion 0 is chosen (y_w), completion 1 rejected (y_l), completion 2 of a triple the gold answer.
+"""
 
 from typing import Annotated
 
@@ -13,18 +15,20 @@ from jaxpref.objectives._math import (
     Finite,
     NotNegative,
     Positive,
+    RowWeight,
     difference,
+    pair_output,
     pair_weight,
     per_token,
+    plus_metrics,
     plus_term,
-    reward_metrics,
     token_nll,
 )
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, Term, needs
 
 _SURE = -1e-6
-"""Mean log-prob above which odds no longer grow: beyond it float32 rounds, and their slope 1 / (1 -
-P) has no bound."""
+"""Mean log-prob above which odds no longer grow: beyond it float32 rounds, and the slope of the log
+odds, 1 / (1 - P), has no bound."""
 
 
 def _not_zero(x: float) -> float:
@@ -37,11 +41,8 @@ NotZero = Annotated[Finite, AfterValidator(_not_zero)]
 
 
 @needs(groups=PAIRS)
-def orpo(
-    policy: Logps, weight: jax.Array | None = None, *, lam: NotNegative = 0.1
-) -> ObjectiveOutput:
-    """Odds-ratio preference optimisation: nll(y_w) - lam * log sigmoid(log odds(y_w) - log
-    odds(y_l)).
+def orpo(policy: Logps, weight: RowWeight = None, *, lam: NotNegative = 0.1) -> ObjectiveOutput:
+    """Odds-ratio preference optimisation: nll(y_w) - lam * log sigmoid(log(odds(y_w) / odds(y_l))).
 
     odds(y) = P / (1 - P) with P = exp(a(y)), a the mean log-prob of y's tokens.  a is clipped from
     above at -1e-6: the odds of a completion that is surer than that get no gradient.
@@ -65,13 +66,13 @@ def orpo(
 
 @needs(groups=PAIRS, logps=("prompt",))
 def orpo_with_prompt(
-    policy: Logps, weight: jax.Array | None = None, *, lam: NotNegative = 0.1
+    policy: Logps, weight: RowWeight = None, *, lam: NotNegative = 0.1
 ) -> ObjectiveOutput:
-    """ORPO with the likelihood of prompt and answer: nll(x, y_w) - lam * log sigmoid(log odds(y_w)
-    - log odds(y_l)).
+    """ORPO that learns prompts: nll(x, y_w) - lam * log sigmoid(log(odds(y_w) / odds(y_l))).
 
-    odds(y) = P / (1 - P) with P = exp(a(y)), a the mean log-prob of y's tokens.  a is clipped from
-    above at -1e-6: the odds of a completion that is surer than that get no gradient.
+    x is the prompt; odds(y) = P / (1 - P) with P = exp(a(y)), a the mean log-prob of y's tokens.  a
+    is clipped from above at -1e-6: the odds of a completion that is surer than that get no
+    gradient.
 
     Args:
         policy: summed log-probs in nats and token counts, of the completions [B, 2] and of the
@@ -87,23 +88,21 @@ def orpo_with_prompt(
     """
     tokens_B = policy.prompt_count + policy.count[:, 0]
     nll_B = -(policy.prompt + policy.sum[:, 0]) / jnp.maximum(tokens_B, 1.0)
-    return _plus_nll(
-        _odds_ratio(policy, weight, lam), Term(nll_B, pair_weight(policy, weight) * tokens_B), 1.0
-    )
+    nll = Term(nll_B, pair_weight(policy, weight) * tokens_B)
+    return _plus_nll(_odds_ratio(policy, weight, lam), nll, 1.0)
 
 
 @needs(groups=PAIRS)
 def cpo(
     policy: Logps,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     beta: Positive = 0.1,
     alpha: NotNegative = 1.0,
 ) -> ObjectiveOutput:
-    """Contrastive preference optimisation: -log sigmoid(beta * (L(y_w) - L(y_l))) + alpha *
-    nll(y_w).
+    """Contrastive preference optimisation: -log sigmoid(beta * (L_w - L_l)) + alpha * nll(y_w).
 
-    L is the summed log-prob.
+    L_w and L_l are L(y_w) and L(y_l); L is the summed log-prob.
 
     Args:
         policy: summed log-probs in nats and token counts, [B, 2].
@@ -118,27 +117,27 @@ def cpo(
     Curves: `nll_loss` falls; `rewards/margins` start at a value set by the lengths, not at 0, and
         rise; summed log-probs reward short answers.
     """
-    return _plus_nll(
-        _preference(policy, weight, beta * policy.sum, 0.0), token_nll(policy, weight), alpha
-    )
+    out = _preference(policy, weight, beta * policy.sum, 0.0)
+    return _plus_nll(out, token_nll(policy, weight), alpha)
 
 
 @needs(groups=PAIRS)
 def simpo(
     policy: Logps,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     beta: Positive = 2.0,
     gamma: NotNegative = 1.0,
 ) -> ObjectiveOutput:
-    """Simple preference optimisation: -log sigmoid(beta * (a(y_w) - a(y_l)) - gamma), a the mean
-    log-prob.
+    """Simple preference optimisation: -log sigmoid(beta * (a(y_w) - a(y_l)) - gamma).
+
+    a is the mean log-prob.
 
     Args:
         policy: summed log-probs in nats and token counts, [B, 2].
         weight: [B] weight of every pair, >= 0.
         beta: scale of the mean log-probs, > 0; the authors use 2 to 10.
-        gamma: wanted margin, >= 0; the authors use 0.1 to 0.8 times beta.
+        gamma: margin to be reached, >= 0; the authors use 0.1 to 0.8 times beta.
     Returns: loss_B in nats, log(1 + exp(gamma)) where both completions are equally likely per
         token.  There is no reference.
     Source: Meng, Xia and Chen, arXiv 2405.14734; TRL's CPOTrainer with `loss_type: simpo,
@@ -154,23 +153,22 @@ def simpo(
 @needs(groups=PAIRS)
 def alphapo(
     policy: Logps,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     beta: Positive = 2.0,
     gamma: NotNegative = 1.0,
     alpha: NotZero = 0.25,
 ) -> ObjectiveOutput:
-    """AlphaPO: -log sigmoid(beta * (r(y_w) - r(y_l)) - gamma), r(y) = (1 - exp(-alpha * a(y))) /
-    alpha.
+    """AlphaPO: -log sigmoid(beta * (r(y_w) - r(y_l)) - gamma).
 
-    a is the mean log-prob; alpha * a is clipped from below at -40, which a negative alpha never
-    reaches.
+    r(y) = (1 - exp(-alpha * a(y))) / alpha, a the mean log-prob; alpha * a is clipped from below at
+    -40, which a negative alpha never reaches.
 
     Args:
         policy: summed log-probs in nats and token counts, [B, 2].
         weight: [B] weight of every pair, >= 0.
         beta: scale of the rewards, > 0.
-        gamma: wanted margin, >= 0.
+        gamma: margin to be reached, >= 0.
         alpha: shape of the reward, not 0, where SimPO is the limit.  The larger, the more unlikely
             completions count; below 0 r is bounded by 1 / alpha, so they hardly count.
     Returns: loss_B in nats, log(1 + exp(gamma)) where both completions are equally likely per
@@ -187,20 +185,21 @@ def alphapo(
 @needs(groups=PAIRS)
 def cpo_simpo(
     policy: Logps,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     beta: Positive = 2.0,
     gamma: NotNegative = 1.0,
     alpha: NotNegative = 1.0,
 ) -> ObjectiveOutput:
-    """CPO-SimPO: -log sigmoid(beta * (a(y_w) - a(y_l)) - gamma) + alpha * nll(y_w), a the mean
-    log-prob.
+    """CPO-SimPO: -log sigmoid(beta * (a(y_w) - a(y_l)) - gamma) + alpha * nll(y_w).
+
+    a is the mean log-prob.
 
     Args:
         policy: summed log-probs in nats and token counts, [B, 2].
         weight: [B] weight of every pair, >= 0; in the likelihood it multiplies the pair's tokens.
         beta: scale of the mean log-probs, > 0.
-        gamma: wanted margin, >= 0.
+        gamma: margin to be reached, >= 0.
         alpha: weight of the likelihood, >= 0.
     Returns: loss_B as of `simpo`; alpha * nll is added as a mean over the chosen completions'
         tokens.
@@ -210,15 +209,14 @@ def cpo_simpo(
         there.
     Curves: as of SimPO, with `nll_loss` falling.
     """
-    return _plus_nll(
-        simpo(policy, weight, beta=beta, gamma=gamma), token_nll(policy, weight), alpha
-    )
+    out = simpo(policy, weight, beta=beta, gamma=gamma)
+    return _plus_nll(out, token_nll(policy, weight), alpha)
 
 
 @needs(groups=("triple",))
 def tpo(
     policy: Logps,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     beta: Positive = 0.01,
     alpha: NotNegative = 1.0,
@@ -240,31 +238,29 @@ def tpo(
         model, learning rate 5e-7.
     Curves: `nll_loss`, of the gold answer, falls; `rewards/margins` rise.
     """
-    return _plus_nll(
-        _preference(policy, weight, beta * policy.sum, 0.0), token_nll(policy, weight, 2), alpha
-    )
+    out = _preference(policy, weight, beta * policy.sum, 0.0)
+    return _plus_nll(out, token_nll(policy, weight, completion=2), alpha)
 
 
 @needs(groups=("triple",))
 def tpo_l(
     policy: Logps,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     beta: Positive = 0.01,
     gamma: NotNegative = 0.5,
     alpha: NotNegative = 1.0,
 ) -> ObjectiveOutput:
-    """Triple preference optimisation by length: -log sigmoid(beta * (a(y_w) - a(y_l)) - gamma) +
-    alpha * nll(y_gold).
+    """TPO by length: -log sigmoid(beta * (a(y_w) - a(y_l)) - gamma) + alpha * nll(y_gold).
 
-    a is the mean log-prob.
+    Triple preference optimisation; a is the mean log-prob.
 
     Args:
         policy: summed log-probs in nats and token counts, [B, 3]: chosen, rejected, gold.
         weight: [B] weight of every triple, >= 0; in the likelihood it multiplies the gold answer's
             tokens.
         beta: scale of the mean log-probs, > 0.
-        gamma: wanted margin, >= 0.
+        gamma: margin to be reached, >= 0.
         alpha: weight of the gold answer's likelihood, >= 0.
     Returns: loss_B in nats, log(1 + exp(gamma)) where chosen and rejected are equally likely per
         token; alpha * nll is added as a mean over the gold answers' tokens.  There is no reference.
@@ -273,17 +269,14 @@ def tpo_l(
         of 0.01 the pair hardly counts; 1 to 10, as for SimPO, makes it count.  Learning rate 5e-7.
     Curves: as of `tpo`.
     """
-    return _plus_nll(
-        _preference(policy, weight, beta * per_token(policy.sum, policy), gamma),
-        token_nll(policy, weight, 2),
-        alpha,
-    )
+    out = _preference(policy, weight, beta * per_token(policy.sum, policy), gamma)
+    return _plus_nll(out, token_nll(policy, weight, completion=2), alpha)
 
 
 @needs(groups=PAIRS)
 def slic_hf(
     policy: Logps,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     delta: NotNegative = 1.0,
     lam: NotNegative = 0.1,
@@ -295,10 +288,10 @@ def slic_hf(
     Args:
         policy: summed log-probs in nats and token counts, [B, 2].
         weight: [B] weight of every pair, >= 0.
-        delta: wanted margin in nats, >= 0.
+        delta: margin to be reached in nats, >= 0.
         lam: weight of the likelihood, >= 0.
     Returns: loss_B in nats, a mean over pairs (no token mean); there is no reference.
-    Source: Zhao et al., arXiv 2305.10425, with the chosen completion as its reference answer; L is
+    Source: Zhao et al., arXiv 2305.10425, with the chosen completion as its gold answer; L is
         a sum over tokens where the original takes their mean.  delta 1 and lam 0.1 are the values
         of HALOs' config.
     Use: where a pair that is ranked right by the margin should not be pushed further; after SFT,
@@ -308,27 +301,24 @@ def slic_hf(
     """
     hinge_B = jax.nn.relu(delta - policy.sum[:, 0] + policy.sum[:, 1])
     loss_B = hinge_B - lam * policy.sum[:, 0]
-    return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(policy.sum))
+    return pair_output(loss_B, policy.sum, policy, weight)
 
 
 def _preference(
-    policy: Logps, weight: jax.Array | None, reward_BK: jax.Array, gamma: float
+    policy: Logps, weight: RowWeight, reward_BK: jax.Array, gamma: float
 ) -> ObjectiveOutput:
-    """The chosen completion's reward exceeds the rejected one's by gamma."""
+    """Bradley-Terry: the chosen completion's reward should exceed the rejected one's by gamma."""
     loss_B = -jax.nn.log_sigmoid(difference(reward_BK) - gamma)
-    return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(reward_BK))
+    return pair_output(loss_B, reward_BK, policy, weight)
 
 
-def _odds_ratio(policy: Logps, weight: jax.Array | None, lam: float) -> ObjectiveOutput:
+def _odds_ratio(policy: Logps, weight: RowWeight, lam: float) -> ObjectiveOutput:
+    """ORPO's second term."""
     mean_BK = per_token(policy.sum, policy)
     log_ratio_B = difference(_log_odds(mean_BK))
     log_sigmoid_B = jax.nn.log_sigmoid(log_ratio_B)
-    logged = jax.lax.stop_gradient(
-        {"log_odds_ratio": log_sigmoid_B, "log_odds_chosen": log_ratio_B}
-    )
-    return ObjectiveOutput(
-        -lam * log_sigmoid_B, pair_weight(policy, weight), reward_metrics(lam * mean_BK) | logged
-    )
+    out = pair_output(-lam * log_sigmoid_B, lam * mean_BK, policy, weight)
+    return plus_metrics(out, {"log_odds_ratio": log_sigmoid_B, "log_odds_chosen": log_ratio_B})
 
 
 def _log_odds(a: jax.Array) -> jax.Array:
@@ -338,6 +328,9 @@ def _log_odds(a: jax.Array) -> jax.Array:
 
 
 def _plus_nll(out: ObjectiveOutput, nll: Term, alpha: float) -> ObjectiveOutput:
-    """`nll_loss` in the log is a mean over groups of each one's token mean; the loss has the mean
-    over all tokens."""
+    """The likelihood added to a preference loss.
+
+    The loss has its mean over all tokens; the logged `nll_loss` is a mean over groups of each
+    group's token mean.
+    """
     return plus_term(out, alpha, nll, {"nll_loss": nll.loss_B})

@@ -1,5 +1,7 @@
-"""Pairs with several reference models: the policy's own initialisation, `ref`, and those of
-`extra_refs`."""
+"""Objectives on pairs with several references: the policy's own initialisation and others.
+
+The first is `ref`, the others are those of `extra_refs`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,10 @@ from jaxpref.models.logprobs import Logps
 from jaxpref.objectives._math import (
     Fraction,
     Positive,
+    RowWeight,
     difference,
-    pair_weight,
+    pair_output,
     per_model,
-    reward_metrics,
 )
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 
@@ -21,23 +23,22 @@ def mrpo(
     policy: Logps,
     ref: Logps,
     extra_refs: jax.Array,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     beta: Positive = 0.1,
     eps: Fraction = 0.1,
 ) -> ObjectiveOutput:
-    """Multi-reference preference optimisation: DPO against log p = -log sum_k alpha_k exp(-L_k), a
-    harmonic mean.
+    """Multi-reference preference optimisation: DPO against log p = -log sum_k alpha_k exp(-L_k).
 
-    L_k(y) is the summed log-prob under reference k, first `ref` (k = 1), then `extra_refs`.  Clip:
-    every L_k(y) is moved into [(1 + e_y) L_1(y), (1 - e_y) L_1(y)], with e_y = eps * |b_y| /
-    (|b_chosen| + |b_rejected|) and b_y the mean of L_k(y) over k.  Weights, a pair at a time:
+    p is a harmonic mean; L_k(y) is the summed log-prob under reference k, first `ref` (k = 1), then
+    `extra_refs`.  Clip: every L_k(y) is moved into [(1 + e_y) L_1(y), (1 - e_y) L_1(y)], with e_y =
+    eps * |b_y| / (|b_chosen| + |b_rejected|) and b_y the mean of L_k(y) over k.  Weights, per pair:
     alpha_k = |L_k(chosen) - L_k(rejected)|, divided by their sum, from the unclipped L_k; equal
-    weights where all of these are 0.  All of it is constant: only the policy gets a gradient.
+    weights where all of these are 0.  Only the policy gets a gradient.
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
-        extra_refs: [B, K, N] summed log-probs in nats under the other references.  From Python N
+        extra_refs: [B, K, J] summed log-probs in nats under the other references.  From Python J
             may be 0, which is DPO; in a config choose `dpo` for that.
         weight: [B] weight of every pair, >= 0.
         beta: strength of the pull towards the references, > 0; 0.1 in the authors' code.
@@ -54,10 +55,10 @@ def mrpo(
         step rewards are already off 0, by beta times the distance of the mean to `ref`; the clip
         keeps that small.
     """
-    refs_BKN = _references(ref, extra_refs)
-    clipped_BKN = _clipped(refs_BKN, eps * _share(jnp.abs(refs_BKN.mean(-1))))
-    alpha_BN = _share(jnp.abs(difference(refs_BKN)))
-    return _dpo_against(_harmonic_mean(clipped_BKN, alpha_BN), policy, weight, beta)
+    refs_BKJ = _references(ref, extra_refs)
+    clipped_BKJ = _clipped(refs_BKJ, eps * _share(jnp.abs(refs_BKJ.mean(-1))))
+    alpha_BJ = _share(jnp.abs(difference(refs_BKJ)))
+    return _dpo_against(_harmonic_mean(clipped_BKJ, alpha_BJ), policy, weight, beta)
 
 
 @needs(groups=PAIRS)
@@ -65,7 +66,7 @@ def mrpo_fixed(
     policy: Logps,
     ref: Logps,
     extra_refs: jax.Array,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     alphas: tuple[Positive, ...] = (),
     beta: Positive = 0.1,
@@ -74,12 +75,12 @@ def mrpo_fixed(
     """MRPO with given weights and one clip: DPO against log p = -log sum_k alpha_k exp(-L_k).
 
     L_k(y) is the summed log-prob under reference k, first `ref` (k = 1), then `extra_refs`.  Clip:
-    every L_k(y) is moved into [(1 + eps) L_1(y), (1 - eps) L_1(y)].  All of it is constant: only
-    the policy gets a gradient.
+    every L_k(y) is moved into [(1 + eps) L_1(y), (1 - eps) L_1(y)].  Only the policy gets a
+    gradient.
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
-        extra_refs: [B, K, N] summed log-probs in nats under the other references.
+        extra_refs: [B, K, J] summed log-probs in nats under the other references.
         weight: [B] weight of every pair, >= 0.
         alphas: weights > 0 of `ref` and of each extra reference, in this order; divided by their
             sum.  Empty: equal.
@@ -95,9 +96,9 @@ def mrpo_fixed(
         evidence against several references (arXiv 2512.10040, see `mrpo`) holds here.
     Curves: as for `mrpo`.
     """
-    clipped_BKN = _clipped(_references(ref, extra_refs), jnp.full_like(ref.sum[:, :2], eps))
-    alpha_N = _normalised(alphas, clipped_BKN)
-    return _dpo_against(_harmonic_mean(clipped_BKN, alpha_N[None, :]), policy, weight, beta)
+    clipped_BKJ = _clipped(_references(ref, extra_refs), jnp.full_like(ref.sum[:, :2], eps))
+    alpha_J = _normalised(alphas, clipped_BKJ)
+    return _dpo_against(_harmonic_mean(clipped_BKJ, alpha_J[None, :]), policy, weight, beta)
 
 
 @needs(groups=PAIRS)
@@ -105,7 +106,7 @@ def geometric_mrpo(
     policy: Logps,
     ref: Logps,
     extra_refs: jax.Array,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     alphas: tuple[Positive, ...] = (),
     beta: Positive = 0.1,
@@ -118,7 +119,7 @@ def geometric_mrpo(
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
-        extra_refs: [B, K, N] summed log-probs in nats under the other references.
+        extra_refs: [B, K, J] summed log-probs in nats under the other references.
         weight: [B] weight of every pair, >= 0.
         alphas: weights > 0 of `ref` and of each extra reference, in this order; divided by their
             sum.  Empty: equal.
@@ -126,14 +127,14 @@ def geometric_mrpo(
     Returns: loss_B in nats, ln 2 where policy equals every reference.
     Source: the closed form of the sum of KL penalties, the problem that arXiv 2405.16388 (Le et
         al.) starts from.
-    Use: when every reference shall count in proportion to its weight.  Give a reference that
+    Use: when every reference should count in proportion to its weight.  Give a reference that
         dislikes your data a small weight, for nothing is clipped.  The evidence against several
         references (arXiv 2512.10040, see `mrpo`) may hold here.
     Curves: margins and accuracies rise as for DPO, but start where the mean of the references lies,
         not at 0.
     """
-    refs_BKN = _references(ref, extra_refs)
-    mean_BK = _weighted_mean(refs_BKN, _normalised(alphas, refs_BKN))
+    refs_BKJ = _references(ref, extra_refs)
+    mean_BK = _weighted_mean(refs_BKJ, _normalised(alphas, refs_BKJ))
     return _dpo_against(mean_BK, policy, weight, beta)
 
 
@@ -142,20 +143,19 @@ def multi_dpo(
     policy: Logps,
     ref: Logps,
     extra_refs: jax.Array,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     alphas: tuple[Positive, ...] = (),
     beta: Positive = 0.1,
 ) -> ObjectiveOutput:
-    """Weighted sum of DPO losses: sum_k alpha_k * -log sigmoid(beta * (L - L_k)(chosen) - beta * (L
-    - L_k)(rejected)).
+    """Weighted sum of DPO losses: sum_k alpha_k * -log sigmoid(beta * (D - D_k)).
 
-    L_k(y) is the summed log-prob under reference k, first `ref`, then `extra_refs`; L(y) that of
-    the policy.
+    D = L(chosen) - L(rejected), and D_k the same of L_k.  L_k(y) is the summed log-prob under
+    reference k, first `ref`, then `extra_refs`; L(y) that of the policy.
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
-        extra_refs: [B, K, N] summed log-probs in nats under the other references.
+        extra_refs: [B, K, J] summed log-probs in nats under the other references.
         weight: [B] weight of every pair, >= 0.
         alphas: weights > 0 of `ref` and of each extra reference, in this order; divided by their
             sum.  Empty: equal.
@@ -168,27 +168,26 @@ def multi_dpo(
     Curves: as for DPO.  Logged rewards are beta * (L - sum_k alpha_k L_k), so they do not start at
         0.
     """
-    refs_BKN = _references(ref, extra_refs)
-    alpha_N = _normalised(alphas, refs_BKN)
-    rho_BKN = policy.sum[:, :2, None] - refs_BKN
-    losses_BN = -jax.nn.log_sigmoid(beta * difference(rho_BKN))
-    loss_B = jnp.sum(losses_BN * alpha_N[None, :], axis=-1)
-    reward_BK = beta * _weighted_mean(rho_BKN, alpha_N)
-    return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(reward_BK))
+    refs_BKJ = _references(ref, extra_refs)
+    alpha_J = _normalised(alphas, refs_BKJ)
+    rho_BKJ = policy.sum[:, :2, None] - refs_BKJ
+    losses_BJ = -jax.nn.log_sigmoid(beta * difference(rho_BKJ))
+    loss_B = jnp.sum(losses_BJ * alpha_J[None, :], axis=-1)
+    reward_BK = beta * _weighted_mean(rho_BKJ, alpha_J)
+    return pair_output(loss_B, reward_BK, policy, weight)
 
 
 def _references(ref: Logps, extra_refs: jax.Array) -> jax.Array:
-    """[B, 2, N] log-probs of the pair under all references, the primary one first; constant."""
-    return jax.lax.stop_gradient(
-        jnp.concatenate([ref.sum[:, :2, None], extra_refs[:, :2]], axis=-1)
-    )
+    """[B, 2, J] log-probs of the pair under all references, `ref` first; without gradient."""
+    refs_BKJ = jnp.concatenate([ref.sum[:, :2, None], extra_refs[:, :2]], axis=-1)
+    return jax.lax.stop_gradient(refs_BKJ)
 
 
-def _clipped(refs_BKN: jax.Array, eps_BK: jax.Array) -> jax.Array:
-    """Log-probs within a factor 1 +- eps of the primary ones, which are negative: 1 + eps is the
-    lower end."""
-    primary_BK1, eps_BK1 = refs_BKN[:, :, :1], eps_BK[:, :, None]
-    return jnp.clip(refs_BKN, (1.0 + eps_BK1) * primary_BK1, (1.0 - eps_BK1) * primary_BK1)
+def _clipped(refs_BKJ: jax.Array, eps_BK: jax.Array) -> jax.Array:
+    """Log-probs within a factor 1 +- eps of those under the first reference."""
+    first_BK1, eps_BK1 = refs_BKJ[:, :, :1], eps_BK[:, :, None]
+    # Log-probs are negative, so 1 + eps is the lower end.
+    return jnp.clip(refs_BKJ, (1.0 + eps_BK1) * first_BK1, (1.0 - eps_BK1) * first_BK1)
 
 
 def _share(size: jax.Array) -> jax.Array:
@@ -197,27 +196,27 @@ def _share(size: jax.Array) -> jax.Array:
     return jnp.where(total > 0, size / jnp.where(total > 0, total, 1.0), 1.0 / size.shape[-1])
 
 
-def _harmonic_mean(refs_BKN: jax.Array, alpha_BN: jax.Array) -> jax.Array:
+def _harmonic_mean(refs_BKJ: jax.Array, alpha_BJ: jax.Array) -> jax.Array:
     """[B, 2] log of 1 / sum_k alpha_k / p_k; a weight of 0 leaves its reference out."""
-    return -jax.nn.logsumexp(-refs_BKN, axis=-1, b=alpha_BN[:, None, :])
+    return -jax.nn.logsumexp(-refs_BKJ, axis=-1, b=alpha_BJ[:, None, :])
 
 
-def _weighted_mean(x_BKN: jax.Array, alpha_N: jax.Array) -> jax.Array:
-    return jnp.sum(x_BKN * alpha_N[None, None, :], axis=-1)
+def _weighted_mean(x_BKJ: jax.Array, alpha_J: jax.Array) -> jax.Array:
+    return jnp.sum(x_BKJ * alpha_J[None, None, :], axis=-1)
 
 
-def _normalised(alphas: tuple[float, ...], refs_BKN: jax.Array) -> jax.Array:
-    """[N] weights of the references that sum to 1."""
+def _normalised(alphas: tuple[float, ...], refs_BKJ: jax.Array) -> jax.Array:
+    """[J] weights of the references that sum to 1."""
     models = "first `ref`, then those of `extra_refs`"
-    given_N = jnp.asarray(
-        per_model("alphas", alphas, refs_BKN.shape[-1], 1.0, models), refs_BKN.dtype
+    alpha_J = jnp.asarray(
+        per_model("alphas", alphas, refs_BKJ.shape[-1], 1.0, models), refs_BKJ.dtype
     )
-    return given_N / given_N.sum()
+    return alpha_J / alpha_J.sum()
 
 
 def _dpo_against(
-    reference_BK: jax.Array, policy: Logps, weight: jax.Array | None, beta: float
+    reference_BK: jax.Array, policy: Logps, weight: RowWeight, beta: float
 ) -> ObjectiveOutput:
     rho_BK = policy.sum[:, :2] - reference_BK
     loss_B = -jax.nn.log_sigmoid(beta * difference(rho_BK))
-    return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(beta * rho_BK))
+    return pair_output(loss_B, beta * rho_BK, policy, weight)

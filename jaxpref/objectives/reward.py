@@ -3,7 +3,7 @@
 import jax
 
 from jaxpref.models.logprobs import Logps
-from jaxpref.objectives._math import NotNegative, difference, pair_weight, reward_metrics
+from jaxpref.objectives._math import NotNegative, RowWeight, difference, pair_output
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 
 
@@ -11,19 +11,19 @@ from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 def bradley_terry(
     policy: Logps,
     margin: jax.Array | None = None,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     centering: NotNegative = 0.0,
 ) -> ObjectiveOutput:
-    """Bradley-Terry reward model: -log sigmoid(r_chosen - r_rejected - margin) + centering *
-    (r_chosen + r_rejected)^2.
+    """Bradley-Terry reward model: -log sigmoid(r_c - r_r - margin) + centering * (r_c + r_r)^2.
 
-    The margin is how much better the chosen completion is said to be; the last term fixes the
-    constant that the first leaves open.
+    r_c and r_r are the head's rewards of the chosen and the rejected completion.  The margin is how
+    much better the chosen completion is said to be; the last term fixes the constant that the first
+    leaves open.
 
     Args:
         policy: rewards [B, K] of the scalar head; completions after the second are not used.
-        margin: [B] smallest wanted difference of the rewards; 0 where the data has none.
+        margin: [B] smallest difference of the rewards that is asked for; 0 where the data has none.
         weight: [B] weight of every pair, >= 0.
         centering: strength of the pull of the rewards towards mean zero, >= 0; 0.01 is usual, 0
             leaves it out.
@@ -38,4 +38,4 @@ def bradley_terry(
     margin_B = 0.0 if margin is None else margin
     centering_B = centering * (policy.reward[:, 0] + policy.reward[:, 1]) ** 2
     loss_B = -jax.nn.log_sigmoid(difference(policy.reward) - margin_B) + centering_B
-    return ObjectiveOutput(loss_B, pair_weight(policy, weight), reward_metrics(policy.reward))
+    return pair_output(loss_B, policy.reward, policy, weight)

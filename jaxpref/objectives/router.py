@@ -18,11 +18,11 @@ def router_balance(policy: Logps) -> ObjectiveOutput:
 
     Args:
         policy: router statistics [B, 2, E] of a mixture of experts.
-    Returns: loss_B, the batch's value for every group; the number of experts a token where all are
-        used alike, E where a token's experts are always the same and certain.
+    Returns: loss_B, the batch's value for every group; the number of experts per token where
+        all are used alike, E where a token's experts are always the same and certain.
     Source: Fedus et al., arXiv 2101.03961, eq. 4, with the layers taken together and every chosen
         expert counted, as transformers' load_balancing_loss_func does for Mixtral and Qwen3-MoE.
-    Use: [{name: dpo}, {name: router_balance, weight: 0.001}]; the weight of the model's pretraining
+    Use: [{name: dpo}, {name: router_balance, weight: 0.001}]; the weight in the model's pretraining
         is its config's `router_aux_loss_coef`.  Without it preference data may move tokens to ever
         fewer experts.
     Curves: stays near its first value, which is that of the model given; `router/busiest`, the load
@@ -32,8 +32,7 @@ def router_balance(policy: Logps) -> ObjectiveOutput:
     choices = jnp.maximum(jax.lax.stop_gradient(probability_E.sum()), 1e-30)
     load_E = jax.lax.stop_gradient(chosen_E) / choices
     value = load_E.size * jnp.sum(load_E * (probability_E / choices))
-    everywhere = lambda x: jnp.broadcast_to(x, policy.count.shape[:1])
     busiest = load_E.max() / jnp.maximum(load_E.mean(), 1e-30)
-    return ObjectiveOutput(
-        everywhere(value), pair_weight(policy, None), {"router/busiest": everywhere(busiest)}
-    )
+    for_every_group = lambda x: jnp.broadcast_to(x, policy.count.shape[:1])
+    metrics = {"router/busiest": for_every_group(busiest)}
+    return ObjectiveOutput(for_every_group(value), pair_weight(policy, None), metrics)

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.models.logprobs import Logps
-from jaxpref.objectives._math import Positive, log_ratios, pair_weight, token_nll
+from jaxpref.objectives._math import Positive, RowWeight, log_ratios, pair_weight, token_nll
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, Term, needs
 
 
 @needs(groups=(*PAIRS, "single", "ranked"))
-def sft(policy: Logps, weight: jax.Array | None = None) -> ObjectiveOutput:
+def sft(policy: Logps, weight: RowWeight = None) -> ObjectiveOutput:
     """Supervised fine-tuning: -log pi(y_0|x) / |y_0|, averaged over the tokens of the whole batch.
 
     Args:
@@ -29,9 +29,10 @@ def sft(policy: Logps, weight: jax.Array | None = None) -> ObjectiveOutput:
 
 
 @needs(groups=("triple",))
-def sft_gold(policy: Logps, weight: jax.Array | None = None) -> ObjectiveOutput:
-    """Supervised fine-tuning on the gold answer: -log pi(y_2|x) / |y_2|, averaged over the tokens
-    of the whole batch.
+def sft_gold(policy: Logps, weight: RowWeight = None) -> ObjectiveOutput:
+    """Supervised fine-tuning on the gold answer: -log pi(y_2|x) / |y_2|, averaged over all tokens.
+
+    The mean is over the gold answers' tokens of the whole batch.
 
     Args:
         policy: summed log-probs in nats and token counts, [B, 3]: chosen, rejected, gold; only the
@@ -40,7 +41,7 @@ def sft_gold(policy: Logps, weight: jax.Array | None = None) -> ObjectiveOutput:
     Returns: loss_B in nats per token, weight_B = weight * tokens of the gold answer.
     Source: the NLL term of triple preference optimisation, Saeidi et al., arXiv 2405.16681, on its
         own.
-    Use: beside a pairwise objective, where a reference answer is better than the chosen one;
+    Use: beside a pairwise objective, where a gold answer is better than the chosen one;
         learning rate as for that objective.
     Curves: `nll` falls.
     """
@@ -49,7 +50,7 @@ def sft_gold(policy: Logps, weight: jax.Array | None = None) -> ObjectiveOutput:
 
 @needs(groups=(*PAIRS, "single", "ranked"))
 def minor_sft(
-    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1
+    policy: Logps, ref: Logps, weight: RowWeight = None, *, beta: Positive = 0.1
 ) -> ObjectiveOutput:
     """MinorSFT: -(2 / (beta * |y|)) * log sigmoid(beta * rho(y)), y completion 0.
 

@@ -1,5 +1,4 @@
-"""Variants of DPO that look at single tokens: at which of them count, or at the whole vocabulary at
-each of them."""
+"""Variants of DPO that look at single tokens: which of them count, or the vocabulary at each."""
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,12 @@ from jaxpref.objectives._math import (
     Fraction,
     NotNegative,
     Positive,
+    RowWeight,
     difference,
     log_ratios,
-    pair_weight,
+    pair_output,
     per_token,
-    reward_metrics,
+    plus_metrics,
 )
 from jaxpref.objectives.contract import PAIRS, ObjectiveOutput, needs
 from jaxpref.objectives.pairwise import dpo
@@ -25,10 +25,9 @@ _LARGEST_LOG_WEIGHT = 40.0
 
 @needs(groups=PAIRS, logps=("collision",))
 def wpo(
-    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.01
+    policy: Logps, ref: Logps, weight: RowWeight = None, *, beta: Positive = 0.01
 ) -> ObjectiveOutput:
-    """Weighted preference optimisation: w(chosen) * w(rejected) * -log sigmoid(beta * (rho_chosen -
-    rho_rejected)).
+    """Weighted preference optimisation: w(chosen) * w(rejected) * the loss of DPO.
 
     w(y) = exp(mean over tokens of log p(y_t) - log sum_v p(v)^2): how likely the policy itself is
     to write y, relative to what it writes on average; no gradient flows through it.  The product
@@ -37,7 +36,7 @@ def wpo(
     Args:
         policy: summed log-probs, token counts and `collision`, the sum of log sum_v p(v)^2, [B, 2]
             in nats.
-        ref: summed log-probs [B, 2] in nats, constant.
+        ref: summed log-probs [B, 2] in nats, without gradient.
         weight: [B] weight of every pair, >= 0, besides the method's own.
         beta: as in DPO, > 0; the paper's code uses 0.01.
     Returns: loss_B in nats, w(chosen) * w(rejected) * ln 2 where policy equals reference.
@@ -54,17 +53,16 @@ def wpo(
 
 @needs(groups=PAIRS, logps=("collision",))
 def wpo_clamped(
-    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.01
+    policy: Logps, ref: Logps, weight: RowWeight = None, *, beta: Positive = 0.01
 ) -> ObjectiveOutput:
-    """Weighted preference optimisation with weights of at most 1: min(w(chosen) * w(rejected), 1) *
-    the loss of DPO.
+    """WPO with weights of at most 1: min(w(chosen) * w(rejected), 1) * the loss of DPO.
 
     w(y) = exp(mean over tokens of log p(y_t) - log sum_v p(v)^2), no gradient through it.
 
     Args:
         policy: summed log-probs, token counts and `collision`, the sum of log sum_v p(v)^2, [B, 2]
             in nats.
-        ref: summed log-probs [B, 2] in nats, constant.
+        ref: summed log-probs [B, 2] in nats, without gradient.
         weight: [B] weight of every pair, >= 0, besides the method's own.
         beta: as in DPO, > 0; the paper's code uses 0.01.
     Returns: loss_B in nats, min(w(chosen) * w(rejected), 1) * ln 2 where policy equals reference.
@@ -78,30 +76,31 @@ def wpo_clamped(
 
 
 def _weighted_dpo(
-    policy: Logps, ref: Logps, weight, beta: float, largest_log_weight: float
+    policy: Logps, ref: Logps, weight: RowWeight, beta: float, largest_log_weight: float
 ) -> ObjectiveOutput:
     log_weight_BK = per_token(policy.sum - policy.collision, policy)
     log_weight_B = jnp.minimum(log_weight_BK[:, 0] + log_weight_BK[:, 1], largest_log_weight)
     own_B = jnp.exp(jax.lax.stop_gradient(log_weight_B))
     out = dpo(policy, ref, weight, beta=beta)
-    return out._replace(loss_B=own_B * out.loss_B, metrics=out.metrics | {"wpo/weight": own_B})
+    return plus_metrics(out._replace(loss_B=own_B * out.loss_B), {"wpo/weight": own_B})
 
 
 @needs(groups=PAIRS, logps=("common",))
 def ld_dpo(
     policy: Logps,
     ref: Logps,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     beta: Positive = 0.1,
     alpha: Fraction = 0.5,
 ) -> ObjectiveOutput:
-    """Length-desensitised DPO: DPO on L'(y) = L(y[:n]) + alpha * L(y[n:]), n = min(|chosen|,
-    |rejected|).
+    """Length-desensitised DPO: DPO on L'(y) = L(y[:n]) + alpha * L(y[n:]).
+
+    n = min(|chosen|, |rejected|).
 
     Args:
         policy, ref: summed log-probs, and `common`, those of the first n tokens, [B, 2] in nats;
-            the reference is constant.
+            the reference gets no gradient.
         weight: [B] weight of every pair, >= 0.
         beta: as in DPO, > 0.
         alpha: how much a token behind the shorter length counts, 0 to 1; 1 is DPO.
@@ -119,7 +118,7 @@ def ld_dpo(
 
 @needs(groups=PAIRS, logps=("sampled",))
 def sampo(
-    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1
+    policy: Logps, ref: Logps, weight: RowWeight = None, *, beta: Positive = 0.1
 ) -> ObjectiveOutput:
     """Down-sampled DPO: DPO on the log-probs of n tokens of each completion, drawn anew every step.
 
@@ -128,7 +127,7 @@ def sampo(
 
     Args:
         policy, ref: token counts, and `sampled`, the log-prob of the drawn tokens, [B, 2] in nats;
-            the reference is constant.
+            the reference gets no gradient.
         weight: [B] weight of every pair, >= 0.
         beta: as in DPO, > 0; the paper's code uses 0.1.
     Returns: loss_B in nats, ln 2 where policy equals reference.
@@ -144,7 +143,7 @@ def sampo(
 
 @needs(groups=PAIRS, logps=("kl",))
 def tdpo1(
-    policy: Logps, ref: Logps, weight: jax.Array | None = None, *, beta: Positive = 0.1
+    policy: Logps, ref: Logps, weight: RowWeight = None, *, beta: Positive = 0.1
 ) -> ObjectiveOutput:
     """Token-level DPO: -log sigmoid(beta * (rho_chosen - rho_rejected - (K_rejected - K_chosen))).
 
@@ -153,7 +152,7 @@ def tdpo1(
 
     Args:
         policy: summed log-probs and `kl`, the sum K, [B, 2] in nats.
-        ref: summed log-probs [B, 2] in nats, constant.
+        ref: summed log-probs [B, 2] in nats, without gradient.
         weight: [B] weight of every pair, >= 0.
         beta: as in DPO, > 0; the paper's code uses 0.1.
     Returns: loss_B in nats, ln 2 where policy equals reference.
@@ -161,7 +160,7 @@ def tdpo1(
         rewards; here they are beta * rho as everywhere, and K is logged apart.
     Use: when DPO moves too far from the reference on rejected completions.  The loss falls as
         K_chosen rises, which pushes the policy away from the reference on chosen ones; `tdpo2`
-        stops that gradient and is the safer choice. beta and learning rate as for DPO.
+        stops that gradient and is the safer choice.  beta and learning rate as for DPO.
     Curves: rewards as in DPO with a smaller margin; kl/chosen and kl/rejected, both 0 at the start,
         grow with training.
     """
@@ -172,20 +171,20 @@ def tdpo1(
 def tdpo2(
     policy: Logps,
     ref: Logps,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     beta: Positive = 0.1,
     alpha: NotNegative = 0.5,
 ) -> ObjectiveOutput:
-    """Token-level DPO, second form: -log sigmoid(beta * (rho_c - rho_r - alpha * (K_r -
-    stop_gradient(K_c)))).
+    """Token-level DPO, second form: -log sigmoid(beta * (rho_c - rho_r - alpha * (K_r - sg(K_c)))).
 
-    c and r are the chosen and the rejected completion; K(y) = sum over tokens t of KL(pi_ref(. |
-    y_<t) || pi(. | y_<t)), over the whole vocabulary.  Gradient flows through K_r only.
+    c and r are the chosen and the rejected completion, sg stops the gradient; K(y) = sum over
+    tokens t of KL(pi_ref(. | y_<t) || pi(. | y_<t)), over the whole vocabulary.  Gradient flows
+    through K_r only.
 
     Args:
         policy: summed log-probs and `kl`, the sum K, [B, 2] in nats.
-        ref: summed log-probs [B, 2] in nats, constant.
+        ref: summed log-probs [B, 2] in nats, without gradient.
         weight: [B] weight of every pair, >= 0.
         beta: as in DPO, > 0; the paper's code uses 0.1.
         alpha: weight of the divergence, >= 0; the paper's code uses 0.5; 0 is DPO.
@@ -201,10 +200,9 @@ def tdpo2(
 
 
 def _token_dpo(
-    policy: Logps, ref: Logps, weight, beta: float, divergence_B: jax.Array
+    policy: Logps, ref: Logps, weight: RowWeight, beta: float, divergence_B: jax.Array
 ) -> ObjectiveOutput:
     rho_BK = log_ratios(policy, ref)
     loss_B = -jax.nn.log_sigmoid(beta * (difference(rho_BK) - divergence_B))
-    kl_BK = jax.lax.stop_gradient(policy.kl)
-    metrics = reward_metrics(beta * rho_BK) | {"kl/chosen": kl_BK[:, 0], "kl/rejected": kl_BK[:, 1]}
-    return ObjectiveOutput(loss_B, pair_weight(policy, weight), metrics)
+    out = pair_output(loss_B, beta * rho_BK, policy, weight)
+    return plus_metrics(out, {"kl/chosen": policy.kl[:, 0], "kl/rejected": policy.kl[:, 1]})

@@ -1,7 +1,7 @@
 """Changes of the log-probs before an objective that is a function of a pair's summed log-ratios.
 
-In the config: `{name: ipo, transform: {name: ld, alpha: 0.5}}`; in Python: `ipo(*ld(policy, ref,
-    alpha=0.5))`.
+In the config: `{name: ipo, transform: {name: ld, alpha: 0.5}}`; in Python:
+`ipo(*ld(policy, ref, alpha=0.5))`.
 """
 
 import math
@@ -27,9 +27,9 @@ def ld(policy: Logps, ref: Logps | None, *, alpha: Fraction = 0.5) -> tuple[Logp
 
 
 def sampled(policy: Logps, ref: Logps | None) -> tuple[Logps, Logps | None]:
-    """Down-sampling: n tokens of each completion, n the length of the shorter, the same under
-    policy and reference.
+    """Down-sampling: n tokens of each completion, n the length of the shorter one.
 
+    They are the same tokens under policy and reference.
     Source: Lu et al., arXiv 2406.10957, eq. 7-8; its code draws other tokens for the reference,
         which is not copied.
     """
@@ -48,52 +48,52 @@ def _drawn(logps: Logps) -> Logps:
 
 def reference_free(policy: Logps, ref: Logps | None) -> tuple[Logps, Logps]:
     """The reference is left out: log-ratios become log-probs."""
-    return _scored(policy, policy.sum)
+    return _replaced(policy, policy.sum)
 
 
 def forward_kl(policy: Logps, ref: Logps) -> tuple[Logps, Logps]:
     """f-divergence of the forward KL: rho becomes f'(u) = 1 - 1/u, u = exp(rho).
 
-    1/u is clipped at exp(40): rho below -40 has that score and no gradient.
+    1/u is clipped at exp(40): rho below -40 gets that value and no gradient.
     Source: Wang et al., arXiv 2309.16240, table 1; TRL's `f_divergence_type: forward_kl`, which
         does not clip.
     """
-    return _scored(policy, _power_score(log_ratios(policy, ref), 1.0))
+    return _replaced(policy, _power(log_ratios(policy, ref), 1.0))
 
 
 def js_divergence(policy: Logps, ref: Logps) -> tuple[Logps, Logps]:
-    """f-divergence of Jensen and Shannon: rho becomes f'(u) = log(2u / (1 + u)) = log 2 + log
-    sigmoid(rho).
+    """f-divergence of Jensen and Shannon: rho becomes f'(u) = log(2u / (1 + u)), u = exp(rho).
 
+    That is log 2 + log sigmoid(rho).
     Source: Wang et al., arXiv 2309.16240, table 1; TRL's `f_divergence_type: js_divergence`.
     """
-    return _scored(policy, math.log(2.0) + jax.nn.log_sigmoid(log_ratios(policy, ref)))
+    return _replaced(policy, math.log(2.0) + jax.nn.log_sigmoid(log_ratios(policy, ref)))
 
 
 def alpha_divergence(policy: Logps, ref: Logps, *, alpha: Positive = 0.5) -> tuple[Logps, Logps]:
     """f-divergence of order alpha: rho becomes f'(u) = (1 - u^-alpha) / alpha, u = exp(rho).
 
     Towards alpha 0 that is rho, at 1 `forward_kl`.  u^-alpha is clipped at exp(40): rho below -40 /
-    alpha has that score and no gradient.
+    alpha gets that value and no gradient.
     Source: Wang et al., arXiv 2309.16240, table 1.  TRL's `f_alpha_divergence_coef` c is 1 - alpha,
         its clip exp(80).
     """
-    return _scored(policy, _power_score(log_ratios(policy, ref), alpha))
+    return _replaced(policy, _power(log_ratios(policy, ref), alpha))
 
 
-def _power_score(rho_BK: jax.Array, alpha: float) -> jax.Array:
+def _power(rho_BK: jax.Array, alpha: float) -> jax.Array:
     """(1 - u^-alpha) / alpha without the cancellation near u = 1."""
     return -jnp.expm1(jnp.minimum(-alpha * rho_BK, LARGEST_EXPONENT)) / alpha
 
 
-def _scored(policy: Logps, score_BK: jax.Array) -> tuple[Logps, Logps]:
-    """Log-ratios replaced by a score of them; as the reference is constant, the policy carries all
-    of it.
+def _replaced(policy: Logps, value_BK: jax.Array) -> tuple[Logps, Logps]:
+    """Logps whose log-ratios are these values.
 
-    What else the log-probs held no longer fits, so it goes.
+    The reference gets no gradient, so the policy carries all of them and the reference is 0.  The
+    optional fields would no longer fit the sums and are left out.
     """
-    bare = Logps(score_BK, policy.count, policy.entropy, policy.top1)
-    return bare, bare._replace(sum=jnp.zeros_like(score_BK))
+    bare = Logps(value_BK, policy.count, policy.entropy, policy.top1)
+    return bare, bare._replace(sum=jnp.zeros_like(value_BK))
 
 
 TRANSFORMS = {

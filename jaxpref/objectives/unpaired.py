@@ -15,6 +15,7 @@ from jaxpref.models.logprobs import Logps
 from jaxpref.objectives._math import (
     NotNegative,
     Positive,
+    RowWeight,
     log_ratios,
     mean,
     mean_so_far,
@@ -28,21 +29,21 @@ def kto(
     policy: Logps,
     ref: Logps,
     label: jax.Array,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     beta: Positive = 0.1,
     desirable_weight: NotNegative = 1.0,
     undesirable_weight: NotNegative = 1.0,
 ) -> ObjectiveOutput:
-    """KTO: w_D * (1 - sigmoid(beta * (rho - z0))) where label is 1, else w_U * (1 - sigmoid(beta *
-    (z0 - rho))).
+    """KTO: w_D * (1 - sigmoid(beta * (rho - z0))), or w_U * (1 - sigmoid(beta * (z0 - rho))).
 
-    Kahneman-Tversky optimisation.  z0 = max(0, mean of rho(y') over the whole batch), y' an answer
-    to another prompt: an estimate of the KL divergence from the reference, without gradient.
+    Kahneman-Tversky optimisation; the first form where label is 1, the second where it is 0.  z0 =
+    max(0, mean of rho(y') over the whole batch), y' an answer to another prompt: an estimate of the
+    KL divergence from the reference, without gradient.
 
     Args:
         policy, ref: summed log-probs in nats and token counts, [B, 2]: the judged answer, the
-            answer to another prompt; the reference is constant.
+            answer to another prompt; the reference gets no gradient.
         label: [B] 1 for a desirable answer, 0 for an undesirable one.
         weight: [B] weight of every group, >= 0, in the loss and in z0: 2 is the same as having the
             group twice.
@@ -63,9 +64,8 @@ def kto(
     z0 = jnp.maximum(mean(jax.lax.stop_gradient(rho_BK[:, 1]), weight_B), 0.0)
     side_B = label * desirable_weight + (1.0 - label) * undesirable_weight
     loss_B = side_B * jax.nn.sigmoid(-_sign(label) * beta * (rho_BK[:, 0] - z0))
-    metrics = {"kl": jnp.broadcast_to(z0, loss_B.shape)} | _metrics(
-        beta * rho_BK[:, 0], label, policy
-    )
+    metrics = _metrics(beta * rho_BK[:, 0], label, policy)
+    metrics["kl"] = jnp.broadcast_to(z0, loss_B.shape)
     return ObjectiveOutput(loss_B, weight_B, metrics)
 
 
@@ -74,16 +74,17 @@ def apo_zero_unpaired(
     policy: Logps,
     ref: Logps,
     label: jax.Array,
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     beta: Positive = 0.1,
 ) -> ObjectiveOutput:
-    """Anchored preference optimisation, unpaired: 1 - sigmoid(beta * rho) where label is 1, else
-    sigmoid(beta * rho).
+    """Anchored preference optimisation, unpaired: 1 - sigmoid(R) where label is 1, else sigmoid(R).
+
+    R = beta * rho is the reward.
 
     Args:
         policy, ref: summed log-probs in nats and token counts, [B, K]; completions after the first
-            are not used; the reference is constant.
+            are not used; the reference gets no gradient.
         label: [B] 1 for a desirable answer, 0 for an undesirable one.
         weight: [B] weight of every group, >= 0.
         beta: strength of the pull towards the reference, > 0; 0.1 is usual.
@@ -105,19 +106,18 @@ def bco(
     ref: Logps,
     label: jax.Array,
     running: Mapping[str, jax.Array],
-    weight: jax.Array | None = None,
+    weight: RowWeight = None,
     *,
     beta: Positive = 0.01,
 ) -> ObjectiveOutput:
-    """BCO: -log sigmoid(beta * rho - delta) where label is 1, else -log sigmoid(delta - beta *
-    rho).
+    """BCO: -log sigmoid(R - delta) where label is 1, else -log sigmoid(delta - R), R = beta * rho.
 
-    Binary classifier optimisation.  delta is the mean of all rewards beta * rho so far, this
-    batch's included, without gradient.
+    Binary classifier optimisation.  delta is the mean of all rewards R so far, this batch's
+    included, without gradient.
 
     Args:
         policy, ref: summed log-probs in nats and token counts, [B, K]; completions after the first
-            are not used; the reference is constant.
+            are not used; the reference gets no gradient.
         label: [B] 1 for a desirable answer, 0 for an undesirable one.
         running: `mean` and `count` of the rewards before this batch; 0 at the start.
         weight: [B] weight of every group, >= 0, in the loss and in delta: 2 is the same as having
@@ -134,9 +134,8 @@ def bco(
     weight_B = pair_weight(policy, weight)
     after = mean_so_far(running, jax.lax.stop_gradient(reward_B), weight_B)
     loss_B = -jax.nn.log_sigmoid(_sign(label) * (reward_B - after["mean"]))
-    metrics = {"bco/delta": jnp.broadcast_to(after["mean"], loss_B.shape)} | _metrics(
-        reward_B, label, policy
-    )
+    metrics = _metrics(reward_B, label, policy)
+    metrics["bco/delta"] = jnp.broadcast_to(after["mean"], loss_B.shape)
     return ObjectiveOutput(loss_B, weight_B, metrics, running=after)
 
 

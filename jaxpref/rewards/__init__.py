@@ -1,5 +1,4 @@
-"""Rewards: functions of prompts and answers, by functions, rules, data columns, reward models and
-policies."""
+"""Rewards of answers: by functions, rules, data columns, reward models and policies."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,37 +37,45 @@ __all__ = [
 
 
 def open_reward(what: str, *, step: str = "best", overrides: Sequence[str] = ()) -> Reward:
-    """The reward that a text names: a run (its scalar head, or its implicit reward), a directory
-    with a reward model, `adapter:DIR,base=MODEL,beta=0.1` (the implicit reward of a PEFT adapter),
-    `rule:NAME`, `column:NAME` (a score that the data has), or `module:function`,
-    `FILE.py:function`.
+    """The reward that a text names.
 
     Args:
+        what: a run (its scalar head, or its implicit reward), a directory with a reward model,
+            `adapter:DIR,base=MODEL,beta=0.1` (the implicit reward of a PEFT adapter), `rule:NAME`,
+            `column:NAME` (a score that the data has), or `module:function`, `FILE.py:function`.
         step: of a run: `best`, `latest` or a number.
         overrides: for a run or a model, as `mesh.data=8`.
     Errors: InputError when it is none of these.
     """
     kind, colon, rest = what.partition(":")
-    if colon and kind in ("rule", "column", "adapter"):
-        named = {"rule": rule_reward, "column": column_reward}
-        return _adapter(rest, overrides) if kind == "adapter" else named[kind](rest)
+    if colon and kind == "rule":
+        return rule_reward(rest)
+    if colon and kind == "column":
+        return column_reward(rest)
+    if colon and kind == "adapter":
+        return _adapter(rest, overrides)
     if is_run(what):
         return run_reward(what, step=step, overrides=overrides)
     if is_classifier(what):
         return classifier_reward(what, overrides=overrides)
     if ":" in what and "://" not in what:
         return function_reward(what)
+    is_model = Path(what).is_dir()
     raise InputError(
-        "a run, a directory with a reward model, adapter:DIR,base=MODEL,beta=0.1, rule:NAME, column:NAME, "
-        "module:function or FILE.py:function",
-        f"{what}: " + ("a model without a reward head" if Path(what).is_dir() else "none of these"),
-        "correct the name; a run with a reference has an implicit reward, its export alone has none",
+        "a run, a directory with a reward model, adapter:DIR,base=MODEL,beta=0.1, rule:NAME, "
+        "column:NAME, module:function or FILE.py:function",
+        f"{what}: " + ("a model without a reward head" if is_model else "none of these"),
+        "name one of these; a run with a reference has an implicit reward, its export alone has "
+        "none",
     )
 
 
 def _adapter(text: str, overrides: Sequence[str]) -> Reward:
-    path, *settings = text.split(",")
-    given = dict(item.partition("=")[::2] for item in settings)
+    path, *items = text.split(",")
+    given = {}
+    for item in items:
+        key, _, value = item.partition("=")
+        given[key] = value
     try:
         if set(given) != {"base", "beta"} or not path:
             raise ValueError("it needs a directory, base and beta")
@@ -77,6 +84,6 @@ def _adapter(text: str, overrides: Sequence[str]) -> Reward:
         raise InputError(
             "adapter:DIR,base=MODEL,beta=NUMBER",
             f"adapter:{text}: {error}",
-            "write it so; beta as it was trained with",
+            "name the adapter's directory, its base model, and the beta that it was trained with",
         ) from error
     return adapter_reward(path, given["base"], beta=beta, overrides=overrides)

@@ -1,8 +1,8 @@
 """Scores kept on disk: a reward runs only on what it has not scored before.
 
-One SQLite file a reward, named after the digest of its identity; in it the scores of every group,
-under the digest of its texts and the limits.  A chunk is written in one transaction, so what was
-scored before a kill is there after it.
+One SQLite file per reward, named after the digest of its identity; it holds the scores of every
+group, under the digest of its texts and the limits.  A chunk is written in one transaction, so what
+was scored before a kill is there after it.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jaxpref.errors import InputError
@@ -21,10 +21,10 @@ CACHE_DIR = "~/.cache/jaxpref/scores"
 
 
 def cached(reward: Reward, directory: str | Path = CACHE_DIR) -> Reward:
-    """The same reward, which looks up what it has scored before; one without an identity stays as
-    it is.
+    """The same reward, which looks up what it has scored before.
 
-    Groups are looked up and run together as they are given: give them in chunks.
+    One without an identity stays as it is.  Groups are looked up and run together as they are
+    given: give them in chunks.
     Errors: InputError for a file that is not such a cache.
     """
     if reward.identity is None:
@@ -35,7 +35,7 @@ def cached(reward: Reward, directory: str | Path = CACHE_DIR) -> Reward:
     def of_groups(groups: Sequence[Group], limits: Limits) -> list[Values]:
         keys = [group_key(group, limits) for group in groups]
         known = _read(file, keys)
-        # A group may stand there twice.
+        # By key, so that equal groups are scored once.
         missing = {key: group for key, group in zip(keys, groups, strict=True) if key not in known}
         if missing:
             fresh = dict(zip(missing, reward.raw(list(missing.values()), limits), strict=True))
@@ -59,7 +59,7 @@ def group_key(group: Group, limits: Limits) -> bytes:
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterable[sqlite3.Connection]:
+def _opened(file: Path) -> Iterator[sqlite3.Connection]:
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         # Two runs may write at once; each waits for the other.
@@ -70,25 +70,25 @@ def _opened(file: Path) -> Iterable[sqlite3.Connection]:
             yield connection
     except sqlite3.DatabaseError as error:
         raise InputError(
-            "a cache of scores", f"{file}: {error}", "remove it, or name another directory"
+            "a cache of scores", f"{file}: {error}", "delete the file, or name another directory"
         ) from error
 
 
 def _read(file: Path, keys: Iterable[bytes]) -> dict[bytes, Values]:
-    found: dict[bytes, Values] = {}
+    known: dict[bytes, Values] = {}
     with _opened(file) as connection:
         for key in keys:
             row = connection.execute("SELECT value FROM scores WHERE key = ?", (key,)).fetchone()
             if row is not None:
                 values = json.loads(row[0])
-                found[key] = None if values is None else tuple(values)
-    return found
+                known[key] = None if values is None else tuple(values)
+    return known
 
 
 def _write(file: Path, scores: Mapping[bytes, Values]) -> None:
-    lines = [
+    rows = [
         (key, json.dumps(None if values is None else [float(x) for x in values]))
         for key, values in scores.items()
     ]
     with _opened(file) as connection:
-        connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", lines)
+        connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?)", rows)

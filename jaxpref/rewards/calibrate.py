@@ -1,8 +1,7 @@
 """A raw reward put on the Bradley-Terry scale: its temperature, fitted on pairs.
 
 On that scale sigmoid(r_chosen - r_rejected) is the probability of the preference.  MODPO's rewards
-and weights suppose
-it: a reward in other units acts as another weight.
+and objective weights suppose it: a reward in other units acts as another objective weight.
 """
 
 import dataclasses
@@ -78,9 +77,12 @@ def calibrate(
     """
     if isinstance(pairs, str | Source):
         pairs = read_pairs(as_source(pairs), reward.columns)
-    parts = [pairs[at : at + _PART] for at in range(0, len(pairs), _PART)]
-    values = [found for part in parts for found in reward.of(part, limits) if found is not None]
-    fitted = fit_temperature(np.array([found[0] - found[1] for found in values]))
+    differences = []
+    for first in range(0, len(pairs), _PART):
+        for values in reward.of(pairs[first : first + _PART], limits):
+            if values is not None:
+                differences.append(values[0] - values[1])
+    fitted = fit_temperature(np.array(differences))
     before = reward.temperature
     return dataclasses.replace(
         reward,
@@ -92,31 +94,35 @@ def calibrate(
 
 def _check_has_maximum(d: np.ndarray) -> None:
     higher, lower, ties = int((d > 0).sum()), int((d < 0).sum()), int((d == 0).sum())
-    said = f"{len(d)} pairs: {higher} with the higher reward for chosen, {lower} for rejected, {ties} ties"
+    counts = (
+        f"{len(d)} pairs: {higher} with the higher reward for chosen, {lower} for rejected, "
+        f"{ties} ties"
+    )
     if not higher and not lower:
         raise InputError(
-            "pairs whose rewards differ", said, "take pairs that the reward tells apart"
+            "pairs whose rewards differ", counts, "take pairs that the reward tells apart"
         )
     if not lower:
         raise InputError(
             "pairs of which the reward misjudges some; else every smaller temperature fits better",
-            said,
+            counts,
             "take more pairs, or noisier ones; a reward that never errs needs no probabilities",
         )
     if d.sum() <= 0:  # the slope of the likelihood at 1 / T = 0
         raise InputError(
-            "a reward that is higher for the chosen answers, all in all",
-            f"{said}; mean difference {d.mean():.4g}",
-            "turn its sign, or calibrate it on pairs of the preference that it stands for",
+            "a reward that is higher for the chosen answers on average",
+            f"{counts}; mean difference {d.mean():.4g}",
+            "change its sign, or calibrate it on pairs of the preference that it stands for",
         )
 
 
 def _root(x: np.ndarray) -> float:
-    """The a > 0 at which the slope sum x sigmoid(-a x) is 0; it falls with a, from above 0 at a =
-    0."""
-    slope = lambda a: float(np.sum(x * _sigmoid(-a * x)))
+    """The a > 0 at which the slope sum x sigmoid(-a x) is 0.
+
+    The slope falls with a, and is above 0 at a = 0.
+    """
     low, high = 0.0, 1.0
-    while slope(high) > 0:
+    while float(np.sum(x * _sigmoid(-high * x))) > 0:
         low, high = high, 2 * high
     a = 0.5 * (low + high)
     for _ in range(_STEPS):
@@ -125,7 +131,8 @@ def _root(x: np.ndarray) -> float:
         low, high = (a, high) if value > 0 else (low, a)
         curvature = float(np.sum(x * x * p * (1 - p)))
         newton = a + value / curvature if curvature else math.inf
-        before, a = a, newton if low < newton < high else 0.5 * (low + high)
+        # A step that leaves the bracket is replaced by bisection.
+        before, a = a, (newton if low < newton < high else 0.5 * (low + high))
         if abs(a - before) <= _PRECISION * a:
             break
     return a

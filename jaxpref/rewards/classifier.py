@@ -1,5 +1,4 @@
-"""Reward models as Hugging Face writes them: the decoder without its head, and `score.weight` [1,
-D]."""
+"""Reward models as Hugging Face writes them: decoder without LM head, and `score.weight` [1, D]."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,20 +25,22 @@ def is_classifier(path: str | Path) -> bool:
 
 
 def open_classifier(path: str | Path) -> tuple[Checkpoint, Callable[[], np.ndarray]]:
-    """The decoder of a reward model as a checkpoint, and what reads its head [1, D] in float32.
+    """The decoder of a reward model as a checkpoint, and a function that reads its head.
 
+    Returns: the checkpoint; () -> the scalar head [1, D] in float32.
     Errors: InputError for a directory that is none, and for a score of more than one label.
     """
     path = Path(path).expanduser()
     if not is_classifier(path):
         raise InputError(
-            "a reward model: a Hugging Face directory with a ForSequenceClassification architecture",
+            "a reward model: a Hugging Face directory with a ForSequenceClassification "
+            "architecture",
             f"{path}",
-            "name one, as `jaxpref export` writes it from a run with a reward head",
+            "name a directory as `jaxpref export` writes it from a run with a reward head",
         )
     where = path / "config.json"
     config = {key: value for key, value in read_json(where).items() if key not in _LABELS}
-    # It has no head of its own, and nothing reads one.
+    # It has no LM head of its own, and nothing reads one.
     spec = dataclasses.replace(spec_from_hf(config, str(where)), tied=True)
     with open_safetensors(path) as source:
         shape = source.shapes.get(_SCORE)

@@ -22,21 +22,22 @@ from jaxpref.rewards.scoring import CHUNK, score_data
 from jaxpref.settings import for_all_models, named
 
 EPILOG = f"""rewards
-    a run                            its scalar head, or its implicit reward beta * (log pi - log ref)
+    a run                            its scalar head, or its implicit reward beta * log(pi / ref)
     adapter:DIR,base=MODEL,beta=0.1  the implicit reward of a PEFT adapter
     a directory                      a reward model in Hugging Face form
     module:function, FILE.py:function
     column:NAME                      a score that the data has already
 {RULES_HELP}
 
-    jaxpref score pairs.jsonl --reward helpful=runs/helpful --reward brief=rule:words --out scored.jsonl
-    jaxpref score pairs.jsonl --reward kind=rule:vader --calibrate kind=kind_pairs.jsonl --out scored.jsonl
-    jaxpref score scored.jsonl --scalarise both=worst_case:helpful=0.7,brief=0.3 --out scored2.jsonl"""
+    jaxpref score pairs.jsonl --reward good=runs/good --reward brief=rule:words --out scored.jsonl
+    jaxpref score pairs.jsonl --reward kind=rule:vader --calibrate kind_pairs.jsonl --out new.jsonl
+    jaxpref score scored.jsonl --scalarise both=worst_case:good=0.7,brief=0.3 --out both.jsonl"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    parser.set_defaults(overrides=[])  # those behind flags
+    # `key=value` may stand among DATA (`_paths` tells them apart), or behind flags.
+    parser.set_defaults(overrides=[])
     add(
         "data",
         nargs="+",
@@ -103,31 +104,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> None:
     rest = {"split": options.split, "format": options.format, "on_bad_row": options.on_bad_row}
-    source, limits = (
-        Source(_paths(options.data), **rest),
-        Limits(options.max_length, options.truncation),
-    )
-    overrides = for_all_models(
-        [*options.overrides, *(item for item in options.data if item not in source.paths)]
-    )
+    source = Source(_paths(options.data), **rest)
+    limits = Limits(options.max_length, options.truncation)
+    among_data = [item for item in options.data if item not in source.paths]
+    overrides = for_all_models([*options.overrides, *among_data])
     rewards, pairs = named(options.reward, "--reward"), _calibration(options)
     cache = None if options.cache == "none" else options.cache
     if options.chunk < 1:
-        raise InputError("--chunk of at least 1", str(options.chunk), "correct it")
+        raise InputError("--chunk of at least 1", str(options.chunk), f"{CHUNK} is usual")
 
     def make(name: str) -> Reward:
         reward = open_reward(rewards[name], step=options.step, overrides=overrides)
         if name not in pairs:
             return reward
         reward = reward if cache is None else cached(reward, cache)
-        made = calibrate(reward, Source([pairs[name]], **rest), limits=limits)
+        calibrated = calibrate(reward, Source([pairs[name]], **rest), limits=limits)
         console.print(
-            f"{name}: temperature {made.temperature:.5g} (standard error {made.temperature_error:.2g}), "
-            f"fitted on {pairs[name]}",
+            f"{name}: temperature {calibrated.temperature:.5g} "
+            f"(standard error {calibrated.temperature_error:.2g}), fitted on {pairs[name]}",
             highlight=False,
         )
-        return made
+        return calibrated
 
+    scalarisers = {
+        name: read_scalariser(text)
+        for name, text in named(options.scalarise, "--scalarise").items()
+    }
     columns = (
         TextColumn("{task.description}"),
         MofNCompleteColumn(),
@@ -147,10 +149,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
             {name: partial(make, name) for name in rewards},
             options.out,
             limits=limits,
-            scalarise={
-                name: read_scalariser(text)
-                for name, text in named(options.scalarise, "--scalarise").items()
-            },
+            scalarise=scalarisers,
             replace=options.replace,
             cache=cache,
             chunk=options.chunk,
@@ -167,16 +166,16 @@ def _paths(data: Sequence[str]) -> list[str]:
 def _calibration(options: argparse.Namespace) -> dict[str, str]:
     """Score -> its pairs; the name may be left out where there is one reward."""
     rewards = named(options.reward, "--reward")
-    only = next(iter(rewards)) if len(rewards) == 1 else None
-    has_name = lambda item: item.partition("=")[0] in rewards
-    items = [
-        item if has_name(item) or only is None else f"{only}={item}" for item in options.calibrate
-    ]
+    items = list(options.calibrate)
+    if len(rewards) == 1:
+        (only,) = rewards
+        items = [item if item.startswith(f"{only}=") else f"{only}={item}" for item in items]
     pairs = named(items, "--calibrate")
-    if odd := [name for name in pairs if name not in rewards]:
-        raise InputError(
-            f"--calibrate with a name of --reward: {', '.join(rewards) or 'none'}",
-            odd[0],
-            "correct it",
-        )
+    for name in pairs:
+        if name not in rewards:
+            raise InputError(
+                f"--calibrate with a name of --reward: {', '.join(rewards) or 'none'}",
+                name,
+                "write --calibrate NAME=PAIRS with one of these names",
+            )
     return pairs

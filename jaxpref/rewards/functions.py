@@ -4,39 +4,41 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxpref.errors import InputError
 from jaxpref.rewards.reward import Reward
+from jaxpref.types import Group
 
 
 def function_reward(function: Callable[[Any, str], float] | str, name: str | None = None) -> Reward:
-    """A reward of a function (prompt, answer) -> number; the prompt is a text or a list of
-    messages, as in the data.
+    """A reward of a Python function (prompt, answer) -> number.
+
+    The prompt is a text or a list of messages, as in the data.  Scores of a function that is named
+    by text may be kept under the bytes of its file; what that file imports is not looked at.
 
     Args:
         function: itself, or where it is: `package.module:function`, or `file.py:function`.
-        name: otherwise the function's.
+        name: None: the function's.
     Errors: InputError when there is no such function.
-
-    Of one named by text, scores may be kept under the bytes of its file; what that file imports is
-    not looked at.
     """
-    found = _find(function) if isinstance(function, str) else function
-    label = name or (
-        function if isinstance(function, str) else getattr(found, "__name__", "reward")
-    )
-    score = lambda prompts, answers: [
-        found(p.prompt, answer) for p, answer in zip(prompts, answers, strict=True)
-    ]
-    identity = (
-        (lambda: f"function {function} {_source_digest(found)}")
-        if isinstance(function, str)
-        else None
-    )
-    return Reward(label, score, identity=identity if _source_file(found) else None)
+    if isinstance(function, str):
+        judge, label = _find(function), function
+    else:
+        judge, label = function, getattr(function, "__name__", "reward")
+
+    def score(prompts: Sequence[Group], answers: Sequence[str]) -> list[float]:
+        return [
+            judge(prompt.prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+
+    def identity() -> str:
+        return f"function {function} {_source_digest(judge)}"
+
+    kept = isinstance(function, str) and _source_file(judge) is not None
+    return Reward(name or label, score, identity=identity if kept else None)
 
 
 def _source_file(function: Callable) -> str | None:
@@ -53,22 +55,21 @@ def _source_digest(function: Callable) -> str:
 def _find(where: str) -> Callable[[Any, str], float]:
     module, _, attribute = where.rpartition(":")
     try:
-        found = getattr(
-            _file(module) if module.endswith(".py") else importlib.import_module(module), attribute
-        )
+        loaded = _file(module) if module.endswith(".py") else importlib.import_module(module)
+        function = getattr(loaded, attribute)
     except (ImportError, AttributeError, OSError, SyntaxError) as error:
         raise InputError(
             "module:function of an importable module, or FILE.py:function",
             f"{where!r}: {error}",
-            "correct the name",
+            "check the path and the name; a module must be importable from this directory",
         ) from error
-    if not callable(found):
+    if not callable(function):
         raise InputError(
             "a function (prompt, answer) -> number",
-            f"{where!r}: {type(found).__name__}",
-            "name another",
+            f"{where!r}: {type(function).__name__}",
+            "name a function of that module",
         )
-    return found
+    return function
 
 
 def _file(path: str) -> Any:

@@ -1,9 +1,9 @@
-"""Rewards that models give: the scalar head of a reward model, and the implicit reward beta * (log
-pi - log ref)."""
+"""Rewards that models give: a reward model's scalar head, and beta * (log pi - log ref)."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from jaxpref.models.logprobs import Logps
 from jaxpref.models.spec import SCALAR_HEADS
 from jaxpref.objectives import asked_logps
 from jaxpref.rewards.classifier import open_classifier
-from jaxpref.rewards.reward import WHOLE, Limits, Reward, Values
+from jaxpref.rewards.reward import Limits, Reward, Values
 from jaxpref.rewards.scale import likelihood_of_preferences
-from jaxpref.rewards.tokens import encode_within, with_answer
+from jaxpref.rewards.tokens import encode_within, single_rewards
 from jaxpref.runs.adapters import BASE
 from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.digests import checkpoint_digest, model_digest
@@ -43,8 +43,7 @@ def run_reward(
     objective: Sequence[Any] | None = None,
     beta: float | None = None,
 ) -> Reward:
-    """The reward that a run has learned: its scalar head where it has one, otherwise its implicit
-    reward.
+    """The reward that a run has learned: its scalar head if it has one, else its implicit reward.
 
     The implicit reward is beta * (log pi(y|x) - log ref(y|x)), summed over tokens (nats): what
     DPO's policy maximises up to a constant of the prompt (Rafailov et al., arXiv 2305.18290,
@@ -59,41 +58,50 @@ def run_reward(
         beta of its own.
     """
     config = load_run(run, overrides, objective)
-    # What is scored was never in the data: nothing is cached, and rows are as long as these answers
-    #     need.
+    # What is scored was never in the data: no log-probs are cached, and rows are as long as these
+    # answers need.
     reference = dataclasses.replace(config.reference, mode="copy")
     config = dataclasses.replace(config, reference=reference, data=_unbounded(config.data))
     pieces = build(config, objective)
+    digests = lambda: f"{checkpoint_digest(pieces, run, step)} {model_digest(pieces)}"
     if "reward" in asked_logps(pieces.parts):
-        params = functools.cache(lambda: (run_params(pieces, run, step)[0], None))
-        trained = lambda: (
-            f"reward head {checkpoint_digest(pieces, run, step)} {model_digest(pieces)}"
+        return _head_reward(
+            str(run),
+            pieces,
+            lambda: run_params(pieces, run, step)[0],
+            identity=lambda: f"reward head {digests()}",
         )
-        return _model_reward(
-            str(run), pieces, params, lambda policy, _: policy.reward, True, ("reward",), trained
+    if not pieces.needs_reference:
+        raise InputError(
+            "a run with a scalar head, or with a reference for the implicit reward "
+            "beta * (log pi - log ref)",
+            f"{run}: trained with {_names(pieces)}",
+            "name a run with such an objective, as bradley_terry or dpo",
         )
     if beta is None:
         beta = _own_beta(run, pieces)
-    elif not pieces.needs_reference:
-        raise _no_reference(run, pieces)
-    load = functools.cache(lambda: _with_reference(pieces, run, step))
-    trained = lambda: (
-        f"implicit {beta!r} {checkpoint_digest(pieces, run, step)} {model_digest(pieces)}"
-    )
-    likelihood = likelihood_of_preferences(pieces.parts)
-    return _model_reward(
-        f"implicit reward of {run}", pieces, load, _implicit(beta), likelihood, identity=trained
+
+    def load() -> tuple[Any, Any]:
+        opened = open_run(pieces, run, step)
+        return opened.params, opened.ref_params
+
+    return _implicit_reward(
+        f"implicit reward of {run}",
+        pieces,
+        load,
+        beta,
+        bradley_terry=likelihood_of_preferences(pieces.parts),
+        identity=lambda: f"implicit {beta!r} {digests()}",
     )
 
 
 def adapter_reward(
     path: str | Path, base: str, *, beta: float, overrides: Sequence[str] = ()
 ) -> Reward:
-    """The implicit reward of a PEFT adapter on its base: beta * (log pi_adapter - log pi_base),
-    summed over tokens.
+    """The implicit reward of a PEFT adapter on its base: beta * (log pi_adapter - log pi_base).
 
-    It is taken to be on the Bradley-Terry scale, as it is where DPO with this beta and this
-    reference trained it.
+    It is summed over tokens.  It is taken to be on the Bradley-Terry scale, as it is where DPO with
+    this beta and this reference trained it.
 
     Args:
         path: a PEFT directory.
@@ -111,19 +119,18 @@ def adapter_reward(
     )
     pieces = build(config)
 
-    @functools.cache
     def load() -> tuple[Any, Any]:
         params = load_params(pieces)
         return params, reference_params(pieces, params)
 
-    identity = lambda: f"adapter {beta!r} {model_digest(pieces, adapter=path)}"
-    return _model_reward(
-        f"implicit reward of {path}", pieces, load, _implicit(beta), True, identity=identity
+    return _implicit_reward(
+        f"implicit reward of {path}",
+        pieces,
+        load,
+        beta,
+        bradley_terry=True,
+        identity=lambda: f"adapter {beta!r} {model_digest(pieces, adapter=path)}",
     )
-
-
-def _implicit(beta: float) -> Callable[[Logps, Logps], jax.Array]:
-    return lambda policy, ref: beta * (policy.sum - ref.sum)
 
 
 def _config_of(
@@ -139,10 +146,10 @@ def _config_of(
 
 
 def classifier_reward(path: str | Path, *, overrides: Sequence[str] = ()) -> Reward:
-    """A reward model as a Hugging Face directory: a sequence classifier of one label, as
-    `export_run` writes it.
+    """A reward model in Hugging Face form: a sequence classifier of one label.
 
-    It is taken to be on the Bradley-Terry scale, on which reward models are trained.
+    `export_run` writes such directories.  It is taken to be on the Bradley-Terry scale, on which
+    reward models are trained.
 
     Args:
         overrides: settings for `model.compute_dtype`, `mesh` and the like.
@@ -152,17 +159,14 @@ def classifier_reward(path: str | Path, *, overrides: Sequence[str] = ()) -> Rew
     source, head = open_classifier(path)
     pieces = build(config, source=source)
 
-    @functools.cache
-    def load() -> tuple[Any, None]:
+    def load() -> Any:
         params = load_params(pieces)
-        zero = params[SCALAR_HEADS]["reward"]
-        value = head()
+        zero, value = params[SCALAR_HEADS]["reward"], head()
         placed = jax.make_array_from_callback(zero.shape, zero.sharding, lambda index: value[index])
-        return {**params, SCALAR_HEADS: {"reward": placed}}, None
+        return {**params, SCALAR_HEADS: {"reward": placed}}
 
-    identity = lambda: f"classifier {model_digest(pieces)}"
-    return _model_reward(
-        str(path), pieces, load, lambda policy, _: policy.reward, True, ("reward",), identity
+    return _head_reward(
+        str(path), pieces, load, identity=lambda: f"classifier {model_digest(pieces)}"
     )
 
 
@@ -170,78 +174,93 @@ def _unbounded(data: Any) -> Any:
     return dataclasses.replace(data, row_length=None, max_length=None)
 
 
+def _names(pieces: Pieces) -> str:
+    return ", ".join(part.name for part in pieces.parts)
+
+
 def _own_beta(run: str | Path, pieces: Pieces) -> float:
-    if not pieces.needs_reference:
-        raise _no_reference(run, pieces)
     betas = {
         part.hyperparameters["beta"] for part in pieces.parts if "beta" in part.hyperparameters
     }
     if len(betas) != 1:
         raise InputError(
             "an objective with one beta, for the implicit reward beta * (log pi - log ref)",
-            f"{run}: {', '.join(part.name for part in pieces.parts)} with {sorted(betas) or 'none'}",
+            f"{run}: {_names(pieces)} with {sorted(betas) or 'none'}",
             "give it in Python: jaxpref.rewards.run_reward(run, beta=0.1)",
         )
     return betas.pop()
 
 
-def _no_reference(run: str | Path, pieces: Pieces) -> InputError:
-    return InputError(
-        "a run with a scalar head, or with a reference for the implicit reward beta * (log pi - log ref)",
-        f"{run}: trained with {', '.join(part.name for part in pieces.parts)}",
-        "name a run with such an objective, as bradley_terry or dpo",
-    )
+def _head_reward(
+    name: str, pieces: Pieces, load: Callable[[], Any], identity: Callable[[], str]
+) -> Reward:
+    """The scalar head's output.
+
+    Args:
+        load: -> parameters; called once, with the first answers.
+        identity: as of `Reward`, of the weights.
+    """
+    of_logps = lambda policy, _: policy.reward
+    pair = lambda: (load(), None)
+    return _model_reward(name, pieces, pair, of_logps, True, ("reward",), identity)
 
 
-def _with_reference(pieces: Pieces, run: str | Path, step: str) -> tuple[Any, Any]:
-    """(policy, reference) of a run's checkpoint."""
-    opened = open_run(pieces, run, step)
-    return opened.params, opened.ref_params
+def _implicit_reward(
+    name: str,
+    pieces: Pieces,
+    load: Callable[[], tuple[Any, Any]],
+    beta: float,
+    bradley_terry: bool,
+    identity: Callable[[], str],
+) -> Reward:
+    """beta * (log pi - log ref); arguments as of `_model_reward`."""
+    of_logps = lambda policy, ref: beta * (policy.sum - ref.sum)
+    return _model_reward(name, pieces, load, of_logps, bradley_terry, (), identity)
 
 
 def _model_reward(
     name: str,
     pieces: Pieces,
     load: Callable[[], tuple[Any, Any]],
-    of: Callable[[Logps, Logps | None], jax.Array],
+    of_logps: Callable[[Logps, Logps | None], jax.Array],
     bradley_terry: bool,
-    also: Sequence[str] = (),
-    identity: Callable[[], str] | None = None,
+    also: Sequence[str],
+    identity: Callable[[], str],
 ) -> Reward:
     """A reward that reads log-probs.
 
     Args:
         load: -> parameters of policy and reference; called once, with the first answers.
-        of: (policy, ref) -> [B, K].
+        of_logps: (policy, ref) -> [B, K].
         also: optional fields of `Logps` that it reads.
         identity: as of `Reward`, of the weights.
     """
-    run = _runner(pieces, load, of, also)
+    run = _runner(pieces, functools.cache(load), of_logps, also)
 
     def of_groups(groups: Sequence[Group], limits: Limits) -> list[Values]:
         encoded = encode_within(groups, pieces.tokenizer, limits)
         check_positions(encoded, pieces.source.spec)
-        check_known_tokens(
-            ((g.where, (g.prompt_ids, *g.completion_ids)) for g in encoded),
-            pieces.source.spec.vocab,
-        )
+        tokens = ((group.where, (group.prompt_ids, *group.completion_ids)) for group in encoded)
+        check_known_tokens(tokens, pieces.source.spec.vocab)
         rewards = run(list(_each_answer_once(encoded)))
-        found = {group.row_id: tuple(rewards[key] for key in _answers(group)) for group in encoded}
-        return [found.get(i) for i in range(len(groups))]
+        of_group = {
+            group.row_id: tuple(rewards[key] for key in _answers(group)) for group in encoded
+        }
+        return [of_group.get(i) for i in range(len(groups))]
 
-    def score(prompts: Sequence[Group], answers: Sequence[str]) -> list[float]:
-        answered = [
-            with_answer(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-        return [value for (value,) in of_groups(answered, WHOLE)]
-
-    whole_identity = identity and (lambda: f"{identity()} {_reading(pieces)}")
-    return Reward(name, score, bradley_terry, of_groups, identity=whole_identity)
+    return Reward(
+        name,
+        partial(single_rewards, of_groups),
+        bradley_terry,
+        of_groups,
+        identity=lambda: f"{identity()} {_reading(pieces)}",
+    )
 
 
 def _reading(pieces: Pieces) -> str:
     """How texts become what the model sees, beside the files of its weights."""
-    return f"{pieces.config.model.compute_dtype} {pieces.tokenizer.chat_template} {pieces.tokenizer.eos_token}"
+    tokenizer = pieces.tokenizer
+    return f"{pieces.config.model.compute_dtype} {tokenizer.chat_template} {tokenizer.eos_token}"
 
 
 def _answers(group: EncodedGroup) -> list[tuple[bytes, bytes]]:
@@ -250,8 +269,10 @@ def _answers(group: EncodedGroup) -> list[tuple[bytes, bytes]]:
 
 
 def _each_answer_once(groups: Sequence[EncodedGroup]) -> Iterator[EncodedGroup]:
-    """Equal answers are run once: rounding differs from row to row, and would make a win of a
-    tie."""
+    """The groups with every pair of prompt and answer once.
+
+    Rounding differs from row to row, and would turn a tie of equal answers into a win.
+    """
     seen: set[tuple[bytes, bytes]] = set()
     for group in groups:
         new = {
@@ -267,13 +288,13 @@ def _each_answer_once(groups: Sequence[EncodedGroup]) -> Iterator[EncodedGroup]:
 def _runner(
     pieces: Pieces,
     load: Callable[[], tuple[Any, Any]],
-    of: Callable[[Logps, Logps | None], jax.Array],
+    of_logps: Callable[[Logps, Logps | None], jax.Array],
     also: Sequence[str],
 ) -> Callable[[Sequence[EncodedGroup]], dict[tuple[bytes, bytes], float]]:
     """Groups -> {answer: reward}, on every process; arguments as of `_model_reward`.
 
     Called with one part of a data set after another it compiles a few times only: sizes are powers
-        of two.
+    of two.
     """
 
     @functools.cache
@@ -284,7 +305,7 @@ def _runner(
 
         def step(params, ref_params, batch, micro_batches):
             logps, ref = all_logps(loss_spec, params, ref_params, batch, micro_batches)
-            return whole_batch(batch).row_id_RG.reshape(-1), of(logps, ref)
+            return whole_batch(batch).row_id_RG.reshape(-1), of_logps(logps, ref)
 
         return jax.jit(step, out_shardings=NamedSharding(pieces.mesh, P()))
 
@@ -298,29 +319,27 @@ def _runner(
             for _, batch, micro_batches in batches(own_steps(loader, pieces.mesh), pieces.mesh):
                 step = compiled(loader.layout.lengths)
                 rows, values_BK = jax.device_get(step(params, ref_params, batch, micro_batches))
-                rewards_K |= {
-                    int(row): values
-                    for row, values in zip(rows, values_BK, strict=True)
-                    if row >= 0
-                }
-        return {
-            key: float(value)
-            for group in groups
-            for key, value in zip(_answers(group), rewards_K[group.row_id], strict=False)
-        }
+                for row, values_K in zip(rows, values_BK, strict=True):
+                    rewards_K[int(row)] = values_K  # -1 for an empty slot
+        rewards = {}
+        for group in groups:
+            # A group may have fewer answers than the batch has places for.
+            answers = zip(_answers(group), rewards_K[group.row_id], strict=False)
+            rewards |= {key: float(value) for key, value in answers}
+        return rewards
 
     return run
 
 
 def _loader(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Loader:
+    """Rows of a power of two times the smallest length that attention and buckets allow."""
     layout = row_layout(pieces, groups)
     unit = pieces.config.model.attention_block * pieces.config.data.length_buckets
+    units = -(-layout.row_length // unit)
     return Loader(
         groups,
         batch_size=pieces.config.train.batch_size,
         micro_rows=pieces.config.train.micro_rows or row_ways(pieces.mesh),
-        layout=dataclasses.replace(
-            layout, row_length=unit << (-(-layout.row_length // unit) - 1).bit_length()
-        ),
+        layout=dataclasses.replace(layout, row_length=unit << (units - 1).bit_length()),
         rounded=True,
     )

@@ -14,8 +14,10 @@ from jaxpref.types import Group
 
 @dataclass(frozen=True)
 class Limits:
-    """How long prompt and answer may be for models; as `data.max_length` and `data.truncation` of a
-    run."""
+    """How long prompt and answer may be for models.
+
+    As `data.max_length` and `data.truncation` of a run.
+    """
 
     max_length: int | None = None
     """Tokens of prompt + one answer; None: no limit but the model's own, which is an error to
@@ -33,11 +35,12 @@ group."""
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward of answers; call it with prompts and as many answers, or let it score groups.
+    """A reward of answers: call it with prompts and as many answers, or let it score groups.
 
     Args:
         name: for tables and files.
-        score: (prompts as groups without completions, answers) -> a number each, higher is better.
+        score: (prompts as groups without completions, answers) -> one number each, higher is
+            better.
         bradley_terry: whether sigmoid(difference of two rewards of a prompt) is the probability
             that the first answer is preferred (`rewards/scale.py`).
         of_groups: (groups, limits) -> rewards of all completions of each, for rewards that read
@@ -66,7 +69,7 @@ class Reward:
         Args:
             prompts: texts, lists of messages, or groups
                 (`jaxpref.generation.prompts.read_prompts`).
-            answers: a text each.
+            answers: one text per prompt.
         Errors: InputError for unequal numbers, and for a reward that is not a finite number, naming
             the prompt.
         """
@@ -93,34 +96,32 @@ class Reward:
         Errors: InputError for a reward that is not a finite number; RowError, naming the row, for
             an answer of several messages where the reward reads texts.
         """
-        scaled = lambda values: (
-            None if values is None else tuple(float(x) / self.temperature for x in values)
-        )
+
+        def scaled(values: Values) -> Values:
+            return None if values is None else tuple(float(x) / self.temperature for x in values)
+
         return [scaled(values) for values in self.raw(groups, limits)]
 
     def raw(self, groups: Sequence[Group], limits: Limits) -> list[Values]:
         """The same, not divided by the temperature."""
         if self.of_groups is None:
             return self._of_texts(groups)
-        found = list(self.of_groups(groups, limits))
-        for group, values in zip(groups, found, strict=True):
+        rewards = list(self.of_groups(groups, limits))
+        for group, values in zip(groups, rewards, strict=True):
             for value in values or ():
                 self._check(value, group.where)
-        return found
+        return rewards
 
     def _of_texts(self, groups: Sequence[Group]) -> list[Values]:
-        prompts = [dataclasses.replace(group, completions=(), columns={}) for group in groups]
-        repeated = [
-            prompt for prompt, group in zip(prompts, groups, strict=True) for _ in group.completions
-        ]
-        texts = [
-            plain_text(completion, group.where)
-            for group in groups
-            for completion in group.completions
-        ]
-        values = iter(
-            dataclasses.replace(self, temperature=1.0)(repeated, texts).tolist() if texts else ()
-        )
+        prompts, texts = [], []
+        for group in groups:
+            prompt = dataclasses.replace(group, completions=(), columns={})
+            for completion in group.completions:
+                prompts.append(prompt)
+                texts.append(plain_text(completion, group.where))
+        if not texts:
+            return [() for _ in groups]
+        values = iter(dataclasses.replace(self, temperature=1.0)(prompts, texts).tolist())
         return [tuple(next(values) for _ in group.completions) for group in groups]
 
     def _check(self, value: Any, where: str) -> None:
@@ -128,26 +129,29 @@ class Reward:
             raise InputError(
                 f"a finite number from the reward {self.name}",
                 f"{value!r} for {where}",
-                "mend the reward function",
+                "let the reward function return a finite number for every answer",
             )
 
 
 def plain_text(completion: str | list[dict], where: str) -> str:
-    """The text of an answer.  Raises: RowError for one of several messages, or one that is more
-    than its text."""
+    """The text of an answer.
+
+    Raises: RowError for an answer of several messages, or one that is more than its text.
+    """
     if isinstance(completion, str):
         return completion
     if len(completion) == 1 and set(completion[0]) == {"role", "content"}:
         return completion[0]["content"]
+    keys = sorted({key for message in completion for key in message})
     raise RowError(
         "an answer of more than one text",
         "answers of one message with nothing but text, for a reward that reads texts",
-        f"{where}: {len(completion)} messages with {', '.join(sorted({key for m in completion for key in m}))}",
+        f"{where}: {len(completion)} messages with {', '.join(keys)}",
         "drop the row (`--on-bad-row drop`), or take a reward that reads messages (a model)",
     )
 
 
 def _is_number(value: Any) -> bool:
-    """A finite one, also where it is an array of no dimensions."""
+    """Whether it is a finite number, or an array without dimensions that holds one."""
     array = np.asarray(value)
     return array.shape == () and array.dtype.kind in "fiu" and bool(np.isfinite(array))

@@ -1,5 +1,7 @@
-"""Rewards by rule, and from columns: no model, no download.  Some need the packages of
-`jaxpref[rewards]`."""
+"""Rewards by rule, and from columns: no model, no download.
+
+Some need the packages of `jaxpref[rewards]`.
+"""
 
 import functools
 import importlib
@@ -14,9 +16,9 @@ from jaxpref.rewards.tokens import token_count_reward
 from jaxpref.types import Group
 
 RULES_HELP = """    rule:words                       minus the number of words
-    rule:tokens:MODEL                minus the number of tokens, by the tokenizer of a model or a run
+    rule:tokens:MODEL                minus the number of tokens, by the tokenizer of a model or run
     rule:vader                       VADER's compound sentiment, -1 to 1
-    rule:readability                 Flesch's reading ease: 60 to 70 is plain English, higher is easier
+    rule:readability                 Flesch's reading ease: 60 to 70 is plain English, higher easier
     rule:profanity                   minus the number of profane words"""
 
 _WORDS_KEPT = 1 << 16
@@ -34,7 +36,7 @@ def rule_reward(what: str) -> Reward:
         raise InputError(
             f"a rule: {', '.join(f'rule:{known}' for known in _TEXT_RULES)} or rule:tokens:MODEL",
             f"rule:{what}",
-            "correct the name",
+            "name one of these rules",
         )
     make, package = _TEXT_RULES[name]
     rule = make()
@@ -44,10 +46,10 @@ def rule_reward(what: str) -> Reward:
 
 
 def column_reward(name: str) -> Reward:
-    """A score that the data has already: `scores/NAME`, or the column NAME of every answer
-    (NAME_chosen and so on).
+    """A score that the data has already: `scores/NAME`, or the column NAME of every answer.
 
-    It scores groups only: an answer that was just generated has no score.
+    The latter stands in NAME_chosen and so on.  It scores groups only: an answer that was just
+    generated has no score.
     Errors (when called): InputError for texts; RowError for a row without the score.
     """
 
@@ -58,16 +60,16 @@ def column_reward(name: str) -> Reward:
         raise InputError(
             "a reward that can score new answers",
             f"column:{name}, a score that is in the data",
-            "take another reward",
+            "take a rule, a function or a model",
         )
 
     return Reward(f"column:{name}", score, of_groups=of_groups, columns=(name,))
 
 
 def _column(group: Group, name: str) -> tuple[float, ...]:
-    found = group.columns.get(name)
-    plain = isinstance(found, tuple) and not isinstance(found[0], tuple)
-    return found if plain else scores_of(group, name)
+    column = group.columns.get(name)
+    one_number_each = isinstance(column, tuple) and not isinstance(column[0], tuple)
+    return column if one_number_each else scores_of(group, name)
 
 
 # ---- rules of texts

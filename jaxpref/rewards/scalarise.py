@@ -1,9 +1,8 @@
-"""Several rewards of an answer made into one, to label pairs by or to be a margin: the scalarisers
-of MORLAIF.
+"""Several rewards of an answer made into one: the scalarisers of MORLAIF.
 
-Every function takes rewards [..., n] that have been multiplied with their weights, r_i <- w_i r_i
-(`scalarised` does it), and returns [...], in float64.  Source of all: MORLAIF (arXiv 2406.07295)
-and its authors' code.
+The result labels pairs, or is a margin.  Every function takes rewards [..., n] that have been
+multiplied with their weights, r_i <- w_i r_i (`scalarised` does it), and returns [...], in float64.
+Source of all: MORLAIF (arXiv 2406.07295) and its authors' code.
 """
 
 import inspect
@@ -30,7 +29,7 @@ def soft_max_min(r: np.ndarray, *, temperature: float = 1.0) -> np.ndarray:
     """sum_i softmax(-r / T)_i r_i: the mean for a large T, the worst case for a small one.
 
     It need not rise with every reward: raising one that is far above the others takes weight from
-        it.
+    it.
 
     Args:
         temperature: T > 0.
@@ -48,7 +47,11 @@ def uncertainty(r: np.ndarray, *, penalty: float = 0.5) -> np.ndarray:
         penalty: c >= 0.
     """
     if not penalty >= 0 or not math.isfinite(penalty):
-        raise InputError("a penalty >= 0", f"penalty={penalty!r}", "correct it")
+        raise InputError(
+            "a penalty >= 0",
+            f"penalty={penalty!r}",
+            "give a finite number >= 0; 0.5 is the default",
+        )
     return r.mean(-1) - penalty * r.var(-1)
 
 
@@ -63,14 +66,18 @@ def lower_third(r: np.ndarray) -> np.ndarray:
 
 
 def median(r: np.ndarray) -> np.ndarray:
-    """The median; of an even number of rewards the lower of the two in the middle, as in the
-    authors' code."""
+    """The median; of an even number of rewards the lower of the two in the middle.
+
+    As in the authors' code.
+    """
     return np.sort(r, axis=-1)[..., (r.shape[-1] - 1) // 2]
 
 
 def nash(r: np.ndarray) -> np.ndarray:
-    """prod_i r_i, without a root (Bernoulli-Nash), of rewards >= 0: a product of negative ones has
-    no meaning."""
+    """prod_i r_i, without a root (Bernoulli-Nash), of rewards >= 0.
+
+    A product of negative rewards has no meaning.
+    """
     if (r < 0).any():
         raise InputError(
             "rewards >= 0, for nash",
@@ -121,29 +128,30 @@ def scalarised(
         does not have.
     """
     if kind not in SCALARISERS:
-        raise InputError(f"a scalariser: {', '.join(SCALARISERS)}", repr(kind), "correct the name")
+        raise InputError(f"a scalariser: {', '.join(SCALARISERS)}", repr(kind), "name one of these")
     if len(weights) != rewards.shape[-1] or not np.isfinite(weights).all():
         raise InputError(
             "a finite weight for each reward",
             f"{list(weights)} for {rewards.shape[-1]}",
-            "correct them",
+            "give one finite number per reward",
         )
     function = SCALARISERS[kind]
-    names = [
-        name
-        for name, p in inspect.signature(function).parameters.items()
-        if p.kind is p.KEYWORD_ONLY
-    ]
-    if parameter is not None and not names:
-        raise InputError(f"no parameter for {kind}", f"{parameter}", "leave it out")
-    given = {} if parameter is None else {names[0]: parameter}
-    return function(np.asarray(rewards, np.float64) * np.asarray(weights, np.float64), **given)
+    weighted = np.asarray(rewards, np.float64) * np.asarray(weights, np.float64)
+    if parameter is None:
+        return function(weighted)
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    if not names:
+        raise InputError(
+            f"no parameter for {kind}", f"{parameter}", f"write {kind} without `@{parameter}`"
+        )
+    return function(weighted, **{names[0]: parameter})
 
 
 def read_scalariser(text: str) -> Scalariser:
-    """`KIND:SCORE=WEIGHT,...`, with a parameter `KIND@PARAMETER:...`; as
-    `soft_max_min@0.5:helpful=0.6,brief=0.4`.
+    """A scalariser written as text: `KIND:SCORE=WEIGHT,...`, or `KIND@PARAMETER:SCORE=WEIGHT,...`.
 
+    For example `soft_max_min@0.5:helpful=0.6,brief=0.4`.
     Errors: InputError where it reads otherwise.
     """
     head, colon, rest = text.partition(":")
@@ -151,17 +159,18 @@ def read_scalariser(text: str) -> Scalariser:
     try:
         pairs = [part.rsplit("=", 1) for part in rest.split(",")] if colon else []
         weights = {name: float(weight) for name, weight in pairs}
-        found = Scalariser(kind, weights, float(parameter) if at else None)
+        scalariser = Scalariser(kind, weights, float(parameter) if at else None)
     except ValueError as error:
         raise _unreadable(text) from error
     if kind not in SCALARISERS or not weights or len(weights) < len(pairs):
         raise _unreadable(text)
-    return found
+    return scalariser
 
 
 def _unreadable(text: str) -> InputError:
     return InputError(
-        f"KIND:SCORE=WEIGHT,... of different scores, KIND one of {', '.join(SCALARISERS)} (@NUMBER sets its parameter)",
+        "KIND:SCORE=WEIGHT,... of different scores, KIND one of "
+        f"{', '.join(SCALARISERS)} (@NUMBER sets its parameter)",
         repr(text),
         "write it as worst_case:helpful=0.6,brief=0.4",
     )
@@ -169,4 +178,4 @@ def _unreadable(text: str) -> InputError:
 
 def _expect_positive(name: str, value: float) -> None:
     if not value > 0 or not math.isfinite(value):
-        raise InputError(f"a {name} > 0", f"{name}={value!r}", "correct it")
+        raise InputError(f"a {name} > 0", f"{name}={value!r}", "give a finite number > 0")

@@ -1,5 +1,4 @@
-"""Scores of the answers of a data set, written beside them: `scores_chosen: {NAME: number}` and the
-like.
+"""Scores of the answers of a data set, written beside them: `scores_chosen: {NAME: number}` etc.
 
 One reward after another goes over the data, so that no two models are in memory at once; the last
 pass writes the rows.
@@ -31,7 +30,7 @@ _KEYS = {
     "judged": ("scores",),
     "ranked": ("scores_completions",),
 }
-"""Kind of a row -> where its scores stand: a key an answer, or one key with a list."""
+"""Kind of a row -> where its scores stand: one key per answer, or one key with a list."""
 
 Watch = Callable[[str, int, int], None]
 """(reward, rows done, rows in all), for progress bars."""
@@ -56,11 +55,11 @@ class ScoreReport:
             f"{self.out}: {rows}",
             *(f"{count} dropped: {why}" for why, count in sorted(self.dropped.items())),
         ]
-        for name, found in self.agreement.items():
-            pairs = found.total()
+        for name, counts in self.agreement.items():
+            pairs = counts.total()
             lines.append(
-                f"{name}: higher for chosen in {found['higher'] / pairs:.1%} of {pairs} pairs, "
-                f"lower in {found['lower'] / pairs:.1%}, equal in {found['tie'] / pairs:.1%}"
+                f"{name}: higher for chosen in {counts['higher'] / pairs:.1%} of {pairs} pairs, "
+                f"lower in {counts['lower'] / pairs:.1%}, equal in {counts['tie'] / pairs:.1%}"
             )
         return "\n".join(lines)
 
@@ -77,12 +76,11 @@ def score_data(
     chunk: int = CHUNK,
     watch: Watch = lambda name, done, total: None,
 ) -> ScoreReport:
-    """Writes the rows of a data set again, with scores of all their answers; everything else in a
-    row stays.
+    """Writes the rows of a data set again, with scores of all their answers.
 
-    Killed and called again it goes on where it was: what a reward has scored is kept under the
-    digest of its identity and of the texts, and an unchanged reward is not run again on the same
-    texts.
+    Everything else in a row stays.  Killed and called again it goes on where it was: what a reward
+    has scored is kept under the digest of its identity and of the texts, and an unchanged reward is
+    not run again on the same texts.
 
     Args:
         data: paths as `data.train` may name, or a `Source`.
@@ -108,14 +106,17 @@ def score_data(
             "name each with --reward NAME=WHAT",
         )
     total = _check_rows(source, () if replace else names)
-    report, found = ScoreReport(str(out)), {}
+    report, scores = ScoreReport(str(out)), {}
     for name, reward in rewards.items():
-        made = reward if isinstance(reward, Reward) else reward()
-        made = made if cache is None else cached(made, cache)
-        watched = lambda done, name=name: watch(name, done, total)
-        found[name] = list(_scores(source, made, limits, chunk, watched))
-        del made
-    write_lines(out, _scored_rows(source, found, scalarise, report))
+        opened = reward if isinstance(reward, Reward) else reward()
+        if cache is not None:
+            opened = cached(opened, cache)
+        scores[name] = []
+        for values in _scores(source, opened, limits, chunk):
+            scores[name] += values
+            watch(name, len(scores[name]), total)
+        del opened
+    write_lines(out, _scored_rows(source, scores, scalarise, report))
     return report
 
 
@@ -137,18 +138,16 @@ def _check_rows(source: Source, names: Sequence[str]) -> int:
 
 
 def _scores(
-    source: Source, reward: Reward, limits: Limits, chunk: int, done: Callable[[int], None]
-) -> Iterator[Values | str]:
-    """Of every row in order: its values, or the reason why it is left out."""
+    source: Source, reward: Reward, limits: Limits, chunk: int
+) -> Iterator[list[Values | str]]:
+    """Chunk by chunk, for every row in order: its values, or the reason why it is left out."""
     rows, count = rows_of(source), 0
     while part := list(islice(rows, chunk)):
         groups = [group_of(source, *row, count + i, reward.columns) for i, row in enumerate(part)]
         usable = [group for group in groups if isinstance(group, Group)]
         values = iter(_values(reward, usable, limits, source.on_bad_row))
-        for group in groups:
-            yield next(values) if isinstance(group, Group) else group.reason
+        yield [next(values) if isinstance(group, Group) else group.reason for group in groups]
         count += len(part)
-        done(count)
 
 
 _TOO_LONG = "nothing left by the limits on length"
@@ -172,27 +171,24 @@ def _values(
 
 def _scored_rows(
     source: Source,
-    found: Mapping[str, list],
+    scores: Mapping[str, list[Values | str]],
     scalarise: Mapping[str, Scalariser],
     report: ScoreReport,
 ) -> Iterator[dict]:
     for i, (row, where, kind) in enumerate(rows_of(source)):
-        values = {name: rows[i] for name, rows in found.items()}
+        values = {name: of_rows[i] for name, of_rows in scores.items()}
         reason = next((value for value in values.values() if isinstance(value, str)), None)
         if reason is not None:
             report.dropped[reason] += 1
             continue
         if scalarise:
-            group = group_of(source, row, where, kind, i, ())
-            made = (
-                group
-                if isinstance(group, RowError)
-                else _scalarised(group, values, scalarise, source.on_bad_row)
-            )
-            if isinstance(made, RowError):
-                report.dropped[made.reason] += 1
+            further = group_of(source, row, where, kind, i, ())
+            if isinstance(further, Group):
+                further = _scalarised(further, values, scalarise, source.on_bad_row)
+            if isinstance(further, RowError):
+                report.dropped[further.reason] += 1
                 continue
-            values |= made
+            values |= further
         report.rows[kind] += 1
         if kind == "pair":
             _count_agreement(report, values)
@@ -220,17 +216,22 @@ def _scalarised(
 
 def _count_agreement(report: ScoreReport, values: Mapping[str, Sequence[float]]) -> None:
     for name, (chosen, rejected, *_) in values.items():
-        what = "tie" if chosen == rejected else "higher" if chosen > rejected else "lower"
-        report.agreement.setdefault(name, Counter())[what] += 1
+        if chosen == rejected:
+            outcome = "tie"
+        else:
+            outcome = "higher" if chosen > rejected else "lower"
+        report.agreement.setdefault(name, Counter())[outcome] += 1
 
 
 def _with_scores(
     row: Mapping[str, Any], kind: str, values: Mapping[str, Sequence[float]]
 ) -> dict[str, Any]:
-    keys = _KEYS[kind]
-    of_key = lambda k: {name: list(x) if kind == "ranked" else x[k] for name, x in values.items()}
-    # Columnar files fill what a row lacks with null.
-    had = lambda key: {
-        name: value for name, value in (row.get(key) or {}).items() if value is not None
-    }
-    return {**row, **{key: {**had(key), **of_key(k)} for k, key in enumerate(keys)}}
+    """The row with these scores beside those that it had."""
+    written = dict(row)
+    for k, key in enumerate(_KEYS[kind]):
+        # Columnar files fill what a row lacks with null.
+        scores = {name: had for name, had in (row.get(key) or {}).items() if had is not None}
+        for name, of_answers in values.items():
+            scores[name] = list(of_answers) if kind == "ranked" else of_answers[k]
+        written[key] = scores
+    return written

@@ -1,11 +1,14 @@
 """Groups as the tokens that models score, and the reward that only counts them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from jaxpref.data.encode import encode_groups
+from jaxpref.models.source import open_checkpoint
 from jaxpref.rewards.reward import WHOLE, Limits, Reward, Values
+from jaxpref.runs.directory import is_run, load_run
 from jaxpref.types import EncodedGroup, Group
 
 
@@ -15,11 +18,22 @@ def with_answer(prompt: Group, answer: str) -> Group:
     return dataclasses.replace(prompt, completions=(completion,))
 
 
-def encode_within(groups: Sequence[Group], tokenizer: Any, limits: Limits) -> list[EncodedGroup]:
-    """What a run with these limits would train on, without columns; the row id is the group's place
-    in `groups`.
+def single_rewards(
+    of_groups: Callable[[Sequence[Group], Limits], Sequence[Values]],
+    prompts: Sequence[Group],
+    answers: Sequence[str],
+) -> list[float]:
+    """`Reward.score` of a reward that scores groups: one group per prompt and answer."""
+    groups = [with_answer(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    return [value for (value,) in of_groups(groups, WHOLE)]
 
-    Groups of which the limits leave nothing are missing.  Errors: as of `encode_groups`.
+
+def encode_within(groups: Sequence[Group], tokenizer: Any, limits: Limits) -> list[EncodedGroup]:
+    """The tokens that a run with these limits would train on, without data columns.
+
+    The row id is the group's index in `groups`; groups of which the limits leave nothing are
+    missing.
+    Errors: as of `encode_groups`.
     """
     numbered = [dataclasses.replace(group, row_id=i, columns={}) for i, group in enumerate(groups)]
     encoded, _ = encode_groups(
@@ -33,12 +47,12 @@ def encode_within(groups: Sequence[Group], tokenizer: Any, limits: Limits) -> li
 
 
 def token_count_reward(model: str) -> Reward:
-    """Minus the number of tokens of an answer as training counts them: with its end token, cut
-    where limits cut.
+    """Minus the number of tokens of an answer as training counts them.
 
-    With the weight w_len as a margin, MODPO is then length-regularised DPO (`r_dpo`) with alpha =
-    w_len: the length penalty of Zhou et al., arXiv 2310.03708, in their code.  On no Bradley-Terry
-    scale: the weight gives it one.
+    They include the end token, and are cut where limits cut.  As MODPO's other reward with the
+    objective weight w_len this is length-regularised DPO (`r_dpo`) with alpha = w_len: the length
+    penalty of Zhou et al., arXiv 2310.03708, in their code.  It is on no Bradley-Terry scale: the
+    objective weight gives it one.
 
     Args:
         model: whose tokenizer counts: a run, or what `model.path` may name.
@@ -47,26 +61,21 @@ def token_count_reward(model: str) -> Reward:
 
     def of_groups(groups: Sequence[Group], limits: Limits) -> list[Values]:
         encoded = encode_within(groups, tokenizer, limits)
-        found = {
+        rewards = {
             group.row_id: tuple(-len(ids) for ids in group.completion_ids) for group in encoded
         }
-        return [found.get(i) for i in range(len(groups))]
-
-    def score(prompts: Sequence[Group], answers: Sequence[str]) -> list[float]:
-        answered = [
-            with_answer(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-        return [values[0] for values in of_groups(answered, WHOLE)]
+        return [rewards.get(i) for i in range(len(groups))]
 
     def identity() -> str:
-        return f"rule:tokens {tokenizer.backend_tokenizer.to_str()} {tokenizer.eos_token} {tokenizer.chat_template}"
+        return (
+            f"rule:tokens {tokenizer.backend_tokenizer.to_str()} {tokenizer.eos_token} "
+            f"{tokenizer.chat_template}"
+        )
 
+    score = partial(single_rewards, of_groups)
     return Reward(f"rule:tokens:{model}", score, of_groups=of_groups, identity=identity)
 
 
 def _tokenizer(model: str) -> Any:
-    from jaxpref.models.source import open_checkpoint
-    from jaxpref.runs.directory import is_run, load_run
-
     path = load_run(model).model.path if is_run(model) else model
     return open_checkpoint(path).load_tokenizer()

@@ -12,7 +12,8 @@ from jaxpref.errors import InputError
 from jaxpref.evaluation import Bootstrap, evaluate_preferences, evaluate_run
 from jaxpref.evaluation.bootstrap import Estimate
 from jaxpref.evaluation.figures import plot_preferences
-from jaxpref.evaluation.preferences import _UNDEFINED, _check_finite, evaluate_groups
+from jaxpref.evaluation.preference_report import UNDEFINED
+from jaxpref.evaluation.preferences import _check_finite, evaluate_groups
 from jaxpref.evaluation.records import Records
 from jaxpref.evaluation.report import split_defined
 from jaxpref.models.logprobs import Logps
@@ -234,7 +235,7 @@ def test_a_sum_of_objectives_has_the_metrics_of_its_parts(tiny_files, tmp_path):
 def test_a_log_ratio_that_overflows_is_said():
     """exp(800) is no float64; the other estimates stay."""
     found = {"kl_k3/chosen": Estimate(float("inf")), "kl_k1/chosen": Estimate(-800.0, -900.0, -700.0)}
-    defined, left_out = split_defined(found, _UNDEFINED)
+    defined, left_out = split_defined(found, UNDEFINED)
     assert list(defined) == ["kl_k1/chosen"] and "overflows" in left_out["kl_k3/chosen"]
 
 

@@ -45,10 +45,8 @@ def _router(real_BK) -> jnp.ndarray:
 def columns(part, batch: int, K: int, seed: int = 0) -> dict:
     """Every array that the objective may be given, by name; `weight` is left out."""
     rng = np.random.default_rng(seed)
-    one, each = (
-        lambda: jnp.asarray(rng.random(batch), jnp.float32),
-        lambda *n: jnp.asarray(rng.normal(size=(batch, K, *n)), jnp.float32),
-    )
+    one = lambda: jnp.asarray(rng.random(batch), jnp.float32)
+    each = lambda *n: jnp.asarray(rng.normal(size=(batch, K, *n)), jnp.float32)
     have = {
         "margin": one(), "probability": one(), "baseline": one(), "uniform": one(), "label": jnp.arange(batch) % 2.0,
         "score": jnp.sort(each(), axis=1)[:, ::-1], "scores": each(EXTRA), "other_rewards": each(EXTRA),

@@ -9,7 +9,7 @@ import pytest
 import trl_batch
 
 from jaxpref.models.logprobs import Logps
-from jaxpref.objectives.contract import bind
+from jaxpref.objectives import bind
 from jaxpref.objectives.coupled import _draw, aot, aot_unpaired, beta_dpo, dr_dpo
 from jaxpref.objectives.pairwise import dpo
 

@@ -9,18 +9,11 @@ import pytest
 
 from jaxpref.errors import InputError
 from jaxpref.models.logprobs import Logps
-from jaxpref.objectives.contract import bind, group_kinds
-from jaxpref.objectives.multiobjective import (
-    advantage_mle,
-    advantage_mle_value,
-    hpo_dpo,
-    hpo_kto,
-    modpo,
-    modpo_hinge,
-    modpo_implicit,
-    spo,
-)
-from jaxpref.objectives.pairwise import dpo, margin_dpo, r_dpo
+from jaxpref.objectives import bind, group_kinds
+from jaxpref.objectives.advantage import advantage_mle, advantage_mle_value, hpo_dpo, hpo_kto
+from jaxpref.objectives.margins import margin_dpo, r_dpo
+from jaxpref.objectives.multiobjective import modpo, modpo_hinge, modpo_implicit, spo
+from jaxpref.objectives.pairwise import dpo
 from jaxpref.objectives.unpaired import apo_zero_unpaired, bco, kto
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -43,7 +36,7 @@ def minus_log_sigmoid(x):
 POLICY = logps([[-3.0, -7.0], [-4.0, -2.0]], [[2, 4], [1, 3]])
 REF = logps([[-4.0, -5.0], [-4.5, -3.5]], [[2, 4], [1, 3]])  # rho = (1, -2), (0.5, 1.5)
 OTHER_REWARDS = array([[[2.0], [-1.0]], [[0.0], [3.0]]])
-TWO_MARGINS = array([[[2.0, 1.0], [-1.0, 0.5]], [[0.0, -2.0], [3.0, 0.25]]])
+TWO_REWARDS = array([[[2.0, 1.0], [-1.0, 0.5]], [[0.0, -2.0], [3.0, 0.25]]])
 
 
 def value_and_grad(function):
@@ -69,7 +62,7 @@ def test_modpo_by_hand():
 
 def test_modpo_of_three_objectives_by_hand():
     """First pair: u = 0.1 rho - 0.5 r_1 - 2 r_2 = (-2.9, -0.7)."""
-    out = modpo(POLICY, REF, TWO_MARGINS, w=(1.0, 0.5, 2.0), beta=0.1)
+    out = modpo(POLICY, REF, TWO_REWARDS, w=(1.0, 0.5, 2.0), beta=0.1)
     assert out.loss_B[0] == pytest.approx(minus_log_sigmoid(-2.2), rel=1e-5)
 
 
@@ -105,7 +98,7 @@ def test_a_margin_of_weight_one_is_margin_dpo():
     assert_same(lambda p: modpo(p, REF, OTHER_REWARDS, w=(1.0, 1.0)), lambda p: margin_dpo(p, REF, difference))
 
 
-def test_implicit_margins_are_those_of_the_other_policies():
+def test_implicit_rewards_are_those_of_the_other_policies():
     others = array([[[-2.0, -6.0], [-6.0, -5.0]], [[-4.0, -1.0], [-3.0, -2.0]]])
     rewards = jnp.stack([0.1 * (others[..., 0] - REF.sum), 0.5 * (others[..., 1] - REF.sum)], axis=-1)
     explicit = lambda p: modpo(p, REF, rewards, w=(0.5, 0.3, 0.2), beta=0.2)
@@ -131,7 +124,7 @@ def test_the_first_stage_of_spo_is_dpo():
     assert_same(lambda p: spo(p, REF, jnp.zeros((2, 2, 0)), lambdas=(), beta=0.3), lambda p: dpo(p, REF, beta=0.3))
 
 
-def test_other_models_and_margins_are_constant():
+def test_other_models_and_rewards_get_no_gradient():
     def total(ref, extra, margins):
         ref = REF._replace(sum=ref)
         outs = (
@@ -174,12 +167,12 @@ def test_wrong_numbers_of_models_and_scores_are_refused():
         hpo_dpo(POLICY, REF, OTHER_REWARDS, g=(1.0, 1.0))
 
 
-def test_columns_of_the_data_are_stacked_to_margins():
+def test_columns_of_the_data_are_stacked_to_rewards():
     setting = {"name": "modpo", "w": [1, 0.5, 2], "columns": {"other_rewards": ["safety", "brevity"]}}
     (part,) = bind([setting], {"modpo": modpo})
     assert part.columns == ("safety", "brevity") and part.needs_reference
-    out = part(POLICY, REF, {"safety": TWO_MARGINS[..., 0], "brevity": TWO_MARGINS[..., 1]})
-    np.testing.assert_allclose(out.loss_B, modpo(POLICY, REF, TWO_MARGINS, w=(1.0, 0.5, 2.0)).loss_B, rtol=1e-6)
+    out = part(POLICY, REF, {"safety": TWO_REWARDS[..., 0], "brevity": TWO_REWARDS[..., 1]})
+    np.testing.assert_allclose(out.loss_B, modpo(POLICY, REF, TWO_REWARDS, w=(1.0, 0.5, 2.0)).loss_B, rtol=1e-6)
 
 
 def test_a_gold_answer_is_left_out():

@@ -10,26 +10,10 @@ import trl_batch
 
 from jaxpref.errors import InputError
 from jaxpref.models.logprobs import Logps
-from jaxpref.objectives.contract import bind
-from jaxpref.objectives.pairwise import (
-    cdpo,
-    chi_po,
-    discopop,
-    dpo,
-    dpo_norm,
-    dpop,
-    exo,
-    hinge,
-    hypo,
-    ipo,
-    ipo_sum,
-    margin_dpo,
-    minor_dpo,
-    mmpo,
-    odpo,
-    r_dpo,
-    rdpo,
-)
+from jaxpref.objectives import bind
+from jaxpref.objectives.divergences import chi_po
+from jaxpref.objectives.margins import dpop, hypo, margin_dpo, minor_dpo, mmpo, odpo, r_dpo
+from jaxpref.objectives.pairwise import cdpo, discopop, dpo, dpo_norm, exo, hinge, ipo, ipo_sum, rdpo
 
 # TRL 1.16.0's DPOTrainer in float64 on the pairs of trl_batch.py: the loss of each `loss_type`, beta 0.1 where none is
 # given.

@@ -11,7 +11,7 @@ import trl_batch
 
 from jaxpref.errors import InputError
 from jaxpref.models.logprobs import Logps
-from jaxpref.objectives.contract import bind
+from jaxpref.objectives import bind
 from jaxpref.objectives.reference_free import (
     _log_odds,
     alphapo,

@@ -9,7 +9,7 @@ import pytest
 
 from jaxpref.errors import InputError
 from jaxpref.models.logprobs import Logps
-from jaxpref.objectives.contract import bind
+from jaxpref.objectives import bind
 from jaxpref.objectives.pairwise import dpo
 from jaxpref.objectives.references import geometric_mrpo, mrpo, mrpo_fixed, multi_dpo
 

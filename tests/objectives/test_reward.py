@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxpref.models.logprobs import Logps
-from jaxpref.objectives.contract import asked_logps, bind
+from jaxpref.objectives import asked_logps, bind
 from jaxpref.objectives.reward import bradley_terry
 
 

@@ -11,9 +11,11 @@ import pytest
 from scipy.optimize import brentq, minimize
 
 from jaxpref.models.logprobs import Logps
+from jaxpref.objectives.advantage import advantage_mle, hpo_dpo
 from jaxpref.objectives.divergences import f_dpo_alpha, f_dpo_forward_kl, f_dpo_js
-from jaxpref.objectives.multiobjective import advantage_mle, hpo_dpo, modpo, modpo_implicit, spo
-from jaxpref.objectives.pairwise import dpo, ipo_sum, minor_dpo, rdpo
+from jaxpref.objectives.margins import minor_dpo
+from jaxpref.objectives.multiobjective import modpo, modpo_implicit, spo
+from jaxpref.objectives.pairwise import dpo, ipo_sum, rdpo
 from jaxpref.objectives.references import geometric_mrpo, mrpo, mrpo_fixed, multi_dpo
 
 ARMS = 6

@@ -9,7 +9,7 @@ import pytest
 import trl_batch
 
 from jaxpref.models.logprobs import Logps
-from jaxpref.objectives.contract import bind
+from jaxpref.objectives import bind
 from jaxpref.objectives.pairwise import dpo
 from jaxpref.objectives.tokenwise import ld_dpo, sampo, tdpo1, tdpo2, wpo, wpo_clamped
 

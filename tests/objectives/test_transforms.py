@@ -10,7 +10,7 @@ import trl_batch
 
 from jaxpref.errors import InputError
 from jaxpref.models.logprobs import Logps
-from jaxpref.objectives.contract import bind
+from jaxpref.objectives import bind
 from jaxpref.objectives.pairwise import dpo, ipo
 from jaxpref.objectives.supervised import sft
 from jaxpref.objectives.transforms import (

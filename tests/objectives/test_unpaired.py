@@ -9,7 +9,7 @@ import pytest
 import trl_batch
 
 from jaxpref.models.logprobs import Logps
-from jaxpref.objectives.contract import bind
+from jaxpref.objectives import bind
 from jaxpref.objectives.unpaired import apo_zero_unpaired, bco, kto
 
 

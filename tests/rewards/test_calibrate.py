@@ -65,9 +65,9 @@ def test_hard_data_is_solved():
     "d, said",
     [
         ([1.0, 2.0, 0.0], "2 with the higher reward for chosen, 0 for rejected, 1 ties"),
-        ([1.0, -2.0], "turn its sign"),
-        ([1.0, -1.0], "turn its sign"),
-        ([-1.0, -2.0], "turn its sign"),
+        ([1.0, -2.0], "change its sign"),
+        ([1.0, -1.0], "change its sign"),
+        ([-1.0, -2.0], "change its sign"),
         ([0.0, 0.0], "rewards differ"),
         ([], "rewards differ"),
     ],
