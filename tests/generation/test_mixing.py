@@ -17,7 +17,8 @@ from jaxpref.errors import InputError
 from jaxpref.generation import completions as generate
 from jaxpref.generation.answer_logps import answer_logps
 from jaxpref.generation.completions import Settings, complete, open_source
-from jaxpref.generation.mixing import DIVERGENCES, Rule, mixed_logits, parse_policies
+from jaxpref.generation.mixed_distribution import DIVERGENCES, Rule, mixed_logits
+from jaxpref.generation.mixing import parse_policies
 from jaxpref.generation.opening import reweighted
 from jaxpref.generation.prompts import given_prompts
 from jaxpref.generation.sampling import Sampling
@@ -35,7 +36,7 @@ NEW = 7
 TOLERANCE = 2e-5
 """Of a float32 log-prob that went through a search."""
 CONDITION = 2e-4
-"""The same where Z nearly cancels a token's score, which multiplies the rounding of the logits."""
+"""The same where Z nearly cancels a token's sum w . f', which multiplies the rounding of the logits."""
 
 
 # ---- the distribution
@@ -158,7 +159,7 @@ def test_policies_that_agree_or_differ_as_much_as_float32_allows(name, scale):
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_padding_of_the_head_changes_nothing(name):
+def test_padding_of_the_lm_head_changes_nothing(name):
     logits, _ = policies(2)
     rule = Rule(name, 0.5, True)
     padded = np.pad(logits, ((0, 0), (0, 0), (0, 8)), constant_values=-1e30)
@@ -272,10 +273,10 @@ def decoded(policy, sampling=GREEDY, **settings):
     return sorted(done, key=lambda c: (c.prompt_index, c.sample))
 
 
-def next_logps(source, rows, columns=128, **opening):
+def next_logps(source, rows, length=128, **opening):
     """[row][position, V] log-probs of what follows each token, by the model as training runs it, float64."""
     pieces, params, _ = open_source(source, **opening) if opening else opened(source)
-    token_RL = np.zeros((len(rows), columns), np.int32)
+    token_RL = np.zeros((len(rows), length), np.int32)
     for i, row in enumerate(rows):
         token_RL[i, : len(row)] = row
     logits = np.asarray(_logits(pieces.model, params, token_RL), np.float64)
@@ -463,7 +464,7 @@ def test_command(sources, capsys, tmp_path):
 @pytest.mark.parametrize(
     "words, said",
     [
-        ((), "neither without --mix"),
+        ((), "neither"),
         (("a", "--divergence", "jsd"), "--divergence without --mix"),
         (("a", "--mix", "b:1"), "a and --mix"),
         (("--mix", "a:0.5,b:0.5", "--alpha", "0.3"), "--alpha with --divergence alpha"),
@@ -508,7 +509,7 @@ def test_policies_of_other_vocabularies(sources, tmp_path, tiny_files):
         open_source(Mix({tiny_files.model: 0.5, other: 0.5}))
 
 
-def test_a_run_with_margins_is_opened(tmp_path, tiny_files):
+def test_a_run_with_other_rewards_is_opened(tmp_path, tiny_files):
     """Its objective is not read, so its other rewards must not be either."""
     other = {"data": {"other_rewards": ["a"]}, "objective": [{"name": "modpo", "w": [0.5, 0.5]}]}
     config = tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, **other)
