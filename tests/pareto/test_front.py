@@ -49,7 +49,7 @@ def test_a_front_writes_itself_again_from_its_file(written, tmp_path):
         assert (tmp_path / name).read_bytes() == (directory / name).read_bytes()
 
 
-def test_the_table_has_a_row_a_point(written):
+def test_the_table_has_one_row_per_point(written):
     front, directory, results = written
     with (directory / "front.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))

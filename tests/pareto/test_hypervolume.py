@@ -11,7 +11,7 @@ from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import Bootstrap, Estimate, estimates, mean, units_of
 from jaxpref.pareto.cost import Cost, Work, separate_work, total_work
 from jaxpref.pareto.dominance import Sweep, dominated, sweeps, violations
-from jaxpref.pareto.hypervolume import achieved, checked_reference, default_reference, hypervolume
+from jaxpref.pareto.hypervolume import checked_reference, default_reference, hypervolume, sweep_volumes
 
 QUICK = Bootstrap(resamples=200)
 
@@ -75,8 +75,8 @@ def test_single_objective_dpo_is_the_end_of_every_sweep():
         Sweep("mod", 1, (4,), (1, 2)),  # of the other seed, for want of its own
         Sweep("dpo", 1, (5,)),
     ]
-    found = {a.sweep.method: a for a in achieved(front, {"helpful": -1, "harmless": -1})[:4]}
-    assert {name: a.volume.value for name, a in found.items()} == {
+    found = {v.sweep.method: v for v in sweep_volumes(front, {"helpful": -1, "harmless": -1})[:4]}
+    assert {name: v.volume.value for name, v in found.items()} == {
         "reference": 1, "dpo": 4 + 4 - 1, "modpo": 9 + 2, "mod": 4 + 2 + 2
     }  # fmt: skip
     assert found["modpo"].share == pytest.approx(11 / 16)
@@ -88,7 +88,7 @@ def test_the_interval_of_a_single_point_is_that_of_its_mean():
     reward_B2 = np.stack([rng.normal(5, 1, 6), np.full(6, 3.0)], 1)
     single = fronts.answered("a", reward_B2, fronts.OBJECTIVES, (0.5, 0.5), "x")
     front = fronts.front([single], prompts=prompts)
-    (found,) = achieved(front, {"helpful": 1, "harmless": 1}, QUICK)
+    (found,) = sweep_volumes(front, {"helpful": 1, "harmless": 1}, QUICK)
     of_mean = estimates(lambda weight_WB: {"m": mean(weight_WB, reward_B2[:, 0])}, units_of(prompts), QUICK)["m"]
     ends = [2 * (x - 1) for x in (of_mean.value, of_mean.low, of_mean.high)]
     assert [found.volume.value, found.volume.low, found.volume.high] == pytest.approx(ends)
@@ -104,7 +104,7 @@ def test_no_interval_where_the_answers_are_not_what_the_values_are_of(broken):
         del rewards["harmless"]
     measure = "accuracy" if broken == "accuracy" else "reward"
     one = point("a", values, answers=["x"] * 5, rewards=rewards, measure=measure)
-    (found,) = achieved(fronts.front([one], prompts=list("pqrst"), measure=measure), bootstrap=QUICK)
+    (found,) = sweep_volumes(fronts.front([one], prompts=list("pqrst"), measure=measure), bootstrap=QUICK)
     assert found.volume.low is None and found.volume.value > 0
 
 
