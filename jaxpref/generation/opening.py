@@ -78,9 +78,9 @@ def open_source(
     """
     if isinstance(source, Mix):
         return _open_mix(source, step, overrides)
-    found, bases = find_source(source, step, overrides), Bases()
-    base, overlay = bases.read(found, step)
-    return OpenPolicy(found.pieces, {**bases.trees[base], **overlay})
+    policy, bases = find_source(source, step, overrides), Bases()
+    base, overlay = bases.read(policy, step)
+    return OpenPolicy(policy.pieces, {**bases.trees[base], **overlay})
 
 
 def open_policy(

@@ -26,7 +26,7 @@ from jaxpref.types import Group
 
 
 class _Measured(NamedTuple):
-    """What was found for one policy."""
+    """What was measured of one policy."""
 
     answers: Mapping[str, Any]
     """As `EvaluationSet.answers` gives them."""

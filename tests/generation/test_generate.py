@@ -70,9 +70,14 @@ def golden_rows(source, name, new_tokens):
     prompts = [np.array(row["prompt"]) for row in golden["rows"]]
     generator = Generator(
         decoding_model(pieces.model, decodes_unstacked(pieces.mesh)),
-        params, pieces.mesh, sampling=Sampling(), seed=0, max_new_tokens=new_tokens,
-        positions=pieces.source.spec.max_positions, stop_ids=stop_ids(pieces),
-    )  # fmt: skip
+        params,
+        pieces.mesh,
+        sampling=Sampling(),
+        seed=0,
+        max_new_tokens=new_tokens,
+        positions=pieces.source.spec.max_positions,
+        stop_ids=stop_ids(pieces),
+    )
     numbers, never = [(i, 0) for i in range(len(prompts))], [lambda new: None] * len(prompts)
     found = {row: new.tolist() for row, new, _ in generator.run(prompts, numbers, never, limit=8)}
     return [row["new"] for row in golden["rows"]], [found[i] for i in range(len(prompts))]
@@ -130,9 +135,14 @@ def test_position_in_the_batch_changes_no_row(opened):
     pieces, params = opened
     generator = Generator(
         decoding_model(pieces.model, decodes_unstacked(pieces.mesh)),
-        params, pieces.mesh, sampling=SAMPLED, seed=3, positions=256, max_new_tokens=8,
+        params,
+        pieces.mesh,
+        sampling=SAMPLED,
+        seed=3,
+        positions=256,
+        max_new_tokens=8,
         stop_ids=[2],
-    )  # fmt: skip
+    )
     prompts = [np.arange(5, 5 + n) for n in (4, 9, 1, 6)]
     numbers = [(0, 0), (1, 4), (7, 0), (7, 1)]
     never = [lambda new: None] * 4
@@ -248,9 +258,15 @@ def test_a_policy_may_be_a_mixture(opened):
         next_logits=next_logits,
     )
     generator = Generator(
-        mixture, (params, other), pieces.mesh, sampling=Sampling(), seed=0, positions=256, max_new_tokens=10,
+        mixture,
+        (params, other),
+        pieces.mesh,
+        sampling=Sampling(),
+        seed=0,
+        positions=256,
+        max_new_tokens=10,
         stop_ids=(),
-    )  # fmt: skip
+    )
     prompt = np.arange(20, 32)
     [(_, new, logps)] = generator.run([prompt], [(0, 0)], [lambda new: None], limit=1)
     p, q = (without_cache(opened, [*prompt, *new], tree)[len(prompt) - 1 : -1] for tree in (params, other))

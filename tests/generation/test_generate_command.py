@@ -32,9 +32,18 @@ def test_a_line_a_completion(call, tiny_files, prompts, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert code == 0 and out == ""
     expected = generate(
-        tiny_files.model, prompts, temperature=0.8, top_k=50, top_p=0.95, min_p=0.001, samples=2, seed=4,
-        max_new_tokens=6, stops=["zz"], stop_tokens=[9],
-    )  # fmt: skip
+        tiny_files.model,
+        prompts,
+        temperature=0.8,
+        top_k=50,
+        top_p=0.95,
+        min_p=0.001,
+        samples=2,
+        seed=4,
+        max_new_tokens=6,
+        stops=["zz"],
+        stop_tokens=[9],
+    )
     lines.sort(key=lambda line: (line["prompt_index"], line["sample"]))
     assert [line["completion"] for line in lines] == [c.text for c in expected]
     for line, c in zip(lines, expected, strict=True):

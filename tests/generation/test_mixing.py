@@ -44,17 +44,22 @@ CONDITION = 2e-4
 
 def derivative(name, u, alpha):
     """f' of the divergence."""
-    return {
-        "reverse_kl": lambda: np.log(u) + 1, "forward_kl": lambda: -1 / u, "jsd": lambda: np.log(2 * u / (1 + u)),
-        "alpha": lambda: (1 - u**-alpha) / alpha,
-    }[name]()  # fmt: skip
+    if name == "reverse_kl":
+        return np.log(u) + 1
+    if name == "forward_kl":
+        return -1 / u
+    if name == "jsd":
+        return np.log(2 * u / (1 + u))
+    return (1 - u**-alpha) / alpha
 
 
 def inverse(name, gap, alpha):
     """(f')^-1 of what lies by `gap` below the end of its domain: 0, log 2, 1 / alpha."""
-    return {
-        "forward_kl": lambda: 1 / gap, "jsd": lambda: 1 / np.expm1(gap), "alpha": lambda: (alpha * gap) ** (-1 / alpha),
-    }[name]()  # fmt: skip
+    if name == "forward_kl":
+        return 1 / gap
+    if name == "jsd":
+        return 1 / np.expm1(gap)
+    return (alpha * gap) ** (-1 / alpha)
 
 
 END = {"forward_kl": 0.0, "jsd": np.log(2), "alpha": 2.0}
@@ -132,10 +137,11 @@ def test_the_distribution_is_the_best_one(name):
     ref, each = p[2, 0], zip((0.4, 0.6), p[:2, 0], strict=True)
     reward = sum(w * derivative(name, q / ref, 0.5) for w, q in each)
     generator = {
-        "reverse_kl": lambda u: u * np.log(u), "forward_kl": lambda u: -np.log(u),
+        "reverse_kl": lambda u: u * np.log(u),
+        "forward_kl": lambda u: -np.log(u),
         "jsd": lambda u: u * np.log(u) - (u + 1) * np.log((u + 1) / 2),
         "alpha": lambda u: (u - 2 * u**0.5) / 0.5,
-    }[name]  # fmt: skip
+    }[name]
     value = lambda q: (q * reward).sum() - (ref * generator(q / ref)).sum()
     for i, j in itertools.permutations(range(6), 2):
         moved = found.copy()
@@ -208,8 +214,9 @@ def token_mix(tables, weights):
     rule = Rule("reverse_kl", 0.5, False)
     first, second = (np.stack(x).astype(np.float32) for x in zip(*tables, strict=True))
     weights = np.float32(weights)
-    return (log_softmax(mixed_logits(first[:, None], weights, rule))[0][:, None]
-            + log_softmax(mixed_logits(second, weights, rule))).ravel()  # fmt: skip
+    first_L = log_softmax(mixed_logits(first[:, None], weights, rule))[0]
+    second_LL = log_softmax(mixed_logits(second, weights, rule))
+    return (first_L[:, None] + second_LL).ravel()
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.2, 0.8)])
@@ -220,11 +227,13 @@ def test_token_by_token_is_the_optimum_where_rewards_add_up_and_not_else(weights
     the mix ignores that prod_i E[exp(r_i)]^w_i exceeds E[exp(sum_i w_i r_i)] by a factor that depends on the prefix.
     """
     rng = np.random.default_rng(2)
-    optimum = lambda ref, rewards: (lambda x: x - logsumexp(x))(ref + np.array(weights) @ rewards)
-    off = lambda ref, rewards: (
-        0.5
-        * np.abs(np.exp(token_mix([tabular(ref, r) for r in rewards], weights)) - np.exp(optimum(ref, rewards))).sum()
-    )
+
+    def off(ref, rewards):
+        """Total variation between the mix and the optimum."""
+        optimum = ref + np.array(weights) @ rewards
+        mix = token_mix([tabular(ref, reward) for reward in rewards], weights)
+        return 0.5 * np.abs(np.exp(mix) - np.exp(optimum - logsumexp(optimum))).sum()
+
     independent = np.add.outer(rng.normal(size=3), rng.normal(size=3)).ravel()
     adding = np.stack([np.add.outer(rng.normal(size=3), rng.normal(size=3)).ravel() * 2 for _ in range(2)])
     assert off(independent, adding) < 1e-6
@@ -380,9 +389,13 @@ def test_runs_with_adapters_hold_their_base_once(tmp_path, tiny_files):
     outs = []
     for name in "ab":
         config = tiny.config(
-            tmp_path / name, tiny_files.model, tiny_files.train, adapter={"rank": 2},
-            train={"max_steps": 2, "seed": ord(name)}, optim={"learning_rate": 0.05},
-        )  # fmt: skip
+            tmp_path / name,
+            tiny_files.model,
+            tiny_files.train,
+            adapter={"rank": 2},
+            train={"max_steps": 2, "seed": ord(name)},
+            optim={"learning_rate": 0.05},
+        )
         outs.append(tiny.run(config).out)
     mix = Mix(dict(zip(outs, (0.5, 0.5), strict=True)))
     pieces, params, mixed = open_source(mix, step="latest")

@@ -62,12 +62,15 @@ ENDS = [
 
 
 def test_single_objective_dpo_is_the_end_of_every_sweep():
-    front = fronts.front([
-        point("reference", (0, 0), method="reference"), *ENDS,
-        point("modpo", (2, 2), (0.5, 0.5)),
-        point("mod", (1, 1), (0.5, 0.5), method="mod", seed=1),
-        point("dpo_both", (1, 2), (0.4, 0.6), method="dpo", seed=1),
-    ])  # fmt: skip
+    front = fronts.front(
+        [
+            point("reference", (0, 0), method="reference"),
+            *ENDS,
+            point("modpo", (2, 2), (0.5, 0.5)),
+            point("mod", (1, 1), (0.5, 0.5), method="mod", seed=1),
+            point("dpo_both", (1, 2), (0.4, 0.6), method="dpo", seed=1),
+        ]
+    )
     assert sweeps(front) == [
         Sweep("reference", 0, (0,)),
         Sweep("dpo", 0, (1, 2)),
@@ -77,8 +80,11 @@ def test_single_objective_dpo_is_the_end_of_every_sweep():
     ]
     found = {v.sweep.method: v for v in sweep_volumes(front, {"helpful": -1, "harmless": -1})[:4]}
     assert {name: v.volume.value for name, v in found.items()} == {
-        "reference": 1, "dpo": 4 + 4 - 1, "modpo": 9 + 2, "mod": 4 + 2 + 2
-    }  # fmt: skip
+        "reference": 1,
+        "dpo": 4 + 4 - 1,
+        "modpo": 9 + 2,
+        "mod": 4 + 2 + 2,
+    }
     assert found["modpo"].share == pytest.approx(11 / 16)
     assert found["modpo"].volume.low is None  # no rewards of answers
 
@@ -115,8 +121,10 @@ def test_a_fall_beyond_the_intervals_is_reported():
     (found,) = violations(fronts.front([*rising, wrong]))  # helpful 0.3 +- 0.05 at 0.7, but 0.5 +- 0.05 at 0.5
     assert (found.objective, found.less, found.more) == ("helpful", "m0.5", "m0.7")
     assert (found.found_less, found.found_more) == (Estimate(0.5, 0.45, 0.55), Estimate(0.3, 0.25, 0.35))
-    wide = [point(p.name, list(v), tuple(p.weights.values()), half=0.11) for p, v in zip(
-        [*rising, wrong], [(0.1, 0.9), (0.5, 0.5), (0.9, 0.1), (0.3, 0.4)], strict=True)]  # fmt: skip
+    values = [(0.1, 0.9), (0.5, 0.5), (0.9, 0.1), (0.3, 0.4)]
+    wide = [
+        point(p.name, v, tuple(p.weights.values()), half=0.11) for p, v in zip([*rising, wrong], values, strict=True)
+    ]
     assert violations(fronts.front(wide)) == []
     none = [point("a", (0.5, 0.5), (1, 3)), point("b", (0.4, 0.4), (3, 1))]  # no intervals; weights sum to 4
     assert [(v.objective, v.less, v.more) for v in violations(fronts.front(none))] == [("helpful", "a", "b")]
@@ -134,7 +142,7 @@ def test_other_sweeps_and_mixed_moves_are_not_compared():
 
 
 def test_shared_work_counts_once():
-    work = {"scores": Work(10.0, 20.0), "margins": Work(2.0, 0.0)}
+    work = {"scores": Work(10.0, 20.0), "labels": Work(2.0, 0.0)}
     costs = [Cost(Work(1.0, 2.0), {"scores": work["scores"]}), Cost(Work(3.0, 4.0), work), Cost(Work(None, 1.0), work)]
     assert total_work(costs[:2]) == Work(16.0, 26.0)
     assert total_work(costs) == Work(None, 27.0)

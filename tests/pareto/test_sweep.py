@@ -83,9 +83,11 @@ def test_data_carry_the_scores_of_all(front):
         assert set(row["scores_chosen"]) == set(row["scores_rejected"]) == {"likes", "short"}
     # Nothing is scored that no run reads.
     assert sorted(path.name for path in (out / "data").iterdir()) == [
-        "data.train-eval-explicit.jsonl", "data.train-train-explicit.jsonl", "data.train-train-implicit.jsonl",
+        "data.train-eval-explicit.jsonl",
+        "data.train-train-explicit.jsonl",
+        "data.train-train-implicit.jsonl",
         "likes-train-explicit.jsonl",
-    ]  # fmt: skip
+    ]
 
 
 def test_cost_counts_shared_work_apart(front):
@@ -98,8 +100,10 @@ def test_cost_counts_shared_work_apart(front):
     assert cost["mod_0.2_0.8"].own.flops == 0 and cost["mod_0.2_0.8"].shared == both | labels
     # Trained on the shared pairs, which `short` relabels: the reward of `likes` is learned.
     assert set(cost["modpo_0.2_0.8"].shared) == {
-        "DPO on likes", "explicit scores of data.train", "implicit scores of data.train"
-    }  # fmt: skip
+        "DPO on likes",
+        "explicit scores of data.train",
+        "implicit scores of data.train",
+    }
     assert cost["modpo_0.2_0.8"].all_shared.flops > cost["dpo_likes"].own.flops
     # Trained on the pairs of `likes`, with an explicit reward: no policy comes before.
     assert set(cost["modpo_0.6_0.4"].shared) == {"explicit scores of likes"}
