@@ -5,8 +5,7 @@ import pytest
 import tiny
 from bandit import BETA, DISTANCE, PROMPT, REWARDS, TEXTS, Front, distance, logps_of, normal
 
-from jaxpref.generation import completions as generate
-from jaxpref.generation.completions import open_source
+from jaxpref.generation.completions import generate, open_source
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile", "any_mesh")]
 

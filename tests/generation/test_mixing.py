@@ -12,9 +12,8 @@ import tiny
 from scipy.optimize import brentq
 from scipy.special import logsumexp
 
-from jaxpref import Mix, cli
+from jaxpref import Mix, cli, generate
 from jaxpref.errors import InputError
-from jaxpref.generation import completions as generate
 from jaxpref.generation.answer_logps import answer_logps
 from jaxpref.generation.completions import Settings, complete, open_source
 from jaxpref.generation.mixed_distribution import DIVERGENCES, Rule, mixed_logits
