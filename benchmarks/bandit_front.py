@@ -1,14 +1,17 @@
-"""How far each way to a front is from the optimum, where the optimum is known: nine answers to one prompt.
+"""How far each way to a front is from the optimum, where the optimum is known.
 
-    python benchmarks/bandit_front.py                 # two objectives, five weights; a table in markdown
+    python benchmarks/bandit_front.py                 # two objectives, five weights; markdown
     python benchmarks/bandit_front.py --objectives 3
 
-The optimum for weights w is pi_ref exp(w . r / beta) / Z.  Single-objective policies are trained by DPO, as adapters on
-one tiny Llama, by the real trainer (tests/bandit.py).  Columns are total variations from the optimum, among the nine:
+There are nine answers to one prompt.  The optimum for weights w is pi_ref exp(w . r / beta) / Z.
+Single-objective policies are trained by DPO, as adapters on one tiny Llama, by the real trainer
+(tests/bandit.py).  The table shows total variations from the optimum, among the nine:
 
-    MODPO explicit    trained, other_rewards are the other objectives' rewards; the base is the objective of largest weight
-    MODPO implicit    trained, other_rewards are the log-ratios of the others' DPO policies
-    product           prod_i pi_i(y)^w_i of whole answers, normalised among them: what MOD approximates
+    MODPO explicit    trained; the other rewards are those of the other objectives, and the base is
+                      the objective of the largest weight
+    MODPO implicit    trained; the other rewards are log-ratios of the others' DPO policies
+    product           prod_i pi_i(y)^w_i of whole answers, normalised among them, which MOD
+                      approximates
     MOD               the same, token by token, as it is decoded
     soup deltas       the adapters' products averaged
     soup factors      the adapters' factors averaged
@@ -34,7 +37,7 @@ WEIGHTS = {
     2: [(0.1, 0.9), (0.3, 0.7), (0.5, 0.5), (0.7, 0.3), (0.9, 0.1)],
     3: [(0.6, 0.3, 0.1), (0.2, 0.6, 0.2), (0.1, 0.3, 0.6), (1 / 3, 1 / 3, 1 / 3)],
 }
-COLUMNS = {
+WAYS = {
     "MODPO explicit": lambda front, w: front.explicit(w, base_of(w)),
     "MODPO implicit": lambda front, w: front.implicit(w, base_of(w)),
     "product": lambda front, w: front.product(w),
@@ -65,12 +68,11 @@ def main() -> None:
         )
         print(f"the model gives the nine {np.exp(front.before).sum():.3f} of all probability")
         print(f"DPO policies, each from its own optimum: {ends}\n")
-        print("| w | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (1 + len(COLUMNS)), flush=True)
+        print("| w | " + " | ".join(WAYS) + " |\n|" + "---|" * (1 + len(WAYS)), flush=True)
         for w in WEIGHTS[args.objectives]:
-            values = [f"{front.off(logps(front, w), w):.4f}" for logps in COLUMNS.values()]
-            print(
-                f"| {', '.join(f'{x:.2g}' for x in w)} | " + " | ".join(values) + " |", flush=True
-            )
+            cells = [", ".join(f"{x:.2g}" for x in w)]
+            cells += [f"{front.off(logps(front, w), w):.4f}" for logps in WAYS.values()]
+            print(f"| {' | '.join(cells)} |", flush=True)
     print(f"\n{time.perf_counter() - began:.0f} s")
 
 

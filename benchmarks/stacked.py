@@ -1,10 +1,10 @@
-"""What a point of a front costs when the adapters of all points are trained in one step: seconds and memory.
+"""What a point of a front costs when the adapters of all points are trained in one step.
 
     python benchmarks/stacked.py                # 1, 3 and 5 points in one step
 
-SmolLM2-135M-Instruct with LoRA on the demo's generated pairs, MODPO with explicit rewards, on the CPU.  Every entry is
-a process of its own; a step is timed from the end of one to the end of the next, without the first.  Prints one table
-in markdown.
+SmolLM2-135M-Instruct with LoRA on the demo's generated pairs, MODPO with explicit rewards, on the
+CPU.  Every entry is a process of its own; a step is timed from the end of one to the end of the
+next, without the first.  Prints seconds and memory in one table in markdown.
 """
 
 import argparse
@@ -32,11 +32,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--points", type=int, nargs="+", default=[1, 3, 5])
     options = parser.parse_args()
+    processors, load = os.cpu_count(), os.getloadavg()[0]
+    print(f"{options.steps} steps of 8 pairs, {processors} processors, load before {load:.1f}\n")
     print(
-        f"{options.steps} steps of 8 pairs, {os.cpu_count()} processors, load before {os.getloadavg()[0]:.1f}\n"
-    )
-    print(
-        "| points in one step | seconds a step | seconds a step and point | first step and loading, s | peak, GiB |"
+        "| points in one step | seconds per step | seconds per step and point "
+        "| first step and loading, s | peak, GiB |"
     )
     print("|---|---|---|---|---|")
     for points in options.points:
@@ -45,10 +45,11 @@ def main() -> None:
             done = subprocess.run(
                 [sys.executable, __file__, "run", job], capture_output=True, text=True, check=True
             )
-        found = json.loads(done.stdout.splitlines()[-1])
-        step = found["step"]
+        result = json.loads(done.stdout.splitlines()[-1])
+        step = result["step"]
         print(
-            f"| {points} | {step:.2f} | {step / points:.2f} | {found['first']:.1f} | {found['peak']:.1f} |",
+            f"| {points} | {step:.2f} | {step / points:.2f} | {result['first']:.1f} "
+            f"| {result['peak']:.1f} |",
             flush=True,
         )
 
@@ -63,21 +64,26 @@ def run(job: dict) -> dict:
 
     work = Path(job["work"])
     synthetic.write(work / "data", 1000, 0, 0.1)
-    front = {
-        "adapter": {"rank": 8, "alpha": 16},
-        "train": {"batch_size": 8, "micro_rows": 1, "log_every": 1},
-    }
     settings = [
-        f"data.train=[{work}/data/train.jsonl]", "data.eval=[]", "data.prefer=brevity", "data.other_rewards=[politeness]",
-        "data.row_length=768", f"train.max_steps={job['steps']}", "optim.learning_rate=1e-3", "log.progress=false",
-        *(f"{section}.{key}={value}" for section, keys in front.items() for key, value in keys.items()),
-    ]  # fmt: skip
-    configs = [
-        load_config(ROOT / "configs" / "demo.yaml", [
-            *settings, f"out={work}/point_{i}", f"objective=[{{name: modpo, w: [{w[0]}, {w[1]}]}}]",
-        ])
-        for i, w in enumerate(WEIGHTS[: job["points"]])
-    ]  # fmt: skip
+        f"data.train=[{work}/data/train.jsonl]",
+        "data.eval=[]",
+        "data.prefer=brevity",
+        "data.other_rewards=[politeness]",
+        "data.row_length=768",
+        "adapter.rank=8",
+        "adapter.alpha=16",
+        "train.batch_size=8",
+        "train.micro_rows=1",
+        "train.log_every=1",
+        f"train.max_steps={job['steps']}",
+        "optim.learning_rate=1e-3",
+        "log.progress=false",
+    ]
+    configs = []
+    for i, w in enumerate(WEIGHTS[: job["points"]]):
+        objective = f"objective=[{{name: modpo, w: [{w[0]}, {w[1]}]}}]"
+        own = [f"out={work}/point_{i}", objective]
+        configs.append(load_config(ROOT / "configs" / "demo.yaml", [*settings, *own]))
     began, ends = time.perf_counter(), []
     on_log = lambda *_: ends.append(time.perf_counter())
     if len(configs) == 1:

@@ -1,9 +1,11 @@
 """Where a DPO step's time goes: its parts, compiled and timed one by one at SmolLM2-135M's sizes.
 
-    python benchmarks/step_profile.py                            # synthetic lengths, float32, jaxpref's defaults
-    python benchmarks/step_profile.py --remat none --dtype bfloat16 --json after.json --against before.json
+    python benchmarks/step_profile.py       # synthetic lengths, float32, jaxpref's defaults
+    python benchmarks/step_profile.py --remat none --dtype bfloat16 --json after.json \\
+        --against before.json
 
-The weights are random; the lengths are drawn like helpful-base's, or taken from --rows FILE.  One table in markdown.
+The weights are random; the lengths are drawn like helpful-base's, or taken from --rows FILE.  One
+table in markdown.
 """
 
 import argparse
@@ -42,11 +44,23 @@ from jaxpref.step.train_step import make_train_step
 from jaxpref.types import EncodedGroup
 
 SMOLLM2 = dict(
-    family="llama", vocab=49152, width=576, ffn=1536, heads=9, kv_heads=3, head_dim=64, max_positions=8192,
-    rope_theta=1e5, norm_eps=1e-5, tied=True,
-)  # fmt: skip
+    family="llama",
+    vocab=49152,
+    width=576,
+    ffn=1536,
+    heads=9,
+    kv_heads=3,
+    head_dim=64,
+    max_positions=8192,
+    rope_theta=1e5,
+    norm_eps=1e-5,
+    tied=True,
+)
 
 PARTS = ("layers", "reference", "forward", "layers grad", "gradient", "update", "step")
+KEY = """layers: hidden states only.  reference: forward without statistics.  forward: with entropy
+and accuracy.  gradient: forward and backward.  update: clipping and AdamW.  step: reference +
+gradient + update.  GFLOP is model work: real tokens only, no padding, no recomputation."""
 
 
 def main() -> None:
@@ -64,14 +78,13 @@ def main() -> None:
         rows.append(_time(name, function, arguments, donate, flops, args.repeats))
         print(f"- {name}: {rows[-1]['seconds']:.3f} s", file=sys.stderr, flush=True)
     print(_table(rows, before["parts"] if before else None))
-    settings = {
-        k: v for k, v in vars(args).items() if k not in ("json", "against", "parts", "repeats")
-    }
+    own = ("json", "against", "parts", "repeats")
+    settings = {name: value for name, value in vars(args).items() if name not in own}
     if before:
         changed = (
-            f"{k} {before['settings'].get(k)} -> {v}"
-            for k, v in settings.items()
-            if before["settings"].get(k) != v
+            f"{name} {before['settings'].get(name)} -> {value}"
+            for name, value in settings.items()
+            if before["settings"].get(name) != value
         )
         print("\nbefore: " + (", ".join(changed) or "the same settings"))
     if args.json:
@@ -97,7 +110,7 @@ def _arguments() -> argparse.Namespace:
     add(
         "--row-length",
         type=int,
-        help="columns of a row (default: the longest group, rounded up to blocks)",
+        help="tokens of a packed row (default: the longest group, rounded up to blocks)",
     )
     add("--block", type=int, default=128, help="model.attention_block (default 128)")
     add("--rows-per-micro", type=int, default=1, help="train.micro_rows (default 1)")
@@ -117,8 +130,14 @@ def _arguments() -> argparse.Namespace:
         default=3,
         help="timed calls of each part; the median counts (default 3)",
     )
-    add("--parts", nargs="+", default=list(PARTS), choices=PARTS, metavar="PART",
-        help=f"which to time, of: {', '.join(PARTS)} (default: all)")  # fmt: skip
+    add(
+        "--parts",
+        nargs="+",
+        default=list(PARTS),
+        choices=PARTS,
+        metavar="PART",
+        help=f"which to time, of: {', '.join(PARTS)} (default: all)",
+    )
     add("--json", metavar="FILE", help="also write the figures there")
     add(
         "--against",
@@ -132,7 +151,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _synthetic(pairs: int, seed: int) -> list[EncodedGroup]:
-    """Lengths drawn log-normally with the mean and spread of helpful-base under SmolLM2's tokenizer."""
+    """Lengths drawn log-normally, with helpful-base's mean and spread under SmolLM2's tokenizer."""
     rng = np.random.default_rng(seed)
 
     def ids(mean, sd, low, high):
@@ -180,7 +199,8 @@ def _one_step(args: argparse.Namespace, groups: list[EncodedGroup]) -> tuple[Loa
 def _parts(args: argparse.Namespace, spec: ModelSpec, model: Any, item: Step):
     """(name, function, arguments, donated arguments, model FLOPs) of each part.
 
-    All but `update` and `step` are summed over the micro-batches, so that their times add up to the step's.
+    All but `update` and `step` are summed over the micro-batches, so that their times add up to the
+    step's.
     """
     schedule = make_schedule(OptimConfig(), 1000)
     optimizer = make_optimizer(OptimConfig(), schedule)
@@ -199,7 +219,8 @@ def _parts(args: argparse.Namespace, spec: ModelSpec, model: Any, item: Step):
 
     def logps(params, micro, stats):
         out = completion_logps(model, params, micro, chunk=args.chunk, stats=stats)
-        # A loss that needs every log-prob, as any objective does; `stats` are summed in without a gradient.
+        # A loss that needs every log-prob, as any objective does; `stats` are summed in without a
+        # gradient.
         return jnp.sum(jnp.square(out.sum)) * 1e-6 + jax.lax.stop_gradient(
             out.entropy.sum() + out.top1.sum()
         )
@@ -214,9 +235,8 @@ def _parts(args: argparse.Namespace, spec: ModelSpec, model: Any, item: Step):
             def body(t, total):
                 return jax.tree.map(jnp.add, total, function(params, at(t)))
 
-            if (
-                batch.token_RL.shape[0] == 1
-            ):  # as the step itself: no loop and no sums for one micro-batch
+            # As the step itself: no loop and no sums for one micro-batch.
+            if batch.token_RL.shape[0] == 1:
                 return function(params, at(0))
             return jax.lax.fori_loop(0, micro_batches, body, zero(params))
 
@@ -305,14 +325,15 @@ def _time(
 
 def _header(args: argparse.Namespace, loader: Loader, item: Step) -> str:
     T, R, S = item.batch.loss_slot_RS.shape
-    columns = item.micro_batches * R * loader.layout.row_length
+    run_tokens = item.micro_batches * R * loader.layout.row_length
     where = Path(args.rows).name if args.rows else f"synthetic lengths (seed {args.seed})"
     return f"""# One DPO step in parts
 
 SmolLM2-135M's sizes, {args.layers} layers, {args.dtype}, remat {args.remat},
 blocks of {args.block}, chunks of {args.chunk}; {where}:
-{item.groups} pairs, {item.tokens} tokens, {item.loss_tokens} of them scored; {item.micro_batches} micro-batches of {R} rows
-of {loader.layout.row_length} columns, {1 - item.tokens / columns:.0%} padding; room for {S} loss tokens a row.
+{item.groups} pairs, {item.tokens} tokens, {item.loss_tokens} of them loss tokens;
+{item.micro_batches} micro-batches of {R} rows of {loader.layout.row_length} tokens,
+{1 - item.tokens / run_tokens:.0%} padding; room for {S} loss tokens per row.
 jax {jax.__version__}, {jax.device_count()} x {jax.devices()[0].device_kind}
 """
 
@@ -321,8 +342,8 @@ def _table(rows: list[dict], before: list[dict] | None) -> str:
     earlier = {row["part"]: row["seconds"] for row in before or []}
     whole = {row["part"]: row["seconds"] for row in rows}.get("step")
     lines = [
-        "| part | seconds | lowest-highest | of the step | GFLOP | GFLOP/s | temporaries, MiB | compile, s |"
-        + (" before, s | faster |" if before else ""),
+        "| part | seconds | lowest-highest | of the step | GFLOP | GFLOP/s "
+        "| temporaries, MiB | compile, s |" + (" before, s | faster |" if before else ""),
         "|---|---|---|---|---|---|---|---|" + ("---|---|" if before else ""),
     ]
     for row in rows:
@@ -339,11 +360,7 @@ def _table(rows: list[dict], before: list[dict] | None) -> str:
             then = earlier.get(row["part"])
             line += f" {then:.3f} | {then / row['seconds']:.2f} x |" if then else " - | - |"
         lines.append(line)
-    return "\n".join(lines) + """
-
-layers: hidden states only.  reference: forward without statistics.  forward: with entropy and accuracy.  gradient:
-forward and backward.  update: clipping and AdamW.  step: reference + gradient + update.  GFLOP is model work: real
-tokens only, no padding, no recomputation."""  # fmt: skip
+    return "\n".join([*lines, "", KEY])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""TRL's half of vs_trl.py: a few steps of `DPOTrainer`, measured.  Runs in TRL's own environment, without jaxpref.
+"""TRL's half of vs_trl.py: a few steps of `DPOTrainer`, measured.
 
     python trl_side.py '{"model": DIR, "rows": FILE, "steps": 16, ...}'
 
-Every key is explained where vs_trl.py makes the job.  The last line of the output is the measurement, as JSON.
+It runs in TRL's own environment, without jaxpref.  Every key is explained where vs_trl.py makes the
+job.  The last line of the output is the measurement, as JSON.
 """
 
 import time
@@ -49,8 +50,8 @@ def _run(job: dict, torch, transformers, trl) -> dict:
             beta=job["beta"],
             max_length=job["max_length"],
             train_sampling_strategy="sequential",
-            # What is best for TRL on a CPU: its own choice of optimizer is the fused AdamW; a loader process would
-            # take one of the few processors.
+            # What is best for TRL on a CPU: its own choice of optimizer is the fused AdamW; a
+            # loader process would take one of the few processors.
             use_cpu=True,
             bf16=job["bf16"],
             gradient_checkpointing=job["checkpointing"],
@@ -81,7 +82,10 @@ def _run(job: dict, torch, transformers, trl) -> dict:
 
 def _callback(transformers):
     class Measured(transformers.TrainerCallback):
-        """Wall time from the end of a step to the end of the next one: loading, collating, both models, update."""
+        """Wall time from the end of a step to the end of the next one.
+
+        Loading, collating, both models and the update count.
+        """
 
         def __init__(self):
             self.ends, self.cpu, self.logs, self.peak = [], [], [], 0

@@ -1,9 +1,11 @@
-"""DPO on a CPU, side by side: jaxpref and TRL 1.16 train the same steps from the same weights on the same rows.
+"""DPO on a CPU, side by side: jaxpref and TRL 1.16 on the same weights, rows and steps.
 
-    python benchmarks/vs_trl.py --rows helpful-base.train.jsonl.gz --trl-python /path/to/trl-env/bin/python
+    python benchmarks/vs_trl.py --rows helpful-base.train.jsonl.gz \\
+        --trl-python /path/to/trl-env/bin/python
 
-First that both do the same work: every step's tokens, loss, gradient norm and log-probs are compared, and the run
-stops if they part.  Then how fast and how large, as one table in markdown.  See benchmarks/README.md.
+First that both do the same work: every step's tokens, loss, gradient norm and log-probs are
+compared, and the run stops if they part.  Then how fast and how large, as one table in markdown.
+See benchmarks/README.md.
 """
 
 import argparse
@@ -26,7 +28,8 @@ MAKE_TRL = """make an environment for TRL, apart from jaxpref's:
 
 and give --trl-python trl-env/bin/python (without it: --entries jaxpref)"""
 
-# A step's pairs in one row, of the shortest of 8 lengths that holds them; nothing recomputed in the backward pass.
+# A step's pairs in one row, of the shortest of 8 lengths that holds them; nothing recomputed in the
+# backward pass.
 FASTEST = [
     "data.row_length=1536",
     "data.length_buckets=8",
@@ -34,9 +37,9 @@ FASTEST = [
     "model.remat=none",
 ]
 
-# name -> (side, what it adds to the job).  `trl` is TRL's fastest in float32, `trl-checkpointing` its smallest
-# (recomputing is DPOConfig's default), `trl-defaults` is recomputing and bfloat16, as DPOConfig comes.
-# `jaxpref` is its fastest too, `jaxpref-defaults` what its config has by default.
+# name -> (side, what it adds to the job).  `trl` is TRL's fastest in float32, `trl-checkpointing`
+# its smallest (recomputing is DPOConfig's default), `trl-defaults` is recomputing and bfloat16, as
+# DPOConfig comes.  `jaxpref` is its fastest too, `jaxpref-defaults` what its config has by default.
 ENTRIES = {
     "trl": ("trl", {"bf16": False, "checkpointing": False}),
     "trl-checkpointing": ("trl", {"bf16": False, "checkpointing": True}),
@@ -49,6 +52,10 @@ ENTRIES = {
 
 # Largest relative difference allowed between two float32 entries, at any step.
 TOLERANCE = {"loss": 1e-3, "logps/chosen": 1e-3, "logps/rejected": 1e-3, "grad_norm": 1e-2}
+
+KEY = """Tokens are counted as TRL does, the prompt once for each answer; steps 2 to the last are
+timed.  CPU seconds are those of all threads together: beside the wall time they show a disturbed
+run."""
 
 
 def main() -> None:
@@ -72,16 +79,15 @@ def main() -> None:
             "rows": prepared["rows"],  # JSON lines of messages: prompt, chosen, rejected
             "cpus": cpus,  # the processors that a side may use, one thread each
             "steps": args.steps,
-            "batch": args.batch,  # pairs a step
+            "batch": args.batch,  # pairs per step
             "learning_rate": args.learning_rate,  # constant
             "beta": 0.1,
             "max_length": args.max_length,
             "overrides": args.jaxpref,
         }
         runs: dict[str, list[dict]] = {name: [] for name in args.entries}
-        for repeat in range(
-            args.repeats
-        ):  # interleaved, so that a disturbance of the machine meets everyone
+        # Interleaved, so that a disturbance of the machine meets everyone.
+        for repeat in range(args.repeats):
             for name in args.entries:
                 runs[name].append(_run_entry(name, args, job, f"{work}/{name}-{repeat}"))
                 _progress(name, repeat, runs[name][-1])
@@ -108,13 +114,14 @@ def _arguments() -> argparse.Namespace:
         default=["trl", "trl-checkpointing", "jaxpref"],
         choices=ENTRIES,
         metavar="ENTRY",
-        help=f"which to run, in this order, of {', '.join(ENTRIES)} (default: trl trl-checkpointing jaxpref)",
+        help=f"which to run, in this order, of {', '.join(ENTRIES)} "
+        "(default: trl trl-checkpointing jaxpref)",
     )
     add(
         "--steps",
         type=int,
         default=16,
-        help="optimizer steps a run; the first is not timed (default 16)",
+        help="optimizer steps per run; the first is not timed (default 16)",
     )
     add("--repeats", type=int, default=3, help="runs of each entry, interleaved (default 3)")
     add(
@@ -123,7 +130,7 @@ def _arguments() -> argparse.Namespace:
         default=64,
         help="usable rows to take from the front of the file (default 64)",
     )
-    add("--batch", type=int, default=4, help="pairs a step (default 4)")
+    add("--batch", type=int, default=4, help="pairs per step (default 4)")
     add("--max-length", type=int, default=512, help="tokens of prompt + answer (default 512)")
     add("--learning-rate", type=float, default=1e-6, help="constant learning rate (default 1e-6)")
     add("--threads", type=int, default=2, help="processors for either side (default 2)")
@@ -138,7 +145,7 @@ def _arguments() -> argparse.Namespace:
     )
     add(
         "--work",
-        help="where to put the model and the runs, 3 GB (default: the system's temporary directory)",
+        help="where to put the model and the runs, 3 GB (default: the system's temporary folder)",
     )
     args = parser.parse_args()
     if args.row_length:
@@ -150,7 +157,8 @@ def _arguments() -> argparse.Namespace:
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if not hasattr(os, "sched_setaffinity"):
         parser.error(
-            "this benchmark needs Linux: elsewhere the two sides cannot be held to the same processors"
+            "this benchmark needs Linux: "
+            "elsewhere the two sides cannot be held to the same processors"
         )
     if not Path(args.rows).is_file():
         parser.error(f"--rows {args.rows}: no such file")
@@ -158,10 +166,9 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(
             "--steps must be 2 or more (the first step is not timed) and --repeats 1 or more"
         )
-    if len(os.sched_getaffinity(0)) < args.threads:
-        parser.error(
-            f"--threads {args.threads}, but only {len(os.sched_getaffinity(0))} processors can be used"
-        )
+    usable = len(os.sched_getaffinity(0))
+    if usable < args.threads:
+        parser.error(f"--threads {args.threads}, but only {usable} processors can be used")
     if any(ENTRIES[name][0] == "trl" for name in args.entries):
         if not args.trl_python:
             parser.error(f"--trl-python is missing; {MAKE_TRL}")
@@ -182,7 +189,8 @@ def _run_entry(name: str, args: argparse.Namespace, job: dict, out: str) -> dict
 def _run_side(python: str, command: list[str], job: dict) -> dict:
     """Runs a side to its end; its last line of output is the result.
 
-    This process stays small, because Linux starts a child's ru_maxrss at what its parent had in memory.
+    This process stays small, because Linux starts a child's ru_maxrss at what its parent had in
+    memory.
     """
     threads = str(len(job.get("cpus", [0])))
     environment = os.environ | {
@@ -214,18 +222,18 @@ def _run_side(python: str, command: list[str], job: dict) -> dict:
 
 
 def _progress(name: str, repeat: int, run: dict) -> None:
-    print(
-        f"- run {repeat + 1} of {name}: {median(run['seconds']):.2f} s a step",
-        file=sys.stderr,
-        flush=True,
-    )
+    line = f"- run {repeat + 1} of {name}: {median(run['seconds']):.2f} s per step"
+    print(line, file=sys.stderr, flush=True)
 
 
 # ---- agreement
 
 
 def _compare(runs: dict[str, list[dict]]) -> None:
-    """Prints every step's losses, and stops if tokens differ or float32 entries part by more than TOLERANCE."""
+    """Prints every step's losses, and stops if the entries do not train the same.
+
+    Tokens must be equal, and float32 entries may part by TOLERANCE at most.
+    """
     exact = [name for name in runs if not ENTRIES[name][1]["bf16"]]
     first = [*exact, *runs][0]
     others = [name for name in runs if name != first]
@@ -240,21 +248,19 @@ def _compare(runs: dict[str, list[dict]]) -> None:
     print("| | " + " | ".join(TOLERANCE) + " |\n|" + "---|" * (len(TOLERANCE) + 1))
     problems = []
     for name in others:
-        found = {
+        difference = {
             key: _difference(runs[first][0], runs[name][0], key)
             for key in (*TOLERANCE, "num_tokens")
         }
-        print(f"| {name} | " + " | ".join(f"{found[key]:.1e}" for key in TOLERANCE) + " |")
-        if found["num_tokens"]:
+        print(f"| {name} | " + " | ".join(f"{difference[key]:.1e}" for key in TOLERANCE) + " |")
+        if difference["num_tokens"]:
             problems.append(f"{name} trained on other tokens than {first}")
         if name in exact:
-            over = (
-                key for key in TOLERANCE if not found[key] <= TOLERANCE[key]
-            )  # `not <=` also catches NaN
-            problems += [
-                f"{name} and {first}: {key} differs by {found[key]:.1e} > {TOLERANCE[key]}"
-                for key in over
-            ]
+            for key, allowed in TOLERANCE.items():
+                if not difference[key] <= allowed:  # catches NaN as well
+                    problems.append(
+                        f"{name} and {first}: {key} differs by {difference[key]:.1e} > {allowed}"
+                    )
     print(flush=True)
     if problems:
         sys.exit(
@@ -284,11 +290,13 @@ def _header(args: argparse.Namespace, prepared: dict, cpus: list[int]) -> str:
     extra = f"; jaxpref settings {' '.join(args.jaxpref)}" if args.jaxpref else ""
     return f"""# DPO: jaxpref beside TRL
 
-SmolLM2-135M-Instruct from the same float32 weights; the first {len(prepared["lengths"])} usable rows of
-{Path(args.rows).name} in file order (row numbers passed over: {passed}).
-{args.batch} pairs a step, {args.steps} steps, max_length {args.max_length}, AdamW with a constant learning rate of
-{args.learning_rate:g}, clip 1.0; the reference model runs in every step on both sides{extra}.
-{cpu or platform.machine()}, {len(cpus)} processors for either side; load before the start {load:.2f}.{busy}
+SmolLM2-135M-Instruct from the same float32 weights; the first {len(prepared["lengths"])} usable
+rows of {Path(args.rows).name} in file order (row numbers passed over: {passed}).
+{args.batch} pairs per step, {args.steps} steps, max_length {args.max_length}, AdamW with a constant
+learning rate of {args.learning_rate:g}, clip 1.0; the reference model runs in every step on both
+sides{extra}.
+{cpu or platform.machine()}, {len(cpus)} processors for either side;
+load before the start {load:.2f}.{busy}
 """
 
 
@@ -299,25 +307,30 @@ def _lines(path: str) -> list[str]:
 def _work_table(
     args: argparse.Namespace, lengths: list[list[int]], runs: dict[str, list[dict]]
 ) -> str:
-    """Where the difference comes from: what goes through the layers and the vocabulary, a step."""
+    """Where the difference comes from: what goes through the layers and the vocabulary per step."""
     steps = [lengths[t * args.batch : (t + 1) * args.batch] for t in range(args.steps)]
     unshared = mean(sum(2 * p + c + r for p, c, r in step) for step in steps)
     shared = mean(sum(p + c + r for p, c, r in step) for step in steps)
-    scored = mean(sum(c + r for _, c, r in step) for step in steps)
-    # TRL pads a step's 2 * batch sequences to the longest; without CUDA it multiplies all of it with the vocabulary.
+    loss_tokens = mean(sum(c + r for _, c, r in step) for step in steps)
+    # TRL pads a step's 2 * batch sequences to the longest; without CUDA it multiplies all of it
+    # with the vocabulary.
     padded = mean(2 * len(step) * max(p + max(c, r) for p, c, r in step) for step in steps)
     lines = [
-        "## Work a step (means)\n",
-        "| | tokens | columns run | padding | loss tokens | positions x vocabulary |",
+        "## Work per step (means)\n",
+        "| | tokens | tokens run | padding | loss tokens | tokens x vocabulary |",
         "|---|---|---|---|---|---|",
-        f"| TRL | {unshared:.0f} | {padded:.0f} | {1 - unshared / padded:.0%} | {scored:.0f} | {padded:.0f} |",
+        f"| TRL | {unshared:.0f} | {padded:.0f} | {1 - unshared / padded:.0%} "
+        f"| {loss_tokens:.0f} | {padded:.0f} |",
     ]
     for name in (name for name in runs if ENTRIES[name][0] == "jaxpref"):
         work = runs[name][0]["work"]
-        columns, vocabulary = mean(w["columns"] for w in work), mean(w["vocabulary"] for w in work)
+        rows = mean(step["micro_batches"] for step in work)
+        run_tokens = mean(step["run_tokens"] for step in work)
+        vocabulary = mean(step["vocabulary"] for step in work)
         lines.append(
-            f"| {name} (rows of {work[0]['row_length']}, {mean(w['micro_batches'] for w in work):.1f} a step) "
-            f"| {shared:.0f} | {columns:.0f} | {1 - shared / columns:.0%} | {scored:.0f} | {vocabulary:.0f} |"
+            f"| {name} (rows of {work[0]['row_length']}, {rows:.1f} per step) "
+            f"| {shared:.0f} | {run_tokens:.0f} | {1 - shared / run_tokens:.0%} "
+            f"| {loss_tokens:.0f} | {vocabulary:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -330,8 +343,8 @@ def _table(runs: dict[str, list[dict]]) -> str:
         "",
         "tokens/s",
         *([f"against {base}"] if base else []),
-        "seconds a step",
-        "CPU seconds a step",
+        "seconds per step",
+        "CPU seconds per step",
     ]
     head += ["peak memory, GiB", "compile, s", "start to end of step 1, s"]
     repeats = len(next(iter(runs.values())))
@@ -354,14 +367,8 @@ def _table(runs: dict[str, list[dict]]) -> str:
         cells.append(f"{median(run['first_step_done'] for run in entry):.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     versions = {k: v for entry in runs.values() for k, v in entry[0]["versions"].items()}
-    return (
-        "\n".join(lines)
-        + f"""
-
-Tokens are counted as TRL does, the prompt once for each answer; steps 2 to the last are timed.  CPU seconds are those
-of all threads together: beside the wall time they show a disturbed run.
-{", ".join(f"{k} {v}" for k, v in versions.items())}."""
-    )
+    lines += ["", KEY, ", ".join(f"{name} {version}" for name, version in versions.items()) + "."]
+    return "\n".join(lines)
 
 
 def _tokens_per_second(run: dict) -> float:

@@ -37,7 +37,7 @@ ADAPTER = {"rank": 16}
 
 
 def rows(reward, **per_text) -> list[dict]:
-    """Ordered pairs; `per_text` are columns of every completion, such as the other objectives' rewards."""
+    """Ordered pairs; `per_text` are data columns per completion, such as the other objectives' rewards."""
     made = []
     for i, j in itertools.permutations(range(len(TEXTS)), 2):
         row = {"prompt": PROMPT, "chosen": TEXTS[i], "rejected": TEXTS[j]}
@@ -53,11 +53,15 @@ def train(directory, lines, objective, *, steps=300, model=None, learning_rate=3
     model = model or tiny.write_model(directory / "model", scale=0.5)
     data = tiny.write_rows(directory / "rows.jsonl", lines)
     config = tiny.config(
-        directory / "run", model, data, objective=objective,
+        directory / "run",
+        model,
+        data,
+        objective=objective,
         train={"batch_size": len(lines), "epochs": steps, "micro_rows": 8, "log_every": steps},
         data={"train": [str(data)], "eval": [], "row_length": 64},
-        optim={"learning_rate": learning_rate, "schedule": "cosine", "warmup_steps": 5, "clip_norm": None}, **changes,
-    )  # fmt: skip
+        optim={"learning_rate": learning_rate, "schedule": "cosine", "warmup_steps": 5, "clip_norm": None},
+        **changes,
+    )
     tiny.run(config)
     pieces = build(config)
     groups, _ = read_data(pieces, "train")
@@ -70,8 +74,8 @@ def train(directory, lines, objective, *, steps=300, model=None, learning_rate=3
 
 def logps_of_texts(pieces, params, groups, lines):
     values = compute_logps(pieces, params, groups)
-    found = {lines[g.row_id]["chosen"]: float(values[g.row_id][0]) for g in groups}
-    return np.array([found[text] for text in TEXTS])
+    logp_of = {lines[group.row_id]["chosen"]: float(values[group.row_id][0]) for group in groups}
+    return np.array([logp_of[text] for text in TEXTS])
 
 
 def knowing_model(directory: Path) -> Path:
@@ -124,9 +128,9 @@ class Front:
     def __post_init__(self):
         self.directory.mkdir(parents=True, exist_ok=True)
         self.model, dpo = knowing_model(self.directory), [{"name": "dpo", "beta": BETA}]
-        found = [self._train(f"dpo{k}", rows(REWARDS[k]), dpo) for k in range(self.objectives)]
-        self.singles = [Path(config.out) for config, _, _ in found]
-        self.each, self.before = np.stack([after for _, after, _ in found]), found[0][2]
+        trained = [self._train(f"dpo{k}", rows(REWARDS[k]), dpo) for k in range(self.objectives)]
+        self.singles = [Path(config.out) for config, _, _ in trained]
+        self.each, self.before = np.stack([after for _, after, _ in trained]), trained[0][2]
 
     def _train(self, name: str, lines, objective, **settings):
         folder = self.directory / name

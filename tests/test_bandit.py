@@ -27,7 +27,7 @@ def test_dpo(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base", [pytest.param(0, id="first"), pytest.param(1, id="second")])
-def test_modpo_with_explicit_margins(tmp_path, base):
+def test_modpo_with_explicit_rewards(tmp_path, base):
     """Weights (0.6, 0.4); which objective is the base does not change the optimum."""
     rewards, weights = ([REWARD, OTHER], [0.6, 0.4]) if base == 0 else ([OTHER, REWARD], [0.4, 0.6])
     lines = rows(rewards[0], other_rewards=[[value] for value in rewards[1]])
@@ -36,16 +36,20 @@ def test_modpo_with_explicit_margins(tmp_path, base):
 
 
 @pytest.mark.slow
-def test_modpo_with_an_implicit_margin(tmp_path):
-    """The margin is the log-ratio of a policy that was trained on the other objective before."""
+def test_modpo_with_an_implicit_reward(tmp_path):
+    """The other reward is the log-ratio of a policy that was trained on that objective before."""
     model = tiny.write_model(tmp_path / "model", scale=0.5)
-    (tmp_path / "margin").mkdir()
-    first, *_ = train(tmp_path / "margin", rows(OTHER), [{"name": "dpo", "beta": BETA}], model=model, steps=600)
+    (tmp_path / "other").mkdir()
+    first, *_ = train(tmp_path / "other", rows(OTHER), [{"name": "dpo", "beta": BETA}], model=model, steps=600)
     export_run(first.out, tmp_path / "policy", step="latest")
     _, after, before = train(
-        tmp_path, rows(REWARD), [{"name": "modpo_implicit", "beta": BETA, "w": [0.6, 0.4]}], model=model, steps=600,
+        tmp_path,
+        rows(REWARD),
+        [{"name": "modpo_implicit", "beta": BETA, "w": [0.6, 0.4]}],
+        model=model,
+        steps=600,
         reference={"extra": [str(tmp_path / "policy")], "cache_dir": str(tmp_path / "cache")},
-    )  # fmt: skip
+    )
     assert_reached(after, before, (0.6 * REWARD + 0.4 * OTHER) / BETA)
 
 
@@ -70,9 +74,10 @@ def test_f_dpo(tmp_path, name):
     _, after, before = train(tmp_path, rows(REWARD), objective, steps=600, model=model)
     rho = after - before
     scores = {
-        "f_dpo_forward_kl": 1 - np.exp(-rho), "f_dpo_js": -np.logaddexp(0, -rho),
+        "f_dpo_forward_kl": 1 - np.exp(-rho),
+        "f_dpo_js": -np.logaddexp(0, -rho),
         "f_dpo_alpha": (1 - np.exp(-0.5 * rho)) / 0.5,
-    }  # fmt: skip
+    }
     centred = lambda x: x - x.mean()
     np.testing.assert_allclose(2.0 * centred(scores[name]), centred(REWARD), atol=0.05)
     assert np.abs(centred(REWARD)).max() > 0.5

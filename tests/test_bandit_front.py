@@ -5,8 +5,7 @@ import pytest
 import tiny
 from bandit import BETA, DISTANCE, PROMPT, REWARDS, TEXTS, Front, distance, logps_of, normal
 
-from jaxpref.generation import completions as generate
-from jaxpref.generation.completions import open_source
+from jaxpref.generation.completions import generate, open_source
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile", "any_mesh")]
 
@@ -37,7 +36,7 @@ def test_the_toy_has_something_to_reach(front):
 
 
 @pytest.mark.parametrize("w", [*TWO, *THREE[1:]], ids=str)
-def test_modpo_with_explicit_margins(front, w):
+def test_modpo_with_explicit_rewards(front, w):
     assert front.off(front.explicit(w, base_of(w)), w) < DISTANCE
 
 
@@ -48,7 +47,7 @@ def test_any_objective_may_be_the_base(front, base):
 
 
 @pytest.mark.parametrize("w", [TWO[0], THREE[1]], ids=str)
-def test_modpo_with_implicit_margins(front, w):
+def test_modpo_with_implicit_rewards(front, w):
     assert front.off(front.implicit(w, base_of(w)), w) < DISTANCE
 
 
@@ -100,8 +99,8 @@ def test_drawn_answers_follow_the_mix(front):
     assert distance(normal(front.before), p / p.sum()) > DISTANCE
 
 
-def test_a_margin_on_another_scale_is_another_optimum(front):
-    """As with the wrong beta of a margin policy: twice the reward acts as twice the weight."""
+def test_a_reward_on_another_scale_is_another_optimum(front):
+    """As with the wrong beta of the other objective's policy: twice the reward acts as twice the weight."""
     w = (0.5, 0.5)
     found = front.explicit(w, 0, scale=2.0)
     assert front.off(found, w) > 2 * DISTANCE

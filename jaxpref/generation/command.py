@@ -17,13 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxpref.errors import InputError
 from jaxpref.generation.completions import Completion, Settings, complete, open_source
-from jaxpref.generation.mixing import DIVERGENCES, Mix, parse_policies
+from jaxpref.generation.mixed_distribution import DIVERGENCES
+from jaxpref.generation.mixing import Mix, parse_policies
 from jaxpref.generation.prompts import read_prompts
 from jaxpref.generation.sampling import Sampling
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
-_UNUSED = {
+_UNCHANGED = {
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
@@ -37,8 +38,7 @@ _UNUSED = {
     "sequence_bias": None,
     "guidance_scale": 1.0,
 }
-"""Keys of generation_config.json that change which token is likeliest -> the value that does
-not."""
+"""Keys of generation_config.json that may change the likeliest token -> the value that does not."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,19 +59,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--reference",
         metavar="MODEL",
-        help="what they were trained from; it counts for what the weights lack to 1",
+        help="what they were trained from; it takes the remaining weight, 1 minus the sum",
     )
     add(
         "--first-top-k",
         type=int,
         metavar="K",
-        help="only the K most likely tokens of the first (with A:1-L,B:L PAD)",
+        help="only the K most likely tokens of the first (PAD is this with A:1-L,B:L)",
     )
     add(
         "--prompts",
         required=True,
         metavar="FILE",
-        help=".txt (one a line), or rows with `prompt` or `messages`",
+        help=".txt (one per line), or rows with `prompt` or `messages`",
     )
     add("--out", metavar="FILE", help="JSON lines; must not exist (default: standard output)")
     add("--step", default="best", help="of runs: best (default), latest or a number")
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens",
         type=int,
         default=256,
-        help="tokens of a completion at most (default 256)",
+        help="tokens of a completion, at most (default 256)",
     )
     add(
         "--temperature",
@@ -105,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="completions of every prompt (default 1)",
     )
-    add("--seed", type=int, default=0, help="of the draws (default 0)")
+    add("--seed", type=int, default=0, help="seed of the draws (default 0)")
     add(
         "--stop",
         action="append",
@@ -135,8 +135,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Writes a line for every completion as soon as it is finished; Ctrl-C ends it and keeps what
-    is written."""
+    """Writes a line for every completion as soon as it is finished.
+
+    Ctrl-C ends it and keeps what is written.
+    """
     settings = Settings(
         Sampling(options.temperature, options.top_k, options.top_p, options.min_p),
         samples=options.samples,
@@ -152,66 +154,72 @@ def run(options: argparse.Namespace) -> None:
             f"{options.out} exists",
             "choose another name or remove it",
         )
-    source, overrides = _source(options)
+    source, overrides = _source_and_overrides(options)
     opened = open_source(source, step=options.step, overrides=overrides)
     prompts = read_prompts(options.prompts)
-    console = Console(
-        stderr=True, quiet=jax.process_index() > 0
-    )  # standard output is for the lines
-    if unused := _unused(opened.pieces.source.generation_config):
+    # Standard output is for the lines.
+    console = Console(stderr=True, quiet=jax.process_index() > 0)
+    if ignored := _ignored_settings(opened.pieces.source.generation_config):
         console.print(
-            f"note: the model's generation_config asks for {unused}, which is not done",
+            f"note: the model's generation_config asks for {ignored}, which is not done",
             highlight=False,
         )
     completions = complete(opened.pieces, opened.params, prompts, settings, opened.mixed)
-    with _opened(options.out) as file:
+    total = len(prompts) * settings.samples
+    with _output(options.out) as file:
         try:
-            finished = _write(
-                completions, file, len(prompts) * settings.samples, settings.seed, console
-            )
+            summary = _write(completions, file, total, settings.seed, console)
         except KeyboardInterrupt:
             console.print("interrupted; what was finished is written")
             sys.exit(INTERRUPTED)
-    console.print(finished, highlight=False)
+    console.print(summary, highlight=False)
 
 
-def _source(options: argparse.Namespace) -> tuple[str | Mix, list[str]]:
-    """What is decoded, and the overrides: with --mix there is no source, so the first word is one
-    of these."""
-    given = {
-        name: getattr(options, name) for name in ("divergence", "alpha", "reference", "first_top_k")
+def _source_and_overrides(options: argparse.Namespace) -> tuple[str | Mix, list[str]]:
+    """What is decoded, and the overrides.
+
+    With --mix there is no RUN_OR_MODEL, so the first word is one of the overrides.
+    """
+    names = ("divergence", "alpha", "reference", "first_top_k")
+    mix_options = {
+        name: getattr(options, name) for name in names if getattr(options, name) is not None
     }
-    given = {name: value for name, value in given.items() if value is not None}
     if options.mix is None:
-        if options.source is None or given:
-            flags = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise InputError(
-                "RUN_OR_MODEL or --mix", f"{flags or 'neither'} without --mix", "give one of them"
-            )
+        if mix_options:
+            flags = ", ".join("--" + name.replace("_", "-") for name in mix_options)
+            raise InputError("--mix", f"{flags} without --mix", "add --mix or remove these options")
+        if options.source is None:
+            raise InputError("RUN_OR_MODEL or --mix", "neither", "add one of them")
         return options.source, options.overrides
-    if "alpha" in given and given.get("divergence") != "alpha":
+    divergence = mix_options.get("divergence")
+    if "alpha" in mix_options and divergence != "alpha":
         raise InputError(
             "--alpha with --divergence alpha",
-            f"--divergence {given.get('divergence')}",
-            "leave it out",
+            f"--divergence {divergence}",
+            "add --divergence alpha, or remove --alpha",
         )
-    first = [] if options.source is None else [options.source]
-    if first and "=" not in first[0]:
-        raise InputError("RUN_OR_MODEL or --mix", f"{first[0]} and --mix", "give one of them")
-    return Mix(parse_policies(options.mix), **given), [*first, *options.overrides]
+    overrides = list(options.overrides)
+    if options.source is not None:
+        if "=" not in options.source:
+            raise InputError(
+                "RUN_OR_MODEL or --mix", f"{options.source} and --mix", "remove one of them"
+            )
+        overrides.insert(0, options.source)
+    return Mix(parse_policies(options.mix), **mix_options), overrides
 
 
-def _unused(generation_config: Mapping[str, Any]) -> str:
+def _ignored_settings(generation_config: Mapping[str, Any]) -> str:
     """What transformers would do besides, also when it is greedy."""
-    given = {name: generation_config.get(name) for name in _UNUSED}
+    asked = {name: generation_config.get(name) for name in _UNCHANGED}
     return ", ".join(
         f"{name}={value}"
-        for name, value in given.items()
-        if value not in (None, _UNUSED[name], [], {})
+        for name, value in asked.items()
+        if value not in (None, _UNCHANGED[name], [], {})
     )
 
 
-def _opened(path: str | None) -> AbstractContextManager[TextIO]:
+def _output(path: str | None) -> AbstractContextManager[TextIO]:
+    """Where the lines go: a new file or standard output; of one process only."""
     if jax.process_index() > 0:  # every process knows every completion
         return open(os.devnull, "w")
     if path is None:
@@ -223,27 +231,25 @@ def _opened(path: str | None) -> AbstractContextManager[TextIO]:
 def _write(
     completions: Iterable[Completion], file: TextIO, total: int, seed: int, console: Console
 ) -> str:
-    """Writes each completion when it comes; returns what they were in all."""
-    finished, tokens, began = Counter(), 0, time.perf_counter()
-    columns = (
+    """Writes each completion when it comes; returns a summary of them all."""
+    count_by_finish, tokens, began = Counter(), 0, time.perf_counter()
+    with Progress(
         TextColumn("completion"),
         MofNCompleteColumn(),
         BarColumn(),
         TextColumn("{task.fields[speed]}"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        TimeRemainingColumn(),
+        console=console,
+    ) as bar:
         task = bar.add_task("generate", total=total, speed="compiling")
         for completion in completions:
-            file.write(
-                json.dumps({**completion.to_json(), "seed": seed}, ensure_ascii=False) + "\n"
-            )
+            line = {**completion.to_json(), "seed": seed}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
-            finished[completion.finish] += 1
+            count_by_finish[completion.finish] += 1
             tokens += len(completion.token_ids)
-            bar.update(
-                task, advance=1, speed=f"{tokens / (time.perf_counter() - began):.0f} tokens/s"
-            )
-    ends = ", ".join(f"{count} by {name}" for name, count in sorted(finished.items()))
-    return (
-        f"{total} completions, {tokens} tokens in {time.perf_counter() - began:.1f} s; ended {ends}"
-    )
+            speed = f"{tokens / (time.perf_counter() - began):.0f} tokens/s"
+            bar.update(task, advance=1, speed=speed)
+    seconds = time.perf_counter() - began
+    ends = ", ".join(f"{count} by {name}" for name, count in sorted(count_by_finish.items()))
+    return f"{total} completions, {tokens} tokens in {seconds:.1f} s; ended {ends}"

@@ -1,5 +1,4 @@
-"""Text from a policy: a run's checkpoint or any model, for a file of prompts or prompts from
-Python."""
+"""Text from a policy: a run's checkpoint or any model, for prompts from a file or from Python."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ import numpy as np
 from jaxpref.errors import InputError
 from jaxpref.generation.decoding import Generator
 from jaxpref.generation.mixing import Mix
-from jaxpref.generation.opening import Mixed, Opened, open_policy, open_source
+from jaxpref.generation.opening import MixedModels, OpenPolicy, open_policy, open_source
 from jaxpref.generation.prompts import given_prompts, prompt_ids, read_prompts
 from jaxpref.generation.sampling import Sampling
 from jaxpref.generation.text import Ending
@@ -61,8 +60,7 @@ class Completion:
 
     def to_json(self) -> dict[str, Any]:
         """As a line of `jaxpref generate`."""
-        template = {"tools": self.tools, "chat_template_kwargs": dict(self.template_kwargs)}
-        return {
+        line = {
             "prompt": self.prompt,
             "prompt_index": self.prompt_index,
             "sample": self.sample,
@@ -71,8 +69,12 @@ class Completion:
             "prompt_tokens": self.prompt_tokens,
             "tokens": len(self.token_ids),
             "logp": self.logp,
-            **{key: value for key, value in template.items() if value},
         }
+        if self.tools:
+            line["tools"] = self.tools
+        if self.template_kwargs:
+            line["chat_template_kwargs"] = dict(self.template_kwargs)
+        return line
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,9 @@ class Settings:
             problems.append(f"seed={self.seed}: 0 or more")
         if problems:
             raise InputError(
-                "settings for generation that fit together", "; ".join(problems), "correct them"
+                "settings for generation that fit together",
+                "; ".join(problems),
+                "change these settings",
             )
 
 
@@ -132,8 +136,8 @@ def generate(
     """Completions of prompts by a run or a model, in the order of prompts and samples.
 
     The same prompt number, sample number and seed give the same tokens in every batch, order and
-    mesh, as far as the
-    logits are the same: sums on other shapes round otherwise, which a near tie may show.
+    mesh, as far as the logits are the same: sums of other shapes round otherwise, which a near tie
+    may show.
 
     Args:
         source: directory of a run; a model, as `model.path` of a config; a PEFT adapter directory;
@@ -166,16 +170,17 @@ def complete(
     params: Any,
     prompts: Sequence[Group],
     settings: Settings,
-    mixed: Mixed | None = None,
+    mixed: MixedModels | None = None,
 ) -> Iterator[Completion]:
-    """Completions of prompts, each when it is finished: the longest prompts first, `batch_size`
-    rows at a time.
+    """Completions of prompts, each when it is finished.
+
+    The longest prompts come first, `batch_size` rows at a time.
 
     Args:
         pieces, params, mixed: of an opened policy (`generation.opening.open_source`).
     Errors: InputError for a prompt that does not fit the model, at once.
     """
-    opened = Opened(pieces, params, mixed)
+    opened = OpenPolicy(pieces, params, mixed)
     positions = opened.positions
     ids = prompt_ids(
         prompts,
@@ -187,7 +192,7 @@ def complete(
     stops = stop_ids(pieces) if settings.stop_tokens is None else frozenset(settings.stop_tokens)
     ending = Ending(pieces.tokenizer, stops, settings.stops)
     generator = Generator(
-        opened.policy,
+        opened.decoding_model,
         params,
         pieces.mesh,
         sampling=settings.sampling,
@@ -205,27 +210,30 @@ def complete(
             inputs = [ids[i] for i, _ in batch]
             ends = [ending.within(prompt) for prompt in inputs]
             for row, new, logps in generator.run(inputs, batch, ends, limit=settings.batch_size):
-                (i, sample), (text, finish) = batch[row], ending.cut(inputs[row], new)
-                given = prompts[i]
+                i, sample = batch[row]
+                text, finish = ending.cut(inputs[row], new)
                 yield Completion(
-                    given.prompt,
-                    i,
-                    sample,
-                    text,
-                    new,
-                    logps,
-                    finish,
-                    len(ids[i]),
-                    given.tools,
-                    given.template_kwargs,
+                    prompt=prompts[i].prompt,
+                    prompt_index=i,
+                    sample=sample,
+                    text=text,
+                    token_ids=new,
+                    token_logps=logps,
+                    finish=finish,
+                    prompt_tokens=len(ids[i]),
+                    tools=prompts[i].tools,
+                    template_kwargs=prompts[i].template_kwargs,
                 )
 
     return completions()
 
 
 def stop_ids(pieces: Pieces) -> frozenset[int]:
-    """End-of-text ids: those of generation_config.json, and the tokenizer's, with which training
-    ends a completion."""
-    ends = pieces.source.generation_config.get("eos_token_id")
-    named = ends if isinstance(ends, list) else [ends]
-    return frozenset(end for end in (*named, pieces.tokenizer.eos_token_id) if end is not None)
+    """End-of-text ids: those of generation_config.json, and the tokenizer's.
+
+    The tokenizer's is the one with which training ends a completion.
+    """
+    configured = pieces.source.generation_config.get("eos_token_id")
+    ids = list(configured) if isinstance(configured, list) else [configured]
+    ids.append(pieces.tokenizer.eos_token_id)
+    return frozenset(end for end in ids if end is not None)

@@ -1,4 +1,4 @@
-"""What is continued: texts and conversations, out of files or Python, as token ids."""
+"""Prompts: texts and conversations, from files or Python, as token ids."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ def read_prompts(path: str | Path) -> list[Group]:
     """The prompts of a file, as groups without completions.
 
     Args:
-        path: a `.txt` with one prompt a line, as it stands there; or what `data.train` may name
+        path: a `.txt` with one prompt per line, as it stands there; or what `data.train` may name
             (.jsonl, .parquet, a folder, a hub id), each row with `prompt` (text or messages) or
             `messages`, or a row of training data, the prompt of which is taken as training takes
             it.
@@ -33,8 +33,8 @@ def read_prompts(path: str | Path) -> list[Group]:
 
 
 def given_prompts(prompts: Sequence[Any]) -> list[Group]:
-    """The same of prompts in Python: texts, lists of messages, or rows as in a file."""
-    rows = ((value if isinstance(value, Mapping) else {"prompt": value}) for value in prompts)
+    """The same for prompts in Python: texts, lists of messages, or rows as in a file."""
+    rows = (value if isinstance(value, Mapping) else {"prompt": value} for value in prompts)
     return [to_prompt(row, f"prompts[{number}]", number) for number, row in enumerate(rows)]
 
 
@@ -48,7 +48,7 @@ def to_prompt(row: Mapping[str, Any], where: str, number: int) -> Group:
         raise InputError(
             'rows with "prompt" (text or messages) or "messages"',
             f"{where}: {', '.join(map(str, row)) or 'no keys'}",
-            'name the column that holds it "prompt"',
+            'rename the key that holds the prompt to "prompt"',
         )
     value = row[key]
     if isinstance(value, str) and key == "prompt":
@@ -56,14 +56,16 @@ def to_prompt(row: Mapping[str, Any], where: str, number: int) -> Group:
         return Group(value, (), number, where)
     if not isinstance(value, list):
         raise InputError(
-            "text or a list of messages", f'{where}, key "{key}": {shown(value)}', "correct the row"
+            "text or a list of messages",
+            f'{where}, key "{key}": {shown(value)}',
+            f'write "{key}" as text or as [{{"role": ..., "content": ...}}]',
         )
     messages = read_messages(value, "prompt", where)
     if messages[-1]["role"] == "assistant":
         raise InputError(
             "a conversation that waits for a reply",
             f'{where}, key "{key}": its last message has role "assistant"',
-            "remove that message",
+            "remove that message from the end of the row",
         )
     return Group(messages, (), number, where, *template_columns(row, where))
 
@@ -76,8 +78,9 @@ def prompt_ids(
     positions: int,
     max_new_tokens: int,
 ) -> list[np.ndarray]:
-    """Token ids of every prompt: text as it is with the tokenizer's special tokens, messages by the
-    chat template.
+    """Token ids of every prompt.
+
+    Text is taken as it is, with the tokenizer's special tokens; messages by the chat template.
 
     Args:
         vocabulary: of the model.
@@ -86,7 +89,7 @@ def prompt_ids(
         RowError for one that the chat template refuses.
     """
     if not prompts:
-        raise InputError("at least one prompt", "none", "give some")
+        raise InputError("at least one prompt", "none", "add prompts to the file or the list")
     encoded = encode_prompts(prompts, tokenizer)
     check_known_tokens(
         ((prompt.where, (ids,)) for prompt, ids in zip(prompts, encoded, strict=True)), vocabulary
@@ -94,7 +97,9 @@ def prompt_ids(
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not len(ids):
             raise InputError(
-                "a prompt of at least one token", f"{prompt.where}: no token", "write a text"
+                "a prompt of at least one token",
+                f"{prompt.where}: no token",
+                "write a text, or remove the row",
             )
         if len(ids) + max_new_tokens > positions:
             raise InputError(
@@ -107,13 +112,17 @@ def prompt_ids(
 
 def _lines(path: Path):
     if not path.is_file():
-        raise InputError("a file of prompts", f"{path}: no such file", "correct the path")
+        raise InputError(
+            "a file of prompts", f"{path}: no such file", "give the path of a file that exists"
+        )
     for number, raw in enumerate(path.read_bytes().splitlines(), 1):
         where = f"{path}, row {number}"
         try:
             text = raw.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise InputError("text in UTF-8", f"{where}: {error}", "convert the file") from error
+            raise InputError(
+                "text in UTF-8", f"{where}: {error}", "convert the file to UTF-8"
+            ) from error
         if not text.strip():
             raise InputError("a prompt in every line", f"{where}: blank", "remove the line")
         yield {"prompt": text}, where

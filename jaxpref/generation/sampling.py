@@ -1,6 +1,6 @@
-"""Logits of the next token -> a token: greedy, or drawn after temperature, top-k, top-p and min-p,
-in this order.
+"""Logits of the next token -> a token: greedy, or drawn.
 
+Before a draw, logits go through temperature, top-k, top-p and min-p, in this order.
 Definitions and order are those of transformers.  Its top-p sorts the vocabulary; here top-k and
 top-p are a threshold that is found by bisection over the float32 numbers: exact, without a sort,
 and of a sharded vocabulary only sums travel.  Of several equal logits at the threshold all are kept
@@ -18,15 +18,17 @@ from jax import lax
 
 from jaxpref.errors import InputError
 
-# Named: another default generator might not give a row the same numbers in every batch and on every
-#     mesh.
+# Named: another default generator might not give a row the same numbers in every batch and on
+# every mesh.
 _GENERATOR = "threefry2x32"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen; None leaves a warper out.  Errors: InputError for a value out of
-    range."""
+    """How a token is chosen; None leaves a warper out.
+
+    Errors: InputError for a value out of range.
+    """
 
     temperature: float = 0.0
     """Logits are divided by it; 0 takes the most likely token."""
@@ -54,7 +56,7 @@ class Sampling:
             problems += [f"{name} has no effect at temperature 0" for name in given]
         if problems:
             raise InputError(
-                "sampling settings in their range", "; ".join(problems), "correct them"
+                "sampling settings in their range", "; ".join(problems), "change these settings"
             )
 
     @property
@@ -63,13 +65,17 @@ class Sampling:
 
 
 def row_keys(seed: int, numbers: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Keys as their data, [R, 2] uint32: they depend on the seed and a row's (prompt, sample)
-    numbers alone."""
+    """Keys as their data, [R, 2] uint32.
+
+    They depend on the seed and a row's (prompt, sample) numbers alone.
+    """
     key = jax.random.key(seed, impl=_GENERATOR)
-    fold = jax.vmap(
-        lambda number_2: jax.random.fold_in(jax.random.fold_in(key, number_2[0]), number_2[1])
-    )
-    return np.asarray(jax.random.key_data(fold(np.array(numbers, np.uint32))))
+
+    def row_key(number_2):
+        prompt, sample = number_2
+        return jax.random.fold_in(jax.random.fold_in(key, prompt), sample)
+
+    return np.asarray(jax.random.key_data(jax.vmap(row_key)(np.array(numbers, np.uint32))))
 
 
 def choose(
@@ -89,14 +95,16 @@ def choose(
 
 
 def warp(logits_RV: jax.Array, sampling: Sampling) -> jax.Array:
-    """Logits of the distribution that is drawn from; -inf where a token is left out.  `sampling`
-    must not be greedy."""
+    """Logits of the distribution that is drawn from; -inf where a token is left out.
+
+    Args:
+        sampling: not greedy.
+    """
     logits_RV = logits_RV / sampling.temperature
     if sampling.top_k is not None:
         logits_RV = _most_likely(logits_RV, jnp.ones_like(logits_RV), float(sampling.top_k))
-    if (
-        sampling.top_p is not None and sampling.top_p < 1
-    ):  # rounded sums would leave out part of the tail
+    # At top_p = 1 rounded sums would leave out part of the tail.
+    if sampling.top_p is not None and sampling.top_p < 1:
         logits_RV = _most_likely(logits_RV, jax.nn.softmax(logits_RV, axis=-1), sampling.top_p)
     if sampling.min_p is not None:
         floor_R1 = logits_RV.max(-1, keepdims=True) + math.log(sampling.min_p)
@@ -113,9 +121,8 @@ def _most_likely(logits_RV: jax.Array, mass_RV: jax.Array, bound: float) -> jax.
 
     def halve(_, ends):
         low_R, high_R = ends
-        middle_R = (low_R & high_R) + (
-            (low_R ^ high_R) >> 1
-        )  # their mean, rounded down, without overflow
+        # Their mean, rounded down, without overflow.
+        middle_R = (low_R & high_R) + ((low_R ^ high_R) >> 1)
         above_R = jnp.sum(jnp.where(order_RV > middle_R[:, None], mass_RV, 0.0), axis=-1)
         enough_R = above_R < bound
         return jnp.where(enough_R, low_R, middle_R + 1), jnp.where(enough_R, middle_R, high_R)

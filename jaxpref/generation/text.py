@@ -14,19 +14,19 @@ continues one."""
 
 @dataclass(frozen=True)
 class Ending:
-    """What ends a completion: stop tokens by their ids, stop strings wherever they appear in its
-    text."""
+    """What ends a completion: stop tokens, and stop strings wherever they appear in its text."""
 
     tokenizer: Any
     tokens: frozenset[int]
     strings: tuple[str, ...]
 
     def within(self, prompt: np.ndarray) -> Callable[[np.ndarray], int | None]:
-        """new tokens -> after how many of them their text first holds a stop string; None when it
-        does not."""
+        """new tokens -> after how many of them their text first holds a stop string, or None."""
 
         def end(new: np.ndarray) -> int | None:
-            holds = lambda count: self._first(self._text(prompt, new[:count])) is not None
+            def holds(count: int) -> bool:
+                return self._first(self._text(prompt, new[:count])) is not None
+
             if not self.strings or not holds(len(new)):
                 return None
             return 1 + bisect_left(range(1, len(new) + 1), True, key=holds)
@@ -34,8 +34,10 @@ class Ending:
         return end
 
     def cut(self, prompt: np.ndarray, new: np.ndarray) -> tuple[str, str]:
-        """The text of new tokens up to what ended it, and that: `stop_string`, `stop_token` or
-        `length`."""
+        """The text of new tokens up to what ended it, and the name of that.
+
+        The names are `stop_string`, `stop_token` and `length`.
+        """
         text = self._text(prompt, new)
         at = self._first(text)
         if at is not None:
@@ -52,8 +54,12 @@ class Ending:
         Decoded alone they may give another text: tokenizers of SentencePiece's kind drop the space
         in front of the first word.
         """
-        decode = lambda ids: self.tokenizer.decode(
+        context = prompt[-_CONTEXT:]
+        if new[-1] in self.tokens:
+            new = new[:-1]
+        return self._decode(np.concatenate([context, new]))[len(self._decode(context)) :]
+
+    def _decode(self, ids: np.ndarray) -> str:
+        return self.tokenizer.decode(
             ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        new, context = new[:-1] if new[-1] in self.tokens else new, prompt[-_CONTEXT:]
-        return decode(np.concatenate([context, new]))[len(decode(context)) :]

@@ -1,4 +1,4 @@
-"""`jaxpref pareto`: a whole front from one config, or the report of a finished one drawn again."""
+"""`jaxpref pareto`: a whole front from one config, or the report of a finished one again."""
 
 import argparse
 from functools import partial
@@ -10,24 +10,27 @@ from rich.table import Table
 
 from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import Estimate
-from jaxpref.pareto.config import load_front_config
 from jaxpref.pareto.front import Front, read_front
 from jaxpref.pareto.report.write import write_front
+from jaxpref.pareto.settings import load_front_config
 from jaxpref.pareto.sweep import Watch, run_front
 from jaxpref.settings import named, numbers
 from jaxpref.training.progress import training_bar
 
-EPILOG = """the config is that of a run (`jaxpref train --help`) without `objective`, and a section `pareto`:
+EPILOG = """the config is that of a run (`jaxpref train --help`) without `objective`, with a section
+`pareto`:
     pareto:
       objectives:
-        - {name: helpful, train: [helpful.jsonl], eval: [helpful-test.jsonl]}   # pairs: its reward is learned by DPO
-        - {name: brief, reward: "rule:words"}                 # an explicit reward of the pairs in data.train, data.eval
-      weights: [[0.1, 0.9], [0.5, 0.5], [0.9, 0.1]]           # or grid: 10
+        # pairs; its reward is learned by DPO
+        - {name: helpful, train: [helpful.jsonl], eval: [helpful-test.jsonl]}
+        # an explicit reward of the pairs in data.train and data.eval
+        - {name: brief, reward: "rule:words"}
+      weights: [[0.1, 0.9], [0.5, 0.5], [0.9, 0.1]]      # or grid: 10
       methods: [dpo, modpo, mod, soup_deltas]
 a front that was killed goes on where it was when the same command is given again
 
     jaxpref pareto CONFIG.yaml
-    jaxpref pareto runs/front --reference-point helpful=0 brief=-60      # only draws the report again
+    jaxpref pareto runs/front --reference-point helpful=0 brief=-60      # only the report
 """
 
 
@@ -39,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="OBJECTIVE=VALUE",
-        help="that hypervolumes are above",
+        help="the point from which hypervolumes are measured",
     )
     add(
         "overrides",
@@ -50,12 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Makes the front, writes its record, table, figure and page, and prints the table."""
+    """Makes the front; writes its record, table, figure and page; prints the table."""
     reference = numbers(named(options.reference_point, "--reference-point")) or None
     if Path(options.source).is_dir():
         if options.overrides:
             raise InputError(
-                "no settings for a finished front", ", ".join(options.overrides), "leave them out"
+                "no settings for a finished front",
+                ", ".join(options.overrides),
+                "remove them, or give the config of a new front",
             )
         front, out = read_front(options.source), Path(options.source)
     else:
@@ -64,7 +69,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
             raise InputError(
                 f"--reference-point with a value for each of {', '.join(config.names)}",
                 ", ".join(reference),
-                "correct it; settings stand before it",
+                "give one value per objective; write settings before --reference-point",
             )
         bar = partial(training_bar, console, show=config.run.log.progress)
         say = lambda line: console.print(line, highlight=False, markup=False)
@@ -76,8 +81,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
 
 def show(front: Front, results: dict, console: Console) -> None:
-    """Prints a table of the points and a line for every method."""
-    caption = "reward of the answers, and below it held-out accuracy;  * dominated"
+    """Prints a table of the points and one line per method."""
+    caption = "mean reward of the answers, below it held-out accuracy;  * dominated"
     table = Table(
         "point", *front.objectives, title=front.title, caption=caption, box=SIMPLE, pad_edge=False
     )
@@ -85,10 +90,9 @@ def show(front: Front, results: dict, console: Console) -> None:
     table.columns[0].no_wrap = True
     for point in front.points:
         reward, accuracy = point.estimates["reward"], point.estimates["accuracy"]
-        name = point.name + "*" * (point.name in results["dominated"])
-        table.add_row(
-            name, *(f"{_shown(reward[of])}\n{accuracy[of].value:.2f}" for of in front.objectives)
-        )
+        name = f"{point.name}*" if point.name in results["dominated"] else point.name
+        cells = [f"{_shown(reward[of])}\n{accuracy[of].value:.2f}" for of in front.objectives]
+        table.add_row(name, *cells)
     console.print(table)
     for sweep in results["sweeps"]:
         console.print(
@@ -99,6 +103,7 @@ def show(front: Front, results: dict, console: Console) -> None:
 
 
 def _shown(estimate: Estimate) -> str:
-    """A value and half of its interval."""
-    half = "" if estimate.low is None else f" ±{(estimate.high - estimate.low) / 2:.2g}"
-    return f"{estimate.value:.3g}{half}"
+    """A value and half the width of its interval."""
+    if estimate.low is None:
+        return f"{estimate.value:.3g}"
+    return f"{estimate.value:.3g} ±{(estimate.high - estimate.low) / 2:.2g}"

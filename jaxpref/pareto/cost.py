@@ -1,6 +1,6 @@
-"""What points cost: their own work, and work that points share, which is done once."""
+"""The cost of points: their own work, and work that they share, which is done once."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -15,8 +15,11 @@ class Work:
 def added(works: Iterable[Work]) -> Work:
     """The sum; None where one of them is None."""
     works = list(works)
-    total = lambda values: None if None in values else float(sum(values))
-    return Work(total([work.flops for work in works]), total([work.seconds for work in works]))
+    return Work(_total([work.flops for work in works]), _total([work.seconds for work in works]))
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    return None if None in values else float(sum(values))
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,9 @@ class Cost:
 
     Args:
         own: its training.
-        shared: name -> work that it needs and other points may need too (margin policies, scores),
-            in full.
-        together: number of points trained in the run that trained it, of which `own` is an equal
-            share.
+        shared: name -> work that it needs and other points may need too (policies of the other
+            objectives, scores), in full.
+        together: number of points trained in the run that trained it; `own` is an equal share.
     """
 
     own: Work = Work()
@@ -50,7 +52,7 @@ def total_work(costs: Iterable[Cost]) -> Work:
 def separate_work(costs: Iterable[Cost]) -> Work:
     """Of several points if each were a pipeline of its own, which does the shared work again.
 
-    At least: points that were trained together cost more by themselves, for each runs the
-        reference.
+    This is a lower bound: points that were trained together cost more by themselves, because each
+    of them runs the reference.
     """
     return added(work for cost in costs for work in (cost.own, *cost.shared.values()))

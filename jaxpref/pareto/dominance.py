@@ -1,8 +1,9 @@
-"""Which points are worth keeping, which belong together, and whether weights do what they should.
+"""Which points are dominated, which belong together, and whether weights do what they should.
 
 Dimension letters beside those of types.py: X points, J objectives.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ import numpy as np
 
 from jaxpref.evaluation.bootstrap import Estimate
 from jaxpref.pareto.front import Front, Point
+
+_SAME = 1e-9
+"""Weights that differ by less are equal: rounding."""
 
 
 def dominated(value_XJ: np.ndarray) -> np.ndarray:
@@ -30,8 +34,8 @@ class Sweep:
     """The points of one method and seed, over weights.
 
     Args:
-        points: places in `Front.points` of its own points.
-        ends: places of single-objective DPO policies, which are the ends of every sweep: with all
+        points: indices in `Front.points` of its own points.
+        ends: indices of single-objective DPO policies, which are the ends of every sweep: with all
             weight on one objective MODPO is DPO on it, and mixing or averaging the policies gives
             that policy.
     """
@@ -53,23 +57,23 @@ def sweeps(front: Front) -> list[Sweep]:
     Ends are DPO policies of the same seed, or of any seed where that one has none.
     """
     own: dict[tuple[str, int], list[int]] = {}
-    for at, point in enumerate(front.points):
-        own.setdefault((point.method, point.seed), []).append(at)
-    single = [
-        at
-        for at, point in enumerate(front.points)
-        if point.method == "dpo" and _single_objective(point)
-    ]
-    found = []
-    for (method, seed), at in own.items():
-        weighted = method != "dpo" and any(front.points[i].weights for i in at)
-        ends = ([i for i in single if front.points[i].seed == seed] or single) if weighted else []
-        found.append(Sweep(method, seed, tuple(at), tuple(ends)))
-    return found
+    for index, point in enumerate(front.points):
+        own.setdefault((point.method, point.seed), []).append(index)
+    every_end = [index for index, point in enumerate(front.points) if _is_end(point)]
+    all_sweeps = []
+    for (method, seed), indices in own.items():
+        ends = []
+        if method != "dpo" and any(front.points[index].weights for index in indices):
+            ends = [index for index in every_end if front.points[index].seed == seed] or every_end
+        all_sweeps.append(Sweep(method, seed, tuple(indices), tuple(ends)))
+    return all_sweeps
 
 
-def _single_objective(point: Point) -> bool:
-    return point.weights is not None and sum(weight > 0 for weight in point.weights.values()) == 1
+def _is_end(point: Point) -> bool:
+    """Whether it is a DPO policy of a single objective."""
+    if point.method != "dpo" or point.weights is None:
+        return False
+    return sum(weight > 0 for weight in point.weights.values()) == 1
 
 
 @dataclass(frozen=True)
@@ -90,38 +94,42 @@ class Violation:
 
 
 def violations(front: Front) -> list[Violation]:
-    """Pairs of points of a sweep, its ends included, where an objective's weight rises and no
-    other's does, but its measure falls and the two intervals do not overlap; without intervals the
-    values themselves decide.
+    """Pairs of points of a sweep where an objective's weight rises but its measure falls.
 
-    With two objectives these are all pairs of different weights.  A reason to look, no proof of an
-    error: what theory says of exact optima is (w - w') . (R(w) - R(w')) >= 0 for the vectors of
-    weights and expected rewards, because the best weighted reward less beta KL is a convex function
-    of w with gradient R(w).
+    The ends of the sweep are included.  No other objective's weight rises, and the two intervals do
+    not overlap; without intervals the values themselves decide.
+
+    With two objectives these are all pairs of different weights.  A violation is a reason to look,
+    not proof of an error: what theory says of exact optima is (w - w') . (R(w) - R(w')) >= 0 for
+    the vectors of weights and expected rewards, because the best weighted reward less beta KL is a
+    convex function of w with gradient R(w).
     """
     return [violation for sweep in sweeps(front) for violation in _of_sweep(front, sweep)]
 
 
 def _of_sweep(front: Front, sweep: Sweep) -> Iterator[Violation]:
-    members = [front.points[at] for at in sweep.members if front.points[at].weights]
+    points = [front.points[index] for index in sweep.members]
+    weighted = [point for point in points if point.weights]
     for objective in front.objectives:
-        for less in members:
-            for more in members:
-                worse, better = (p.estimates[front.measure][objective] for p in (more, less))
-                if _moves_weight_to(objective, less, more) and _surely_below(worse, better):
-                    yield Violation(
-                        sweep.method, sweep.seed, objective, less.name, more.name, better, worse
-                    )
+        for less, more in itertools.permutations(weighted, 2):
+            better = less.estimates[front.measure][objective]
+            worse = more.estimates[front.measure][objective]
+            if _moves_weight_to(objective, less, more) and _surely_below(worse, better):
+                yield Violation(
+                    sweep.method,
+                    sweep.seed,
+                    objective,
+                    less.name,
+                    more.name,
+                    found_less=better,
+                    found_more=worse,
+                )
 
 
 def _moves_weight_to(objective: str, less: Point, more: Point) -> bool:
     before, after = normalised(less.weights), normalised(more.weights)
     gains = {name: after[name] - before[name] for name in before}
     return gains.pop(objective) > _SAME and all(gain < _SAME for gain in gains.values())
-
-
-_SAME = 1e-9
-"""Weights that differ by less are equal: rounding."""
 
 
 def normalised(weights: Mapping[str, float]) -> dict[str, float]:

@@ -1,5 +1,4 @@
-"""What a front is made of: points (policies) with what they reached in every objective, and what
-they cost.
+"""Points (policies) and the fronts they make, with what they reached and what they cost.
 
 Plain records, which front.json holds whole.  More is better in every measure that is an axis.
 """
@@ -8,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +34,8 @@ class Point:
         estimates: measure -> objective -> value with interval.  Measures are `reward` (mean of
             generated answers), `accuracy` (share of the objective's held-out pairs) and any others.
         cost: of its training.
-        curves: lines of its metrics, {step, metric: value}; what is not finite becomes None.
+        curves: lines of its metrics, {step, metric: value}; numbers that are not finite become
+            None.
         answers: one for each of the front's prompts, or none.
         rewards: objective -> rewards of these answers, or empty.
     Errors: InputError for a name or method that cannot be a directory, and for numbers that are not
@@ -55,61 +55,74 @@ class Point:
     rewards: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_names()
+        self._make_plain()
+        self._check_numbers()
+
+    def _check_names(self) -> None:
         for name in (self.name, self.method):
             if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]*", name, re.ASCII):
                 raise InputError(
                     "a name of letters, digits and . _ = + -",
                     f"point {self.name!r}: {name!r}",
-                    "rename it",
+                    "replace the other characters of the name",
                 )
-        of = lambda key, value: object.__setattr__(self, key, value)
-        of(
-            "estimates",
-            {m: {o: _estimate(e) for o, e in found.items()} for m, found in self.estimates.items()},
-        )
-        of(
-            "weights",
-            None if self.weights is None else {o: float(w) for o, w in self.weights.items()},
-        )
-        cost = self.cost
-        of(
-            "cost",
-            Cost(
-                _work(cost.own),
-                {name: _work(x) for name, x in cost.shared.items()},
-                int(cost.together),
+
+    def _make_plain(self) -> None:
+        """Turns all numbers into Python's, and sequences into lists, as JSON gives them back."""
+        plain = {
+            "estimates": {
+                measure: {name: _plain_estimate(e) for name, e in of_objectives.items()}
+                for measure, of_objectives in self.estimates.items()
+            },
+            "cost": Cost(
+                _plain_work(self.cost.own),
+                {name: _plain_work(work) for name, work in self.cost.shared.items()},
+                int(self.cost.together),
             ),
-        )
-        of("curves", _plain(self.curves))
-        of("answers", list(self.answers))
-        of("rewards", {o: [float(x) for x in values] for o, values in self.rewards.items()})
+            "curves": _plain(self.curves),
+            "answers": list(self.answers),
+            "rewards": {name: [float(x) for x in values] for name, values in self.rewards.items()},
+        }
+        if self.weights is not None:
+            plain["weights"] = {name: float(weight) for name, weight in self.weights.items()}
+        for key, value in plain.items():
+            object.__setattr__(self, key, value)
+
+    def _check_numbers(self) -> None:
         for what, value in self._numbers():
             if not math.isfinite(value):
                 raise InputError(
-                    "finite numbers", f"point {self.name}, {what}: {value}", "leave the point out"
+                    "finite numbers",
+                    f"point {self.name}, {what}: {value}",
+                    "measure the point again, or remove it from the front",
                 )
-        weights = [0.0, 1.0] if self.weights is None else list(self.weights.values())
+        if self.weights is None:
+            return
+        weights = self.weights.values()
         if min(weights) < 0 or sum(weights) <= 0:
             raise InputError(
-                "weights >= 0, not all 0", f"point {self.name}: {self.weights}", "correct them"
+                "weights >= 0, not all 0",
+                f"point {self.name}: {self.weights}",
+                "set every weight to 0 or more and at least one above 0",
             )
 
-    def _numbers(self) -> list[tuple[str, float]]:
+    def _numbers(self) -> Iterator[tuple[str, float]]:
         """All that must be finite, each with what it is."""
-        found = [(f"weight of {name}", weight) for name, weight in (self.weights or {}).items()]
-        for measure, estimates in self.estimates.items():
-            for name, e in estimates.items():
-                found += [
-                    (f"{measure} of {name}", x) for x in (e.value, e.low, e.high) if x is not None
-                ]
-        found += [
-            (f"rewards of {name}", x) for name, values in self.rewards.items() for x in values
-        ]
-        works = {"own": self.cost.own, **self.cost.shared}
-        costs = [
-            (f"{name}, {key}", x) for name, work in works.items() for key, x in vars(work).items()
-        ]
-        return found + [(name, value) for name, value in costs if value is not None]
+        for name, weight in (self.weights or {}).items():
+            yield f"weight of {name}", weight
+        for measure, of_objectives in self.estimates.items():
+            for name, estimate in of_objectives.items():
+                for value in (estimate.value, estimate.low, estimate.high):
+                    if value is not None:
+                        yield f"{measure} of {name}", value
+        for name, values in self.rewards.items():
+            for value in values:
+                yield f"rewards of {name}", value
+        for name, work in {"own": self.cost.own, **self.cost.shared}.items():
+            for key, value in vars(work).items():
+                if value is not None:
+                    yield f"{name}, {key}", value
 
 
 @dataclass(frozen=True)
@@ -138,58 +151,51 @@ class Front:
         for key in ("objectives", "points", "prompts"):
             object.__setattr__(self, key, list(getattr(self, key)))
         object.__setattr__(self, "about", _plain(self.about))
-        problems = self._problems()
-        if problems:
+        if problems := list(self._problems()):
             raise InputError(
-                "points that can be compared", "\n          ".join(problems), "correct the points"
+                "points that can be compared",
+                "\n          ".join(problems),
+                "change or remove these points",
             )
 
-    def _problems(self) -> list[str]:
-        found, names = [], Counter(point.name for point in self.points)
+    def _problems(self) -> Iterator[str]:
         if self.measure not in ("reward", "accuracy"):
-            found.append(
-                f"measure {self.measure!r}; it is reward or accuracy, of which more is better"
-            )
+            yield f"measure {self.measure!r}; it is reward or accuracy, of which more is better"
         if len(self.objectives) < 2 or len(set(self.objectives)) < len(self.objectives):
-            found.append(
-                f"objectives: {self.objectives}; two or more of different names are needed"
-            )
+            yield f"objectives: {self.objectives}; two or more of different names are needed"
         if not self.points:
-            found.append("no points")
-        found += [f"{n} points named {name}" for name, n in names.items() if n > 1]
-        return found + [
-            f"{point.name}: {problem}" for point in self.points for problem in self._misfits(point)
-        ]
+            yield "no points"
+        for name, count in Counter(point.name for point in self.points).items():
+            if count > 1:
+                yield f"{count} points named {name}"
+        for point in self.points:
+            for problem in self._misfits(point):
+                yield f"{point.name}: {problem}"
 
-    def _misfits(self, point: Point) -> list[str]:
+    def _misfits(self, point: Point) -> Iterator[str]:
         known = set(self.objectives)
-        found = [
-            f"no {self.measure} of {o}"
-            for o in self.objectives
-            if o not in point.estimates.get(self.measure, {})
-        ]
+        measured = point.estimates.get(self.measure, {})
+        for name in self.objectives:
+            if name not in measured:
+                yield f"no {self.measure} of {name}"
         if point.weights is not None and set(point.weights) != known:
-            found.append(
-                f"weights of {', '.join(point.weights)}, objectives are {', '.join(self.objectives)}"
-            )
+            weighted, objectives = ", ".join(point.weights), ", ".join(self.objectives)
+            yield f"weights of {weighted}, objectives are {objectives}"
         if point.answers and len(point.answers) != len(self.prompts):
-            found.append(f"{len(point.answers)} answers to {len(self.prompts)} prompts")
-        if not set(point.rewards) <= known:
-            found.append(
-                f"rewards of {', '.join(sorted(set(point.rewards) - known))}, which is no objective"
-            )
+            yield f"{len(point.answers)} answers to {len(self.prompts)} prompts"
+        if unknown := sorted(set(point.rewards) - known):
+            yield f"rewards of {', '.join(unknown)}, which is no objective"
         for name, values in point.rewards.items():
             if len(values) != len(point.answers):
-                found.append(f"{len(values)} rewards of {name} for {len(point.answers)} answers")
-        return found
+                yield f"{len(values)} rewards of {name} for {len(point.answers)} answers"
 
     @property
     def values(self) -> np.ndarray:
-        """[X, J] of the measure: a row a point, a column an objective."""
+        """[X, J] of the measure: one row per point, one column per objective."""
         return np.array(
             [
-                [p.estimates[self.measure][name].value for name in self.objectives]
-                for p in self.points
+                [point.estimates[self.measure][name].value for name in self.objectives]
+                for point in self.points
             ]
         )
 
@@ -200,7 +206,7 @@ def front_json(front: Front) -> dict[str, Any]:
 
 
 def read_front(path: str | Path) -> Front:
-    """The front that `write_front` wrote, equal to it.
+    """The front that `write_front` wrote; it is equal to that one.
 
     Args:
         path: front.json, or its directory.
@@ -221,16 +227,16 @@ def read_front(path: str | Path) -> Front:
         raise InputError("a front.json", f"{path}, {place}: {first['msg']}", fix) from error
 
 
-def _estimate(found: Estimate) -> Estimate:
-    """The same in Python's numbers."""
-    return Estimate(
-        *(None if x is None else float(x) for x in (found.value, found.low, found.high))
-    )
+def _plain_estimate(estimate: Estimate) -> Estimate:
+    return Estimate(*map(_plain_float, (estimate.value, estimate.low, estimate.high)))
 
 
-def _work(work: Work) -> Work:
-    """The same in Python's numbers."""
-    return Work(*(None if x is None else float(x) for x in (work.flops, work.seconds)))
+def _plain_work(work: Work) -> Work:
+    return Work(*map(_plain_float, (work.flops, work.seconds)))
+
+
+def _plain_float(x: Any) -> float | None:
+    return None if x is None else float(x)
 
 
 def _plain(value: Any) -> Any:

@@ -1,9 +1,8 @@
-"""How much a set of points achieves, as one number with an interval.
+"""Hypervolumes: how much a set of points achieves, as one number with an interval.
 
 Dimension letters beside those of types.py: X points, J objectives.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,10 +33,10 @@ def hypervolume(value_XJ: np.ndarray, reference_J: np.ndarray) -> float:
 
 
 def default_reference(front: Front) -> dict[str, float]:
-    """For every objective the worst value of all points less a tenth of the range; 1 less where all
-    are equal.
+    """For every objective the worst value of all points, less a tenth of the range of values.
 
-    The tenth lets the ends of a front count, which are the worst in some objective.
+    It is 1 less where all values are equal.  The tenth lets the ends of a front count, which are
+    the worst in some objective.
     """
     worst_J, best_J = front.values.min(0), front.values.max(0)
     below_J = np.where(best_J > worst_J, _BELOW * (best_J - worst_J), 1.0)
@@ -47,24 +46,23 @@ def default_reference(front: Front) -> dict[str, float]:
 def checked_reference(front: Front, reference: Mapping[str, float] | None) -> dict[str, float]:
     """The reference point, or the default one, in the order of the objectives.
 
-    Errors: InputError where it has not one finite number for every objective.
+    Errors: InputError unless it has one finite number for every objective.
     """
     if reference is None:
         return default_reference(front)
-    if set(reference) != set(front.objectives) or not all(
-        np.isfinite(x) for x in reference.values()
-    ):
+    complete = set(reference) == set(front.objectives)
+    if not complete or not all(np.isfinite(x) for x in reference.values()):
         raise InputError(
             f"a finite number for each of {', '.join(front.objectives)}",
             f"reference point {dict(reference)}",
-            "correct it",
+            "give one number per objective",
         )
     return {name: float(reference[name]) for name in front.objectives}
 
 
 @dataclass(frozen=True)
-class Achieved:
-    """The hypervolume of a sweep.
+class SweepVolume:
+    """The hypervolume of a sweep, its ends included.
 
     Args:
         volume: with its interval where rewards of every answer are known.
@@ -77,9 +75,9 @@ class Achieved:
     share: float
 
 
-def achieved(
+def sweep_volumes(
     front: Front, reference: Mapping[str, float] | None = None, bootstrap: Bootstrap = DEFAULT
-) -> list[Achieved]:
+) -> list[SweepVolume]:
     """The hypervolume of every sweep, its ends included.
 
     Intervals are over prompts: all points see the same resampled prompts.  There is one where the
@@ -90,52 +88,52 @@ def achieved(
     Args:
         reference: objective -> value; otherwise `default_reference`.
     """
-    of_J = np.array(list(checked_reference(front, reference).values()))
-    box = float(np.prod(np.maximum(front.values.max(0) - of_J, 0.0)))
-    every = sweeps(front)
-    intervals = _intervals(front, every, of_J, bootstrap)
-    found = []
-    for sweep in every:
-        volume = hypervolume(front.values[list(sweep.members)], of_J)
+    reference_J = np.array(list(checked_reference(front, reference).values()))
+    box = float(np.prod(np.maximum(front.values.max(0) - reference_J, 0.0)))
+    all_sweeps = sweeps(front)
+    intervals = _intervals(front, all_sweeps, reference_J, bootstrap)
+    volumes = []
+    for sweep in all_sweeps:
+        volume = hypervolume(front.values[list(sweep.members)], reference_J)
         low, high = intervals.get(sweep, (None, None))
-        found.append(Achieved(sweep, Estimate(volume, low, high), volume / box if box > 0 else 0.0))
-    return found
+        share = volume / box if box > 0 else 0.0
+        volumes.append(SweepVolume(sweep, Estimate(volume, low, high), share))
+    return volumes
 
 
 def _intervals(
-    front: Front, every: Sequence[Sweep], reference_J: np.ndarray, bootstrap: Bootstrap
+    front: Front, all_sweeps: Sequence[Sweep], reference_J: np.ndarray, bootstrap: Bootstrap
 ) -> dict[Sweep, tuple[float | None, float | None]]:
-    reward_XBJ = _rewards(front)
-    known = [sweep for sweep in every if all(at in reward_XBJ for at in sweep.members)]
+    rewards = _rewards_of_points(front)
+    known = [sweep for sweep in all_sweeps if all(index in rewards for index in sweep.members)]
     if not known:
         return {}
 
     def statistics(weight_WB: np.ndarray) -> dict[Sweep, np.ndarray]:
         weight_WB = weight_WB / weight_WB.sum(1, keepdims=True)
-        mean_WJ = {at: weight_WB @ reward_BJ for at, reward_BJ in reward_XBJ.items()}
-        volumes = functools.partial(_volumes, mean_WJ, reference_J)
-        return {sweep: volumes(sweep) for sweep in known}
+        means = {index: weight_WB @ reward_BJ for index, reward_BJ in rewards.items()}
+        return {sweep: _resampled_volumes(sweep, means, reference_J) for sweep in known}
 
-    found = estimates(statistics, units_of(front.prompts), bootstrap)
-    return {sweep: (estimate.low, estimate.high) for sweep, estimate in found.items()}
+    resampled = estimates(statistics, units_of(front.prompts), bootstrap)
+    return {sweep: (estimate.low, estimate.high) for sweep, estimate in resampled.items()}
 
 
-def _volumes(
-    mean_WJ: Mapping[int, np.ndarray], reference_J: np.ndarray, sweep: Sweep
+def _resampled_volumes(
+    sweep: Sweep, means: Mapping[int, np.ndarray], reference_J: np.ndarray
 ) -> np.ndarray:
-    mean_WXJ = np.stack([mean_WJ[at] for at in sweep.members], 1)
+    """[W] hypervolumes.  Args: means: index of a point -> [W, J] means of resampled rewards."""
+    mean_WXJ = np.stack([means[index] for index in sweep.members], 1)
     return np.array([hypervolume(mean_XJ, reference_J) for mean_XJ in mean_WXJ])
 
 
-def _rewards(front: Front) -> dict[int, np.ndarray]:
-    """Place of a point -> [B, J] rewards of its answers, where the point's values are their
-    means."""
-    found = {}
+def _rewards_of_points(front: Front) -> dict[int, np.ndarray]:
+    """Index of a point -> [B, J] rewards of its answers, if the point's values are their means."""
+    rewards = {}
     if front.measure != "reward":
-        return found
-    for at, point in enumerate(front.points):
+        return rewards
+    for index, point in enumerate(front.points):
         if point.answers and set(point.rewards) == set(front.objectives):
             reward_BJ = np.array([point.rewards[name] for name in front.objectives], float).T
-            if np.allclose(reward_BJ.mean(0), front.values[at], rtol=1e-5, atol=1e-8):
-                found[at] = reward_BJ
-    return found
+            if np.allclose(reward_BJ.mean(0), front.values[index], rtol=1e-5, atol=1e-8):
+                rewards[index] = reward_BJ
+    return rewards

@@ -1,13 +1,13 @@
-"""What a front is made from: checked before anything is trained, and held against later when it
-goes on."""
+"""What a front is made from: checked before anything is trained, and compared when it goes on."""
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 
+import numpy as np
 from omegaconf import OmegaConf
 
 from jaxpref.data.encode import encode_prompts
@@ -16,7 +16,8 @@ from jaxpref.errors import InputError
 from jaxpref.generation.completions import Settings
 from jaxpref.generation.prompts import prompt_ids, read_prompts
 from jaxpref.generation.sampling import Sampling
-from jaxpref.pareto.config import FrontConfig, front_settings, load_front_config
+from jaxpref.pareto.config import FrontConfig, ObjectiveConfig
+from jaxpref.pareto.settings import front_settings, load_front_config
 from jaxpref.rewards import open_reward
 from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.digests import weights_key
@@ -25,48 +26,46 @@ from jaxpref.types import Group
 CONFIG = "front.yaml"
 INPUTS = "inputs.json"
 _PATH_OF_FUNCTION = ".py:"
+"""In a reward that is a function in a file, `FILE.py:FUNCTION`."""
 
 
 def start_front(front: FrontConfig, out: Path) -> None:
-    """Checks a new front and writes down what it is made from, or compares that with what stands
-    there.
+    """Checks a new front and writes down what it is made from, or compares it with that.
 
     Errors: InputError for settings, prompts, rewards and judges that cannot be used, and for a
         directory that was started with other settings or from other files.
     """
-    stored, digests = out / CONFIG, out / INPUTS
-    if stored.is_file() and load_front_config(stored) != front:
+    settings_file, digests_file = out / CONFIG, out / INPUTS
+    if settings_file.is_file() and load_front_config(settings_file) != front:
         raise InputError(
             f"the settings with which {out} was started",
-            f"{stored} has others",
+            f"{settings_file} has others",
             "restore them, or choose another `out` for a new front",
         )
     pieces = build(front.run)
-    found = dict(_digests(front, pieces))
-    if digests.is_file():
-        before = json.loads(digests.read_text())
-        changed = [
-            name for name in sorted({*before, *found}) if before.get(name) != found.get(name)
-        ]
-        if changed:
-            raise InputError(
-                f"the files from which {out} was started",
-                f"changed since: {', '.join(changed)}",
-                "restore them, or choose another `out` for a new front",
-            )
+    digests = dict(_digests(front, pieces))
+    if digests_file.is_file():
+        _check_unchanged(out, json.loads(digests_file.read_text()), digests)
         return
     asked_prompts(front, pieces)
     answer_settings(front)
-    for what in {
-        what
-        for objective in front.pareto.objectives
-        for what in (objective.reward, objective.judge)
-        if what
-    }:
-        open_reward(what)
+    objectives = front.pareto.objectives
+    rewards = {reward for o in objectives for reward in (o.reward, o.judge) if reward}
+    for reward in sorted(rewards):
+        open_reward(reward)
     out.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(front_settings(front)), stored)
-    digests.write_text(json.dumps(found, indent=1) + "\n")
+    OmegaConf.save(OmegaConf.create(front_settings(front)), settings_file)
+    digests_file.write_text(json.dumps(digests, indent=1) + "\n")
+
+
+def _check_unchanged(out: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    if changed:
+        raise InputError(
+            f"the files from which {out} was started",
+            f"changed since: {', '.join(changed)}",
+            "restore them, or choose another `out` for a new front",
+        )
 
 
 def _digests(front: FrontConfig, pieces: Pieces) -> Iterator[tuple[str, str]]:
@@ -76,20 +75,24 @@ def _digests(front: FrontConfig, pieces: Pieces) -> Iterator[tuple[str, str]]:
     (`file_digest`): one that failed on an answer may be mended when everything is trained.
     """
     yield front.run.model.path, weights_key(pieces.source.path, front.run.model.compute_dtype)
-    data, pareto = front.run.data, front.pareto
-    paths = {*data.train, *data.eval, *filter(None, [pareto.answers.prompts])}
-    for objective in pareto.objectives:
-        paths |= {*objective.train, *objective.eval}
-        paths |= (
-            {objective.reward.rpartition(":")[0]}
-            if _PATH_OF_FUNCTION in (objective.reward or "")
-            else set()
-        )
+    data, prompts = front.run.data, front.pareto.answers.prompts
+    paths = {*data.train, *data.eval}
+    if prompts:
+        paths.add(prompts)
+    for objective in front.pareto.objectives:
+        paths |= _files_of(objective)
     for path in sorted(paths):
         local = Path(path).expanduser()
         for file in sorted(local.rglob("*")) if local.is_dir() else [local]:
             if file.is_file():
                 yield str(file), file_digest(file)
+
+
+def _files_of(objective: ObjectiveConfig) -> set[str]:
+    paths = {*objective.train, *objective.eval}
+    if objective.reward and _PATH_OF_FUNCTION in objective.reward:
+        paths.add(objective.reward.rpartition(":")[0])
+    return paths
 
 
 def file_digest(path: str | Path) -> str:
@@ -110,52 +113,56 @@ def answer_settings(front: FrontConfig) -> Settings:
     )
 
 
-def asked_prompts(front: FrontConfig, pieces: Pieces) -> tuple[list[Group], list]:
+def asked_prompts(front: FrontConfig, pieces: Pieces) -> tuple[list[Group], list[np.ndarray]]:
     """The prompts that every policy answers, and their token ids.
 
     Without `answers.prompts`: the first distinct ones of all objectives' held-out data, taken in
     turns, of at most `data.max_length` tokens, as in training.
     Errors: InputError without any, and for one that leaves no room for an answer.
     """
-    asked, data = front.pareto.answers, front.run.data
-    spec = pieces.source.spec
-    room = {
-        "vocabulary": spec.vocab,
-        "positions": spec.longest_sequence,
-        "max_new_tokens": asked.max_new_tokens,
-    }
-    if asked.prompts is not None:
+    asked, spec = front.pareto.answers, pieces.source.spec
+    if asked.prompts is None:
+        prompts = _held_out_prompts(front, pieces)
+    else:
         prompts = read_prompts(asked.prompts)[: asked.count]
-        return prompts, prompt_ids(prompts, pieces.tokenizer, **room)
-    held_out = {
-        objective.name: [
-            replace(group, completions=(), columns={})
-            for group in groups_of(configured(data, objective.eval or data.eval, "eval"))
-        ]
-        for objective in front.pareto.objectives
-    }
-    most = min(data.max_length or room["positions"], room["positions"] - asked.max_new_tokens)
-    fit = (
+    ids = prompt_ids(
+        prompts,
+        pieces.tokenizer,
+        vocabulary=spec.vocab,
+        positions=spec.longest_sequence,
+        max_new_tokens=asked.max_new_tokens,
+    )
+    return prompts, ids
+
+
+def _held_out_prompts(front: FrontConfig, pieces: Pieces) -> list[Group]:
+    asked, data = front.pareto.answers, front.run.data
+    positions = pieces.source.spec.longest_sequence
+    longest = min(data.max_length or positions, positions - asked.max_new_tokens)
+    held_out = {}
+    for objective in front.pareto.objectives:
+        groups = groups_of(configured(data, objective.eval or data.eval, "eval"))
+        held_out[objective.name] = [replace(group, completions=(), columns={}) for group in groups]
+    fitting = (
         prompt
         for prompt in _in_turns(held_out)
-        if len(encode_prompts([prompt], pieces.tokenizer)[0]) <= most
+        if len(encode_prompts([prompt], pieces.tokenizer)[0]) <= longest
     )
-    prompts = list(islice(fit, asked.count))
+    prompts = list(islice(fitting, asked.count))
     if not prompts:
         raise InputError(
-            f"held-out prompts of at most data.max_length={data.max_length} tokens, which are answered",
+            f"held-out prompts of at most data.max_length={data.max_length} tokens, to be answered",
             "none",
             "add data.eval or objectives' eval, or name a file in answers.prompts",
         )
-    return prompts, prompt_ids(prompts, pieces.tokenizer, **room)
+    return prompts
 
 
 def _in_turns(held_out: Mapping[str, list[Group]]) -> Iterator[Group]:
     """The distinct prompts: the first of every objective, then the second, and so on."""
     seen = set()
-    for i in range(max(map(len, held_out.values()), default=0)):
-        for groups in held_out.values():
-            key = repr(groups[i].prompt) if i < len(groups) else None
-            if key is not None and key not in seen:
+    for turn in zip_longest(*held_out.values()):
+        for group in turn:
+            if group is not None and (key := repr(group.prompt)) not in seen:
                 seen.add(key)
-                yield groups[i]
+                yield group

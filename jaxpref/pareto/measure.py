@@ -1,5 +1,4 @@
-"""What a policy of a front is worth: its accuracy on every objective's held-out pairs, and the
-rewards of its answers.
+"""What policies of a front are worth: accuracy on held-out pairs, and the rewards of their answers.
 
 All policies are measured on the same pairs, prompts and draws, against the same reference.
 """
@@ -18,12 +17,11 @@ from jaxpref.types import EncodedGroup, Group
 
 Logps = Callable[[Sequence[EncodedGroup]], Mapping[int, np.ndarray]]
 """Groups -> {row id: [K] log-probs of the completions, summed over tokens, nats}."""
-Answering = Callable[[Sequence[Group], Settings], Sequence[Completion]]
+Generate = Callable[[Sequence[Group], Settings], Sequence[Completion]]
 """Prompts -> completions in the order of prompts and samples."""
 
-
-Answer = tuple[bytes, bytes]
-"""Tokens of a prompt and of an answer."""
+AnswerKey = tuple[bytes, bytes]
+"""The tokens of a prompt and of an answer to it, hashable."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +29,12 @@ class Candidate:
     """A policy as a front sees it: how likely it finds given answers, and what it answers."""
 
     logps: Logps
-    answers: Answering
+    generate: Generate
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Where policies are measured.
+class EvaluationSet:
+    """What all policies of a front are measured on.
 
     Args:
         held_out: objective -> its pairs, chosen first.
@@ -53,96 +51,107 @@ class Bench:
     settings: Settings
 
     def answers(self, policy: Candidate) -> dict[str, Any]:
-        """Of every prompt: texts, their tokens, log-probs under the policy (nats) and numbers of
-        their prompts."""
-        done = policy.answers(self.prompts, self.settings)
+        """The policy's answers, in the order of the prompts, as JSON holds them.
+
+        Returns: texts, their tokens, log-probs under the policy (nats) and numbers of their
+            prompts.
+        """
+        completions = policy.generate(self.prompts, self.settings)
         return {
-            "texts": [item.text for item in done],
-            "token_ids": [item.token_ids.tolist() for item in done],
-            "logps": [item.logp for item in done],
-            "prompts": [item.prompt_index for item in done],
+            "texts": [completion.text for completion in completions],
+            "token_ids": [completion.token_ids.tolist() for completion in completions],
+            "logps": [completion.logp for completion in completions],
+            "prompts": [completion.prompt_index for completion in completions],
         }
 
     def accuracy(self, policy: Candidate) -> dict[str, Estimate]:
-        """Objective -> share of its pairs in which the log-ratio to the reference is larger for the
-        chosen answer.
+        """Objective -> share of its pairs whose chosen answer has the larger log-ratio.
 
-        A tie counts as none, so the reference itself has 0.
+        Log-ratios are to the reference.  A tie does not count, so the reference itself has 0.
         """
         ratios = {
             key: logp - self._reference_logps[key]
-            for key, logp in self._logps_of_answers(policy).items()
+            for key, logp in self._logps_of_held_out(policy).items()
         }
         return {name: _accuracy(groups, ratios) for name, groups in self.held_out.items()}
 
     @cached_property
-    def _reference_logps(self) -> dict[Answer, float]:
-        return self._logps_of_answers(self.reference)
+    def _reference_logps(self) -> dict[AnswerKey, float]:
+        return self._logps_of_held_out(self.reference)
 
     @cached_property
-    def _distinct(self) -> list[EncodedGroup]:
-        """The pairs of all objectives, each once: objectives may label the same answers
-        differently."""
-        distinct: dict[tuple[bytes, frozenset], EncodedGroup] = {}
+    def _distinct_pairs(self) -> list[EncodedGroup]:
+        """The pairs of all objectives, each once: objectives may label the same answers apart."""
+        first_of: dict[tuple[bytes, frozenset], EncodedGroup] = {}
         for groups in self.held_out.values():
             for group in groups:
                 answers = frozenset(ids.tobytes() for ids in group.completion_ids[:2])
-                distinct.setdefault((group.prompt_ids.tobytes(), answers), group)
-        keep = lambda group, i: replace(
-            group, completion_ids=group.completion_ids[:2], row_id=i, columns={}
-        )
-        return [keep(group, i) for i, group in enumerate(distinct.values())]
-
-    def _logps_of_answers(self, policy: Candidate) -> dict[Answer, float]:
-        found = policy.logps(self._distinct)
-        return {
-            key: float(logp)
-            for group in self._distinct
-            for key, logp in zip(_answers(group), found[group.row_id], strict=False)
-        }
-
-    def logps(self, policy: Candidate, answers: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-        """Log-probs of the answers of several policies, nats a sequence, under one; in one call, so
-        that every policy runs the same program."""
-        flat = [
-            item
-            for found in answers
-            for item in zip(found["prompts"], found["token_ids"], strict=True)
+                first_of.setdefault((group.prompt_ids.tobytes(), answers), group)
+        return [
+            replace(group, completion_ids=group.completion_ids[:2], row_id=number, columns={})
+            for number, group in enumerate(first_of.values())
         ]
-        groups = [
-            EncodedGroup(self.prompt_ids[i], (np.array(ids, np.int32),), n, f"answer {n}")
-            for n, (i, ids) in enumerate(flat)
-        ]
-        found = policy.logps(groups)
-        return parts([float(found[n][0]) for n in range(len(groups))], answers)
 
-    def judged(self, judge: Reward, answers: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    def _logps_of_held_out(self, policy: Candidate) -> dict[AnswerKey, float]:
+        logps_of_row = policy.logps(self._distinct_pairs)
+        logps = {}
+        for group in self._distinct_pairs:
+            for key, logp in zip(_answer_keys(group), logps_of_row[group.row_id], strict=False):
+                logps[key] = float(logp)
+        return logps
+
+    def logps(
+        self, policy: Candidate, answers_of_policies: Sequence[Mapping[str, Any]]
+    ) -> list[list[float]]:
+        """Log-probs under one policy of the answers of several, nats per sequence.
+
+        They come of one call, so that every policy runs the same program.
+        """
+        groups = []
+        for answers in answers_of_policies:
+            for prompt, ids in zip(answers["prompts"], answers["token_ids"], strict=True):
+                number = len(groups)
+                completion_ids = (np.array(ids, np.int32),)
+                groups.append(
+                    EncodedGroup(
+                        self.prompt_ids[prompt], completion_ids, number, f"answer {number}"
+                    )
+                )
+        logps_of_row = policy.logps(groups)
+        flat = [float(logps_of_row[number][0]) for number in range(len(groups))]
+        return split_by_policy(flat, answers_of_policies)
+
+    def judged(
+        self, judge: Reward, answers_of_policies: Sequence[Mapping[str, Any]]
+    ) -> list[list[float]]:
         """An explicit reward of the answers of several policies."""
-        prompts = [self.prompts[i] for found in answers for i in found["prompts"]]
-        return parts(
-            judge(prompts, [text for found in answers for text in found["texts"]]), answers
-        )
+        prompts, texts = [], []
+        for answers in answers_of_policies:
+            prompts += [self.prompts[i] for i in answers["prompts"]]
+            texts += answers["texts"]
+        return split_by_policy(judge(prompts, texts), answers_of_policies)
 
 
-def _answers(group: EncodedGroup) -> list[Answer]:
+def _answer_keys(group: EncodedGroup) -> list[AnswerKey]:
     return [(group.prompt_ids.tobytes(), ids.tobytes()) for ids in group.completion_ids[:2]]
 
 
-def _accuracy(groups: Sequence[EncodedGroup], ratios: Mapping[Answer, float]) -> Estimate:
+def _accuracy(groups: Sequence[EncodedGroup], ratios: Mapping[AnswerKey, float]) -> Estimate:
     chosen_larger = [
-        ratios[chosen] > ratios[rejected] for chosen, rejected in map(_answers, groups)
+        ratios[chosen] > ratios[rejected] for chosen, rejected in map(_answer_keys, groups)
     ]
     return mean_estimate(chosen_larger, units_of([group.prompt_ids.tobytes() for group in groups]))
 
 
-def parts(values: Sequence[float], answers: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """Values of all answers -> those of every policy's."""
-    sizes = [len(found["texts"]) for found in answers]
-    return [part.tolist() for part in np.split(np.asarray(values, float), np.cumsum(sizes)[:-1])]
+def split_by_policy(
+    values: Sequence[float], answers_of_policies: Sequence[Mapping[str, Any]]
+) -> list[list[float]]:
+    """Values of the answers of all policies -> those of each policy."""
+    ends = np.cumsum([len(answers["texts"]) for answers in answers_of_policies])
+    return [part.tolist() for part in np.split(np.asarray(values, float), ends[:-1])]
 
 
 def mean_estimate(x_B: Any, unit_B: np.ndarray) -> Estimate:
     """Mean with its bootstrap interval over units."""
-    return estimates(
-        lambda weight_WB: {"mean": mean(weight_WB, np.asarray(x_B, float))}, unit_B, DEFAULT
-    )["mean"]
+    x_B = np.asarray(x_B, float)
+    return estimates(lambda weight_WB: {"mean": mean(weight_WB, x_B)}, unit_B, DEFAULT)["mean"]

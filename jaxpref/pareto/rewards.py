@@ -27,31 +27,29 @@ def explicit_reward(front: FrontConfig, name: str, stages: Stages) -> Reward:
     reward = open_reward(objective.reward)
     if objective.temperature != "fit":
         return replace(reward, temperature=objective.temperature)
-    found = temperature(front, name, stages)
+    fitted = temperature(front, name, stages)
     return replace(
         reward,
-        temperature=found["temperature"],
-        temperature_error=found["error"],
+        temperature=fitted["temperature"],
+        temperature_error=fitted["error"],
         bradley_terry=True,
     )
 
 
 def judge(front: FrontConfig, name: str, stages: Stages) -> Reward:
-    """What an objective's answers are judged by, where it has a judge or an explicit reward."""
+    """What answers are judged by for an objective that has a judge or an explicit reward."""
     objective = front.objective(name)
-    return (
-        explicit_reward(front, name, stages)
-        if objective.judge is None
-        else open_reward(objective.judge)
-    )
+    if objective.judge is None:
+        return explicit_reward(front, name, stages)
+    return open_reward(objective.judge)
 
 
 def judge_digest(front: FrontConfig, name: str) -> str:
-    """What tells a changed judge from what it was, where it is a function in a file."""
+    """Part of a stage's name, which changes with the file of a judge that is a function."""
     path, colon, _ = (front.objective(name).judge or "").rpartition(":")
     return f"-{file_digest(path)[:12]}" if colon and Path(path).is_file() else ""
 
 
 def limits(front: FrontConfig) -> Limits:
-    """How long the answers are that its models score."""
+    """How long the answers are that reward models score."""
     return Limits(front.run.data.max_length, front.run.data.truncation)

@@ -1,4 +1,4 @@
-"""The parts of a sweep: each is done once, and what it found is kept."""
+"""The stages of a sweep: each is done once, and its result is kept."""
 
 import json
 import time
@@ -11,28 +11,30 @@ from jaxpref.pareto.cost import Work
 
 
 class Stages:
-    """What was done, as JSON files in a directory."""
+    """Results of finished stages, as JSON files in a directory."""
 
     def __init__(self, directory: Path):
         self._directory = directory
 
     def __call__(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """What the work returns with its `seconds`, done once and kept; runs say their own
-        seconds."""
+        """What the work returns, with its `seconds`; done once and kept.
+
+        Training stages return their own `seconds`, which count all sessions.
+        """
         path = self._path(name)
         if path.is_file():
             return json.loads(path.read_text())
         began = time.perf_counter()
-        found = work()
-        found = {"seconds": time.perf_counter() - began, **found}
+        result = work()
+        result = {"seconds": time.perf_counter() - began, **result}
         with whole_file(path) as partial:
-            partial.write_text(json.dumps(found, indent=1) + "\n")
-        return found
+            partial.write_text(json.dumps(result, indent=1) + "\n")
+        return result
 
     def cost(self, name: str) -> Work:
         """Of a finished stage."""
-        found = json.loads(self._path(name).read_text())
-        return Work(found.get("flops", 0.0), found["seconds"])
+        result = json.loads(self._path(name).read_text())
+        return Work(result.get("flops", 0.0), result["seconds"])
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.json"

@@ -1,17 +1,18 @@
-"""A whole front from one config: scores, margin policies, one policy a weight vector, measurements,
-the record.
+"""A whole front from one config: scores, policies, measurements, the record.
+
+It leaves these directories, and so a sweep that was killed goes on where it was: inside a run from
+its last checkpoint, otherwise at the next stage.
 
     data/      the pairs of every objective with the scores of all
-    dpo/       a run an objective
-    points/    a run a weight vector (MODPO); stacked/ is what those trained together go on from
+    dpo/       one run per objective
+    points/    one run per weight vector (MODPO)
+    stacked/   what the points that are trained together go on from
     adapters/  with warm starts, the DPO policies as PEFT adapters
-    stages/    what every stage found (answers, accuracies, rewards) and cost; one that stands there is not done again
-
-So a sweep that was killed goes on where it was: inside of a run from its last checkpoint, otherwise
-    at the next stage.
+    stages/    the result of every stage (answers, accuracies, rewards) and its cost; what is there
+               is not done again
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,21 +24,14 @@ import jax
 from jaxpref.config import Config
 from jaxpref.data.rewrite import configured
 from jaxpref.errors import InputError
-from jaxpref.pareto.config import (
-    SHARED,
-    FrontConfig,
-    describe,
-    doubtful_bases,
-    point_name,
-    point_run,
-    single_out,
-    single_run,
-)
+from jaxpref.pareto.config import SHARED, FrontConfig, describe, point_name
 from jaxpref.pareto.front import Front
 from jaxpref.pareto.inputs import start_front
 from jaxpref.pareto.policies import LATEST
 from jaxpref.pareto.record import measured_front
 from jaxpref.pareto.rewards import explicit_reward, limits, temperature
+from jaxpref.pareto.run_configs import point_run, single_out, single_run
+from jaxpref.pareto.settings import doubtful_bases
 from jaxpref.pareto.stages import Stages
 from jaxpref.rewards import Reward, run_reward, score_data
 from jaxpref.runs.adapters import BASE
@@ -46,7 +40,9 @@ from jaxpref.training.run import Result, train
 from jaxpref.training.stacked import train_stacked
 
 Pools = dict[str, dict[str, list[str]]]
-"""Name -> `train` and `eval` -> paths of pairs."""
+"""Pool of pairs -> `train` and `eval` -> paths."""
+Rewards = dict[str, Callable[[], Reward]]
+"""Objective -> opens its reward."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,8 @@ class Watch:
 
     Args:
         say: a line.
-        training: (title) -> context of a training run, which gives its `on_log`; for progress bars.
+        training: (title) -> context of a training run, which gives its `on_log`; for progress
+            bars.
     """
 
     say: Callable[[str], None] = print
@@ -72,7 +69,8 @@ def run_front(front: FrontConfig, watch: Watch = Watch()) -> Front:
         raise InputError(
             "one process (on all devices of its host)",
             f"{jax.process_count()} processes",
-            "on a pod, `jaxpref score` the data on one host and `jaxpref train` the points, with data.other_rewards",
+            "on a pod, `jaxpref score` the data on one host and `jaxpref train` the points, "
+            "with data.other_rewards",
         )
     return _Sweep(front, watch).run()
 
@@ -96,65 +94,66 @@ class _Sweep:
         self._train_singles(pools)
         if "modpo" in front.pareto.methods:
             self._train_points(self._scored(pools, "implicit", self._implicit_rewards()))
-        return measured_front(
-            front, {name: self._single(name, pools) for name in front.names}, self.stages
-        )
+        singles = {name: self._single(name, pools) for name in front.names}
+        return measured_front(front, singles, self.stages)
 
     # ---- data
 
     def _pools(self) -> Pools:
         """The objectives' own pairs, and the shared ones."""
-        data = self.front.run.data
-        own = {
-            o.name: {"train": o.train, "eval": o.eval}
-            for o in self.front.pareto.objectives
-            if o.train
+        pools = {
+            objective.name: {"train": objective.train, "eval": objective.eval}
+            for objective in self.front.pareto.objectives
+            if objective.train
         }
-        shared = {SHARED: {"train": data.train, "eval": data.eval}} if self._relabelled() else {}
-        return own | shared
+        if self._relabelled():
+            data = self.front.run.data
+            pools[SHARED] = {"train": data.train, "eval": data.eval}
+        return pools
 
     def _relabelled(self) -> set[str]:
         """Objectives whose pairs are the shared ones."""
         return {objective.name for objective in self.front.pareto.objectives if not objective.train}
 
-    def _scored(
-        self, pools: Pools, kind: str, rewards: Mapping[str, Callable[[], Reward]]
-    ) -> Pools:
-        """The pools with the scores that their runs read; of two models never both are in
-        memory."""
-        found: Pools = {}
-        for pool, sides in pools.items():
-            wanted = {name: make for name, make in rewards.items() if name in self._read_on(pool)}
-            # What is measured needs labels, no other rewards; a run reads held-out pairs only if it
-            # evaluates itself.
-            held_out = self.front.run.train.eval_every or (kind == "explicit" and pool == SHARED)
-            found[pool] = dict(sides)
-            for side in ("train", "eval") if held_out else ("train",):
-                if wanted:
-                    to = self.out / "data" / f"{pool}-{side}-{kind}.jsonl"
-                    work = lambda side=side, paths=sides[side], to=to, own=wanted: self._score(
-                        paths, side, own, to
-                    )
-                    self.stages(f"score-{kind}-{pool}-{side}", work)
-                    found[pool][side] = [str(to)]
-        return found
+    def _scored(self, pools: Pools, kind: str, rewards: Rewards) -> Pools:
+        """The pools with the scores that their runs read; models are in memory one at a time."""
+        scored: Pools = {}
+        for pool, paths_of in pools.items():
+            scored[pool] = dict(paths_of)
+            read = self._scores_read(pool)
+            own = {name: open_it for name, open_it in rewards.items() if name in read}
+            if not own:
+                continue
+            for side in self._sides_scored(pool, kind):
+                to = self.out / "data" / f"{pool}-{side}-{kind}.jsonl"
+                work = partial(self._score, paths_of[side], side, own, to)
+                self.stages(f"score-{kind}-{pool}-{side}", work)
+                scored[pool][side] = [str(to)]
+        return scored
 
-    def _read_on(self, pool: str) -> set[str]:
-        """Objectives whose scores are read: to label the pairs by, and as other rewards of the
-        points trained on them."""
+    def _sides_scored(self, pool: str, kind: str) -> list[str]:
+        """`train`, and `eval` where held-out pairs need scores.
+
+        The measurements need labels, but no other rewards; and a run reads held-out pairs only if
+        it evaluates itself.
+        """
+        relabelled = kind == "explicit" and pool == SHARED
+        return ["train", "eval"] if relabelled or self.front.run.train.eval_every else ["train"]
+
+    def _scores_read(self, pool: str) -> set[str]:
+        """Objectives whose scores are read from a pool.
+
+        They label its pairs, or are the other rewards of the points that are trained on it.
+        """
         front = self.front
-        bases = (
-            {front.base(weights) for weights in front.points}
-            if "modpo" in front.pareto.methods
-            else set()
-        )
-        trained = [base for base in bases if front.pool(base) == pool]
-        other_rewards = {name for base in trained for name in front.names if name != base}
-        return other_rewards | (self._relabelled() if pool == SHARED else set())
+        names = self._relabelled() if pool == SHARED else set()
+        if "modpo" in front.pareto.methods:
+            for base in {front.base(weights) for weights in front.points}:
+                if front.pool(base) == pool:
+                    names |= {name for name in front.names if name != base}
+        return names
 
-    def _score(
-        self, paths: Sequence[str], side: str, rewards: Mapping[str, Any], to: Path
-    ) -> dict[str, Any]:
+    def _score(self, paths: Sequence[str], side: str, rewards: Rewards, to: Path) -> dict[str, Any]:
         source = configured(self.front.run.data, paths, side)
         to.unlink(missing_ok=True)  # of a sweep that was killed before the stage was written down
         # A score that the rows have under this name may be the raw one of the reward.
@@ -162,14 +161,15 @@ class _Sweep:
         self.watch.say(str(report))
         return {"report": str(report)}
 
-    def _explicit_rewards(self) -> dict[str, Callable[[], Reward]]:
+    def _explicit_rewards(self) -> Rewards:
         names = [objective.name for objective in self.front.pareto.objectives if objective.reward]
         return {name: partial(explicit_reward, self.front, name, self.stages) for name in names}
 
-    def _implicit_rewards(self) -> dict[str, Callable[[], Reward]]:
-        names = [name for name in self.front.names if self.front.objective(name).reward is None]
+    def _implicit_rewards(self) -> Rewards:
         return {
-            name: partial(run_reward, single_out(self.front, name), step=LATEST) for name in names
+            name: partial(run_reward, single_out(self.front, name), step=LATEST)
+            for name in self.front.names
+            if self.front.objective(name).reward is None
         }
 
     # ---- training
@@ -193,7 +193,7 @@ class _Sweep:
         front, by_base = self.front, {}
         for weights in front.points:
             base = front.base(weights)
-            pool = pools[self.front.pool(base)]
+            pool = pools[front.pool(base)]
             config = self._warm(point_run(front, weights, pool["train"], pool["eval"]), base)
             by_base.setdefault(base, []).append((weights, config))
         for base, points in by_base.items():
@@ -204,15 +204,11 @@ class _Sweep:
                 self._train(point_name("modpo", weights), f"MODPO {describe(weights)}", config)
 
     def _train_together(self, base: str, configs: Sequence[Config]) -> None:
+        configs, out = [_training(config) for config in configs], self.out / "stacked" / base
+
         def work() -> dict[str, Any]:
             with self.watch.training(f"MODPO, {len(configs)} points on {base}") as on_log:
-                return _cost_of(
-                    train_stacked(
-                        [_training(config) for config in configs],
-                        self.out / "stacked" / base,
-                        on_log=on_log,
-                    )
-                )
+                return _cost_of(train_stacked(configs, out, on_log=on_log))
 
         self.stages(f"stacked-{base}", work)
 
@@ -223,25 +219,26 @@ class _Sweep:
         adapter = self.out / "adapters" / base
         if not adapter.is_dir():
             export_run(self.out / "dpo" / base, adapter, step=LATEST, adapter=True)
+        shape_of_file = {"rank": None, "alpha": None, "targets": None, "rslora": False}
         return replace(
             config,
-            adapter=replace(
-                config.adapter, path=str(adapter), rank=None, alpha=None, targets=None, rslora=False
-            ),
+            adapter=replace(config.adapter, path=str(adapter), **shape_of_file),
             reference=replace(config.reference, adapter=BASE),
         )
 
 
 def _training(config: Config) -> Config:
-    """Without held-out data unless it is evaluated on the way: all policies are measured at the
-    end."""
-    return (
-        config if config.train.eval_every else replace(config, data=replace(config.data, eval=[]))
-    )
+    """Without held-out data unless it is evaluated on the way.
+
+    All policies are measured at the end.
+    """
+    if config.train.eval_every:
+        return config
+    return replace(config, data=replace(config.data, eval=[]))
 
 
 def _cost_of(results: Sequence[Result]) -> dict[str, Any]:
-    """What a training stage cost; seconds of all its sessions, also of those that were killed."""
+    """What a training stage cost; its seconds count all sessions, also those that were killed."""
     return {
         "flops": sum(result.flops for result in results),
         "seconds": sum(result.seconds for result in results),

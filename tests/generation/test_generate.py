@@ -22,7 +22,7 @@ from jaxpref.models.logprobs import logits
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
-COLUMNS = 128
+LENGTH = 128
 GOLDEN = Path(__file__).parents[1] / "golden"
 SAMPLED = Sampling(temperature=0.9, top_p=0.95)
 PROMPTS = ["a cat", "the quick brown fox jumps", "b", "hello there", "x y z", "of", "rather long a prompt, is it", "42"]
@@ -46,15 +46,15 @@ def ids(found):
 
 
 def without_cache(opened, row, params=None):
-    """[columns, V] log-probs of the next token, of one row run as training runs it."""
-    token = np.zeros((1, COLUMNS), np.int32)
+    """[L, V] log-probs of the next token, of one row run as training runs it."""
+    token = np.zeros((1, LENGTH), np.int32)
     token[0, : len(row)] = row
     return np.asarray(_log_softmax(opened[0].model, opened[1] if params is None else params, token))[: len(row)]
 
 
 @partial(jax.jit, static_argnums=0)
 def _log_softmax(model, params, token_RL):
-    position_RL, expiry_RL = jnp.arange(COLUMNS)[None], jnp.full((1, COLUMNS), COLUMNS)
+    position_RL, expiry_RL = jnp.arange(LENGTH)[None], jnp.full((1, LENGTH), LENGTH)
     x_RLD = model.hidden(params, token_RL, position_RL, expiry_RL)
     return jax.nn.log_softmax(logits(model, x_RLD, model.head(params))[0], axis=-1)
 
@@ -70,9 +70,14 @@ def golden_rows(source, name, new_tokens):
     prompts = [np.array(row["prompt"]) for row in golden["rows"]]
     generator = Generator(
         decoding_model(pieces.model, decodes_unstacked(pieces.mesh)),
-        params, pieces.mesh, sampling=Sampling(), seed=0, max_new_tokens=new_tokens,
-        positions=pieces.source.spec.max_positions, stop_ids=stop_ids(pieces),
-    )  # fmt: skip
+        params,
+        pieces.mesh,
+        sampling=Sampling(),
+        seed=0,
+        max_new_tokens=new_tokens,
+        positions=pieces.source.spec.max_positions,
+        stop_ids=stop_ids(pieces),
+    )
     numbers, never = [(i, 0) for i in range(len(prompts))], [lambda new: None] * len(prompts)
     found = {row: new.tolist() for row, new, _ in generator.run(prompts, numbers, never, limit=8)}
     return [row["new"] for row in golden["rows"]], [found[i] for i in range(len(prompts))]
@@ -118,11 +123,11 @@ def test_log_probs_of_draws_are_the_models_own(opened):
 # ---- what must not matter
 
 
-def test_batch_order_and_bucket_change_no_row(opened):
+def test_batch_order_and_padded_length_change_no_row(opened):
     alone = ids(completions(opened, samples=2, batch_size=1))
     assert len({tuple(row) for row in alone.values()}) > 12  # the rows differ, and the samples of a prompt too
     assert ids(completions(opened, samples=2, batch_size=3)) == alone
-    longer = ids(completions(opened, [*PROMPTS, "w" * 60], samples=2))  # all prompts get another bucket
+    longer = ids(completions(opened, [*PROMPTS, "w" * 60], samples=2))  # all prompts are padded to another length
     assert {key: row for key, row in longer.items() if key[0] < len(PROMPTS)} == alone
 
 
@@ -131,9 +136,14 @@ def test_position_in_the_batch_changes_no_row(opened):
     pieces, params = opened
     generator = Generator(
         decoding_model(pieces.model, decodes_unstacked(pieces.mesh)),
-        params, pieces.mesh, sampling=SAMPLED, seed=3, positions=256, max_new_tokens=8,
+        params,
+        pieces.mesh,
+        sampling=SAMPLED,
+        seed=3,
+        positions=256,
+        max_new_tokens=8,
         stop_ids=[2],
-    )  # fmt: skip
+    )
     prompts = [np.arange(5, 5 + n) for n in (4, 9, 1, 6)]
     numbers = [(0, 0), (1, 4), (7, 0), (7, 1)]
     never = [lambda new: None] * 4
@@ -168,14 +178,14 @@ def test_seed_and_sample_change_rows(opened):
     assert ids(completions(opened, seed=0, samples=1)) == {key: row for key, row in first.items() if key[1] == 0}
 
 
-def test_a_program_a_bucket(opened):
+def test_one_program_per_padded_length(opened):
     compiled = []
     listen = lambda event, _, **about: (
         compiled.append(about.get("fun_name")) if event == "/jax/core/compile/backend_compile_duration" else None
     )
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        # 8 + 8 + 8 rows of prompts that fit 32, 16, 16 columns, and 40 new tokens, which is two calls of the loop
+        # 8 + 8 + 8 rows of prompts padded to 32, 16, 16 tokens; 40 new tokens are two calls of the loop
         completions(opened, ["w" * 30] * 8 + ["v" * 12] * 8 + ["u" * 10] * 8, batch_size=8, max_new_tokens=40)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
@@ -242,16 +252,22 @@ def test_a_policy_may_be_a_mixture(opened):
         return jnp.logaddexp(jax.nn.log_softmax(p), jax.nn.log_softmax(q)), (first, second)
 
     mixture = DecodingModel(
-        start=lambda rows, columns: (one.start(rows, columns),) * 2,
+        start=lambda rows, length: (one.start(rows, length),) * 2,
         read=lambda both, states, *chunk: tuple(one.read(*pair, *chunk) for pair in zip(both, states, strict=True)),
-        unpacked=lambda both: tuple(map(one.unpacked, both)),
-        unpacked_state=lambda states: tuple(map(one.unpacked_state, states)),
+        params_for_decoding=lambda both: tuple(map(one.params_for_decoding, both)),
+        state_for_decoding=lambda states: tuple(map(one.state_for_decoding, states)),
         next_logits=next_logits,
     )
     generator = Generator(
-        mixture, (params, other), pieces.mesh, sampling=Sampling(), seed=0, positions=256, max_new_tokens=10,
+        mixture,
+        (params, other),
+        pieces.mesh,
+        sampling=Sampling(),
+        seed=0,
+        positions=256,
+        max_new_tokens=10,
         stop_ids=(),
-    )  # fmt: skip
+    )
     prompt = np.arange(20, 32)
     [(_, new, logps)] = generator.run([prompt], [(0, 0)], [lambda new: None], limit=1)
     p, q = (without_cache(opened, [*prompt, *new], tree)[len(prompt) - 1 : -1] for tree in (params, other))

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import tiny
 
-from jaxpref.generation import completions as generate
+from jaxpref.generation.completions import generate
 from jaxpref.generation.decoding import Generator
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
@@ -26,15 +26,24 @@ def call(call):
 SAMPLING = ("--temperature", 0.8, "--top-k", 50, "--top-p", 0.95, "--min-p", 0.001, "--samples", 2, "--seed", 4)
 
 
-def test_a_line_a_completion(call, tiny_files, prompts, tmp_path):
+def test_one_line_per_completion(call, tiny_files, prompts, tmp_path):
     options = (*SAMPLING, "--max-new-tokens", 6, "--stop", "zz", "--stop-token", 9, "--batch-size", 4)
     code, out, err = call(tiny_files.model, "--prompts", prompts, "--out", tmp_path / "out.jsonl", *options)
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert code == 0 and out == ""
     expected = generate(
-        tiny_files.model, prompts, temperature=0.8, top_k=50, top_p=0.95, min_p=0.001, samples=2, seed=4,
-        max_new_tokens=6, stops=["zz"], stop_tokens=[9],
-    )  # fmt: skip
+        tiny_files.model,
+        prompts,
+        temperature=0.8,
+        top_k=50,
+        top_p=0.95,
+        min_p=0.001,
+        samples=2,
+        seed=4,
+        max_new_tokens=6,
+        stops=["zz"],
+        stop_tokens=[9],
+    )
     lines.sort(key=lambda line: (line["prompt_index"], line["sample"]))
     assert [line["completion"] for line in lines] == [c.text for c in expected]
     for line, c in zip(lines, expected, strict=True):

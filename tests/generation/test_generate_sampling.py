@@ -102,7 +102,7 @@ def test_a_draw_depends_on_seed_and_numbers_alone():
 
 
 def test_a_padded_vocabulary_changes_no_draw():
-    """A head padded for the mesh has more columns, of logits -1e30."""
+    """An LM head that is padded for the mesh gives more logits, all -1e30."""
     padded = np.pad(LOGITS[1], (0, 24), constant_values=-1e30)
     for sampling in (Sampling(1.3), Sampling(1.3, top_p=0.9), Sampling(1.0, top_k=5)):
         np.testing.assert_array_equal(draws(LOGITS[1], sampling, 500), draws(padded, sampling, 500))

@@ -13,12 +13,12 @@ import tolerance
 from scipy.optimize import brentq
 from scipy.special import logsumexp
 
-from jaxpref import Mix, cli
+from jaxpref import Mix, cli, generate
 from jaxpref.errors import InputError
-from jaxpref.generation import completions as generate
 from jaxpref.generation.answer_logps import answer_logps
 from jaxpref.generation.completions import Settings, complete, open_source
-from jaxpref.generation.mixing import DIVERGENCES, Rule, mixed_logits, parse_policies
+from jaxpref.generation.mixed_distribution import DIVERGENCES, Rule, mixed_logits
+from jaxpref.generation.mixing import parse_policies
 from jaxpref.generation.opening import reweighted
 from jaxpref.generation.prompts import given_prompts
 from jaxpref.generation.sampling import Sampling
@@ -42,17 +42,22 @@ TOLERANCE = 2e-5
 
 def derivative(name, u, alpha):
     """f' of the divergence."""
-    return {
-        "reverse_kl": lambda: np.log(u) + 1, "forward_kl": lambda: -1 / u, "jsd": lambda: np.log(2 * u / (1 + u)),
-        "alpha": lambda: (1 - u**-alpha) / alpha,
-    }[name]()  # fmt: skip
+    if name == "reverse_kl":
+        return np.log(u) + 1
+    if name == "forward_kl":
+        return -1 / u
+    if name == "jsd":
+        return np.log(2 * u / (1 + u))
+    return (1 - u**-alpha) / alpha
 
 
 def inverse(name, gap, alpha):
     """(f')^-1 of what lies by `gap` below the end of its domain: 0, log 2, 1 / alpha."""
-    return {
-        "forward_kl": lambda: 1 / gap, "jsd": lambda: 1 / np.expm1(gap), "alpha": lambda: (alpha * gap) ** (-1 / alpha),
-    }[name]()  # fmt: skip
+    if name == "forward_kl":
+        return 1 / gap
+    if name == "jsd":
+        return 1 / np.expm1(gap)
+    return (alpha * gap) ** (-1 / alpha)
 
 
 END = {"forward_kl": 0.0, "jsd": np.log(2), "alpha": 2.0}
@@ -147,10 +152,11 @@ def test_the_distribution_is_the_best_one(name):
     ref, each = p[2, 0], zip((0.4, 0.6), p[:2, 0], strict=True)
     reward = sum(w * derivative(name, q / ref, 0.5) for w, q in each)
     generator = {
-        "reverse_kl": lambda u: u * np.log(u), "forward_kl": lambda u: -np.log(u),
+        "reverse_kl": lambda u: u * np.log(u),
+        "forward_kl": lambda u: -np.log(u),
         "jsd": lambda u: u * np.log(u) - (u + 1) * np.log((u + 1) / 2),
         "alpha": lambda u: (u - 2 * u**0.5) / 0.5,
-    }[name]  # fmt: skip
+    }[name]
     value = lambda q: (q * reward).sum() - (ref * generator(q / ref)).sum()
     for i, j in itertools.permutations(range(6), 2):
         moved = found.copy()
@@ -176,7 +182,7 @@ def test_policies_that_agree_or_differ_as_much_as_float32_allows(name, scale):
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_padding_of_the_head_changes_nothing(name):
+def test_padding_of_the_lm_head_changes_nothing(name):
     logits, p = policies(2)
     rule = Rule(name, 0.5, True)
     padded = np.pad(logits, ((0, 0), (0, 0), (0, 8)), constant_values=-1e30)
@@ -228,8 +234,9 @@ def token_mix(tables, weights):
     rule = Rule("reverse_kl", 0.5, False)
     first, second = (np.stack(x).astype(np.float32) for x in zip(*tables, strict=True))
     weights = np.float32(weights)
-    return (log_softmax(mixed_logits(first[:, None], weights, rule))[0][:, None]
-            + log_softmax(mixed_logits(second, weights, rule))).ravel()  # fmt: skip
+    first_L = log_softmax(mixed_logits(first[:, None], weights, rule))[0]
+    second_LL = log_softmax(mixed_logits(second, weights, rule))
+    return (first_L[:, None] + second_LL).ravel()
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.2, 0.8)])
@@ -240,11 +247,13 @@ def test_token_by_token_is_the_optimum_where_rewards_add_up_and_not_else(weights
     the mix ignores that prod_i E[exp(r_i)]^w_i exceeds E[exp(sum_i w_i r_i)] by a factor that depends on the prefix.
     """
     rng = np.random.default_rng(2)
-    optimum = lambda ref, rewards: (lambda x: x - logsumexp(x))(ref + np.array(weights) @ rewards)
-    off = lambda ref, rewards: (
-        0.5
-        * np.abs(np.exp(token_mix([tabular(ref, r) for r in rewards], weights)) - np.exp(optimum(ref, rewards))).sum()
-    )
+
+    def off(ref, rewards):
+        """Total variation between the mix and the optimum."""
+        optimum = ref + np.array(weights) @ rewards
+        mix = token_mix([tabular(ref, reward) for reward in rewards], weights)
+        return 0.5 * np.abs(np.exp(mix) - np.exp(optimum - logsumexp(optimum))).sum()
+
     independent = np.add.outer(rng.normal(size=3), rng.normal(size=3)).ravel()
     adding = np.stack([np.add.outer(rng.normal(size=3), rng.normal(size=3)).ravel() * 2 for _ in range(2)])
     assert off(independent, adding) < 1e-6
@@ -293,10 +302,10 @@ def decoded(policy, sampling=GREEDY, **settings):
     return sorted(done, key=lambda c: (c.prompt_index, c.sample))
 
 
-def next_logps(source, rows, columns=128, **opening):
+def next_logps(source, rows, length=128, **opening):
     """[row][position, V] log-probs of what follows each token, by the model as training runs it, float64."""
     pieces, params, _ = open_source(source, **opening) if opening else opened(source)
-    token_RL = np.zeros((len(rows), columns), np.int32)
+    token_RL = np.zeros((len(rows), length), np.int32)
     for i, row in enumerate(rows):
         token_RL[i, : len(row)] = row
     logits = np.asarray(_logits(pieces.model, params, token_RL), np.float64)
@@ -400,9 +409,13 @@ def test_runs_with_adapters_hold_their_base_once(tmp_path, tiny_files):
     outs = []
     for name in "ab":
         config = tiny.config(
-            tmp_path / name, tiny_files.model, tiny_files.train, adapter={"rank": 2},
-            train={"max_steps": 2, "seed": ord(name)}, optim={"learning_rate": 0.05},
-        )  # fmt: skip
+            tmp_path / name,
+            tiny_files.model,
+            tiny_files.train,
+            adapter={"rank": 2},
+            train={"max_steps": 2, "seed": ord(name)},
+            optim={"learning_rate": 0.05},
+        )
         outs.append(tiny.run(config).out)
     mix = Mix(dict(zip(outs, (0.5, 0.5), strict=True)))
     pieces, params, mixed = open_source(mix, step="latest")
@@ -484,7 +497,7 @@ def test_command(sources, capsys, tmp_path):
 @pytest.mark.parametrize(
     "words, said",
     [
-        ((), "neither without --mix"),
+        ((), "neither"),
         (("a", "--divergence", "jsd"), "--divergence without --mix"),
         (("a", "--mix", "b:1"), "a and --mix"),
         (("--mix", "a:0.5,b:0.5", "--alpha", "0.3"), "--alpha with --divergence alpha"),
@@ -529,7 +542,7 @@ def test_policies_of_other_vocabularies(sources, tmp_path, tiny_files):
         open_source(Mix({tiny_files.model: 0.5, other: 0.5}))
 
 
-def test_a_run_with_margins_is_opened(tmp_path, tiny_files):
+def test_a_run_with_other_rewards_is_opened(tmp_path, tiny_files):
     """Its objective is not read, so its other rewards must not be either."""
     other = {"data": {"other_rewards": ["a"]}, "objective": [{"name": "modpo", "w": [0.5, 0.5]}]}
     config = tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, **other)

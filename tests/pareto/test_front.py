@@ -49,7 +49,7 @@ def test_a_front_writes_itself_again_from_its_file(written, tmp_path):
         assert (tmp_path / name).read_bytes() == (directory / name).read_bytes()
 
 
-def test_the_table_has_a_row_a_point(written):
+def test_the_table_has_one_row_per_point(written):
     front, directory, results = written
     with (directory / "front.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -66,10 +66,16 @@ def test_the_table_has_a_row_a_point(written):
 def test_numbers_of_any_kind_become_plain_ones(tmp_path):
     estimate = Estimate(np.float32(0.5), np.float64(0.25), None)
     point = Point(
-        "a", "modpo", {"x": np.float32(1), "y": 0}, None, 0, None, {"accuracy": {"x": estimate, "y": estimate}},
+        "a",
+        "modpo",
+        {"x": np.float32(1), "y": 0},
+        None,
+        0,
+        None,
+        {"accuracy": {"x": estimate, "y": estimate}},
         cost=Cost(Work(np.float32(2.0), 1), {"x": Work(np.int32(3), None)}, np.int64(2)),
         curves=({"step": np.int32(1), "loss": np.float32("nan")},),
-    )  # fmt: skip
+    )
     front = Front("t", ("x", "y"), "accuracy", (point,), about={"at": tmp_path, "list": (1, np.arange(2))})
     write_front(front, tmp_path, bootstrap=QUICK)
     assert read_front(tmp_path) == front

@@ -11,7 +11,7 @@ from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import Bootstrap, Estimate, estimates, mean, units_of
 from jaxpref.pareto.cost import Cost, Work, separate_work, total_work
 from jaxpref.pareto.dominance import Sweep, dominated, sweeps, violations
-from jaxpref.pareto.hypervolume import achieved, checked_reference, default_reference, hypervolume
+from jaxpref.pareto.hypervolume import checked_reference, default_reference, hypervolume, sweep_volumes
 
 QUICK = Bootstrap(resamples=200)
 
@@ -62,12 +62,15 @@ ENDS = [
 
 
 def test_single_objective_dpo_is_the_end_of_every_sweep():
-    front = fronts.front([
-        point("reference", (0, 0), method="reference"), *ENDS,
-        point("modpo", (2, 2), (0.5, 0.5)),
-        point("mod", (1, 1), (0.5, 0.5), method="mod", seed=1),
-        point("dpo_both", (1, 2), (0.4, 0.6), method="dpo", seed=1),
-    ])  # fmt: skip
+    front = fronts.front(
+        [
+            point("reference", (0, 0), method="reference"),
+            *ENDS,
+            point("modpo", (2, 2), (0.5, 0.5)),
+            point("mod", (1, 1), (0.5, 0.5), method="mod", seed=1),
+            point("dpo_both", (1, 2), (0.4, 0.6), method="dpo", seed=1),
+        ]
+    )
     assert sweeps(front) == [
         Sweep("reference", 0, (0,)),
         Sweep("dpo", 0, (1, 2)),
@@ -75,10 +78,13 @@ def test_single_objective_dpo_is_the_end_of_every_sweep():
         Sweep("mod", 1, (4,), (1, 2)),  # of the other seed, for want of its own
         Sweep("dpo", 1, (5,)),
     ]
-    found = {a.sweep.method: a for a in achieved(front, {"helpful": -1, "harmless": -1})[:4]}
-    assert {name: a.volume.value for name, a in found.items()} == {
-        "reference": 1, "dpo": 4 + 4 - 1, "modpo": 9 + 2, "mod": 4 + 2 + 2
-    }  # fmt: skip
+    found = {v.sweep.method: v for v in sweep_volumes(front, {"helpful": -1, "harmless": -1})[:4]}
+    assert {name: v.volume.value for name, v in found.items()} == {
+        "reference": 1,
+        "dpo": 4 + 4 - 1,
+        "modpo": 9 + 2,
+        "mod": 4 + 2 + 2,
+    }
     assert found["modpo"].share == pytest.approx(11 / 16)
     assert found["modpo"].volume.low is None  # no rewards of answers
 
@@ -88,7 +94,7 @@ def test_the_interval_of_a_single_point_is_that_of_its_mean():
     reward_B2 = np.stack([rng.normal(5, 1, 6), np.full(6, 3.0)], 1)
     single = fronts.answered("a", reward_B2, fronts.OBJECTIVES, (0.5, 0.5), "x")
     front = fronts.front([single], prompts=prompts)
-    (found,) = achieved(front, {"helpful": 1, "harmless": 1}, QUICK)
+    (found,) = sweep_volumes(front, {"helpful": 1, "harmless": 1}, QUICK)
     of_mean = estimates(lambda weight_WB: {"m": mean(weight_WB, reward_B2[:, 0])}, units_of(prompts), QUICK)["m"]
     ends = [2 * (x - 1) for x in (of_mean.value, of_mean.low, of_mean.high)]
     assert [found.volume.value, found.volume.low, found.volume.high] == pytest.approx(ends)
@@ -104,7 +110,7 @@ def test_no_interval_where_the_answers_are_not_what_the_values_are_of(broken):
         del rewards["harmless"]
     measure = "accuracy" if broken == "accuracy" else "reward"
     one = point("a", values, answers=["x"] * 5, rewards=rewards, measure=measure)
-    (found,) = achieved(fronts.front([one], prompts=list("pqrst"), measure=measure), bootstrap=QUICK)
+    (found,) = sweep_volumes(fronts.front([one], prompts=list("pqrst"), measure=measure), bootstrap=QUICK)
     assert found.volume.low is None and found.volume.value > 0
 
 
@@ -115,8 +121,10 @@ def test_a_fall_beyond_the_intervals_is_reported():
     (found,) = violations(fronts.front([*rising, wrong]))  # helpful 0.3 +- 0.05 at 0.7, but 0.5 +- 0.05 at 0.5
     assert (found.objective, found.less, found.more) == ("helpful", "m0.5", "m0.7")
     assert (found.found_less, found.found_more) == (Estimate(0.5, 0.45, 0.55), Estimate(0.3, 0.25, 0.35))
-    wide = [point(p.name, list(v), tuple(p.weights.values()), half=0.11) for p, v in zip(
-        [*rising, wrong], [(0.1, 0.9), (0.5, 0.5), (0.9, 0.1), (0.3, 0.4)], strict=True)]  # fmt: skip
+    values = [(0.1, 0.9), (0.5, 0.5), (0.9, 0.1), (0.3, 0.4)]
+    wide = [
+        point(p.name, v, tuple(p.weights.values()), half=0.11) for p, v in zip([*rising, wrong], values, strict=True)
+    ]
     assert violations(fronts.front(wide)) == []
     none = [point("a", (0.5, 0.5), (1, 3)), point("b", (0.4, 0.4), (3, 1))]  # no intervals; weights sum to 4
     assert [(v.objective, v.less, v.more) for v in violations(fronts.front(none))] == [("helpful", "a", "b")]
@@ -134,7 +142,7 @@ def test_other_sweeps_and_mixed_moves_are_not_compared():
 
 
 def test_shared_work_counts_once():
-    work = {"scores": Work(10.0, 20.0), "margins": Work(2.0, 0.0)}
+    work = {"scores": Work(10.0, 20.0), "labels": Work(2.0, 0.0)}
     costs = [Cost(Work(1.0, 2.0), {"scores": work["scores"]}), Cost(Work(3.0, 4.0), work), Cost(Work(None, 1.0), work)]
     assert total_work(costs[:2]) == Work(16.0, 26.0)
     assert total_work(costs) == Work(None, 27.0)

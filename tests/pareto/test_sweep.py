@@ -11,9 +11,9 @@ import tiny
 
 from jaxpref.cli import main
 from jaxpref.errors import InputError
-from jaxpref.pareto.config import doubtful_bases, make_front_config
 from jaxpref.pareto.front import read_front
 from jaxpref.pareto.inputs import asked_prompts
+from jaxpref.pareto.settings import doubtful_bases, make_front_config
 from jaxpref.pareto.sweep import Watch, run_front
 from jaxpref.runs.build import build
 
@@ -83,9 +83,11 @@ def test_data_carry_the_scores_of_all(front):
         assert set(row["scores_chosen"]) == set(row["scores_rejected"]) == {"likes", "short"}
     # Nothing is scored that no run reads.
     assert sorted(path.name for path in (out / "data").iterdir()) == [
-        "data.train-eval-explicit.jsonl", "data.train-train-explicit.jsonl", "data.train-train-implicit.jsonl",
+        "data.train-eval-explicit.jsonl",
+        "data.train-train-explicit.jsonl",
+        "data.train-train-implicit.jsonl",
         "likes-train-explicit.jsonl",
-    ]  # fmt: skip
+    ]
 
 
 def test_cost_counts_shared_work_apart(front):
@@ -96,12 +98,14 @@ def test_cost_counts_shared_work_apart(front):
     labels = cost["dpo_short"].shared
     assert set(labels) == {"explicit scores of data.train"}
     assert cost["mod_0.2_0.8"].own.flops == 0 and cost["mod_0.2_0.8"].shared == both | labels
-    # Trained on the shared pairs, which `short` relabels: `likes` is a learned margin.
+    # Trained on the shared pairs, which `short` relabels: the reward of `likes` is learned.
     assert set(cost["modpo_0.2_0.8"].shared) == {
-        "DPO on likes", "explicit scores of data.train", "implicit scores of data.train"
-    }  # fmt: skip
+        "DPO on likes",
+        "explicit scores of data.train",
+        "implicit scores of data.train",
+    }
     assert cost["modpo_0.2_0.8"].all_shared.flops > cost["dpo_likes"].own.flops
-    # Trained on the pairs of `likes`, with an explicit margin: no policy comes before.
+    # Trained on the pairs of `likes`, with an explicit reward: no policy comes before.
     assert set(cost["modpo_0.6_0.4"].shared) == {"explicit scores of likes"}
     assert cost["modpo_0.6_0.4"].own.flops < cost["modpo_0.2_0.8"].own.flops * 1.1  # the reference is shared
 
@@ -112,7 +116,7 @@ def test_a_second_call_does_nothing_again(front, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("done again")
 
-    for name in ("sweep.train", "sweep.train_stacked", "sweep.score_data", "measure.Bench.answers"):
+    for name in ("sweep.train", "sweep.train_stacked", "sweep.score_data", "measure.EvaluationSet.answers"):
         monkeypatch.setattr(f"jaxpref.pareto.{name}", refuse)
     assert run_front(config, QUIET) == found
 
@@ -129,7 +133,7 @@ def test_a_judge_may_be_mended(front, monkeypatch):
     judge.write_text("def long(prompt, answer):\n    raise ValueError\n")
     (copy / "front.yaml").unlink(), (copy / "inputs.json").unlink()
     monkeypatch.setattr("jaxpref.pareto.sweep.train", None)
-    monkeypatch.setattr("jaxpref.pareto.measure.Bench.answers", None)
+    monkeypatch.setattr("jaxpref.pareto.measure.EvaluationSet.answers", None)
     with pytest.raises((InputError, ValueError)):
         run_front(other, QUIET)
     judge.write_text("def long(prompt, answer):\n    return len(answer)\n")

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from jaxpref.config import OptimConfig
 from jaxpref.errors import InputError
 from jaxpref.evaluation import evaluate_run
-from jaxpref.generation.decoding import Generator, policy_of
+from jaxpref.generation.decoding import Generator, decoding_model
 from jaxpref.generation.sampling import Sampling
 from jaxpref.models.hf import save_pretrained
 from jaxpref.models.source import open_checkpoint
@@ -178,7 +178,7 @@ def test_generation_agrees(files, tmp_path, sampling):
     for mesh in ({}, PADDED):
         pieces = build(config(tmp_path / "run", files, mesh))
         generator = Generator(
-            policy_of(pieces.model), load_params(pieces), pieces.mesh, sampling=sampling, seed=1, positions=64,
+            decoding_model(pieces.model), load_params(pieces), pieces.mesh, sampling=sampling, seed=1, positions=64,
             max_new_tokens=12, stop_ids=[],
         )  # fmt: skip
         prompts = [np.array([5, 40, 130]), np.array([77, 3])]

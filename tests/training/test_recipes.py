@@ -8,7 +8,8 @@ import pytest
 from datasets import Dataset
 
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
-from jaxpref.pareto.config import doubtful_bases, load_front_config, point_run, single_run
+from jaxpref.pareto.run_configs import point_run, single_run
+from jaxpref.pareto.settings import doubtful_bases, load_front_config
 from jaxpref.settings import load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -49,9 +49,9 @@ function ticks(low, high, count) {
   const rough = (high - low) / Math.max(count, 1);
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * ([1, 2, 5].find((factor) => factor * power >= rough) ?? 10);
-  const found = [];
-  for (let i = Math.ceil(low / step); i * step <= high; i++) found.push(Number((i * step).toPrecision(12)));
-  return found;
+  const numbers = [];
+  for (let i = Math.ceil(low / step); i * step <= high; i++) numbers.push(Number((i * step).toPrecision(12)));
+  return numbers;
 }
 
 /** The smallest and largest of the numbers, and some room. */
@@ -160,7 +160,7 @@ function staircase(points, x, y) {
 }
 
 /** The front in two objectives.
- * points: [{name, x, y (estimates), label, colour, marker, worse, chosen, hint}]; lines: [{colour, points: [[x, y]]}];
+ * points: [{name, x, y (estimates), label, colour, marker, dominated, chosen, hint}]; lines: [{colour, points: [[x, y]]}];
  * on: {choose(name, second), hover(name, x, y)}. */
 function drawFront(host, { points, lines, titles, limit, on }) {
   const width = Math.max(host.clientWidth, 280),
@@ -204,7 +204,7 @@ function drawFront(host, { points, lines, titles, limit, on }) {
   const labels = order.map((i) => label(points[i], spots[i], place)).filter(Boolean);
   points
     .map((_, i) => i)
-    .sort((a, b) => points[b].worse - points[a].worse)
+    .sort((a, b) => points[b].dominated - points[a].dominated)
     .forEach((i) => svg.append(mark(points[i], spots[i], on)));
   svg.append(...labels);
   host.replaceChildren(svg);
@@ -233,12 +233,12 @@ function mark(p, [cx, cy], on) {
   });
   group.append(shape("circle", { class: "halo", r: 12 }));
   if (p.chosen) group.append(shape("circle", { class: "ring", r: 10 }));
-  const fill = p.worse ? "var(--grey)" : p.colour;
+  const fill = p.dominated ? "var(--grey)" : p.colour;
   group.append(
     shape("path", {
       d: MARKERS[p.marker],
       "stroke-width": 1.2,
-      style: { fill, stroke: p.worse ? p.colour : "var(--page)" },
+      style: { fill, stroke: p.dominated ? p.colour : "var(--page)" },
     }),
   );
   group.addEventListener("click", (event) => on.choose(p.name, event.shiftKey));
@@ -254,16 +254,16 @@ function mark(p, [cx, cy], on) {
 
 function label(p, spot, place) {
   const text = [p.chosen, p.label].filter(Boolean).join(" · ");
-  const found = text && place(spot, text);
-  if (!found) return null;
+  const box = text && place(spot, text);
+  if (!box) return null;
   const group = shape("g");
-  if (found.far)
+  if (box.far)
     group.append(
       shape("line", {
         x1: spot[0],
         y1: spot[1],
-        x2: found.cx,
-        y2: found.cy,
+        x2: box.cx,
+        y2: box.cy,
         "stroke-width": 0.7,
         opacity: 0.6,
         style: { stroke: p.colour },
@@ -272,8 +272,8 @@ function label(p, spot, place) {
   group.append(
     shape("text", {
       class: p.chosen ? "label chosen" : "label",
-      x: found.cx,
-      y: found.cy + 4,
+      x: box.cx,
+      y: box.cy + 4,
       "text-anchor": "middle",
       text,
       style: { fill: p.colour },
@@ -296,7 +296,7 @@ function rove(host) {
   );
 }
 
-/** Every objective from its worst to its best value; a line a point. points: as for drawFront, with `values`. */
+/** Every objective from its worst to its best value; one line per point. points: as for drawFront, with `values`. */
 function drawParallel(host, { points, objectives, on }) {
   const width = Math.max(host.clientWidth, 280),
     height = 260,
@@ -335,7 +335,7 @@ function drawParallel(host, { points, objectives, on }) {
     );
     svg.append(shape("text", { x: at(j), y: height - 8, "text-anchor": "middle", text: name }));
   });
-  const rank = (p) => (p.chosen ? 2 : p.worse ? 0 : 1);
+  const rank = (p) => (p.chosen ? 2 : p.dominated ? 0 : 1);
   for (const p of [...points].sort((a, b) => rank(a) - rank(b))) {
     const d = p.values.map((value, j) => `${j ? "L" : "M"}${at(j)},${y(value, j)}`).join("");
     const line = shape(
@@ -346,7 +346,7 @@ function drawParallel(host, { points, objectives, on }) {
         "stroke-width": p.chosen ? 3 : 1.4,
         opacity: p.chosen ? 1 : 0.75,
         "data-line": p.name,
-        style: { stroke: p.worse && !p.chosen ? "var(--grey)" : p.colour, cursor: "pointer" },
+        style: { stroke: p.dominated && !p.chosen ? "var(--grey)" : p.colour, cursor: "pointer" },
       },
       shape("title", { text: p.hint }),
     );

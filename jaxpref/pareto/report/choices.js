@@ -5,7 +5,7 @@ const at = (id) => document.getElementById(id);
 const objectives = front.objectives,
   measure = front.measure,
   named = new Map(front.points.map((p) => [p.name, p]));
-const worse = new Set(results.dominated),
+const dominated = new Set(results.dominated),
   hidden = new Set();
 const sweepKey = (sweep) => `${sweep.method}@${sweep.seed}`;
 const sweeps = new Map(results.sweeps.map((sweep) => [sweepKey(sweep), sweep]));
@@ -80,9 +80,9 @@ function readAddress() {
     ["b", "wb"],
   ]) {
     const [sweep, name] = (given.get(side) ?? "").split("/");
-    const found = sweeps.get(sweep) ?? sides[side].sweep;
-    if (named.has(name)) choosePoint(side, name, found);
-    else if (found !== sides[side].sweep) chooseWeights(side, sides[side].weights ?? even, found);
+    const asked = sweeps.get(sweep) ?? sides[side].sweep;
+    if (named.has(name)) choosePoint(side, name, asked);
+    else if (asked !== sides[side].sweep) chooseWeights(side, sides[side].weights ?? even, asked);
     const weights = (given.get(key) ?? "").split(",").filter(Boolean).map(Number);
     if (weights.length === 1 && objectives.length === 2) weights.push(1 - weights[0]);
     if (weights.length === objectives.length && weights.every((w) => w >= 0 && w <= 1)) chooseWeights(side, weights);

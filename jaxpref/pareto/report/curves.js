@@ -67,22 +67,22 @@ const bothPoints = () => [...new Set([sides.a.point, sides.b.point])];
 
 /** Metric -> its series; training and held-out values of a metric are in one panel. */
 function panels() {
-  const found = new Map();
+  const seriesByPanel = new Map();
   for (const point of bothPoints()) {
     for (const { step, ...metrics } of point.curves) {
       for (const [metric, value] of Object.entries(metrics)) {
-        if (typeof value === "number") seriesOf(found, point, metric).points.push([step, value]);
+        if (typeof value === "number") seriesOf(seriesByPanel, point, metric).points.push([step, value]);
       }
     }
   }
-  return found;
+  return seriesByPanel;
 }
 
-function seriesOf(found, point, metric) {
+function seriesOf(seriesByPanel, point, metric) {
   const dots = metric.startsWith("eval/");
   const panel = dots ? metric.slice("eval/".length) : metric;
-  if (!found.has(panel)) found.set(panel, new Map());
-  const panelSeries = found.get(panel);
+  if (!seriesByPanel.has(panel)) seriesByPanel.set(panel, new Map());
+  const panelSeries = seriesByPanel.get(panel);
   const key = `${point.name} ${dots}`;
   const made = { colour: colour(point.method), dashed: point !== sides.a.point, dots, points: [] };
   if (!panelSeries.has(key)) panelSeries.set(key, made);

@@ -15,7 +15,7 @@ import numpy as np
 from jaxpref.evaluation.bootstrap import Estimate
 from jaxpref.pareto.dominance import Sweep, dominated
 from jaxpref.pareto.front import Front, Point
-from jaxpref.pareto.hypervolume import Achieved
+from jaxpref.pareto.hypervolume import SweepVolume
 from jaxpref.pareto.report.labels import place_labels
 from jaxpref.pareto.report.style import (
     Style,
@@ -42,21 +42,21 @@ _GREYED = "#D4D4D4"
 
 def plot_front(
     front: Front,
-    found: Sequence[Achieved],
+    volumes: Sequence[SweepVolume],
     reference: Mapping[str, float],
     png: str | Path,
     *,
     level: float = 0.95,
 ) -> Path:
-    """Two objectives: one panel with the staircase of every sweep.  More: a panel a pair of
-    objectives, and all of them side by side.
+    """Draws a front.
 
-    Bars are the intervals of the estimates.  Points that another one dominates (in all objectives)
-    are grey.
+    Two objectives: one panel with the staircase of every sweep.  More: one panel per pair of
+    objectives, and one with all of them side by side.  Bars are the intervals of the estimates.
+    Points that another one dominates (in all objectives) are grey.
 
     Args:
-        found: the hypervolumes, for the legend.
-        reference: the point that they are above.
+        volumes: hypervolumes, for the legend.
+        reference: their reference point.
         level: of their intervals.
     """
     pairs = list(itertools.combinations(range(len(front.objectives)), 2))
@@ -64,42 +64,38 @@ def plot_front(
     columns = math.ceil(math.sqrt(panels))
     size = (8.6, 6.4) if panels == 1 else (5.8, 4.6)
     with drawn(png, math.ceil(panels / columns), columns, panel=size) as axes:
-        free = iter(axes.flat)
-        for pair, axis in zip(
-            pairs, free, strict=False
-        ):  # in this order: zip takes no axis for no pair
-            _panel(axis, front, [a.sweep for a in found], pair)
+        every_axis = list(axes.flat)
+        figure = every_axis[0].figure
+        for axis, pair in zip(every_axis, pairs, strict=False):
+            _panel(axis, front, [volume.sweep for volume in volumes], pair)
         if panels > 1:
-            _side_by_side(next(free), front)
-        for axis in free:
+            _side_by_side(every_axis[len(pairs)], front)
+        for axis in every_axis[panels:]:
             axis.axis("off")
-        _around(axes.flat[0].figure, front, found, reference, level)
-        left_out = 0
-        axes.flat[0].figure.draw_without_rendering()  # places are known only after the layout
-        for axis, pair in zip(axes.flat, pairs, strict=False):
-            left_out += _label(axis, front, pair)
+        _legend_and_title(figure, front, volumes, reference, level)
+        figure.draw_without_rendering()  # places are known only after the layout
+        left_out = sum(
+            _label(axis, front, pair) for axis, pair in zip(every_axis, pairs, strict=False)
+        )
         if left_out:
-            axes.flat[0].figure.text(
-                0.995, 0.005, f"labels without room: {left_out}", ha="right", fontsize=7
-            )
+            figure.text(0.995, 0.005, f"labels without room: {left_out}", ha="right", fontsize=7)
     return Path(png)
 
 
-def _panel(axis: Any, front: Front, every: Sequence[Sweep], pair: tuple[int, int]) -> None:
-    looks, worse_X = styles(front), dominated(front.values)
+def _panel(axis: Any, front: Front, sweeps: Sequence[Sweep], pair: tuple[int, int]) -> None:
+    style_of, dominated_X = styles(front), dominated(front.values)
     if len(front.objectives) == 2:
-        for sweep in every:
-            _staircase(axis, front.values[list(sweep.members)], looks[sweep.method].light)
-    for at, point in enumerate(front.points):
-        _mark(axis, front, point, pair, looks[point.method], grey=bool(worse_X[at]))
-    x, y = (_literal(measure_label(front, front.objectives[at])) for at in pair)
+        for sweep in sweeps:
+            _staircase(axis, front.values[list(sweep.members)], style_of[sweep.method].light)
+    for point, is_dominated in zip(front.points, dominated_X, strict=True):
+        _mark(axis, front, point, pair, style_of[point.method], grey=bool(is_dominated))
+    x, y = (_literal(measure_label(front, front.objectives[j])) for j in pair)
     axis.set(xlabel=x, ylabel=y)
     axis.margins(0.06)
 
 
 def staircase(value_X2: np.ndarray) -> np.ndarray:
-    """[X', 2] the points that no other of them dominates, the first objective rising, without
-    repetition."""
+    """[X', 2] the points that are not dominated, each once, the first objective rising."""
     return np.unique(value_X2[~dominated(value_X2)], axis=0)
 
 
@@ -110,62 +106,66 @@ def _staircase(axis: Any, value_X2: np.ndarray, colour: str) -> None:
 
 
 def _mark(
-    axis: Any, front: Front, point: Point, pair: tuple[int, int], look: Style, *, grey: bool
+    axis: Any, front: Front, point: Point, pair: tuple[int, int], style: Style, *, grey: bool
 ) -> None:
-    x, y = (point.estimates[front.measure][front.objectives[at]] for at in pair)
-    ends = dict(
+    x, y = (point.estimates[front.measure][front.objectives[j]] for j in pair)
+    axis.errorbar(
+        [x.value],
+        [y.value],
         xerr=_ends(x),
         yerr=_ends(y),
         elinewidth=0.9,
         capsize=0,
-        ecolor=look.light,
+        ecolor=style.light,
         alpha=0.35,
         fmt="none",
+        zorder=1 if grey else 2,
     )
-    axis.errorbar([x.value], [y.value], **ends, zorder=1 if grey else 2)
     axis.plot(
         [x.value],
         [y.value],
-        _MARKERS[look.marker],
-        ms=11 if look.marker == "star" else 7,
+        _MARKERS[style.marker],
+        ms=11 if style.marker == "star" else 7,
         mew=1.0,
-        mfc=_GREYED if grey else look.light,
-        mec=look.light if grey else "white",
+        mfc=_GREYED if grey else style.light,
+        mec=style.light if grey else "white",
         zorder=3 if grey else 4,
     )
 
 
 def _ends(estimate: Estimate) -> list[list[float]] | None:
-    """How far the interval reaches below and above, for matplotlib; a percentile interval may miss
-    the value."""
+    """How far the interval reaches below and above the value, for matplotlib.
+
+    0 where a percentile interval misses the value.
+    """
     if estimate.low is None or estimate.high is None:
         return None
     return [[max(estimate.value - estimate.low, 0.0)], [max(estimate.high - estimate.value, 0.0)]]
 
 
 def _side_by_side(axis: Any, front: Front) -> None:
-    """Every objective from its worst to its best value, and a line a point."""
+    """Every objective from its worst to its best value, and one line per point."""
     worst_J, best_J = front.values.min(0), front.values.max(0)
     share_XJ = (front.values - worst_J) / np.where(best_J > worst_J, best_J - worst_J, 1.0)
-    looks, worse_X = styles(front), dominated(front.values)
+    style_of, dominated_X = styles(front), dominated(front.values)
     places = range(len(front.objectives))
-    for share_J, point, worse in zip(share_XJ, front.points, worse_X, strict=True):
-        look = looks[point.method]
+    for share_J, point, grey in zip(share_XJ, front.points, dominated_X, strict=True):
+        style = style_of[point.method]
         axis.plot(
             places,
             share_J,
-            marker=_MARKERS[look.marker],
+            marker=_MARKERS[style.marker],
             ms=4,
-            lw=0.8 if worse else 1.3,
+            lw=0.8 if grey else 1.3,
             mew=0,
-            color=_GREYED if worse else look.light,
+            color=_GREYED if grey else style.light,
             alpha=0.8,
-            zorder=1 if worse else 2,
+            zorder=1 if grey else 2,
         )
-    for at in places:
-        axis.axvline(at, color="black", lw=0.6, zorder=0)
-        for value, y, va in ((worst_J[at], -0.03, "top"), (best_J[at], 1.03, "bottom")):
-            axis.annotate(f"{value:.3g}", (at, y), ha="center", va=va, fontsize=7)
+    for j in places:
+        axis.axvline(j, color="black", lw=0.6, zorder=0)
+        for value, y, va in ((worst_J[j], -0.03, "top"), (best_J[j], 1.03, "bottom")):
+            axis.annotate(f"{value:.3g}", (j, y), ha="center", va=va, fontsize=7)
     axis.set(
         xticks=list(places),
         xticklabels=[_literal(name) for name in front.objectives],
@@ -176,29 +176,28 @@ def _side_by_side(axis: Any, front: Front) -> None:
     axis.grid(False)
 
 
-def _around(
+def _legend_and_title(
     figure: Any,
     front: Front,
-    found: Sequence[Achieved],
+    volumes: Sequence[SweepVolume],
     reference: Mapping[str, float],
     level: float,
 ) -> None:
     from matplotlib.lines import Line2D
 
-    looks, handles = styles(front), []
-    for one in found:
-        look, size = looks[one.sweep.method], 9 if looks[one.sweep.method].marker == "star" else 7
-        label = _literal(f"{sweep_label(front, one.sweep)}:  {_shown(one.volume)}")
+    style_of, handles = styles(front), []
+    for volume in volumes:
+        style = style_of[volume.sweep.method]
         handles.append(
             Line2D(
                 [],
                 [],
-                marker=_MARKERS[look.marker],
-                ms=size,
-                color=look.light,
+                marker=_MARKERS[style.marker],
+                ms=9 if style.marker == "star" else 7,
+                color=style.light,
                 mec="white",
                 lw=0,
-                label=label,
+                label=_literal(f"{sweep_label(front, volume.sweep)}:  {_shown(volume.volume)}"),
             )
         )
     grey = dict(marker="o", ms=7, lw=0, mfc=_GREYED, mec="#6E6E6E")
@@ -209,27 +208,23 @@ def _around(
         ncols=2,
         frameon=False,
         title_fontsize=8,
-        title=_literal(_caption(front, found, reference, level)),
+        title=_literal(_caption(front, volumes, reference, level)),
     )
     figure.suptitle(_literal(textwrap.fill(front.title, 90)), fontsize=12)
 
 
 def _caption(
-    front: Front, found: Sequence[Achieved], reference: Mapping[str, float], level: float
+    front: Front, volumes: Sequence[SweepVolume], reference: Mapping[str, float], level: float
 ) -> str:
     above = ", ".join(f"{value:.3g}" for value in reference.values())
-    interval = (
-        f", with {level:.0%} intervals over prompts"
-        if any(one.volume.low is not None for one in found)
-        else ""
-    )
-    return (
-        f"bars: intervals;  {labelled_with(front)}\nnumbers: hypervolume above ({above}){interval}"
-    )
+    numbers = f"numbers: hypervolume above ({above})"
+    if any(volume.volume.low is not None for volume in volumes):
+        numbers += f", with {level:.0%} intervals over prompts"
+    return f"bars: intervals;  {labelled_with(front)}\n{numbers}"
 
 
 def _literal(text: str) -> str:
-    """Without what matplotlib would read as mathematics."""
+    """Nothing in it is read as mathematics by matplotlib."""
     return text.replace("$", r"\$")
 
 
@@ -240,20 +235,20 @@ def _shown(estimate: Estimate) -> str:
 
 
 def _digits(x: float) -> str:
-    """Three, zeros at the end among them."""
+    """Three significant digits, zeros at the end among them."""
     return f"{x:#.3g}".rstrip(".") if x else "0"
 
 
 def _label(axis: Any, front: Front, pair: tuple[int, int]) -> int:
-    """Labels the points of a panel by their weights; how many found no room.
+    """Labels the points of a panel by their weights; returns how many labels had no room.
 
-    With more than two objectives only those that are not dominated.
+    With more than two objectives only points that are not dominated have one.
     """
-    looks, worse_X = styles(front), dominated(front.values)
-    wanted = [
-        (at, weight_label(front, point.weights), looks[point.method].light)
-        for at, point in enumerate(front.points)
-        if point.weights and not (worse_X[at] and len(front.objectives) > 2)
-    ]
+    style_of, dominated_X = styles(front), dominated(front.values)
+    wanted = []
+    for index, point in enumerate(front.points):
+        if point.weights and not (dominated_X[index] and len(front.objectives) > 2):
+            label = weight_label(front, point.weights)
+            wanted.append((index, label, style_of[point.method].light))
     at_X2 = axis.transData.transform(front.values[:, pair])
     return place_labels(axis, at_X2, wanted, fontsize=8 if len(front.objectives) == 2 else 7)

@@ -4,7 +4,7 @@ Dimension letters beside those of types.py: X points, O obstacles.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,28 +19,36 @@ _HALF_MARKER = 5.0
 def place_labels(
     axis: Any, at_X2: np.ndarray, wanted: Sequence[tuple[int, str, str]], *, fontsize: float
 ) -> int:
-    """Writes each label at the first free place around its point, near before far; returns how many
-    had none.
+    """Writes each label at the first free place around its point, near before far.
 
     Args:
         at_X2: all points of the axis, in pixels; labels do not cover their markers.
-        wanted: (place of the point in at_X2, text, colour).
+        wanted: (index of the point in at_X2, text, colour).
+    Returns: how many labels had no free place.
     """
     unit = axis.figure.dpi / 72
     room = axis.get_window_extent()
     taken = [_box(centre, 2 * _HALF_MARKER * unit, 2 * _HALF_MARKER * unit) for centre in at_X2]
     left_out = 0
-    for at, text, colour in wanted:
-        width, height = _size(axis, text, fontsize)
-        offsets = ((dx, dy, reach * unit) for reach in _REACH for dx, dy in _AROUND)
-        boxes = (_beside(at_X2[at], dx, dy, reach, width, height) for dx, dy, reach in offsets)
-        box = next((box for box in boxes if _inside(box, room) and not _covers(box, taken)), None)
+    for index, text, colour in wanted:
+        boxes = _boxes_around(at_X2[index], *_size(axis, text, fontsize), unit)
+        free = (box for box in boxes if _inside(box, room) and not _covers(box, taken))
+        box = next(free, None)
         if box is None:
             left_out += 1
             continue
         taken.append(box)
-        _write(axis, text, colour, fontsize, at_X2[at], box, unit)
+        _write(axis, text, colour, fontsize, at_X2[index], box, unit)
     return left_out
+
+
+def _boxes_around(
+    centre: np.ndarray, width: float, height: float, unit: float
+) -> Iterator[np.ndarray]:
+    """Where a label may lie, the best place first."""
+    for reach in _REACH:
+        for dx, dy in _AROUND:
+            yield _beside(centre, dx, dy, reach * unit, width, height)
 
 
 def _size(axis: Any, text: str, fontsize: float) -> tuple[float, float]:
@@ -60,12 +68,11 @@ def _box(centre: Sequence[float], width: float, height: float) -> np.ndarray:
 def _beside(
     centre: Sequence[float], dx: int, dy: int, reach: float, width: float, height: float
 ) -> np.ndarray:
-    """The box whose nearest side (or corner) is `reach` away from the centre in direction (dx,
-    dy)."""
+    """The box whose nearest side (or corner) is `reach` away in direction (dx, dy)."""
     away = reach if dx == 0 or dy == 0 else 0.7 * reach
-    return _box(
-        (centre[0] + dx * (away + width / 2), centre[1] + dy * (away + height / 2)), width, height
-    )
+    x = centre[0] + dx * (away + width / 2)
+    y = centre[1] + dy * (away + height / 2)
+    return _box((x, y), width, height)
 
 
 def _inside(box: np.ndarray, room: Any) -> bool:
@@ -90,12 +97,10 @@ def _write(
     from matplotlib.patheffects import withStroke
 
     middle = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
-    far = np.abs(np.clip(centre, box[:2], box[2:]) - centre).max() > _REACH[0] * unit * 1.2
-    line = (
-        dict(arrowprops=dict(arrowstyle="-", color=colour, lw=0.5, alpha=0.6, shrinkA=0, shrinkB=3))
-        if far
-        else {}
-    )
+    distance = np.abs(np.clip(centre, box[:2], box[2:]) - centre).max()
+    line = None
+    if distance > _REACH[0] * unit * 1.2:
+        line = dict(arrowstyle="-", color=colour, lw=0.5, alpha=0.6, shrinkA=0, shrinkB=3)
     written = axis.annotate(
         text,
         xy=axis.transData.inverted().transform(centre),
@@ -107,8 +112,7 @@ def _write(
         color=colour,
         annotation_clip=False,
         zorder=5,
-        **line,
+        arrowprops=line,
     )
-    written.set_path_effects(
-        [withStroke(linewidth=2, foreground="white")]
-    )  # readable across bars and grid
+    # Readable across bars and grid.
+    written.set_path_effects([withStroke(linewidth=2, foreground="white")])

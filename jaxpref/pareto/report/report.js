@@ -9,7 +9,7 @@ const chosenAs = (name) =>
     .toUpperCase();
 
 function hint(point) {
-  const lines = [`${styles[point.method].label}: ${point.name}${worse.has(point.name) ? " (dominated)" : ""}`];
+  const lines = [`${styles[point.method].label}: ${point.name}${dominated.has(point.name) ? " (dominated)" : ""}`];
   if (point.weights) lines.push(`weights: ${weightText(weightsOf(point))}`);
   for (const o of objectives) lines.push(`${axes[o]} ${shown(estimate(point, o))}`);
   return lines.join("\n");
@@ -50,10 +50,10 @@ function drawFronts() {
     y: estimate(p, y),
     values: objectives.map((o) => estimate(p, o).value),
     hint: hint(p),
-    label: objectives.length > 2 && worse.has(p.name) ? "" : labels[p.name],
+    label: objectives.length > 2 && dominated.has(p.name) ? "" : labels[p.name],
     colour: colour(p.method),
     marker: styles[p.method].marker,
-    worse: worse.has(p.name),
+    dominated: dominated.has(p.name),
     chosen: chosenAs(p.name),
   }));
   const lines =
@@ -76,7 +76,7 @@ function chartNote(unlabelled) {
   const notes = [
     "Bars: intervals.",
     "Grey: dominated, another point is at least as good in every objective and better in one.",
-    "Dotted: the point that hypervolumes are above.",
+    "Dotted: the reference point of the hypervolumes.",
     `${labelled_with[0].toUpperCase()}${labelled_with.slice(1)}.`,
   ];
   if (objectives.length === 2) notes.push("Lines: what a method reaches, with single-objective DPO as its ends.");
@@ -264,7 +264,7 @@ function drawAll() {
 
 function drawSummary() {
   const methods = new Set(front.points.map((p) => p.method)).size,
-    kept = front.points.length - worse.size;
+    kept = front.points.length - dominated.size;
   const answers = front.prompts.length ? `; answers to ${new Set(front.prompts).size} prompts` : "";
   at("summary").textContent =
     `${front.points.length} points of ${methods} methods, ${kept} not dominated; ` +

@@ -1,5 +1,6 @@
 """How methods look, alike in the figure and in the report."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,8 +10,12 @@ from jaxpref.pareto.front import Front
 
 @dataclass(frozen=True)
 class Style:
-    """Args: light, dark: colours on a light and on a dark page.  marker: circle, square, diamond,
-    up, down, star, cross or hexagon."""
+    """How one method looks.
+
+    Args:
+        light, dark: colours on a light and on a dark page.
+        marker: circle, square, diamond, up, down, star, cross or hexagon.
+    """
 
     label: str
     light: str
@@ -18,8 +23,8 @@ class Style:
     marker: str
 
 
-# Okabe and Ito's hues, which colour-blind people can tell apart, darker or lighter where the page
-# asks for it; the markers say the same once more.
+# Okabe and Ito's hues, which colour-blind people can tell apart, darker or lighter as a page needs
+# it; the markers tell the methods apart as well.
 _STYLES = {
     "reference": Style("reference model", "#6E6E6E", "#A0A4AA", "cross"),
     "dpo": Style("DPO on one objective", "#1A1A1A", "#F2F2F2", "star"),
@@ -37,22 +42,23 @@ _OTHERS = (
 
 
 def styles(front: Front) -> dict[str, Style]:
-    """For every method of a front; methods not named above follow in the order in which they
-    come."""
-    methods = dict.fromkeys(point.method for point in front.points)
-    others = iter(range(len(methods)))
-    return {method: _STYLES.get(method) or _other(method, next(others)) for method in methods}
-
-
-def _other(method: str, number: int) -> Style:
-    return Style(method, *_OTHERS[number % len(_OTHERS)], "hexagon")
+    """For every method of a front; other methods take the other colours as they come."""
+    others = itertools.cycle(_OTHERS)
+    style_of = {}
+    for method in dict.fromkeys(point.method for point in front.points):
+        if method in _STYLES:
+            style_of[method] = _STYLES[method]
+        else:
+            light, dark = next(others)
+            style_of[method] = Style(method, light, dark, "hexagon")
+    return style_of
 
 
 def sweep_label(front: Front, sweep: Sweep) -> str:
     """The method, with the seed where it has several."""
     label = styles(front)[sweep.method].label
-    several = len({point.seed for point in front.points if point.method == sweep.method}) > 1
-    return f"{label}, seed {sweep.seed}" if several else label
+    seeds = {point.seed for point in front.points if point.method == sweep.method}
+    return label if len(seeds) == 1 else f"{label}, seed {sweep.seed}"
 
 
 def weight_label(front: Front, weights: Mapping[str, float] | None) -> str:
@@ -61,11 +67,9 @@ def weight_label(front: Front, weights: Mapping[str, float] | None) -> str:
         return ""
     total = sum(weights.values())
     shares = [weights[name] / total for name in front.objectives]
-    return (
-        f"{shares[0]:.2g}"
-        if len(shares) == 2
-        else "/".join(f"{100 * share:.0f}" for share in shares)
-    )
+    if len(shares) == 2:
+        return f"{shares[0]:.2g}"
+    return "/".join(f"{100 * share:.0f}" for share in shares)
 
 
 def labelled_with(front: Front) -> str:
@@ -77,8 +81,5 @@ def labelled_with(front: Front) -> str:
 
 def measure_label(front: Front, objective: str) -> str:
     """Of an axis."""
-    return (
-        f"{objective}: mean reward"
-        if front.measure == "reward"
-        else f"{objective}: held-out accuracy"
-    )
+    measure = "mean reward" if front.measure == "reward" else "held-out accuracy"
+    return f"{objective}: {measure}"

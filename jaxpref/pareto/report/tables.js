@@ -2,33 +2,33 @@
 
 /** Columns of points: {title, value(point), text: as words, show(value)}; `value` is what sorting goes by. */
 function columns() {
-  const found = [
+  const first = [
     { title: "point", text: true, value: (p) => p.name },
     { title: "method", text: true, value: (p) => styles[p.method].label },
   ];
-  if (new Set(front.points.map((p) => p.seed)).size > 1) found.push({ title: "seed", value: (p) => p.seed });
+  if (new Set(front.points.map((p) => p.seed)).size > 1) first.push({ title: "seed", value: (p) => p.seed });
   const weights = (p) =>
     p.weights
       ? weightsOf(p)
           .map((w) => w.toFixed(2))
           .join(" / ")
       : "–";
-  found.push({
+  first.push({
     title: `weights: ${objectives.join(" / ")}`,
     value: (p) => p.weights && weightsOf(p)[0],
     show: (_, p) => [weights(p)],
   });
   const all = [...measured()].map(([m, o]) => [m, estimates(`${o}: ${m}`, (p) => p.estimates[m]?.[o] ?? null)]);
   const of = (axis) => all.filter(([m]) => (m === measure) === axis).map(([, column]) => column);
-  return [...found, ...of(true), costs("FLOPs", "flops", flops), costs("time", "seconds", time), ...of(false)];
+  return [...first, ...of(true), costs("FLOPs", "flops", flops), costs("time", "seconds", time), ...of(false)];
 }
 
 /** Every [measure, objective] that some point has. */
 function measured() {
-  const found = front.points.flatMap((p) =>
+  const pairs = front.points.flatMap((p) =>
     Object.entries(p.estimates).flatMap(([m, of]) => Object.keys(of).map((o) => [m, o])),
   );
-  return new Map(found.map((pair) => [pair.join("/"), pair])).values();
+  return new Map(pairs.map((pair) => [pair.join("/"), pair])).values();
 }
 
 const small = (text) => element("small", { textContent: text });
@@ -110,7 +110,7 @@ function drawPoints() {
   );
   const body = rows.map((p) => {
     const row = element("tr", {
-      className: [worse.has(p.name) && "worse", chosenAs(p.name) && "chosen"].filter(Boolean).join(" "),
+      className: [dominated.has(p.name) && "dominated", chosenAs(p.name) && "chosen"].filter(Boolean).join(" "),
     });
     row.dataset.row = p.name;
     row.append(radio("a", p), radio("b", p), ...of.map((column) => cell(column, p)));
@@ -127,21 +127,22 @@ function drawPoints() {
   }
   at("points").replaceChildren(element("thead", {}, head), element("tbody", {}, ...body));
   at("points-note").textContent =
-    "Own: the cost of the point's own training, or its share of a run that trained several. Shared: of work that " +
-    "other points need as well (margin policies, scores), in full; it was done once. Dominated points are grey.";
+    "Own: the cost of the point's own training, or its share of a run that trained several. Shared: the cost of " +
+    "work that other points need as well (policies of the other objectives, scores), in full; it was done once. " +
+    "Dominated points are grey.";
 }
 
 /** Columns of methods, as for points. */
 function methodColumns() {
   const spent = (v, s, key, shown) => [
     shown(v),
-    ...(v ? [small(`${shown(v / s.points.length)} a point`), small(`${shown(s.separate_cost[key])} separately`)] : []),
+    ...(v ? [small(`${shown(v / s.points.length)} per point`), small(`${shown(s.separate_cost[key])} separately`)] : []),
   ];
   const ends = ({ low, high }) => (low === null ? [] : [small(`${short(low)} to ${short(high)}`)]);
   return [
     { title: "method", text: true, value: (s) => s.label },
     { title: "points", value: (s) => s.points.length },
-    { title: "not dominated", value: (s) => s.points.filter((name) => !worse.has(name)).length },
+    { title: "not dominated", value: (s) => s.points.filter((name) => !dominated.has(name)).length },
     { title: "hypervolume", value: (s) => s.hypervolume.value, show: (v, s) => [short(v), ...ends(s.hypervolume)] },
     { title: "share of the box", value: (s) => `${(100 * s.share).toFixed(1)}%` },
     { title: "FLOPs in all", value: (s) => s.cost.flops, show: (v, s) => spent(v, s, "flops", flops) },
@@ -163,9 +164,9 @@ function drawMethods() {
 function methodsNote() {
   const above = objectives.map((o) => `${o} ${short(results.reference_point[o])}`).join(", ");
   const notes = [
-    `Hypervolume: what the method's points dominate above ${above}, with single-objective DPO as the ends of`,
-    "every sweep; the box reaches from there to the best value of each objective. In all: the points' own",
-    "cost, and the shared cost once. Separately: at least, if every point were a pipeline of its own.",
+    `Hypervolume: what the method's points dominate, above the reference point ${above}; single-objective DPO is`,
+    "the end of every sweep. The box reaches from the reference point to the best value of each objective. In all:",
+    "the points' own cost, and the shared cost once. Separately: at least, if every point were a pipeline of its own.",
   ];
   if (results.sweeps.some((s) => s.hypervolume.low !== null)) {
     const { level, resamples } = results.bootstrap;

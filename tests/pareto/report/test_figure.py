@@ -10,7 +10,7 @@ from matplotlib.text import Text
 
 from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import Bootstrap
-from jaxpref.pareto.hypervolume import achieved, default_reference
+from jaxpref.pareto.hypervolume import default_reference, sweep_volumes
 from jaxpref.pareto.report.figure import _GREYED, plot_front, staircase
 from jaxpref.pareto.report.labels import place_labels
 from jaxpref.pareto.report.style import styles
@@ -38,7 +38,7 @@ def test_what_is_dominated_is_grey(tmp_path):
     greys = []
     for values in ((0.6, 0.45), (0.4, 0.45)):  # not dominated, and dominated by (0.5, 0.5)
         front = fronts.front([*others, fronts.point("one", values)])
-        png = plot_front(front, achieved(front, None, QUICK), default_reference(front), tmp_path / "front.png")
+        png = plot_front(front, sweep_volumes(front, None, QUICK), default_reference(front), tmp_path / "front.png")
         greys.append(count(matplotlib.image.imread(png), _GREYED))
     assert greys[1] > greys[0] + 40, greys  # a marker has about 90 pixels
 

@@ -66,10 +66,18 @@ class Tree(HTMLParser):
 def opened(page: Path, fragment: str, profile: Path, *options: str) -> tuple[Node, list[str]]:
     """The page after its script ran, and what the console says."""
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        f"--user-data-dir={profile}", "--virtual-time-budget=3000", "--enable-logging=stderr", "--window-size=1200,900",
-        *(options or ["--dump-dom"]), f"{page.as_uri()}#{fragment}",
-    ]  # fmt: skip
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        f"--user-data-dir={profile}",
+        "--virtual-time-budget=3000",
+        "--enable-logging=stderr",
+        "--window-size=1200,900",
+        *(options or ["--dump-dom"]),
+        f"{page.as_uri()}#{fragment}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return Tree(done.stdout).open[0], [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
@@ -127,8 +135,11 @@ def test_points_table_answers_and_curves_are_there(first_look):
         ends = f"{estimate.value:#.3g} [{estimate.low:#.3g}, {estimate.high:#.3g}]"
         assert f"{objective}: mean reward {ends}" in side_a.text
     assert [button.text for button in dom.one(id="legend").all("button")] == [
-        "reference model", "DPO on one objective", "MODPO", "soup of LoRA deltas"
-    ]  # fmt: skip
+        "reference model",
+        "DPO on one objective",
+        "MODPO",
+        "soup of LoRA deltas",
+    ]
     assert [figure.one("figcaption").text for figure in dom.one(id="curves").all("figure")] == ["loss", "grad_norm"]
     assert '"beta": 0.1' in dom.one(id="about").text
 

@@ -1,4 +1,4 @@
-"""The front as one HTML file that a browser opens from disk, without a network."""
+"""The front as one HTML page that a browser opens from disk, without a network."""
 
 import base64
 import hashlib
@@ -41,15 +41,17 @@ def report_html(front: Front, record: Mapping[str, Any]) -> str:
         "hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
     # In one pass, so that no part is searched for the names of others.
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _file("report.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("report.html"))
 
 
 def _file(name: str) -> str:
-    return files("jaxpref.pareto").joinpath(name).read_text(encoding="utf-8")
+    return files("jaxpref.pareto.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _inside_script(data: Any) -> str:
-    """JSON that cannot end the element it is in; what UTF-8 has no bytes for (half of a pair)
-    becomes `?`."""
+    """JSON that cannot end the element it is in.
+
+    What UTF-8 has no bytes for (half of a surrogate pair) becomes `?`.
+    """
     text = json.dumps(data, allow_nan=False, ensure_ascii=False).encode(errors="replace").decode()
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

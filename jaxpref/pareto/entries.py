@@ -1,0 +1,89 @@
+"""The policies of a front before they are measured: how each is made, and what it cost."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxpref.pareto.config import FrontConfig, point_name
+from jaxpref.pareto.cost import Cost
+from jaxpref.pareto.measure import Candidate
+from jaxpref.pareto.policies import LATEST, FrontPolicies, MakeCandidate
+from jaxpref.pareto.run_configs import point_out, single_out
+from jaxpref.pareto.stage_costs import combined_cost, point_cost, single_cost
+from jaxpref.pareto.stages import Stages
+from jaxpref.runs.build import Pieces
+from jaxpref.runs.merge import merge
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One policy of a front, before it is measured."""
+
+    name: str
+    method: str
+    weights: Mapping[str, float] | None
+    make: MakeCandidate
+    base: str | None = None
+    run: str | None = None
+    cost: Cost = Cost()
+
+
+def entries(front: FrontConfig, pieces: Pieces, stages: Stages) -> Iterator[Entry]:
+    """The reference, the ends, and every method at every weight vector."""
+    yield Entry("reference", "reference", None, FrontPolicies.reference)
+    if "dpo" in front.pareto.methods:
+        for name in front.names:
+            yield _end(front, name, stages)
+    for method in front.pareto.methods:
+        for weights in front.points:
+            if method == "modpo":
+                yield _modpo_point(front, weights, pieces, stages)
+            elif method != "dpo":
+                yield _combined_point(front, method, weights, stages)
+
+
+def _end(front: FrontConfig, name: str, stages: Stages) -> Entry:
+    run = single_out(front, name)
+    return Entry(
+        f"dpo_{name}",
+        "dpo",
+        weights={other: float(other == name) for other in front.names},
+        make=lambda policies: policies.run(run),
+        base=name,
+        run=run,
+        cost=single_cost(front, name, stages),
+    )
+
+
+def _modpo_point(
+    front: FrontConfig, weights: Mapping[str, float], pieces: Pieces, stages: Stages
+) -> Entry:
+    run = point_out(front, weights)
+    return Entry(
+        point_name("modpo", weights),
+        "modpo",
+        weights,
+        make=lambda policies: policies.run(run),
+        base=front.base(weights),
+        run=run,
+        cost=point_cost(front, weights, pieces, stages),
+    )
+
+
+def _combined_point(
+    front: FrontConfig, method: str, weights: Mapping[str, float], stages: Stages
+) -> Entry:
+    """The DPO policies mixed when decoding, or averaged."""
+    name = point_name(method, weights)
+    weight_of_run = {single_out(front, of): weight for of, weight in weights.items()}
+
+    def make(policies: FrontPolicies) -> Candidate:
+        if method == "mod":
+            return policies.mix(weight_of_run)
+        soup = Path(front.run.out) / "soups" / name
+        if not soup.is_dir():
+            how = method.removeprefix("soup_")
+            merge(weight_of_run, soup, how=how, adapter=True, step=LATEST)
+        return policies.adapter(soup)
+
+    return Entry(name, method, weights, make, cost=combined_cost(front, stages))

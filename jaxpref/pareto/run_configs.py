@@ -1,0 +1,50 @@
+"""The runs of a front: their directories and their configurations."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jaxpref.config import Config
+from jaxpref.pareto.config import FrontConfig, point_name
+
+
+def single_out(front: FrontConfig, name: str) -> str:
+    """Directory of the DPO run of one objective."""
+    return str(Path(front.run.out) / "dpo" / name)
+
+
+def point_out(front: FrontConfig, weights: Mapping[str, float]) -> str:
+    """Directory of the MODPO run of one weight vector."""
+    return str(Path(front.run.out) / "points" / point_name("modpo", weights))
+
+
+def single_run(front: FrontConfig, name: str, train: Sequence[str], eval: Sequence[str]) -> Config:
+    """The DPO run of one objective.
+
+    Every policy is measured at the end, on the same pairs; a run evaluates itself only if
+    `train.eval_every` is set.
+
+    Args:
+        train, eval: its pairs, scored where they have to be relabelled.
+    """
+    relabel = None if front.objective(name).train else name
+    data = replace(front.run.data, train=list(train), eval=list(eval), prefer=relabel)
+    dpo = {"name": "dpo", "beta": front.pareto.beta}
+    return replace(front.run, out=single_out(front, name), data=data, objective=[dpo])
+
+
+def point_run(
+    front: FrontConfig, weights: Mapping[str, float], train: Sequence[str], eval: Sequence[str]
+) -> Config:
+    """The MODPO run of one weight vector.
+
+    Args:
+        train, eval: the base's pairs, with scores of the other objectives.
+    """
+    base = front.base(weights)
+    others = [name for name in front.names if name != base]
+    single = single_run(front, base, train, eval)
+    w = [weights[base], *(weights[name] for name in others)]
+    modpo = {"name": "modpo", "beta": front.pareto.beta, "w": w}
+    data = replace(single.data, other_rewards=others)
+    return replace(single, out=point_out(front, weights), data=data, objective=[modpo])
