@@ -14,8 +14,9 @@ from jax import lax
 
 from jaxpref.generation.mixing import Mix, mixed_logits, whole_params
 from jaxpref.generation.opening import Mixed, Opened, open_source
-from jaxpref.models.decoder import Model
-from jaxpref.models.logprobs import States, hidden_states, logits, sums_of_completions
+from jaxpref.models.chunked_head import States, logits
+from jaxpref.models.logprobs import hidden_states, sums_of_completions
+from jaxpref.models.model import Model
 from jaxpref.runs.cached_reference import compute_logps
 from jaxpref.sharding import constrain
 from jaxpref.types import Batch, EncodedGroup

@@ -2,7 +2,6 @@
 once."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,8 @@ from jaxpref.config import Config
 from jaxpref.errors import InputError
 from jaxpref.generation.decoding import DecodingModel, decodes_unstacked, decoding_model
 from jaxpref.generation.mixing import Mix, Rule, mixture_of
-from jaxpref.models.decoder import Model
+from jaxpref.models.model import Model
+from jaxpref.models.parameters import CAST_BY_PRODUCTS, leaf_path
 from jaxpref.models.peft import base_of, is_adapter
 from jaxpref.models.quantize import Quantisation
 from jaxpref.models.spec import ModelSpec
@@ -27,12 +27,7 @@ from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.directory import as_policy, is_run, read_config, run_params
 from jaxpref.runs.params import load_params, with_adapter
 from jaxpref.settings import load_config
-from jaxpref.sharding import leaf_path
 from jaxpref.step.policy import split
-
-_CAST_BY_PRODUCTS = re.compile(
-    r"embed/table|head/kernel|layers/attention/[qkvo]|layers/(mlp|experts)/(gate|up|down|router)"
-)
 
 
 class Opened(NamedTuple):
@@ -287,7 +282,7 @@ def _shared(key: _BaseKey, bases: Sequence[_BaseKey], reference: bool) -> _BaseK
 def _cast(params: Any, pieces: Pieces) -> Any:
     """The weights that every product would cast, cast once."""
     dtype = jnp.dtype(pieces.dtype)
-    cast = lambda path, x: x.astype(dtype) if _CAST_BY_PRODUCTS.fullmatch(leaf_path(path)) else x
+    cast = lambda path, x: x.astype(dtype) if leaf_path(path) in CAST_BY_PRODUCTS else x
     return jax.tree_util.tree_map_with_path(cast, params)
 
 

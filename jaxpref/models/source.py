@@ -28,7 +28,7 @@ class Checkpoint:
     """As in generation_config.json."""
     load_params: Callable[..., dict[str, Any]]
     """`load_params(dtype=np.float32, put=None)` -> parameter tree; see
-    `jaxpref.models.weights.load_tree`."""
+    `jaxpref.models.loading.load_tree`."""
     load_tokenizer: Callable[[], Any]
     """-> a transformers tokenizer.  InputError when the checkpoint has none."""
 

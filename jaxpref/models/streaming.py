@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxpref.models.weights import Index, ReadSlice
+from jaxpref.models.stored import Index, ReadSlice
 
 PIECE_BYTES = 2**25
 """Leaves larger than this are filled in pieces of about this size; one layer is the smallest
@@ -31,7 +31,7 @@ def place_leaf(
     Args:
         shape, dtype: of the leaf.
         read_slice: `read_slice(index)` reads one contiguous slice an axis, in that dtype
-            (`weights.load_tree`).
+            (`loading.load_tree`).
     """
     rows = max(1, PIECE_BYTES // (int(np.prod(shape[1:])) * np.dtype(dtype).itemsize))
     if rows >= shape[0] or sharding.shard_shape(shape)[0] < shape[0]:

@@ -10,7 +10,7 @@ from jaxpref.generation.answer_logps import answer_logps
 from jaxpref.generation.completions import Completion, Settings, complete
 from jaxpref.generation.mixing import Mix, Rule
 from jaxpref.generation.opening import Mixed, Opened, open_source, opened_mix
-from jaxpref.models.spec import LORA
+from jaxpref.models.parameters import LORA
 from jaxpref.pareto.measure import Candidate
 from jaxpref.runs.adapters import read_adapter
 from jaxpref.runs.build import build

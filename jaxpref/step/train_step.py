@@ -19,8 +19,9 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxpref.models.parameters import leaf_path
+from jaxpref.models.placement import constrain_params, param_shardings
 from jaxpref.objectives import Part
-from jaxpref.sharding import constrain_params, leaf_path, param_shardings
 from jaxpref.step.batch_loss import (
     LossSpec,
     all_logps,

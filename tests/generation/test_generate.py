@@ -18,7 +18,7 @@ from jaxpref.generation.completions import Settings, complete, generate, open_po
 from jaxpref.generation.decoding import DecodingModel, Generator, decodes_unstacked, decoding_model
 from jaxpref.generation.prompts import given_prompts
 from jaxpref.generation.sampling import Sampling
-from jaxpref.models.logprobs import logits
+from jaxpref.models.chunked_head import logits
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 

@@ -22,9 +22,9 @@ from jaxpref.generation.opening import reweighted
 from jaxpref.generation.prompts import given_prompts
 from jaxpref.generation.sampling import Sampling
 from jaxpref.models import lora
+from jaxpref.models.parameters import LORA
 from jaxpref.models.peft import save_adapter
 from jaxpref.models.source import open_checkpoint
-from jaxpref.models.spec import LORA
 from jaxpref.runs.cached_reference import compute_logps
 from jaxpref.types import EncodedGroup
 

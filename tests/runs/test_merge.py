@@ -14,8 +14,8 @@ from jaxpref import cli
 from jaxpref.errors import InputError
 from jaxpref.generation.completions import open_source
 from jaxpref.models import lora, peft
+from jaxpref.models.parameters import flatten
 from jaxpref.models.source import open_checkpoint
-from jaxpref.models.weights import flatten
 from jaxpref.runs import merge
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")

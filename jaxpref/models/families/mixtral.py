@@ -24,7 +24,7 @@ from jaxpref.models.families.tensors import (
 from jaxpref.models.spec import ModelSpec
 
 _OTHER = {**EMBED, **ATTENTION_NORM, **ATTENTION, **MLP_NORM, **TOP}
-WEIGHTS = _OTHER | experts(
+TENSORS = _OTHER | experts(
     router="block_sparse_moe.gate.weight",
     gate="block_sparse_moe.experts.{expert}.w1.weight",
     up="block_sparse_moe.experts.{expert}.w3.weight",

@@ -20,20 +20,20 @@ from jaxpref.models.families.tensors import (
     TOP,
 )
 from jaxpref.models.spec import LongRope, ModelSpec
-from jaxpref.models.weights import Weight
+from jaxpref.models.stored import StoredLeaf
 
 _QKV = "model.layers.{layer}.self_attn.qkv_proj.weight"
 _GATE_UP = "model.layers.{layer}.mlp.gate_up_proj.weight"
-WEIGHTS = {
+TENSORS = {
     **EMBED,
     **ATTENTION_NORM,
-    "layers/attention/q": Weight(_QKV, "[NH]+MH+MH,D -> DNH"),
-    "layers/attention/k": Weight(_QKV, "NH+[MH]+MH,D -> DMH"),
-    "layers/attention/v": Weight(_QKV, "NH+MH+[MH],D -> DMH"),
+    "layers/attention/q": StoredLeaf(_QKV, "[NH]+MH+MH,D -> DNH"),
+    "layers/attention/k": StoredLeaf(_QKV, "NH+[MH]+MH,D -> DMH"),
+    "layers/attention/v": StoredLeaf(_QKV, "NH+MH+[MH],D -> DMH"),
     "layers/attention/o": LLAMA["layers/attention/o"],
     **MLP_NORM,
-    "layers/mlp/gate": Weight(_GATE_UP, "[F]+F,D -> DF"),
-    "layers/mlp/up": Weight(_GATE_UP, "F+[F],D -> DF"),
+    "layers/mlp/gate": StoredLeaf(_GATE_UP, "[F]+F,D -> DF"),
+    "layers/mlp/up": StoredLeaf(_GATE_UP, "F+[F],D -> DF"),
     "layers/mlp/down": LLAMA["layers/mlp/down"],
     **TOP,
 }

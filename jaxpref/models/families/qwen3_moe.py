@@ -26,7 +26,7 @@ from jaxpref.models.families.tensors import (
 from jaxpref.models.spec import ModelSpec
 
 _OTHER = {**EMBED, **ATTENTION_NORM, **ATTENTION, **HEAD_NORM, **MLP_NORM, **TOP}
-WEIGHTS = _OTHER | experts(
+TENSORS = _OTHER | experts(
     router="mlp.gate.weight",
     gate="mlp.experts.{expert}.gate_proj.weight",
     up="mlp.experts.{expert}.up_proj.weight",

@@ -17,7 +17,7 @@ from jaxpref.models.families.rope import read_rope, written_rope
 from jaxpref.models.families.tensors import LLAMA, ROTARY_BUFFERS
 from jaxpref.models.spec import LayerKind, ModelSpec
 
-WEIGHTS = LLAMA
+TENSORS = LLAMA
 IGNORED_TENSORS = ROTARY_BUFFERS
 DEFAULTS = {"num_key_value_heads": 4, "no_rope_layer_interval": 4, "tie_word_embeddings": True}
 

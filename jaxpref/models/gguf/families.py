@@ -17,7 +17,7 @@ from gguf import MODEL_ARCH
 from jaxpref.errors import InputError
 from jaxpref.models.families import forms
 from jaxpref.models.spec import ModelSpec
-from jaxpref.models.weights import Weight, used_weights
+from jaxpref.models.stored import StoredLeaf, used_leaves
 
 # Metadata key (after the architecture's name) -> Hugging Face config key.
 _SHARED = {
@@ -42,10 +42,10 @@ _GPT2 = {
     "vocab_size": "vocab_size",
 }
 _EXPERTS = {
-    "layers/experts/router": Weight("blk.{layer}.ffn_gate_inp.weight", "E,D -> DE"),
-    "layers/experts/gate": Weight("blk.{layer}.ffn_gate_exps.weight", "E,F,D -> EDF"),
-    "layers/experts/up": Weight("blk.{layer}.ffn_up_exps.weight", "E,F,D -> EDF"),
-    "layers/experts/down": Weight("blk.{layer}.ffn_down_exps.weight", "E,D,F -> EFD"),
+    "layers/experts/router": StoredLeaf("blk.{layer}.ffn_gate_inp.weight", "E,D -> DE"),
+    "layers/experts/gate": StoredLeaf("blk.{layer}.ffn_gate_exps.weight", "E,F,D -> EDF"),
+    "layers/experts/up": StoredLeaf("blk.{layer}.ffn_up_exps.weight", "E,F,D -> EDF"),
+    "layers/experts/down": StoredLeaf("blk.{layer}.ffn_down_exps.weight", "E,D,F -> EFD"),
 }
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """No weights: they are read into the config."""
@@ -136,10 +136,10 @@ def hf_config(
     return config | {prefix + key: value for key, value in rest.items()}
 
 
-def stored_weights(architecture: Architecture, spec: ModelSpec) -> dict[str, Weight]:
+def stored_weights(architecture: Architecture, spec: ModelSpec) -> dict[str, StoredLeaf]:
     """Leaf path -> tensor of the file."""
     names, table = gguf.get_tensor_name_map(architecture.arch, 1), {}
-    for path, weight in used_weights(forms(spec.family)[0], spec).items():
+    for path, weight in used_leaves(forms(spec.family)[0], spec).items():
         if path in _EXPERTS:
             table[path] = _EXPERTS[path]
             continue
@@ -149,7 +149,7 @@ def stored_weights(architecture: Architecture, spec: ModelSpec) -> dict[str, Wei
         ):  # the converter turns them around
             stored = ",".join(reversed(stored.split(",")))
         name = names.get_name(weight.name.format(layer=0), try_suffixes=(".weight", ".bias"))
-        table[path] = Weight(name.replace("blk.0.", "blk.{layer}."), f"{stored} -> {leaf}")
+        table[path] = StoredLeaf(name.replace("blk.0.", "blk.{layer}."), f"{stored} -> {leaf}")
     return table
 
 

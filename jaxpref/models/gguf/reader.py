@@ -25,8 +25,9 @@ from jaxpref.models.gguf.families import (
     hf_config,
     stored_weights,
 )
+from jaxpref.models.loading import Put, TensorSource, load_tree
 from jaxpref.models.spec import ModelSpec
-from jaxpref.models.weights import Index, Put, TensorSource, load_tree
+from jaxpref.models.stored import Index
 
 _SCALARS = {
     GGUFValueType.UINT8: "u1",
@@ -75,7 +76,7 @@ class GgufFile:
 
     def load_params(self, *, dtype: Any = np.float32, put: Put | None = None) -> dict[str, Any]:
         """The parameter tree, dequantised; arguments and errors as in
-        `jaxpref.models.weights.load_tree`."""
+        `jaxpref.models.loading.load_tree`."""
         table = stored_weights(self.architecture, self.spec)
         source = TensorSource(
             str(self.path), {name: t.shape for name, t in self.tensors.items()}, self._read
