@@ -19,7 +19,7 @@ from jaxpref.errors import InputError
 AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
 
 # Logical axis -> mesh axes.  `vocab` takes both parameter axes, so neither the embedding nor the
-# head is ever gathered: a token's logits are computed where the vocabulary lies and only the
+# LM head is ever gathered: a token's logits are computed where the vocabulary lies and only the
 # softmax's sums travel.
 LOGICAL: dict[str, Any] = {
     "rows": ("data", "fsdp"),
@@ -67,11 +67,11 @@ def logical_spec(logical: tuple[str | None, ...]) -> P:
 
 
 def vocab_ways(mesh: Mesh) -> int:
-    """Devices over which the vocabulary lies; embedding and head are padded with zeros to a
-    multiple of it.
+    """Devices over which the vocabulary lies.
 
-    The rows behind the vocabulary stay zero: no token looks them up and no logit is made of them,
-    so their gradient is zero, and with it every optimizer's update and decay.
+    Embedding and LM head are padded with zeros to a multiple of it.  The rows behind the vocabulary
+    stay zero: no token looks them up and no logit is made of them, so their gradient is zero, and
+    with it every optimizer's update and decay.
     """
     return math.prod(mesh.shape[name] for name in LOGICAL["vocab"])
 

@@ -28,8 +28,7 @@ class TensorSource(NamedTuple):
     """The file or directory, for error messages."""
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str, Index], np.ndarray]
-    """`read(name, index)` -> a new array: never a view of the file, which is closed after
-    loading."""
+    """`read(name, index)` -> a new array, never a view of the file, which is closed later."""
 
 
 def check_shapes(

@@ -24,8 +24,11 @@ from jaxpref.models.quantize import as_array
 TARGETS: dict[str, tuple[str, str]] = {
     path.removeprefix("layers/"): (leaf.summed, leaf.outputs) for path, leaf in ADAPTABLE.items()
 }
-"""Weights that an adapter may be put on, by their path below `layers`: the axes that their product
-sums over, and those of its output.  The experts of a mixture are not among them."""
+"""Weight that an adapter may be put on, by its path below `layers` -> axes of inputs and outputs.
+
+They are the axes that its product sums over, and those of the product's output.  The experts of a
+mixture are not among them.
+"""
 
 
 @dataclass(frozen=True)

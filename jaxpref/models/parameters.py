@@ -93,8 +93,10 @@ class Leaf:
     summed: str = ""
     """Letters that its product with an activation sums over; empty: not a factor of a product."""
     adaptable: bool = False
-    """Whether an adapter may lie on it and, frozen below one, it may be quantised.  Its axes are
-    the layers', then those summed over, then the output's."""
+    """Whether an adapter may lie on it and, frozen below one, it may be quantised.
+
+    Its axes are then the layers', those summed over, and the output's, in this order.
+    """
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Args: sizes: of the letters (`axis_sizes`)."""

@@ -88,8 +88,10 @@ class StoredLeaf:
         return tuple(sizes[a] for a in self.leaf_axes)
 
     def read(self, sizes: Mapping[str, int], index: Index, read_stored: ReadSlice) -> np.ndarray:
-        """The part `index` (contiguous, over `leaf_axes`) of one stored tensor's leaf, reading no
-        more than it must.
+        """A part of one stored tensor's leaf, reading no more than it must.
+
+        Args:
+            index: of the part, contiguous, over `leaf_axes`.
 
         Letters behind the first of a flattened axis are read whole and cut afterwards: a stored
         file offers contiguous ranges only.

@@ -1,5 +1,4 @@
-"""Gemma 2: soft caps, every other layer local, norms of 1 + w before and behind each part, a scaled
-embedding."""
+"""Gemma 2: soft caps, every other layer local, norms of 1 + w on both sides, a scaled embedding."""
 
 from typing import Any
 

@@ -39,7 +39,7 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     """The spec of a Hugging Face config; arguments and errors as in `llama.from_hf`.
 
     The attributes of the auxiliary loss are ignored: it is an objective of its own,
-        `router_balance`.
+    `router_balance`.
     """
     ignored = ["output_router_logits", "router_aux_loss_coef"]
     read = ConfigReader(config, "Mixtral", where, defaults=DEFAULTS, ignored=ignored)

@@ -1,5 +1,4 @@
-"""Phi-3, Phi-3.5 and Phi-4: fused projections, a window, LongRoPE; Phi-4-mini rotates a part of
-each head."""
+"""Phi-3, Phi-3.5 and Phi-4: fused projections, a window, LongRoPE, heads rotated in part."""
 
 from typing import Any
 
@@ -64,15 +63,17 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
 def _check_rotated(read: ConfigReader, fields: dict[str, Any]) -> None:
     rotated = int(fields["head_dim"] * fields["partial_rotary"])
     if rotated % 2 or not rotated:
+        part = fields["partial_rotary"]
         read.problems.append(
-            f"partial_rotary_factor = {fields['partial_rotary']} rotates {rotated} of each head, not pairs"
+            f"partial_rotary_factor = {part} rotates {rotated} of each head, not pairs"
         )
     rope = fields["rope_scaling"]
-    for name in ("short_factor", "long_factor") if isinstance(rope, LongRope) else ():
-        if len(getattr(rope, name)) != rotated // 2:
-            read.problems.append(
-                f"{len(getattr(rope, name))} numbers in {name}, not {rotated // 2}"
-            )
+    if not isinstance(rope, LongRope):
+        return
+    for name in ("short_factor", "long_factor"):
+        count = len(getattr(rope, name))
+        if count != rotated // 2:
+            read.problems.append(f"{count} numbers in {name}, not {rotated // 2}")
 
 
 def to_hf(spec: ModelSpec) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     """The spec of a Hugging Face config; arguments and errors as in `llama.from_hf`.
 
     The attributes of the auxiliary loss are ignored: it is an objective of its own,
-        `router_balance`.
+    `router_balance`.
     """
     read = ConfigReader(
         config,

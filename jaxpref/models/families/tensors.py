@@ -56,12 +56,11 @@ TOP = {
 }
 
 LLAMA = {**EMBED, **ATTENTION_NORM, **ATTENTION, **MLP_NORM, **MLP, **TOP}
-"""A model has the leaves that its spec says (`weights.used_leaves`): biases and an own head are
-optional."""
+"""Of these a model has the leaves that its spec says (`stored.used_leaves`)."""
 
 
 def experts(router: str, gate: str, up: str, down: str) -> dict[str, StoredLeaf]:
-    """A mixture stored with a tensor an expert, under these names inside a layer."""
+    """A mixture stored with one tensor per expert, under these names inside a layer."""
     return {
         "layers/experts/router": StoredLeaf(_LAYER + router, "E,D -> DE"),
         "layers/experts/gate": StoredLeaf(_LAYER + gate, "F,D -> DF"),
