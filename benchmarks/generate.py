@@ -170,7 +170,8 @@ def jaxpref(job: dict) -> dict:
     """`jaxpref.generate`, the model opened once."""
     import jax
 
-    from jaxpref.generation.completions import Settings, complete, open_policy
+    from jaxpref.generation.completions import Settings, complete
+    from jaxpref.generation.opening import open_policy
     from jaxpref.generation.prompts import given_prompts
 
     pieces, params = open_policy(job["model"])

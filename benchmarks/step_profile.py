@@ -31,11 +31,11 @@ from jaxpref.data.pack import Layout, row_tokens
 from jaxpref.errors import InputError
 from jaxpref.models.decoder import REMAT_POLICIES, build_model
 from jaxpref.models.logprobs import completion_logps
+from jaxpref.models.parameters import leaf_path
 from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.runs.build import param_shapes
 from jaxpref.runs.flops import step_flops
-from jaxpref.sharding import leaf_path
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from jaxpref.config import Config
     from jaxpref.errors import InputError
     from jaxpref.evaluation import evaluate_answers, evaluate_preferences, evaluate_run
-    from jaxpref.generation.completions import Completion, Mix, generate
+    from jaxpref.generation.completions import Completion, generate
+    from jaxpref.generation.mixing import Mix
     from jaxpref.models.peft import load_adapters
     from jaxpref.objectives import ObjectiveOutput
     from jaxpref.rewards import score_data

@@ -16,7 +16,7 @@ import tiny
 from jaxpref import Mix
 from jaxpref.data.encode import encode_groups
 from jaxpref.generation.answer_logps import answer_logps
-from jaxpref.generation.completions import open_source
+from jaxpref.generation.opening import open_source
 from jaxpref.runs import merge
 from jaxpref.runs.build import build
 from jaxpref.runs.directory import run_params

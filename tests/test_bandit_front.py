@@ -5,7 +5,8 @@ import pytest
 import tiny
 from bandit import BETA, DISTANCE, PROMPT, REWARDS, TEXTS, Front, distance, logps_of, normal
 
-from jaxpref.generation.completions import generate, open_source
+from jaxpref.generation.completions import generate
+from jaxpref.generation.opening import open_source
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile", "any_mesh")]
 

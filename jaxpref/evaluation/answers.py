@@ -9,7 +9,9 @@ from typing import Any
 
 from jaxpref.data.sources import read_rows
 from jaxpref.errors import InputError
-from jaxpref.generation.completions import Completion, Mix, Settings, complete, open_source
+from jaxpref.generation.completions import Completion, Settings, complete
+from jaxpref.generation.mixing import Mix
+from jaxpref.generation.opening import open_source
 from jaxpref.generation.prompts import read_prompts, to_prompt
 from jaxpref.types import Group
 

@@ -14,8 +14,9 @@ from jax import lax
 from jaxpref.generation.mixed_distribution import mixed_logits
 from jaxpref.generation.mixing import Mix, whole_params
 from jaxpref.generation.opening import MixedModels, OpenPolicy, open_source
-from jaxpref.models.decoder import Model
-from jaxpref.models.logprobs import States, hidden_states, logits, sums_of_completions
+from jaxpref.models.chunked_head import States, logits
+from jaxpref.models.logprobs import hidden_states, sums_of_completions
+from jaxpref.models.model import Model
 from jaxpref.runs.feed import check_positions
 from jaxpref.runs.sequence_logps import compute_logps
 from jaxpref.sharding import constrain

@@ -1,6 +1,5 @@
 """The parameters of policies that are decoded together, read so that a shared base is held once."""
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,18 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.generation.sources import Source
+from jaxpref.models.parameters import CAST_BY_PRODUCTS, leaf_path
 from jaxpref.models.quantize import Quantisation
 from jaxpref.runs.adapters import quantisation
 from jaxpref.runs.build import Pieces
 from jaxpref.runs.directory import run_params
 from jaxpref.runs.params import load_params, with_adapter
-from jaxpref.sharding import leaf_path
 from jaxpref.step.policy import split
-
-_CAST_BY_PRODUCTS = re.compile(
-    r"embed/table|head/kernel|layers/attention/[qkvo]|layers/(mlp|experts)/(gate|up|down|router)"
-)
-
 
 class _BaseKey(NamedTuple):
     """What must agree for two policies to read the same arrays."""
@@ -107,5 +101,5 @@ def _adapter_params(source: Source, step: str, base: Any) -> Any:
 def _cast(params: Any, pieces: Pieces) -> Any:
     """The weights that every product would cast, cast once."""
     dtype = jnp.dtype(pieces.dtype)
-    cast = lambda path, x: x.astype(dtype) if _CAST_BY_PRODUCTS.fullmatch(leaf_path(path)) else x
+    cast = lambda path, x: x.astype(dtype) if leaf_path(path) in CAST_BY_PRODUCTS else x
     return jax.tree_util.tree_map_with_path(cast, params)

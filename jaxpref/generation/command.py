@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxpref.errors import InputError
-from jaxpref.generation.completions import Completion, Settings, complete, open_source
+from jaxpref.generation.completions import Completion, Settings, complete
 from jaxpref.generation.mixed_distribution import DIVERGENCES
 from jaxpref.generation.mixing import Mix, parse_policies
+from jaxpref.generation.opening import open_source
 from jaxpref.generation.prompts import read_prompts
 from jaxpref.generation.sampling import Sampling
 

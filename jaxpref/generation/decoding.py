@@ -20,8 +20,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxpref.generation.sampling import Sampling, choose, row_keys
-from jaxpref.models.decoder import Model
-from jaxpref.models.logprobs import logits
+from jaxpref.models.chunked_head import logits
+from jaxpref.models.model import Model
 from jaxpref.models.transposed import in_rows
 from jaxpref.sharding import constrain, row_ways
 

@@ -19,7 +19,7 @@ from jaxpref.generation.decoding import (
 from jaxpref.generation.mixed_distribution import Rule
 from jaxpref.generation.mixing import Mix, mixture_of
 from jaxpref.generation.sources import Source, check_same_vocabulary, find_source
-from jaxpref.models.decoder import Model
+from jaxpref.models.model import Model
 from jaxpref.models.spec import ModelSpec
 from jaxpref.runs.build import Pieces
 from jaxpref.runs.directory import is_run

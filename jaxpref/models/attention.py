@@ -1,10 +1,13 @@
-"""Causal attention over packed, prefix-shared rows: a key at column k is visible to column q iff k
-<= q < expiry[k] and, where the layer has a window, position[q] - position[k] < window.
+"""Causal attention over packed, prefix-shared rows.
+
+A key at index k is visible to the query at index q of the same row iff k <= q < expiry[k] and,
+where the layer has a window, position[q] - position[k] < window.
 
 Blockwise with an online softmax (Milakov & Gimelshein, arXiv 1805.02867; FlashAttention, arXiv
-2205.14135), so that [L, L] scores never exist, and with the column-wise mask of FlashMask (arXiv
-2410.01359): per block of queries the loop starts at the first block of keys that any of them may
-see.  A row of short groups therefore costs what the groups cost, not what the row costs.
+2205.14135), so that [L, L] attention logits never exist, and with the mask of FlashMask (arXiv
+2410.01359), one number per key: per block of queries the loop starts at the first block of keys
+that any of them may see.  A row of short groups therefore costs what the groups cost, not what the
+row costs.
 
 Plain XLA: the same code runs on CPU, GPU and TPU, and shards over rows and heads.
 """
@@ -16,15 +19,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Finite, so that the running maximum of a query that sees nothing (padding) never makes inf - inf.
-_MASKED = -1e30
+MASKED = -1e30
+"""Attention logit of a key that is not seen.
+
+Finite, so that the running maximum of a query that sees nothing (padding) never makes inf - inf.
+"""
 
 
 class Mask(NamedTuple):
     """Which keys a query sees."""
 
     expiry_RL: jax.Array
-    """int32, one past the last column whose query may see the key of this column; 0 for padding."""
+    """int32, one past the last index whose query may see the key at this index; 0 for padding."""
     position_RL: jax.Array | None = None
     """int32 position inside its own branch; read where there is a window."""
     window: jax.Array | None = None
@@ -46,17 +52,17 @@ def attention(
     Args:
         q_RLNH: queries, rotated.
         k_RLMH, v_RLMH: keys (rotated) and values.
-        block: columns of a block; must divide L.
-        scale: multiplies the scores.
-        softcap: scores become softcap * tanh(score / softcap), before the mask.
+        block: tokens of a block; must divide L.
+        scale: multiplies the attention logits.
+        softcap: attention logits become softcap * tanh(logit / softcap), before the mask.
     Returns:
         [R, L, N, H] in the dtype of q; zeros where a query sees no key (padding).
     """
     R, L, N, H = q_RLNH.shape
     M = k_RLMH.shape[2]
     assert L % block == 0 and N % M == 0
-    # Heads first, the queries of one key head side by side: every product below is then a plain
-    #     batched matmul.
+    # Heads first, the J queries of one key head side by side: every product below is then a plain
+    # batched matmul.
     q_RMJLH = q_RLNH.reshape(R, L, M, N // M, H).transpose(0, 2, 3, 1, 4)
     q_RMJLH = scaled(q_RMJLH, scale)
     k_RMLH, v_RMLH = k_RLMH.transpose(0, 2, 1, 3), v_RLMH.transpose(0, 2, 1, 3)
@@ -69,6 +75,13 @@ def scaled(q: jax.Array, scale: float) -> jax.Array:
     return (q.astype(jnp.float32) * scale).astype(q.dtype)
 
 
+def capped(logits: jax.Array, softcap: float | None) -> jax.Array:
+    """softcap * tanh(logit / softcap); None: the logits as they are."""
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
+# The gradient is written out: autodiff of the loop over key blocks would keep the probabilities of
+# every block, [L, L] in all, where the logits computed again and one number per query do.
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _blockwise(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap):
     return _forward(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap)[0]
@@ -79,12 +92,14 @@ def _block(x, i, block, axis):
 
 
 def _first_visible_block(mask: Mask, block):
-    """[blocks] int32: the first block of keys that some query of block i may see; i + 1 where all
-    is padding."""
+    """[blocks] int32: the first block of keys that some query of block i may see.
+
+    It is i + 1, behind the last block that is read, where all is padding.
+    """
     blocks = mask.expiry_RL.shape[1] // block
     if mask.window is None:
-        last_query = mask.expiry_RL.reshape(-1, blocks, block).max((0, 2))
-        visible_ij = last_query[None, :] > (jnp.arange(blocks) * block)[:, None]
+        expiry_j = mask.expiry_RL.reshape(-1, blocks, block).max((0, 2))
+        visible_ij = expiry_j[None, :] > (jnp.arange(blocks) * block)[:, None]
     else:
         visible_ij = _within_window(mask, block)
     visible_ij &= jnp.arange(blocks)[None, :] <= jnp.arange(blocks)[:, None]
@@ -93,48 +108,46 @@ def _first_visible_block(mask: Mask, block):
 
 
 def _within_window(mask: Mask, block):
-    """[blocks, blocks] whether some query of block i, not past the key's expiry, is near enough to
-    a key of block j.
+    """[blocks, blocks] whether a query of block i is near enough to a key of block j to see it.
 
-    Of the queries before the expiry, which are the first ones of a block, the one with the smallest
-    position decides.
+    Of a key, the queries of a block before its expiry count, which are the block's first ones; the
+    one with the smallest position decides.
     """
     R, L = mask.expiry_RL.shape
     blocks = L // block
     nearest_RL = lax.cummin(mask.position_RL.reshape(R, blocks, block), axis=2).reshape(R, L)
-    last_query_RiL = (
-        jnp.minimum(mask.expiry_RL[:, None, :], (jnp.arange(1, blocks + 1) * block)[None, :, None])
-        - 1
-    )
-    position_RiL = jnp.take_along_axis(
-        nearest_RL[:, None, :], jnp.maximum(last_query_RiL, 0), axis=2
-    )
+    expiry_R1L = mask.expiry_RL[:, None, :]
+    end_i = (jnp.arange(1, blocks + 1) * block)[None, :, None]
+    last_query_RiL = jnp.minimum(expiry_R1L, end_i) - 1
+    nearest_R1L = nearest_RL[:, None, :]
+    at_RiL = jnp.maximum(last_query_RiL, 0)
+    position_RiL = jnp.take_along_axis(nearest_R1L, at_RiL, axis=2)
     before_expiry_RiL = last_query_RiL >= (jnp.arange(blocks) * block)[None, :, None]
     visible_RiL = before_expiry_RiL & (position_RiL - mask.position_RL[:, None, :] < mask.window)
     return visible_RiL.reshape(R, blocks, blocks, block).any((0, 3))
 
 
-def _scores(q_RMJCH, k_RMCH, softcap):
-    """Float32 scores of a block of queries against a block of keys, [R, M, J, C, C]."""
-    s = jnp.einsum("RMJqH,RMkH->RMJqk", q_RMJCH, k_RMCH, preferred_element_type=jnp.float32)
-    return s if softcap is None else softcap * jnp.tanh(s / softcap)
+def _logits(q_RMJqH, k_RMkH, softcap):
+    """Float32 attention logits of a block of queries and a block of keys, [R, M, J, q, k]."""
+    logits_RMJqk = jnp.einsum(
+        "RMJqH,RMkH->RMJqk", q_RMJqH, k_RMkH, preferred_element_type=jnp.float32
+    )
+    return capped(logits_RMJqk, softcap)
 
 
-def _masked(s_RMJqk, mask: Mask, i, j, block):
-    """The scores of query block i against key block j, those of unseen keys replaced."""
-    column_q = i * block + jnp.arange(block)
-    column_k = j * block + jnp.arange(block)
-    expiry_RC = _block(mask.expiry_RL, j, block, 1)
-    visible_Rqk = (column_k[None, None, :] <= column_q[None, :, None]) & (
-        column_q[None, :, None] < expiry_RC[:, None, :]
+def _masked(logits_RMJqk, mask: Mask, i, j, block):
+    """The logits of query block i and key block j, those of keys that are not seen replaced."""
+    index_q = i * block + jnp.arange(block)
+    index_k = j * block + jnp.arange(block)
+    expiry_Rk = _block(mask.expiry_RL, j, block, 1)
+    visible_Rqk = (index_k[None, None, :] <= index_q[None, :, None]) & (
+        index_q[None, :, None] < expiry_Rk[:, None, :]
     )
     if mask.window is not None:
-        position_q, position_k = (
-            _block(mask.position_RL, i, block, 1),
-            _block(mask.position_RL, j, block, 1),
-        )
-        visible_Rqk &= position_q[:, :, None] - position_k[:, None, :] < mask.window
-    return jnp.where(visible_Rqk[:, None, None], s_RMJqk, _MASKED)
+        position_Rq = _block(mask.position_RL, i, block, 1)
+        position_Rk = _block(mask.position_RL, j, block, 1)
+        visible_Rqk &= position_Rq[:, :, None] - position_Rk[:, None, :] < mask.window
+    return jnp.where(visible_Rqk[:, None, None], logits_RMJqk, MASKED)
 
 
 def _forward(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap):
@@ -146,28 +159,25 @@ def _forward(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap):
 
         def key_block(j, carry):
             top, total, acc = carry
-            s = _masked(_scores(q, _block(k_RMLH, j, block, 2), softcap), mask, i, j, block)
-            new_top = jnp.maximum(top, s.max(-1))
-            p = jnp.exp(
-                s - new_top[..., None]
-            )  # exactly 0 at masked keys, once the query has seen any key
-            shrink = jnp.exp(
-                top - new_top
-            )  # 0 when this block holds the first key seen, which wipes the ones before
-            pv = jnp.einsum(
-                "RMJqk,RMkH->RMJqH",
-                p.astype(v_RMLH.dtype),
-                _block(v_RMLH, j, block, 2),
-                preferred_element_type=jnp.float32,
-            )
+            k = _block(k_RMLH, j, block, 2)
+            logits = _masked(_logits(q, k, softcap), mask, i, j, block)
+            new_top = jnp.maximum(top, logits.max(-1))
+            # Exactly 0 at masked keys, once the query has seen any key.
+            p = jnp.exp(logits - new_top[..., None])
+            # Sums so far are relative to the old maximum.  This is 0 where the block holds the
+            # first key that the query sees, and wipes out what masked keys before it have added.
+            shrink = jnp.exp(top - new_top)
+            probs = p.astype(v_RMLH.dtype)
+            v = _block(v_RMLH, j, block, 2)
+            pv = jnp.einsum("RMJqk,RMkH->RMJqH", probs, v, preferred_element_type=jnp.float32)
             return new_top, total * shrink + p.sum(-1), acc * shrink[..., None] + pv
 
         zero = jnp.zeros((R, M, J, block), jnp.float32)
-        init = (zero + _MASKED, zero, jnp.zeros((R, M, J, block, H), jnp.float32))
+        init = (zero + MASKED, zero, jnp.zeros((R, M, J, block, H), jnp.float32))
         top, total, acc = lax.fori_loop(first[i], i + 1, key_block, init)
-        seen = top > _MASKED / 2
+        seen = top > MASKED / 2
         out = jnp.where(seen[..., None], acc / jnp.where(seen, total, 1.0)[..., None], 0.0)
-        # +inf where nothing is seen: the backward's exp(s - lse) is then exactly 0.
+        # +inf where nothing is seen: the backward pass's exp(logit - lse) is then exactly 0.
         lse = jnp.where(seen, top + jnp.log(jnp.where(seen, total, 1.0)), jnp.inf)
         return out.astype(q_RMJLH.dtype), lse
 
@@ -187,8 +197,9 @@ def _backward(block, softcap, saved, dout_RMJLH):
     q_RMJLH, k_RMLH, v_RMLH, mask, out_RMJLH, lse_RMJL = saved
     f32 = jnp.float32
     first = _first_visible_block(mask, block)
-    # FlashAttention's D_i: dot of the output with its cotangent; "highest", or a TPU might round
-    # float32 operands.
+    # The softmax's gradient is p * (dp - sum(p * dp)).  The sum over all keys is the dot product of
+    # the output with its cotangent (FlashAttention's D_i), so one pass over the blocks is enough.
+    # "highest", or a TPU might round float32 operands.
     delta_RMJL = jnp.einsum(
         "RMJLH,RMJLH->RMJL", out_RMJLH, dout_RMJLH, precision="highest", preferred_element_type=f32
     )
@@ -200,21 +211,24 @@ def _backward(block, softcap, saved, dout_RMJLH):
         def key_block(j, carry):
             dq, dk_RMLH, dv_RMLH = carry
             k, v = _block(k_RMLH, j, block, 2), _block(v_RMLH, j, block, 2)
-            s = _scores(q, k, softcap)
-            p = jnp.exp(_masked(s, mask, i, j, block) - lse[..., None])
+            logits = _logits(q, k, softcap)
+            p = jnp.exp(_masked(logits, mask, i, j, block) - lse[..., None])
             dp = jnp.einsum("RMJqH,RMkH->RMJqk", dout, v, preferred_element_type=f32)
-            ds = p * (dp - delta[..., None])
+            dlogits = p * (dp - delta[..., None])
             if softcap is not None:  # d(c tanh(x / c)) / dx = 1 - tanh(x / c)^2
-                ds *= 1.0 - (s / softcap) ** 2
-            ds = ds.astype(q.dtype)
+                dlogits *= 1.0 - (logits / softcap) ** 2
+            dlogits = dlogits.astype(q.dtype)
             dv = jnp.einsum(
                 "RMJqk,RMJqH->RMkH", p.astype(v.dtype), dout, preferred_element_type=f32
             )
-            dk = jnp.einsum("RMJqk,RMJqH->RMkH", ds, q, preferred_element_type=f32)
-            dq = dq + jnp.einsum("RMJqk,RMkH->RMJqH", ds, k, preferred_element_type=f32)
-            add = lambda x, dx: lax.dynamic_update_slice_in_dim(
-                x, _block(x, j, block, 2) + dx, j * block, 2
-            )
+            dk = jnp.einsum("RMJqk,RMJqH->RMkH", dlogits, q, preferred_element_type=f32)
+            dq = dq + jnp.einsum("RMJqk,RMkH->RMJqH", dlogits, k, preferred_element_type=f32)
+
+            def add(x, dx):
+                return lax.dynamic_update_slice_in_dim(
+                    x, _block(x, j, block, 2) + dx, j * block, axis=2
+                )
+
             return dq, add(dk_RMLH, dk), add(dv_RMLH, dv)
 
         dq0 = jnp.zeros(q.shape, f32)

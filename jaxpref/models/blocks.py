@@ -1,5 +1,7 @@
-"""One layer of the decoder: thin Linen shells for names and initialisation around the functions of
-layers.py."""
+"""One layer of the decoder: Linen shells around the functions of layers.py.
+
+They give names and initial values to the parameters, whose shapes are in parameters.py.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxpref.models import experts, layers
+from jaxpref.models import experts, layers, parameters
 from jaxpref.models.lora import LoraSpec, adapted
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.transposed import Transposed
@@ -24,13 +26,13 @@ class Shared(NamedTuple):
     rope: tuple[jax.Array, jax.Array] | None
     """cos and sin, [R, L, 1, h]; with a leading axis of rotations where layers differ."""
     real_RL: jax.Array
-    """Which columns are not padding."""
-    view: Any
-    """What `attend` reads."""
+    """Which tokens are not padding."""
+    visibility: Any
+    """What `attend` decides by which keys a query sees."""
 
 
 class Carry(NamedTuple):
-    """What goes from layer to layer."""
+    """What every layer takes from the one before."""
 
     x_RLD: jax.Array
     memory: Any
@@ -39,36 +41,31 @@ class Carry(NamedTuple):
     """Sum of `experts.statistics` over the layers, where asked for."""
 
 
-def _weigh(
-    module, name: str, equation: str, x: jax.Array, shape: tuple[int, ...], bias: bool = False
-) -> jax.Array:
-    """x times the parameter `name`, with the adapter of this name if there is one, and
-    `<name>_bias`."""
-    w = _weight(module, name, shape)
+def _product(module, name: str, equation: str, x: jax.Array, *, bias: bool = False) -> jax.Array:
+    """x times the parameter `name` and its adapter, if there is one, plus `<name>_bias`."""
+    w = _weight(module, name)
     if module.has_variable("lora", name):
         key = module.make_rng("dropout") if module.has_rng("dropout") else None
         y = adapted(equation, x, w, module.get_variable("lora", name), module.lora, key)
     else:
         y = layers.product(equation, x, w)
     if bias:
-        inputs, y_axes = equation.split("->")
-        w_axes = inputs.split(",")[1]
-        out = tuple(size for axis, size in zip(w_axes, shape, strict=True) if axis in y_axes)
-        y = (
-            y
-            + module.param(f"{name}_bias", nn.initializers.zeros, out).astype(jnp.float32)[
-                None, None
-            ]
-        )
+        b = module.param(f"{name}_bias", nn.initializers.zeros, _shape(module, f"{name}_bias"))
+        y = y + b.astype(jnp.float32)[None, None]
     return y.astype(x.dtype)
 
 
-def _weight(module, name: str, shape: tuple[int, ...]):
-    if module.has_variable("params", name) and isinstance(
-        w := module.get_variable("params", name), Transposed
-    ):
-        return w  # Linen would miss the shape
-    return module.param(name, WEIGHT_INIT, shape)
+def _weight(module, name: str):
+    if module.has_variable("params", name):
+        w = module.get_variable("params", name)
+        if isinstance(w, Transposed):
+            return w  # `param` would compare its shape
+    return module.param(name, WEIGHT_INIT, _shape(module, name))
+
+
+def _shape(module, name: str) -> tuple[int, ...]:
+    """The shape of one layer's parameter, as the table of parameters says."""
+    return parameters.model_shapes(module.spec)[f"layers/{module.name}/{name}"][1:]
 
 
 class Norm(nn.Module):
@@ -98,25 +95,27 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_RLD, memory, shared: Shared, layer):
         spec = self.spec
-        D, N, M, H = spec.width, spec.heads, spec.kv_heads, spec.head_dim
-        q_RLNH = _weigh(self, "q", "RLD,DNH->RLNH", x_RLD, (D, N, H), spec.qkv_bias)
-        k_RLMH = _weigh(self, "k", "RLD,DMH->RLMH", x_RLD, (D, M, H), spec.qkv_bias)
-        v_RLMH = _weigh(self, "v", "RLD,DMH->RLMH", x_RLD, (D, M, H), spec.qkv_bias)
+        q_RLNH = _product(self, "q", "RLD,DNH->RLNH", x_RLD, bias=spec.qkv_bias)
+        k_RLMH = _product(self, "k", "RLD,DMH->RLMH", x_RLD, bias=spec.qkv_bias)
+        v_RLMH = _product(self, "v", "RLD,DMH->RLMH", x_RLD, bias=spec.qkv_bias)
         if spec.qk_norm:
-            scale = lambda name, heads: _norm_scale(
-                self, name, (H,) if spec.qk_norm == "head" else (heads, H)
-            )
-            q_RLNH = layers.rms_norm(q_RLNH, scale("q_norm", N), spec.norm_eps)
-            k_RLMH = layers.rms_norm(k_RLMH, scale("k_norm", M), spec.norm_eps)
+            q_scale = _norm_scale(self, "q_norm", _shape(self, "q_norm"))
+            q_RLNH = layers.rms_norm(q_RLNH, q_scale, spec.norm_eps)
+            k_scale = _norm_scale(self, "k_norm", _shape(self, "k_norm"))
+            k_RLMH = layers.rms_norm(k_RLMH, k_scale, spec.norm_eps)
         if shared.rope is not None:
-            rope = shared.rope
-            if "rope" in layer:
-                rope = jax.tree.map(
-                    lambda x: lax.dynamic_index_in_dim(x, layer["rope"], 0, keepdims=False), rope
-                )
-            q_RLNH, k_RLMH = layers.rotate(q_RLNH, *rope), layers.rotate(k_RLMH, *rope)
-        out_RLNH, memory = self.attend(q_RLNH, k_RLMH, v_RLMH, memory, shared.view, layer)
-        return _weigh(self, "o", "RLNH,NHD->RLD", out_RLNH, (N, H, D), spec.o_bias), memory
+            cos, sin = _rotation_of_layer(shared.rope, layer)
+            q_RLNH, k_RLMH = layers.rotate(q_RLNH, cos, sin), layers.rotate(k_RLMH, cos, sin)
+        out_RLNH, memory = self.attend(q_RLNH, k_RLMH, v_RLMH, memory, shared.visibility, layer)
+        return _product(self, "o", "RLNH,NHD->RLD", out_RLNH, bias=spec.o_bias), memory
+
+
+def _rotation_of_layer(rope, layer):
+    """cos and sin of this layer, chosen by number where the layers differ."""
+    if "rope" not in layer:
+        return rope
+    choose = lambda x: lax.dynamic_index_in_dim(x, layer["rope"], 0, keepdims=False)
+    return jax.tree.map(choose, rope)
 
 
 class Mlp(nn.Module):
@@ -126,15 +125,14 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_RLD):
         spec = self.spec
-        D, F = spec.width, spec.ffn
         if spec.gated:
-            gate_RLF = _weigh(self, "gate", "RLD,DF->RLF", x_RLD, (D, F))
-            up_RLF = _weigh(self, "up", "RLD,DF->RLF", x_RLD, (D, F), spec.mlp_bias)
+            gate_RLF = _product(self, "gate", "RLD,DF->RLF", x_RLD)
+            up_RLF = _product(self, "up", "RLD,DF->RLF", x_RLD, bias=spec.mlp_bias)
             hidden_RLF = layers.gated(gate_RLF, up_RLF, spec.activation)
         else:
-            up_RLF = _weigh(self, "up", "RLD,DF->RLF", x_RLD, (D, F), spec.mlp_bias)
+            up_RLF = _product(self, "up", "RLD,DF->RLF", x_RLD, bias=spec.mlp_bias)
             hidden_RLF = layers.activate(up_RLF, spec.activation)
-        return _weigh(self, "down", "RLF,FD->RLD", hidden_RLF, (F, D), spec.mlp_bias)
+        return _product(self, "down", "RLF,FD->RLD", hidden_RLF, bias=spec.mlp_bias)
 
 
 class Experts(nn.Module):
@@ -143,11 +141,9 @@ class Experts(nn.Module):
     @nn.compact
     def __call__(self, x_RLD, real_RL):
         spec = self.spec
-        D, E, F = spec.width, spec.experts, spec.ffn
-        router_DE = self.param("router", WEIGHT_INIT, (D, E))
-        shapes = {"gate": (E, D, F), "up": (E, D, F), "down": (E, F, D)}
-        weights = experts.Weights(
-            **{name: self.param(name, WEIGHT_INIT, shape) for name, shape in shapes.items()}
+        router_DE = _weight(self, "router")
+        weights = experts.ExpertWeights(
+            gate=_weight(self, "gate"), up=_weight(self, "up"), down=_weight(self, "down")
         )
         routing = experts.route(x_RLD, router_DE, spec.experts_per_token, spec.norm_topk)
         return experts.mix(x_RLD, routing, real_RL, weights, spec.activation), routing
@@ -163,19 +159,21 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, carry: Carry, shared: Shared, layer):
         spec, (x_RLD, memory, router_RL2E) = self.spec, carry
-        norm = lambda name, x: Norm(spec, name=name)(x)
-        before = norm if spec.norm_at in ("pre", "both") else lambda _, x: x
-        after = norm if spec.norm_at in ("post", "both") else lambda _, x: x
-        mixed_RLD, memory = Attention(spec, self.lora, self.attend, name="attention")(
-            before("attention_norm", x_RLD), memory, shared, layer
-        )
-        x_RLD = x_RLD + after("attention_post_norm", mixed_RLD)
-        normed_RLD = before("mlp_norm", x_RLD)
+
+        def norm_if(present: bool, name: str, x: jax.Array) -> jax.Array:
+            return Norm(spec, name=name)(x) if present else x
+
+        before, after = spec.norm_at in ("pre", "both"), spec.norm_at in ("post", "both")
+        attention = Attention(spec, self.lora, self.attend, name="attention")
+        normed_RLD = norm_if(before, "attention_norm", x_RLD)
+        mixed_RLD, memory = attention(normed_RLD, memory, shared, layer)
+        x_RLD = x_RLD + norm_if(after, "attention_post_norm", mixed_RLD)
+        normed_RLD = norm_if(before, "mlp_norm", x_RLD)
         if spec.experts:
             out_RLD, routing = Experts(spec, name="experts")(normed_RLD, shared.real_RL)
             if router_RL2E is not None:
                 router_RL2E = router_RL2E + experts.statistics(routing)
         else:
             out_RLD = Mlp(spec, self.lora, name="mlp")(normed_RLD)
-        x_RLD = x_RLD + after("mlp_post_norm", out_RLD)
+        x_RLD = x_RLD + norm_if(after, "mlp_post_norm", out_RLD)
         return Carry(constrain(x_RLD, "rows", None, None), memory, router_RL2E), None

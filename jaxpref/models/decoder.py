@@ -1,14 +1,13 @@
 """The one decoder: the blocks of blocks.py under scan and remat, between an embedding and a head.
 
 Outside `jaxpref/models/` nobody sees a Module: `build_model` gives a `Model`, functions over a
-nested dict of arrays whose tree is documented at `ModelSpec`.
+nested dict of arrays, the tree of `parameters.LEAVES`.
 
 The layers are one scan whatever the pattern in which they alternate: what differs between them is
 numbers (a window, which rotation), scanned beside the parameters.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,8 +21,10 @@ from jaxpref.models import kv_cache, layers
 from jaxpref.models.attention import Mask, attention
 from jaxpref.models.blocks import WEIGHT_INIT, Block, Carry, Norm, Shared
 from jaxpref.models.lora import TARGETS, LoraSpec
+from jaxpref.models.model import Model
+from jaxpref.models.parameters import LORA, SCALAR_HEADS
 from jaxpref.models.quantize import is_quantised
-from jaxpref.models.spec import LORA, SCALAR_HEADS, LongRope, ModelSpec
+from jaxpref.models.spec import LongRope, ModelSpec
 from jaxpref.models.transposed import transposed
 from jaxpref.sharding import constrain
 
@@ -48,27 +49,21 @@ class Embed(nn.Module):
         table_VD = self.param("table", WEIGHT_INIT, (self.rows, spec.width))
         # The vocabulary lies over fsdp and tensor, so every holder looks up all rows of its data
         # shard; the rows are spread over fsdp again right after.
-        x_RLD = constrain(
-            table_VD[constrain(token_RL, "rows_replicated_fsdp", None)],
-            "rows_replicated_fsdp",
-            None,
-            None,
-        )
+        token_RL = constrain(token_RL, "rows_replicated_fsdp", None)
+        x_RLD = constrain(table_VD[token_RL], "rows_replicated_fsdp", None, None)
         x_RLD = constrain(x_RLD.astype(dtype), "rows", None, None)
         if spec.embed_scale is not None:
-            x_RLD = x_RLD * jnp.asarray(
-                spec.embed_scale, dtype
-            )  # rounded to the compute dtype first, as transformers
+            # Rounded to the compute dtype first, as in transformers.
+            x_RLD = x_RLD * jnp.asarray(spec.embed_scale, dtype)
         if spec.learned_positions:
             position_PD = self.param("position", WEIGHT_INIT, (spec.max_positions, spec.width))
-            x_RLD = x_RLD + constrain(
-                position_PD[jnp.maximum(position_RL, 0)].astype(dtype), "rows", None, None
-            )
+            added_RLD = position_PD[jnp.maximum(position_RL, 0)].astype(dtype)
+            x_RLD = x_RLD + constrain(added_RLD, "rows", None, None)
         return x_RLD
 
 
 class Head(nn.Module):
-    """Only names the untied head's weight; the product with it is chunked in logprobs.py."""
+    """Only names the untied LM head; the product with it is in chunked_head.py."""
 
     rows: int
     width: int
@@ -86,36 +81,34 @@ class Decoder(nn.Module):
     remat: str
     scan: bool
     attend: Callable
-    """(q, k, v, memory, view, layer) -> attention's output, memory."""
+    """(q, k, v, memory, visibility, layer) -> attention's output, memory."""
     router: bool = False
     """Whether the router's statistics are summed."""
     unstacked: bool = False
-    """Whether every layer has a subtree of its own, `layers_0`, ..., and a memory of its own
-    (`_unstack_layers`)."""
+    """Whether every layer has its own subtree, `layers_0`, ..., and memory (`_unstack_layers`)."""
 
     @nn.compact
-    def __call__(self, token_RL, position_RL, real_RL, view, memory=()):
+    def __call__(self, token_RL, position_RL, real_RL, visibility, memory=()):
         spec = self.spec
         x_RLD = Embed(spec, self.vocab_rows, name="embed")(token_RL, position_RL, self.dtype)
         router_RL2E = jnp.zeros((*token_RL.shape, 2, spec.experts)) if self.router else None
         rope, numbers = _layer_numbers(spec, position_RL)
-        carry, shared = Carry(x_RLD, memory, router_RL2E), Shared(rope, real_RL, view)
-        if self.unstacked:
-            memories = []
-            for y in range(spec.layers):
-                layer = jax.tree.map(lambda x, y=y: x[y], numbers)
-                own = carry._replace(memory=memory[y])
-                carry, _ = Block(spec, self.lora, self.attend, name=f"layers_{y}")(
-                    own, shared, layer
-                )
-                memories.append(carry.memory)
-            carry = carry._replace(memory=tuple(memories))
-        else:
-            carry = self._scanned(carry, shared, numbers)
+        carry, shared = Carry(x_RLD, memory, router_RL2E), Shared(rope, real_RL, visibility)
+        run_layers = self._one_by_one if self.unstacked else self._scanned
+        carry = run_layers(carry, shared, numbers)
         x_RLD = Norm(spec, name="final_norm")(carry.x_RLD)
         if not spec.tied:
             Head(self.vocab_rows, spec.width, name="head")()
         return carry._replace(x_RLD=x_RLD)
+
+    def _one_by_one(self, carry, shared, numbers):
+        memories = []
+        for y, memory in enumerate(carry.memory):
+            layer = jax.tree.map(lambda x, y=y: x[y], numbers)
+            block = Block(self.spec, self.lora, self.attend, name=f"layers_{y}")
+            carry, _ = block(carry._replace(memory=memory), shared, layer)
+            memories.append(carry.memory)
+        return carry._replace(memory=tuple(memories))
 
     def _scanned(self, carry, shared, numbers):
         spec, body = self.spec, Block
@@ -133,8 +126,10 @@ class Decoder(nn.Module):
 
 
 def _layer_numbers(spec: ModelSpec, position_RL):
-    """Rotations, and {name: [Y]} numbers in which the layers differ; what no layer has is not in
-    the program."""
+    """Rotations, and {name: [Y]} numbers in which the layers differ.
+
+    What no layer has is not in the program.
+    """
     numbers = {"index": jnp.arange(spec.layers)}
     if any(kind.window is not None for kind in spec.kinds):
         numbers["window"] = jnp.asarray(
@@ -149,45 +144,6 @@ def _layer_numbers(spec: ModelSpec, position_RL):
         return tables[0], numbers
     numbers["rope"] = jnp.asarray([names.index(kind) for kind in kinds], jnp.int32)
     return jax.tree.map(lambda *x: jnp.stack(x), *tables), numbers
-
-
-@dataclass(frozen=True)
-class Model:
-    """A language model as functions over a nested dict of arrays; the rest of jaxpref sees only
-    this.
-
-    A model of one's own needs `init`, `hidden`, `head` and `vocab`; the others where they are used.
-    """
-
-    init: Callable[[jax.Array], Any]
-    """key -> params, float32."""
-    hidden: Callable[..., jax.Array]
-    """(params, token_RL, position_RL, expiry_RL, key=None) -> final hidden states [R, L, D],
-    normed, in the compute dtype.  The key is of the adapter's dropout; None: no dropout."""
-    head: Callable[[Any], jax.Array]
-    """params -> unembedding [V, D]; rows beyond `vocab` are padding."""
-    vocab: int
-    """Tokens that the model can predict."""
-    logit_softcap: float | None = None
-    """Logits become cap * tanh(logit / cap)."""
-    experts: int = 0
-    """Of a mixture, a layer."""
-    hidden_and_router: Callable[..., tuple[jax.Array, jax.Array]] | None = None
-    """As `hidden`, and [R, L, 2, E] float32 of every token, summed over the layers: how often each
-    expert was chosen (no gradient), and its router probability.  None: no mixture of experts."""
-    init_cache: Callable[[int, int], Any] | None = None
-    """(rows, length) -> an empty cache for `extend`."""
-    extend: Callable[..., tuple[jax.Array, Any]] | None = None
-    """(params, token_RC, position_RC, cache, column) -> hidden states [R, C, D], normed, and the
-    cache, which then holds these tokens in columns [column, column + C) of every row.  The column
-    is an int32 scalar; the caller keeps column + C <= length.  A key is visible to a query iff 0 <=
-    key's position <= query's position, and within the layer's window.  A token of position -1 is
-    padding: written, never seen."""
-    unstack_layers: Callable[[Any], Any] | None = None
-    """params -> the same for `extend`, every layer in arrays of its own and, as a CPU reads them
-    fastest, transposed (`transposed.py`)."""
-    unstack_cache: Callable[[Any], Any] | None = None
-    """A cache -> the same, for `extend` with such params."""
 
 
 def build_model(
@@ -207,7 +163,7 @@ def build_model(
         dtype: compute dtype of activations and weight products; norms, softmax and log-probs stay
             float32.
         remat: a name of REMAT_POLICIES.
-        attention_block: columns of an attention block; L must be a multiple.
+        attention_block: tokens of an attention block; L must be a multiple.
         scalar_heads: names of linear maps of the final hidden state to one number (`reward`,
             `value`), [1, D] each; they start at zero.
         scan: False unrolls the layers (compile time grows with depth; for tests and inspection).
@@ -225,7 +181,9 @@ def build_model(
         )
     if problems := list(_problems(spec)):
         raise InputError(
-            "sizes that fit together", "; ".join(problems), "correct the model's config.json"
+            "sizes that fit together",
+            "; ".join(problems),
+            "change these sizes in the model's config.json, or copy the original config.json again",
         )
     vocab_rows = -(-spec.vocab // vocab_multiple) * vocab_multiple
     options = {
@@ -240,9 +198,8 @@ def build_model(
 
     def init(key):
         token_RL = jnp.zeros((1, attention_block), jnp.int32)
-        params = decoder(attend_rows).init(
-            key, token_RL, token_RL, token_RL > 0, (token_RL, token_RL)
-        )["params"]
+        inputs = token_RL, token_RL, token_RL > 0, (token_RL, token_RL)
+        params = decoder(attend_rows).init(key, *inputs)["params"]
         heads = {name: jnp.zeros((1, spec.width)) for name in scalar_heads}
         return params | {SCALAR_HEADS: heads} if heads else params
 
@@ -264,26 +221,26 @@ def build_model(
     def new_cache(rows, length):
         return kv_cache.init_cache(spec, rows, length, dtype)
 
-    def extend(params, token_RC, position_RC, kept, column):
-        position_RI = lax.dynamic_update_slice_in_dim(kept["position"], position_RC, column, 1)
-        view = kv_cache.View(position_RC, position_RI, column)
+    def extend(params, token_RC, position_RC, cache, index):
+        position_RI = lax.dynamic_update_slice_in_dim(cache["position"], position_RC, index, 1)
+        positions = kv_cache.CachePositions(position_RC, position_RI, index)
         module = decoder(partial(kv_cache.attend, **options), unstacked="layers" not in params)
-        inputs = token_RC, position_RC, position_RC >= 0, view, kept["layers"]
+        inputs = token_RC, position_RC, position_RC >= 0, positions, cache["layers"]
         carry = module.apply(_collections(params, lora), *inputs)
         return carry.x_RLD, {"layers": carry.memory, "position": position_RI}
 
     return Model(
-        init,
-        hidden,
-        head,
-        spec.vocab,
-        spec.logit_softcap,
-        spec.experts,
-        hidden_and_router if spec.experts else None,
-        new_cache,
-        extend,
-        _unstack_layers,
-        kv_cache.unstack_layers,
+        init=init,
+        hidden=hidden,
+        head=head,
+        vocab=spec.vocab,
+        logit_softcap=spec.logit_softcap,
+        experts=spec.experts,
+        hidden_and_router=hidden_and_router if spec.experts else None,
+        init_cache=new_cache,
+        extend=extend,
+        unstack_layers=_unstack_layers,
+        unstack_cache=kv_cache.unstack_layers,
     )
 
 
@@ -297,22 +254,26 @@ def _unstack_layers(params: Any) -> dict[str, Any]:
     def split(tree, finish):
         if "layers" not in tree:
             return dict(tree)
-        count = len(jax.tree.leaves(tree["layers"])[0])
-        layer = lambda y: finish(jax.tree.map(lambda x: x[y], tree["layers"]))
-        rest = {name: leaf for name, leaf in tree.items() if name != "layers"}
-        return rest | {f"layers_{y}": layer(y) for y in range(count)}
+        unstacked = {name: leaf for name, leaf in tree.items() if name != "layers"}
+        for y in range(len(jax.tree.leaves(tree["layers"])[0])):
+            layer = jax.tree.map(lambda x, y=y: x[y], tree["layers"])
+            unstacked[f"layers_{y}"] = finish(layer)
+        return unstacked
 
-    adapter = {LORA: split(params[LORA], lambda layer: layer)} if LORA in params else {}
-    return split(params, _transposed_weights) | adapter
+    unstacked = split(params, _transposed_weights)
+    if LORA in params:
+        unstacked[LORA] = split(params[LORA], lambda layer: layer)
+    return unstacked
 
 
 def _transposed_weights(layer: Mapping[str, Any]) -> dict[str, Any]:
-    found = {group: dict(leaves) for group, leaves in layer.items()}
+    groups = {group: dict(leaves) for group, leaves in layer.items()}
     for target, (inputs, _) in TARGETS.items():
         group, name = target.split("/")
-        if name in found.get(group, {}) and not is_quantised(found[group][name]):
-            found[group][name] = transposed(found[group][name], len(inputs))
-    return found
+        w = groups.get(group, {}).get(name)
+        if w is not None and not is_quantised(w):
+            groups[group][name] = transposed(w, len(inputs))
+    return groups
 
 
 def _collections(params, lora: LoraSpec | None):
@@ -323,8 +284,10 @@ def _collections(params, lora: LoraSpec | None):
             f"params[{LORA!r}] for a model built without",
             "set build_model(lora=)",
         )
-    base = {name: leaf for name, leaf in params.items() if name not in (SCALAR_HEADS, LORA)}
-    return {"params": base} | ({"lora": params[LORA]} if LORA in params else {})
+    collections = {"params": {k: v for k, v in params.items() if k not in (SCALAR_HEADS, LORA)}}
+    if LORA in params:
+        collections["lora"] = params[LORA]
+    return collections
 
 
 def _problems(spec: ModelSpec) -> Iterator[str]:
@@ -339,8 +302,9 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
         yield "a layer with the local rope, and no rope_local_theta"
     rope = spec.rope_scaling
     if isinstance(rope, LongRope) and len(rope.short_factor) != layers.rotary_dim(spec) // 2:
-        yield f"{len(rope.short_factor)} short factors for {layers.rotary_dim(spec) // 2} rotated pairs"
+        pairs = layers.rotary_dim(spec) // 2
+        yield f"{len(rope.short_factor)} short factors for {pairs} rotated pairs"
     if spec.experts and not 0 < spec.experts_per_token <= spec.experts:
-        yield f"{spec.experts_per_token} of {spec.experts} experts a token"
+        yield f"{spec.experts_per_token} of {spec.experts} experts per token"
     if spec.experts and (spec.mlp_bias or not spec.gated):
         yield "experts that are not gated or have biases"

@@ -1,11 +1,9 @@
-"""Mixture of experts: every token runs through the MLPs that the router chooses for it, no token is
-dropped.
+"""Mixture of experts: every token runs through the MLPs that the router chooses for it.
 
-The (token, expert) pairs are laid out sorted by expert, each expert's share filled up to whole
-blocks, and one loop
-runs over the blocks in use: a block reads the weights of one expert.  So the cost is that of the
-pairs, on every backend (`jax.lax.ragged_dot` runs all experts on all tokens anywhere but on TPUs),
-and there is no capacity.
+No token is dropped.  The (token, expert) pairs are laid out sorted by expert, each expert's share
+filled up to whole blocks, and one loop runs over the blocks in use: a block reads the weights of
+one expert.  So the cost is that of the pairs, on every backend (`jax.lax.ragged_dot` runs all
+experts on all tokens anywhere but on TPUs), and there is no capacity.
 """
 
 from functools import partial
@@ -17,6 +15,7 @@ from jax import lax
 
 from jaxpref.models.frozen import trained_mark, values_of, without_symbols
 from jaxpref.models.layers import ACTIVATIONS, product
+from jaxpref.models.parameters import find_leaf
 from jaxpref.sharding import LOGICAL, logical_spec
 
 _LARGEST_BLOCK = 128
@@ -29,7 +28,7 @@ class Routing(NamedTuple):
     probability_RLE: jax.Array
     """float32, softmax over all experts."""
     expert_RLU: jax.Array
-    """int32 ids of the chosen experts, U a token."""
+    """int32 ids of the chosen experts, U per token."""
     weight_RLU: jax.Array
     """float32 weights of their outputs."""
 
@@ -49,14 +48,13 @@ def route(x_RLD: jax.Array, router_DE: jax.Array, per_token: int, norm_topk: boo
 
 def statistics(routing: Routing) -> jax.Array:
     """[R, L, 2, E] float32 of every token: 1 for the chosen experts, and the probabilities."""
-    experts = jnp.arange(routing.probability_RLE.shape[-1])
-    chosen_RLE = (
-        (routing.expert_RLU[..., None] == experts[None, None, None, :]).any(2).astype(jnp.float32)
-    )
+    expert_E = jnp.arange(routing.probability_RLE.shape[-1])
+    chosen_RLUE = routing.expert_RLU[..., None] == expert_E[None, None, None, :]
+    chosen_RLE = chosen_RLUE.any(2).astype(jnp.float32)
     return jnp.stack([chosen_RLE, routing.probability_RLE], axis=2)
 
 
-class Weights(NamedTuple):
+class ExpertWeights(NamedTuple):
     """Of all experts: gate, up [E, D, F] and down [E, F, D]."""
 
     gate: jax.Array
@@ -65,20 +63,25 @@ class Weights(NamedTuple):
 
 
 def mix(
-    x_RLD: jax.Array, routing: Routing, real_RL: jax.Array, weights: Weights, activation: str
+    x_RLD: jax.Array, routing: Routing, real_RL: jax.Array, weights: ExpertWeights, activation: str
 ) -> jax.Array:
-    """Weighted sum of the chosen experts' gated MLPs, in the dtype of x; padding (not `real_RL`)
-    runs through none."""
-    expert_RLU = jnp.where(real_RL[:, :, None], routing.expert_RLU, weights.gate.shape[0])
+    """Weighted sum of the chosen experts' gated MLPs, in the dtype of x.
+
+    Padding (not `real_RL`) runs through none.
+    """
+    no_expert = weights.gate.shape[0]
+    expert_RLU = jnp.where(real_RL[:, :, None], routing.expert_RLU, no_expert)
     return _mix(x_RLD, expert_RLU, routing.weight_RLU, weights, activation)
 
 
+# The gradient is written out, with the same loop over blocks: autodiff would keep every block's
+# gathered weights for the backward pass.
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _mix(x_RLD, expert_RLU, weight_RLU, weights: Weights, activation: str):
+def _mix(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation: str):
     return _mix_saving(x_RLD, expert_RLU, weight_RLU, weights, activation)[0]
 
 
-def _mix_saving(x_RLD, expert_RLU, weight_RLU, weights: Weights, activation: str):
+def _mix_saving(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation: str):
     def local(x_RLD, expert_RLU, weight_RLU, weights):
         out_TD = _forward(_flat(x_RLD), _flat(expert_RLU), _flat(weight_RLU), weights, activation)
         return _sum_over("ffn", out_TD).reshape(x_RLD.shape).astype(x_RLD.dtype)
@@ -87,7 +90,7 @@ def _mix_saving(x_RLD, expert_RLU, weight_RLU, weights: Weights, activation: str
     return out_RLD, (x_RLD, expert_RLU, weight_RLU, weights)
 
 
-def _mix_forward(x_RLD, expert_RLU, weight_RLU, weights: Weights, activation: str):
+def _mix_forward(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation: str):
     out_RLD, saved = _mix_saving(*values_of((x_RLD, expert_RLU, weight_RLU, weights)), activation)
     return out_RLD, (saved, trained_mark(weights))
 
@@ -107,11 +110,8 @@ def _mix_backward(activation: str, saved_and_mark, dout_RLD):
             trained,
         )
         dx_RLD = _sum_over("ffn", dx_TD).reshape(x_RLD.shape).astype(x_RLD.dtype)
-        return (
-            dx_RLD,
-            _sum_over("ffn", dweight_TU).reshape(weight_RLU.shape),
-            _sum_of_rows(dweights),
-        )
+        dweight_RLU = _sum_over("ffn", dweight_TU).reshape(weight_RLU.shape)
+        return dx_RLD, dweight_RLU, _sum_of_rows(dweights)
 
     outputs = _ROWS, _ROWS, _GRADIENTS if trained else None
     gradients = _per_device(local, (*_SPECS, _ROWS), outputs)(*saved, without_symbols(dout_RLD))
@@ -127,39 +127,51 @@ _mix.defvjp(_mix_forward, _mix_backward, symbolic_zeros=True)
 # ---- on a mesh: every device runs its own rows through its part of every expert's ffn
 
 _ROWS = ("rows", None, None)
-_WEIGHTS = Weights((None, None, "ffn"), (None, None, "ffn"), (None, "ffn", None))
-_GRADIENTS = Weights((None, "width", "ffn"), (None, "width", "ffn"), (None, "ffn", "width"))
+# Of one layer, as the parameters lie.
+_GRADIENTS = ExpertWeights(
+    *(find_leaf(f"layers/experts/{name}", 4).axes[1:] for name in ExpertWeights._fields)
+)
+# Gathered over fsdp before the loop over blocks, and not in every block of it.
+_WEIGHTS = ExpertWeights(
+    *(tuple(None if axis == "width" else axis for axis in axes) for axes in _GRADIENTS)
+)
 _SPECS = (_ROWS, _ROWS, _ROWS, _WEIGHTS)
 
 
 def _per_device(function, inputs, outputs):
     if jax.sharding.get_abstract_mesh().empty:
         return function
-    is_axes = lambda x: (
-        isinstance(x, tuple) and all(name is None or isinstance(name, str) for name in x)
-    )
-    specs = lambda tree: jax.tree.map(logical_spec, tree, is_leaf=is_axes)
+
+    def is_axes(x: Any) -> bool:
+        return isinstance(x, tuple) and all(name is None or isinstance(name, str) for name in x)
+
+    def specs(tree: Any) -> Any:
+        return jax.tree.map(logical_spec, tree, is_leaf=is_axes)
+
     return jax.shard_map(
         function, in_specs=specs(inputs), out_specs=specs(outputs), check_vma=False
     )
 
 
 def _sum_over(logical: str, tree: Any) -> Any:
+    """The sum over the devices of a logical axis, where there is a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return tree
     return lax.psum(tree, LOGICAL[logical])
 
 
-def _sum_of_rows(dweights: Weights | None) -> Weights | None:
+def _sum_of_rows(dweights: ExpertWeights | None) -> ExpertWeights | None:
     """Over all devices' rows; each keeps its part of the width, as the parameters lie."""
     if dweights is None or jax.sharding.get_abstract_mesh().empty:
         return dweights
     width = LOGICAL["width"]
     others = tuple(axis for axis in LOGICAL["rows"] if axis != width)
-    scatter = lambda d, axes: lax.psum_scatter(
-        lax.psum(d, others), width, scatter_dimension=axes.index("width"), tiled=True
-    )
-    return Weights(*map(scatter, dweights, _GRADIENTS))
+
+    def scatter(d, axes):
+        total = lax.psum(d, others)
+        return lax.psum_scatter(total, width, scatter_dimension=axes.index("width"), tiled=True)
+
+    return ExpertWeights(*map(scatter, dweights, _GRADIENTS))
 
 
 # ---- on one device: T tokens, U experts each
@@ -170,38 +182,51 @@ def _flat(x_RLU):
 
 
 class Blocks(NamedTuple):
-    """The pairs sorted by expert, in A blocks of C slots."""
+    """The (token, expert) pairs sorted by expert, in A blocks of C slots."""
 
     token_AC: jax.Array
     """int32 token of the slot; T where the slot is empty."""
     choice_AC: jax.Array
     """int32, which of the token's U choices it is."""
     expert_A: jax.Array
+    """int32 expert of the block's pairs."""
     in_use: jax.Array
     """int32, blocks that hold something; they come first."""
 
 
 def _blocks(expert_TU: jax.Array, experts: int) -> Blocks:
-    """Args: expert_TU: ids below `experts`; `experts` itself for a token that runs through none."""
+    """Lays the pairs out in blocks, each of one expert.
+
+    Args:
+        expert_TU: ids below `experts`; `experts` itself for a token that runs through none.
+    """
     T, U = expert_TU.shape
+    pairs = T * U
     block = _LARGEST_BLOCK
-    while block > _SMALLEST_BLOCK and block * experts > T * U:
+    while block > _SMALLEST_BLOCK and block * experts > pairs:
         block //= 2
-    blocks = -(-T * U // block) + experts
+    # Shapes are static, so there are as many blocks as the pairs may need: every expert may leave
+    # one block unfilled.
+    blocks = -(-pairs // block) + experts
     size_E = jnp.zeros(experts, jnp.int32).at[expert_TU.reshape(-1)].add(1, mode="drop")
-    last_E = jnp.cumsum(-(-size_E // block))
+    blocks_E = -(-size_E // block)
+    last_E = jnp.cumsum(blocks_E)  # one past the expert's last block
+    # Pairs sorted by expert (axis P), those of no expert behind; a pair's slot is that of its
+    # expert's first block plus its rank among the expert's pairs.
     order_P = jnp.argsort(expert_TU.reshape(-1), stable=True)
     expert_P = expert_TU.reshape(-1)[order_P]
-    rank_P = jnp.arange(T * U) - (jnp.cumsum(size_E) - size_E).at[expert_P].get(
-        mode="fill", fill_value=0
-    )
-    first_E = last_E - -(-size_E // block)
+    pairs_before_E = jnp.cumsum(size_E) - size_E
+    rank_P = jnp.arange(pairs) - pairs_before_E.at[expert_P].get(mode="fill", fill_value=0)
+    first_E = last_E - blocks_E
     slot_P = first_E.at[expert_P].get(mode="fill", fill_value=blocks) * block + rank_P
-    empty = jnp.full(blocks * block, T * U, jnp.int32)
+    empty = jnp.full(blocks * block, pairs, jnp.int32)
     pair_AC = empty.at[slot_P].set(order_P.astype(jnp.int32), mode="drop").reshape(blocks, block)
     expert_A = jnp.searchsorted(last_E, jnp.arange(blocks), side="right").astype(jnp.int32)
     return Blocks(
-        pair_AC // U, pair_AC % U, jnp.minimum(expert_A, experts - 1), last_E[-1].astype(jnp.int32)
+        token_AC=pair_AC // U,
+        choice_AC=pair_AC % U,
+        expert_A=jnp.minimum(expert_A, experts - 1),
+        in_use=last_E[-1].astype(jnp.int32),
     )
 
 
@@ -209,32 +234,31 @@ def _dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
-def _of_expert(weights: Weights, expert: jax.Array, dtype: Any) -> Weights:
+def _of_expert(weights: ExpertWeights, expert: jax.Array, dtype: Any) -> ExpertWeights:
     one = lambda w: lax.dynamic_index_in_dim(w, expert, 0, keepdims=False).astype(dtype)
     return jax.tree.map(one, weights)
 
 
-def _hidden(x_CD, w: Weights, activation: str):
-    """What a block's tokens are before `down`, in the dtype of x, and the pullback to gate and
-    up."""
-    gate_CF, up_CF = (
-        _dot("CD,DF->CF", x_CD, matrix).astype(x_CD.dtype) for matrix in (w.gate, w.up)
-    )
+def _hidden(x_CD, w: ExpertWeights, activation: str):
+    """What goes into `down`, in the dtype of x, and its pullback to the products with gate, up."""
+    gate_CF = _dot("CD,DF->CF", x_CD, w.gate).astype(x_CD.dtype)
+    up_CF = _dot("CD,DF->CF", x_CD, w.up).astype(x_CD.dtype)
     return jax.vjp(lambda gate, up: ACTIVATIONS[activation](gate) * up, gate_CF, up_CF)
 
 
-def _rows_of(x_TD, token_C):
+def _tokens_of(x_TD, token_C):
+    """A block's tokens, zero in empty slots, whose token number is out of range."""
     return x_TD.at[token_C].get(mode="fill", fill_value=0)
 
 
-def _forward(x_TD, expert_TU, weight_TU, weights: Weights, activation: str):
+def _forward(x_TD, expert_TU, weight_TU, weights: ExpertWeights, activation: str):
     """[T, D] float32."""
     blocks = _blocks(expert_TU, weights.gate.shape[0])
 
     def body(a, out_TD):
         token_C, choice_C = blocks.token_AC[a], blocks.choice_AC[a]
         w = _of_expert(weights, blocks.expert_A[a], x_TD.dtype)
-        hidden_CF, _ = _hidden(_rows_of(x_TD, token_C), w, activation)
+        hidden_CF, _ = _hidden(_tokens_of(x_TD, token_C), w, activation)
         weight_C = weight_TU.at[token_C, choice_C].get(mode="fill", fill_value=0)
         y_CD = _dot("CF,FD->CD", hidden_CF, w.down) * weight_C[:, None]
         return out_TD.at[token_C].add(y_CD, mode="drop")
@@ -243,10 +267,9 @@ def _forward(x_TD, expert_TU, weight_TU, weights: Weights, activation: str):
 
 
 def _backward(
-    x_TD, expert_TU, weight_TU, weights: Weights, dout_TD, activation: str, trained: bool
+    x_TD, expert_TU, weight_TU, weights: ExpertWeights, dout_TD, activation: str, trained: bool
 ):
-    """Gradients, float32, with respect to x, the pairs' weights and the experts' weights (None
-    unless trained)."""
+    """Gradients, float32, of x, of the pairs' weights and of the experts (None unless trained)."""
     blocks = _blocks(expert_TU, weights.gate.shape[0])
     dtype = x_TD.dtype
 
@@ -254,7 +277,7 @@ def _backward(
         dx_TD, dweight_TU, dweights = carry
         token_C, choice_C, expert = blocks.token_AC[a], blocks.choice_AC[a], blocks.expert_A[a]
         w = _of_expert(weights, expert, dtype)
-        x_CD, dout_CD = _rows_of(x_TD, token_C), _rows_of(dout_TD, token_C)
+        x_CD, dout_CD = _tokens_of(x_TD, token_C), _tokens_of(dout_TD, token_C)
         hidden_CF, pull = _hidden(x_CD, w, activation)
         weight_C = weight_TU.at[token_C, choice_C].get(mode="fill", fill_value=0)
         dhidden_CF = _dot("CD,FD->CF", dout_CD, w.down)
@@ -266,15 +289,12 @@ def _backward(
         if trained:
             dy_CD = (dout_CD * weight_C[:, None]).astype(dtype)
             ddown_FD = _dot("CF,CD->FD", hidden_CF, dy_CD)
-            new = Weights(
-                _dot("CD,CF->DF", x_CD, dgate_CF), _dot("CD,CF->DF", x_CD, dup_CF), ddown_FD
-            )
-            dweights = jax.tree.map(lambda total, part: total.at[expert].add(part), dweights, new)
-        return (
-            dx_TD.at[token_C].add(dx_CD, mode="drop"),
-            dweight_TU.at[token_C, choice_C].add(dweight_C, mode="drop"),
-            dweights,
-        )
+            dgate_DF, dup_DF = (_dot("CD,CF->DF", x_CD, d_CF) for d_CF in (dgate_CF, dup_CF))
+            parts = ExpertWeights(dgate_DF, dup_DF, ddown_FD)
+            dweights = jax.tree.map(lambda total, d: total.at[expert].add(d), dweights, parts)
+        dx_TD = dx_TD.at[token_C].add(dx_CD, mode="drop")
+        dweight_TU = dweight_TU.at[token_C, choice_C].add(dweight_C, mode="drop")
+        return dx_TD, dweight_TU, dweights
 
     zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
     start = zeros(x_TD), zeros(weight_TU), jax.tree.map(zeros, weights) if trained else None

@@ -20,8 +20,10 @@ def values_of(arguments: Any) -> Any:
 
 
 def trained_mark(argument: Any) -> tuple | None:
-    """For the backward rule: () where any leaf of a forward rule's argument is differentiated, None
-    otherwise."""
+    """For the backward rule: () where an argument of the forward rule is trained, None otherwise.
+
+    A residual must be a pytree of arrays, which () and None are; a bool would become an array.
+    """
     leaves = jax.tree.leaves(argument, is_leaf=lambda x: isinstance(x, CustomVJPPrimal))
     return () if any(x.perturbed for x in leaves) else None
 

@@ -1,8 +1,7 @@
-"""Keys and values of earlier tokens, kept for decoding: the decoder's blocks with another way to
-attend.
+"""Keys and values of earlier tokens, kept for decoding: the KV cache and attention over it.
 
-A row's tokens lie in columns 0 to I of the cache in the order in which they came; what a query sees
-is decided by positions alone, so rows may be padded on either side and differ in length.
+A row's tokens lie at the indices of the cache in the order in which they came; what a query sees is
+decided by positions alone, so rows may be padded on either side and differ in length.
 """
 
 from collections.abc import Mapping
@@ -12,42 +11,41 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxpref.models.attention import scaled
+from jaxpref.models.attention import MASKED, capped, scaled
 from jaxpref.models.spec import ModelSpec
 from jaxpref.sharding import constrain
 
-_MASKED = -1e30  # finite, so that a query that sees nothing (padding) gives numbers
 
-
-class View(NamedTuple):
-    """What every layer's attention reads."""
+class CachePositions(NamedTuple):
+    """Where the queries and the keys of the cache stand, for every layer's attention."""
 
     position_RC: jax.Array
     """int32, of the queries."""
     position_RI: jax.Array
     """int32, of the keys, those just written among them; -1 where there is none."""
-    column: jax.Array
-    """int32 scalar, the first column that is written."""
+    index: jax.Array
+    """int32 scalar, the first index of the cache that is written."""
 
 
 def init_cache(spec: ModelSpec, rows: int, length: int, dtype: Any) -> dict[str, jax.Array]:
-    """An empty cache: `layers`, keys [Y, R, M, H, I] and values [Y, R, M, I, H] in the compute
-    dtype, and `position` [R, I] int32, -1 where unused.
+    """An empty cache.
 
-    Keys lie as the product with a query reads them fastest on a CPU.
+    It holds `layers`, keys [Y, R, M, H, I] and values [Y, R, M, I, H] in the compute dtype, and
+    `position` [R, I] int32, -1 where unused.  Keys lie as the product with a query reads them
+    fastest on a CPU.
     """
     shape = spec.layers, rows, spec.kv_heads
-    zeros = lambda *sizes: _placed(jnp.zeros((*shape, *sizes), dtype))
-    kept = zeros(spec.head_dim, length), zeros(length, spec.head_dim)
-    return {
-        "layers": kept,
-        "position": constrain(jnp.full((rows, length), -1, jnp.int32), "rows", None),
-    }
+    keys = _placed(jnp.zeros((*shape, spec.head_dim, length), dtype))
+    values = _placed(jnp.zeros((*shape, length, spec.head_dim), dtype))
+    position_RI = constrain(jnp.full((rows, length), -1, jnp.int32), "rows", None)
+    return {"layers": (keys, values), "position": position_RI}
 
 
 def unstack_layers(cache: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with a tuple of layers in place of the leading axis: XLA copies a layer before it
-    multiplies it."""
+    """The same with a tuple of layers in place of the leading axis.
+
+    From a stack XLA would copy a layer before it multiplies it.
+    """
     keys, values = cache["layers"]
     unstacked = tuple((keys[y], values[y]) for y in range(len(keys)))
     return {"layers": unstacked, "position": cache["position"]}
@@ -58,10 +56,17 @@ def _placed(kept):
 
 
 def attend(
-    q_RCNH, k_RCMH, v_RCMH, memory, view: View, layer, *, scale: float, softcap: float | None
+    q_RCNH,
+    k_RCMH,
+    v_RCMH,
+    memory,
+    positions: CachePositions,
+    layer,
+    *,
+    scale: float,
+    softcap: float | None,
 ):
-    """Writes the keys and values of one layer into its cache; softmax attention over all that it
-    holds.
+    """Writes the keys and values of one layer into its cache; softmax attention over all it holds.
 
     Args:
         memory: keys and values as in the cache, of all layers: carried from layer to layer, so that
@@ -69,27 +74,22 @@ def attend(
         layer: `index` of the layer; `window` where there is one.
     Returns: [R, C, N, H] and the memory.
     """
-    keys, k_RMHI = _written(
-        memory[0], k_RCMH.transpose(0, 2, 3, 1), layer["index"], (0, 0, 0, view.column)
-    )
-    values, v_RMIH = _written(
-        memory[1], v_RCMH.transpose(0, 2, 1, 3), layer["index"], (0, 0, view.column, 0)
-    )
+    y, index = layer["index"], positions.index
+    keys, k_RMHI = _written(memory[0], k_RCMH.transpose(0, 2, 3, 1), y, (0, 0, 0, index))
+    values, v_RMIH = _written(memory[1], v_RCMH.transpose(0, 2, 1, 3), y, (0, 0, index, 0))
     R, C, N, H = q_RCNH.shape
     M = v_RMIH.shape[1]
     q_RMJCH = scaled(q_RCNH.reshape(R, C, M, N // M, H).transpose(0, 2, 3, 1, 4), scale)
-    s_RMJCI = jnp.einsum("RMJCH,RMHI->RMJCI", q_RMJCH, k_RMHI, preferred_element_type=jnp.float32)
-    if softcap is not None:
-        s_RMJCI = softcap * jnp.tanh(s_RMJCI / softcap)
-    visible_RCI = _visible(view, layer.get("window"))
-    p_RMJCI = jax.nn.softmax(
-        jnp.where(visible_RCI[:, None, None], s_RMJCI, _MASKED), axis=-1
-    ).astype(v_RMIH.dtype)
-    out_RMJCH = jnp.einsum("RMJCI,RMIH->RMJCH", p_RMJCI, v_RMIH, preferred_element_type=jnp.float32)
-    return out_RMJCH.transpose(0, 3, 1, 2, 4).reshape(R, C, N, H).astype(q_RCNH.dtype), (
-        keys,
-        values,
+    logits_RMJCI = jnp.einsum(
+        "RMJCH,RMHI->RMJCI", q_RMJCH, k_RMHI, preferred_element_type=jnp.float32
     )
+    logits_RMJCI = capped(logits_RMJCI, softcap)
+    visible_RCI = _visible(positions, layer.get("window"))
+    logits_RMJCI = jnp.where(visible_RCI[:, None, None], logits_RMJCI, MASKED)
+    p_RMJCI = jax.nn.softmax(logits_RMJCI, axis=-1).astype(v_RMIH.dtype)
+    out_RMJCH = jnp.einsum("RMJCI,RMIH->RMJCH", p_RMJCI, v_RMIH, preferred_element_type=jnp.float32)
+    out_RCNH = out_RMJCH.transpose(0, 3, 1, 2, 4).reshape(R, C, N, H).astype(q_RCNH.dtype)
+    return out_RCNH, (keys, values)
 
 
 def _written(kept, new, y, start):
@@ -102,7 +102,7 @@ def _written(kept, new, y, start):
     return kept, lax.dynamic_index_in_dim(kept, y, 0, keepdims=False)
 
 
-def _visible(view: View, window):
-    query, key = view.position_RC[:, :, None], view.position_RI[:, None, :]
+def _visible(positions: CachePositions, window):
+    query, key = positions.position_RC[:, :, None], positions.position_RI[:, None, :]
     visible_RCI = (key >= 0) & (key <= query)
     return visible_RCI if window is None else visible_RCI & (query - key < window)

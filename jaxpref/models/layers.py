@@ -23,8 +23,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(equation: str, x: jax.Array, w: Any) -> jax.Array:
-    """einsum of an activation with a weight (plain, quantised or transposed), cast to the
-    activation's dtype, in float32.
+    """einsum of an activation and a weight cast to the activation's dtype, in float32.
+
+    The weight may be plain, quantised or transposed.
 
     The gradient is written out because autodiff would multiply the float32 cotangent with bfloat16
     operands, which every backend runs at float32 speed or below.  Here both products of the
@@ -32,7 +33,8 @@ def product(equation: str, x: jax.Array, w: Any) -> jax.Array:
     gradient stays float32.
     """
     if isinstance(w, Transposed):
-        return transposed_product(x, w, len(equation.split("->")[1]) - len(w.outputs))
+        y_axes = equation.split("->")[1]
+        return transposed_product(x, w, len(y_axes) - len(w.outputs))
     return _einsum(equation, x, as_array(w, x.dtype))
 
 
@@ -50,8 +52,9 @@ def _product_backward(equation, saved, dy):
     x_axes, w_axes = inputs.split(",")
     dy = dy.astype(x.dtype)
     dx = _einsum(f"{y_axes},{w_axes}->{x_axes}", dy, as_array(w, x.dtype)).astype(x.dtype)
-    dw = None if is_quantised(w) else _einsum(f"{x_axes},{y_axes}->{w_axes}", x, dy).astype(w.dtype)
-    return dx, dw
+    if is_quantised(w):
+        return dx, None  # codes are not trained
+    return dx, _einsum(f"{x_axes},{y_axes}->{w_axes}", x, dy).astype(w.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -102,24 +105,23 @@ def _rms_norm_backward(eps, saved, dy):
 rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
-@partial(
-    jax.checkpoint, prevent_cse=False, static_argnums=(3,)
-)  # the layers are a scan, where nothing is merged
+# `prevent_cse=False`, here and below: the layers are a scan, where nothing would be merged.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(3,))
 def layer_norm(x_RLD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, eps: float) -> jax.Array:
-    """(x - mean(x)) / std(x) * scale + bias over the last axis, in float32 (Ba et al., arXiv
-    1607.06450)."""
+    """(x - mean(x)) / std(x) * scale + bias over the last axis, in float32.
+
+    Source: Ba et al., arXiv 1607.06450.
+    """
     x32_RLD = x_RLD.astype(jnp.float32)
     centred_RLD = x32_RLD - jnp.mean(x32_RLD, axis=-1, keepdims=True)
     inverse_RL1 = jax.lax.rsqrt(jnp.mean(centred_RLD * centred_RLD, axis=-1, keepdims=True) + eps)
-    return (centred_RLD * inverse_RL1 * _beside(scale_D, x_RLD) + _beside(bias_D, x_RLD)).astype(
-        x_RLD.dtype
-    )
+    y_RLD = centred_RLD * inverse_RL1 * _beside(scale_D, x_RLD) + _beside(bias_D, x_RLD)
+    return y_RLD.astype(x_RLD.dtype)
 
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(2,))
 def gated(gate_RLF: jax.Array, up_RLF: jax.Array, activation: str) -> jax.Array:
-    """activation(gate) * up (Shazeer, arXiv 2002.05202); the backward pass keeps the two arguments
-    only."""
+    """activation(gate) * up (Shazeer, arXiv 2002.05202); the backward pass keeps only these two."""
     return ACTIVATIONS[activation](gate_RLF) * up_RLF
 
 
@@ -135,10 +137,10 @@ def rotary_dim(spec: ModelSpec) -> int:
 
 
 def rope_frequencies(spec: ModelSpec, rope: str = "global") -> np.ndarray:
-    """[rotary_dim/2] rotation per token, in radians (Su et al., arXiv 2104.09864), with the global
-    rope's rescaling.
+    """[rotary_dim/2] rotation per token, in radians, rescaled if it is the global one.
 
     In float64 until the end: a relative error of the frequency is multiplied by the position.
+    Source: Su et al., arXiv 2104.09864.
     """
     half = rotary_dim(spec) // 2
     theta = spec.rope_theta if rope == "global" else spec.rope_local_theta
@@ -154,8 +156,10 @@ def rope_frequencies(spec: ModelSpec, rope: str = "global") -> np.ndarray:
 
 
 def _llama3_frequencies(frequency: np.ndarray, rope: Llama3Rope) -> np.ndarray:
-    """Wavelengths beyond the original context are stretched by `factor`, short ones kept, those
-    between blended."""
+    """Stretches wavelengths beyond the original context by `factor`, and keeps short ones.
+
+    Those between are blended.
+    """
     wavelength = 2 * math.pi / frequency
     # 1 at the short end of the blended band, 0 at its long end.
     blend = (rope.original_length / wavelength - rope.low_freq_factor) / (
@@ -166,22 +170,29 @@ def _llama3_frequencies(frequency: np.ndarray, rope: Llama3Rope) -> np.ndarray:
 
 
 def rope_amplitude(spec: ModelSpec) -> float:
-    """What LongRoPE multiplies the global cos and sin by: sqrt(1 + ln(max / original) /
-    ln(original)) unless given."""
+    """The factor of the global cos and sin, 1 unless the rope is LongRoPE.
+
+    Its default is sqrt(1 + ln(max / original) / ln(original)).
+    """
     rope = spec.rope_scaling
     if not isinstance(rope, LongRope):
         return 1.0
     if rope.attention_factor is not None:
         return rope.attention_factor
     stretch = spec.max_positions / rope.original_length
-    return math.sqrt(1 + math.log(stretch) / math.log(rope.original_length)) if stretch > 1 else 1.0
+    if stretch <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(stretch) / math.log(rope.original_length))
 
 
 def rope_tables(
     position_RL: jax.Array, spec: ModelSpec, rope: str | None = "global"
 ) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of every position's rotation, [R, L, 1, rotary_dim/2] float32; None: of no
-    rotation."""
+    """cos and sin of every position's rotation, [R, L, 1, rotary_dim/2] float32.
+
+    Args:
+        rope: as `LayerKind.rope`; None: no rotation, cos 1 and sin 0.
+    """
     position_RL11 = position_RL.astype(jnp.float32)[..., None, None]
     if rope is None:
         still = jnp.zeros((*position_RL.shape, 1, rotary_dim(spec) // 2))
@@ -199,4 +210,6 @@ def rotate(x_RLNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     x32 = x_RLNH.astype(jnp.float32)
     first, second, rest = x32[..., :half], x32[..., half : 2 * half], x32[..., 2 * half :]
     parts = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(parts + [rest] * (rest.shape[-1] > 0), axis=-1).astype(x_RLNH.dtype)
+    if rest.shape[-1] > 0:
+        parts.append(rest)
+    return jnp.concatenate(parts, axis=-1).astype(x_RLNH.dtype)

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,19 +18,17 @@ import jax.numpy as jnp
 
 from jaxpref.errors import InputError
 from jaxpref.models.layers import product
+from jaxpref.models.parameters import ADAPTABLE, nest
 from jaxpref.models.quantize import as_array
 
 TARGETS: dict[str, tuple[str, str]] = {
-    "attention/q": ("D", "NH"),
-    "attention/k": ("D", "MH"),
-    "attention/v": ("D", "MH"),
-    "attention/o": ("NH", "D"),
-    "mlp/gate": ("D", "F"),
-    "mlp/up": ("D", "F"),
-    "mlp/down": ("F", "D"),
+    path.removeprefix("layers/"): (leaf.summed, leaf.outputs) for path, leaf in ADAPTABLE.items()
 }
-"""Weights that an adapter may be put on, by their path below `layers`: the axes that their product
-sums over, and those of its output.  The experts of a mixture are not among them."""
+"""Weight that an adapter may be put on, by its path below `layers` -> axes of inputs and outputs.
+
+They are the axes that its product sums over, and those of the product's output.  The experts of a
+mixture are not among them.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,58 +69,65 @@ def find_targets(
         names: weight that can be adapted -> the names it goes by.
     Errors: InputError for patterns that match nothing, with all names.
     """
-    for pattern in patterns or ():
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise InputError(
-                "adapter.targets as regular expressions",
-                f"{pattern!r}: {error}",
-                "as .*_proj for what ends in _proj",
-            ) from error
-    matches = lambda pattern, target: any(re.fullmatch(pattern, name) for name in names[target])
-    unmatched = [p for p in patterns or () if not any(matches(p, target) for target in names)]
+    chosen, unmatched = set(names), []
+    if patterns is not None:
+        matches = {pattern: _matches(pattern, names) for pattern in patterns}
+        chosen = set().union(*matches.values())
+        unmatched = [pattern for pattern, targets in matches.items() if not targets]
     if unmatched or not names:
         known = "; ".join(" or ".join(alternatives) for alternatives in names.values())
         raise InputError(
-            f"adapter.targets among {known or 'no weight: this model has none that an adapter may be put on'}",
+            f"adapter.targets among {known or 'no weight: no adapter may be put on this model'}",
             f"{unmatched}",
             "name weights as listed, or by a regular expression; those of experts cannot be named",
         )
-    return tuple(
-        t
-        for t in TARGETS
-        if t in names and (patterns is None or any(matches(p, t) for p in patterns))
-    )
+    return tuple(target for target in TARGETS if target in chosen)
+
+
+def _matches(pattern: str, names: Mapping[str, Sequence[str]]) -> set[str]:
+    """The weights one of whose names the pattern matches whole."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(
+            "adapter.targets as regular expressions",
+            f"{pattern!r}: {error}",
+            "write a regular expression, for example .*_proj for all names that end in _proj",
+        ) from error
+    return {target for target, known in names.items() if any(map(compiled.fullmatch, known))}
 
 
 def init(key: jax.Array, layers: Mapping[str, Any], spec: LoraSpec) -> dict[str, Any]:
-    """A new adapter on the weights `layers` of a base: a uniform, b zero, m the weights' own
-    lengths, as PEFT does.
+    """A new adapter on the weights `layers` of a base, which adds nothing to them yet, as PEFT's.
 
-    So the adapted model is the base.  `a` is torch's kaiming_uniform with a = sqrt(5): uniform
-    within 1 / sqrt(inputs) of 0.
+    `a` is torch's kaiming_uniform with a = sqrt(5), which is uniform within 1 / sqrt(inputs) of 0,
+    `b` is zero, and `m` the weights' own lengths.
 
     Returns: the tree that goes under `lora`.
     """
-    tree: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for number, (target, axes) in enumerate(TARGETS.items()):
         if target not in spec.targets:
             continue
         group, name = target.split("/")
-        w = layers[group][name]
-        count, ins, outs = w.shape[0], w.shape[1 : 1 + len(axes[0])], w.shape[1 + len(axes[0]) :]
-        bound = 1.0 / math.sqrt(math.prod(ins))
-        drawn = jax.random.uniform(
-            jax.random.fold_in(key, number), (count, *ins, spec.rank), minval=-bound, maxval=bound
+        w, path = layers[group][name], f"layers/{target}"
+        first_output = 1 + len(axes[0])
+        count, inputs, outputs = w.shape[0], w.shape[1:first_output], w.shape[first_output:]
+        bound = 1.0 / math.sqrt(math.prod(inputs))
+        flat[f"{path}/a"] = jax.random.uniform(
+            jax.random.fold_in(key, number),
+            (count, *inputs, spec.rank),
+            minval=-bound,
+            maxval=bound,
         )
-        leaf = {"a": drawn, "b": jnp.zeros((count, spec.rank, *outs))}
+        flat[f"{path}/b"] = jnp.zeros((count, spec.rank, *outputs))
         if spec.dora:
-            leaf["m"] = jax.vmap(
-                lambda w, leaf=leaf, axes=axes: _lengths(as_array(w, jnp.float32), axes)
-            )(w)
-        tree.setdefault(group, {})[name] = leaf
-    return {"layers": tree}
+            flat[f"{path}/m"] = jax.vmap(partial(_lengths_of, axes=axes))(w)
+    return nest(flat)
+
+
+def _lengths_of(w: Any, axes: tuple[str, str]) -> jax.Array:
+    return _lengths(as_array(w, jnp.float32), axes)
 
 
 def adapted(
@@ -142,7 +148,7 @@ def adapted(
             weight's own axes.
         w: the frozen weight of one layer, quantised or not.
         adapter: `a`, `b` and, for DoRA, `m` of this weight in this layer.
-        key: of the dropout on the adapter's input, one a layer and weight; None: no dropout.
+        key: of the dropout on the adapter's input, one per layer and weight; None: no dropout.
 
     DoRA is (m / |W + scale a b|) (x W + scale x a b), where the length |.| of every output's
     weights is a constant to the gradient (section 4.3 of the paper).  With dropout PEFT's form is
@@ -169,14 +175,15 @@ def adapted(
 def merged(
     w: Any, adapter: Mapping[str, jax.Array], axes: tuple[str, str], scale: float
 ) -> jax.Array:
-    """The weight of one layer that does alone what base and adapter do together, float32; `axes` of
-    TARGETS."""
+    """The weight of one layer that does alone what base and adapter do together, float32.
+
+    Args:
+        axes: as in TARGETS.
+    """
     whole = _summed(w, adapter, axes, scale)
-    return (
-        whole * (adapter["m"] / _lengths(whole, axes))[(None,) * len(axes[0])]
-        if "m" in adapter
-        else whole
-    )
+    if "m" not in adapter:
+        return whole
+    return whole * (adapter["m"] / _lengths(whole, axes))[(None,) * len(axes[0])]
 
 
 def _rounded_to_one(ratio: jax.Array) -> jax.Array:
@@ -186,9 +193,8 @@ def _rounded_to_one(ratio: jax.Array) -> jax.Array:
 
 def _axes(w_axes: str, y_axes: str) -> tuple[str, str]:
     """The letters of a weight that its product sums over, and those of the output."""
-    inputs, outputs = (
-        "".join(a for a in w_axes if (a in y_axes) == kept) for kept in (False, True)
-    )
+    inputs = "".join(axis for axis in w_axes if axis not in y_axes)
+    outputs = "".join(axis for axis in w_axes if axis in y_axes)
     assert w_axes == inputs + outputs and y_axes.endswith(outputs), "a weight's axes are in -> out"
     return inputs, outputs
 
@@ -202,8 +208,10 @@ def _dropout(x: jax.Array, share: float, key: jax.Array) -> jax.Array:
 def _summed(
     w: Any, adapter: Mapping[str, jax.Array], axes: tuple[str, str], scale: float
 ) -> jax.Array:
-    """W + scale a b of one layer, float32: an adapter is small beside its weight, and lengths are
-    divided."""
+    """W + scale a b of one layer.
+
+    In float32, for an adapter is small beside its weight, and lengths are divided.
+    """
     equation = f"{axes[0]}Z,Z{axes[1]}->{axes[0]}{axes[1]}"
     return as_array(w, jnp.float32) + scale * jnp.einsum(
         equation, adapter["a"], adapter["b"], precision="highest"
@@ -211,5 +219,5 @@ def _summed(
 
 
 def _lengths(w: jax.Array, axes: tuple[str, str]) -> jax.Array:
-    """Of every output's weights."""
+    """The length of every output's weights."""
     return jnp.sqrt(jnp.sum(jnp.square(w), axis=tuple(range(len(axes[0])))))

@@ -17,16 +17,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxpref.errors import InputError
+from jaxpref.models.parameters import ADAPTABLE
 from jaxpref.models.transposed import Transposed, transposed_back
-
-# Path of a weight below `layers` -> the axes, after the layers', that its product sums over.
-# Embedding, head, norms, and biases stay as they are.
-SUMMED_AXES: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(
-        ("attention/q", "attention/k", "attention/v", "mlp/gate", "mlp/up", "mlp/down"), (1,)
-    ),
-    "attention/o": (1, 2),
-}
 
 
 @dataclass(frozen=True)
@@ -36,31 +28,36 @@ class Quantisation:
     kind: Literal["int8", "int4", "nf4"]
     """`nf4`: QLoRA's 16 quantiles of the normal distribution."""
     block: int | None
-    """Weights that share a scale, along the last axis that the product sums over; None: all of an
-    output."""
+    """How many weights share a scale, along the last axis that the product sums over.
+
+    None: all of an output.
+    """
 
     def how(self, path: str, shape: tuple[int, ...]) -> dict[str, Any]:
-        """qwix's arguments for the leaf at `path`.  Errors: InputError when the block does not
-        divide it."""
-        summed = SUMMED_AXES[path.removeprefix("layers/")]
+        """qwix's arguments for the leaf at `path`.
+
+        Errors: InputError when the block does not divide it.
+        """
+        summed = ADAPTABLE[path].summed_axes
         if self.block is None:
             return {"channelwise_axes": [i for i in range(len(shape)) if i not in summed]}
-        size = min(self.block, shape[summed[-1]])
-        if shape[summed[-1]] % size:
+        tiled = summed[-1]
+        size = min(self.block, shape[tiled])
+        if shape[tiled] % size:
             raise InputError(
-                f"adapter.quantize_block that divides {shape[summed[-1]]}, the inputs of {path}",
+                f"adapter.quantize_block that divides {shape[tiled]}, the inputs of {path}",
                 f"adapter.quantize_block={self.block}",
-                "choose a divisor, or null for one scale an output",
+                "choose a divisor, or null for one scale per output",
             )
         return {
-            "channelwise_axes": [i for i in range(len(shape)) if i != summed[-1]],
-            "tiled_axes": {summed[-1]: size},
+            "channelwise_axes": [i for i in range(len(shape)) if i != tiled],
+            "tiled_axes": {tiled: size},
         }
 
 
 def is_quantisable(path: str) -> bool:
     """Whether the leaf at this path of the parameter tree is one that `place_quantised` takes."""
-    return path.startswith("layers/") and path.removeprefix("layers/") in SUMMED_AXES
+    return path in ADAPTABLE
 
 
 def is_quantised(w: Any) -> bool:
@@ -72,7 +69,9 @@ def as_array(w: Any, dtype: Any) -> jax.Array:
     """A weight as numbers of `dtype`, whether it is quantised, transposed or neither."""
     if isinstance(w, Transposed):
         return transposed_back(w).astype(dtype)
-    return _qwix().dequantize(w).astype(dtype) if is_quantised(w) else w.astype(dtype)
+    if is_quantised(w):
+        w = _qwix().dequantize(w)
+    return w.astype(dtype)
 
 
 def quantised(w: jax.Array, path: str, quantisation: Quantisation) -> Any:
@@ -93,27 +92,28 @@ def place_quantised(
     One layer at a time is read and quantised, so a leaf is never in memory in float32.
 
     Args:
-        read_slice: reads one contiguous slice an axis, float32 (`weights.load_tree`).
+        read_slice: reads one contiguous slice per axis, float32 (`loading.load_tree`).
     Errors: InputError when qwix is missing, the block does not divide the weight, or a block would
         lie on two devices.
     """
     encode = partial(quantised, path=path, quantisation=quantisation)
     shapes = jax.eval_shape(encode, jax.ShapeDtypeStruct(shape, jnp.float32))
     shardings = jax.tree.map(partial(_part_sharding, path, sharding), shapes)
-    zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    leaf = jax.jit(zeros, out_shardings=shardings)()
 
-    def write(leaf, layer, y):
+    def zeros():
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def with_layer(leaf, layer, y):
         put = lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, y, axis=0)
         return jax.tree.map(put, leaf, encode(layer))
 
-    write = jax.jit(write, donate_argnums=0, out_shardings=shardings)
+    leaf = jax.jit(zeros, out_shardings=shardings)()
+    write = jax.jit(with_layer, donate_argnums=0, out_shardings=shardings)
     for y in range(shape[0]):
         read_layer = lambda index, y=y: read_slice((slice(y, y + 1), *index[1:]))
         layer = jax.make_array_from_callback((1, *shape[1:]), sharding, read_layer)
-        leaf = jax.block_until_ready(
-            write(leaf, layer, np.int32(y))
-        )  # layers in flight would pile up on the host
+        leaf = write(leaf, layer, np.int32(y))
+        jax.block_until_ready(leaf)  # layers in flight would pile up on the host
     return leaf
 
 
@@ -121,16 +121,17 @@ def _part_sharding(path: str, sharding: NamedSharding, part: jax.ShapeDtypeStruc
     """Codes lie as the weight; scales too, but for axes along which one scale serves all."""
     axes = (*sharding.spec, *(None,) * (part.ndim - len(sharding.spec)))
     spec = P(*(axis if size > 1 else None for axis, size in zip(axes, part.shape, strict=True)))
-    found = NamedSharding(sharding.mesh, spec)
+    part_sharding = NamedSharding(sharding.mesh, spec)
     try:
-        found.shard_shape(part.shape)
+        part_sharding.shard_shape(part.shape)
     except ValueError as error:
         raise InputError(
             "blocks of weights that lie on one device each",
-            f"{path} has scales {part.shape}, and the mesh {dict(sharding.mesh.shape)} splits them as {spec}",
-            "lower adapter.quantize_block, or set it to null for one scale an output",
+            f"{path} has scales {part.shape}, and the mesh {dict(sharding.mesh.shape)} splits "
+            f"them as {spec}",
+            "lower adapter.quantize_block, or set it to null for one scale per output",
         ) from error
-    return found
+    return part_sharding
 
 
 def _qwix() -> Any:

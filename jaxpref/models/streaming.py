@@ -1,5 +1,4 @@
-"""Leaves of a checkpoint onto the mesh, a piece at a time, so that host memory holds a piece and
-not the leaf.
+"""Leaves of a checkpoint onto the mesh, a piece at a time: the host never holds a whole leaf.
 
 A leaf that is stacked over layers is a large part of the model (a ninth and more of a Llama), far
 more than any tensor of the file.  It is therefore allocated on the devices and filled a few layers
@@ -13,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxpref.models.weights import Index, ReadSlice
+from jaxpref.models.stored import Index, ReadSlice
 
 PIECE_BYTES = 2**25
-"""Leaves larger than this are filled in pieces of about this size; one layer is the smallest
-piece."""
+"""Leaves larger than this are filled in pieces of about this size, and of one layer at least."""
 
 
 def place_leaf(
@@ -30,8 +28,8 @@ def place_leaf(
 
     Args:
         shape, dtype: of the leaf.
-        read_slice: `read_slice(index)` reads one contiguous slice an axis, in that dtype
-            (`weights.load_tree`).
+        read_slice: `read_slice(index)` reads one contiguous slice per axis, in that dtype
+            (`loading.load_tree`).
     """
     rows = max(1, PIECE_BYTES // (int(np.prod(shape[1:])) * np.dtype(dtype).itemsize))
     if rows >= shape[0] or sharding.shard_shape(shape)[0] < shape[0]:
@@ -41,9 +39,8 @@ def place_leaf(
     for first in range(0, shape[0], rows):
         last = min(first + rows, shape[0])
         read_piece = lambda index, part=slice(first, last): read_slice((part, *index[1:]))
-        leaf = write(
-            leaf, _read_array((last - first, *shape[1:]), sharding, read_piece), np.int32(first)
-        )
+        piece = _read_array((last - first, *shape[1:]), sharding, read_piece)
+        leaf = write(leaf, piece, np.int32(first))
         jax.block_until_ready(leaf)  # pieces in flight would pile up
     return leaf
 
@@ -55,8 +52,7 @@ def _write_rows(leaf: jax.Array, piece: jax.Array, first: jax.Array) -> jax.Arra
 def _read_array(
     shape: tuple[int, ...], sharding: jax.sharding.Sharding, read_slice: ReadSlice
 ) -> jax.Array:
-    """As `jax.make_array_from_callback`, but the host holds one device's part at a time, and reads
-    it once."""
+    """As `jax.make_array_from_callback`, but the host reads every part once, one at a time."""
     holders: dict[tuple, list[jax.Device]] = {}  # bounds of the part -> devices
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
@@ -69,8 +65,10 @@ def _read_array(
 
 
 def with_zero_rows(read_slice: ReadSlice, stored: int, rows: int) -> ReadSlice:
-    """Reads a leaf of `stored` rows as one of `rows`, zeros behind: the vocabulary, padded for the
-    mesh."""
+    """Reads a leaf of `stored` rows as one of `rows`, zeros behind.
+
+    So the vocabulary is padded for the mesh.
+    """
 
     def read(index: Index) -> np.ndarray:
         start, stop, _ = index[0].indices(rows)

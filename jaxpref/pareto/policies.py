@@ -17,7 +17,7 @@ from jaxpref.generation.opening import (
     open_source,
     opened_mix,
 )
-from jaxpref.models.spec import LORA
+from jaxpref.models.parameters import LORA
 from jaxpref.pareto.measure import Candidate
 from jaxpref.runs.adapters import read_adapter
 from jaxpref.runs.build import build

@@ -16,7 +16,7 @@ from jaxpref.data.encode import check_known_tokens
 from jaxpref.data.loader import Loader
 from jaxpref.errors import InputError
 from jaxpref.models.logprobs import Logps
-from jaxpref.models.spec import SCALAR_HEADS
+from jaxpref.models.parameters import SCALAR_HEADS
 from jaxpref.objectives import asked_logps
 from jaxpref.rewards.classifier import open_classifier
 from jaxpref.rewards.reward import Limits, Reward, Values

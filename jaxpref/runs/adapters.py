@@ -11,9 +11,10 @@ from jaxpref.config import AdapterConfig, Config
 from jaxpref.errors import InputError
 from jaxpref.models import lora, peft
 from jaxpref.models.lora import LoraSpec
+from jaxpref.models.parameters import LORA
+from jaxpref.models.placement import param_shardings
 from jaxpref.models.quantize import Quantisation
-from jaxpref.models.spec import LORA, ModelSpec
-from jaxpref.sharding import param_shardings
+from jaxpref.models.spec import ModelSpec
 
 BASE = "base"
 """As `reference.adapter`: the frozen weights without an adapter."""

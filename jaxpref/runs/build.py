@@ -12,12 +12,14 @@ from jaxpref.config import Config
 from jaxpref.contradictions import objective_contradictions
 from jaxpref.data.pack import Layout
 from jaxpref.errors import InputError
-from jaxpref.models.decoder import Model, build_model
+from jaxpref.models.decoder import build_model
 from jaxpref.models.lora import LoraSpec
+from jaxpref.models.model import Model
+from jaxpref.models.placement import param_shardings
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, asked_logps, bind
 from jaxpref.runs.adapters import adapter_spec
-from jaxpref.sharding import make_mesh, param_shardings, vocab_ways
+from jaxpref.sharding import make_mesh, vocab_ways
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.state import MovingReference
 

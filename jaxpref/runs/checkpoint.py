@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxpref.errors import InputError
-from jaxpref.sharding import VOCAB_LEAVES, leaf_path
+from jaxpref.models.parameters import VOCAB_LEAVES, leaf_path
 from jaxpref.step.state import TrainState
 
 ACCURACY, LOSS = "eval/rewards/accuracies", "eval/loss"

@@ -14,14 +14,14 @@ from jaxpref.config import Config, ReferenceConfig
 from jaxpref.errors import InputError
 from jaxpref.models import lora
 from jaxpref.models.lora import LoraSpec
+from jaxpref.models.parameters import LORA
+from jaxpref.models.placement import param_shardings
 from jaxpref.models.source import Checkpoint
-from jaxpref.models.spec import LORA
 from jaxpref.objectives import Part
 from jaxpref.runs.build import Pieces, make_decoder, param_shapes
 from jaxpref.runs.checkpoint import BestRule, Checkpoints, find_step
 from jaxpref.runs.params import load_params, reference_params, runs_reference, with_adapter
 from jaxpref.settings import load_config
-from jaxpref.sharding import param_shardings
 from jaxpref.step.batch_loss import init_running
 from jaxpref.step.policy import split
 

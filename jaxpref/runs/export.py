@@ -9,12 +9,13 @@ import numpy as np
 
 from jaxpref.errors import InputError
 from jaxpref.models.hf import save_pretrained
+from jaxpref.models.loading import whole
 from jaxpref.models.lora import TARGETS, LoraSpec, merged
+from jaxpref.models.parameters import LORA, SCALAR_HEADS
 from jaxpref.models.peft import save_adapter
 from jaxpref.models.quantize import Quantisation, as_array, is_quantisable, quantised
 from jaxpref.models.source import Checkpoint, open_checkpoint
-from jaxpref.models.spec import LORA, SCALAR_HEADS
-from jaxpref.models.weights import ReadSlice, whole
+from jaxpref.models.stored import ReadSlice
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
 from jaxpref.runs.adapters import adapter_spec, quantisation
 from jaxpref.runs.directory import host_params, load_run

@@ -26,12 +26,13 @@ import numpy as np
 from jaxpref.errors import InputError
 from jaxpref.models import peft
 from jaxpref.models.hf import save_pretrained
+from jaxpref.models.loading import whole
 from jaxpref.models.lora import TARGETS, LoraSpec
+from jaxpref.models.parameters import LORA, VOCAB_LEAVES, flatten, nest
 from jaxpref.models.peft import is_adapter, save_adapter
 from jaxpref.models.quantize import Quantisation
 from jaxpref.models.source import Checkpoint, open_checkpoint
-from jaxpref.models.spec import LORA
-from jaxpref.models.weights import ReadSlice, flatten, nest, whole
+from jaxpref.models.stored import ReadSlice
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, asked_logps, bind
 from jaxpref.runs.adapters import adapter_spec, quantisation
 from jaxpref.runs.digests import weights_key
@@ -39,7 +40,6 @@ from jaxpref.runs.directory import RUN_FILE, as_policy, host_params, is_run
 from jaxpref.runs.export import merged_params
 from jaxpref.runs.model_card import soup_card
 from jaxpref.settings import load_config
-from jaxpref.sharding import VOCAB_LEAVES
 
 How = Literal["weights", "deltas", "factors"]
 HOWS = get_args(How)

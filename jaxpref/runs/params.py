@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpref.errors import InputError
+from jaxpref.models.parameters import LORA, SCALAR_HEADS, VOCAB_LEAVES, leaf_path
+from jaxpref.models.placement import param_shardings
 from jaxpref.models.quantize import is_quantisable, place_quantised
 from jaxpref.models.source import Checkpoint, open_checkpoint
-from jaxpref.models.spec import LORA, SCALAR_HEADS
+from jaxpref.models.stored import ReadSlice
 from jaxpref.models.streaming import place_leaf, with_zero_rows
-from jaxpref.models.weights import ReadSlice
 from jaxpref.runs.adapters import quantisation, read_adapter, reference_adapter, start_adapter
 from jaxpref.runs.build import Pieces, param_shapes
-from jaxpref.sharding import VOCAB_LEAVES, leaf_path, param_shardings
 from jaxpref.step.policy import Frozen, split
 
 

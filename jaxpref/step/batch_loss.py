@@ -15,15 +15,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpref.data.kinds import NAMES
-from jaxpref.models.decoder import Model
+from jaxpref.models.chunked_head import States
 from jaxpref.models.logprobs import (
     Logps,
-    States,
     completion_logps,
     data_logps,
     hidden_states,
     reference_logps,
 )
+from jaxpref.models.model import Model
 from jaxpref.objectives import ObjectiveOutput, Part, Term, asked_logps
 from jaxpref.step.micro_batches import at_used_length, collect, whole_batch
 from jaxpref.types import Batch

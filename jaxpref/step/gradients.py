@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxpref.sharding import constrain_params
+from jaxpref.models.placement import constrain_params
 from jaxpref.step.batch_loss import (
     LossSpec,
     all_logps,

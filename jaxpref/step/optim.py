@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxpref.config import OptimConfig
-from jaxpref.sharding import VOCAB_LEAVES, leaf_path
+from jaxpref.models.parameters import VOCAB_LEAVES, leaf_path
 
 
 def warmup_steps(config: OptimConfig, total_steps: int) -> int:

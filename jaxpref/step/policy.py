@@ -9,7 +9,7 @@ with something laid over it, top level by top level.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxpref.models.spec import LORA, SCALAR_HEADS
+from jaxpref.models.parameters import LORA, SCALAR_HEADS
 
 
 class Frozen(NamedTuple):

@@ -11,8 +11,9 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxpref.models.parameters import leaf_path
+from jaxpref.models.placement import param_shardings
 from jaxpref.objectives import Part
-from jaxpref.sharding import leaf_path, param_shardings
 from jaxpref.step.batch_loss import init_running
 from jaxpref.step.policy import Frozen
 

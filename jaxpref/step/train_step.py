@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxpref.sharding import constrain_params
+from jaxpref.models.placement import constrain_params
 from jaxpref.step.batch_loss import LossSpec, all_logps, finish_metrics, loss_and_sums
 from jaxpref.step.gradients import coupled_gradient, split_gradient, whole_gradient
 from jaxpref.step.micro_batches import at_used_length, collect, whole_batch

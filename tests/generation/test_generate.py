@@ -14,11 +14,12 @@ import tiny
 
 from jaxpref.errors import InputError
 from jaxpref.generation import decoding
-from jaxpref.generation.completions import Settings, complete, generate, open_policy, stop_ids
+from jaxpref.generation.completions import Settings, complete, generate, stop_ids
 from jaxpref.generation.decoding import DecodingModel, Generator, decodes_unstacked, decoding_model
+from jaxpref.generation.opening import open_policy
 from jaxpref.generation.prompts import given_prompts
 from jaxpref.generation.sampling import Sampling
-from jaxpref.models.logprobs import logits
+from jaxpref.models.chunked_head import logits
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 

@@ -16,16 +16,16 @@ from scipy.special import logsumexp
 from jaxpref import Mix, cli, generate
 from jaxpref.errors import InputError
 from jaxpref.generation.answer_logps import answer_logps
-from jaxpref.generation.completions import Settings, complete, open_source
+from jaxpref.generation.completions import Settings, complete
 from jaxpref.generation.mixed_distribution import DIVERGENCES, Rule, mixed_logits
 from jaxpref.generation.mixing import parse_policies
-from jaxpref.generation.opening import reweighted
+from jaxpref.generation.opening import open_source, reweighted
 from jaxpref.generation.prompts import given_prompts
 from jaxpref.generation.sampling import Sampling
 from jaxpref.models import lora
+from jaxpref.models.parameters import LORA
 from jaxpref.models.peft import save_adapter
 from jaxpref.models.source import open_checkpoint
-from jaxpref.models.spec import LORA
 from jaxpref.runs.sequence_logps import compute_logps
 from jaxpref.types import EncodedGroup
 

@@ -17,8 +17,10 @@ import numpy as np
 from jaxpref.config import MeshConfig
 from jaxpref.models.decoder import build_model
 from jaxpref.models.hf import load_params, load_spec
+from jaxpref.models.parameters import leaf_path
+from jaxpref.models.placement import param_shardings
 from jaxpref.models.streaming import place_leaf
-from jaxpref.sharding import leaf_path, make_mesh, param_shardings
+from jaxpref.sharding import make_mesh
 
 
 def main(directory: str, how: str) -> None:

@@ -27,7 +27,7 @@ def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-WEIGHTS = experts.Weights(normal(1, E, D, F), normal(2, E, D, F), normal(3, E, F, D))
+WEIGHTS = experts.ExpertWeights(normal(1, E, D, F), normal(2, E, D, F), normal(3, E, F, D))
 ROUTER = normal(4, D, E)
 REAL = jnp.arange(L)[None, :] < jnp.array([20, 20, 3, 0, 11, 20, 1, 20])[:, None]
 

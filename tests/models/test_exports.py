@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from jaxpref.errors import InputError
 from jaxpref.models import hf
 from jaxpref.models.decoder import build_model
-from jaxpref.models.spec import SCALAR_HEADS
+from jaxpref.models.parameters import SCALAR_HEADS
 
 LOGITS = 1e-4
 """Absolute, float32 against torch's float32, on logits of up to 10."""

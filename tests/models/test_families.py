@@ -1,28 +1,24 @@
-"""Llama's configs, and what holds for every family: the layouts of stored tensors, the tree, the rules of sharding."""
+"""Llama's configs, and what holds for every family: the layouts of stored tensors and the table of the tree."""
+
+from dataclasses import replace
+from functools import cache
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from jaxpref.errors import InputError
-from jaxpref.models import lora
+from jaxpref.models import lora, parameters
 from jaxpref.models.decoder import build_model
 from jaxpref.models.families import FAMILIES, forms, spec_from_hf
 from jaxpref.models.families.llama import from_hf, to_hf
+from jaxpref.models.loading import TensorSource, load_tree
+from jaxpref.models.parameters import axis_sizes, flatten
+from jaxpref.models.placement import param_specs
 from jaxpref.models.spec import LinearRope, Llama3Rope, ModelSpec
-from jaxpref.models.weights import (
-    TensorSource,
-    Weight,
-    axis_sizes,
-    flatten,
-    load_tree,
-    stored_form,
-    stored_shapes,
-    stored_tensors,
-    tree_shapes,
-    used_weights,
-)
-from jaxpref.sharding import PARAM_RULES, matching_rules
+from jaxpref.models.stored import StoredLeaf, stored_form, stored_shapes, stored_tensors, used_leaves
+from jaxpref.sharding import LOGICAL
 
 SMALL = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 64, "hidden_size": 32,
@@ -149,10 +145,10 @@ def test_unknown_model_type():
 # ---- stored tensors
 
 SIZES = {"D": 6, "F": 5, "V": 7, "N": 4, "M": 2, "H": 3, "P": 8, "E": 3, "Y": 2}
-WEIGHTS = {(w.name, w.layout): w for family in FAMILIES for form in forms(family) for w in form.values()}
+LAYOUTS = {(w.name, w.layout): w for family in FAMILIES for form in forms(family) for w in form.values()}
 
 
-@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=lambda w: f"{w.name} {w.layout}")
+@pytest.mark.parametrize("weight", LAYOUTS.values(), ids=lambda w: f"{w.name} {w.layout}")
 def test_layout_inverts_and_slices(weight):
     stored = np.arange(np.prod(weight.stored_shape(SIZES))).reshape(weight.stored_shape(SIZES))
     leaf = weight.read(SIZES, (slice(None),) * len(weight.leaf_axes), lambda index: stored[index])
@@ -170,10 +166,10 @@ def test_layout_inverts_and_slices(weight):
 
 def test_layout_means_what_it_says():
     stored = np.arange(12 * 6).reshape(12, 6)
-    leaf = Weight("q", "NH,D -> DNH").read(SIZES, (slice(None),) * 3, lambda index: stored[index])
+    leaf = StoredLeaf("q", "NH,D -> DNH").read(SIZES, (slice(None),) * 3, lambda index: stored[index])
     assert leaf[5, 2, 1] == stored[2 * 3 + 1, 5]
     fused = np.arange((12 + 6 + 6) * 6).reshape(24, 6)
-    leaf = Weight("v", "NH+MH+[MH],D -> DMH").read(SIZES, (slice(None),) * 3, lambda index: fused[index])
+    leaf = StoredLeaf("v", "NH+MH+[MH],D -> DMH").read(SIZES, (slice(None),) * 3, lambda index: fused[index])
     assert leaf[5, 1, 2] == fused[12 + 6 + 1 * 3 + 2, 5]
 
 
@@ -188,7 +184,7 @@ def test_layout_means_what_it_says():
     ],
 )
 def test_slices_read_no_more_than_needed(layout, asked, stored):
-    weight, reads = Weight("w", layout), []
+    weight, reads = StoredLeaf("w", layout), []
 
     def read(index):
         reads.append(index)
@@ -212,18 +208,52 @@ SPECS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_stored_tensors_are_the_decoders_tree(spec):
+# With the leaves that no family has.
+MODELS = SPECS | {"layer norms everywhere": replace(SPECS["gpt2"], norm_at="both", tied=False)}
+
+
+@cache
+def decoder_shapes(spec):
+    """Path -> shape of what the decoder's blocks make, beside the table."""
     shapes = jax.eval_shape(build_model(spec, attention_block=8).init, jax.random.key(0))
-    decoder = {path: leaf.shape for path, leaf in flatten(shapes).items()}
+    return {path: leaf.shape for path, leaf in flatten(shapes).items()}
+
+
+@pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS)
+def test_the_table_is_the_decoders_tree(spec):
+    assert parameters.model_shapes(spec) == decoder_shapes(spec)
+
+
+def test_a_line_too_few_or_too_many_is_caught(monkeypatch):
+    wrong = lambda: [name for name, spec in MODELS.items() if parameters.model_shapes(spec) != decoder_shapes(spec)]
+    lines = parameters.LEAVES
+    assert wrong() == []
+    for line in lines:
+        monkeypatch.setattr(parameters, "LEAVES", tuple(other for other in lines if other is not line))
+        assert wrong(), f"no model has {line}"
+    monkeypatch.setattr(parameters, "LEAVES", (*lines, parameters.Leaf("layers/attention/gate", "YD", (None, None))))
+    assert wrong() == list(MODELS)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_stored_tensors_are_the_tables_leaves(spec):
+    leaves = parameters.model_leaves(spec)
     for form in forms(spec.family):
-        assert tree_shapes(used_weights(form, spec), spec) == decoder
+        assert {p: w.stack + w.leaf_axes for p, w in used_leaves(form, spec).items()} == {
+            path: leaf.letters for path, leaf in leaves.items()
+        }
+
+
+def test_families_store_no_other_leaves():
+    leaves = [leaf for family in FAMILIES for form in forms(family) for leaf in form.items()]
+    stored = {(path, w.stack + w.leaf_axes) for path, w in leaves}
+    assert stored <= {(leaf.path, leaf.letters) for leaf in parameters.LEAVES}
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_load_undoes_build_in_every_form(spec):
     for number, form in enumerate(forms(spec.family)):
-        weights, rng = used_weights(form, spec), np.random.default_rng(0)
+        weights, rng = used_leaves(form, spec), np.random.default_rng(0)
         stored = {name: rng.normal(size=shape) for name, shape in stored_shapes(weights, spec).items()}
         assert stored_form(stored, forms(spec.family), spec) is form
         reads = []
@@ -244,7 +274,7 @@ def test_an_experts_part_reads_that_expert_alone():
     spec, reads = SPECS["mixtral"], []
     stored = {
         name: np.ones(shape)
-        for name, shape in stored_shapes(used_weights(FAMILIES["mixtral"].WEIGHTS, spec), spec).items()
+        for name, shape in stored_shapes(used_leaves(FAMILIES["mixtral"].TENSORS, spec), spec).items()
     }
 
     def read(name, index):
@@ -259,22 +289,51 @@ def test_an_experts_part_reads_that_expert_alone():
         return path
 
     source = TensorSource("memory", {name: value.shape for name, value in stored.items()}, read)
-    load_tree(source, FAMILIES["mixtral"].WEIGHTS, spec, put=put)
+    load_tree(source, FAMILIES["mixtral"].TENSORS, spec, put=put)
 
 
-def test_every_leaf_has_one_sharding_rule_and_every_rule_a_leaf():
-    leaves = {
-        (path, len(w.stack + w.leaf_axes)) for family in FAMILIES for form in forms(family) for path, w in form.items()
-    }
-    leaves |= {("scalar_heads/reward", 2), ("scalar_heads/value", 2)}
-    for target, (ins, outs) in lora.TARGETS.items():
-        ranks = {"a": 2 + len(ins), "b": 2 + len(outs), "m": 1 + len(outs)}
-        leaves |= {(f"lora/layers/{target}/{name}", rank) for name, rank in ranks.items()}
-    found = {leaf: matching_rules(*leaf) for leaf in leaves}
-    assert {leaf: rules for leaf, rules in found.items() if len(rules) != 1} == {}
-    assert {rule for rule, _ in PARAM_RULES} == {rules[0] for rules in found.values()}
+def test_lines_are_distinct_and_fit_together():
+    lines = (*parameters.LEAVES, *parameters.SCALAR_HEAD_LEAVES)
+    assert len({(leaf.path, len(leaf.letters)) for leaf in lines}) == len(lines)
+    for leaf in lines:
+        assert len(leaf.axes) == len(leaf.letters) and set(leaf.summed) <= set(leaf.letters), leaf
+        assert not leaf.adaptable or leaf.letters == "Y" + leaf.summed + leaf.outputs, leaf
+        assert {axis for axis in leaf.axes if axis} <= LOGICAL.keys(), leaf
 
 
 def test_axis_sizes_have_every_letter():
-    letters = {letter for w in WEIGHTS.values() for letter in w.stack + w.leaf_axes}
+    letters = {letter for leaf in parameters.LEAVES for letter in leaf.letters}
     assert letters <= axis_sizes(SPECS["mixtral"]).keys()
+
+
+def test_adapters_and_scalar_heads_lie_as_the_table_says():
+    layers = parameters.nest({path: np.zeros(shape) for path, shape in parameters.model_shapes(SPECS["llama"]).items()})
+    adapter = lora.init(jax.random.key(0), layers["layers"], lora.LoraSpec(2, 2.0, tuple(lora.TARGETS), dora=True))
+    heads = {"reward": np.zeros((1, 8)), "value": np.zeros((1, 8))}
+    specs = flatten(param_specs({parameters.LORA: adapter, parameters.SCALAR_HEADS: heads}))
+    assert len(specs) == 3 * 7 + 2
+    wanted = {
+        "lora/layers/attention/q/a": P(None, "fsdp", None),
+        "lora/layers/attention/q/b": P(None, None, "tensor", None),
+        "lora/layers/attention/q/m": P(None, "tensor", None),
+        "lora/layers/attention/o/a": P(None, "tensor", None, None),
+        "lora/layers/attention/o/b": P(None, None, "fsdp"),
+        "lora/layers/attention/o/m": P(None, "fsdp"),
+        "lora/layers/mlp/down/a": P(None, "tensor", None),
+        "lora/layers/mlp/up/b": P(None, None, "tensor"),
+        "scalar_heads/value": P(None, None),
+    }
+    assert {path: specs[path] for path in wanted} == wanted
+
+
+def test_what_follows_from_the_table():
+    assert list(lora.TARGETS.items()) == [
+        ("attention/q", ("D", "NH")), ("attention/k", ("D", "MH")), ("attention/v", ("D", "MH")),
+        ("attention/o", ("NH", "D")), ("mlp/gate", ("D", "F")), ("mlp/up", ("D", "F")), ("mlp/down", ("F", "D")),
+    ], "and in this order, by which a new adapter's numbers are drawn"  # fmt: skip
+    assert parameters.ADAPTABLE["layers/attention/o"].summed_axes == (1, 2)
+    assert parameters.VOCAB_LEAVES == ("embed/table", "head/kernel")
+    assert parameters.CAST_BY_PRODUCTS == {
+        "embed/table", "head/kernel", *(f"layers/{target}" for target in lora.TARGETS),
+        *(f"layers/experts/{name}" for name in ("router", "gate", "up", "down")),
+    }  # fmt: skip

@@ -21,12 +21,15 @@ from jaxpref.config import MeshConfig
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import Layout
 from jaxpref.models import hf
+from jaxpref.models.chunked_head import logits
 from jaxpref.models.decoder import build_model
 from jaxpref.models.families import FAMILIES, forms
-from jaxpref.models.logprobs import completion_logps, logits
+from jaxpref.models.logprobs import completion_logps
+from jaxpref.models.parameters import flatten
+from jaxpref.models.placement import param_shardings
 from jaxpref.models.spec import ModelSpec
-from jaxpref.models.weights import flatten, stored_tensors, used_weights
-from jaxpref.sharding import make_mesh, param_shardings
+from jaxpref.models.stored import stored_tensors, used_leaves
+from jaxpref.sharding import make_mesh
 from jaxpref.types import EncodedGroup
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -124,7 +127,7 @@ def check_logits(logits_RLV, batch, wanted: dict):
 
 def check_gradients(case: str, spec: ModelSpec, leaves: dict, wanted: dict):
     fetch = lambda path, at: np.asarray(leaves[path][at])
-    tensors = stored_tensors(used_weights(FAMILIES[spec.family].WEIGHTS, spec), spec)
+    tensors = stored_tensors(used_leaves(FAMILIES[spec.family].TENSORS, spec), spec)
     assert {tensor.name for tensor in tensors} == wanted.keys()
     # A bias of all keys adds the same to all scores of a query, unless the keys are rotated: its gradient is 0, and
     # what is found is rounding, 1e-6 of the largest gradient at most.  Every other tensor's is well above `nothing`.
@@ -227,7 +230,7 @@ def test_other_stored_forms(load, case, tmp_path):
     spec, params, _ = load(case)
     leaves = flatten(params)
     for form in forms(spec.family):
-        tensors = stored_tensors(used_weights(form, spec), spec)
+        tensors = stored_tensors(used_leaves(form, spec), spec)
         fetch = lambda path, at: leaves[path][at]
         save_file({t.name: np.ascontiguousarray(t.build(fetch)) for t in tensors}, tmp_path / hf.WEIGHTS_FILE)
         again = flatten(hf.load_params(tmp_path, spec))

@@ -11,12 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxpref.errors import InputError
-from jaxpref.models.families import FAMILIES
 from jaxpref.models.hf import load_params, load_spec, save_pretrained
+from jaxpref.models.parameters import VOCAB_LEAVES, flatten, model_shapes, nest
 from jaxpref.models.source import open_checkpoint
 from jaxpref.models.spec import Llama3Rope, ModelSpec
-from jaxpref.models.weights import flatten, nest, tree_shapes, used_weights
-from jaxpref.sharding import VOCAB_LEAVES
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "llama_tiny"
 SPEC = ModelSpec(
@@ -28,8 +26,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 
 def random_params(spec, dtype=np.float32):
     rng = np.random.default_rng(0)
-    shapes = tree_shapes(used_weights(FAMILIES[spec.family].WEIGHTS, spec), spec)
-    return nest({path: rng.normal(size=shape).astype(dtype) for path, shape in shapes.items()})
+    return nest({path: rng.normal(size=shape).astype(dtype) for path, shape in model_shapes(spec).items()})
 
 
 def save(directory, spec=SPEC, params=None, **options):
@@ -335,7 +332,7 @@ def test_failed_export_leaves_the_old_one(tmp_path, monkeypatch):
     def fail(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxpref.models.hf._write_weights", fail)
+    monkeypatch.setattr("jaxpref.models.hf.writer._write_weights", fail)
     with pytest.raises(KeyboardInterrupt):
         save(directory)
     assert_trees_equal(load_params(directory, SPEC), random_params(SPEC))

@@ -12,8 +12,9 @@ import tolerance
 from jaxpref.config import MeshConfig
 from jaxpref.models.decoder import build_model
 from jaxpref.models.lora import LoraSpec
-from jaxpref.models.spec import LORA
-from jaxpref.sharding import make_mesh, param_shardings
+from jaxpref.models.parameters import LORA
+from jaxpref.models.placement import param_shardings
+from jaxpref.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 RELATIVE = 2e-5  # float32 sums in another order

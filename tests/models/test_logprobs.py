@@ -10,8 +10,9 @@ import pytest
 
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import Layout, RowShape, empty_batch, fill_row
+from jaxpref.models.chunked_head import logits
 from jaxpref.models.decoder import build_model
-from jaxpref.models.logprobs import Logps, completion_logps, hidden_states, logits
+from jaxpref.models.logprobs import Logps, completion_logps, hidden_states
 from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives.pairwise import dpo
 from jaxpref.types import EncodedGroup

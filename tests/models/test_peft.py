@@ -18,8 +18,9 @@ from jaxpref.models import lora, peft
 from jaxpref.models.decoder import build_model
 from jaxpref.models.families import spec_from_hf
 from jaxpref.models.lora import LoraSpec
+from jaxpref.models.parameters import LORA
+from jaxpref.models.peft.writer import _peft_config as peft_config
 from jaxpref.models.source import open_checkpoint
-from jaxpref.models.spec import LORA
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -212,7 +213,7 @@ def test_the_base_that_an_adapter_names(tmp_path):
     write = lambda text: (directory / "adapter_config.json").write_text(text)
     write(json.dumps({"base_model_name_or_path": "org/base", "revision": "abc"}))
     assert peft.base_of(directory) == "org/base@abc"
-    written = peft._peft_config(LoraSpec(2, 4.0, ("attention/q",)), base()[0], "org/base@abc")
+    written = peft_config(LoraSpec(2, 4.0, ("attention/q",)), base()[0], "org/base@abc")
     assert (written["base_model_name_or_path"], written["revision"]) == ("org/base", "abc")
     write(json.dumps({"base_model_name_or_path": str(tmp_path), "revision": "abc"}))
     assert peft.base_of(directory) == str(tmp_path)

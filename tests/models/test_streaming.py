@@ -17,8 +17,8 @@ from jaxpref.config import MeshConfig
 from jaxpref.models import streaming
 from jaxpref.models.families import FAMILIES, llama
 from jaxpref.models.spec import ModelSpec
+from jaxpref.models.stored import stored_shapes, used_leaves
 from jaxpref.models.streaming import place_leaf, with_zero_rows
-from jaxpref.models.weights import stored_shapes, used_weights
 from jaxpref.sharding import make_mesh
 
 MIB = 2**20
@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory):
     directory = tmp_path_factory.mktemp("checkpoint")
     (directory / "config.json").write_text(json.dumps(llama.to_hf(SPEC)))
     values = np.random.default_rng(0).normal(size=MIB).astype(ml_dtypes.bfloat16)
-    names = list(shapes := stored_shapes(used_weights(FAMILIES["llama"].WEIGHTS, SPEC), SPEC))
+    names = list(shapes := stored_shapes(used_leaves(FAMILIES["llama"].TENSORS, SPEC), SPEC))
     weight_map = {}
     for shard in range(5):
         file, mine = f"model-{shard}.safetensors", names[shard::5]

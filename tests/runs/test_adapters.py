@@ -19,8 +19,9 @@ from jaxpref.evaluation import evaluate_run
 from jaxpref.models import lora, peft
 from jaxpref.models.decoder import build_model
 from jaxpref.models.lora import LoraSpec
+from jaxpref.models.parameters import LORA
 from jaxpref.models.source import open_checkpoint
-from jaxpref.models.spec import LORA, ModelSpec
+from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives import OBJECTIVES, bind, needs
 from jaxpref.objectives.pairwise import dpo
 from jaxpref.runs.build import build

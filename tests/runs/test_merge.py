@@ -12,10 +12,10 @@ import yaml
 
 from jaxpref import cli
 from jaxpref.errors import InputError
-from jaxpref.generation.completions import open_source
+from jaxpref.generation.opening import open_source
 from jaxpref.models import lora, peft
+from jaxpref.models.parameters import flatten
 from jaxpref.models.source import open_checkpoint
-from jaxpref.models.weights import flatten
 from jaxpref.runs.merge import merge
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")

@@ -9,7 +9,7 @@ import tiny
 
 from jaxpref.errors import InputError
 from jaxpref.evaluation import evaluate_run
-from jaxpref.models.spec import LORA
+from jaxpref.models.parameters import LORA
 from jaxpref.runs.build import build
 from jaxpref.runs.directory import run_params
 from jaxpref.settings import load_config

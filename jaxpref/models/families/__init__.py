@@ -2,10 +2,10 @@
 
 A family is one module with
 
-    WEIGHTS          leaf path -> `jaxpref.models.weights.Weight`, as checkpoints of the family are written
+    TENSORS          leaf path -> `stored.StoredLeaf`, as checkpoints of the family are written
     OTHER_FORMS      more such tables, where checkpoints come in other forms too (optional)
     IGNORED_TENSORS  a regular expression of stored names that are left out
-    DEFAULTS         what transformers' config class takes for attributes that a config leaves out (optional)
+    DEFAULTS         what transformers takes for attributes that a config leaves out (optional)
     from_hf          (config, where) -> ModelSpec
     to_hf            spec -> config.json
 
@@ -33,7 +33,7 @@ from jaxpref.models.families import (
     smollm3,
 )
 from jaxpref.models.spec import ModelSpec
-from jaxpref.models.weights import Weight
+from jaxpref.models.stored import StoredLeaf
 
 FAMILIES = {
     "gemma2": gemma2,
@@ -70,8 +70,7 @@ def spec_from_hf(config: dict[str, Any], where: str) -> ModelSpec:
     return FAMILIES[model_type].from_hf(config, where)
 
 
-def forms(family: str) -> tuple[Mapping[str, Weight], ...]:
-    """The tables of stored tensors that checkpoints of a family follow; the first is the one that
-    is written."""
+def forms(family: str) -> tuple[Mapping[str, StoredLeaf], ...]:
+    """The tables of stored tensors that checkpoints of a family follow; the first is written."""
     module = FAMILIES[family]
-    return (module.WEIGHTS, *getattr(module, "OTHER_FORMS", ()))
+    return (module.TENSORS, *getattr(module, "OTHER_FORMS", ()))

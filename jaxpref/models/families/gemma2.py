@@ -1,5 +1,4 @@
-"""Gemma 2: soft caps, every other layer local, norms of 1 + w before and behind each part, a scaled
-embedding."""
+"""Gemma 2: soft caps, every other layer local, norms of 1 + w on both sides, a scaled embedding."""
 
 from typing import Any
 
@@ -17,7 +16,7 @@ from jaxpref.models.families.tensors import (
 )
 from jaxpref.models.spec import ModelSpec
 
-WEIGHTS = {**EMBED, **ATTENTION_NORM, **ATTENTION, **SANDWICH, **MLP, **TOP}
+TENSORS = {**EMBED, **ATTENTION_NORM, **ATTENTION, **SANDWICH, **MLP, **TOP}
 IGNORED_TENSORS = ROTARY_BUFFERS
 DEFAULTS = {
     "num_key_value_heads": 4,

@@ -1,5 +1,4 @@
-"""Gemma 3, text only: five local layers to a global one, each with its RoPE; norms of each head's
-queries and keys."""
+"""Gemma 3, text only: five local layers to a global one, each kind with a RoPE of its own."""
 
 from typing import Any
 
@@ -18,7 +17,7 @@ from jaxpref.models.families.tensors import (
 )
 from jaxpref.models.spec import ModelSpec
 
-WEIGHTS = {**EMBED, **ATTENTION_NORM, **ATTENTION, **HEAD_NORM, **SANDWICH, **MLP, **TOP}
+TENSORS = {**EMBED, **ATTENTION_NORM, **ATTENTION, **HEAD_NORM, **SANDWICH, **MLP, **TOP}
 IGNORED_TENSORS = ROTARY_BUFFERS
 DEFAULTS = {
     "num_key_value_heads": 4,
@@ -51,8 +50,7 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
 
 
 def _read_ropes(read: ConfigReader) -> dict[str, Any]:
-    """The RoPE of global and of local layers, from nested `rope_parameters` or from the older
-    attributes."""
+    """The RoPE of global and local layers, from nested `rope_parameters` or older attributes."""
     new = read.mapping("rope_parameters")
     if not new.keys() <= {FULL, SLIDING}:
         read.problems.append(
@@ -79,8 +77,10 @@ def _read_ropes(read: ConfigReader) -> dict[str, Any]:
 
 
 def to_hf(spec: ModelSpec) -> dict[str, Any]:
-    """The config.json of `spec`, without dtype and token ids; the RoPE in both forms
-    (`rope.written_rope`)."""
+    """The config.json of `spec`, without dtype and token ids.
+
+    The RoPE is in both forms (`rope.written_rope`).
+    """
     scaling = written_scaling(spec.rope_scaling)
     return {
         **written_gemma(spec, "Gemma3ForCausalLM"),

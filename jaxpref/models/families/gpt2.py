@@ -9,36 +9,36 @@ from typing import Any
 
 from jaxpref.models.families.hf_config import ConfigReader
 from jaxpref.models.spec import ModelSpec
-from jaxpref.models.weights import Weight
+from jaxpref.models.stored import StoredLeaf
 
 _BLOCK = "transformer.h.{layer}."
 # transformers' Conv1D keeps its matrix as [in, out].
-WEIGHTS = {
-    "embed/table": Weight("transformer.wte.weight", "V,D -> VD"),
-    "embed/position": Weight("transformer.wpe.weight", "P,D -> PD"),
-    "layers/attention_norm/scale": Weight(_BLOCK + "ln_1.weight", "D -> D"),
-    "layers/attention_norm/bias": Weight(_BLOCK + "ln_1.bias", "D -> D"),
-    "layers/attention/q": Weight(_BLOCK + "attn.c_attn.weight", "D,[NH]+MH+MH -> DNH"),
-    "layers/attention/k": Weight(_BLOCK + "attn.c_attn.weight", "D,NH+[MH]+MH -> DMH"),
-    "layers/attention/v": Weight(_BLOCK + "attn.c_attn.weight", "D,NH+MH+[MH] -> DMH"),
-    "layers/attention/q_bias": Weight(_BLOCK + "attn.c_attn.bias", "[NH]+MH+MH -> NH"),
-    "layers/attention/k_bias": Weight(_BLOCK + "attn.c_attn.bias", "NH+[MH]+MH -> MH"),
-    "layers/attention/v_bias": Weight(_BLOCK + "attn.c_attn.bias", "NH+MH+[MH] -> MH"),
-    "layers/attention/o": Weight(_BLOCK + "attn.c_proj.weight", "NH,D -> NHD"),
-    "layers/attention/o_bias": Weight(_BLOCK + "attn.c_proj.bias", "D -> D"),
-    "layers/mlp_norm/scale": Weight(_BLOCK + "ln_2.weight", "D -> D"),
-    "layers/mlp_norm/bias": Weight(_BLOCK + "ln_2.bias", "D -> D"),
-    "layers/mlp/up": Weight(_BLOCK + "mlp.c_fc.weight", "D,F -> DF"),
-    "layers/mlp/up_bias": Weight(_BLOCK + "mlp.c_fc.bias", "F -> F"),
-    "layers/mlp/down": Weight(_BLOCK + "mlp.c_proj.weight", "F,D -> FD"),
-    "layers/mlp/down_bias": Weight(_BLOCK + "mlp.c_proj.bias", "D -> D"),
-    "final_norm/scale": Weight("transformer.ln_f.weight", "D -> D"),
-    "final_norm/bias": Weight("transformer.ln_f.bias", "D -> D"),
-    "head/kernel": Weight("lm_head.weight", "V,D -> VD"),
+TENSORS = {
+    "embed/table": StoredLeaf("transformer.wte.weight", "V,D -> VD"),
+    "embed/position": StoredLeaf("transformer.wpe.weight", "P,D -> PD"),
+    "layers/attention_norm/scale": StoredLeaf(_BLOCK + "ln_1.weight", "D -> D"),
+    "layers/attention_norm/bias": StoredLeaf(_BLOCK + "ln_1.bias", "D -> D"),
+    "layers/attention/q": StoredLeaf(_BLOCK + "attn.c_attn.weight", "D,[NH]+MH+MH -> DNH"),
+    "layers/attention/k": StoredLeaf(_BLOCK + "attn.c_attn.weight", "D,NH+[MH]+MH -> DMH"),
+    "layers/attention/v": StoredLeaf(_BLOCK + "attn.c_attn.weight", "D,NH+MH+[MH] -> DMH"),
+    "layers/attention/q_bias": StoredLeaf(_BLOCK + "attn.c_attn.bias", "[NH]+MH+MH -> NH"),
+    "layers/attention/k_bias": StoredLeaf(_BLOCK + "attn.c_attn.bias", "NH+[MH]+MH -> MH"),
+    "layers/attention/v_bias": StoredLeaf(_BLOCK + "attn.c_attn.bias", "NH+MH+[MH] -> MH"),
+    "layers/attention/o": StoredLeaf(_BLOCK + "attn.c_proj.weight", "NH,D -> NHD"),
+    "layers/attention/o_bias": StoredLeaf(_BLOCK + "attn.c_proj.bias", "D -> D"),
+    "layers/mlp_norm/scale": StoredLeaf(_BLOCK + "ln_2.weight", "D -> D"),
+    "layers/mlp_norm/bias": StoredLeaf(_BLOCK + "ln_2.bias", "D -> D"),
+    "layers/mlp/up": StoredLeaf(_BLOCK + "mlp.c_fc.weight", "D,F -> DF"),
+    "layers/mlp/up_bias": StoredLeaf(_BLOCK + "mlp.c_fc.bias", "F -> F"),
+    "layers/mlp/down": StoredLeaf(_BLOCK + "mlp.c_proj.weight", "F,D -> FD"),
+    "layers/mlp/down_bias": StoredLeaf(_BLOCK + "mlp.c_proj.bias", "D -> D"),
+    "final_norm/scale": StoredLeaf("transformer.ln_f.weight", "D -> D"),
+    "final_norm/bias": StoredLeaf("transformer.ln_f.bias", "D -> D"),
+    "head/kernel": StoredLeaf("lm_head.weight", "V,D -> VD"),
 }
 # The published checkpoints were saved without the head's class, so their names lack its prefix.
 OTHER_FORMS = (
-    {path: replace(w, name=w.name.removeprefix("transformer.")) for path, w in WEIGHTS.items()},
+    {path: replace(w, name=w.name.removeprefix("transformer.")) for path, w in TENSORS.items()},
 )
 # The causal mask, which old checkpoints carry.
 IGNORED_TENSORS = r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"

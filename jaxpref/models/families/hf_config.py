@@ -1,5 +1,4 @@
-"""What the families share in reading and writing Hugging Face configs: an account of every
-attribute."""
+"""Hugging Face configs, read and written by all families with an account of every attribute."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,9 +8,9 @@ from jaxpref.errors import InputError
 from jaxpref.models.spec import LayerKind, ModelSpec
 
 # Knowingly ignored in every family: they do not change the function (`pretraining_tp` only splits a
-#     product), nor its
-# gradient but for one row: torch's embedding gives the row of `pad_token_id` none, here it is a
-# token like the others.  Token ids are taken from the tokenizer and generation_config.json.
+# product), nor its gradient but for one row: torch's embedding gives the row of `pad_token_id`
+# none, here it is a token like the others.  Token ids are taken from the tokenizer and
+# generation_config.json.
 IGNORED = frozenset(
     {
         "initializer_range",
@@ -135,7 +134,7 @@ class ConfigReader:
             self.problems.append(f"{key} = {value!r}, only {implemented[0]!r} is implemented")
 
     def layer_types(self, layers: int, default: Sequence[str]) -> list[str]:
-        """`layer_types`, one a layer, FULL or SLIDING."""
+        """`layer_types`, one per layer, FULL or SLIDING."""
         value = self.get("layer_types", default)
         unknown = sorted({str(kind) for kind in value} - {FULL, SLIDING})
         if unknown:
@@ -149,8 +148,10 @@ class ConfigReader:
         return [FULL] * layers
 
     def finish(self) -> None:
-        """Errors: one InputError naming every attribute that is missing, out of range, not
-        implemented or unknown.
+        """Refuses the config if there are problems.
+
+        Errors: one InputError naming every attribute that is missing, out of range, not implemented
+            or unknown.
 
         An unknown attribute that is None, False, 0 or empty is off, and passes.
         """
@@ -162,7 +163,8 @@ class ConfigReader:
             raise InputError(
                 f"a {self.family} config whose every attribute is understood",
                 f"in {self.where}: " + "; ".join(self.problems),
-                f"use a model of the plain {self.family} architecture, or remove an attribute that has no effect",
+                f"use a model of the plain {self.family} architecture, or remove an attribute that "
+                "has no effect",
             )
 
 
@@ -198,7 +200,8 @@ def read_sizes(read: ConfigReader, ffn: str = "intermediate_size") -> dict[str, 
             read.problems.append(f"head_dim = {head_dim} is odd, rope rotates pairs")
         if heads % kv_heads:
             read.problems.append(
-                f"num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}"
+                f"num_attention_heads = {heads} is not a multiple of "
+                f"num_key_value_heads = {kv_heads}"
             )
     return sizes
 
@@ -264,8 +267,11 @@ def written_sizes(
 
 
 def read_mixture(read: ConfigReader, *names: str) -> dict[str, Any]:
-    """`experts` and `experts_per_token` of `ModelSpec`; `names`: what the number of experts may be
-    called."""
+    """`experts` and `experts_per_token` of `ModelSpec`.
+
+    Args:
+        names: what the number of experts may be called.
+    """
     read.agreed(" and ".join(names), *(read.get(name) for name in names))
     given = [name for name in names if read.get(name) is not None]
     experts, per_token = read.size((given or names)[0]), read.size("num_experts_per_tok")

@@ -13,7 +13,7 @@ from jaxpref.models.families.rope import read_rope, written_rope
 from jaxpref.models.families.tensors import LLAMA, ROTARY_BUFFERS
 from jaxpref.models.spec import ModelSpec
 
-WEIGHTS = LLAMA
+TENSORS = LLAMA
 IGNORED_TENSORS = ROTARY_BUFFERS
 DEFAULTS = {"num_key_value_heads": 8, "sliding_window": 4096}
 

@@ -24,7 +24,7 @@ from jaxpref.models.families.tensors import (
 from jaxpref.models.spec import ModelSpec
 
 _OTHER = {**EMBED, **ATTENTION_NORM, **ATTENTION, **MLP_NORM, **TOP}
-WEIGHTS = _OTHER | experts(
+TENSORS = _OTHER | experts(
     router="block_sparse_moe.gate.weight",
     gate="block_sparse_moe.experts.{expert}.w1.weight",
     up="block_sparse_moe.experts.{expert}.w3.weight",
@@ -39,7 +39,7 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     """The spec of a Hugging Face config; arguments and errors as in `llama.from_hf`.
 
     The attributes of the auxiliary loss are ignored: it is an objective of its own,
-        `router_balance`.
+    `router_balance`.
     """
     ignored = ["output_router_logits", "router_aux_loss_coef"]
     read = ConfigReader(config, "Mixtral", where, defaults=DEFAULTS, ignored=ignored)

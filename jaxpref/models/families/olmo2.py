@@ -6,19 +6,21 @@ from jaxpref.models.families.hf_config import ConfigReader, read_sizes, written_
 from jaxpref.models.families.rope import read_rope, written_rope
 from jaxpref.models.families.tensors import ATTENTION, EMBED, MLP, ROTARY_BUFFERS, TOP
 from jaxpref.models.spec import ModelSpec
-from jaxpref.models.weights import Weight
+from jaxpref.models.stored import StoredLeaf
 
 _LAYER = "model.layers.{layer}."
-WEIGHTS = {
+TENSORS = {
     **EMBED,
     **ATTENTION,
-    "layers/attention/q_norm": Weight(_LAYER + "self_attn.q_norm.weight", "NH -> NH"),
-    "layers/attention/k_norm": Weight(_LAYER + "self_attn.k_norm.weight", "MH -> MH"),
-    "layers/attention_post_norm/scale": Weight(
+    "layers/attention/q_norm": StoredLeaf(_LAYER + "self_attn.q_norm.weight", "NH -> NH"),
+    "layers/attention/k_norm": StoredLeaf(_LAYER + "self_attn.k_norm.weight", "MH -> MH"),
+    "layers/attention_post_norm/scale": StoredLeaf(
         _LAYER + "post_attention_layernorm.weight", "D -> D"
     ),
     **MLP,
-    "layers/mlp_post_norm/scale": Weight(_LAYER + "post_feedforward_layernorm.weight", "D -> D"),
+    "layers/mlp_post_norm/scale": StoredLeaf(
+        _LAYER + "post_feedforward_layernorm.weight", "D -> D"
+    ),
     **TOP,
 }
 IGNORED_TENSORS = ROTARY_BUFFERS

@@ -1,5 +1,4 @@
-"""Phi-3, Phi-3.5 and Phi-4: fused projections, a window, LongRoPE; Phi-4-mini rotates a part of
-each head."""
+"""Phi-3, Phi-3.5 and Phi-4: fused projections, a window, LongRoPE, heads rotated in part."""
 
 from typing import Any
 
@@ -20,20 +19,20 @@ from jaxpref.models.families.tensors import (
     TOP,
 )
 from jaxpref.models.spec import LongRope, ModelSpec
-from jaxpref.models.weights import Weight
+from jaxpref.models.stored import StoredLeaf
 
 _QKV = "model.layers.{layer}.self_attn.qkv_proj.weight"
 _GATE_UP = "model.layers.{layer}.mlp.gate_up_proj.weight"
-WEIGHTS = {
+TENSORS = {
     **EMBED,
     **ATTENTION_NORM,
-    "layers/attention/q": Weight(_QKV, "[NH]+MH+MH,D -> DNH"),
-    "layers/attention/k": Weight(_QKV, "NH+[MH]+MH,D -> DMH"),
-    "layers/attention/v": Weight(_QKV, "NH+MH+[MH],D -> DMH"),
+    "layers/attention/q": StoredLeaf(_QKV, "[NH]+MH+MH,D -> DNH"),
+    "layers/attention/k": StoredLeaf(_QKV, "NH+[MH]+MH,D -> DMH"),
+    "layers/attention/v": StoredLeaf(_QKV, "NH+MH+[MH],D -> DMH"),
     "layers/attention/o": LLAMA["layers/attention/o"],
     **MLP_NORM,
-    "layers/mlp/gate": Weight(_GATE_UP, "[F]+F,D -> DF"),
-    "layers/mlp/up": Weight(_GATE_UP, "F+[F],D -> DF"),
+    "layers/mlp/gate": StoredLeaf(_GATE_UP, "[F]+F,D -> DF"),
+    "layers/mlp/up": StoredLeaf(_GATE_UP, "F+[F],D -> DF"),
     "layers/mlp/down": LLAMA["layers/mlp/down"],
     **TOP,
 }
@@ -64,15 +63,17 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
 def _check_rotated(read: ConfigReader, fields: dict[str, Any]) -> None:
     rotated = int(fields["head_dim"] * fields["partial_rotary"])
     if rotated % 2 or not rotated:
+        part = fields["partial_rotary"]
         read.problems.append(
-            f"partial_rotary_factor = {fields['partial_rotary']} rotates {rotated} of each head, not pairs"
+            f"partial_rotary_factor = {part} rotates {rotated} of each head, not pairs"
         )
     rope = fields["rope_scaling"]
-    for name in ("short_factor", "long_factor") if isinstance(rope, LongRope) else ():
-        if len(getattr(rope, name)) != rotated // 2:
-            read.problems.append(
-                f"{len(getattr(rope, name))} numbers in {name}, not {rotated // 2}"
-            )
+    if not isinstance(rope, LongRope):
+        return
+    for name in ("short_factor", "long_factor"):
+        count = len(getattr(rope, name))
+        if count != rotated // 2:
+            read.problems.append(f"{count} numbers in {name}, not {rotated // 2}")
 
 
 def to_hf(spec: ModelSpec) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from jaxpref.models.families.tensors import (
 )
 from jaxpref.models.spec import ModelSpec
 
-WEIGHTS = {**EMBED, **ATTENTION_NORM, **ATTENTION, **HEAD_NORM, **MLP_NORM, **MLP, **TOP}
+TENSORS = {**EMBED, **ATTENTION_NORM, **ATTENTION, **HEAD_NORM, **MLP_NORM, **MLP, **TOP}
 IGNORED_TENSORS = ROTARY_BUFFERS
 DEFAULTS = {
     "num_key_value_heads": 32,

@@ -26,7 +26,7 @@ from jaxpref.models.families.tensors import (
 from jaxpref.models.spec import ModelSpec
 
 _OTHER = {**EMBED, **ATTENTION_NORM, **ATTENTION, **HEAD_NORM, **MLP_NORM, **TOP}
-WEIGHTS = _OTHER | experts(
+TENSORS = _OTHER | experts(
     router="mlp.gate.weight",
     gate="mlp.experts.{expert}.gate_proj.weight",
     up="mlp.experts.{expert}.up_proj.weight",
@@ -46,7 +46,7 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     """The spec of a Hugging Face config; arguments and errors as in `llama.from_hf`.
 
     The attributes of the auxiliary loss are ignored: it is an objective of its own,
-        `router_balance`.
+    `router_balance`.
     """
     read = ConfigReader(
         config,

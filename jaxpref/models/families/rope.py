@@ -1,5 +1,7 @@
-"""RoPE in Hugging Face configs: `rope_parameters` (transformers 5), or `rope_theta` with
-`rope_scaling` (older)."""
+"""RoPE in Hugging Face configs.
+
+It is in `rope_parameters` (transformers 5), or in `rope_theta` and `rope_scaling` (older).
+"""
 
 import math
 from collections.abc import Sequence
@@ -35,9 +37,8 @@ def read_rope(
     )
     params = read.agreed("rope_parameters and rope_scaling", *(form or None for form in forms))
     if part not in (None, 1) and not (partial and isinstance(part, float) and 0 < part < 1):
-        read.problems.append(
-            f"partial_rotary_factor = {part!r}, only 1 is implemented" + " or less" * partial
-        )
+        implemented = "1 or less" if partial else "1"
+        read.problems.append(f"partial_rotary_factor = {part!r}, only {implemented} is implemented")
         part = None
     return dict(
         rope_theta=check_theta(read, theta if given_theta is None else given_theta),
@@ -122,12 +123,7 @@ def _longrope(read: ConfigReader, params: dict[str, Any]) -> LongRope | None:
     given = {key: value for key, value in optional.items() if value is not None}
     if not _positive(read, "longrope", original_max_position_embeddings=length, **given):
         return None
-    if not all(
-        isinstance(values, list)
-        and values
-        and all(isinstance(v, (int, float)) and v > 0 for v in values)
-        for values in (short, long)
-    ):
+    if not (_are_divisors(short) and _are_divisors(long)):
         read.problems.append(
             f"rope_type longrope with short_factor {short!r} and long_factor {long!r}"
         )
@@ -137,6 +133,12 @@ def _longrope(read: ConfigReader, params: dict[str, Any]) -> LongRope | None:
         # (`LongRope`).
         attention_factor = math.sqrt(1 + math.log(factor) / math.log(length)) if factor > 1 else 1.0
     return LongRope(tuple(short), tuple(long), length, attention_factor)
+
+
+def _are_divisors(values: Any) -> bool:
+    if not isinstance(values, list) or not values:
+        return False
+    return all(isinstance(value, (int, float)) and value > 0 for value in values)
 
 
 def written_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
@@ -158,19 +160,16 @@ def written_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
         "short_factor": list(scaling.short_factor),
         "long_factor": list(scaling.long_factor),
     }
-    return (
-        written
-        if scaling.attention_factor is None
-        else {**written, "attention_factor": scaling.attention_factor}
-    )
+    if scaling.attention_factor is not None:
+        written["attention_factor"] = scaling.attention_factor
+    return written
 
 
 def written_rope(spec: ModelSpec) -> dict[str, Any]:
-    """The rope, written twice, as `rope_parameters` (read by transformers 5) and as `rope_theta`
-    with `rope_scaling`.
+    """The rope, written twice: as `rope_parameters`, and as `rope_theta` with `rope_scaling`.
 
-    Older readers know the second form only and would fall back to their default theta without a
-    word.
+    Transformers 5 reads the first form.  Older readers know the second only and would fall back to
+    their default theta without a word.
     """
     scaling = written_scaling(spec.rope_scaling)
     return {

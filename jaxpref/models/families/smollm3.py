@@ -17,7 +17,7 @@ from jaxpref.models.families.rope import read_rope, written_rope
 from jaxpref.models.families.tensors import LLAMA, ROTARY_BUFFERS
 from jaxpref.models.spec import LayerKind, ModelSpec
 
-WEIGHTS = LLAMA
+TENSORS = LLAMA
 IGNORED_TENSORS = ROTARY_BUFFERS
 DEFAULTS = {"num_key_value_heads": 4, "no_rope_layer_interval": 4, "tie_word_embeddings": True}
 
@@ -39,8 +39,10 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
 
 
 def _read_kinds(read: ConfigReader, layers: int) -> tuple[LayerKind, ...]:
-    """`no_rope_layers` holds 1 for a layer with RoPE, 0 for one without; by default every fourth
-    has none."""
+    """`no_rope_layers` holds 1 for a layer with RoPE and 0 for one without.
+
+    By default every fourth layer has none.
+    """
     interval, window = read.size("no_rope_layer_interval"), read_window(read)
     rotated = read.get(
         "no_rope_layers", [int((layer + 1) % interval != 0) for layer in range(layers)]

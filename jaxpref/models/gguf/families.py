@@ -1,5 +1,4 @@
-"""What llama.cpp's converter makes of each model family: its metadata, its tensors' names and
-layouts.
+"""What llama.cpp's converter makes of each model family: metadata, names and layouts of tensors.
 
 Every line here answers one of conversion/*.py in https://github.com/ggml-org/llama.cpp; the
 tensors' names are those of the `gguf` package.
@@ -17,7 +16,7 @@ from gguf import MODEL_ARCH
 from jaxpref.errors import InputError
 from jaxpref.models.families import forms
 from jaxpref.models.spec import ModelSpec
-from jaxpref.models.weights import Weight, used_weights
+from jaxpref.models.stored import StoredLeaf, used_leaves
 
 # Metadata key (after the architecture's name) -> Hugging Face config key.
 _SHARED = {
@@ -42,13 +41,15 @@ _GPT2 = {
     "vocab_size": "vocab_size",
 }
 _EXPERTS = {
-    "layers/experts/router": Weight("blk.{layer}.ffn_gate_inp.weight", "E,D -> DE"),
-    "layers/experts/gate": Weight("blk.{layer}.ffn_gate_exps.weight", "E,F,D -> EDF"),
-    "layers/experts/up": Weight("blk.{layer}.ffn_up_exps.weight", "E,F,D -> EDF"),
-    "layers/experts/down": Weight("blk.{layer}.ffn_down_exps.weight", "E,D,F -> EFD"),
+    "layers/experts/router": StoredLeaf("blk.{layer}.ffn_gate_inp.weight", "E,D -> DE"),
+    "layers/experts/gate": StoredLeaf("blk.{layer}.ffn_gate_exps.weight", "E,F,D -> EDF"),
+    "layers/experts/up": StoredLeaf("blk.{layer}.ffn_up_exps.weight", "E,F,D -> EDF"),
+    "layers/experts/down": StoredLeaf("blk.{layer}.ffn_down_exps.weight", "E,D,F -> EFD"),
 }
+# Weights of GPT-2 that the converter transposes.
+_TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-"""No weights: they are read into the config."""
+"""Tensors that are no weights: they are read into the config."""
 
 Vectors = Mapping[str, np.ndarray]
 """The tensors of ROPE_TENSORS that the file has, float64."""
@@ -67,8 +68,10 @@ class Architecture:
     finish: Callable[[dict[str, Any], dict[str, Any], Vectors], dict[str, Any]] = (
         lambda config, rest, vectors: {}
     )
-    """(config so far, metadata that no key translates, vectors) -> more of the config; takes from
-    `rest` what it understands."""
+    """(config so far, metadata that no key translates, vectors) -> more of the config.
+
+    It takes what it understands from the metadata that is left.
+    """
     biases: Mapping[str, str] = field(default_factory=dict)
     """Config attribute -> a tensor whose presence means that it is true."""
     permuted: bool = False
@@ -100,10 +103,10 @@ def hf_config(
     shapes: Mapping[str, tuple[int, ...]],
     vectors: Vectors,
 ) -> dict[str, Any]:
-    """The Hugging Face config that a file amounts to; what nothing here understands keeps its own
-    key.
+    """The Hugging Face config that a file amounts to.
 
-    The family refuses unknown keys unless they are off.
+    Metadata that nothing here understands keeps its own key, which the family refuses unless it is
+    off.
 
     Args:
         shapes: of the file's tensors, rows first.
@@ -115,74 +118,65 @@ def hf_config(
     config = {
         "model_type": architecture.model_type,
         "tie_word_embeddings": "output.weight" not in shapes,
+        **architecture.fixed,
     }
-    config |= architecture.fixed | {
-        key: True for key, name in architecture.biases.items() if name in shapes
-    }
-    config |= {
-        key: _decimal(rest.pop(theirs))
-        for theirs, key in architecture.keys.items()
-        if theirs in rest
-    }
+    for key, tensor in architecture.biases.items():
+        if tensor in shapes:
+            config[key] = True
+    for theirs, key in architecture.keys.items():
+        if theirs in rest:
+            config[key] = _decimal(rest.pop(theirs))
     if "token_embd.weight" in shapes:  # `vocab_size` is optional, and does not count padding rows
         config["vocab_size"] = shapes["token_embd.weight"][0]
-    sizes = [
-        config.get(architecture.keys[key]) for key in ("embedding_length", "attention.head_count")
-    ]
-    if all(
-        type(size) is int and size > 0 for size in sizes
-    ):  # otherwise the family says what is wrong
+    width = config.get(architecture.keys["embedding_length"])
+    heads = config.get(architecture.keys["attention.head_count"])
+    # Otherwise the family says what is wrong.
+    if all(type(size) is int and size > 0 for size in (width, heads)):
         config |= architecture.finish(config, rest, vectors)
     return config | {prefix + key: value for key, value in rest.items()}
 
 
-def stored_weights(architecture: Architecture, spec: ModelSpec) -> dict[str, Weight]:
-    """Leaf path -> tensor of the file."""
+def stored_leaves(architecture: Architecture, spec: ModelSpec) -> dict[str, StoredLeaf]:
+    """Leaf path -> where the file stores it."""
     names, table = gguf.get_tensor_name_map(architecture.arch, 1), {}
-    for path, weight in used_weights(forms(spec.family)[0], spec).items():
+    for path, theirs in used_leaves(forms(spec.family)[0], spec).items():
         if path in _EXPERTS:
             table[path] = _EXPERTS[path]
             continue
-        stored, leaf = weight.layout.split(" -> ")
-        if weight.name.endswith(
-            ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-        ):  # the converter turns them around
+        stored, leaf = theirs.layout.split(" -> ")
+        if theirs.name.endswith(_TRANSPOSED):
             stored = ",".join(reversed(stored.split(",")))
-        name = names.get_name(weight.name.format(layer=0), try_suffixes=(".weight", ".bias"))
-        table[path] = Weight(name.replace("blk.0.", "blk.{layer}."), f"{stored} -> {leaf}")
+        name = names.get_name(theirs.name.format(layer=0), try_suffixes=(".weight", ".bias"))
+        table[path] = StoredLeaf(name.replace("blk.0.", "blk.{layer}."), f"{stored} -> {leaf}")
     return table
 
 
 def _decimal(value: Any) -> Any:
-    """Floats are stored as float32: the decimal that was meant, 1e-05 and not
-    9.999999747378752e-06."""
+    """The decimal that a float32 was meant to be: 1e-05, and not 9.999999747378752e-06."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
-# ---- what is particular
+# ---- what is particular to a family
 
 
 def _rope(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> dict[str, Any]:
     """Heads and rescaled RoPE, of families that rotate whole heads."""
-    found = _heads(config, rest)
-    if rest.get("rope.dimension_count") == found["head_dim"]:
+    more = _heads(config, rest)
+    head_dim = more["head_dim"]
+    if rest.get("rope.dimension_count") == head_dim:
         del rest["rope.dimension_count"]
     kind = rest.pop("rope.scaling.type", "none")
     if kind != "none":
-        found["rope_scaling"] = {
-            "rope_type": kind,
-            "factor": _decimal(rest.pop("rope.scaling.factor", None)),
-        }
+        factor = _decimal(rest.pop("rope.scaling.factor", None))
+        more["rope_scaling"] = {"rope_type": kind, "factor": factor}
     elif "rope_freqs.weight" in vectors:
-        found["rope_scaling"] = _llama3(
-            vectors["rope_freqs.weight"], found["head_dim"], found["rope_theta"]
-        )
-    return found
+        divisors = vectors["rope_freqs.weight"]
+        more["rope_scaling"] = _llama3(divisors, head_dim, more["rope_theta"])
+    return more
 
 
 def _heads(config: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
-    """What llama.cpp takes where the file says nothing; the families would take transformers'
-    defaults."""
+    """llama.cpp's defaults where the file says nothing: the families would take transformers'."""
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim", config["hidden_size"] // heads)
     if rest.get("attention.value_length") == head_dim:
@@ -206,9 +200,8 @@ def _llama3(divisor: np.ndarray, head_dim: int, theta: float) -> dict[str, Any]:
     smooth = np.clip((turns - low) / (high - low), 0, 1)
     expected = 1 / ((1 - smooth) / factor + smooth)
     if divisor.shape != expected.shape or not np.allclose(divisor, expected, rtol=1e-4):
-        return {
-            "rope_type": "divisors in rope_freqs.weight that are not Llama 3.1's"
-        }  # which the family refuses
+        # The family refuses this type.
+        return {"rope_type": "divisors in rope_freqs.weight that are not Llama 3.1's"}
     return {
         "rope_type": "llama3",
         "factor": factor,
@@ -220,49 +213,51 @@ def _llama3(divisor: np.ndarray, head_dim: int, theta: float) -> dict[str, Any]:
 
 def _phi3(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> dict[str, Any]:
     """A part of each head may be rotated, and by LongRoPE; a window of 0 is none."""
-    found = _heads(config, rest)
-    found["partial_rotary_factor"] = (
-        rest.pop("rope.dimension_count", found["head_dim"]) / found["head_dim"]
-    )
-    found["sliding_window"] = rest.pop("attention.sliding_window", 0) or None
+    more = _heads(config, rest)
+    head_dim = more["head_dim"]
+    more["partial_rotary_factor"] = rest.pop("rope.dimension_count", head_dim) / head_dim
+    more["sliding_window"] = rest.pop("attention.sliding_window", 0) or None
     longest = config.get("max_position_embeddings", 4096)
-    found["original_max_position_embeddings"] = length = rest.pop(
-        "rope.scaling.original_context_length", longest
-    )
-    factors = {
-        f"{name}_factor": [_decimal(float(x)) for x in vectors[tensor]]
-        for name in ("short", "long")
-        if (tensor := f"rope_factors_{name}.weight") in vectors
-    }
+    length = rest.pop("rope.scaling.original_context_length", longest)
+    more["original_max_position_embeddings"] = length
+    factors = {}
+    for name in ("short", "long"):
+        tensor = f"rope_factors_{name}.weight"
+        if tensor in vectors:
+            factors[f"{name}_factor"] = [_decimal(float(x)) for x in vectors[tensor]]
     if factors:
-        found["rope_scaling"] = {"rope_type": "longrope", **factors}
+        more["rope_scaling"] = {"rope_type": "longrope", **factors}
         amplitude = rest.pop("rope.scaling.attn_factor", 1.0)
-        rule = math.sqrt(
-            1 + math.log(max(1.0, longest / length)) / math.log(length)
-        )  # which the family knows
+        # The family knows this rule.
+        rule = math.sqrt(1 + math.log(max(1.0, longest / length)) / math.log(length))
         if not math.isclose(amplitude, rule, rel_tol=1e-5):
-            found["rope_scaling"]["attention_factor"] = _decimal(amplitude)
-    return found
+            more["rope_scaling"]["attention_factor"] = _decimal(amplitude)
+    return more
 
 
 def _gemma(largest: int) -> Callable[[dict[str, Any], dict[str, Any], Vectors], dict[str, Any]]:
-    """Args: `largest` is the number of layers of the one model that scales its scores by width /
-    heads."""
+    """How a Gemma is finished.
+
+    Args:
+        largest: number of layers of the one model whose attention logits are scaled by the width
+            per head, and not by the size of a head.
+    """
 
     def finish(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> dict[str, Any]:
-        found = _rope(config, rest, vectors)
-        whole = config.get("num_hidden_layers") == largest
-        scalar = (
-            config["hidden_size"] // config["num_attention_heads"] if whole else found["head_dim"]
-        )
+        more = _rope(config, rest, vectors)
+        scalar = more["head_dim"]
+        if config.get("num_hidden_layers") == largest:
+            scalar = config["hidden_size"] // config["num_attention_heads"]
         keys = {
             "attention.sliding_window": "sliding_window",
             "attn_logit_softcapping": "attn_logit_softcapping",
             "final_logit_softcapping": "final_logit_softcapping",
             "rope.freq_base_swa": "rope_local_base_freq",
         }
-        found |= {key: _decimal(rest.pop(theirs)) for theirs, key in keys.items() if theirs in rest}
-        return found | {"query_pre_attn_scalar": scalar}
+        for theirs, key in keys.items():
+            if theirs in rest:
+                more[key] = _decimal(rest.pop(theirs))
+        return more | {"query_pre_attn_scalar": scalar}
 
     return finish
 

@@ -23,10 +23,11 @@ from jaxpref.models.gguf.families import (
     Architecture,
     find_architecture,
     hf_config,
-    stored_weights,
+    stored_leaves,
 )
+from jaxpref.models.loading import Put, TensorSource, load_tree
 from jaxpref.models.spec import ModelSpec
-from jaxpref.models.weights import Index, Put, TensorSource, load_tree
+from jaxpref.models.stored import Index
 
 _SCALARS = {
     GGUFValueType.UINT8: "u1",
@@ -63,28 +64,30 @@ class GgufFile:
 
     @property
     def generation_config(self) -> dict[str, Any]:
-        """The special token ids, as in generation_config.json; an end-of-turn id joins the
-        end-of-text id."""
-        ids = {
-            key: self.metadata.get(f"tokenizer.ggml.{key}_token_id")
-            for key in ("bos", "eos", "eot", "padding")
-        }
-        ends = list(dict.fromkeys(i for i in (ids["eos"], ids["eot"]) if i is not None))
-        eos = ends if len(ends) > 1 else next(iter(ends), None)
-        return {"bos_token_id": ids["bos"], "eos_token_id": eos, "pad_token_id": ids["padding"]}
+        """The special token ids, as in generation_config.json.
+
+        An end-of-turn id joins the end-of-text id.
+        """
+        keys = ("bos", "eos", "eot", "padding")
+        bos, eos, eot, padding = (
+            self.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in keys
+        )
+        if eos is None:
+            eos = eot
+        elif eot not in (None, eos):
+            eos = [eos, eot]
+        return {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": padding}
 
     def load_params(self, *, dtype: Any = np.float32, put: Put | None = None) -> dict[str, Any]:
-        """The parameter tree, dequantised; arguments and errors as in
-        `jaxpref.models.weights.load_tree`."""
-        table = stored_weights(self.architecture, self.spec)
-        source = TensorSource(
-            str(self.path), {name: t.shape for name, t in self.tensors.items()}, self._read
-        )
+        """The parameter tree, dequantised; arguments and errors as in `loading.load_tree`."""
+        table = stored_leaves(self.architecture, self.spec)
+        shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
+        source = TensorSource(str(self.path), shapes, self._read)
         ignored = "|".join(re.escape(name) for name in ROPE_TENSORS)
         return load_tree(source, table, self.spec, dtype=dtype, put=put, ignored=ignored)
 
     def load_tokenizer(self) -> Any:
-        """The tokenizer as a transformers fast tokenizer; see `jaxpref.models.gguf_tokenizer`."""
+        """The tokenizer as a transformers fast tokenizer; see tokenizer.py."""
         # Imported here: the weights do not need transformers, which takes seconds to import.
         from jaxpref.models.gguf.tokenizer import build_tokenizer
 
@@ -92,9 +95,8 @@ class GgufFile:
 
     def _read(self, name: str, index: Index) -> np.ndarray:
         tensor = self.tensors[name]
-        vector = (
-            len(tensor.shape) == 1
-        )  # its one axis is that of the blocks, so it is cut afterwards
+        # A vector's one axis is that of the blocks, so it is cut afterwards.
+        vector = len(tensor.shape) == 1
         blocks = tensor.blocks if vector else tensor.blocks[index[0]]
         rows = _dequantised(tensor._replace(blocks=blocks), f"{name} in {self.path}")
         if self.architecture.permuted and re.search(r"\.attn_[qk]\.", name):
@@ -119,14 +121,12 @@ def open_gguf(path: str | Path) -> GgufFile:
             "merge them with llama-gguf-split",
         )
     architecture = find_architecture(metadata, str(path))
-    vectors = {
-        name: np.float64(_dequantised(tensors[name], str(path)))
-        for name in ROPE_TENSORS
-        if name in tensors
-    }
-    config = hf_config(
-        architecture, metadata, {name: t.shape for name, t in tensors.items()}, vectors
-    )
+    vectors = {}
+    for name in ROPE_TENSORS:
+        if name in tensors:
+            vectors[name] = np.float64(_dequantised(tensors[name], str(path)))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    config = hf_config(architecture, metadata, shapes, vectors)
     return GgufFile(path, metadata, tensors, architecture, spec_from_hf(config, str(path)))
 
 
@@ -183,11 +183,9 @@ class _Cursor:
         if kind == GGUFValueType.STRING:
             return self.string()
         inner, count = GGUFValueType(self.u32()), self.u64()
-        return (
-            self.scalars(inner, count)
-            if inner in _SCALARS
-            else [self.value(inner) for _ in range(count)]
-        )
+        if inner in _SCALARS:
+            return self.scalars(inner, count)
+        return [self.value(inner) for _ in range(count)]
 
     def scalars(self, kind: GGUFValueType, count: int) -> list:
         dtype = np.dtype(_SCALARS[kind])
@@ -203,20 +201,18 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if magic != b"GGUF" or version not in (2, 3):
             raise ValueError(f"it begins with {magic!r}, version {version}")
         tensor_count, metadata_count = cursor.u64(), cursor.u64()
-        metadata = {
-            cursor.string(): cursor.value(GGUFValueType(cursor.u32()))
-            for _ in range(metadata_count)
-        }
+        metadata = {}
+        for _ in range(metadata_count):
+            key = cursor.string()
+            metadata[key] = cursor.value(GGUFValueType(cursor.u32()))
         infos = [_tensor_info(cursor) for _ in range(tensor_count)]
         alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
         start = -(-cursor.at // alignment) * alignment
         tensors = {
             name: _view(data, start + offset, shape, kind) for name, shape, kind, offset in infos
         }
-    except (
-        EOFError,
-        ValueError,
-    ) as error:  # undecodable text and unknown types are ValueErrors too
+    # Undecodable text and unknown types are ValueErrors too.
+    except (EOFError, ValueError) as error:
         raise InputError(
             "a complete little-endian GGUF file, version 2 or 3",
             f"{path} ({size} bytes): {error}",

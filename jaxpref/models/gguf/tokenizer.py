@@ -24,7 +24,10 @@ from transformers import PreTrainedTokenizerFast
 
 from jaxpref.errors import InputError
 
-_FIX = "put the original model's tokenizer.json and tokenizer_config.json beside the file: they are read instead"
+_FIX = (
+    "put the original model's tokenizer.json and tokenizer_config.json beside the file: they are "
+    "read instead"
+)
 
 # Of OpenAI's cl100k and o200k, Qwen 2 and Mistral's Tekken.
 _CL100K = (
@@ -39,7 +42,8 @@ _TEKKEN = (
 )
 _SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 _O200K = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
@@ -58,8 +62,10 @@ class Split:
     steps: Callable[[], list[pre_tokenizers.PreTokenizer]]
     normalizer: Callable[[], normalizers.Normalizer] | None = None
     whole_words: bool = False
-    """A word that is in the vocabulary is taken whole, whether its merges lead there or not (as
-    tiktoken does)."""
+    """Whether a word of the vocabulary is taken whole even where its merges do not lead there.
+
+    tiktoken does so.
+    """
     add_bos: bool = False
     """Where the file does not say."""
 
@@ -70,15 +76,18 @@ def _gpt2() -> list[pre_tokenizers.PreTokenizer]:
 
 def _digits() -> list[pre_tokenizers.PreTokenizer]:
     # Digits first: it also parts whitespace from a digit behind it, so "\n\n3" begins with the
-    #     "\n\n" token.
+    # "\n\n" token.
     return [pre_tokenizers.Digits(individual_digits=True), *_gpt2()]
 
 
 def _regex(pattern: str) -> Callable[[], list[pre_tokenizers.PreTokenizer]]:
-    return lambda: [
-        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
+    def steps() -> list[pre_tokenizers.PreTokenizer]:
+        return [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+
+    return steps
 
 
 _LLAMA3 = Split(_regex(_CL100K), whole_words=True, add_bos=True)
@@ -113,27 +122,26 @@ def build_tokenizer(metadata: Mapping[str, Any], where: str) -> PreTrainedTokeni
     Errors: InputError for another kind of tokenizer, and a vocabulary with repeated tokens.
     """
     model, split = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    architecture, add_eos = (
-        metadata.get("general.architecture"),
-        metadata.get("tokenizer.ggml.add_eos_token", False),
-    )
+    architecture = metadata.get("general.architecture")
+    add_eos = metadata.get("tokenizer.ggml.add_eos_token", False)
     sentencepiece = model == "llama" and architecture == "llama"
-    if not (sentencepiece or (model == "gpt2" and split in SPLITS)) or add_eos:
+    byte_level = model == "gpt2" and split in SPLITS
+    if add_eos or not (sentencepiece or byte_level):
         raise InputError(
-            f"byte-level BPE (tokenizer.ggml.model gpt2) with tokenizer.ggml.pre among {', '.join(SPLITS)}, or "
-            "SentencePiece BPE (tokenizer.ggml.model llama) of a Llama",
-            f"model {model!r}, pre {split!r}, add_eos_token {add_eos}, architecture {architecture!r} in {where}",
+            "byte-level BPE (tokenizer.ggml.model gpt2) with tokenizer.ggml.pre among "
+            f"{', '.join(SPLITS)}, or SentencePiece BPE (tokenizer.ggml.model llama) of a Llama",
+            f"model {model!r}, pre {split!r}, add_eos_token {add_eos}, "
+            f"architecture {architecture!r} in {where}",
             _FIX,
         )
     tokens = metadata["tokenizer.ggml.tokens"]
     vocab = {token: number for number, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
         raise InputError("distinct tokens", f"{len(tokens) - len(vocab)} repeated in {where}", _FIX)
-    tokenizer = (
-        _sentencepiece(metadata, vocab, where)
-        if sentencepiece
-        else _byte_level(metadata, vocab, SPLITS[split])
-    )
+    if sentencepiece:
+        tokenizer = _sentencepiece(metadata, vocab, where)
+    else:
+        tokenizer = _byte_level(metadata, vocab, SPLITS[split])
     _add_special_tokens(tokenizer, tokens, metadata.get("tokenizer.ggml.token_type", ()))
 
     special = {
@@ -167,32 +175,25 @@ def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int], split: Split
 
 
 def _sentencepiece(metadata: Mapping[str, Any], vocab: dict[str, int], where: str) -> Tokenizer:
-    """As Llama 2's tokenizer.json: a space in front of the text, then merges in the order of the
-    scores."""
+    """As Llama 2's tokenizer.json: a space before the text, then merges by the tokens' scores."""
     if metadata.get("tokenizer.ggml.remove_extra_whitespaces", False):
         raise InputError(
             "a tokenizer that keeps whitespace", f"remove_extra_whitespaces in {where}", _FIX
         )
-    unknown = next(
-        (token for token, number in vocab.items() if number == metadata.get(_UNKNOWN_ID, 0)), None
-    )
+    tokens, unknown_id = list(vocab), metadata.get("tokenizer.ggml.unknown_token_id", 0)
+    unknown = tokens[unknown_id] if 0 <= unknown_id < len(tokens) else None
     merges = _merges(vocab, metadata["tokenizer.ggml.scores"])
     bpe = models.BPE(
         vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True
     )
     tokenizer = Tokenizer(bpe)
-    spaces, words = (
-        normalizers.Replace(" ", "▁"),
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()],
-    )
+    spaces = normalizers.Replace(" ", "▁")
+    words = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if metadata.get("tokenizer.ggml.add_space_prefix", True):
         spaces = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
         words.append(decoders.Strip(" ", 1, 0))
     tokenizer.normalizer, tokenizer.decoder = spaces, decoders.Sequence(words)
     return tokenizer
-
-
-_UNKNOWN_ID = "tokenizer.ggml.unknown_token_id"
 
 
 def _merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
@@ -212,14 +213,13 @@ def _merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str
 
 
 def _add_special_tokens(tokenizer: Tokenizer, tokens: list[str], kinds: list[int]) -> None:
-    # They are in the vocabulary already, so their ids stay.  `normalized=False` matches them as
-    # written.
-    by_kind = {
-        kind: [t for t, k in zip(tokens, kinds, strict=False) if k == kind] for kind in TokenType
-    }
-    tokenizer.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t in by_kind[TokenType.CONTROL]]
-    )
-    tokenizer.add_tokens(
-        [AddedToken(t, special=False, normalized=False) for t in by_kind[TokenType.USER_DEFINED]]
-    )
+    """They are in the vocabulary already, so their ids stay."""
+
+    def added(kind: TokenType) -> list[AddedToken]:
+        special = kind == TokenType.CONTROL
+        chosen = [token for token, k in zip(tokens, kinds, strict=False) if k == kind]
+        # `normalized=False` matches them as written.
+        return [AddedToken(token, special=special, normalized=False) for token in chosen]
+
+    tokenizer.add_special_tokens(added(TokenType.CONTROL))
+    tokenizer.add_tokens(added(TokenType.USER_DEFINED))

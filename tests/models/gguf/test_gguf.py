@@ -11,12 +11,13 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from jaxpref.errors import InputError
-from jaxpref.models import weights
+from jaxpref.models import stored
 from jaxpref.models.families import llama
 from jaxpref.models.gguf.reader import open_gguf
+from jaxpref.models.parameters import axis_sizes, flatten
 from jaxpref.models.source import open_checkpoint
 from jaxpref.models.spec import Llama3Rope, ModelSpec
-from jaxpref.models.weights import axis_sizes, flatten, used_weights
+from jaxpref.models.stored import used_leaves
 
 SPEC = ModelSpec(
     family="llama", vocab=264, width=64, ffn=96, layers=2, heads=4, kv_heads=2, head_dim=16,
@@ -97,7 +98,7 @@ def write(path, kind=Kind.F32, *, tied=False, pre="smollm", drop=(), extra_tenso
     writer.add_token_types(types)
     writer.add_token_merges(merges)
     writer.add_chat_template(TEMPLATE)
-    for tensor in weights.stored_tensors(used_weights(llama.WEIGHTS, SPEC), SPEC):
+    for tensor in stored.stored_tensors(used_leaves(llama.TENSORS, SPEC), SPEC):
         ((leaf, _),), name = tensor.parts, tensor.name
         if name in drop or (tied and leaf == "head/kernel"):
             continue
@@ -120,7 +121,7 @@ def write(path, kind=Kind.F32, *, tied=False, pre="smollm", drop=(), extra_tenso
 def stored_tensors(spec, params):
     """The parameter tree under Hugging Face names, in the stored layout."""
     leaves = flatten(params)
-    tensors = weights.stored_tensors(used_weights(llama.WEIGHTS, spec), spec)
+    tensors = stored.stored_tensors(used_leaves(llama.TENSORS, spec), spec)
     return {tensor.name: tensor.build(lambda path, at: leaves[path][at]) for tensor in tensors}
 
 

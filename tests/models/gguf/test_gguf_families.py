@@ -11,7 +11,8 @@ from jaxpref.errors import InputError
 from jaxpref.models.families import FAMILIES, forms, spec_from_hf
 from jaxpref.models.gguf.families import ARCHITECTURES
 from jaxpref.models.gguf.reader import open_gguf
-from jaxpref.models.weights import axis_sizes, flatten, stored_tensors, tree_shapes, used_weights
+from jaxpref.models.parameters import axis_sizes, flatten, model_shapes
+from jaxpref.models.stored import stored_tensors, used_leaves
 
 SIZES = dict(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
@@ -98,7 +99,7 @@ def converted(case, spec, params):
     family, arch, _, _ = CASES[case]
     leaves, experts, out = flatten(params), {}, {}
     names = gguf.get_tensor_name_map(arch, spec.layers)
-    for tensor in stored_tensors(used_weights(forms(family)[0], spec), spec):
+    for tensor in stored_tensors(used_leaves(forms(family)[0], spec), spec):
         name, value = tensor.name, tensor.build(lambda path, at: leaves[path][at])
         if arch in (Arch.LLAMA, Arch.SMOLLM3) and (found := re.search(r"\.([qk])_proj\.", name)):
             heads = spec.heads if found[1] == "q" else spec.kv_heads
@@ -143,7 +144,7 @@ def build(case, tmp_path):
     sizes, keys = ({}, {}) if family == "gpt2" else (SIZES, SIZE_KEYS)
     spec = spec_from_hf({"model_type": family} | sizes | config, "config.json")
     rng = np.random.default_rng(0)
-    shapes = tree_shapes(used_weights(forms(family)[0], spec), spec)
+    shapes = model_shapes(spec)
     # Multiples of 1/64 below 1, to which 1 is added and taken away without rounding.
     params = {path: np.float32(rng.integers(-63, 64, shape) / 64) for path, shape in shapes.items()}
     write(tmp_path / "m.gguf", arch, keys | metadata, converted(case, spec, params))

@@ -7,7 +7,7 @@ from gguf import GGMLQuantizationType as Kind
 
 from jaxpref.errors import InputError
 from jaxpref.models.gguf.reader import open_gguf
-from jaxpref.models.weights import flatten
+from jaxpref.models.parameters import flatten
 
 WIDTH = HEAD = 256  # of a super-block of the K-quants
 LAYERS, VOCAB, FFN = 2, 24, 512

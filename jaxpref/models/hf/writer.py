@@ -1,0 +1,279 @@
+"""Hugging Face model directories, written: config.json, safetensors, tokenizer, model card."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxpref.errors import InputError
+from jaxpref.files import whole_directory
+from jaxpref.models.families import FAMILIES
+from jaxpref.models.hf.reader import DTYPE_CODES, INDEX_FILE, WEIGHTS_FILE
+from jaxpref.models.loading import check_shapes
+from jaxpref.models.parameters import (
+    SCALAR_HEADS,
+    VOCAB_LEAVES,
+    axis_sizes,
+    flatten,
+    model_shapes,
+)
+from jaxpref.models.spec import ModelSpec
+from jaxpref.models.stored import StoredLeaf, StoredTensor, stored_tensors, used_leaves
+
+# transformers asks for "format"; by "producer" a later export knows that it may replace the
+# directory.
+_METADATA = {"format": "pt", "producer": "jaxpref"}
+_OUR_FILES = ("*.safetensors", "*.json", "*.jinja", "README.md", "tokenizer.model", "merges.txt")
+_REWARD = f"{SCALAR_HEADS}/reward"
+_STORED_REWARD = StoredLeaf("score.weight", "1,D -> 1D")
+
+
+def save_pretrained(
+    directory: str | Path,
+    spec: ModelSpec,
+    params: Mapping[str, Any],
+    tokenizer: Any,
+    *,
+    dtype: Any,
+    generation_config: dict[str, Any] | None,
+    model_card: str,
+    max_shard_bytes: int = 5 * 2**30,
+    overwrite: bool = False,
+) -> None:
+    """Writes a model directory that transformers loads.
+
+    A crash never leaves half a model under its name (`files.whole_directory`).
+
+    Args:
+        directory: where to; parents are made.
+        params: the parameter tree, numpy or (on this process fully addressable) jax arrays; one
+            tensor at a time is brought to the host.  Rows of zeros behind the vocabulary
+            (`sharding.vocab_ways`) are left out.  With a reward head it becomes a sequence
+            classifier of one label.
+        tokenizer: written with its chat template; None writes no tokenizer files.
+        dtype: stored: float32, bfloat16 or float16.
+        generation_config: written to generation_config.json; None takes the special ids from the
+            tokenizer.
+        model_card: text of README.md.
+        max_shard_bytes: largest safetensors file; a single tensor larger than this gets its own.
+        overwrite: replace a non-empty directory even when an earlier export did not write it.
+
+    Errors: InputError for parameters that do not fit the spec (all listed), a tokenizer larger than
+        the vocabulary, an unsupported dtype, and a directory that holds something else.
+    """
+    directory, dtype = Path(directory).absolute(), np.dtype(dtype)
+    if dtype not in DTYPE_CODES:
+        raise InputError(
+            f"dtype among {', '.join(str(d) for d in DTYPE_CODES)}",
+            f"dtype = {dtype}",
+            "choose one of them",
+        )
+    table = used_leaves(FAMILIES[spec.family].TENSORS, spec)
+    leaves = flatten(params)
+    rewards = _REWARD in leaves
+    if rewards:  # a sequence classifier has no language-modelling head
+        table.pop("head/kernel", None)
+        leaves.pop("head/kernel", None)
+        table[_REWARD] = _STORED_REWARD
+    _check_addressable(leaves)
+    for path in VOCAB_LEAVES:
+        if path in leaves:
+            leaves[path] = _without_padding(leaves[path], spec.vocab)
+    shapes = model_shapes(spec) | {_REWARD: (1, spec.width)}
+    check_shapes(
+        {path: tuple(leaf.shape) for path, leaf in leaves.items()},
+        {path: shapes[path] for path in table},
+        where="the parameters",
+        fix="pass the parameters of this model, with adapters merged",
+    )
+    ids = _special_ids(tokenizer)
+    _check_special_ids(ids, spec.vocab)
+    _check_replaceable(directory, overwrite)
+
+    generation = ids if generation_config is None else generation_config
+    config = FAMILIES[spec.family].to_hf(spec) | ids
+    config |= {key: generation[key] for key in ids if key in generation}
+    if rewards:
+        config |= {"architectures": [_classifier_class(config["model_type"])], "num_labels": 1}
+    with whole_directory(directory) as partial:
+        _write_json(partial / "config.json", {**config, "dtype": str(dtype)})
+        _write_json(partial / "generation_config.json", generation)
+        (partial / "README.md").write_text(model_card, encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        _write_weights(partial, leaves, table, spec, dtype, max_shard_bytes)
+
+
+def _check_special_ids(ids: Mapping[str, int | None], vocab: int) -> None:
+    beyond = {name: token for name, token in ids.items() if token is not None and token >= vocab}
+    if beyond:
+        raise InputError(
+            f"a tokenizer whose special tokens are among the model's {vocab}",
+            f"{beyond}",
+            "save the tokenizer that the model was trained with",
+        )
+
+
+def _classifier_class(model_type: str) -> str:
+    """The name of transformers' sequence classifier of a family.
+
+    Errors: InputError when it has none.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSES,
+    )
+
+    if model_type not in CLASSES:
+        raise InputError(
+            "a family with a sequence classifier in transformers, since there is a reward head",
+            f"model_type {model_type}",
+            "export the policy without its reward head, or train a reward model of another family",
+        )
+    return CLASSES[model_type]
+
+
+def _without_padding(leaf: Any, vocab: int) -> Any:
+    """A leaf of the vocabulary without the rows of zeros by which it was padded for a mesh.
+
+    Rows that hold something are no padding: they stay, and are refused with the other wrong shapes.
+    """
+    if leaf.shape[0] <= vocab or np.asarray(leaf[vocab:]).any():
+        return leaf
+    return leaf[:vocab]
+
+
+def _check_addressable(leaves: Mapping[str, Any]) -> None:
+    remote = [
+        path
+        for path, leaf in leaves.items()
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    ]
+    if remote:
+        raise InputError(
+            "parameters whose every shard lies on this process",
+            f"shards on other processes: {', '.join(remote)}",
+            "write a checkpoint, and export it from one process",
+        )
+
+
+def _check_replaceable(directory: Path, overwrite: bool) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise InputError("a directory to write", f"{directory} is a file", "choose another name")
+    if overwrite or not directory.exists():
+        return
+    content = sorted(directory.iterdir())
+    foreign = [path for path in content if path.is_dir() or not _may_be_ours(path)]
+    if foreign or (content and not _written_by_us(directory)):
+        names = [path.name for path in foreign or content]
+        raise InputError(
+            "a new or empty directory, or one that an earlier export wrote",
+            f"{directory} holds {', '.join(names[:20])}",
+            "choose a new directory, or pass overwrite",
+        )
+
+
+def _may_be_ours(path: Path) -> bool:
+    return any(path.match(pattern) for pattern in _OUR_FILES)
+
+
+def _written_by_us(directory: Path) -> bool:
+    """Whether there are safetensors files and jaxpref wrote all of them."""
+    files = sorted(directory.glob("*.safetensors"))
+    try:
+        metadata = [safe_open(path, framework="numpy").metadata() or {} for path in files]
+    except SafetensorError:
+        return False
+    producers = {entry.get("producer") for entry in metadata}
+    return producers == {_METADATA["producer"]}
+
+
+def _special_ids(tokenizer: Any) -> dict[str, int | None]:
+    # Written even when None: transformers' Llama defaults (bos 1, eos 2) would stand in for a
+    # missing key.
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {key: getattr(tokenizer, key, None) for key in keys}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_weights(
+    directory: Path,
+    leaves: Mapping[str, Any],
+    table: Mapping[str, StoredLeaf],
+    spec: ModelSpec,
+    dtype: np.dtype,
+    max_shard_bytes: int,
+) -> None:
+    sizes = axis_sizes(spec)
+    nbytes = lambda tensor: math.prod(tensor.shape(sizes)) * dtype.itemsize
+    shards = _shards(stored_tensors(table, spec), nbytes, max_shard_bytes)
+    if len(shards) == 1:
+        _write_shard(directory / WEIGHTS_FILE, shards[0], leaves, sizes, dtype)
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        _write_shard(directory / name, shard, leaves, sizes, dtype)
+        weight_map |= {tensor.name: name for tensor in shard}
+    total = sum(nbytes(tensor) for shard in shards for tensor in shard)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    _write_json(directory / INDEX_FILE, index)
+
+
+def _shards(
+    tensors: Sequence[StoredTensor], nbytes: Callable[[StoredTensor], int], largest: int
+) -> list[list[StoredTensor]]:
+    """The tensors in their order, in groups of at most `largest` bytes or of one tensor."""
+    shards: list[list[StoredTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + nbytes(tensor) > largest:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += nbytes(tensor)
+    return shards
+
+
+def _write_shard(
+    path: Path,
+    shard: Sequence[StoredTensor],
+    leaves: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    dtype: np.dtype,
+) -> None:
+    """One safetensors file: the header's length in 8 bytes, the header as JSON, the tensors' bytes.
+
+    Written here because the library's writers take all tensors of a file at once, which for a 5 GiB
+    shard is 5 GiB of host memory; this takes one tensor.
+    """
+    assert sys.byteorder == "little", "safetensors is little-endian"
+    header: dict[str, Any] = {"__metadata__": _METADATA}
+    offset = 0
+    for tensor in shard:
+        shape = tensor.shape(sizes)
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[tensor.name] = {
+            "dtype": DTYPE_CODES[dtype],
+            "shape": shape,
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors begin aligned
+
+    def fetch(leaf: str, at: tuple[int, ...]) -> np.ndarray:
+        return np.asarray(jax.device_get(leaves[leaf][at] if at else leaves[leaf]))
+
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in shard:
+            file.write(np.ascontiguousarray(tensor.build(fetch), dtype=dtype).view(np.uint8).data)

@@ -1,0 +1,54 @@
+"""A language model as jaxpref sees it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+
+@dataclass(frozen=True)
+class Model:
+    """A language model as functions over a nested dict of arrays: all that jaxpref sees of one.
+
+    A model of one's own needs `init`, `hidden`, `head` and `vocab`; the others where they are used.
+    """
+
+    init: Callable[[jax.Array], Any]
+    """key -> params, float32."""
+    hidden: Callable[..., jax.Array]
+    """(params, token_RL, position_RL, expiry_RL, key=None) -> final hidden states [R, L, D].
+
+    Normed, in the compute dtype.  The key is of the adapter's dropout; None: no dropout.
+    """
+    head: Callable[[Any], jax.Array]
+    """params -> unembedding [V, D]; rows beyond `vocab` are padding."""
+    vocab: int
+    """Tokens that the model can predict."""
+    logit_softcap: float | None = None
+    """Logits become cap * tanh(logit / cap)."""
+    experts: int = 0
+    """Of a mixture, per layer; 0: no mixture."""
+    hidden_and_router: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+    """As `hidden`, and the router's statistics, [R, L, 2, E] float32; None: no mixture of experts.
+
+    Of every token, summed over the layers: how often each expert was chosen (no gradient), and its
+    router probability.
+    """
+    init_cache: Callable[[int, int], Any] | None = None
+    """(rows, length) -> an empty cache for `extend`."""
+    extend: Callable[..., tuple[jax.Array, Any]] | None = None
+    """(params, token_RC, position_RC, cache, index) -> hidden states [R, C, D], normed, and cache.
+
+    The cache then holds these tokens at [index, index + C) of every row.  The index is an int32
+    scalar; the caller keeps index + C <= length.  A key is visible to a query iff 0 <= key's
+    position <= query's position, and within the layer's window.  A token of position -1 is padding:
+    written, never seen.
+    """
+    unstack_layers: Callable[[Any], Any] | None = None
+    """params -> the same for `extend`, every layer in arrays of its own.
+
+    Weights are transposed, as a CPU reads them fastest (`transposed.py`).
+    """
+    unstack_cache: Callable[[Any], Any] | None = None
+    """A cache -> the same, for `extend` with such params."""

@@ -1,0 +1,17 @@
+"""PEFT adapter directories, read and written."""
+
+from jaxpref.models.peft.reader import base_of, is_adapter, load_adapter, read_spec
+from jaxpref.models.peft.tensors import target_names
+from jaxpref.models.peft.together import load_adapters, rescaled
+from jaxpref.models.peft.writer import save_adapter
+
+__all__ = [
+    "base_of",
+    "is_adapter",
+    "load_adapter",
+    "load_adapters",
+    "read_spec",
+    "rescaled",
+    "save_adapter",
+    "target_names",
+]
