@@ -142,10 +142,10 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """State and progress of a step, laid out as `like` says.
 
+        The mesh may differ from the one that saved, and with it the padding of the vocabulary.
+
         Args:
             like: arrays, or ShapeDtypeStructs with shardings.
-
-        The mesh may differ from the one that saved, and with it the padding of the vocabulary.
         """
         state = self._read(step, _abstract(like)._asdict(), partial=False)
         return TrainState(**state), self.progress(step)
