@@ -1,0 +1,1 @@
+"""Conditioning: preferences in the prompt, so that one policy serves them all."""
