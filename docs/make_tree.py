@@ -91,10 +91,8 @@ def problems() -> Iterator[str]:
     for folder in folders():
         package = ROOT / folder / "__init__.py"
         for path in (*files(folder), *([package] if package.exists() else [])):
-            line = summary(path)
-            if not line.endswith((".", "?")):
-                place = path.relative_to(ROOT)
-                yield f"{place}: its first line should be a summary that ends in a full stop: {line!r}"
+            if not summary(path).endswith((".", "?")):
+                yield f"{path.relative_to(ROOT)}: begin it with one line that ends in a full stop"
 
 
 if __name__ == "__main__":
