@@ -176,7 +176,7 @@ def test_config_keys_exist(path):
             assert key in known, key
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/fronts.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/fronts.md", "docs/use.md"])
 def test_files_named_in_prose_exist(name):
     for file in re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|yaml))[`:]", text(name)):
         places = [ROOT / file, ROOT / "jaxpref" / file, *(ROOT / "jaxpref").rglob(file)]
