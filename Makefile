@@ -37,7 +37,7 @@ test-tpu:
 	.venv-tpu/bin/python -m pytest -m tpu_compiler tests/test_tpu_compiler.py
 
 lint: $(VENV)/.ready
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
 EXTRAS ?= test
 $(VENV)/.ready: pyproject.toml

@@ -1,0 +1,1 @@
+"""Data: rows of every format into encoded groups, and groups into packed batches."""

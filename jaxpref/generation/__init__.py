@@ -1,0 +1,1 @@
+"""Generation: prompts, sampling, decoding and mixing of policies."""

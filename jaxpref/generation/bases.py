@@ -15,6 +15,7 @@ from jaxpref.runs.directory import run_params
 from jaxpref.runs.params import load_params, with_adapter
 from jaxpref.step.policy import split
 
+
 class _BaseKey(NamedTuple):
     """What must agree for two policies to read the same arrays."""
 

@@ -1,0 +1,1 @@
+"""Models: one decoder for all families, its weights in every file format, adapters, log-probs."""

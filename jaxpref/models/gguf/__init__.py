@@ -1,0 +1,1 @@
+"""GGUF: models and tokenizers out of llama.cpp's files."""

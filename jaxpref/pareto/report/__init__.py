@@ -1,0 +1,1 @@
+"""The report of a front: table, figure and HTML page."""
