@@ -1,6 +1,5 @@
 """The pages in docs/ that are made are what their sources say, and what README and docs claim is so."""
 
-import ast
 import importlib.util
 import re
 from dataclasses import fields
@@ -65,39 +64,6 @@ def test_the_tree_has_every_source_file_once_and_no_other():
         if path.is_file() and path.suffix not in {".md", ".png", ".html", ".css", ".pyc"}
     }
     assert sorted(listed) == sorted(path for path in sources if not path.endswith("__init__.py"))
-
-
-# ---- rooms
-
-
-def rooms() -> dict[str, int]:
-    """Room -> its place in the table of docs/design.md, from the bottom to the top; files and folders alike."""
-    table = text("docs/design.md").partition("| room | holds |")[2].partition("\n\n")[0]
-    names = [re.findall(r"`(\w+)/?`", line.split("|")[1]) for line in table.splitlines()[2:]]
-    return {name: place for place, line in enumerate(names) for name in line}
-
-
-def test_no_import_runs_upwards():
-    """Lazy imports too.  Only `jaxpref/__init__.py` and `jaxpref/__main__.py` stand above all rooms."""
-    place, arrows = rooms(), 0
-    for path in (ROOT / "jaxpref").rglob("*.py"):
-        own = path.relative_to(ROOT / "jaxpref").parts[0].removesuffix(".py")
-        if own.startswith("__"):
-            continue
-        for module in imported(path):
-            other = module.split(".")[1]
-            assert place[other] <= place[own], f"{path.relative_to(ROOT)} imports {module}"
-            arrows += other != own
-    assert arrows > 100
-
-
-def imported(path: Path) -> list[str]:
-    """The modules of jaxpref that a file imports."""
-    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-    whole = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    parts = [node for node in nodes if isinstance(node, ast.ImportFrom)]
-    whole += [f"{node.module}.{alias.name}" for node in parts for alias in node.names]
-    return [name for name in whole if name.startswith("jaxpref.")]
 
 
 # ---- numbers

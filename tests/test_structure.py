@@ -1,36 +1,22 @@
-"""The layers of the package: what imports what, and that the data stages run without jax.
+"""The rooms of the package: what imports what.
 
 `python tests/test_structure.py` prints the figures that docs/design.md states.
 """
 
 import ast
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxpref"
 
-LAYERS = (
-    ("errors",),
-    ("types", "files", "config"),
-    ("data",),
-    ("sharding",),
-    ("models",),
-    ("objectives",),
-    ("settings",),
-    ("step",),
-    ("runs",),
-    ("generation",),
-    ("rewards",),
-    ("evaluation",),
-    ("training",),
-    ("conditioning", "demo", "pareto"),
-    ("__init__", "cli"),
-)
-"""From bottom to top: a module imports from its own entry and from layers below."""
+
+def rooms() -> dict[str, int]:
+    """Entry of jaxpref/ -> its place from bottom to top: the table of rooms in docs/design.md, left to right."""
+    table = (ROOT / "docs/design.md").read_text().partition("| room | holds |")[2].partition("\n\n")[0]
+    names = [name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)/?`", line.split("|")[1])]
+    return {name: place for place, name in enumerate([*names, "__init__"])}
 
 
 def modules() -> dict[str, Path]:
@@ -66,25 +52,20 @@ def arrows() -> set[tuple[str, str]]:
     return found
 
 
-def layer(module: str) -> int:
-    entry = module.split(".")[0]
-    return next(i for i, entries in enumerate(LAYERS) if entry in entries)
-
-
 def upward() -> list[str]:
-    """Imports of a higher layer, or of another entry in the same one."""
+    """Imports of a room that stands above."""
+    place = rooms()
     entry = lambda module: module.split(".")[0]
     return [
         f"{source} imports {target}"
         for source, target in sorted(arrows())
-        if entry(source) != entry(target) and layer(source) <= layer(target)
+        if place[entry(source)] < place[entry(target)]
     ]
 
 
-def test_every_entry_has_a_layer():
+def test_every_entry_is_a_room():
     entries = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    named = [entry for entries in LAYERS for entry in entries]
-    assert sorted(entries) == sorted(named)
+    assert entries == set(rooms())
 
 
 def test_no_import_runs_upwards():
@@ -92,25 +73,10 @@ def test_no_import_runs_upwards():
     assert upward() == []
 
 
-def test_the_data_stages_need_no_jax_before_the_loader():
-    stages = sorted(name for name in modules() if name.startswith("data.") and name != "data.loader")
-    # inspect shows what the loader planned.
-    stages.remove("data.inspect")
-    program = "\n".join(
-        [
-            "import importlib, sys",
-            "sys.modules['jax'] = None  # importing it fails",
-            f"for name in {stages}: importlib.import_module('jaxpref.' + name)",
-        ]
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-
-
 def figures() -> dict[str, int]:
     texts = [path.read_text().splitlines() for path in PACKAGE.rglob("*.py")]
     return {
-        "entries at the top of jaxpref/": sum(len(entries) for entries in LAYERS),
+        "entries at the top of jaxpref/": len(rooms()),
         "import arrows between modules": len(arrows()),
         "upward imports": len(upward()),
         "files above 350 lines": sum(len(lines) > 350 for lines in texts),

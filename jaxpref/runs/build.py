@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxpref.config import Config
-from jaxpref.contradictions import objective_contradictions
 from jaxpref.data.pack import Layout
 from jaxpref.errors import InputError
 from jaxpref.models.decoder import build_model
@@ -19,6 +18,7 @@ from jaxpref.models.placement import param_shardings
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, asked_logps, bind
 from jaxpref.runs.adapters import adapter_spec
+from jaxpref.settings.contradictions import objective_contradictions
 from jaxpref.sharding import make_mesh, vocab_ways
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.state import MovingReference

@@ -1,10 +1,10 @@
-"""Settings as people write them: YAML, overrides and the values of flags, read and written."""
+"""Configs as people write them: YAML and overrides, read, checked and written."""
 
 import dataclasses
 import difflib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from jaxpref.config import Config
-from jaxpref.contradictions import contradictions
 from jaxpref.errors import InputError
+from jaxpref.settings.contradictions import contradictions
 
 # ---- reading a config
 
@@ -192,48 +192,3 @@ def to_dict(config: Config) -> dict[str, Any]:
 def save_config(config: Config, path: str | Path) -> None:
     """Writes a config as YAML, every key of it."""
     OmegaConf.save(OmegaConf.create(to_dict(config)), path)
-
-
-# ---- values of the commands' flags
-
-
-def named(items: Sequence[str], flag: str) -> dict[str, str]:
-    """`NAME=VALUE` items as a mapping.
-
-    Errors: InputError for another form, and for a name that is given twice.
-    """
-    values: dict[str, str] = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not (name and equals and value):
-            raise InputError(f"{flag} NAME=...", item, "write the name, = and what it stands for")
-        if name in values:
-            raise InputError(f"{flag} with each name once", item, f"give one value for {name}")
-        values[name] = value
-    return values
-
-
-def numbers(named: Mapping[str, str]) -> dict[str, float]:
-    """The values as numbers.  Errors: InputError for one that is none."""
-    try:
-        return {name: float(value) for name, value in named.items()}
-    except ValueError as error:
-        raise InputError(
-            "numbers", f"{dict(named)}: {error}", "write each value as a number, as 0.5"
-        ) from error
-
-
-def for_all_models(overrides: Iterable[str]) -> list[str]:
-    """Overrides that fit every model which takes part: where and in which dtype it runs.
-
-    Errors: InputError for any other.
-    """
-    overrides = list(overrides)
-    others = [x for x in overrides if not x.startswith(("mesh.", "model.compute_dtype="))]
-    if others:
-        raise InputError(
-            "with rewards: overrides of mesh.* or model.compute_dtype",
-            ", ".join(others),
-            "remove the other overrides",
-        )
-    return overrides
