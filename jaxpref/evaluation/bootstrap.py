@@ -1,9 +1,9 @@
 """Percentile bootstrap: intervals for any statistic of how often each group counts.
 
-Dimension letters: B groups, U units, W resamples.  What is drawn, with replacement, are units that
-are independent of each other: prompts with all their groups.  A statistic takes weights [W, B], how
-often every group counts in each resample, and gives its value in each; with all weights 1 that is
-the value on the data.  All statistics of an evaluation see the same resamples.
+What is drawn, with replacement, are units that are independent of each other: prompts with all
+their groups.  A statistic takes weights [W, B], how often every group counts in each resample, and
+gives its value in each; with all weights 1 that is the value on the data.  All statistics of an
+evaluation see the same resamples.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -103,13 +103,13 @@ def estimates(
 
 def resampled_weights(unit_B: np.ndarray, bootstrap: Bootstrap) -> Iterator[np.ndarray]:
     """Blocks [W, B] of weights, `resamples` rows in all, the same whatever the blocks' size."""
-    U, rng = int(unit_B.max()) + 1, np.random.default_rng(bootstrap.seed)
-    rows = max(1, _CELLS // max(U, len(unit_B)))
+    units, rng = int(unit_B.max()) + 1, np.random.default_rng(bootstrap.seed)
+    rows = max(1, _CELLS // max(units, len(unit_B)))
     for first in range(0, bootstrap.resamples, rows):
         n = min(rows, bootstrap.resamples - first)
-        drawn_WU = rng.integers(U, size=(n, U)) + U * np.arange(n)[:, None]
-        count_WU = np.bincount(drawn_WU.ravel(), minlength=n * U).reshape(n, U)
-        yield count_WU[:, unit_B].astype(np.float64)
+        drawn = rng.integers(units, size=(n, units)) + units * np.arange(n)[:, None]
+        count = np.bincount(drawn.ravel(), minlength=n * units).reshape(n, units)
+        yield count[:, unit_B].astype(np.float64)
 
 
 # ---- weighted statistics, [W] of weights [W, B]

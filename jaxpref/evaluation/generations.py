@@ -179,13 +179,13 @@ def wins(difference_B: np.ndarray) -> np.ndarray:
 
 def _test(name: str, difference_B: np.ndarray, unit_B: np.ndarray) -> dict[str, Any]:
     """The sign test over prompts."""
-    share_U = np.bincount(unit_B, wins(difference_B)) / np.bincount(unit_B)
-    won, lost = int((share_U > 0.5).sum()), int((share_U < 0.5).sum())
+    share = np.bincount(unit_B, wins(difference_B)) / np.bincount(unit_B)
+    won, lost = int((share > 0.5).sum()), int((share < 0.5).sum())
     return {
         "reward": name,
         "wins": won,
         "losses": lost,
-        "ties": len(share_U) - won - lost,
+        "ties": len(share) - won - lost,
         "p": sign_test(won, lost),
     }
 

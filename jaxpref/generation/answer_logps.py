@@ -75,15 +75,15 @@ def mixed_logps(mixed: MixedModels, params: Any, batch: Batch, *, chunk: int) ->
     chunk = min(chunk, batch.loss_src_RS.shape[1])
     src_ARC, tok_ARC = _chunks(batch.loss_src_RS, chunk), _chunks(batch.loss_tok_RS, chunk)
 
-    def mixed_at(logits_NRV: jax.Array) -> jax.Array:
-        return mixed_logits(logits_NRV, params["weight_N"], mixed.rule)
+    def mixed_at(logits_ORV: jax.Array) -> jax.Array:
+        return mixed_logits(logits_ORV, params["weight_O"], mixed.rule)
 
     def logp_of_chunk(src_and_tok: tuple[jax.Array, jax.Array]) -> jax.Array:
         src_RC, tok_RC = src_and_tok
-        logits_NRCV = jnp.stack(
+        logits_ORCV = jnp.stack(
             [_logits_at(model, state, src_RC) for model, state in zip(models, states, strict=True)]
         )
-        logits_RCV = jax.vmap(mixed_at, in_axes=2, out_axes=1)(logits_NRCV)
+        logits_RCV = jax.vmap(mixed_at, in_axes=2, out_axes=1)(logits_ORCV)
         # A masked maximum, no gather: V may be sharded.
         chosen_RCV = jnp.arange(logits_RCV.shape[-1])[None, None, :] == tok_RC[:, :, None]
         of_token_RC = jnp.max(jnp.where(chosen_RCV, logits_RCV, -jnp.inf), axis=-1)

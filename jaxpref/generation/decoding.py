@@ -4,8 +4,7 @@ All R rows of a batch use the same positions of the KV cache.  Prompts without t
 right before one cache position (shorter ones have padding in front, which nothing attends to); the
 loop reads the last prompt token at that position and each new token at the next one.  It is rounded
 up, so that few shapes are compiled.
-
-Dimension letters beside those of types.py: S is the number of new tokens that a row has room for.
+In `Rows`, L counts the new tokens that a row has room for.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -94,9 +93,9 @@ class BatchInProgress(NamedTuple):
     """The last token, which the model has not read yet."""
     position_R: jax.Array
     """Its position; -1 once the row is finished."""
-    new_RS: jax.Array
+    new_RL: jax.Array
     """int32 new tokens; -1 where there is none."""
-    logp_RS: jax.Array
+    logp_RL: jax.Array
     """float32 log-probability of each new token (nats) under the model itself: temperature 1,
     nothing left out."""
     drawn: jax.Array
@@ -169,14 +168,14 @@ class Generator:
                     batch,
                     *inputs,
                 )
-            new_RS, logp_RS = np.asarray(batch.new_RS), np.asarray(batch.logp_RS)
+            new_RL, logp_RL = np.asarray(batch.new_RL), np.asarray(batch.logp_RL)
             position_R = np.asarray(batch.position_R)
             for row in np.flatnonzero(going_R):
-                ids = new_RS[row][new_RS[row] >= 0]
+                ids = new_RL[row][new_RL[row] >= 0]
                 end = ends[row](ids)
                 if end is not None or position_R[row] < 0 or until == self.max_new_tokens:
                     going_R[row] = False
-                    yield row, ids[:end], logp_RS[row, : len(ids)][:end]
+                    yield row, ids[:end], logp_RL[row, : len(ids)][:end]
 
     def _read_prompts(
         self, prompts: Sequence[np.ndarray], rows: int
@@ -204,8 +203,8 @@ class Generator:
             state,
             token_R=self._put(last_R),
             position_R=self._put(last_position_R),
-            new_RS=self._put(np.full((rows, self.max_new_tokens), -1, np.int32)),
-            logp_RS=self._put(np.zeros((rows, self.max_new_tokens), np.float32)),
+            new_RL=self._put(np.full((rows, self.max_new_tokens), -1, np.int32)),
+            logp_RL=self._put(np.zeros((rows, self.max_new_tokens), np.float32)),
             drawn=self._put(np.int32(0)),
         )
         return batch, np.int32(length)
@@ -276,15 +275,15 @@ def _draw_one(
     logp_R = chosen_logit_R - jax.nn.logsumexp(logits_RV, axis=-1)
     ended_R = jnp.isin(token_R, stop_ids)
 
-    def written(x_RS, value_R):
-        return lax.dynamic_update_slice_in_dim(x_RS, value_R[:, None], batch.drawn, 1)
+    def written(x_RL, value_R):
+        return lax.dynamic_update_slice_in_dim(x_RL, value_R[:, None], batch.drawn, 1)
 
     return BatchInProgress(
         state=state,
         token_R=token_R,
         position_R=jnp.where(going_R & ~ended_R, batch.position_R + 1, -1),
-        new_RS=written(batch.new_RS, jnp.where(going_R, token_R, -1)),
-        logp_RS=written(batch.logp_RS, jnp.where(going_R, logp_R, 0.0)),
+        new_RL=written(batch.new_RL, jnp.where(going_R, token_R, -1)),
+        logp_RL=written(batch.logp_RL, jnp.where(going_R, logp_R, 0.0)),
         drawn=batch.drawn + 1,
     )
 

@@ -53,33 +53,33 @@ class Rule:
     first_top_k: int | None = None
 
 
-def mixed_logits(logits_NRV: jax.Array, weight_N: jax.Array, rule: Rule) -> jax.Array:
+def mixed_logits(logits_ORV: jax.Array, weight_O: jax.Array, rule: Rule) -> jax.Array:
     """[R, V] float32 log-probs of the mix, up to a constant of the row; see the module's formula.
 
     Args:
-        logits_NRV: float32 log-probs of the policies up to constants of their rows, the reference
+        logits_ORV: float32 log-probs of the policies up to constants of their rows, the reference
             last if `rule.reference`.  At most -1e30 where the LM head is padded.
-        weight_N: of the policies without the reference, 0 or more, not all 0.
+        weight_O: of the policies without the reference, 0 or more, not all 0.
     Source: arXiv 2406.18853; Z by bisection within bounds that always hold.
     """
-    count = weight_N.shape[0]
+    count = weight_O.shape[0]
     if rule.divergence == "reverse_kl":
-        mixed_RV = _weighted(weight_N, logits_NRV[:count])
+        mixed_RV = _weighted(weight_O, logits_ORV[:count])
         if rule.reference:
-            mixed_RV += (1.0 - jnp.sum(weight_N)) * logits_NRV[count]
+            mixed_RV += (1.0 - jnp.sum(weight_O)) * logits_ORV[count]
         if rule.first_top_k is None:
             return mixed_RV
-        return _among_most_likely(mixed_RV, logits_NRV[0], rule.first_top_k)
-    logp_NRV = jax.nn.log_softmax(logits_NRV, axis=-1)
-    ref_RV = logp_NRV[count]
+        return _among_most_likely(mixed_RV, logits_ORV[0], rule.first_top_k)
+    logp_ORV = jax.nn.log_softmax(logits_ORV, axis=-1)
+    ref_RV = logp_ORV[count]
     # The LM head's padding is left out: in the sums it would set the bound of Z.
     real_RV = ref_RV > _NO_TOKEN
-    away_NRV = jnp.where(real_RV[None], ref_RV[None] - logp_NRV[:count], 0.0)
+    away_ORV = jnp.where(real_RV[None], ref_RV[None] - logp_ORV[:count], 0.0)
     if rule.divergence == "jsd":
-        mixed_RV = _jensen_shannon(away_NRV, ref_RV, real_RV, weight_N)
+        mixed_RV = _jensen_shannon(away_ORV, ref_RV, real_RV, weight_O)
     else:
         order = 1.0 if rule.divergence == "forward_kl" else rule.alpha
-        mixed_RV = _of_order(away_NRV, ref_RV, real_RV, weight_N, order)
+        mixed_RV = _of_order(away_ORV, ref_RV, real_RV, weight_O, order)
     return jnp.where(real_RV, mixed_RV, ref_RV)
 
 
@@ -89,19 +89,19 @@ def _among_most_likely(mixed_RV: jax.Array, first_RV: jax.Array, k: int) -> jax.
     return jnp.where(kept_RV, mixed_RV, -jnp.inf)
 
 
-def _weighted(weight_N: jax.Array, x_NRV: jax.Array) -> jax.Array:
+def _weighted(weight_O: jax.Array, x_ORV: jax.Array) -> jax.Array:
     # A sum, not a dot product: TPUs would round its operands to bfloat16.
-    return jnp.sum(weight_N[:, None, None] * x_NRV, axis=0)
+    return jnp.sum(weight_O[:, None, None] * x_ORV, axis=0)
 
 
-def _of_order(away_NRV, ref_RV, real_RV, weight_N, order: float) -> jax.Array:
+def _of_order(away_ORV, ref_RV, real_RV, weight_O, order: float) -> jax.Array:
     """ref * (Z + g)^(-1/a) with g = sum_i w_i (ref / pi_i)^a.
 
     This is f'(u) = (1 - u^-a) / a; the forward KL is a = 1.  With the least g, that of token v,
     subtracted, Z becomes d > 0.  The term of v alone must not exceed 1, so d >= ref(v)^a; and d = 1
     gives at most sum ref = 1.
     """
-    log_g_RV = jax.nn.logsumexp(order * away_NRV, axis=0, b=weight_N[:, None, None])
+    log_g_RV = jax.nn.logsumexp(order * away_ORV, axis=0, b=weight_O[:, None, None])
     least_R1 = jnp.min(jnp.where(real_RV, log_g_RV, jnp.inf), axis=-1, keepdims=True)
     above_RV = jnp.where(real_RV, jnp.maximum(log_g_RV - least_R1, 0.0), 0.0)
     log_rest_RV = log_g_RV + jax.nn.log1mexp(above_RV)  # log(g - least), -inf where it is the least
@@ -113,13 +113,13 @@ def _of_order(away_NRV, ref_RV, real_RV, weight_N, order: float) -> jax.Array:
     return logp(_root(logp, low_R1, jnp.zeros_like(low_R1)))
 
 
-def _jensen_shannon(away_NRV, ref_RV, real_RV, weight_N) -> jax.Array:
+def _jensen_shannon(away_ORV, ref_RV, real_RV, weight_O) -> jax.Array:
     """ref / (exp(Z + g) - 1) with g = sum_i w_i log(1 + ref / pi_i).
 
     This is f'(u) = log(2 u / (1 + u)).  As in `_of_order`: d >= log(1 + ref(v)) >= ref(v) log 2,
     and d = log 2 gives at most sum ref = 1.
     """
-    g_RV = _weighted(weight_N, jax.nn.softplus(away_NRV))
+    g_RV = _weighted(weight_O, jax.nn.softplus(away_ORV))
     least_R1 = jnp.min(jnp.where(real_RV, g_RV, jnp.inf), axis=-1, keepdims=True)
     rest_RV = jnp.where(real_RV, g_RV - least_R1, 0.0)
     log_rest_RV = jnp.log(rest_RV)  # -inf where it is the least

@@ -124,7 +124,7 @@ def _parse_policy(item: str) -> tuple[str, float]:
 def mixture_of(models: tuple[tuple[DecodingModel, int], ...], rule: Rule) -> DecodingModel:
     """Several policies as one DecodingModel, the reference last if `rule.reference`.
 
-    Its parameters are `{"weight_N": ..., "bases": (tree, ...), "overlays": (tree, ...)}`: policy i
+    Its parameters are `{"weight_O": ..., "bases": (tree, ...), "overlays": (tree, ...)}`: policy i
     reads base number `models[i][1]` with overlay i laid over it.  So adapters on one base hold it
     once, and other weights are the same program.
     """
@@ -164,7 +164,7 @@ def mixture_of(models: tuple[tuple[DecodingModel, int], ...], rule: Rule) -> Dec
             logits_RV, new_state = model.next_logits(tree, state, *token)
             each_logits_RV.append(logits_RV)
             new_states.append(new_state)
-        mixed_RV = mixed_logits(jnp.stack(each_logits_RV), params["weight_N"], rule)
+        mixed_RV = mixed_logits(jnp.stack(each_logits_RV), params["weight_O"], rule)
         return mixed_RV, tuple(new_states)
 
     return DecodingModel(start, read, params_for_decoding, state_for_decoding, next_logits)

@@ -105,8 +105,8 @@ def opened_mix(
         bases: parameters, each once.
         overlays: of every model of `mixed`, what is laid over its base.
     """
-    weight_N = _weights_on(pieces.mesh, weights)
-    params = {"weight_N": weight_N, "bases": tuple(bases), "overlays": tuple(overlays)}
+    weight_O = _weights_on(pieces.mesh, weights)
+    params = {"weight_O": weight_O, "bases": tuple(bases), "overlays": tuple(overlays)}
     return OpenPolicy(pieces, params, mixed)
 
 
@@ -118,7 +118,7 @@ def reweighted(opened: OpenPolicy, weights: Sequence[float]) -> OpenPolicy:
     Errors: InputError for weights that the mix was not opened for: of another number, below 0 or
         all 0, or without a reference and not summing to 1.
     """
-    expected, reference = len(opened.params["weight_N"]), opened.mixed.rule.reference
+    expected, reference = len(opened.params["weight_O"]), opened.mixed.rule.reference
     fits = len(weights) == expected and min(weights) >= 0 and max(weights) > 0
     if fits and not reference:
         fits = math.isclose(math.fsum(weights), 1.0, abs_tol=1e-6)
@@ -129,8 +129,8 @@ def reweighted(opened: OpenPolicy, weights: Sequence[float]) -> OpenPolicy:
             f"{list(weights)}",
             "change the weights, or open a mix with these",
         )
-    weight_N = _weights_on(opened.pieces.mesh, weights)
-    return opened._replace(params={**opened.params, "weight_N": weight_N})
+    weight_O = _weights_on(opened.pieces.mesh, weights)
+    return opened._replace(params={**opened.params, "weight_O": weight_O})
 
 
 def mesh_overrides(mesh: Mesh) -> list[str]:

@@ -55,9 +55,11 @@ def product(x: jax.Array, w: Transposed, batch: int) -> jax.Array:
     Args:
         batch: number of axes that the product keeps.
     """
-    x_KM = x.reshape(-1, w.rows.shape[1]).T
+    x_transposed = x.reshape(-1, w.rows.shape[1]).T
     # Without the barriers XLA moves the transposition of the activations into the product, and
     # transposes the weight back.
-    x_KM = lax.optimization_barrier(x_KM)
-    y = jnp.einsum("nk,km->nm", w.rows.astype(x.dtype), x_KM, preferred_element_type=jnp.float32)
+    x_transposed = lax.optimization_barrier(x_transposed)
+    y = jnp.einsum(
+        "nk,km->nm", w.rows.astype(x.dtype), x_transposed, preferred_element_type=jnp.float32
+    )
     return lax.optimization_barrier(y).T.reshape(*x.shape[:batch], *w.outputs)

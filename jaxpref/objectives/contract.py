@@ -6,7 +6,7 @@
 Positional parameters are arrays, found by name:
     policy       Logps of the policy, always first
     ref          Logps of the reference; no gradient flows to it
-    extra_refs   [B, K, J] summed log-probs under the models of `reference.extra`
+    extra_refs   [B, K, O] summed log-probs under the models of `reference.extra`
     running      {name: scalar}, statistics carried from step to step (`needs(running=...)`)
     uniform      [B] numbers in [0, 1), drawn anew every step by the data loader
     any other    the data column of that name, [B] or [B, K], required unless it has a default

@@ -137,9 +137,9 @@ def modpo_implicit(
     Curves: as for `modpo`.
     """
     check_last_axis("extra_refs", extra_refs, len(w) - 1, "one less than `w`")
-    beta_J = _betas(betas, beta, extra_refs)
-    rewards_BKJ = beta_J[None, None, :] * (extra_refs - ref.sum[:, :, None])
-    return _modpo(policy, ref, rewards_BKJ, weight, w, beta, _logistic)
+    beta_O = _betas(betas, beta, extra_refs)
+    rewards_BKO = beta_O[None, None, :] * (extra_refs - ref.sum[:, :, None])
+    return _modpo(policy, ref, rewards_BKO, weight, w, beta, _logistic)
 
 
 @needs(groups=PAIRS)
@@ -180,16 +180,16 @@ def spo(
         see what they lose.
     """
     check_last_axis("extra_refs", extra_refs, len(lambdas), "as many as `lambdas`")
-    stages_BKJ = jnp.concatenate([extra_refs, ref.sum[:, :, None]], axis=-1)
-    beta_J = _betas(betas, beta, extra_refs)
-    rewards_BKJ = beta_J[None, None, :] * jnp.diff(stages_BKJ, axis=-1)
-    return _modpo(policy, ref, rewards_BKJ, weight, (1.0, *lambdas), beta, _logistic)
+    stages_BKO = jnp.concatenate([extra_refs, ref.sum[:, :, None]], axis=-1)
+    beta_O = _betas(betas, beta, extra_refs)
+    rewards_BKO = beta_O[None, None, :] * jnp.diff(stages_BKO, axis=-1)
+    return _modpo(policy, ref, rewards_BKO, weight, (1.0, *lambdas), beta, _logistic)
 
 
 def _modpo(
     policy: Logps,
     ref: Logps,
-    rewards_BKJ: jax.Array,
+    rewards_BKO: jax.Array,
     weight: RowWeight,
     w: tuple[float, ...],
     beta: float,
@@ -198,13 +198,13 @@ def _modpo(
     """`loss` of u_chosen - u_rejected.
 
     Args:
-        rewards_BKJ: of the other objectives.
+        rewards_BKO: of the other objectives.
         w: objective weights, the base's first, then those of the other rewards.
     """
-    rewards_BKJ = jax.lax.stop_gradient(rewards_BKJ[:, :2])
-    w_J = jnp.asarray(w[1:], rewards_BKJ.dtype)
+    rewards_BKO = jax.lax.stop_gradient(rewards_BKO[:, :2])
+    w_O = jnp.asarray(w[1:], rewards_BKO.dtype)
     rho_BK = log_ratios(policy, ref)[:, :2]
-    base_BK = (beta * rho_BK - jnp.sum(rewards_BKJ * w_J[None, None, :], axis=-1)) / w[0]
+    base_BK = (beta * rho_BK - jnp.sum(rewards_BKO * w_O[None, None, :], axis=-1)) / w[0]
     base = reward_metrics(base_BK)
     logged = {f"base_{name}": base[name] for name in ("rewards/margins", "rewards/accuracies")}
     return plus_metrics(
@@ -221,6 +221,6 @@ def _hinge(x_B: jax.Array) -> jax.Array:
 
 
 def _betas(betas: tuple[float, ...], beta: float, extra_refs: jax.Array) -> jax.Array:
-    """[J] the beta of every other policy."""
+    """[O] the beta of every other policy."""
     each = per_model("betas", betas, extra_refs.shape[-1], beta, "those of `extra_refs`")
     return jnp.asarray(each, extra_refs.dtype)

@@ -38,7 +38,7 @@ def mrpo(
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
-        extra_refs: [B, K, J] summed log-probs in nats under the other references.  From Python J
+        extra_refs: [B, K, O] summed log-probs in nats under the other references.  From Python O
             may be 0, which is DPO; in a config choose `dpo` for that.
         weight: [B] weight of every pair, >= 0.
         beta: strength of the pull towards the references, > 0; 0.1 in the authors' code.
@@ -55,10 +55,10 @@ def mrpo(
         step rewards are already off 0, by beta times the distance of the mean to `ref`; the clip
         keeps that small.
     """
-    refs_BKJ = _references(ref, extra_refs)
-    clipped_BKJ = _clipped(refs_BKJ, eps * _share(jnp.abs(refs_BKJ.mean(-1))))
-    alpha_BJ = _share(jnp.abs(difference(refs_BKJ)))
-    return _dpo_against(_harmonic_mean(clipped_BKJ, alpha_BJ), policy, weight, beta)
+    refs_BKO = _references(ref, extra_refs)
+    clipped_BKO = _clipped(refs_BKO, eps * _share(jnp.abs(refs_BKO.mean(-1))))
+    alpha_BO = _share(jnp.abs(difference(refs_BKO)))
+    return _dpo_against(_harmonic_mean(clipped_BKO, alpha_BO), policy, weight, beta)
 
 
 @needs(groups=PAIRS)
@@ -80,7 +80,7 @@ def mrpo_fixed(
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
-        extra_refs: [B, K, J] summed log-probs in nats under the other references.
+        extra_refs: [B, K, O] summed log-probs in nats under the other references.
         weight: [B] weight of every pair, >= 0.
         alphas: weights > 0 of `ref` and of each extra reference, in this order; divided by their
             sum.  Empty: equal.
@@ -96,9 +96,9 @@ def mrpo_fixed(
         evidence against several references (arXiv 2512.10040, see `mrpo`) holds here.
     Curves: as for `mrpo`.
     """
-    clipped_BKJ = _clipped(_references(ref, extra_refs), jnp.full_like(ref.sum[:, :2], eps))
-    alpha_J = _normalised(alphas, clipped_BKJ)
-    return _dpo_against(_harmonic_mean(clipped_BKJ, alpha_J[None, :]), policy, weight, beta)
+    clipped_BKO = _clipped(_references(ref, extra_refs), jnp.full_like(ref.sum[:, :2], eps))
+    alpha_O = _normalised(alphas, clipped_BKO)
+    return _dpo_against(_harmonic_mean(clipped_BKO, alpha_O[None, :]), policy, weight, beta)
 
 
 @needs(groups=PAIRS)
@@ -119,7 +119,7 @@ def geometric_mrpo(
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
-        extra_refs: [B, K, J] summed log-probs in nats under the other references.
+        extra_refs: [B, K, O] summed log-probs in nats under the other references.
         weight: [B] weight of every pair, >= 0.
         alphas: weights > 0 of `ref` and of each extra reference, in this order; divided by their
             sum.  Empty: equal.
@@ -133,8 +133,8 @@ def geometric_mrpo(
     Curves: margins and accuracies rise as for DPO, but start where the mean of the references lies,
         not at 0.
     """
-    refs_BKJ = _references(ref, extra_refs)
-    mean_BK = _weighted_mean(refs_BKJ, _normalised(alphas, refs_BKJ))
+    refs_BKO = _references(ref, extra_refs)
+    mean_BK = _weighted_mean(refs_BKO, _normalised(alphas, refs_BKO))
     return _dpo_against(mean_BK, policy, weight, beta)
 
 
@@ -155,7 +155,7 @@ def multi_dpo(
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 (chosen) and 1 (rejected).
-        extra_refs: [B, K, J] summed log-probs in nats under the other references.
+        extra_refs: [B, K, O] summed log-probs in nats under the other references.
         weight: [B] weight of every pair, >= 0.
         alphas: weights > 0 of `ref` and of each extra reference, in this order; divided by their
             sum.  Empty: equal.
@@ -168,26 +168,26 @@ def multi_dpo(
     Curves: as for DPO.  Logged rewards are beta * (L - sum_k alpha_k L_k), so they do not start at
         0.
     """
-    refs_BKJ = _references(ref, extra_refs)
-    alpha_J = _normalised(alphas, refs_BKJ)
-    rho_BKJ = policy.sum[:, :2, None] - refs_BKJ
-    losses_BJ = -jax.nn.log_sigmoid(beta * difference(rho_BKJ))
-    loss_B = jnp.sum(losses_BJ * alpha_J[None, :], axis=-1)
-    reward_BK = beta * _weighted_mean(rho_BKJ, alpha_J)
+    refs_BKO = _references(ref, extra_refs)
+    alpha_O = _normalised(alphas, refs_BKO)
+    rho_BKO = policy.sum[:, :2, None] - refs_BKO
+    losses_BO = -jax.nn.log_sigmoid(beta * difference(rho_BKO))
+    loss_B = jnp.sum(losses_BO * alpha_O[None, :], axis=-1)
+    reward_BK = beta * _weighted_mean(rho_BKO, alpha_O)
     return pair_output(loss_B, reward_BK, policy, weight)
 
 
 def _references(ref: Logps, extra_refs: jax.Array) -> jax.Array:
-    """[B, 2, J] log-probs of the pair under all references, `ref` first; without gradient."""
-    refs_BKJ = jnp.concatenate([ref.sum[:, :2, None], extra_refs[:, :2]], axis=-1)
-    return jax.lax.stop_gradient(refs_BKJ)
+    """[B, 2, O] log-probs of the pair under all references, `ref` first; without gradient."""
+    refs_BKO = jnp.concatenate([ref.sum[:, :2, None], extra_refs[:, :2]], axis=-1)
+    return jax.lax.stop_gradient(refs_BKO)
 
 
-def _clipped(refs_BKJ: jax.Array, eps_BK: jax.Array) -> jax.Array:
+def _clipped(refs_BKO: jax.Array, eps_BK: jax.Array) -> jax.Array:
     """Log-probs within a factor 1 +- eps of those under the first reference."""
-    first_BK1, eps_BK1 = refs_BKJ[:, :, :1], eps_BK[:, :, None]
+    first_BK1, eps_BK1 = refs_BKO[:, :, :1], eps_BK[:, :, None]
     # Log-probs are negative, so 1 + eps is the lower end.
-    return jnp.clip(refs_BKJ, (1.0 + eps_BK1) * first_BK1, (1.0 - eps_BK1) * first_BK1)
+    return jnp.clip(refs_BKO, (1.0 + eps_BK1) * first_BK1, (1.0 - eps_BK1) * first_BK1)
 
 
 def _share(size: jax.Array) -> jax.Array:
@@ -196,22 +196,22 @@ def _share(size: jax.Array) -> jax.Array:
     return jnp.where(total > 0, size / jnp.where(total > 0, total, 1.0), 1.0 / size.shape[-1])
 
 
-def _harmonic_mean(refs_BKJ: jax.Array, alpha_BJ: jax.Array) -> jax.Array:
+def _harmonic_mean(refs_BKO: jax.Array, alpha_BO: jax.Array) -> jax.Array:
     """[B, 2] log of 1 / sum_k alpha_k / p_k; a weight of 0 leaves its reference out."""
-    return -jax.nn.logsumexp(-refs_BKJ, axis=-1, b=alpha_BJ[:, None, :])
+    return -jax.nn.logsumexp(-refs_BKO, axis=-1, b=alpha_BO[:, None, :])
 
 
-def _weighted_mean(x_BKJ: jax.Array, alpha_J: jax.Array) -> jax.Array:
-    return jnp.sum(x_BKJ * alpha_J[None, None, :], axis=-1)
+def _weighted_mean(x_BKO: jax.Array, alpha_O: jax.Array) -> jax.Array:
+    return jnp.sum(x_BKO * alpha_O[None, None, :], axis=-1)
 
 
-def _normalised(alphas: tuple[float, ...], refs_BKJ: jax.Array) -> jax.Array:
-    """[J] weights of the references that sum to 1."""
+def _normalised(alphas: tuple[float, ...], refs_BKO: jax.Array) -> jax.Array:
+    """[O] weights of the references that sum to 1."""
     models = "first `ref`, then those of `extra_refs`"
-    alpha_J = jnp.asarray(
-        per_model("alphas", alphas, refs_BKJ.shape[-1], 1.0, models), refs_BKJ.dtype
+    alpha_O = jnp.asarray(
+        per_model("alphas", alphas, refs_BKO.shape[-1], 1.0, models), refs_BKO.dtype
     )
-    return alpha_J / alpha_J.sum()
+    return alpha_O / alpha_O.sum()
 
 
 def _dpo_against(

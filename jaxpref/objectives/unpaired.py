@@ -35,7 +35,7 @@ def kto(
     desirable_weight: NotNegative = 1.0,
     undesirable_weight: NotNegative = 1.0,
 ) -> ObjectiveOutput:
-    """KTO: w_D * (1 - sigmoid(beta * (rho - z0))), or w_U * (1 - sigmoid(beta * (z0 - rho))).
+    """KTO: w_d * (1 - sigmoid(beta * (rho - z0))), or w_u * (1 - sigmoid(beta * (z0 - rho))).
 
     Kahneman-Tversky optimisation; the first form where label is 1, the second where it is 0.  z0 =
     max(0, mean of rho(y') over the whole batch), y' an answer to another prompt: an estimate of the
@@ -48,12 +48,12 @@ def kto(
         weight: [B] weight of every group, >= 0, in the loss and in z0: 2 is the same as having the
             group twice.
         beta: strength of the pull towards the reference, > 0; 0.1 is usual.
-        desirable_weight, undesirable_weight: w_D and w_U, >= 0.  They multiply the loss and are not
+        desirable_weight, undesirable_weight: w_d and w_u, >= 0.  They multiply the loss and are not
             divided out.
     Returns: loss_B in [0, w], w / 2 where policy equals reference.
     Source: Ethayarajh et al., arXiv 2402.01306; TRL's `loss_type: kto`, but z0 over the whole
         batch.
-    Use: where answers were judged one by one.  Choose the weights so that w_D * desirable / (w_U *
+    Use: where answers were judged one by one.  Choose the weights so that w_d * desirable / (w_u *
         undesirable) is 1 to 1.33; learning rate 5e-7 to 5e-6, batches of at least 16, for z0 is an
         estimate.
     Curves: `kl` (z0) stays small against the rewards and rises slowly; `rewards/chosen` rises,

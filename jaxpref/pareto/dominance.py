@@ -1,7 +1,4 @@
-"""Which points are dominated, which belong together, and whether weights do what they should.
-
-Dimension letters beside those of types.py: X points, J objectives.
-"""
+"""Which points are dominated, which belong together, and whether weights do what they should."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -17,16 +14,16 @@ _SAME = 1e-9
 """Weights that differ by less are equal: rounding."""
 
 
-def dominated(value_XJ: np.ndarray) -> np.ndarray:
+def dominated(value_XO: np.ndarray) -> np.ndarray:
     """[X], whether another point is at least as good in every objective and better in one.
 
     Equal points do not dominate each other.
 
     Args:
-        value_XJ: more is better.
+        value_XO: more is better.
     Source: Pareto dominance; computed by moocore.
     """
-    return ~moocore.is_nondominated(np.asarray(value_XJ, float), maximise=True, keep_weakly=True)
+    return ~moocore.is_nondominated(np.asarray(value_XO, float), maximise=True, keep_weakly=True)
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ class Front:
 
     @property
     def values(self) -> np.ndarray:
-        """[X, J] of the measure: one row per point, one column per objective."""
+        """[X, O] of the measure: one row per point, one column per objective."""
         return np.array(
             [
                 [point.estimates[self.measure][name].value for name in self.objectives]

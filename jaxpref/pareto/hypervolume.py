@@ -1,7 +1,4 @@
-"""Hypervolumes: how much a set of points achieves, as one number with an interval.
-
-Dimension letters beside those of types.py: X points, J objectives.
-"""
+"""Hypervolumes: how much a set of points achieves, as one number with an interval."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +15,7 @@ _BELOW = 0.1
 """How far the default reference point lies below the worst value, in ranges of the values."""
 
 
-def hypervolume(value_XJ: np.ndarray, reference_J: np.ndarray) -> float:
+def hypervolume(value_XO: np.ndarray, reference_O: np.ndarray) -> float:
     """Volume of what the points dominate above a reference point.
 
     A point that does not exceed the reference in every objective adds nothing.  The unit is the
@@ -26,10 +23,10 @@ def hypervolume(value_XJ: np.ndarray, reference_J: np.ndarray) -> float:
     data.
 
     Args:
-        value_XJ: more is better.
+        value_XO: more is better.
     Source: Zitzler and Thiele, 1998; computed exactly by moocore.
     """
-    return float(moocore.hypervolume(np.asarray(value_XJ, float), ref=reference_J, maximise=True))
+    return float(moocore.hypervolume(np.asarray(value_XO, float), ref=reference_O, maximise=True))
 
 
 def default_reference(front: Front) -> dict[str, float]:
@@ -38,9 +35,9 @@ def default_reference(front: Front) -> dict[str, float]:
     It is 1 less where all values are equal.  The tenth lets the ends of a front count, which are
     the worst in some objective.
     """
-    worst_J, best_J = front.values.min(0), front.values.max(0)
-    below_J = np.where(best_J > worst_J, _BELOW * (best_J - worst_J), 1.0)
-    return dict(zip(front.objectives, (worst_J - below_J).tolist(), strict=True))
+    worst_O, best_O = front.values.min(0), front.values.max(0)
+    below_O = np.where(best_O > worst_O, _BELOW * (best_O - worst_O), 1.0)
+    return dict(zip(front.objectives, (worst_O - below_O).tolist(), strict=True))
 
 
 def checked_reference(front: Front, reference: Mapping[str, float] | None) -> dict[str, float]:
@@ -88,13 +85,13 @@ def sweep_volumes(
     Args:
         reference: objective -> value; otherwise `default_reference`.
     """
-    reference_J = np.array(list(checked_reference(front, reference).values()))
-    box = float(np.prod(np.maximum(front.values.max(0) - reference_J, 0.0)))
+    reference_O = np.array(list(checked_reference(front, reference).values()))
+    box = float(np.prod(np.maximum(front.values.max(0) - reference_O, 0.0)))
     all_sweeps = sweeps(front)
-    intervals = _intervals(front, all_sweeps, reference_J, bootstrap)
+    intervals = _intervals(front, all_sweeps, reference_O, bootstrap)
     volumes = []
     for sweep in all_sweeps:
-        volume = hypervolume(front.values[list(sweep.members)], reference_J)
+        volume = hypervolume(front.values[list(sweep.members)], reference_O)
         low, high = intervals.get(sweep, (None, None))
         share = volume / box if box > 0 else 0.0
         volumes.append(SweepVolume(sweep, Estimate(volume, low, high), share))
@@ -102,7 +99,7 @@ def sweep_volumes(
 
 
 def _intervals(
-    front: Front, all_sweeps: Sequence[Sweep], reference_J: np.ndarray, bootstrap: Bootstrap
+    front: Front, all_sweeps: Sequence[Sweep], reference_O: np.ndarray, bootstrap: Bootstrap
 ) -> dict[Sweep, tuple[float | None, float | None]]:
     rewards = _rewards_of_points(front)
     known = [sweep for sweep in all_sweeps if all(index in rewards for index in sweep.members)]
@@ -111,29 +108,29 @@ def _intervals(
 
     def statistics(weight_WB: np.ndarray) -> dict[Sweep, np.ndarray]:
         weight_WB = weight_WB / weight_WB.sum(1, keepdims=True)
-        means = {index: weight_WB @ reward_BJ for index, reward_BJ in rewards.items()}
-        return {sweep: _resampled_volumes(sweep, means, reference_J) for sweep in known}
+        means = {index: weight_WB @ reward_BO for index, reward_BO in rewards.items()}
+        return {sweep: _resampled_volumes(sweep, means, reference_O) for sweep in known}
 
     resampled = estimates(statistics, units_of(front.prompts), bootstrap)
     return {sweep: (estimate.low, estimate.high) for sweep, estimate in resampled.items()}
 
 
 def _resampled_volumes(
-    sweep: Sweep, means: Mapping[int, np.ndarray], reference_J: np.ndarray
+    sweep: Sweep, means: Mapping[int, np.ndarray], reference_O: np.ndarray
 ) -> np.ndarray:
-    """[W] hypervolumes.  Args: means: index of a point -> [W, J] means of resampled rewards."""
-    mean_WXJ = np.stack([means[index] for index in sweep.members], 1)
-    return np.array([hypervolume(mean_XJ, reference_J) for mean_XJ in mean_WXJ])
+    """[W] hypervolumes.  Args: means: index of a point -> [W, O] means of resampled rewards."""
+    mean_WXO = np.stack([means[index] for index in sweep.members], 1)
+    return np.array([hypervolume(mean_XO, reference_O) for mean_XO in mean_WXO])
 
 
 def _rewards_of_points(front: Front) -> dict[int, np.ndarray]:
-    """Index of a point -> [B, J] rewards of its answers, if the point's values are their means."""
+    """Index of a point -> [B, O] rewards of its answers, if the point's values are their means."""
     rewards = {}
     if front.measure != "reward":
         return rewards
     for index, point in enumerate(front.points):
         if point.answers and set(point.rewards) == set(front.objectives):
-            reward_BJ = np.array([point.rewards[name] for name in front.objectives], float).T
-            if np.allclose(reward_BJ.mean(0), front.values[index], rtol=1e-5, atol=1e-8):
-                rewards[index] = reward_BJ
+            reward_BO = np.array([point.rewards[name] for name in front.objectives], float).T
+            if np.allclose(reward_BO.mean(0), front.values[index], rtol=1e-5, atol=1e-8):
+                rewards[index] = reward_BO
     return rewards

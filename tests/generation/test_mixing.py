@@ -63,9 +63,9 @@ def inverse(name, gap, alpha):
 END = {"forward_kl": 0.0, "jsd": np.log(2), "alpha": 2.0}
 
 
-def by_root(name, p_NV, ref_V, weights, alpha=0.5):
+def by_root(name, p_OV, ref_V, weights, alpha=0.5):
     """The formula as it stands, Z by Brent's method in float64: [V] probabilities."""
-    score_V = sum(w * derivative(name, p / ref_V, alpha) for w, p in zip(weights, p_NV, strict=True))
+    score_V = sum(w * derivative(name, p / ref_V, alpha) for w, p in zip(weights, p_OV, strict=True))
     if name == "reverse_kl":
         return ref_V * np.exp(score_V) / (ref_V * np.exp(score_V)).sum()
     below_V = score_V.max() - score_V
@@ -73,7 +73,7 @@ def by_root(name, p_NV, ref_V, weights, alpha=0.5):
     return made(brentq(lambda log_gap: made(log_gap).sum() - 1, -150, 3, xtol=1e-14, rtol=1e-14, maxiter=1000))
 
 
-def rounding(name, p_NV, ref_V, weights, expected_V, alpha=0.5):
+def rounding(name, p_OV, ref_V, weights, expected_V, alpha=0.5):
     """[V] How far float32 log-probs of the mix may be off: where Z nearly cancels a token's score, by more.
 
     The mix is ref * g^-1(Z + sum_i w_i g(p_i / ref)) with g = -f' up to a constant. Log-probs go through some ten
@@ -83,10 +83,10 @@ def rounding(name, p_NV, ref_V, weights, expected_V, alpha=0.5):
     if name == "reverse_kl":
         return np.full_like(ref_V, TOLERANCE)  # a sum of logits: nothing is divided
     g = {"forward_kl": lambda u: 1 / u, "jsd": lambda u: np.log1p(1 / u), "alpha": lambda u: u**-alpha}[name]
-    score_V = sum(w * g(p / ref_V) for w, p in zip(weights, p_NV, strict=True))
+    score_V = sum(w * g(p / ref_V) for w, p in zip(weights, p_OV, strict=True))
     times_V = (score_V + score_V.min()) / g(expected_V / ref_V)
     times_V += expected_V @ times_V
-    return TOLERANCE + times_V * tolerance.float32_sum(10, np.abs(np.log([*p_NV, ref_V])).max())
+    return TOLERANCE + times_V * tolerance.float32_sum(10, np.abs(np.log([*p_OV, ref_V])).max())
 
 
 def policies(count, tokens=40, scale=2.0, seed=0):

@@ -39,26 +39,26 @@ def front(points: Sequence[Point], objectives: Sequence[str] = OBJECTIVES, **oth
 
 def answered(
     name: str,
-    reward_BJ: np.ndarray,
+    reward_BO: np.ndarray,
     objectives: Sequence[str],
     weights: Sequence[float] | None,
     text: str,
     **others: Any,
 ) -> Point:
     """A point whose values are the means of its answers' rewards."""
-    texts = [f"{text}, answer {i}" for i in range(len(reward_BJ))]
-    rewards: Mapping[str, list[float]] = {o: reward_BJ[:, j].tolist() for j, o in enumerate(objectives)}
+    texts = [f"{text}, answer {i}" for i in range(len(reward_BO))]
+    rewards: Mapping[str, list[float]] = {o: reward_BO[:, j].tolist() for j, o in enumerate(objectives)}
     return point(
-        name, reward_BJ.mean(0), weights, half=0.1, objectives=objectives, answers=texts, rewards=rewards, **others
+        name, reward_BO.mean(0), weights, half=0.1, objectives=objectives, answers=texts, rewards=rewards, **others
     )
 
 
 def study(objectives: Sequence[str] = OBJECTIVES, *, prompts: int = 6) -> Front:
     """A reference, two DPO ends and, for each of two methods, points between them; answers, curves and costs."""
     rng, J = np.random.default_rng(0), len(objectives)
-    base_BJ = rng.normal(0, 0.1, (prompts, J))
-    add = lambda name, mean_J, weights, **others: answered(
-        name, base_BJ + mean_J, objectives, weights, f"says {name}", **others
+    base_BO = rng.normal(0, 0.1, (prompts, J))
+    add = lambda name, mean_O, weights, **others: answered(
+        name, base_BO + mean_O, objectives, weights, f"says {name}", **others
     )
     even = np.ones(J) / J
     lines = [{"step": s, "loss": 0.7 / s, "grad_norm": None if s == 2 else 1.0 * s} for s in range(1, 5)]

@@ -23,10 +23,10 @@ def test_equal_points_do_not_dominate_each_other():
 
 @pytest.mark.parametrize("J", [2, 3, 4, 5])
 def test_dominated_points_by_definition(J):
-    value_XJ = np.random.default_rng(J).integers(0, 4, (30, J))  # few values: many ties
-    by_hand = [any((b >= a).all() and (b > a).any() for b in value_XJ) for a in value_XJ]
+    value_XO = np.random.default_rng(J).integers(0, 4, (30, J))  # few values: many ties
+    by_hand = [any((b >= a).all() and (b > a).any() for b in value_XO) for a in value_XO]
     assert 0 < sum(by_hand) < 30
-    assert dominated(value_XJ).tolist() == by_hand
+    assert dominated(value_XO).tolist() == by_hand
 
 
 def test_hypervolumes_by_hand():
@@ -40,10 +40,10 @@ def test_hypervolumes_by_hand():
 
 @pytest.mark.parametrize("J", [2, 3, 4])
 def test_hypervolume_is_the_number_of_unit_cells(J):
-    value_XJ = np.random.default_rng(10 + J).integers(0, 6, (8, J))
+    value_XO = np.random.default_rng(10 + J).integers(0, 6, (8, J))
     cells = itertools.product(range(6), repeat=J)
-    counted = sum((value_XJ >= np.array(cell) + 1).all(1).any() for cell in cells)
-    assert hypervolume(value_XJ, np.zeros(J)) == pytest.approx(counted, abs=1e-9)
+    counted = sum((value_XO >= np.array(cell) + 1).all(1).any() for cell in cells)
+    assert hypervolume(value_XO, np.zeros(J)) == pytest.approx(counted, abs=1e-9)
 
 
 def test_the_default_reference_is_a_tenth_of_the_range_below_the_worst():

@@ -1,7 +1,4 @@
-"""The front as a PNG.
-
-Dimension letters beside those of types.py: X points, J objectives.
-"""
+"""The front as a PNG."""
 
 import itertools
 import math
@@ -145,15 +142,15 @@ def _ends(estimate: Estimate) -> list[list[float]] | None:
 
 def _side_by_side(axis: Any, front: Front) -> None:
     """Every objective from its worst to its best value, and one line per point."""
-    worst_J, best_J = front.values.min(0), front.values.max(0)
-    share_XJ = (front.values - worst_J) / np.where(best_J > worst_J, best_J - worst_J, 1.0)
+    worst_O, best_O = front.values.min(0), front.values.max(0)
+    share_XO = (front.values - worst_O) / np.where(best_O > worst_O, best_O - worst_O, 1.0)
     style_of, dominated_X = styles(front), dominated(front.values)
     places = range(len(front.objectives))
-    for share_J, point, grey in zip(share_XJ, front.points, dominated_X, strict=True):
+    for share_O, point, grey in zip(share_XO, front.points, dominated_X, strict=True):
         style = style_of[point.method]
         axis.plot(
             places,
-            share_J,
+            share_O,
             marker=_MARKERS[style.marker],
             ms=4,
             lw=0.8 if grey else 1.3,
@@ -164,7 +161,7 @@ def _side_by_side(axis: Any, front: Front) -> None:
         )
     for j in places:
         axis.axvline(j, color="black", lw=0.6, zorder=0)
-        for value, y, va in ((worst_J[j], -0.03, "top"), (best_J[j], 1.03, "bottom")):
+        for value, y, va in ((worst_O[j], -0.03, "top"), (best_O[j], 1.03, "bottom")):
             axis.annotate(f"{value:.3g}", (j, y), ha="center", va=va, fontsize=7)
     axis.set(
         xticks=list(places),

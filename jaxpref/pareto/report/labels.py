@@ -1,7 +1,4 @@
-"""Labels of points that do not cover each other.
-
-Dimension letters beside those of types.py: X points, O obstacles.
-"""
+"""Labels of points that do not cover each other."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -80,9 +77,9 @@ def _inside(box: np.ndarray, room: Any) -> bool:
 
 
 def _covers(box: np.ndarray, taken: Sequence[np.ndarray]) -> bool:
-    other_O4 = np.array(taken)
-    apart_O = (other_O4[:, :2] >= box[2:]).any(1) | (other_O4[:, 2:] <= box[:2]).any(1)
-    return not apart_O.all()
+    other_X4 = np.array(taken)
+    apart_X = (other_X4[:, :2] >= box[2:]).any(1) | (other_X4[:, 2:] <= box[:2]).any(1)
+    return not apart_X.all()
 
 
 def _write(
