@@ -44,6 +44,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+Text = Any
+"""A text, or a list of `{"role": ..., "content": ...}` messages; all of a group are of one kind."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -53,8 +56,8 @@ class Group:
     `{"role": ..., "content": ...}` messages (conversational format).
     """
 
-    prompt: str | list[dict]
-    completions: tuple[str | list[dict], ...]
+    prompt: Text
+    completions: tuple[Text, ...]
     row_id: int
     """Position of the row in its source, counted from 0; unique in a run."""
     where: str

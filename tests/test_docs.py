@@ -124,7 +124,7 @@ def test_links_lead_somewhere(path):
 def test_commands_exist(path):
     """Lines of code blocks and code in prose that begin with `jaxpref` or `make`."""
     code = re.findall(r"(?:^    |`)((?:jaxpref|make) [a-z][\w-]*)", path.read_text(), re.MULTILINE)
-    commands = cli._parser()._subparsers._group_actions[0].choices
+    commands = cli._parser([])._subparsers._group_actions[0].choices
     targets = re.findall(r"^([\w-]+):", text("Makefile"), re.MULTILINE)
     for line in code:
         program, word = line.split()

@@ -67,7 +67,7 @@ def usable_rows(
     """
     for i, (row, where, kind) in enumerate(rows_of(source)):
         report.rows += 1
-        group = group_of(source, row, where, kind, i)
+        group: Any = group_of(source, row, where, kind, i)
         error = group if isinstance(group, RowError) else _missing(group, scores)
         if error is None:
             yield row, group, kind

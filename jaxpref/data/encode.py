@@ -204,10 +204,13 @@ def encode_prompts(prompts: Sequence[Group], tokenizer: Any) -> list[np.ndarray]
         InputError: no chat template for messages.
     """
     results = _token_ids(prompts, [group_texts(prompt, tokenizer) for prompt in prompts], tokenizer)
+    encoded = []
     for result in results:
         if isinstance(result, RowError):
             raise result
-    return [np.array(ids, np.int32) for [ids] in results]
+        [ids] = result
+        encoded.append(np.array(ids, np.int32))
+    return encoded
 
 
 def _check_options(max_length: int | None, truncation: str, on_bad_row: str) -> None:
@@ -271,7 +274,7 @@ def _token_ids(
             for i, group in enumerate(groups)
             if group.conversational is conversational and not isinstance(texts[i], RowError)
         ]
-        flat = [text for i in members for text in texts[i]]
+        flat = [text for i in members for text in results[i]]
         if not flat:
             continue
         encoded = tokenizer(
@@ -283,7 +286,7 @@ def _token_ids(
         )
         ids = iter(encoded["input_ids"])
         for i in members:
-            results[i] = list(islice(ids, len(texts[i])))
+            results[i] = list(islice(ids, len(results[i])))
     return results
 
 

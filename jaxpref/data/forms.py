@@ -56,6 +56,7 @@ def make_group(
     _check_answers(answers, where)
     prompt = present(row["prompt"], "prompt", where) if "prompt" in row else None
     form = _form(answers, prompt, where, format)
+    completions: dict[str, Any]
     if form == "standard":
         prompt, completions = _split_texts(prompt, answers, where)
     else:

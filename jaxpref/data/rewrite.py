@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jaxpref.config import DataConfig
 from jaxpref.data.columns import own_columns
@@ -36,7 +36,7 @@ def as_source(data: str | Sequence[str] | Source) -> Source:
     return Source([data] if isinstance(data, str) else list(data))
 
 
-def configured(data: DataConfig, paths: Sequence[str], side: Literal["train", "eval"]) -> Source:
+def configured(data: DataConfig, paths: Sequence[str], side: str) -> Source:
     """Paths that are read as a run's training or held-out data are."""
     split = data.train_split if side == "train" else data.eval_split
     return Source(paths, split, data.format, data.on_bad_row)

@@ -109,9 +109,9 @@ def _comparison(rng: Random) -> list[Item]:
     for low, high in list(combinations(range(11, 100), 2))[::23]:
         if rng.random() < 0.3:  # three digits
             low, high = (10 * number + int(10 * rng.random()) for number in (low, high))
-        words, answer, wrong = ("larger", "bigger", "greater", "higher"), high, low
+        words, answer, wrong = ["larger", "bigger", "greater", "higher"], high, low
         if rng.random() < 0.5:
-            words, answer, wrong = ("smaller", "lower"), low, high
+            words, answer, wrong = ["smaller", "lower"], low, high
         x, y = (low, high) if rng.random() < 0.5 else (high, low)
         slots = {"cmp": words[int(rng.random() * len(words))], "x": str(x), "y": str(y)}
         made.append(Item(f"{low} and {high}", str(answer), (str(wrong),), slots))

@@ -8,12 +8,13 @@ evaluation see the same resamples.
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from jaxpref.errors import InputError
 
-Statistics = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+Statistics = Callable[[np.ndarray], Mapping[Any, np.ndarray]]
 """weight_WB -> {name: [W]}; NaN where a resample leaves a value undefined."""
 
 _CELLS = 2**22
@@ -80,7 +81,7 @@ def units_of(keys: Sequence[Hashable]) -> np.ndarray:
 
 def estimates(
     statistics: Statistics, unit_B: np.ndarray, bootstrap: Bootstrap
-) -> dict[str, Estimate]:
+) -> dict[Any, Estimate]:
     """Every statistic with its interval.
 
     Args:

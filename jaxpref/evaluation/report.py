@@ -76,7 +76,7 @@ class Report:
     notes: Sequence[str] = ()
 
     @property
-    def estimates(self) -> dict[str, Estimate]:
+    def estimates(self) -> dict[Any, Estimate]:
         """Those of all sections."""
         together: dict[str, Estimate] = {}
         for section in self.sections.values():

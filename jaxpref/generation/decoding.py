@@ -170,7 +170,7 @@ class Generator:
                 )
             new_RL, logp_RL = np.asarray(batch.new_RL), np.asarray(batch.logp_RL)
             position_R = np.asarray(batch.position_R)
-            for row in np.flatnonzero(going_R):
+            for row in np.flatnonzero(going_R).tolist():
                 ids = new_RL[row][new_RL[row] >= 0]
                 end = ends[row](ids)
                 if end is not None or position_R[row] < 0 or until == self.max_new_tokens:
@@ -209,7 +209,7 @@ class Generator:
         )
         return batch, np.int32(length)
 
-    def _put(self, x: np.ndarray) -> jax.Array:
+    def _put(self, x: Any) -> jax.Array:
         return on_every_device(x, self._mesh)
 
 

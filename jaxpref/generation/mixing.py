@@ -28,7 +28,7 @@ class Mix:
     Errors: InputError for settings out of range or without effect.
     """
 
-    policies: Mapping[str | Path, float] | Sequence[tuple[str | Path, float]]
+    policies: Any
     """Run, model or PEFT adapter directory -> weight, 0 or more.  The reference takes the remaining
     weight, 1 minus the sum, which may be negative.  The first one's tokenizer, chat template and
     mesh are used."""

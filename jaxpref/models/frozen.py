@@ -5,14 +5,16 @@ carries it.  So the written-out gradients that loop (`jax.custom_vjp` with `symb
 ask here what is trained.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
+Arguments = TypeVar("Arguments")
 
-def values_of(arguments: Any) -> Any:
+
+def values_of(arguments: Arguments) -> Arguments:
     """The arrays of a forward rule's arguments."""
     return jax.tree.map(
         lambda x: x.value, arguments, is_leaf=lambda x: isinstance(x, CustomVJPPrimal)

@@ -27,7 +27,7 @@ class CachePositions(NamedTuple):
     """int32 scalar, the first index of the cache that is written."""
 
 
-def init_cache(spec: ModelSpec, rows: int, length: int, dtype: Any) -> dict[str, jax.Array]:
+def init_cache(spec: ModelSpec, rows: int, length: int, dtype: Any) -> dict[str, Any]:
     """An empty cache.
 
     It holds `layers`, keys [Y, R, M, H, I] and values [Y, R, M, I, H] in the compute dtype, and

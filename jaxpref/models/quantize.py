@@ -74,7 +74,7 @@ def as_array(w: Any, dtype: Any) -> jax.Array:
     return w.astype(dtype)
 
 
-def quantised(w: jax.Array, path: str, quantisation: Quantisation) -> Any:
+def quantised(w: jax.Array | np.ndarray, path: str, quantisation: Quantisation) -> Any:
     """A float32 weight, stacked over layers, in codes and float32 scales."""
     kinds = {"int8": jnp.int8, "int4": jnp.int4, "nf4": "nf4"}
     return _qwix().quantize(w, kinds[quantisation.kind], **quantisation.how(path, w.shape))

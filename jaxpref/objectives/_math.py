@@ -80,7 +80,7 @@ def token_nll(policy: Logps, weight: RowWeight, completion: int = 0) -> Term:
 
 def plus_metrics(out: ObjectiveOutput, metrics: Mapping[str, jax.Array]) -> ObjectiveOutput:
     """`out` with more to log, without gradient."""
-    return out._replace(metrics=out.metrics | jax.lax.stop_gradient(dict(metrics)))
+    return out._replace(metrics={**out.metrics, **jax.lax.stop_gradient(dict(metrics))})
 
 
 def plus_term(

@@ -68,7 +68,7 @@ def needs(**kwargs: Any) -> Callable[[Callable], Callable]:
     Without it: any kind of group, plain log-probs, not coupled.
     """
 
-    def attach(function: Callable) -> Callable:
+    def attach(function: Any) -> Callable:
         function.needs = Needs(**kwargs)
         return function
 
@@ -90,7 +90,7 @@ class ObjectiveOutput(NamedTuple):
 
     loss_B: jax.Array
     weight_B: jax.Array
-    metrics: dict[str, jax.Array | Term]
+    metrics: Mapping[str, jax.Array | Term]
     """name -> [B], averaged over the batch's groups for the log, or a Term with weights of its
     own."""
     plus: tuple[Term, ...] = ()

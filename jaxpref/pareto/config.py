@@ -70,6 +70,10 @@ class AnswersConfig:
 Method = Literal["dpo", "modpo", "mod", "soup_deltas", "soup_factors"]
 
 
+def _default_methods() -> list[Method]:
+    return ["dpo", "modpo"]
+
+
 @dataclass(frozen=True, config=_STRICT)
 class ParetoConfig:
     objectives: list[ObjectiveConfig] = Field(default_factory=list)
@@ -87,7 +91,7 @@ class ParetoConfig:
     together: bool = True
     """Train the adapters of all points with the same base in one compiled step; false: one run
     after another."""
-    methods: list[Method] = Field(default_factory=lambda: ["dpo", "modpo"])
+    methods: list[Method] = Field(default_factory=_default_methods)
     """What is shown.  dpo: the ends of the front, one run per objective; mod mixes these policies
     when decoding; soups average them."""
     answers: AnswersConfig = Field(default_factory=AnswersConfig)

@@ -64,7 +64,7 @@ class EvaluationSet:
             "prompts": [completion.prompt_index for completion in completions],
         }
 
-    def accuracy(self, policy: Candidate) -> dict[str, Estimate]:
+    def accuracy(self, policy: Candidate) -> dict[Any, Estimate]:
         """Objective -> share of its pairs whose chosen answer has the larger log-ratio.
 
         Log-ratios are to the reference.  A tie does not count, so the reference itself has 0.

@@ -6,7 +6,14 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from jaxpref.data.forms import FORMATS
 from jaxpref.data.rewrite import Source
@@ -137,7 +144,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def watch(name: str, done: int, total: int) -> None:
             if name not in tasks:

@@ -115,7 +115,7 @@ def _through_cache(
 def cached_logps(
     groups: Sequence[EncodedGroup],
     cache_file: Callable[[], Path],
-    compute: Callable[[Sequence[EncodedGroup]], Mapping[int, Sequence[float]]],
+    compute: Callable[[Sequence[EncodedGroup]], Mapping[int, Any]],
 ) -> Cached:
     """Log-probs of every group's completions under one model, from a file as far as it has them.
 

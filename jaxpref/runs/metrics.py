@@ -102,7 +102,8 @@ class Window:
 
     def _clear(self) -> None:
         self._sums: dict[str, float] = {}
-        self._steps = self._tokens = self._flops = self._run_tokens = 0
+        self._steps = self._tokens = self._run_tokens = 0
+        self._flops = 0.0
         self.restart()
 
     def restart(self) -> None:
@@ -115,7 +116,7 @@ class Window:
     def resume(self) -> None:
         self._paused += time.perf_counter() - self._pause_began
 
-    def add(self, values: dict[str, float], item: Step, flops: float) -> None:
+    def add(self, values: Mapping[str, Any], item: Step, flops: float) -> None:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._steps += 1

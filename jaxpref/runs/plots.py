@@ -34,7 +34,7 @@ def drawn(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    small = {
+    small: Any = {
         "font.size": 9,
         "axes.titlesize": 10,
         "legend.fontsize": 8,

@@ -53,7 +53,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise InputError("a YAML file", f"{path}: no such file", "check the path's spelling")
     try:
-        raw = OmegaConf.load(path)
+        raw: Any = OmegaConf.load(path)
     except Exception as error:  # yaml's own errors carry line and column
         raise InputError(
             "valid YAML", f"{path}: {error}", "mend the file at that line and column"
@@ -177,7 +177,7 @@ def keys(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]
     schema = TypeAdapter(Config).json_schema()
     fields = schema if cls is Config else schema["$defs"][cls.__name__]
     for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(field.type):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             yield from keys(field.type, f"{prefix}{field.name}.")
         else:
             meaning = " ".join(fields["properties"][field.name].get("description", "").split())

@@ -201,7 +201,9 @@ class _Loop:
     def _read(self, step: int, item: Step, metrics: Any) -> None:
         """Takes note of a finished step."""
         training, plan = self.training, self.training.loader.plan
-        values = {name: np.asarray(x, float)[()] for name, x in jax.device_get(metrics).items()}
+        values: Values = {
+            name: np.asarray(x, float)[()] for name, x in jax.device_get(metrics).items()
+        }
         _check_finite(step, item, values, training.where)
         flops = training.step_flops(item)
         self.progress.flops += flops

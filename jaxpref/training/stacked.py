@@ -185,7 +185,7 @@ def make_stacked_eval_step(
     return step
 
 
-def _with_numbers(loss_spec: LossSpec, own: Sequence[Mapping[str, jax.Array]]) -> LossSpec:
+def _with_numbers(loss_spec: LossSpec, own: Sequence[Mapping[str, Any]]) -> LossSpec:
     """The loss of one run: `own` are its numbers, per part of the objective."""
     parts = [
         dataclasses.replace(part, hyperparameters={**part.hyperparameters, **values})

@@ -5,7 +5,7 @@ TRL's `disable_dropout` does by default.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from jaxpref.models.families.hf_config import ConfigReader
 from jaxpref.models.spec import ModelSpec
@@ -54,7 +54,11 @@ DEFAULTS = {
     "scale_attn_weights": True,
 }
 
-_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+_ACTIVATIONS: dict[str, Literal["gelu_tanh", "gelu"]] = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+}
 
 
 def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
@@ -93,7 +97,7 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     if not read.problems and width % heads:
         read.problems.append(f"n_embd = {width} is not a multiple of n_head = {heads}")
     scaled = read.flag("scale_attn_weights")
-    fields = dict(
+    fields: dict[str, Any] = dict(
         vocab=read.size("vocab_size"),
         width=width,
         ffn=read.size("n_inner", 4 * width),

@@ -210,7 +210,7 @@ def layer_kinds(
     read: ConfigReader,
     layer_types: Sequence[str],
     window: int | None,
-    ropes: Sequence[str | None] | None = None,
+    ropes: Sequence[Any] | None = None,
 ) -> tuple[LayerKind, ...]:
     """`ModelSpec.kinds`: empty when all layers are plain.
 

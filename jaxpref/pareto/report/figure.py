@@ -197,7 +197,7 @@ def _legend_and_title(
                 label=_literal(f"{sweep_label(front, volume.sweep)}:  {_shown(volume.volume)}"),
             )
         )
-    grey = dict(marker="o", ms=7, lw=0, mfc=_GREYED, mec="#6E6E6E")
+    grey: dict[str, Any] = dict(marker="o", ms=7, lw=0, mfc=_GREYED, mec="#6E6E6E")
     handles.append(Line2D([], [], **grey, label="grey: dominated by another point"))
     figure.legend(
         handles=handles,
