@@ -74,8 +74,8 @@ def mix(
     return _mix(x_RLD, expert_RLU, routing.weight_RLU, weights, activation)
 
 
-# The gradient is written out, with the same loop over blocks: autodiff would keep every block's
-# gathered weights for the backward pass.
+# The gradient is written out, as the same loop over blocks: how many are in use is known only when
+# the program runs, and JAX differentiates no such loop.
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _mix(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation: str):
     return _mix_saving(x_RLD, expert_RLU, weight_RLU, weights, activation)[0]
@@ -83,8 +83,8 @@ def _mix(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation: str)
 
 def _mix_saving(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation: str):
     def local(x_RLD, expert_RLU, weight_RLU, weights):
-        out_TD = _forward(_flat(x_RLD), _flat(expert_RLU), _flat(weight_RLU), weights, activation)
-        return _sum_over("ffn", out_TD).reshape(x_RLD.shape).astype(x_RLD.dtype)
+        out_QD = _forward(_flat(x_RLD), _flat(expert_RLU), _flat(weight_RLU), weights, activation)
+        return _sum_over("ffn", out_QD).reshape(x_RLD.shape).astype(x_RLD.dtype)
 
     out_RLD = _per_device(local, _SPECS, _ROWS)(x_RLD, expert_RLU, weight_RLU, weights)
     return out_RLD, (x_RLD, expert_RLU, weight_RLU, weights)
@@ -100,7 +100,7 @@ def _mix_backward(activation: str, saved_and_mark, dout_RLD):
     trained = mark is not None
 
     def local(x_RLD, expert_RLU, weight_RLU, weights, dout_RLD):
-        dx_TD, dweight_TU, dweights = _backward(
+        dx_QD, dweight_QU, dweights = _backward(
             _flat(x_RLD),
             _flat(expert_RLU),
             _flat(weight_RLU),
@@ -109,8 +109,8 @@ def _mix_backward(activation: str, saved_and_mark, dout_RLD):
             activation,
             trained,
         )
-        dx_RLD = _sum_over("ffn", dx_TD).reshape(x_RLD.shape).astype(x_RLD.dtype)
-        dweight_RLU = _sum_over("ffn", dweight_TU).reshape(weight_RLU.shape)
+        dx_RLD = _sum_over("ffn", dx_QD).reshape(x_RLD.shape).astype(x_RLD.dtype)
+        dweight_RLU = _sum_over("ffn", dweight_QU).reshape(weight_RLU.shape)
         return dx_RLD, dweight_RLU, _sum_of_rows(dweights)
 
     outputs = _ROWS, _ROWS, _GRADIENTS if trained else None
@@ -174,7 +174,7 @@ def _sum_of_rows(dweights: ExpertWeights | None) -> ExpertWeights | None:
     return ExpertWeights(*map(scatter, dweights, _GRADIENTS))
 
 
-# ---- on one device: T tokens, U experts each
+# ---- on one device: Q tokens, U experts each
 
 
 def _flat(x_RLU):
@@ -185,7 +185,7 @@ class Blocks(NamedTuple):
     """The (token, expert) pairs sorted by expert, in A blocks of C slots."""
 
     token_AC: jax.Array
-    """int32 token of the slot; T where the slot is empty."""
+    """int32 token of the slot; Q where the slot is empty."""
     choice_AC: jax.Array
     """int32, which of the token's U choices it is."""
     expert_A: jax.Array
@@ -194,33 +194,33 @@ class Blocks(NamedTuple):
     """int32, blocks that hold something; they come first."""
 
 
-def _blocks(expert_TU: jax.Array, experts: int) -> Blocks:
+def _blocks(expert_QU: jax.Array, experts: int) -> Blocks:
     """Lays the pairs out in blocks, each of one expert.
 
     Args:
-        expert_TU: ids below `experts`; `experts` itself for a token that runs through none.
+        expert_QU: ids below `experts`; `experts` itself for a token that runs through none.
     """
-    T, U = expert_TU.shape
-    pairs = T * U
+    Q, U = expert_QU.shape
+    pairs = Q * U
     block = _LARGEST_BLOCK
     while block > _SMALLEST_BLOCK and block * experts > pairs:
         block //= 2
     # Shapes are static, so there are as many blocks as the pairs may need: every expert may leave
     # one block unfilled.
     blocks = -(-pairs // block) + experts
-    size_E = jnp.zeros(experts, jnp.int32).at[expert_TU.reshape(-1)].add(1, mode="drop")
+    size_E = jnp.zeros(experts, jnp.int32).at[expert_QU.reshape(-1)].add(1, mode="drop")
     blocks_E = -(-size_E // block)
     last_E = jnp.cumsum(blocks_E)  # one past the expert's last block
-    # Pairs sorted by expert (axis P), those of no expert behind; a pair's slot is that of its
+    # Pairs sorted by expert (axis X), those of no expert behind; a pair's slot is that of its
     # expert's first block plus its rank among the expert's pairs.
-    order_P = jnp.argsort(expert_TU.reshape(-1), stable=True)
-    expert_P = expert_TU.reshape(-1)[order_P]
+    order_X = jnp.argsort(expert_QU.reshape(-1), stable=True)
+    expert_X = expert_QU.reshape(-1)[order_X]
     pairs_before_E = jnp.cumsum(size_E) - size_E
-    rank_P = jnp.arange(pairs) - pairs_before_E.at[expert_P].get(mode="fill", fill_value=0)
+    rank_X = jnp.arange(pairs) - pairs_before_E.at[expert_X].get(mode="fill", fill_value=0)
     first_E = last_E - blocks_E
-    slot_P = first_E.at[expert_P].get(mode="fill", fill_value=blocks) * block + rank_P
+    slot_X = first_E.at[expert_X].get(mode="fill", fill_value=blocks) * block + rank_X
     empty = jnp.full(blocks * block, pairs, jnp.int32)
-    pair_AC = empty.at[slot_P].set(order_P.astype(jnp.int32), mode="drop").reshape(blocks, block)
+    pair_AC = empty.at[slot_X].set(order_X.astype(jnp.int32), mode="drop").reshape(blocks, block)
     expert_A = jnp.searchsorted(last_E, jnp.arange(blocks), side="right").astype(jnp.int32)
     return Blocks(
         token_AC=pair_AC // U,
@@ -246,40 +246,40 @@ def _hidden(x_CD, w: ExpertWeights, activation: str):
     return jax.vjp(lambda gate, up: ACTIVATIONS[activation](gate) * up, gate_CF, up_CF)
 
 
-def _tokens_of(x_TD, token_C):
+def _tokens_of(x_QD, token_C):
     """A block's tokens, zero in empty slots, whose token number is out of range."""
-    return x_TD.at[token_C].get(mode="fill", fill_value=0)
+    return x_QD.at[token_C].get(mode="fill", fill_value=0)
 
 
-def _forward(x_TD, expert_TU, weight_TU, weights: ExpertWeights, activation: str):
-    """[T, D] float32."""
-    blocks = _blocks(expert_TU, weights.gate.shape[0])
+def _forward(x_QD, expert_QU, weight_QU, weights: ExpertWeights, activation: str):
+    """[Q, D] float32."""
+    blocks = _blocks(expert_QU, weights.gate.shape[0])
 
-    def body(a, out_TD):
+    def body(a, out_QD):
         token_C, choice_C = blocks.token_AC[a], blocks.choice_AC[a]
-        w = _of_expert(weights, blocks.expert_A[a], x_TD.dtype)
-        hidden_CF, _ = _hidden(_tokens_of(x_TD, token_C), w, activation)
-        weight_C = weight_TU.at[token_C, choice_C].get(mode="fill", fill_value=0)
+        w = _of_expert(weights, blocks.expert_A[a], x_QD.dtype)
+        hidden_CF, _ = _hidden(_tokens_of(x_QD, token_C), w, activation)
+        weight_C = weight_QU.at[token_C, choice_C].get(mode="fill", fill_value=0)
         y_CD = _dot("CF,FD->CD", hidden_CF, w.down) * weight_C[:, None]
-        return out_TD.at[token_C].add(y_CD, mode="drop")
+        return out_QD.at[token_C].add(y_CD, mode="drop")
 
-    return lax.fori_loop(0, blocks.in_use, body, jnp.zeros(x_TD.shape, jnp.float32))
+    return lax.fori_loop(0, blocks.in_use, body, jnp.zeros(x_QD.shape, jnp.float32))
 
 
 def _backward(
-    x_TD, expert_TU, weight_TU, weights: ExpertWeights, dout_TD, activation: str, trained: bool
+    x_QD, expert_QU, weight_QU, weights: ExpertWeights, dout_QD, activation: str, trained: bool
 ):
     """Gradients, float32, of x, of the pairs' weights and of the experts (None unless trained)."""
-    blocks = _blocks(expert_TU, weights.gate.shape[0])
-    dtype = x_TD.dtype
+    blocks = _blocks(expert_QU, weights.gate.shape[0])
+    dtype = x_QD.dtype
 
     def body(a, carry):
-        dx_TD, dweight_TU, dweights = carry
+        dx_QD, dweight_QU, dweights = carry
         token_C, choice_C, expert = blocks.token_AC[a], blocks.choice_AC[a], blocks.expert_A[a]
         w = _of_expert(weights, expert, dtype)
-        x_CD, dout_CD = _tokens_of(x_TD, token_C), _tokens_of(dout_TD, token_C)
+        x_CD, dout_CD = _tokens_of(x_QD, token_C), _tokens_of(dout_QD, token_C)
         hidden_CF, pull = _hidden(x_CD, w, activation)
-        weight_C = weight_TU.at[token_C, choice_C].get(mode="fill", fill_value=0)
+        weight_C = weight_QU.at[token_C, choice_C].get(mode="fill", fill_value=0)
         dhidden_CF = _dot("CD,FD->CF", dout_CD, w.down)
         # The output is weight * hidden @ down, so its gradient by the weight is <dout @ down^T,
         # hidden>.
@@ -292,10 +292,10 @@ def _backward(
             dgate_DF, dup_DF = (_dot("CD,CF->DF", x_CD, d_CF) for d_CF in (dgate_CF, dup_CF))
             parts = ExpertWeights(dgate_DF, dup_DF, ddown_FD)
             dweights = jax.tree.map(lambda total, d: total.at[expert].add(d), dweights, parts)
-        dx_TD = dx_TD.at[token_C].add(dx_CD, mode="drop")
-        dweight_TU = dweight_TU.at[token_C, choice_C].add(dweight_C, mode="drop")
-        return dx_TD, dweight_TU, dweights
+        dx_QD = dx_QD.at[token_C].add(dx_CD, mode="drop")
+        dweight_QU = dweight_QU.at[token_C, choice_C].add(dweight_C, mode="drop")
+        return dx_QD, dweight_QU, dweights
 
     zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
-    start = zeros(x_TD), zeros(weight_TU), jax.tree.map(zeros, weights) if trained else None
+    start = zeros(x_QD), zeros(weight_QU), jax.tree.map(zeros, weights) if trained else None
     return lax.fori_loop(0, blocks.in_use, body, start)
