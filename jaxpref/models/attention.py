@@ -80,8 +80,9 @@ def capped(logits: jax.Array, softcap: float | None) -> jax.Array:
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
-# The gradient is written out: autodiff of the loop over key blocks would keep the probabilities of
-# every block, [L, L] in all, where the logits computed again and one number per query do.
+# The gradient is written out: JAX differentiates no loop whose bounds are data, and over all blocks
+# it would keep their probabilities, [L, L].  Here one number per query is kept (its logsumexp), and
+# the logits are computed again.
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _blockwise(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap):
     return _forward(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap)[0]

@@ -59,7 +59,7 @@ def _weight(module, name: str):
     if module.has_variable("params", name):
         w = module.get_variable("params", name)
         if isinstance(w, Transposed):
-            return w  # `param` would compare its shape
+            return w  # its shape is that of rows, which `param` would refuse
     return module.param(name, WEIGHT_INIT, _shape(module, name))
 
 

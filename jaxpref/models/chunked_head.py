@@ -113,8 +113,9 @@ def _over_chunks_saving(x_RLD, w_VD, ref_states, tokens: LossTokens, wanted: Wan
         values, lse_RC = _chunk_values(logits_RCV, target_RC, wanted)
         if wanted.kl:
             logq_RCV = _reference_logp(wanted.vocabulary, ref_states, source_RC)
-            difference_RCV = logq_RCV - logits_RCV + lse_RC[:, :, None]
-            values["kl"] = jnp.sum(jnp.exp(logq_RCV) * difference_RCV, axis=-1)
+            q_RCV = jnp.exp(logq_RCV)
+            log_ratio_RCV = logq_RCV - logits_RCV + lse_RC[:, :, None]
+            values["kl"] = jnp.sum(q_RCV * log_ratio_RCV, axis=-1)
         values = {name: jnp.where(real_RC, value, 0.0) for name, value in values.items()}
         values["lse"] = lse_RC
         return {name: x.at[a].set(values[name]) for name, x in out.items()}

@@ -74,8 +74,8 @@ def mix(
     return _mix(x_RLD, expert_RLU, routing.weight_RLU, weights, activation)
 
 
-# The gradient is written out, with the same loop over blocks: autodiff would keep every block's
-# gathered weights for the backward pass.
+# The gradient is written out, as the same loop over blocks: how many are in use is known only when
+# the program runs, and JAX differentiates no such loop.
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _mix(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation: str):
     return _mix_saving(x_RLD, expert_RLU, weight_RLU, weights, activation)[0]
@@ -211,7 +211,7 @@ def _blocks(expert_QU: jax.Array, experts: int) -> Blocks:
     size_E = jnp.zeros(experts, jnp.int32).at[expert_QU.reshape(-1)].add(1, mode="drop")
     blocks_E = -(-size_E // block)
     last_E = jnp.cumsum(blocks_E)  # one past the expert's last block
-    # Pairs sorted by expert (axis P), those of no expert behind; a pair's slot is that of its
+    # Pairs sorted by expert (`pair_...`), those of no expert behind; a pair's slot is that of its
     # expert's first block plus its rank among the expert's pairs.
     pair_order = jnp.argsort(expert_QU.reshape(-1), stable=True)
     pair_expert = expert_QU.reshape(-1)[pair_order]

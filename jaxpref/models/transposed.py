@@ -1,4 +1,4 @@
-"""Weights transposed for decoding on a CPU: a row for every output.
+"""Weights transposed for decoding on a CPU: one row per output.
 
 A step of decoding multiplies a few activations with every weight, so it cannot be faster than the
 weights are read.  XLA's CPU product reads [outputs, inputs] times [inputs, few] at the speed of the
@@ -28,7 +28,7 @@ class Transposed:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the rows: as a head's, [V, D]."""
+        """Of the rows: as the LM head's, [V, D]."""
         return self.rows.shape
 
 
@@ -40,7 +40,7 @@ def transposed(w: jax.Array, inputs: int) -> Transposed:
 
 
 def in_rows(w: jax.Array) -> Transposed:
-    """A weight that lies in rows already, [outputs, inputs], as a head does."""
+    """A weight that lies in rows already, [outputs, inputs], as the LM head does."""
     return Transposed(w, w.shape[1:], w.shape[:1])
 
 
@@ -55,11 +55,10 @@ def product(x: jax.Array, w: Transposed, batch: int) -> jax.Array:
     Args:
         batch: number of axes that the product keeps.
     """
-    x_transposed = x.reshape(-1, w.rows.shape[1]).T
+    x_by_input = x.reshape(-1, w.rows.shape[1]).T
     # Without the barriers XLA moves the transposition of the activations into the product, and
     # transposes the weight back.
-    x_transposed = lax.optimization_barrier(x_transposed)
-    y = jnp.einsum(
-        "nk,km->nm", w.rows.astype(x.dtype), x_transposed, preferred_element_type=jnp.float32
-    )
+    x_by_input = lax.optimization_barrier(x_by_input)
+    rows = w.rows.astype(x.dtype)
+    y = jnp.einsum("nk,km->nm", rows, x_by_input, preferred_element_type=jnp.float32)
     return lax.optimization_barrier(y).T.reshape(*x.shape[:batch], *w.outputs)

@@ -15,7 +15,7 @@ from jaxpref.models.stored import StoredLeaf, used_leaves
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
-def target_names(model: ModelSpec) -> dict[str, list[str]]:
+def target_names(model: ModelSpec) -> dict[str, tuple[str, ...]]:
     """Every weight that may be adapted -> its names.
 
     They are `q`, `attention/q`, `q_proj` and `self_attn.q_proj`, the latter two where its tensor is
@@ -23,10 +23,10 @@ def target_names(model: ModelSpec) -> dict[str, list[str]]:
     """
     names = {}
     for target, leaf in stored_targets(model).items():
-        names[target] = [target.rpartition("/")[2], target]
+        names[target] = (target.rpartition("/")[2], target)
         if not is_fused(leaf):
             module = module_in_layer(leaf)
-            names[target] += [module.rpartition(".")[2], module]
+            names[target] += (module.rpartition(".")[2], module)
     return names
 
 
