@@ -340,6 +340,6 @@ def _loader(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Loader:
         groups,
         batch_size=pieces.config.train.batch_size,
         micro_rows=pieces.config.train.micro_rows or row_ways(pieces.mesh),
-        layout=dataclasses.replace(layout, columns=unit << (units - 1).bit_length()),
+        layout=dataclasses.replace(layout, row_length=unit << (units - 1).bit_length()),
         rounded=True,
     )

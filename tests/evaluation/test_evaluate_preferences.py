@@ -216,7 +216,7 @@ def test_single_answers_without_a_reference(tiny_files, tmp_path):
     found = evaluated(tmp_path, tiny_files, rows, objective=[{"name": "sft"}])
     assert found.report.left_out == {
         "kl": "sft has no reference",
-        "rewards, calibration": "one answer a prompt and no label: nothing to compare",
+        "rewards, calibration": "one answer per prompt and no label: nothing to compare",
     }
     estimates = found.report.estimates
     assert estimates["logps_per_token/completion"].value == pytest.approx(-estimates["loss"].value, rel=1e-5)
