@@ -21,7 +21,7 @@ from jaxpref.runs.build import build
 from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.directory import OpenRun, load_run, run_params
 from jaxpref.runs.feed import read_data
-from jaxpref.runs.params import load_params, reference_params
+from jaxpref.runs.params import load_params, reference_params, runs_reference
 from jaxpref.step.batch_loss import init_running
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
@@ -147,7 +147,7 @@ def evaluated(tmp_path, files, rows, **changes):
     groups, report = read_data(pieces, "eval")
     groups, _ = with_reference_logps(pieces, groups)
     params = load_params(pieces)
-    reference = reference_params(pieces, params)
+    reference = reference_params(pieces, params) if runs_reference(pieces) else None
     params["layers"]["mlp"]["down"] = 1.3 * params["layers"]["mlp"]["down"]
     opened = OpenRun(pieces, params, reference, init_running(pieces.parts), 0)
     return evaluate_groups(opened, groups, report.kind, {"title": "tiny"}, FEW, 10)
@@ -216,7 +216,7 @@ def test_single_answers_without_a_reference(tiny_files, tmp_path):
     found = evaluated(tmp_path, tiny_files, rows, objective=[{"name": "sft"}])
     assert found.report.left_out == {
         "kl": "sft has no reference",
-        "rewards, calibration": "one answer a prompt and no label: nothing to compare",
+        "rewards, calibration": "one answer per prompt and no label: nothing to compare",
     }
     estimates = found.report.estimates
     assert estimates["logps_per_token/completion"].value == pytest.approx(-estimates["loss"].value, rel=1e-5)
