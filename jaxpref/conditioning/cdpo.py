@@ -105,7 +105,7 @@ def _targets(
     if how.subsets:
         sizes = range(1, len(names) + 1)
         subsets = [part for n in sizes for part in itertools.combinations(names, n)]
-        names = rng.choice(subsets)
+        names = list(rng.choice(subsets))
     k = rng.randrange(len(next(iter(scores.values()))))
     return {name: rounded(scores[name][k], how.digits) for name in names}
 

@@ -206,8 +206,8 @@ def _fill_numbers(
     batch.row_id_RG[r, g] = group.row_id
     batch.slot_count_RGK[r, g, : len(group.completion_ids)] = loss_tokens_of(group)
     for name, array in batch.columns.items():
-        value = rng.random() if name == UNIFORM else np.asarray(group.columns[name])
-        if np.ndim(value):
+        value = np.asarray(rng.random() if name == UNIFORM else group.columns[name])
+        if value.ndim:
             array[r, g, : len(value)] = value
         else:
             array[r, g] = value

@@ -137,7 +137,9 @@ def _distribution(axis: Any, generations: Generations, name: str) -> None:
     about, estimates = generations.report.about, generations.report.estimates
     filled = dict(histtype="stepfilled", color=BLUE, alpha=0.6)
     outlined = dict(histtype="step", color=ORANGE, ls="--")
-    sides = [("reward", about["policy"], generations.rewards[name], filled)]
+    sides: list[tuple[str, str, np.ndarray, dict[str, Any]]] = [
+        ("reward", about["policy"], generations.rewards[name], filled)
+    ]
     if generations.against:
         sides.append(("reward_against", about["against"], generations.against[name], outlined))
     edges = _edges(np.concatenate([values for _, _, values, _ in sides]))

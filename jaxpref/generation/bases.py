@@ -31,7 +31,7 @@ class _BaseKey(NamedTuple):
 class Bases:
     """The bases that were read so far, numbered in that order."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._trees: dict[_BaseKey, Any] = {}
 
     @property

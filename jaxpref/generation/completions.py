@@ -60,7 +60,7 @@ class Completion:
 
     def to_json(self) -> dict[str, Any]:
         """As a line of `jaxpref generate`."""
-        line = {
+        line: dict[str, Any] = {
             "prompt": self.prompt,
             "prompt_index": self.prompt_index,
             "sample": self.sample,

@@ -75,8 +75,8 @@ def decoding_model(model: Model, unstacked: bool = False) -> DecodingModel:
         return logits(model, x_R1D, head_VD)[:, 0], cache
 
     if unstacked:
-        params_for_decoding = jax.jit(model.unstack_layers)
-        state_for_decoding = jax.jit(model.unstack_cache)
+        params_for_decoding: Callable[[Any], Any] = jax.jit(model.unstack_layers)
+        state_for_decoding: Callable[[Any], Any] = jax.jit(model.unstack_cache)
     else:
         params_for_decoding = state_for_decoding = lambda tree: tree
     return DecodingModel(
@@ -247,14 +247,14 @@ def _draw(
 ) -> BatchInProgress:
     """Up to `until` new tokens for the rows that are still going."""
     batch = batch._replace(position_R=jnp.where(going_R, batch.position_R, -1))
-    stop_ids = np.array(stop_ids, np.int32)
+    stop_id_array = np.array(stop_ids, np.int32)
 
     def unfinished(batch: BatchInProgress):
         return (batch.drawn < until) & jnp.any(batch.position_R >= 0)
 
     def draw_one(batch: BatchInProgress):
         index = first + batch.drawn
-        return _draw_one(model.next_logits, sampling, stop_ids, params, batch, key_R2, index)
+        return _draw_one(model.next_logits, sampling, stop_id_array, params, batch, key_R2, index)
 
     batch = lax.while_loop(unfinished, draw_one, batch)
     # All but the state is read by the host: whole on every process.

@@ -23,7 +23,7 @@ class CachePositions(NamedTuple):
     """int32, of the queries."""
     position_RI: jax.Array
     """int32, of the keys, those just written among them; -1 where there is none."""
-    index: jax.Array
+    start: jax.Array
     """int32 scalar, the first index of the cache that is written."""
 
 
@@ -74,9 +74,9 @@ def attend(
         layer: `index` of the layer; `window` where there is one.
     Returns: [R, C, N, H] and the memory.
     """
-    y, index = layer["index"], positions.index
-    keys, k_RMHI = _written(memory[0], k_RCMH.transpose(0, 2, 3, 1), y, (0, 0, 0, index))
-    values, v_RMIH = _written(memory[1], v_RCMH.transpose(0, 2, 1, 3), y, (0, 0, index, 0))
+    y, start = layer["index"], positions.start
+    keys, k_RMHI = _written(memory[0], k_RCMH.transpose(0, 2, 3, 1), y, (0, 0, 0, start))
+    values, v_RMIH = _written(memory[1], v_RCMH.transpose(0, 2, 1, 3), y, (0, 0, start, 0))
     R, C, N, H = q_RCNH.shape
     M = v_RMIH.shape[1]
     q_RMJCH = scaled(q_RCNH.reshape(R, C, M, N // M, H).transpose(0, 2, 3, 1, 4), scale)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from jaxpref.pareto.config import FrontConfig, point_name
 from jaxpref.pareto.cost import Cost
@@ -12,7 +13,7 @@ from jaxpref.pareto.run_configs import point_out, single_out
 from jaxpref.pareto.stage_costs import combined_cost, point_cost, single_cost
 from jaxpref.pareto.stages import Stages
 from jaxpref.runs.build import Pieces
-from jaxpref.runs.merge import merge
+from jaxpref.runs.merge import How, merge
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,16 @@ def _combined_point(
 ) -> Entry:
     """The DPO policies mixed when decoding, or averaged."""
     name = point_name(method, weights)
-    weight_of_run = {single_out(front, of): weight for of, weight in weights.items()}
+    weight_of_run: dict[str | Path, float] = {
+        single_out(front, of): weight for of, weight in weights.items()
+    }
 
     def make(policies: FrontPolicies) -> Candidate:
         if method == "mod":
             return policies.mix(weight_of_run)
         soup = Path(front.run.out) / "soups" / name
         if not soup.is_dir():
-            how = method.removeprefix("soup_")
+            how = cast(How, method.removeprefix("soup_"))
             merge(weight_of_run, soup, how=how, adapter=True, step=LATEST)
         return policies.adapter(soup)
 

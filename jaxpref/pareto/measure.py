@@ -144,7 +144,7 @@ def _accuracy(groups: Sequence[EncodedGroup], ratios: Mapping[AnswerKey, float])
 
 
 def split_by_policy(
-    values: Sequence[float], answers_of_policies: Sequence[Mapping[str, Any]]
+    values: Sequence[float] | np.ndarray, answers_of_policies: Sequence[Mapping[str, Any]]
 ) -> list[list[float]]:
     """Values of the answers of all policies -> those of each policy."""
     ends = np.cumsum([len(answers["texts"]) for answers in answers_of_policies])

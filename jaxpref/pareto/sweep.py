@@ -219,7 +219,12 @@ class _Sweep:
         adapter = self.out / "adapters" / base
         if not adapter.is_dir():
             export_run(self.out / "dpo" / base, adapter, step=LATEST, adapter=True)
-        shape_of_file = {"rank": None, "alpha": None, "targets": None, "rslora": False}
+        shape_of_file: dict[str, Any] = {
+            "rank": None,
+            "alpha": None,
+            "targets": None,
+            "rslora": False,
+        }
         return replace(
             config,
             adapter=replace(config.adapter, path=str(adapter), **shape_of_file),

@@ -176,15 +176,17 @@ def _scored_rows(
     report: ScoreReport,
 ) -> Iterator[dict]:
     for i, (row, where, kind) in enumerate(rows_of(source)):
-        values = {name: of_rows[i] for name, of_rows in scores.items()}
+        values: dict[str, Any] = {name: of_rows[i] for name, of_rows in scores.items()}
         reason = next((value for value in values.values() if isinstance(value, str)), None)
         if reason is not None:
             report.dropped[reason] += 1
             continue
         if scalarise:
-            further = group_of(source, row, where, kind, i, ())
-            if isinstance(further, Group):
-                further = _scalarised(further, values, scalarise, source.on_bad_row)
+            group = group_of(source, row, where, kind, i, ())
+            if isinstance(group, RowError):
+                report.dropped[group.reason] += 1
+                continue
+            further = _scalarised(group, values, scalarise, source.on_bad_row)
             if isinstance(further, RowError):
                 report.dropped[further.reason] += 1
                 continue

@@ -106,7 +106,7 @@ def _through_cache(
     """
     directory = Path(pieces.config.reference.cache_dir).expanduser()
 
-    def compute(missing: Sequence[EncodedGroup]) -> Mapping[int, Sequence[float]]:
+    def compute(missing: Sequence[EncodedGroup]) -> Mapping[int, np.ndarray]:
         return compute_logps(pieces, load(), missing)
 
     return cached_logps(groups, lambda: directory / f"{key()}.npz", compute)

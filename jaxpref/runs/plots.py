@@ -82,5 +82,6 @@ def _curve(axis: Any, lines: list[dict[str, Any]], name: str) -> None:
     steps, values = [step for step, _ in train], [value for _, value in train]
     (line,) = axis.plot(steps, values, label=label)
     if held_out:
-        steps, values = zip(*held_out, strict=True)
-        axis.plot(steps, values, "o--", color=line.get_color(), label=f"{label}, held out")
+        held_out_steps, held_out_values = zip(*held_out, strict=True)
+        label += ", held out"
+        axis.plot(held_out_steps, held_out_values, "o--", color=line.get_color(), label=label)

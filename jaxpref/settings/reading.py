@@ -40,7 +40,8 @@ def merged_settings(path: str | Path | None, overrides: Sequence[str]) -> dict[s
         raise InputError("overrides like optim.learning_rate=1e-6", f"{bare}", "write key=value")
     try:
         merged = OmegaConf.merge(raw, OmegaConf.from_dotlist(list(overrides)))
-        return OmegaConf.to_container(merged, resolve=True)
+        settings: Any = OmegaConf.to_container(merged, resolve=True)
+        return settings
     except OmegaConfBaseException as error:
         raise InputError(
             "overrides that fit the configuration",

@@ -155,7 +155,7 @@ def written_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
             scaling.original_length,
         )
         return {"rope_type": "llama3", **dict(zip(_LLAMA3_KEYS, values, strict=True))}
-    written = {
+    written: dict[str, Any] = {
         "rope_type": "longrope",
         "short_factor": list(scaling.short_factor),
         "long_factor": list(scaling.long_factor),

@@ -124,7 +124,7 @@ def open_gguf(path: str | Path) -> GgufFile:
     vectors = {}
     for name in ROPE_TENSORS:
         if name in tensors:
-            vectors[name] = np.float64(_dequantised(tensors[name], str(path)))
+            vectors[name] = _dequantised(tensors[name], str(path)).astype(np.float64)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     config = hf_config(architecture, metadata, shapes, vectors)
     return GgufFile(path, metadata, tensors, architecture, spec_from_hf(config, str(path)))

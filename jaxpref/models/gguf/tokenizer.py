@@ -187,7 +187,7 @@ def _sentencepiece(metadata: Mapping[str, Any], vocab: dict[str, int], where: st
         vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True
     )
     tokenizer = Tokenizer(bpe)
-    spaces = normalizers.Replace(" ", "▁")
+    spaces: normalizers.Normalizer = normalizers.Replace(" ", "▁")
     words = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if metadata.get("tokenizer.ggml.add_space_prefix", True):
         spaces = normalizers.Sequence([normalizers.Prepend("▁"), spaces])

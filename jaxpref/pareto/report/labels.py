@@ -63,7 +63,7 @@ def _box(centre: Sequence[float], width: float, height: float) -> np.ndarray:
 
 
 def _beside(
-    centre: Sequence[float], dx: int, dy: int, reach: float, width: float, height: float
+    centre: np.ndarray, dx: int, dy: int, reach: float, width: float, height: float
 ) -> np.ndarray:
     """The box whose nearest side (or corner) is `reach` away in direction (dx, dy)."""
     away = reach if dx == 0 or dy == 0 else 0.7 * reach
