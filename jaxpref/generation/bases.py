@@ -3,14 +3,10 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
 from jaxpref.generation.sources import Source
-from jaxpref.models.parameters import CAST_BY_PRODUCTS, leaf_path
+from jaxpref.models.parameters import cast_for_products
 from jaxpref.models.quantize import Quantisation
 from jaxpref.runs.adapters import quantisation
-from jaxpref.runs.build import Pieces
 from jaxpref.runs.directory import run_params
 from jaxpref.runs.params import load_params, with_adapter
 from jaxpref.step.policy import split
@@ -21,8 +17,6 @@ class _BaseKey(NamedTuple):
 
     path: str
     compute_dtype: str
-    kept_dtype: str
-    """Of norms and biases: the rest is in the compute dtype."""
     quantisation: Quantisation | None
     step: str | None = None
     """Of a run that trained the weights."""
@@ -53,12 +47,12 @@ class Bases:
             if not source.is_run:
                 key = self._shared(key, reference)
             if key not in self._trees:
-                self._trees[key] = _cast(_all_params(source, step), source.pieces)
+                self._trees[key] = cast_for_products(_all_params(source, step), source.pieces.dtype)
             overlay = {}
         else:
             overlay, weights = split(_adapter_params(source, step, self._trees.get(key)))
             if key not in self._trees:
-                self._trees[key] = _cast(weights, source.pieces)
+                self._trees[key] = cast_for_products(weights, source.pieces.dtype)
         return list(self._trees).index(key), overlay
 
     def _shared(self, key: _BaseKey, reference: bool) -> _BaseKey:
@@ -80,10 +74,10 @@ def _base_key(source: Source, step: str) -> _BaseKey:
     dtype = pieces.config.model.compute_dtype
     model = str(pieces.source.path.resolve())
     if pieces.lora is not None:
-        return _BaseKey(model, dtype, dtype, quantisation(pieces.config.adapter))
+        return _BaseKey(model, dtype, quantisation(pieces.config.adapter))
     if source.is_run:
-        return _BaseKey(str(Path(source.path).resolve()), dtype, "float32", None, step)
-    return _BaseKey(model, dtype, "float32", None)
+        return _BaseKey(str(Path(source.path).resolve()), dtype, None, step)
+    return _BaseKey(model, dtype, None)
 
 
 def _all_params(source: Source, step: str) -> Any:
@@ -97,10 +91,3 @@ def _adapter_params(source: Source, step: str, base: Any) -> Any:
     if source.is_run:
         return run_params(source.pieces, source.path, step, base=base)[0]
     return load_params(source.pieces) if base is None else with_adapter(source.pieces, base)
-
-
-def _cast(params: Any, pieces: Pieces) -> Any:
-    """The weights that every product would cast, cast once."""
-    dtype = jnp.dtype(pieces.dtype)
-    cast = lambda path, x: x.astype(dtype) if leaf_path(path) in CAST_BY_PRODUCTS else x
-    return jax.tree_util.tree_map_with_path(cast, params)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from jaxpref.models.spec import ModelSpec
 
 LORA = "lora"
@@ -248,6 +250,19 @@ def find_leaf(path: str, rank: int) -> Leaf | None:
 
 
 # ---- paths of leaves
+
+
+def cast_for_products(params: Any, dtype: Any) -> Any:
+    """The leaves that products cast to the compute dtype, cast once; all others as they are.
+
+    So a model computes the same with these parameters, to the bit: norm scales, for example, stay
+    float32, in which norms are computed.
+    """
+
+    def cast(path, x):
+        return x.astype(dtype) if leaf_path(path) in CAST_BY_PRODUCTS else x
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def leaf_path(path: Any) -> str:

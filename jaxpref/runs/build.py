@@ -51,8 +51,7 @@ class Pieces:
         reference = self.config.reference
         if not reference.sync_every:
             return None
-        dtype = self.dtype if self.lora is None else jnp.float32  # an adapter runs as it is kept
-        return MovingReference(reference.sync_every, reference.sync_alpha, dtype)
+        return MovingReference(reference.sync_every, reference.sync_alpha, self.dtype)
 
     def loss_spec(self, layout: Layout, kind: str) -> LossSpec:
         """How groups of a kind, laid out so, become losses."""

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from jaxpref.errors import InputError
 from jaxpref.files import whole_file
+from jaxpref.models.parameters import cast_for_products
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.runs.adapters import quantisation, reference_adapter
 from jaxpref.runs.build import Pieces, make_decoder
@@ -87,7 +88,7 @@ def _under_checkpoint(pieces: Pieces, source: Checkpoint, groups: Sequence[Encod
     theirs = dataclasses.replace(pieces, source=source, model=model, lora=None)
 
     def load() -> Any:
-        return jax.tree.map(lambda x: x.astype(pieces.dtype), load_params(theirs))
+        return cast_for_products(load_params(theirs), pieces.dtype)
 
     def key() -> str:
         return weights_key(source.path, config.model.compute_dtype)

@@ -24,7 +24,7 @@ def weights_key(
         quantisation: how the weights are kept; None: as `dtype` says.
     """
     kept = "" if quantisation is None else f" {quantisation}"
-    digest = hashlib.sha256(f"summed log-probs v1 {dtype}{kept}".encode())
+    digest = hashlib.sha256(f"summed log-probs v2 {dtype}{kept}".encode())
     files = _files(path)
     if adapter:
         files += _files(Path(adapter))

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpref.errors import InputError
-from jaxpref.models.parameters import LORA, SCALAR_HEADS, VOCAB_LEAVES, leaf_path
+from jaxpref.models.parameters import (
+    CAST_BY_PRODUCTS,
+    LORA,
+    SCALAR_HEADS,
+    VOCAB_LEAVES,
+    cast_for_products,
+    leaf_path,
+)
 from jaxpref.models.placement import param_shardings
 from jaxpref.models.quantize import is_quantisable, place_quantised
 from jaxpref.models.source import Checkpoint, open_checkpoint
@@ -22,8 +29,8 @@ from jaxpref.step.policy import Frozen, split
 def load_params(pieces: Pieces, source: Checkpoint | None = None) -> Any:
     """The policy from which training starts; every process reads only what its devices hold.
 
-    Weights are float32; scalar heads are zero.  Where an adapter is trained, the weights are in the
-    compute dtype or quantised, and the adapter lies beside them.
+    Weights are float32; scalar heads are zero.  Where an adapter is trained, the weights that
+    products cast are in the compute dtype or quantised, and the adapter lies beside them.
 
     Args:
         source: another model of the same sizes, without an adapter.
@@ -36,12 +43,12 @@ def load_params(pieces: Pieces, source: Checkpoint | None = None) -> Any:
     leaves = {leaf_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(laid_out)}
 
     lora = pieces.lora if source is None else None
-    kept, quantised = np.dtype(np.float32), None
-    if lora is not None:
-        kept, quantised = np.dtype(pieces.dtype), quantisation(pieces.config.adapter)
+    quantised = None if lora is None else quantisation(pieces.config.adapter)
 
     def put(path: str, shape: tuple[int, ...], dtype: np.dtype, read: ReadSlice) -> Any:
         leaf = leaves[path]
+        frozen = lora is not None and path in CAST_BY_PRODUCTS
+        kept = np.dtype(pieces.dtype if frozen else np.float32)
         if path in VOCAB_LEAVES:
             read = with_zero_rows(read, shape[0], leaf.shape[0])
         if quantised and is_quantisable(path):
@@ -104,7 +111,7 @@ def reference_overlay(pieces: Pieces, params: Any) -> Any:
     if lora is None:
         return frozen_copy(params, pieces.dtype)
     if pieces.moving:
-        return frozen_copy(split(params)[0], pieces.moving.dtype)
+        return frozen_copy(split(params)[0], pieces.dtype)
     path = reference_adapter(pieces.config)
     if path is None:
         return {}
@@ -117,9 +124,12 @@ def reference_params(pieces: Pieces, params: Any) -> Any:
 
 
 def frozen_copy(params: Any, dtype: Any) -> Any:
-    """A copy in the compute dtype that shares no buffer with `params` (training donates those)."""
+    """A copy that shares no buffer with `params` (training donates those).
+
+    Only what products cast anyway is in the compute dtype, so policy and reference start equal.
+    """
 
     def copy(tree):
-        return jax.tree.map(lambda x: jnp.copy(x.astype(dtype)), tree)
+        return jax.tree.map(jnp.copy, cast_for_products(tree, dtype))
 
     return jax.jit(copy)(params)

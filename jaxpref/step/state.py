@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxpref.models.parameters import leaf_path
+from jaxpref.models.parameters import cast_for_products, leaf_path
 from jaxpref.models.placement import param_shardings
 from jaxpref.objectives import Part
 from jaxpref.step.batch_loss import init_running
@@ -43,11 +43,11 @@ class MovingReference:
     """Steps between two updates."""
     alpha: float
     dtype: Any
-    """The dtype in which the reference runs; it is kept in float32."""
+    """The compute dtype, in which the reference runs; it is kept in float32."""
 
     def laid_over(self, base: Mapping[str, Any], ref_params: Mapping[str, Any]) -> Frozen:
         """The frozen parameters of a step, whose reference is the state's `ref_params`."""
-        return Frozen(base, jax.tree.map(lambda x: x.astype(self.dtype), ref_params))
+        return Frozen(base, cast_for_products(ref_params, self.dtype))
 
     def updated(self, ref_params: Any, params: Any, step: jax.Array) -> Any:
         """The state's `ref_params` after `step` steps, `params` being the policy's by then."""

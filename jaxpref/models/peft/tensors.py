@@ -21,7 +21,7 @@ def target_names(model: ModelSpec) -> dict[str, tuple[str, ...]]:
     They are `q`, `attention/q`, `q_proj` and `self_attn.q_proj`, the latter two where its tensor is
     its own.
     """
-    names = {}
+    names: dict[str, tuple[str, ...]] = {}
     for target, leaf in stored_targets(model).items():
         names[target] = (target.rpartition("/")[2], target)
         if not is_fused(leaf):
