@@ -77,6 +77,7 @@ def figures() -> dict[str, int]:
     texts = [path.read_text().splitlines() for path in PACKAGE.rglob("*.py")]
     return {
         "entries at the top of jaxpref/": len(rooms()),
+        "import arrows between rooms": len({(a.split(".")[0], b.split(".")[0]) for a, b in arrows()}),
         "import arrows between modules": len(arrows()),
         "upward imports": len(upward()),
         "files above 350 lines": sum(len(lines) > 350 for lines in texts),

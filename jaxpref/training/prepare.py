@@ -12,7 +12,7 @@ import optax
 
 from jaxpref.config import Config
 from jaxpref.data.dataset import DataReport
-from jaxpref.data.loader import Loader
+from jaxpref.data.loader import Loader, Step
 from jaxpref.evaluation import Evaluator
 from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.cached_reference import with_reference_logps
@@ -26,6 +26,7 @@ from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
+from jaxpref.training.loop import Training, Values
 from jaxpref.types import EncodedGroup
 
 
@@ -73,6 +74,38 @@ class Prepared:
         ref_params = jax.tree.map(lambda x: x.astype(jnp.float32), moving_ref)
         return init_state(
             params, self.optimizer, self.config.train.seed, self.pieces.parts, ref_params
+        )
+
+    def training(
+        self,
+        *,
+        start: Callable[[], TrainState],
+        shardings: TrainState,
+        step: Callable,
+        evaluate: Callable[[TrainState], Values] | None,
+        deciding: Callable[[Values], dict[str, float]],
+        step_flops: Callable[[Step], float],
+        writers: Callable[[int], Any],
+    ) -> Training:
+        """The description that the loop takes: what is prepared, and what is the caller's own."""
+        return Training(
+            settings=self.config.train,
+            mesh=self.pieces.mesh,
+            loader=self.loader,
+            vocabulary=self.pieces.source.spec.vocab,
+            checkpoints=self.checkpoints,
+            best=self.best,
+            resume_step=self.resume_step,
+            start=start,
+            shardings=shardings,
+            step=step,
+            frozen=self.frozen,
+            evaluate=evaluate,
+            deciding=deciding,
+            step_flops=step_flops,
+            writers=writers,
+            where=self.where,
+            began=self.began,
         )
 
     def write_settings(self, config: Config) -> None:

@@ -107,24 +107,14 @@ def _training(
             pieces.source.spec, item, reference=runs_reference, frozen=bool(frozen.base)
         )
 
-    return Training(
-        settings=config.train,
-        mesh=pieces.mesh,
-        loader=prepared.loader,
-        vocabulary=pieces.source.spec.vocab,
-        checkpoints=prepared.checkpoints,
-        best=prepared.best,
-        resume_step=prepared.resume_step,
+    return prepared.training(
         start=start,
         shardings=shardings,
         step=make_train_step(
             prepared.loss_spec, prepared.optimizer, prepared.schedule, pieces.moving
         ),
-        frozen=frozen,
         evaluate=evaluate if evaluator else None,
         deciding=lambda values: values,
         step_flops=flops,
         writers=lambda first: Writers(Path(config.out), config, first),
-        where=prepared.where,
-        began=prepared.began,
     )

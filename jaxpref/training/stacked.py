@@ -235,24 +235,14 @@ def _training(
             pieces.source.spec, item, reference=runs_reference, frozen=True, policies=len(configs)
         )
 
-    return Training(
-        settings=prepared.config.train,
-        mesh=pieces.mesh,
-        loader=prepared.loader,
-        vocabulary=pieces.source.spec.vocab,
-        checkpoints=prepared.checkpoints,
-        best=prepared.best,
-        resume_step=prepared.resume_step,
+    return prepared.training(
         start=start,
         shardings=shardings,
         step=make_stacked_step(prepared.loss_spec, numbers, prepared.optimizer, prepared.schedule),
-        frozen=frozen,
         evaluate=evaluate if evaluator else None,
         deciding=_means,
         step_flops=flops,
         writers=lambda first: _Writers(configs, first),
-        where=prepared.where,
-        began=prepared.began,
     )
 
 
