@@ -39,14 +39,15 @@ def load_tokenizer(directory: Path) -> Any:
     if not (directory / _FILE).is_file():
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     backend = _read_backend(directory / _FILE)
-    named = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    of_class = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    # The class has defaults for what the directory does not name.
+    defaults: dict[str, Any] = {"padding_side": of_class.padding_side}
+    for name, token in of_class.special_tokens_map.items():
+        if token in known:
+            defaults[name] = token
     tokenizer = PreTrainedTokenizerFast.from_pretrained(
-        directory,
-        local_files_only=True,
-        padding_side=named.padding_side,
-        # The class has defaults for special tokens that the directory does not name.
-        **{name: token for name, token in named.special_tokens_map.items() if token in known},
+        directory, local_files_only=True, **defaults
     )
     _check_ids(tokenizer, backend, directory)
     return tokenizer
