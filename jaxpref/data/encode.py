@@ -3,8 +3,8 @@
 The rules are TRL's (DPOTrainer 1.16), so that both train on the same tokens:
 
 1. Standard format: the end-of-text token is appended, as text, to completions that do not end with
-   it; the texts are tokenised with the tokenizer's own special tokens.  Conversational: the chat
-   template alone decides (`template.py`).
+   it; of the tokenizer's own special tokens those before the text are kept.  Conversational: the
+   chat template alone decides (`template.py`).
 2. The prompt and prompt + completion are tokenised; the prompt is what all of them start with, in
    tokens: one length for all completions of a group (TRL's KTO, whose groups have one completion,
    is the same rule).  Where a token reaches over the boundary, or the template writes the end of
@@ -13,13 +13,16 @@ The rules are TRL's (DPOTrainer 1.16), so that both train on the same tokens:
 3. A prompt of `max_length` tokens or more drops the row; a completion that reaches beyond is cut at
    its end (`truncation.py`).
 
+Other than in TRL, plain text has one BOS where it begins with the token itself, and one end-of-text
+token where the tokenizer adds one too; and a prompt has none of the latter.
+
 Whatever is dropped, cut or moved is counted in an `EncodeReport`.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 import numpy as np
@@ -266,28 +269,43 @@ def _encode_batch(
 def _token_ids(
     groups: Sequence[Group], texts: Sequence[list[str] | RowError], tokenizer: Any
 ) -> list[list[list[int]] | RowError]:
-    """Token ids of every text, in two calls: rendered templates hold their special tokens."""
-    results: list = list(texts)
-    for conversational in (False, True):
-        members = [
-            i
-            for i, group in enumerate(groups)
-            if group.conversational is conversational and not isinstance(texts[i], RowError)
-        ]
-        flat = [text for i in members for text in results[i]]
-        if not flat:
+    """Token ids of every text, all tokenised by one call."""
+    flat = [text for rendered in texts if not isinstance(rendered, RowError) for text in rendered]
+    ids = iter(_encode(flat, tokenizer) if flat else [])
+    before = _ids_before_text(tokenizer)
+    results: list[list[list[int]] | RowError] = []
+    for group, rendered in zip(groups, texts, strict=True):
+        if isinstance(rendered, RowError):
+            results.append(rendered)
             continue
-        encoded = tokenizer(
-            flat,
-            add_special_tokens=not conversational,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # no log line about `model_max_length`: the limit here is `max_length`
-        )
-        ids = iter(encoded["input_ids"])
-        for i in members:
-            results[i] = list(islice(ids, len(results[i])))
+        encoded = list(islice(ids, len(rendered)))
+        if not group.conversational:  # rendered templates hold their special tokens
+            encoded = [_begun(tokens, before) for tokens in encoded]
+        results.append(encoded)
     return results
+
+
+def _encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # no log line about `model_max_length`: the limit here is `max_length`
+    )
+    return encoded["input_ids"]
+
+
+def _ids_before_text(tokenizer: Any) -> list[int]:
+    """The special tokens that the tokenizer itself puts before a text: BOS or none."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    marked = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
+    return [token for token, special in takewhile(lambda pair: pair[1], marked)]
+
+
+def _begun(tokens: list[int], before: list[int]) -> list[int]:
+    """A text's tokens with `before` in front, unless the text itself begins with them."""
+    return tokens if tokens[: len(before)] == before else before + tokens
 
 
 def _split(ids: list[list[int]]) -> Parts:

@@ -11,9 +11,9 @@ from typing import Any
 from jaxpref.errors import InputError
 from jaxpref.models import hf
 from jaxpref.models.gguf import reader as gguf
+from jaxpref.models.hf.tokenizer import has_tokenizer, load_tokenizer
 from jaxpref.models.spec import ModelSpec
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 
 
@@ -62,7 +62,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         )
     opened = gguf.open_gguf(local)
     tokenizer = opened.load_tokenizer
-    if _has_tokenizer(local.parent):
+    if has_tokenizer(local.parent):
         tokenizer = partial(load_tokenizer, local.parent)
     return Checkpoint(local, opened.spec, opened.generation_config, opened.load_params, tokenizer)
 
@@ -157,20 +157,3 @@ def _download(repository: str, revision: str) -> Path:
             f"correct the path; or run `hf download {repository}` where there is a network, and "
             "copy the result",
         ) from error
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """A directory's tokenizer.  Errors: InputError when it has none."""
-    if not _has_tokenizer(directory):
-        raise InputError(
-            f"tokenizer files ({', '.join(_TOKENIZER_FILES)})",
-            f"none in {directory}",
-            "copy them from the model that it was trained from",
-        )
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-
-
-def _has_tokenizer(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in _TOKENIZER_FILES)

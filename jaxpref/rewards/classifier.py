@@ -10,8 +10,9 @@ import numpy as np
 from jaxpref.errors import InputError
 from jaxpref.models.families import FAMILIES, forms, spec_from_hf
 from jaxpref.models.hf import open_safetensors, read_json
+from jaxpref.models.hf.tokenizer import load_tokenizer
 from jaxpref.models.loading import load_tree
-from jaxpref.models.source import Checkpoint, load_tokenizer
+from jaxpref.models.source import Checkpoint
 from jaxpref.models.stored import stored_form
 
 _SCORE = "score.weight"

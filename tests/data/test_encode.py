@@ -3,17 +3,19 @@
 import copy
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from jaxpref.data.encode import EncodeReport, encode_group, encode_groups
+from jaxpref.data.encode import EncodeReport, encode_group, encode_groups, encode_prompts
 from jaxpref.data.kinds import to_group
 from jaxpref.data.sources import read_rows
 from jaxpref.data.truncation import TRUNCATIONS, Dropped
 from jaxpref.errors import InputError, RowError
+from jaxpref.models.hf.tokenizer import load_tokenizer
 from jaxpref.types import EncodedGroup, Group
 
 CHATML = (
@@ -27,7 +29,7 @@ SPECIAL = ["<pad>", "<s>", "<|im_start|>", "<|im_end|>"]
 MERGES = [("a", "b"), ("ab", "c"), ("Ġ", "y"), ("Ġy", "es"), ("e", "s"), ("n", "o"), ("Ġ", "no")]
 
 
-def make_tokenizer(bos=False, eos="<|im_end|>", template=CHATML):
+def make_tokenizer(bos=False, eos="<|im_end|>", template=CHATML, adds_eos=False):
     """Byte-level BPE with the merges above: ids can be worked out by hand."""
     tokens = SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet()) + [a + b for a, b in MERGES]
     backend = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, MERGES))
@@ -35,7 +37,8 @@ def make_tokenizer(bos=False, eos="<|im_end|>", template=CHATML):
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(SPECIAL)
     if bos:
-        backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+        single = "<s> $A <|im_end|>" if adds_eos else "<s> $A"
+        backend.post_processor = processors.TemplateProcessing(single, special_tokens=[("<s>", 1), ("<|im_end|>", 3)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token=eos, pad_token="<pad>", bos_token="<s>" if bos else None
     )
@@ -79,6 +82,38 @@ def test_standard_format_appends_the_end_token_once(tokenizer):
 def test_standard_format_takes_special_tokens_of_the_tokenizer_once():
     parts, _ = encode(pair("q:", " yes", " no"), make_tokenizer(bos=True))
     assert parts == [["<s>", "q", ":"], ["Ġyes", "<|im_end|>"], ["Ġno", "<|im_end|>"]]
+
+
+@pytest.mark.parametrize("adds_eos", [False, True])
+@pytest.mark.parametrize("prompt", ["q:", "<s>q:"])
+def test_one_bos_and_one_end_token_whoever_writes_them(prompt, adds_eos):
+    tokenizer = make_tokenizer(bos=True, adds_eos=adds_eos)
+    group = pair(prompt, " yes", " no<|im_end|>")
+    parts, report = encode(group, tokenizer)
+    assert parts == [["<s>", "q", ":"], ["Ġyes", "<|im_end|>"], ["Ġno", "<|im_end|>"]]
+    assert report.boundary_merges == 0
+    [prompt_ids] = encode_prompts([replace(group, completions=())], tokenizer)
+    assert tokenizer.convert_ids_to_tokens(prompt_ids.tolist()) == ["<s>", "q", ":"]
+
+
+def test_an_empty_prompt_is_the_bos_token():
+    tokenizer = make_tokenizer(bos=True, adds_eos=True)
+    assert encode(pair("", "yes", "<s>no"), tokenizer)[0] == [
+        ["<s>"],
+        ["y", "es", "<|im_end|>"],
+        ["no", "<|im_end|>"],
+    ]
+
+
+def test_a_llama_tokenizer_that_ends_texts_itself(shared_dir):
+    folder = shared_dir / "cases" / "tokenizers" / "double_eos"
+    [(row, where)] = read_rows(str(folder / "rows.jsonl"))
+    tokenizer = load_tokenizer(folder / "model")
+    [encoded], _ = encode_groups([to_group(row, where, 0)], tokenizer, max_length=None)
+    assert encoded.prompt_ids[0] == tokenizer.bos_token_id
+    assert tokenizer.eos_token_id not in encoded.prompt_ids
+    for ids in encoded.completion_ids:
+        assert ids.tolist().index(tokenizer.eos_token_id) == len(ids) - 1
 
 
 def test_conversational_format_is_the_template_alone():

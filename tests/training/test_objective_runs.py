@@ -9,7 +9,8 @@ import tiny
 
 from jaxpref.errors import InputError
 from jaxpref.evaluation import evaluate_run
-from jaxpref.models.source import load_tokenizer, open_checkpoint
+from jaxpref.models.hf.tokenizer import load_tokenizer
+from jaxpref.models.source import open_checkpoint
 from jaxpref.objectives import ObjectiveOutput
 from jaxpref.runs.export import export_run
 from jaxpref.runs.metrics import read_jsonl

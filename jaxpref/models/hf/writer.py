@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from jaxpref.errors import InputError
 from jaxpref.files import whole_directory
 from jaxpref.models.families import FAMILIES
-from jaxpref.models.hf.reader import DTYPE_CODES, INDEX_FILE, WEIGHTS_FILE
+from jaxpref.models.hf.reader import DTYPE_CODES, INDEX_FILE, WEIGHTS_FILE, read_json
 from jaxpref.models.loading import check_shapes
 from jaxpref.models.parameters import (
     SCALAR_HEADS,
@@ -56,7 +56,7 @@ def save_pretrained(
             tensor at a time is brought to the host.  Rows of zeros behind the vocabulary
             (`sharding.vocab_ways`) are left out.  With a reward head it becomes a sequence
             classifier of one label.
-        tokenizer: written with its chat template; None writes no tokenizer files.
+        tokenizer: a fast one, written with its chat template; None writes no tokenizer files.
         dtype: stored: float32, bfloat16 or float16.
         generation_config: written to generation_config.json; None takes the special ids from the
             tokenizer.
@@ -106,7 +106,7 @@ def save_pretrained(
         _write_json(partial / "generation_config.json", generation)
         (partial / "README.md").write_text(model_card, encoding="utf-8")
         if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
+            _write_tokenizer(partial, tokenizer)
         _write_weights(partial, leaves, table, spec, dtype, max_shard_bytes)
 
 
@@ -198,6 +198,17 @@ def _special_ids(tokenizer: Any) -> dict[str, int | None]:
     # missing key.
     keys = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {key: getattr(tokenizer, key, None) for key in keys}
+
+
+def _write_tokenizer(directory: Path, tokenizer: Any) -> None:
+    """Names the class that takes tokenizer.json as it is, as transformers 4 and 5 both call it.
+
+    Others may rebuild what the file says (see `tokenizer.py`).  For some model types, Qwen2 among
+    them, transformers 5 passes over the name and takes a class of its own all the same.
+    """
+    tokenizer.save_pretrained(directory)
+    file = directory / "tokenizer_config.json"
+    _write_json(file, read_json(file) | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
