@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 console = Console()
 _log = logging.getLogger("jaxpref")
 _log.addHandler(RichHandler(console=console, show_time=False, show_level=False, show_path=False))
+_log.propagate = False  # or it would be printed twice where a library has set up the root logger
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
