@@ -1,6 +1,6 @@
 """jaxpref's half of vs_trl.py: makes what both sides read, or trains a few steps and measures them.
 
-    python jaxpref_side.py prepare '{"rows": FILE, "pairs": 64, "max_length": 512, "work": DIR}'
+    python jaxpref_side.py prepare '{"rows": FILE, "pairs": 64, "max_length": 512, ...}'
     python jaxpref_side.py train   '{"model": DIR, "rows": FILE, "steps": 16, ...}'
 
 Every key is explained where vs_trl.py makes the job.  The last line of the output is the result,
@@ -44,10 +44,9 @@ def prepare(job: dict) -> dict:
     import numpy as np
 
     from jaxpref.models import hf
-    from jaxpref.models.source import open_checkpoint
 
-    model, work = open_checkpoint(MODEL), Path(job["work"])
-    tokenizer = model.load_tokenizer()
+    spec, params, tokenizer = _random_model(job["tokenizer"]) if job["tokenizer"] else _smollm2()
+    work = Path(job["work"])
     pairs, passed_over = _first_pairs(job, tokenizer)
     rows = work / "rows.jsonl"
     with rows.open("w") as file:
@@ -58,12 +57,12 @@ def prepare(job: dict) -> dict:
             )
     hf.save_pretrained(
         work / "model",
-        model.spec,
-        model.load_params(dtype=np.float32),
+        spec,
+        params,
         tokenizer,
         dtype=np.float32,
-        generation_config=model.generation_config or None,
-        model_card="SmolLM2-135M-Instruct, dequantised, for benchmarks/vs_trl.py.\n",
+        generation_config=None,
+        model_card="For benchmarks/vs_trl.py.\n",
     )
     lengths = [[len(e.prompt_ids), *map(len, e.completion_ids)] for _, e in pairs]
     return {
@@ -72,6 +71,36 @@ def prepare(job: dict) -> dict:
         "lengths": lengths,
         "passed_over": passed_over,
     }
+
+
+def _smollm2() -> tuple:
+    """SmolLM2-135M-Instruct, dequantised: sizes, weights, tokenizer."""
+    import numpy as np
+
+    from jaxpref.models.source import open_checkpoint
+
+    model = open_checkpoint(MODEL)
+    return model.spec, model.load_params(dtype=np.float32), model.load_tokenizer()
+
+
+def _random_model(tokenizer: str) -> tuple:
+    """The same sizes with random weights, and the tokenizer in this directory."""
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    from jaxpref.models.parameters import model_shapes, nest
+    from jaxpref.models.spec import ModelSpec
+
+    spec = ModelSpec("llama", 49152, 576, 1536, 30, 9, 3, 64, 8192, 1e5, 1e-5, True)
+    rng = np.random.default_rng(0)
+
+    def leaf(path: str, shape: tuple[int, ...]):
+        if path.endswith("/scale"):
+            return np.ones(shape, np.float32)
+        return 0.02 * rng.standard_normal(shape, np.float32)
+
+    params = nest({path: leaf(path, shape) for path, shape in model_shapes(spec).items()})
+    return spec, params, AutoTokenizer.from_pretrained(tokenizer)
 
 
 def _first_pairs(job: dict, tokenizer):
@@ -165,7 +194,10 @@ def train(job: dict) -> dict:
         nonlocal peak
         ends.append(time.perf_counter())
         cpu.append(time.process_time())
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if job["device"] == "cuda":
+            peak = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if step == steps:
             raise _Done
 
@@ -181,7 +213,7 @@ def train(job: dict) -> dict:
         "cpu_seconds": [b - a for a, b in zip(cpu, cpu[1:], strict=False)],
         "first_step_done": ends[0] - BEGAN,
         "compile": sum(compiling),
-        "peak_bytes": peak * 1024,
+        "peak_bytes": peak,
         "versions": {"jax": jax.__version__, "jaxpref": _version()},
         "work": _work(config),
     }

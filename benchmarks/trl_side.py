@@ -26,7 +26,8 @@ def main() -> None:
         import trl
     except ImportError as error:
         sys.exit(f"this Python lacks a package that TRL needs: {error}")
-    torch.set_num_threads(len(job["cpus"]))
+    if job["device"] == "cpu":
+        torch.set_num_threads(len(job["cpus"]))
     print(json.dumps(_run(job, torch, transformers, trl)))
 
 
@@ -35,7 +36,7 @@ def _run(job: dict, torch, transformers, trl) -> dict:
 
     with open(job["rows"]) as file:
         rows = [json.loads(line) for line in file]
-    measured = _callback(transformers)
+    measured = _callback(transformers, torch, job["device"])
     with tempfile.TemporaryDirectory() as scratch:
         config = trl.DPOConfig(
             output_dir=scratch,
@@ -50,13 +51,13 @@ def _run(job: dict, torch, transformers, trl) -> dict:
             beta=job["beta"],
             max_length=job["max_length"],
             train_sampling_strategy="sequential",
-            # What is best for TRL on a CPU: its own choice of optimizer is the fused AdamW; a
+            # What is best for TRL: its own choice of optimizer is the fused AdamW; on a CPU a
             # loader process would take one of the few processors.
-            use_cpu=True,
+            use_cpu=job["device"] == "cpu",
             bf16=job["bf16"],
             gradient_checkpointing=job["checkpointing"],
             dataloader_num_workers=0,
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=job["device"] != "cpu",
             model_init_kwargs={"dtype": "float32"},
             # No other work inside the timed steps.
             logging_steps=1,
@@ -80,7 +81,7 @@ def _run(job: dict, torch, transformers, trl) -> dict:
     return measured.result() | {"versions": versions, "optimizer": str(config.optim.value)}
 
 
-def _callback(transformers):
+def _callback(transformers, torch, device: str):
     class Measured(transformers.TrainerCallback):
         """Wall time from the end of a step to the end of the next one.
 
@@ -93,7 +94,10 @@ def _callback(transformers):
         def on_step_end(self, args, state, control, **kwargs):
             self.ends.append(time.perf_counter())
             self.cpu.append(time.process_time())
-            self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            if device == "cuda":
+                self.peak = torch.cuda.max_memory_allocated()
+            else:
+                self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" in logs:  # the summary at the end has none
@@ -107,7 +111,7 @@ def _callback(transformers):
                 "cpu_seconds": [b - a for a, b in zip(self.cpu, self.cpu[1:], strict=False)],
                 "first_step_done": self.ends[0] - BEGAN,
                 "compile": None,
-                "peak_bytes": self.peak * 1024,
+                "peak_bytes": self.peak,
             }
 
     return Measured()

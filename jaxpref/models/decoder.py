@@ -152,6 +152,7 @@ def build_model(
     dtype: Any = jnp.float32,
     remat: str = "full",
     attention_block: int = 128,
+    attend: Callable | None = None,
     scan: bool = True,
     scalar_heads: Sequence[str] = (),
     lora: LoraSpec | None = None,
@@ -164,6 +165,8 @@ def build_model(
             float32.
         remat: a name of REMAT_POLICIES.
         attention_block: tokens of an attention block; L must be a multiple.
+        attend: in place of the blockwise attention: (queries, keys, values, Mask, scale=,
+            softcap=) -> what `attention` returns.
         scalar_heads: names of linear maps of the final hidden state to one number (`reward`,
             `value`), [1, D] each; they start at zero.
         scan: False unrolls the layers (compile time grows with depth; for tests and inspection).
@@ -190,16 +193,18 @@ def build_model(
         "scale": spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale,
         "softcap": spec.attention_softcap,
     }
+    blockwise = partial(attention, block=attention_block)
+    if attend is None:
+        attend = blockwise
+    attend_rows = partial(_attend_rows, partial(attend, **options))
     decoder = partial(Decoder, spec, lora, vocab_rows, dtype, remat, scan)
 
-    def attend_rows(q_RLNH, k_RLMH, v_RLMH, memory, rows, layer):
-        mask = Mask(*rows, layer.get("window"))
-        return attention(q_RLNH, k_RLMH, v_RLMH, mask, block=attention_block, **options), memory
-
     def init(key):
+        # Blockwise: on a mesh, another attention may not take a single row.
+        attend_one_row = partial(_attend_rows, partial(blockwise, **options))
         token_RL = jnp.zeros((1, attention_block), jnp.int32)
         inputs = token_RL, token_RL, token_RL > 0, (token_RL, token_RL)
-        params = decoder(attend_rows).init(key, *inputs)["params"]
+        params = decoder(attend_one_row).init(key, *inputs)["params"]
         heads = {name: jnp.zeros((1, spec.width)) for name in scalar_heads}
         return params | {SCALAR_HEADS: heads} if heads else params
 
@@ -242,6 +247,11 @@ def build_model(
         unstack_layers=_unstack_layers,
         unstack_cache=kv_cache.unstack_layers,
     )
+
+
+def _attend_rows(attend, q_RLNH, k_RLMH, v_RLMH, memory, rows, layer):
+    """Attention over packed rows, as a layer calls it: there is no memory."""
+    return attend(q_RLNH, k_RLMH, v_RLMH, Mask(*rows, layer.get("window"))), memory
 
 
 def _unstack_layers(params: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Config -> the pieces of a run, on the mesh.  Training, evaluation and export start here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from jaxpref.config import Config
 from jaxpref.data.pack import Layout
 from jaxpref.errors import InputError
 from jaxpref.models.decoder import build_model
+from jaxpref.models.fused_attention import AttentionChoice, choose_attention
 from jaxpref.models.lora import LoraSpec
 from jaxpref.models.model import Model
 from jaxpref.models.placement import param_shardings
@@ -79,7 +80,8 @@ def build(
             "settings that fit the objectives", "; ".join(problems), "change or remove these keys"
         )
     lora = adapter_spec(config.adapter, source.spec)
-    model = make_decoder(config, source, parts, mesh, lora)
+    attend = attention_of(config, source).attend
+    model = make_decoder(config, source, parts, mesh, lora, attend)
     param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide the model
     return Pieces(config, mesh, source, source.load_tokenizer(), model, parts, lora)
 
@@ -90,6 +92,7 @@ def make_decoder(
     parts: Sequence[Part] = (),
     mesh: Mesh | None = None,
     lora: LoraSpec | None = None,
+    attend: Callable | None = None,
 ) -> Model:
     """A checkpoint's model.
 
@@ -97,6 +100,7 @@ def make_decoder(
         parts: bound objectives, whose scalar heads it gets.
         mesh: for which the vocabulary is padded; None: it is not.
         lora: the adapter that it reads beside the weights.
+        attend: as of `build_model`.
     """
     heads = [name for name in asked_logps(parts) if name in ("reward", "value")]
     return build_model(
@@ -104,10 +108,20 @@ def make_decoder(
         dtype=jnp.dtype(config.model.compute_dtype),
         remat=config.model.remat,
         attention_block=config.model.attention_block,
+        attend=attend,
         scalar_heads=heads,
         vocab_multiple=1 if mesh is None else vocab_ways(mesh),
         lora=lora,
     )
+
+
+def attention_of(config: Config, source: Checkpoint) -> AttentionChoice:
+    """Which attention a model of this checkpoint computes.
+
+    Errors: InputError when `model.attention` asks for one that cannot be used.
+    """
+    dtype = config.model.compute_dtype
+    return choose_attention(config.model.attention, jax.devices()[0], source.spec, dtype)
 
 
 def param_shapes(model: Model) -> Any:

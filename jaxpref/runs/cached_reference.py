@@ -20,7 +20,7 @@ from jaxpref.files import whole_file
 from jaxpref.models.parameters import cast_for_products
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.runs.adapters import quantisation, reference_adapter
-from jaxpref.runs.build import Pieces, make_decoder
+from jaxpref.runs.build import Pieces, attention_of, make_decoder
 from jaxpref.runs.digests import weights_key
 from jaxpref.runs.feed import EXTRA_COLUMN
 from jaxpref.runs.params import load_params, reference_params, reference_source
@@ -84,7 +84,8 @@ def _under_checkpoint(pieces: Pieces, source: Checkpoint, groups: Sequence[Encod
             f"{source.path}: {source.spec.vocab}",
             "name models with the same tokenizer in reference.extra",
         )
-    model = make_decoder(config, source, mesh=pieces.mesh)
+    attend = attention_of(config, source).attend
+    model = make_decoder(config, source, mesh=pieces.mesh, attend=attend)
     theirs = dataclasses.replace(pieces, source=source, model=model, lora=None)
 
     def load() -> Any:

@@ -14,7 +14,7 @@ from jaxpref.settings import load_config, to_dict
 _MAY_CHANGE = ("mesh", "log", "out")
 _MAY_CHANGE_KEYS = {
     "train": ("log_every", "eval_every", "save_every", "keep", "resume", "micro_rows"),
-    "model": ("remat", "attention_block", "logprob_chunk"),
+    "model": ("remat", "attention", "attention_block", "logprob_chunk"),
     "reference": ("cache_dir",),
 }
 

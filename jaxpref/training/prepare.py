@@ -1,5 +1,6 @@
 """What training needs before its first step, for a single run as for a stack of adapters."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from jaxpref.config import Config
 from jaxpref.data.dataset import DataReport
 from jaxpref.data.loader import Loader, Step
 from jaxpref.evaluation import Evaluator
-from jaxpref.runs.build import Pieces, build
+from jaxpref.runs.build import Pieces, attention_of, build
 from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.checkpoint import BestRule, Checkpoints
 from jaxpref.runs.directory import RUN_FILE
@@ -28,6 +29,8 @@ from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
 from jaxpref.training.loop import Training, Values
 from jaxpref.types import EncodedGroup
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     """
     began = time.perf_counter()
     pieces = build(config, objective)
+    attention = attention_of(config, pieces.source)
+    _log.info("attention: %s (%s)", attention.name, attention.why)
     groups, report = read_data(pieces, "train")
     held_out, eval_report = read_data(pieces, "eval") if config.data.eval else (None, None)
     best = BestRule(config.train.best_metric, config.train.best_mode)
