@@ -53,7 +53,7 @@ _MODULES = {
     "Completion": "jaxpref.generation.completions",
     "Config": "jaxpref.config",
     "InputError": "jaxpref.errors",
-    "Mix": "jaxpref.generation.completions",
+    "Mix": "jaxpref.generation.mixing",
     "ObjectiveOutput": "jaxpref.objectives",
     "Result": "jaxpref.training.run",
     "evaluate_answers": "jaxpref.evaluation",

@@ -29,16 +29,17 @@ if count > 1:
     jax.distributed.initialize(f"localhost:{port}", count, number)
 assert jax.process_count() == count and jax.device_count() == 4
 
-from jaxpref.runs import feed
 from jaxpref.settings import load_config
+from jaxpref.training import loop
 from jaxpref.training.run import train
 
 filled = []
-put_batch = feed.put_batch
-def watched(batch, mesh):
-    filled.append(int((batch.row_id_RG >= 0).sum()))
-    return put_batch(batch, mesh)
-feed.put_batch = watched
+batches = loop.batches
+def watched(steps, mesh):
+    for item, *arrays in batches(steps, mesh):
+        filled.append(int((item.batch.row_id_RG >= 0).sum()))
+        yield item, *arrays
+loop.batches = watched
 
 losses = {}
 config = load_config(config_path)
