@@ -139,7 +139,8 @@ class OptimConfig:
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay (adamw, lion, adafactor)."""
     decay_mask: Literal["matrices", "all"] = "matrices"
-    """Which parameters decay: all but norm scales (matrices, as in Hugging Face), or all."""
+    """Which parameters decay: all but norm scales and biases (matrices, as in Hugging Face's
+    Trainer), or all."""
     b1: float = Field(default=0.9, ge=0, lt=1)
     """First-moment decay (adamw, lion)."""
     b2: float = Field(default=0.999, ge=0, lt=1)
