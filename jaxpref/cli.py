@@ -43,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             jax.distributed.initialize()
         options.run(options)
+    except SystemExit as error:
+        if error.code in (None, 0):  # no command ends so: a function of the user's does
+            print(f"jaxpref {options.command}: ended by sys.exit() in Python code", file=sys.stderr)
+            return 1
+        raise
     except InputError as error:
         print(f"jaxpref {options.command}: bad input\n{error}", file=sys.stderr)
         return 2

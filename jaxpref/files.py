@@ -1,18 +1,61 @@
-"""Files and directories that are written whole or not at all."""
+"""Files and directories that are written whole or not at all, and only where nothing is lost."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from jaxpref.errors import InputError
+
+
+def its_name(path: Path) -> list[str]:
+    """Of a path that must be new: whatever exists there is foreign."""
+    return [path.name]
+
+
+def check_destination(
+    path: str | Path,
+    expected: str,
+    *,
+    sources: Iterable[str | Path] = (),
+    foreign: Callable[[Path], Collection[str]] = its_name,
+) -> Path:
+    """A file or directory that is about to be written, `~` expanded.
+
+    Args:
+        expected: what may be written to, for the error message.
+        sources: what the command reads, and what that was made from.
+        foreign: existing path -> names of what may not be replaced there.
+    Errors: InputError where writing would replace a source or something foreign.
+    """
+    path = Path(path).expanduser()
+    target = path.resolve()
+    for source in sources:
+        read = Path(source).expanduser().resolve()
+        # A source that is no path, as pkg://..., lies nowhere.
+        if read == target or (read.exists() and read.is_relative_to(target)):
+            raise InputError(
+                f"{expected}, apart from what is read",
+                f"{path}: writing it would replace {source}",
+                "choose another name",
+            )
+    names = list(foreign(target)) if target.exists() else []
+    if names:
+        holds = f"holds {', '.join(names[:20])}" if target.is_dir() else "exists"
+        raise InputError(
+            expected, f"{path} {holds}", "choose another name, or move away what is there"
+        )
+    return path
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Gives a path to write to, whose file takes the place of `path` at the end.
 
-    After an error, or a crash, `path` is what it was.  Its directory is made if missing.
+    After an error, or a crash, `path` is what it was.  Its directory is made if missing.  Where
+    `path` is a symbolic link, what it points to is replaced.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -25,7 +68,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def whole_directory(path: str | Path) -> Iterator[Path]:
     """The same for a directory; what `path` held before is replaced."""
-    path = Path(path).absolute()
+    path = Path(path).resolve()
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)

@@ -7,8 +7,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from jaxpref import cli
-from jaxpref.config import Config
+from jaxpref.config import Config, DataConfig, ReferenceConfig
 from jaxpref.errors import InputError
+from jaxpref.pareto.config import AnswersConfig, ObjectiveConfig
 from jaxpref.settings import keys, load_config, make_config, save_config, to_dict
 
 
@@ -184,6 +185,22 @@ def test_round_trip(tmp_path):
     assert load_config(tmp_path / "config.yaml") == config
     assert make_config(to_dict(config)) == config
     assert OmegaConf.load(tmp_path / "config.yaml").optim.learning_rate == 1e-6
+
+
+def test_the_home_directory_in_paths(tmp_path, monkeypatch):
+    """`out=~/x` reaches no shell that would expand it: the config does, for every path in it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for key in ("out", "model.path", "adapter.path", "reference.path"):
+        config = load_config(overrides=[f"{key}=~/x"])
+        section, _, name = key.rpartition(".")
+        assert getattr(getattr(config, section) if section else config, name) == f"{tmp_path}/x"
+    config = Config(out="~/x", data=DataConfig(train=["~/x"], eval=["~/x", "org/name"]))
+    assert (config.out, config.data.train) == (f"{tmp_path}/x", [f"{tmp_path}/x"])
+    assert config.data.eval == [f"{tmp_path}/x", "org/name"]
+    reference = ReferenceConfig(adapter="~/x", extra=["~/x"])
+    assert (reference.adapter, reference.extra) == (f"{tmp_path}/x", [f"{tmp_path}/x"])
+    assert ObjectiveConfig("a", ["~/x"], ["~/x"]) == ObjectiveConfig("a", [f"{tmp_path}/x"], [f"{tmp_path}/x"])
+    assert AnswersConfig("~/x").prompts == f"{tmp_path}/x"
 
 
 def test_every_key_has_a_meaning_and_one_place():

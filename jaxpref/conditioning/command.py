@@ -27,7 +27,7 @@ from jaxpref.conditioning.prompts import Prompt
 from jaxpref.data.forms import FORMATS
 from jaxpref.data.rewrite import Source, check_out, write_lines
 from jaxpref.errors import InputError
-from jaxpref.files import whole_file
+from jaxpref.files import check_destination, whole_file
 from jaxpref.settings import named, numbers
 from jaxpref.types import Group
 
@@ -137,7 +137,7 @@ def _ric_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    out = check_out(options.out)
+    out = check_out(options.out, options.data)
     change = _change_of_prompts(options)
     if change is not None:
         written = _condition_prompts(options.data, out, change)
@@ -175,8 +175,14 @@ def _training_rows(
             options.seed,
         )
         return cdpo_rows(source, how, report)
+    to = check_destination(
+        out.with_name(out.name.removesuffix(".gz").removesuffix(".jsonl") + ".statistics.json"),
+        "a new file for the statistics, beside the rows",
+        sources=source.paths,
+        foreign=_no_statistics,
+    )
     statistics = score_statistics(source, scores)
-    _write_statistics(out, statistics)
+    _write_statistics(to, statistics)
     return ric_rows(source, statistics, report, ending=options.ending)
 
 
@@ -216,8 +222,16 @@ def _read_statistics(path: str | None) -> dict[str, ScoreStatistics]:
     return {name: ScoreStatistics(**values) for name, values in stored.items()}
 
 
-def _write_statistics(out: Path, statistics: Mapping[str, ScoreStatistics]) -> None:
-    path = out.with_name(out.name.removesuffix(".gz").removesuffix(".jsonl") + ".statistics.json")
+def _no_statistics(path: Path) -> list[str]:
+    """The path's name, where it does not hold what `_write_statistics` wrote."""
+    try:
+        _read_statistics(str(path))
+        return []
+    except (ValueError, TypeError, AttributeError):  # no JSON, or JSON of another kind
+        return [path.name]
+
+
+def _write_statistics(path: Path, statistics: Mapping[str, ScoreStatistics]) -> None:
     stored = {name: dataclasses.asdict(values) for name, values in statistics.items()}
     with whole_file(path) as partial:
         partial.write_text(json.dumps(stored, indent=2) + "\n")

@@ -13,7 +13,7 @@ from jaxpref.data.columns import own_columns
 from jaxpref.data.kinds import kind_of_row, read_group
 from jaxpref.data.sources import read_rows, split_of
 from jaxpref.errors import InputError, RowError
-from jaxpref.files import whole_file
+from jaxpref.files import check_destination, whole_file
 from jaxpref.types import Group
 
 
@@ -103,16 +103,15 @@ def read_pairs(source: Source, columns: Sequence[str] = ()) -> list[Group]:
     return groups
 
 
-def check_out(out: str | Path) -> Path:
-    """Errors: InputError for a file that exists, or is no .jsonl or .jsonl.gz."""
+def check_out(out: str | Path, sources: Iterable[str | Path]) -> Path:
+    """Where rows are written.
+
+    Errors: InputError for a file that exists, or is no .jsonl or .jsonl.gz, and for a source.
+    """
     out = Path(out)
     if not out.name.endswith((".jsonl", ".jsonl.gz")):
         raise InputError("a .jsonl or .jsonl.gz file to write", str(out), "choose such a name")
-    if out.exists():
-        raise InputError(
-            "a new file for the rows", f"{out} exists", "choose another name or remove it"
-        )
-    return out
+    return check_destination(out, "a new file for the rows", sources=sources)
 
 
 def write_lines(out: Path, rows: Iterable[Mapping[str, Any]]) -> None:

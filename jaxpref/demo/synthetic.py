@@ -24,6 +24,7 @@ from jaxpref.demo import wording as tables
 from jaxpref.demo.items import Item, items
 from jaxpref.demo.scores import AXES, overall, score
 from jaxpref.errors import InputError
+from jaxpref.files import check_destination, whole_file
 
 MIN_ROWS = 50
 MIN_MARGIN = 0.2
@@ -244,14 +245,21 @@ def _questions(
 def write(
     directory: str | Path, rows: int, seed: int, test_fraction: float = 0.2
 ) -> tuple[Path, Path]:
-    """Writes `train.jsonl` and `test.jsonl` into `directory` and returns their paths."""
+    """Writes `train.jsonl` and `test.jsonl` into `directory` and returns their paths.
+
+    Errors: InputError for such files that hold something else.
+    """
     directory = Path(directory)
     splits = generate(rows, seed=seed, test_fraction=test_fraction)
-    directory.mkdir(parents=True, exist_ok=True)
     paths = (directory / "train.jsonl", directory / "test.jsonl")
-    for path, split in zip(paths, splits, strict=True):
-        lines = "".join(json.dumps(row) + "\n" for row in split)
-        path.write_text(lines, encoding="utf-8", newline="\n")
+    texts = ["".join(json.dumps(row) + "\n" for row in split) for split in splits]
+    for path, text in zip(paths, texts, strict=True):
+        same = path.is_file() and path.read_bytes() == text.encode()
+        if not same:
+            check_destination(path, "a directory without other data, for the generated rows")
+    for path, text in zip(paths, texts, strict=True):
+        with whole_file(path) as partial:
+            partial.write_text(text, encoding="utf-8", newline="\n")
     return paths
 
 

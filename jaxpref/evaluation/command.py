@@ -16,7 +16,8 @@ from jaxpref.evaluation.calibration import BINS
 from jaxpref.evaluation.figures import plot_generations, plot_preferences
 from jaxpref.evaluation.generations import evaluate_answers
 from jaxpref.evaluation.preferences import evaluate_preferences
-from jaxpref.evaluation.report import Report, write_rows
+from jaxpref.evaluation.report import Report, is_report, write_rows
+from jaxpref.files import check_destination
 from jaxpref.generation.completions import Completion, Settings
 from jaxpref.generation.sampling import Sampling
 from jaxpref.rewards import open_reward
@@ -142,8 +143,8 @@ def _on_preferences(options: argparse.Namespace, bootstrap: Bootstrap, console: 
     report = preferences.report
     data, step = report.about["data"], report.about["step"]
     name = "_".join(["preferences", *(Path(path).stem for path in data), str(step)])
-    to = _given_out(options, *data) or Path(options.source) / "eval" / f"{name}.json"
     if jax.process_index() == 0:
+        to = _given_out(options, *data) or Path(options.source) / "eval" / f"{name}.json"
         written = [report.write(to), write_rows(preferences.groups, to.with_suffix(".jsonl"))]
         png = plot_preferences(preferences, to.with_suffix(".png"))
         if png is not None:
@@ -195,22 +196,28 @@ def _given_out(options: argparse.Namespace, *more: str) -> Path | None:
 
     Args:
         more: further files that are read.
-    Errors: InputError where what is written would replace what is read.
+    Errors: InputError where what is written would replace what is read, or a file that is no part
+        of an earlier report.
     """
     if not options.out:
         return None
-    to = Path(options.out)
+    to = Path(options.out).expanduser()
     if to.suffix != ".json":
         raise InputError("--out FILE.json", options.out, "give it a name that ends in .json")
     sources = (options.source, options.against, options.prompts, *more)
-    read = {Path(path).resolve() for path in sources if path}
+    read = [path for path in sources if path]
+    again = is_report(to)
+
+    def foreign(path: Path) -> list[str]:
+        return [] if again and path.is_file() else [path.name]
+
     for written in (to, to.with_suffix(".jsonl"), to.with_suffix(".png")):
-        if written.resolve() in read:
-            raise InputError(
-                "--out that replaces none of the files that are read",
-                f"{written}",
-                "choose another name for --out",
-            )
+        check_destination(
+            written,
+            "--out with new names for report, rows and figure, or those of an earlier report",
+            sources=read,
+            foreign=foreign,
+        )
     return to
 
 

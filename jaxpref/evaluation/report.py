@@ -129,6 +129,15 @@ class Report:
             console.print(f"note: {note}", highlight=False, markup=False)
 
 
+def is_report(path: Path) -> bool:
+    """Whether a file is what `Report.write` wrote."""
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(stored, dict) and {"about", "estimates"} <= set(stored)
+
+
 def split_defined(
     estimates: Mapping[str, Estimate], reasons: Mapping[str, str]
 ) -> tuple[dict[str, Estimate], dict[str, str]]:

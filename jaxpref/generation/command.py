@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxpref.errors import InputError
+from jaxpref.files import check_destination
 from jaxpref.generation.completions import Completion, Settings, complete
 from jaxpref.generation.mixed_distribution import DIVERGENCES
 from jaxpref.generation.mixing import Mix, parse_policies
@@ -149,13 +150,12 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         batch_size=options.batch_size,
     )
-    if options.out and Path(options.out).exists():
-        raise InputError(
-            "a new file for the completions",
-            f"{options.out} exists",
-            "choose another name or remove it",
-        )
     source, overrides = _source_and_overrides(options)
+    out = None
+    if options.out:
+        read = [options.prompts]
+        read += [source] if isinstance(source, str) else [path for path, _ in source.policies]
+        out = check_destination(options.out, "a new file for the completions", sources=read)
     opened = open_source(source, step=options.step, overrides=overrides)
     prompts = read_prompts(options.prompts)
     # Standard output is for the lines.
@@ -167,7 +167,7 @@ def run(options: argparse.Namespace) -> None:
         )
     completions = complete(opened.pieces, opened.params, prompts, settings, opened.mixed)
     total = len(prompts) * settings.samples
-    with _output(options.out) as file:
+    with _output(out) as file:
         try:
             summary = _write(completions, file, total, settings.seed, console)
         except KeyboardInterrupt:
@@ -219,14 +219,14 @@ def _ignored_settings(generation_config: Mapping[str, Any]) -> str:
     )
 
 
-def _output(path: str | None) -> AbstractContextManager[TextIO]:
+def _output(path: Path | None) -> AbstractContextManager[TextIO]:
     """Where the lines go: a new file or standard output; of one process only."""
     if jax.process_index() > 0:  # every process knows every completion
         return open(os.devnull, "w")
     if path is None:
         return nullcontext(sys.stdout)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return Path(path).open("x", encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("x", encoding="utf-8")
 
 
 def _write(

@@ -2,8 +2,9 @@
 
 A new weight of the decoder is one line in `LEAVES` and its use in blocks.py.  The line decides its
 shape, how it lies on a mesh (placement.py), which models have it and their checkpoints must hold it
-(stored.py), whether an adapter may lie on it (lora.py), whether it may be quantised (quantize.py)
-and whether a policy that is only read keeps it in the compute dtype (generation/bases.py).
+(stored.py), whether an adapter may lie on it (lora.py), whether it may be quantised (quantize.py),
+whether weight decay pulls on it (step/optim.py) and whether a policy that is only read keeps it in
+the compute dtype (generation/bases.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -99,6 +100,8 @@ class Leaf:
 
     Its axes are then the layers', those summed over, and the output's, in this order.
     """
+    decay: bool = True
+    """Whether weight decay applies: not to norm scales and biases, as in Hugging Face's Trainer."""
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Args: sizes: of the letters (`axis_sizes`)."""
@@ -123,8 +126,8 @@ def _norm(path: str, letters: str, present: Present = _always) -> tuple[Leaf, Le
 
     whole = (None,) * len(letters)
     return (
-        Leaf(f"{path}/scale", letters, whole, present),
-        Leaf(f"{path}/bias", letters, whole, with_bias),
+        Leaf(f"{path}/scale", letters, whole, present, decay=False),
+        Leaf(f"{path}/bias", letters, whole, with_bias, decay=False),
     )
 
 
@@ -137,7 +140,7 @@ def _norm(path: str, letters: str, present: Present = _always) -> tuple[Leaf, Le
 # over tensor.  So a device computes its part of every expert, the work is even whatever the router
 # chooses, and no token travels.
 LEAVES: tuple[Leaf, ...] = (
-    # path, letters, logical axes, present, summed, adaptable
+    # path, letters, logical axes, present, summed, adaptable, decay
     Leaf("embed/table", "VD", ("vocab", None), summed="D"),
     Leaf("embed/position", "PD", (None, None), _learned_positions),
     *_norm("layers/attention_norm", "YD", _norm_before),
@@ -146,21 +149,21 @@ LEAVES: tuple[Leaf, ...] = (
     Leaf("layers/attention/k", "YDMH", (None, "width", "kv_heads", None), _always, "D", True),
     Leaf("layers/attention/v", "YDMH", (None, "width", "kv_heads", None), _always, "D", True),
     Leaf("layers/attention/o", "YNHD", (None, "heads", None, "width"), _always, "NH", True),
-    Leaf("layers/attention/q_bias", "YNH", (None, "heads", None), _qkv_bias),
-    Leaf("layers/attention/k_bias", "YMH", (None, "kv_heads", None), _qkv_bias),
-    Leaf("layers/attention/v_bias", "YMH", (None, "kv_heads", None), _qkv_bias),
-    Leaf("layers/attention/o_bias", "YD", (None, None), _o_bias),
-    Leaf("layers/attention/q_norm", "YH", (None, None), _norm_per_head),
-    Leaf("layers/attention/k_norm", "YH", (None, None), _norm_per_head),
-    Leaf("layers/attention/q_norm", "YNH", (None, "heads", None), _norm_over_heads),
-    Leaf("layers/attention/k_norm", "YMH", (None, "kv_heads", None), _norm_over_heads),
+    Leaf("layers/attention/q_bias", "YNH", (None, "heads", None), _qkv_bias, decay=False),
+    Leaf("layers/attention/k_bias", "YMH", (None, "kv_heads", None), _qkv_bias, decay=False),
+    Leaf("layers/attention/v_bias", "YMH", (None, "kv_heads", None), _qkv_bias, decay=False),
+    Leaf("layers/attention/o_bias", "YD", (None, None), _o_bias, decay=False),
+    Leaf("layers/attention/q_norm", "YH", (None, None), _norm_per_head, decay=False),
+    Leaf("layers/attention/k_norm", "YH", (None, None), _norm_per_head, decay=False),
+    Leaf("layers/attention/q_norm", "YNH", (None, "heads", None), _norm_over_heads, decay=False),
+    Leaf("layers/attention/k_norm", "YMH", (None, "kv_heads", None), _norm_over_heads, decay=False),
     *_norm("layers/mlp_norm", "YD", _norm_before),
     *_norm("layers/mlp_post_norm", "YD", _norm_after),
     Leaf("layers/mlp/gate", "YDF", (None, "width", "ffn"), _gated_mlp, "D", True),
     Leaf("layers/mlp/up", "YDF", (None, "width", "ffn"), _mlp, "D", True),
     Leaf("layers/mlp/down", "YFD", (None, "ffn", "width"), _mlp, "F", True),
-    Leaf("layers/mlp/up_bias", "YF", (None, "ffn"), _mlp_bias),
-    Leaf("layers/mlp/down_bias", "YD", (None, None), _mlp_bias),
+    Leaf("layers/mlp/up_bias", "YF", (None, "ffn"), _mlp_bias, decay=False),
+    Leaf("layers/mlp/down_bias", "YD", (None, None), _mlp_bias, decay=False),
     Leaf("layers/experts/router", "YDE", (None, "width", None), _mixture, "D"),
     Leaf("layers/experts/gate", "YEDF", (None, None, "width", "ffn"), _mixture, "D"),
     Leaf("layers/experts/up", "YEDF", (None, None, "width", "ffn"), _mixture, "D"),
@@ -204,6 +207,9 @@ ADAPTABLE: dict[str, Leaf] = {leaf.path: leaf for leaf in LEAVES if leaf.adaptab
 
 CAST_BY_PRODUCTS = frozenset(leaf.path for leaf in LEAVES if leaf.summed)
 """Leaves that every product with them casts to the compute dtype, so they may be cast once."""
+
+UNDECAYED = frozenset(leaf.path for leaf in LEAVES if not leaf.decay)
+"""Leaves that weight decay leaves alone: norm scales and biases."""
 
 VOCAB_LEAVES = tuple(leaf.path for leaf in LEAVES if leaf.letters.startswith("V"))
 """Leaves whose rows are the vocabulary, and so may be padded (`sharding.vocab_ways`)."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import importlib
 import inspect
 import json
 import math
@@ -13,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from jaxpref.errors import InputError
+from jaxpref.imports import import_named
 from jaxpref.objectives.contract import NOT_DATA, Needs, Transform
 from jaxpref.objectives.part import Part, group_kinds
 
@@ -179,18 +179,9 @@ def _check_sources(label: str, sources: Any, arrays: Sequence[str]) -> None:
 
 
 def _named(name: Any, registry: Mapping[str, Any], what: str) -> Any:
-    """The entry of the registry, or the attribute that `package.module:attribute` names."""
+    """The entry of the registry, or what `package.module:attribute` names."""
     if isinstance(name, str) and ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise InputError(
-                "an importable module:function",
-                f"{name!r}: {error}",
-                "name a function that `python -c 'from module import function'` finds, "
-                "from the directory where jaxpref is started",
-            ) from error
+        return import_named(name)
     if name not in registry:
         raise InputError(
             f"a known {what}", f"name={name!r} is unknown", _nearest(str(name), registry)

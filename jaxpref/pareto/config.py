@@ -21,7 +21,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from jaxpref.config import Config
+from jaxpref.config import Config, LocalPath
 
 _STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 SHARED = "data.train"
@@ -35,10 +35,10 @@ No objective can be named so.
 class ObjectiveConfig:
     name: str
     """For tables, directories and the data's scores: letters, digits, - and _."""
-    train: list[str] = Field(default_factory=list)
+    train: list[LocalPath] = Field(default_factory=list)
     """Pairs labelled by this objective; empty: those of data.train, relabelled by its reward (ties
     are dropped)."""
-    eval: list[str] = Field(default_factory=list)
+    eval: list[LocalPath] = Field(default_factory=list)
     """Its held-out pairs; empty: those of data.eval, relabelled by its reward."""
     reward: str | None = None
     """Explicit reward, as `jaxpref score --reward` takes it; null: the implicit reward of a DPO
@@ -52,7 +52,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class AnswersConfig:
-    prompts: str | None = None
+    prompts: LocalPath | None = None
     """File of prompts that every policy answers; null: the first distinct prompts of the
     objectives' held-out data."""
     count: int = Field(default=64, ge=1)

@@ -1,14 +1,13 @@
 """Rewards that are Python functions of one prompt and one answer."""
 
 import hashlib
-import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxpref.errors import InputError
+from jaxpref.imports import import_named
 from jaxpref.rewards.reward import Reward
 from jaxpref.types import Group
 
@@ -53,16 +52,7 @@ def _source_digest(function: Callable) -> str:
 
 
 def _find(where: str) -> Callable[[Any, str], float]:
-    module, _, attribute = where.rpartition(":")
-    try:
-        loaded = _file(module) if module.endswith(".py") else importlib.import_module(module)
-        function = getattr(loaded, attribute)
-    except (ImportError, AttributeError, OSError, SyntaxError) as error:
-        raise InputError(
-            "module:function of an importable module, or FILE.py:function",
-            f"{where!r}: {error}",
-            "check the path and the name; a module must be importable from this directory",
-        ) from error
+    function = import_named(where)
     if not callable(function):
         raise InputError(
             "a function (prompt, answer) -> number",
@@ -70,10 +60,3 @@ def _find(where: str) -> Callable[[Any, str], float]:
             "name a function of that module",
         )
     return function
-
-
-def _file(path: str) -> Any:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -97,7 +97,8 @@ def score_data(
         already, rows that cannot be read (RowError unless they are dropped), and what the rewards
         refuse.
     """
-    source, out, scalarise = as_source(data), check_out(out), dict(scalarise or {})
+    source, scalarise = as_source(data), dict(scalarise or {})
+    out = check_out(out, source.paths)
     names = [*rewards, *scalarise]
     if len(set(names)) < len(names) or not names:
         raise InputError(

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxpref.config import Config, ReferenceConfig
 from jaxpref.errors import InputError
+from jaxpref.files import check_destination
 from jaxpref.models import lora
 from jaxpref.models.lora import LoraSpec
 from jaxpref.models.parameters import LORA
@@ -26,6 +27,9 @@ from jaxpref.step.batch_loss import init_running
 from jaxpref.step.policy import split
 
 RUN_FILE = "config.yaml"
+DATA_FILE = "data.txt"
+"""What was read of the data, and how it is packed; written just before `RUN_FILE`."""
+CHECKPOINTS = "checkpoints"
 OBJECTIVE_FILE = "objective.json"
 """Names of the objectives, when they came from Python and not from the config."""
 
@@ -33,6 +37,18 @@ OBJECTIVE_FILE = "objective.json"
 def is_run(path: str | Path) -> bool:
     """Whether a directory is that of a run."""
     return (Path(path) / RUN_FILE).is_file()
+
+
+def check_run_directory(out: str | Path) -> None:
+    """Errors: InputError where a run's files would replace some that no run wrote."""
+    out = Path(out)
+    data = out / DATA_FILE
+    ours = data.is_file() and "\nPlan(" in data.read_text(errors="replace")
+    files = [] if ours else [DATA_FILE]
+    if not ours and not (out / CHECKPOINTS).is_dir():
+        files += [RUN_FILE, "metrics.jsonl"]
+    for file in files:
+        check_destination(out / file, "a new directory for the run (out), or that of a run")
 
 
 def load_run(
@@ -60,6 +76,13 @@ def load_run(
     return load_config(Path(run) / RUN_FILE, overrides)
 
 
+def models_of(config: Config) -> list[str]:
+    """What a run depends on beside its data: models and adapters, as its config names them."""
+    reference = config.reference
+    named = [config.model.path, config.adapter.path, reference.path, reference.adapter]
+    return [path for path in (*named, *reference.extra) if path]
+
+
 def read_config(run: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config of a run that is only decoded or averaged.
 
@@ -80,7 +103,7 @@ def as_policy(config: Config) -> Config:
 
 def checkpoints_of(run: str | Path, config: Config) -> Checkpoints:
     """The checkpoints of a run, to read.  Errors: InputError when it has none."""
-    directory = Path(run) / "checkpoints"
+    directory = Path(run) / CHECKPOINTS
     if not directory.is_dir():
         raise InputError(
             "a run that has saved checkpoints",

@@ -8,17 +8,17 @@ import jax
 import numpy as np
 
 from jaxpref.errors import InputError
-from jaxpref.models.hf import save_pretrained
+from jaxpref.models.hf import check_model_directory, save_pretrained
 from jaxpref.models.loading import whole
 from jaxpref.models.lora import TARGETS, LoraSpec, merged
 from jaxpref.models.parameters import LORA, SCALAR_HEADS
-from jaxpref.models.peft import save_adapter
+from jaxpref.models.peft import check_adapter_directory, save_adapter
 from jaxpref.models.quantize import Quantisation, as_array, is_quantisable, quantised
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.models.stored import ReadSlice
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
 from jaxpref.runs.adapters import adapter_spec, quantisation
-from jaxpref.runs.directory import host_params, load_run
+from jaxpref.runs.directory import host_params, load_run, models_of
 from jaxpref.runs.model_card import model_card
 
 
@@ -42,10 +42,13 @@ def export_run(
         dtype: of the written weights: float32, bfloat16 or float16.
         objective: as given to `train`, when it was.
         adapter: write a PEFT directory with the adapter alone, in float32.
-    Errors: InputError for a run or a directory that does not fit.
+    Errors: InputError for a run or a directory that does not fit, and a directory that holds the
+        run or a model that it was made from.
     """
     config = load_run(run, objective=objective)
     source = open_checkpoint(config.model.path)
+    check = check_adapter_directory if adapter else check_model_directory
+    check(to, sources=[run, source.path, *models_of(config)])
     parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
     lora = adapter_spec(config.adapter, source.spec)
     params, number = host_params(config, source, parts, lora, run, step)

@@ -25,18 +25,18 @@ import numpy as np
 
 from jaxpref.errors import InputError
 from jaxpref.models import peft
-from jaxpref.models.hf import save_pretrained
+from jaxpref.models.hf import check_model_directory, save_pretrained
 from jaxpref.models.loading import whole
 from jaxpref.models.lora import TARGETS, LoraSpec
 from jaxpref.models.parameters import LORA, VOCAB_LEAVES, flatten, nest
-from jaxpref.models.peft import is_adapter, save_adapter
+from jaxpref.models.peft import check_adapter_directory, is_adapter, save_adapter
 from jaxpref.models.quantize import Quantisation
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.models.stored import ReadSlice
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, asked_logps, bind
 from jaxpref.runs.adapters import adapter_spec, quantisation
 from jaxpref.runs.digests import weights_key
-from jaxpref.runs.directory import RUN_FILE, as_policy, host_params, is_run
+from jaxpref.runs.directory import RUN_FILE, as_policy, host_params, is_run, models_of
 from jaxpref.runs.export import merged_params
 from jaxpref.runs.model_card import soup_card
 from jaxpref.settings import load_config
@@ -60,6 +60,8 @@ class Ingredient:
     """How the base was kept while the adapter was trained."""
     load: Callable[[], dict[str, Any]] | None
     """-> the adapter's tree, or all weights of a run, numpy; None: a model, which `base` reads."""
+    made_from: tuple[str, ...] = ()
+    """Further models that a run depends on."""
 
 
 def merge(
@@ -83,7 +85,8 @@ def merge(
         step: of runs: best, latest or a number.
         dtype: of a Hugging Face directory: float32, bfloat16 or float16.
         any_weights: weights need not sum to 1, nor be positive.
-    Errors: InputError for sources that do not fit together, before weights are read.
+    Errors: InputError for sources that do not fit together, and for a directory that holds one of
+        them or a model that it was made from, before weights are read.
     """
     given = list(sources.items()) if isinstance(sources, Mapping) else list(sources)
     if adapter is None:
@@ -91,6 +94,8 @@ def merge(
     _check_settings(given, how, adapter, any_weights)
     soup = [_find(source, float(weight), step) for source, weight in given]
     _check_together(soup, how)
+    check = check_adapter_directory if adapter else check_model_directory
+    check(to, sources=[path for item in soup for path in _read_by(item)])
     soup = [item for item in soup if item.weight != 0] or soup
     first = soup[0]
     card = soup_card(
@@ -146,7 +151,14 @@ def _run(run: str | Path, weight: float, step: str) -> Ingredient:
         return params if lora is None else params[LORA]
 
     return Ingredient(
-        run, weight, base, config.model.path, lora, quantisation(config.adapter), load
+        run,
+        weight,
+        base,
+        config.model.path,
+        lora,
+        quantisation(config.adapter),
+        load,
+        made_from=tuple(models_of(trained)),
     )
 
 
@@ -159,6 +171,13 @@ def _adapter(directory: str | Path, weight: float) -> Ingredient:
         return peft.load_adapter(directory, base.spec)[1]
 
     return Ingredient(directory, weight, base, name, lora, None, load)
+
+
+def _read_by(item: Ingredient) -> Iterator[str | Path]:
+    """What a soup with this model in it must not replace."""
+    yield item.source
+    yield item.base.path
+    yield from item.made_from
 
 
 # ---- the three ways

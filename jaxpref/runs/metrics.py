@@ -1,7 +1,9 @@
 """Where the numbers of a run go: JSONL and TensorBoard always, trackers when asked."""
 
+import contextvars
 import json
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from jaxpref.data.loader import Step
 from jaxpref.files import whole_file
 from jaxpref.runs.flops import peak_flops
 from jaxpref.settings import to_dict
+
+TRACKER_ID_FILE = "tracker_id.txt"
 
 
 class Writers:
@@ -31,25 +35,9 @@ class Writers:
         self._jsonl(out / "metrics.jsonl", resumed_at)
         self._tensorboard(out / "tensorboard", resumed_at)
         if config.log.wandb:
-            import wandb
-
-            run = wandb.init(
-                project=config.log.project,
-                name=out.name,
-                config=to_dict(config),
-                resume="allow",
-                id=out.name,
-            )
-            self._sinks.append(lambda step, values: run.log(dict(values), step=step))
-            self._closers.append(run.finish)
+            self._tracker(_wandb_run(out, config))
         if config.log.trackio:
-            import trackio
-
-            trackio.init(
-                project=config.log.project, name=out.name, config=to_dict(config), resume="allow"
-            )
-            self._sinks.append(lambda step, values: trackio.log(dict(values), step=step))
-            self._closers.append(trackio.finish)
+            self._tracker(_trackio_run(out, config))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for sink in self._sinks:
@@ -58,6 +46,10 @@ class Writers:
     def close(self) -> None:
         for close in self._closers:
             close()
+
+    def _tracker(self, run: Any) -> None:
+        self._sinks.append(lambda step, values: run.log(dict(values), step=step))
+        self._closers.append(run.finish)
 
     def _jsonl(self, path: Path, resumed_at: int) -> None:
         kept = []
@@ -87,6 +79,44 @@ class Writers:
 
         self._sinks.append(sink)
         self._closers.append(writer.close)
+
+
+def _wandb_run(out: Path, config: Config) -> Any:
+    import wandb
+
+    return wandb.init(
+        project=config.log.project,
+        name=out.name,
+        config=to_dict(config),
+        id=tracker_id(out),
+        resume="allow",
+        reinit="create_new",  # beside the runs of other points that are trained in this process
+    )
+
+
+def _trackio_run(out: Path, config: Config) -> Any:
+    import trackio
+
+    # trackio knows a run by its name, and a new one ends the last one of its context.
+    return contextvars.Context().run(
+        trackio.init,
+        project=config.log.project,
+        name=f"{out.name}-{tracker_id(out)[:8]}",
+        config=to_dict(config),
+        resume="allow",
+    )
+
+
+def tracker_id(out: Path) -> str:
+    """The name by which trackers know the run in this directory, whatever the directory is called.
+
+    It is made once and kept there, so that a run that is continued goes on under it.
+    """
+    file = out / TRACKER_ID_FILE
+    if not file.is_file():
+        with whole_file(file) as partial:
+            partial.write_text(uuid.uuid4().hex + "\n")
+    return file.read_text().strip()
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxpref.config import OptimConfig
-from jaxpref.models.parameters import VOCAB_LEAVES, leaf_path
+from jaxpref.models.parameters import UNDECAYED, VOCAB_LEAVES, leaf_path
 
 
 def warmup_steps(config: OptimConfig, total_steps: int) -> int:
@@ -51,7 +51,7 @@ def decay_mask(config: OptimConfig, params: Any) -> Any:
     """True where weight decay applies."""
 
     def decays(path, _):
-        return config.decay_mask == "all" or not leaf_path(path).endswith("/scale")
+        return config.decay_mask == "all" or leaf_path(path) not in UNDECAYED
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

@@ -18,7 +18,7 @@ from jaxpref.evaluation import Evaluator
 from jaxpref.runs.build import Pieces, attention_of, build
 from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.checkpoint import BestRule, Checkpoints
-from jaxpref.runs.directory import RUN_FILE
+from jaxpref.runs.directory import CHECKPOINTS, DATA_FILE, RUN_FILE, check_run_directory
 from jaxpref.runs.feed import make_loader, read_data
 from jaxpref.runs.params import load_params, reference_overlay, runs_reference
 from jaxpref.runs.resume import resume_step
@@ -115,9 +115,9 @@ class Prepared:
         """Config and an account of the data into the config's directory."""
         out = Path(config.out)
         out.mkdir(parents=True, exist_ok=True)
-        save_config(config, out / RUN_FILE)
         report, eval_report = self.reports
-        (out / "data.txt").write_text(f"{report}\n{eval_report or ''}\n{self.loader.plan}\n")
+        (out / DATA_FILE).write_text(f"{report}\n{eval_report or ''}\n{self.loader.plan}\n")
+        save_config(config, out / RUN_FILE)
 
 
 def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Prepared, Any, Any]:
@@ -128,13 +128,14 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     Errors: InputError for anything wrong with config, model or data.
     """
     began = time.perf_counter()
+    check_run_directory(config.out)
     pieces = build(config, objective)
     attention = attention_of(config, pieces.source)
     _log.info("attention: %s (%s)", attention.name, attention.why)
     groups, report = read_data(pieces, "train")
     held_out, eval_report = read_data(pieces, "eval") if config.data.eval else (None, None)
     best = BestRule(config.train.best_metric, config.train.best_mode)
-    checkpoints = Checkpoints(Path(config.out) / "checkpoints", keep=config.train.keep, best=best)
+    checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS, keep=config.train.keep, best=best)
     resumed = resume_step(config, checkpoints)
 
     params = load_params(pieces)

@@ -25,7 +25,7 @@ from jaxpref.data.loader import Step
 from jaxpref.errors import InputError
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, bind
 from jaxpref.runs.checkpoint import Checkpoints
-from jaxpref.runs.directory import is_run
+from jaxpref.runs.directory import check_run_directory, is_run
 from jaxpref.runs.flops import step_flops
 from jaxpref.runs.metrics import Writers
 from jaxpref.runs.resume import check_unchanged
@@ -60,6 +60,8 @@ def train_stacked(
     Errors: InputError for runs that cannot share a step; those of `train`.
     """
     _check(configs)
+    for config in configs:
+        check_run_directory(config.out)
     if (Path(out) / "checkpoints").is_dir():
         for config in configs:
             if is_run(config.out):  # killed before it began, a run has none

@@ -315,15 +315,17 @@ def test_overwriting(tmp_path):
     with pytest.raises(InputError, match="notes.txt"):
         save(directory)
     assert (directory / "notes.txt").exists()
-    save(directory, overwrite=True)
-    assert not (directory / "notes.txt").exists()
+    (directory / "notes.txt").rename(directory / "notes.json")
+    with pytest.raises(InputError, match="notes.json"):
+        save(directory)
+    (directory / "notes.json").unlink()
 
     save_file({"x": np.zeros(1)}, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="an earlier export"):
         save(directory)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="is a file"):
-        save(tmp_path / "file", overwrite=True)
+    with pytest.raises(InputError, match="file exists"):
+        save(tmp_path / "file")
 
 
 def test_failed_export_leaves_the_old_one(tmp_path, monkeypatch):

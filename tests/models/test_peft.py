@@ -96,14 +96,21 @@ def test_writing_gives_back_what_was_read(name, tmp_path):
     }
 
 
-def test_a_directory_is_replaced_only_when_it_holds_an_adapter(tmp_path):
+def test_a_directory_is_replaced_only_when_it_holds_nothing_but_an_adapter_of_ours(tmp_path):
     spec, tree = peft.load_adapter(ADAPTERS / "lora", base()[0])
+
+    def save(directory):
+        peft.save_adapter(directory, tree, spec, base()[0], base="", model_card="")
+
     for _ in range(2):
-        peft.save_adapter(tmp_path / "out", tree, spec, base()[0], base="", model_card="")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(InputError, match="thesis.tex"):
-        peft.save_adapter(tmp_path / "mine", tree, spec, base()[0], base="", model_card="")
+        save(tmp_path / "out")
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match=r"out holds thesis\.tex\n"):
+        save(tmp_path / "out")
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
+    shutil.copytree(ADAPTERS / "lora", tmp_path / "theirs")  # whose adapter PEFT wrote
+    with pytest.raises(InputError, match="theirs holds .*adapter_model.safetensors"):
+        save(tmp_path / "theirs")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A run -> a Hugging Face directory, and the evaluation of a run."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -85,6 +86,17 @@ def test_own_export_is_replaced(finished_run, tmp_path):
     export_run(finished_run.out, tmp_path / "to", step="9")
     export_run(finished_run.out, tmp_path / "to", step="10")
     assert "for 10 steps" in (tmp_path / "to" / "README.md").read_text()
+
+
+def test_what_an_export_reads_is_not_replaced(finished_run, tmp_path):
+    """Nor the model that the run was made from, by whatever name it is called."""
+    link = tmp_path / "link"
+    link.symlink_to(finished_run.out)
+    model = finished_run.config.model.path
+    for to in (finished_run.out, link, os.path.relpath(finished_run.out), finished_run.out.parent, model):
+        with pytest.raises(InputError, match="apart from what is read"):
+            export_run(finished_run.out, to, step="9")
+    assert open_checkpoint(model) and (finished_run.out / "config.yaml").is_file()
 
 
 # ---- evaluation

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -273,3 +274,15 @@ def test_a_reward_model_is_no_policy(tmp_path, tiny_files):
     (tmp_path / "run").mkdir()
     tiny.write_config(config, tmp_path / "run" / "config.yaml")
     refused("trained a reward model", {tmp_path / "run": 0.5, tiny_files.model: 0.5}, "weights", tmp_path)
+
+
+@pytest.mark.parametrize("how", ["weights", "deltas"])
+def test_a_soup_replaces_none_of_its_sources(sources, tmp_path, how):
+    """Nor the model below adapters; each is a directory that an export wrote, and so might be replaced."""
+    models, alike, _ = sources
+    given = models[:2] if how == "weights" else alike
+    before = {path: path.read_bytes() for source in (*given, models[0]) for path in Path(source).iterdir()}
+    for to, adapter in ((given[0], how == "deltas"), (given[1], how == "deltas"), (models[0], False)):
+        with pytest.raises(InputError, match="apart from what is read"):
+            merge([(source, 0.5) for source in given], to, how=how, adapter=adapter)
+    assert before == {path: path.read_bytes() for path in before}

@@ -1,6 +1,9 @@
 """What a run writes down, and what a step costs."""
 
+import contextvars
 import struct
+import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -11,7 +14,7 @@ from jaxpref.data.pack import Layout
 from jaxpref.models.spec import ModelSpec
 from jaxpref.runs import flops
 from jaxpref.runs.flops import peak_flops, step_flops
-from jaxpref.runs.metrics import Writers, read_jsonl
+from jaxpref.runs.metrics import TRACKER_ID_FILE, Writers, read_jsonl
 from jaxpref.settings import make_config
 from jaxpref.types import EncodedGroup
 
@@ -172,3 +175,78 @@ def test_line_cut_by_a_crash_does_not_stop_the_next_start(tmp_path):
         stream.write('{"step": 2, "lo')
     writers(tmp_path, resumed_at=1).close()
     assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]
+
+
+# ---- trackers, in place of which stand modules that tell runs apart as theirs do
+
+
+class TrackerRun:
+    """A run of a tracker: the lines that it was given, under the identity that the tracker knows it by."""
+
+    def __init__(self, lines):
+        self.lines, self.finished = lines, False
+
+    def log(self, values, step):
+        assert not self.finished
+        self.lines.append((step, values))
+
+    def finish(self):
+        self.finished = True
+
+
+def wandb_in_memory(service):
+    """`wandb`: a run is its id; a second init gives back the active run unless it is asked for a new one."""
+    active = []
+
+    def init(*, project, name, config, id, resume, reinit="return_previous"):
+        assert resume == "allow" and config["out"]
+        unfinished = [run for run in active if not run.finished]
+        if unfinished and reinit != "create_new":
+            return unfinished[-1]
+        active.append(TrackerRun(service.setdefault((project, id), [])))
+        return active[-1]
+
+    return SimpleNamespace(init=init)
+
+
+def trackio_in_memory(service):
+    """`trackio`: a run is its name; a second init in the same context ends the run before."""
+    current = contextvars.ContextVar("current_run", default=None)
+
+    def init(*, project, name, config, resume):
+        assert resume == "allow" and config["out"]
+        if current.get() is not None:
+            current.get().finish()
+        current.set(TrackerRun(service.setdefault((project, name), [])))
+        return current.get()
+
+    return SimpleNamespace(init=init)
+
+
+@pytest.mark.parametrize("module", [wandb_in_memory, trackio_in_memory])
+def test_runs_of_one_name_are_apart_in_trackers_and_go_on_under_their_own(module, tmp_path, monkeypatch):
+    service, name = {}, module.__name__.partition("_")[0]
+    monkeypatch.setitem(sys.modules, name, module(service))
+
+    def writers(out, resumed_at=0):
+        return Writers(tmp_path / out, make_config({"out": str(tmp_path / out), "log": {name: True}}), resumed_at)
+
+    together = [writers("a/dpo"), writers("b/dpo")]  # as points of a front that are trained in one step
+    for step in (1, 2):
+        for i, each in enumerate(together):
+            each.write(step, {"loss": float(i)})
+    for each in together:
+        each.close()
+    (tmp_path / "b").rename(tmp_path / "c")
+    resumed = writers("c/dpo", resumed_at=2)
+    resumed.write(3, {"loss": 1.0})
+    resumed.close()
+    assert list(service.values()) == [
+        [(1, {"loss": 0.0}), (2, {"loss": 0.0})],
+        [(1, {"loss": 1.0}), (2, {"loss": 1.0}), (3, {"loss": 1.0})],
+    ]
+
+
+def test_a_run_without_trackers_has_no_id(tmp_path):
+    writers(tmp_path).close()
+    assert not (tmp_path / TRACKER_ID_FILE).exists()

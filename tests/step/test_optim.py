@@ -1,6 +1,7 @@
 """Schedules against hand values, masks, clipping, and that every optimizer moves."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,11 @@ import numpy as np
 import pytest
 
 from jaxpref.config import OptimConfig
+from jaxpref.models.families import FAMILIES, forms
+from jaxpref.models.lora import TARGETS, LoraSpec
+from jaxpref.models.parameters import LORA, SCALAR_HEADS, flatten, nest
+from jaxpref.models.peft.tensors import adapter_tensors
+from jaxpref.models.spec import ModelSpec
 from jaxpref.step.optim import decay_mask, make_optimizer, make_schedule, warmup_steps
 
 VALUE_TOLERANCE = 1e-6
@@ -145,6 +151,46 @@ def test_decay_mask_by_name():
         "embed": {"table": True},
     }
     assert all(jax.tree.leaves(decay_mask(OptimConfig(decay_mask="all"), PARAMS)))
+
+
+UNDECAYED_NAMES = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+"""Of transformers' `Trainer.get_decay_parameter_names`, which also leaves out every nn.LayerNorm."""
+LAYER_NORMS = r"(^|\.)ln_[12f]\."
+"""The modules of this class: GPT-2's are the only ones among the families."""
+
+
+def decays_in_transformers(name):
+    return not any(re.search(pattern, name.lower()) for pattern in [*UNDECAYED_NAMES, LAYER_NORMS])
+
+
+def decays(paths):
+    """Path -> whether it decays here, by the mask of a tree with these leaves."""
+    return flatten(decay_mask(OptimConfig(), nest({path: 0.0 for path in paths})))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_decays_is_what_transformers_decays(family):
+    for table in forms(family):
+        wanted = {path: decays_in_transformers(leaf.name) for path, leaf in table.items()}
+        assert decays(table) == wanted
+        assert set(wanted.values()) == {True, False}
+
+
+def test_every_leaf_of_an_adapter_decays_as_in_transformers():
+    """The magnitudes of DoRA too: they are vectors, but not by their names."""
+    sizes = dict(vocab=8, width=4, ffn=4, layers=1, heads=1, kv_heads=1, head_dim=4, max_positions=8)
+    model = ModelSpec("llama", **sizes, rope_theta=1e4, norm_eps=1e-5, tied=False)
+    adapter = LoraSpec(rank=2, alpha=2.0, targets=tuple(TARGETS), dora=True)
+    names = {f"{LORA}/{tensor.path}": tensor.name for tensor in adapter_tensors(model, adapter)}
+    assert {path.rpartition("/")[2] for path in names} == {"a", "b", "m"}
+    assert decays(names) == {path: decays_in_transformers(name) for path, name in names.items()}
+    assert all(decays(names).values())
+
+
+def test_scalar_heads_decay_as_in_transformers():
+    """`score.weight` of its sequence classifiers, `v_head.summary.weight` of a value head."""
+    assert all(decays([f"{SCALAR_HEADS}/reward", f"{SCALAR_HEADS}/value"]).values())
+    assert decays_in_transformers("score.weight") and decays_in_transformers("v_head.summary.weight")
 
 
 def test_clipping_is_by_the_global_norm():

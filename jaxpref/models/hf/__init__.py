@@ -7,10 +7,18 @@ from jaxpref.models.hf.reader import (
     open_safetensors,
     read_json,
 )
-from jaxpref.models.hf.writer import save_pretrained
+from jaxpref.models.hf.writer import (
+    METADATA,
+    check_model_directory,
+    foreign_files,
+    save_pretrained,
+)
 
 __all__ = [
+    "METADATA",
     "WEIGHTS_FILE",
+    "check_model_directory",
+    "foreign_files",
     "load_params",
     "load_spec",
     "open_safetensors",

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxpref.errors import InputError
-from jaxpref.files import whole_directory
+from jaxpref.files import check_destination, whole_directory
 from jaxpref.models.families import FAMILIES
 from jaxpref.models.hf.reader import DTYPE_CODES, INDEX_FILE, WEIGHTS_FILE, read_json
 from jaxpref.models.loading import check_shapes
@@ -28,8 +28,26 @@ from jaxpref.models.stored import StoredLeaf, StoredTensor, stored_tensors, used
 
 # transformers asks for "format"; by "producer" a later export knows that it may replace the
 # directory.
-_METADATA = {"format": "pt", "producer": "jaxpref"}
-_OUR_FILES = ("*.safetensors", "*.json", "*.jinja", "README.md", "tokenizer.model", "merges.txt")
+METADATA = {"format": "pt", "producer": "jaxpref"}
+_OUR_FILES = (
+    "config.json",
+    "generation_config.json",
+    "README.md",
+    WEIGHTS_FILE,
+    "model-*-of-*.safetensors",
+    INDEX_FILE,
+    # of tokenizers
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "additional_chat_templates",
+)
 _REWARD = f"{SCALAR_HEADS}/reward"
 _STORED_REWARD = StoredLeaf("score.weight", "1,D -> 1D")
 
@@ -44,7 +62,6 @@ def save_pretrained(
     generation_config: dict[str, Any] | None,
     model_card: str,
     max_shard_bytes: int = 5 * 2**30,
-    overwrite: bool = False,
 ) -> None:
     """Writes a model directory that transformers loads.
 
@@ -62,12 +79,11 @@ def save_pretrained(
             tokenizer.
         model_card: text of README.md.
         max_shard_bytes: largest safetensors file; a single tensor larger than this gets its own.
-        overwrite: replace a non-empty directory even when an earlier export did not write it.
 
     Errors: InputError for parameters that do not fit the spec (all listed), a tokenizer larger than
         the vocabulary, an unsupported dtype, and a directory that holds something else.
     """
-    directory, dtype = Path(directory).absolute(), np.dtype(dtype)
+    directory, dtype = Path(directory).expanduser(), np.dtype(dtype)
     if dtype not in DTYPE_CODES:
         raise InputError(
             f"dtype among {', '.join(str(d) for d in DTYPE_CODES)}",
@@ -94,7 +110,7 @@ def save_pretrained(
     )
     ids = _special_ids(tokenizer)
     _check_special_ids(ids, spec.vocab)
-    _check_replaceable(directory, overwrite)
+    check_model_directory(directory)
 
     generation = ids if generation_config is None else generation_config
     config = FAMILIES[spec.family].to_hf(spec) | ids
@@ -162,24 +178,33 @@ def _check_addressable(leaves: Mapping[str, Any]) -> None:
         )
 
 
-def _check_replaceable(directory: Path, overwrite: bool) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise InputError("a directory to write", f"{directory} is a file", "choose another name")
-    if overwrite or not directory.exists():
-        return
-    content = sorted(directory.iterdir())
-    foreign = [path for path in content if path.is_dir() or not _may_be_ours(path)]
-    if foreign or (content and not _written_by_us(directory)):
-        names = [path.name for path in foreign or content]
-        raise InputError(
-            "a new or empty directory, or one that an earlier export wrote",
-            f"{directory} holds {', '.join(names[:20])}",
-            "choose a new directory, or pass overwrite",
-        )
+def check_model_directory(directory: str | Path, sources: Iterable[str | Path] = ()) -> None:
+    """Errors: InputError unless a model may be written here, which replaces the whole directory.
+
+    Args:
+        sources: what must not be replaced, as `files.check_destination` takes them.
+    """
+    check_destination(
+        directory,
+        "a new or empty directory, or one that an earlier export wrote",
+        sources=sources,
+        foreign=lambda path: foreign_files(path, _OUR_FILES),
+    )
 
 
-def _may_be_ours(path: Path) -> bool:
-    return any(path.match(pattern) for pattern in _OUR_FILES)
+def foreign_files(path: Path, own: Sequence[str]) -> list[str]:
+    """Names of what lies at a path and is not of an earlier export.
+
+    Args:
+        own: names and patterns of what an export writes; its weights name their producer.
+    """
+    if not path.is_dir():
+        return [path.name]
+    content = sorted(path.iterdir())
+    others = [file.name for file in content if not any(file.match(name) for name in own)]
+    if others or _written_by_us(path):
+        return others
+    return [file.name for file in content]
 
 
 def _written_by_us(directory: Path) -> bool:
@@ -190,7 +215,7 @@ def _written_by_us(directory: Path) -> bool:
     except SafetensorError:
         return False
     producers = {entry.get("producer") for entry in metadata}
-    return producers == {_METADATA["producer"]}
+    return producers == {METADATA["producer"]}
 
 
 def _special_ids(tokenizer: Any) -> dict[str, int | None]:
@@ -267,7 +292,7 @@ def _write_shard(
     shard is 5 GiB of host memory; this takes one tensor.
     """
     assert sys.byteorder == "little", "safetensors is little-endian"
-    header: dict[str, Any] = {"__metadata__": _METADATA}
+    header: dict[str, Any] = {"__metadata__": METADATA}
     offset = 0
     for tensor in shard:
         shape = tensor.shape(sizes)

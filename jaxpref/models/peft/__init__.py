@@ -3,12 +3,13 @@
 from jaxpref.models.peft.reader import base_of, is_adapter, load_adapter, read_spec
 from jaxpref.models.peft.tensors import CONFIG_FILE, WEIGHTS_FILE, target_names
 from jaxpref.models.peft.together import load_adapters, rescaled
-from jaxpref.models.peft.writer import save_adapter
+from jaxpref.models.peft.writer import check_adapter_directory, save_adapter
 
 __all__ = [
     "CONFIG_FILE",
     "WEIGHTS_FILE",
     "base_of",
+    "check_adapter_directory",
     "is_adapter",
     "load_adapter",
     "load_adapters",

@@ -1,7 +1,7 @@
 """PEFT adapter directories, written."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxpref.errors import InputError
-from jaxpref.files import whole_directory
+from jaxpref.files import check_destination, whole_directory
+from jaxpref.models.hf import METADATA, foreign_files
 from jaxpref.models.lora import TARGETS, LoraSpec
 from jaxpref.models.parameters import flatten
 from jaxpref.models.peft.tensors import (
@@ -22,6 +23,8 @@ from jaxpref.models.peft.tensors import (
     stored_targets,
 )
 from jaxpref.models.spec import ModelSpec
+
+_OUR_FILES = (CONFIG_FILE, WEIGHTS_FILE, "README.md")
 
 
 def save_adapter(
@@ -40,9 +43,9 @@ def save_adapter(
         base: name or path of the base model, for whoever loads the adapter without naming one.
         model_card: text of README.md.
     Errors: InputError for weights that checkpoints hold fused with others, and for a directory that
-        holds anything but an adapter.
+        holds anything but an adapter that was written so before.
     """
-    directory = Path(directory).absolute()
+    directory = Path(directory).expanduser()
     leaves = stored_targets(model)
     fused = [target for target in spec.targets if is_fused(leaves[target])]
     if fused:
@@ -52,26 +55,30 @@ def save_adapter(
             "would share a factor",
             "export the merged model",
         )
-    _check_replaceable(directory)
+    check_adapter_directory(directory)
     flat, tensors = flatten(tree), {}
     for tensor in adapter_tensors(model, spec):
         part = np.asarray(jax.device_get(flat[tensor.path][tensor.layer]), np.float32)
         tensors[tensor.name] = np.ascontiguousarray(tensor.stored.stored(part))
     config = _peft_config(spec, model, base)
     with whole_directory(directory) as partial:
-        save_file(tensors, partial / WEIGHTS_FILE, {"format": "pt"})
+        save_file(tensors, partial / WEIGHTS_FILE, METADATA)
         (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(model_card, encoding="utf-8")
 
 
-def _check_replaceable(directory: Path) -> None:
-    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
-    if directory.is_file() or (names and CONFIG_FILE not in names):
-        raise InputError(
-            "a new or empty directory, or one with an adapter",
-            f"{directory}: {names or 'a file'}",
-            "choose a new directory",
-        )
+def check_adapter_directory(directory: str | Path, sources: Iterable[str | Path] = ()) -> None:
+    """Errors: InputError unless an adapter may be written here, which replaces the whole directory.
+
+    Args:
+        sources: what must not be replaced, as `files.check_destination` takes them.
+    """
+    check_destination(
+        directory,
+        "a new or empty directory, or one with an adapter that an earlier export wrote",
+        sources=sources,
+        foreign=lambda path: foreign_files(path, _OUR_FILES),
+    )
 
 
 def _peft_config(spec: LoraSpec, model: ModelSpec, base: str) -> dict[str, Any]:

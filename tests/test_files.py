@@ -1,0 +1,80 @@
+"""What is written whole, and what may be written over."""
+
+import pytest
+
+from jaxpref.conditioning.command import _no_statistics
+from jaxpref.demo import synthetic
+from jaxpref.errors import InputError
+from jaxpref.files import check_destination, whole_directory, whole_file
+from jaxpref.runs.directory import check_run_directory
+
+
+def test_a_source_is_refused_under_every_name(tmp_path, monkeypatch):
+    source = tmp_path / "models" / "base"
+    source.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(source)
+    monkeypatch.chdir(tmp_path / "models")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = [source, "base", "../models/base", "~/models/base", tmp_path / "link", tmp_path / "models", "."]
+    for name in names:
+        with pytest.raises(InputError, match="would replace"):
+            check_destination(name, "a place", sources=[source], foreign=lambda path: [])
+    for name in (source / "inside", tmp_path / "models2", "bas"):
+        check_destination(name, "a place", sources=[source, "pkg://some/model", "org/name"])
+
+
+def test_what_is_foreign_is_named_and_only_what_exists_is_asked(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match="a new file\n.*thesis.tex exists\n"):
+        check_destination(tmp_path / "thesis.tex", "a new file")
+    with pytest.raises(InputError, match="holds thesis.tex"):
+        check_destination(tmp_path, "a place", foreign=lambda path: [file.name for file in path.iterdir()])
+    new = check_destination(tmp_path / "new", "a place", foreign=lambda path: 1 / 0)
+    assert new == tmp_path / "new" and not new.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_behind_a_symbolic_link_the_target_is_written(kind, tmp_path):
+    target, link = tmp_path / "disk" / "target", tmp_path / "link"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    for text in ("first", "second"):
+        if kind == "file":
+            with whole_file(link) as partial:
+                partial.write_text(text)
+        else:
+            with whole_directory(link) as partial:
+                (partial / "inside").write_text(text)
+        assert (target if kind == "file" else target / "inside").read_text() == text
+    assert link.is_symlink() and [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+def test_generated_rows_replace_only_themselves(tmp_path):
+    for _ in range(2):
+        synthetic.write(tmp_path, 60, 0)
+    with pytest.raises(InputError, match="train.jsonl exists"):
+        synthetic.write(tmp_path, 60, 1)
+    (tmp_path / "train.jsonl").unlink()
+    (tmp_path / "test.jsonl").write_text("mine")
+    with pytest.raises(InputError, match="test.jsonl exists"):
+        synthetic.write(tmp_path, 60, 0)
+    assert not (tmp_path / "train.jsonl").exists()
+
+
+def test_statistics_are_told_from_other_json(tmp_path):
+    file = tmp_path / "x.statistics.json"
+    for text in ("{", "[1]", '{"a": 1}', '{"a": {"b": 1}}'):
+        file.write_text(text)
+        assert _no_statistics(file) == [file.name]
+    file.write_text('{"help": {"mean": 0, "std": 1, "low": -1, "high": 1}}')
+    assert _no_statistics(file) == []
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "data.txt", "metrics.jsonl"])
+def test_a_run_writes_over_no_file_of_others(file, tmp_path):
+    check_run_directory(tmp_path / "new")
+    (tmp_path / "log.txt").touch()  # as nohup writes it
+    check_run_directory(tmp_path)
+    (tmp_path / file).write_text("mine")
+    with pytest.raises(InputError, match=f"{file} exists"):
+        check_run_directory(tmp_path)
