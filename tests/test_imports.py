@@ -6,8 +6,8 @@ import pytest
 
 from jaxpref import cli
 from jaxpref.errors import InputError
-from jaxpref.imports import import_named
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
+from jaxpref.objectives.user_code import import_named
 from jaxpref.rewards import open_reward
 
 OBJECTIVE = """

@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from jaxpref.errors import InputError
-from jaxpref.imports import import_named
 from jaxpref.objectives.contract import NOT_DATA, Needs, Transform
 from jaxpref.objectives.part import Part, group_kinds
+from jaxpref.objectives.user_code import import_named
 
 
 def bind(

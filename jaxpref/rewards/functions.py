@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpref.errors import InputError
-from jaxpref.imports import import_named
+from jaxpref.objectives.user_code import import_named
 from jaxpref.rewards.reward import Reward
 from jaxpref.types import Group
 
