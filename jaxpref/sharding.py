@@ -83,4 +83,4 @@ def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
 
 def row_ways(mesh: Mesh) -> int:
     """How many ways the rows of a micro-batch are split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.prod(mesh.shape[axis] for axis in LOGICAL["rows"])

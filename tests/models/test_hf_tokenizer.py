@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 from test_hf import SPEC, random_params, save
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
@@ -178,4 +179,20 @@ def test_a_cut_file_is_named(tmp_path):
     file = directory / "tokenizer.json"
     file.write_text(file.read_text()[:500])
     with pytest.raises(InputError, match="model/tokenizer.json"):
+        load_tokenizer(directory)
+
+
+# ---- code in the directory
+
+
+def test_code_of_the_directory_is_never_run_nor_asked_about(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    directory = tmp_path
+    tiny.make_tokenizer().save_pretrained(directory)
+    (directory / "config.json").write_text('{"model_type": "llama"}')
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "MineTokenizer", "auto_map": {"AutoTokenizer": ["mine.Mine", "mine.Mine"]}}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    (directory / "mine.py").write_text("raise SystemExit('ran')\n")
+    with pytest.raises(InputError, match="without code from the directory"):
         load_tokenizer(directory)

@@ -36,10 +36,22 @@ def load_tokenizer(directory: Path) -> Any:
         )
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if not (directory / _FILE).is_file():
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    backend = _read_backend(directory / _FILE)
-    of_class = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    backend = None
+    if (directory / _FILE).is_file():
+        backend = _read_backend(directory / _FILE)
+    try:
+        # Asked about code in the directory, transformers would run it on a "y": it is never run.
+        of_class = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except ValueError as error:
+        raise InputError(
+            "a tokenizer that transformers reads without code from the directory",
+            f"{directory}: {str(error).splitlines()[0]}",
+            "save it as a fast tokenizer (tokenizer.json) of a class that transformers has",
+        ) from error
+    if backend is None:
+        return of_class
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     # The class has defaults for what the directory does not name.
     defaults: dict[str, Any] = {"padding_side": of_class.padding_side}
