@@ -1,5 +1,6 @@
 """Files and directories that are written whole or not at all, and only where nothing is lost."""
 
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 from jaxpref.errors import InputError
 
 
-def its_name(path: Path) -> list[str]:
+def _its_name(path: Path) -> list[str]:
     """Of a path that must be new: whatever exists there is foreign."""
     return [path.name]
 
@@ -18,7 +19,7 @@ def check_destination(
     expected: str,
     *,
     sources: Iterable[str | Path] = (),
-    foreign: Callable[[Path], Collection[str]] = its_name,
+    foreign: Callable[[Path], Collection[str]] = _its_name,
 ) -> Path:
     """A file or directory that is about to be written, `~` expanded.
 
@@ -52,12 +53,13 @@ def check_destination(
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Gives a path to write to, whose file takes the place of `path` at the end.
 
-    After an error, or a crash, `path` is what it was.  Its directory is made if missing.  Where
-    `path` is a symbolic link, what it points to is replaced.
+    After an error, or a crash, `path` is what it was; of two processes that write it at once the
+    last one counts.  Its directory is made if missing.  Where `path` is a symbolic link, what it
+    points to is replaced.
     """
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
         partial.replace(path)
@@ -69,6 +71,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def whole_directory(path: str | Path) -> Iterator[Path]:
     """The same for a directory; what `path` held before is replaced."""
     path = Path(path).resolve()
+    old = _kept(path)
+    if old.exists() and not path.exists():  # a process was killed between the two renamings
+        old.rename(path)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)
@@ -79,8 +84,13 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _kept(path: Path) -> Path:
+    """Where a directory is while another takes its name."""
+    return path.with_name(f".{path.name}.old")
+
+
 def _replace_directory(new: Path, path: Path) -> None:
-    old = path.with_name(f".{path.name}.old")
+    old = _kept(path)
     shutil.rmtree(old, ignore_errors=True)
     if not path.exists():
         new.rename(path)

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -79,6 +80,18 @@ def vocab_ways(mesh: Mesh) -> int:
 def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
     """Rows over `data` and `fsdp`, after `leading` unsharded dimensions (the micro-batches)."""
     return NamedSharding(mesh, P(*(None,) * leading, LOGICAL["rows"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, P())
+
+
+def place(x: Any, sharding: NamedSharding) -> jax.Array:
+    """A host array onto the mesh, each process giving what its devices hold."""
+    return jax.make_array_from_callback(
+        np.shape(x), sharding, lambda index: np.asarray(x[index], order="C")
+    )
 
 
 def row_ways(mesh: Mesh) -> int:

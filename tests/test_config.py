@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -156,6 +158,28 @@ def test_an_empty_file_is_the_defaults(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("# nothing yet\n")
     assert load_config(file) == Config()
+
+
+def test_override_of_one_item_of_a_list(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("objective:\n  - {name: dpo, beta: 0.1}\n  - {name: sft, weight: 0.2}\n")
+    config = load_config(path, ["objective.0.beta=0.3", "objective.1.weight=0.5"])
+    assert config.objective == [{"name": "dpo", "beta": 0.3}, {"name": "sft", "weight": 0.5}]
+    assert "objective[2]" in problems(path=path, overrides=["objective.2.beta=0.3"])
+
+
+def test_python_values_that_stand_for_plain_ones():
+    config = make_config(
+        {
+            "out": Path("runs") / "mine",
+            "optim": {"learning_rate": np.float32(0.5), "warmup_steps": np.int64(3)},
+            "objective": ({"name": "dpo"},),
+        }
+    )
+    assert (config.out, config.optim.learning_rate, config.optim.warmup_steps) == ("runs/mine", 0.5, 3)
+    assert config.objective == [{"name": "dpo"}]
+    said = problems({"objective": [{"name": lambda policy: policy}]})
+    assert "function" in said and "objective=[...]" in said
 
 
 def test_overrides_that_are_none():

@@ -78,3 +78,25 @@ def test_a_run_writes_over_no_file_of_others(file, tmp_path):
     (tmp_path / file).write_text("mine")
     with pytest.raises(InputError, match=f"{file} exists"):
         check_run_directory(tmp_path)
+
+
+def test_two_that_write_one_file_at_once_leave_one_whole_file(tmp_path, monkeypatch):
+    path = tmp_path / "cache.npz"
+    with whole_file(path) as slow:
+        slow.write_text("half")
+        monkeypatch.setattr("os.getpid", lambda: -1)  # another process
+        with whole_file(path) as fast:
+            fast.write_text("of the other")
+        assert path.read_text() == "of the other"
+        slow.write_text("of the last one")
+    assert path.read_text() == "of the last one" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_directory_survives_a_kill_between_the_two_renamings(tmp_path):
+    """Killed there, its name is free and the old one lies beside it: the next write, failed or not, brings it back."""
+    path = tmp_path / "model"
+    (tmp_path / ".model.old").mkdir()
+    (tmp_path / ".model.old" / "weights").write_text("old")
+    with pytest.raises(KeyboardInterrupt), whole_directory(path):
+        raise KeyboardInterrupt
+    assert (path / "weights").read_text() == "old" and list(tmp_path.iterdir()) == [path]

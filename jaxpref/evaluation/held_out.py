@@ -7,13 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.directory import load_run, open_run
 from jaxpref.runs.feed import batches, make_loader, own_steps, read_data
+from jaxpref.sharding import replicated
 from jaxpref.step.batch_loss import finish_metrics
 from jaxpref.step.train_step import make_eval_step
 from jaxpref.types import EncodedGroup
@@ -37,7 +36,7 @@ class Evaluator:
         self._pieces = pieces
         self._loader = make_loader(pieces, groups, training=False)
         step = make_step(pieces.loss_spec(self._loader.layout, kind))
-        self._step = jax.jit(step, out_shardings=NamedSharding(pieces.mesh, P()))
+        self._step = jax.jit(step, out_shardings=replicated(pieces.mesh))
 
     def __call__(self, params: Any, ref_params: Any, running: Any) -> dict[str, float]:
         """`eval/...` means over all groups.

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxpref.data.loader import Loader
 from jaxpref.models.logprobs import Logps, sums_of_completions
 from jaxpref.runs.feed import batches, own_steps
+from jaxpref.sharding import replicated
 from jaxpref.step.batch_loss import LossSpec, all_logps, group_values
 from jaxpref.step.micro_batches import whole_batch
 from jaxpref.types import Batch, EncodedGroup
@@ -62,7 +61,7 @@ def gather(
 
     Returns: the sums that `batch_loss.finish_metrics` takes; the records in the groups' order.
     """
-    step = jax.jit(make_record_step(loss_spec), out_shardings=NamedSharding(mesh, P()))
+    step = jax.jit(make_record_step(loss_spec), out_shardings=replicated(mesh))
     total, parts = None, []
     with jax.set_mesh(mesh):
         for _, batch, micro_batches in batches(own_steps(loader, mesh), mesh):

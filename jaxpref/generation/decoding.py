@@ -4,7 +4,7 @@ All R rows of a batch use the same positions of the KV cache.  Prompts without t
 right before one cache position (shorter ones have padding in front, which nothing attends to); the
 loop reads the last prompt token at that position and each new token at the next one.  It is rounded
 up, so that few shapes are compiled.
-In `Rows`, L counts the new tokens that a row has room for.
+In `BatchInProgress`, L counts the new tokens of a row.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,14 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from jaxpref.generation.sampling import Sampling, choose, row_keys
 from jaxpref.models.chunked_head import logits
 from jaxpref.models.model import Model
 from jaxpref.models.transposed import in_rows
-from jaxpref.sharding import constrain, row_ways
+from jaxpref.sharding import constrain, place, replicated, row_ways
 
 CHUNK = 256
 """Prompt tokens of a row that are read at a time."""
@@ -210,13 +209,7 @@ class Generator:
         return batch, np.int32(length)
 
     def _put(self, x: Any) -> jax.Array:
-        return on_every_device(x, self._mesh)
-
-
-def on_every_device(x: np.ndarray, mesh: Mesh) -> jax.Array:
-    """A host array whole on every device of the mesh; programs take of it what they need."""
-    replicated = NamedSharding(mesh, P())
-    return jax.make_array_from_callback(np.shape(x), replicated, lambda index: x[index])
+        return place(x, replicated(self._mesh))
 
 
 # The model's functions are static arguments, so that another Generator of the same model compiles

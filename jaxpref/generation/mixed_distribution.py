@@ -15,8 +15,6 @@ Over whole answers this is near the optimum, not the optimum, even under the rev
 prod_i pi_i(y)^w_i normalised once, and here every token is normalised by a sum that depends on the
 tokens before it.  The two agree where rewards add up over tokens and later tokens do not depend on
 earlier ones; benchmarks/bandit_front.py measures both.
-
-N counts policies in this module.
 """
 
 import math

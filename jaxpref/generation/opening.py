@@ -14,7 +14,6 @@ from jaxpref.generation.decoding import (
     DecodingModel,
     decodes_unstacked,
     decoding_model,
-    on_every_device,
 )
 from jaxpref.generation.mixed_distribution import Rule
 from jaxpref.generation.mixing import Mix, mixture_of
@@ -23,6 +22,7 @@ from jaxpref.models.model import Model
 from jaxpref.models.spec import ModelSpec
 from jaxpref.runs.build import Pieces
 from jaxpref.runs.directory import is_run
+from jaxpref.sharding import place, replicated
 
 
 class MixedModels(NamedTuple):
@@ -171,4 +171,4 @@ def _find_sources(paths: Sequence[str | Path], step: str, overrides: Sequence[st
 
 
 def _weights_on(mesh: Mesh, weights: Sequence[float]) -> Any:
-    return on_every_device(np.array(weights, np.float32), mesh)
+    return place(np.array(weights, np.float32), replicated(mesh))

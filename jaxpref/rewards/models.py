@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxpref.config import Config
 from jaxpref.data.encode import check_known_tokens
@@ -29,7 +27,7 @@ from jaxpref.runs.directory import load_run, open_run, run_params
 from jaxpref.runs.feed import batches, check_positions, own_steps, row_layout
 from jaxpref.runs.params import load_params, reference_params
 from jaxpref.settings import load_config, make_config, to_dict
-from jaxpref.sharding import row_ways
+from jaxpref.sharding import replicated, row_ways
 from jaxpref.step.batch_loss import LossSpec, all_logps
 from jaxpref.step.micro_batches import whole_batch
 from jaxpref.types import EncodedGroup, Group
@@ -307,7 +305,7 @@ def _runner(
             logps, ref = all_logps(loss_spec, params, ref_params, batch, micro_batches)
             return whole_batch(batch).row_id_RG.reshape(-1), of_logps(logps, ref)
 
-        return jax.jit(step, out_shardings=NamedSharding(pieces.mesh, P()))
+        return jax.jit(step, out_shardings=replicated(pieces.mesh))
 
     def run(groups: Sequence[EncodedGroup]) -> dict[tuple[bytes, bytes], float]:
         if not groups:

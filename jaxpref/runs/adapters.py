@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxpref.config import AdapterConfig, Config
@@ -15,6 +14,7 @@ from jaxpref.models.parameters import LORA
 from jaxpref.models.placement import param_shardings
 from jaxpref.models.quantize import Quantisation
 from jaxpref.models.spec import ModelSpec
+from jaxpref.sharding import place
 
 BASE = "base"
 """As `reference.adapter`: the frozen weights without an adapter."""
@@ -76,10 +76,5 @@ def read_adapter(path: str, spec: LoraSpec, model: ModelSpec, mesh: Mesh) -> Any
     own, tree = peft.load_adapter(path, model)
     if own.scale != spec.scale:
         tree = peft.rescaled(tree, own.scale / spec.scale)
-
-    def place(x, sharding):
-        return jax.make_array_from_callback(
-            x.shape, sharding, lambda index: np.ascontiguousarray(x[index])
-        )
 
     return jax.tree.map(place, {LORA: tree}, param_shardings({LORA: tree}, mesh))[LORA]

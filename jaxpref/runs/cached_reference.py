@@ -149,7 +149,7 @@ def cached_logps(
             logps_BK[b, :completions] = np.asarray(computed[groups[b].row_id])[:completions]
             known |= dict(zip(keys[b], logps_BK[b], strict=False))
         if first:
-            _write(path, known)
+            _write(path, _read(path) | known)  # another run may have added some meanwhile
     return [tuple(map(float, logps_BK[b, : len(row)])) for b, row in enumerate(keys)], len(missing)
 
 

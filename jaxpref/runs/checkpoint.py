@@ -43,7 +43,7 @@ class BestRule:
         is_loss = name == LOSS or name.startswith(f"{LOSS}/")
         return "min" if is_loss else "max"
 
-    def score(self, metrics: Mapping[str, float]) -> float:
+    def rank(self, metrics: Mapping[str, float]) -> float:
         """A number that is higher the better.  Errors: KeyError without the metric that decides."""
         name = self.deciding(metrics)
         if name is None:
@@ -75,11 +75,11 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         self._best = best
         keep_best = policies.BestN(
-            get_metric_fn=best.score, n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=best.rank, n=1, keep_checkpoints_without_metrics=False
         )
         options = ocp.CheckpointManagerOptions(
             # What is kept is decided by the policy alone, but without this no metrics are written.
-            best_fn=best.score,
+            best_fn=best.rank,
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), keep_best]),
             cleanup_tmp_directories=not read_only,
             create=not read_only,
@@ -117,12 +117,12 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Step of the best one that is still there; None when none has the metric."""
-        scored = []
+        ranked = []
         for step in self._manager.all_steps():
             metrics = self._metrics(step)
             if metrics is not None:
-                scored.append((self._best.score(metrics), step))
-        return max(scored)[1] if scored else None
+                ranked.append((self._best.rank(metrics), step))
+        return max(ranked)[1] if ranked else None
 
     def about_best(self) -> str:
         """Which step is the best and by which metric, in words."""

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxpref.config import Config, ReferenceConfig
 from jaxpref.errors import InputError
@@ -23,6 +21,7 @@ from jaxpref.runs.build import Pieces, make_decoder, param_shapes
 from jaxpref.runs.checkpoint import BestRule, Checkpoints, find_step
 from jaxpref.runs.params import load_params, reference_params, runs_reference, with_adapter
 from jaxpref.settings import load_config
+from jaxpref.sharding import replicated
 from jaxpref.step.batch_loss import init_running
 from jaxpref.step.policy import split
 
@@ -137,7 +136,7 @@ def run_state(
         params = jax.tree.map(lambda x: laid_out(x, x.sharding), trained)
     like = {"params": params}
     if objective:
-        everywhere = NamedSharding(pieces.mesh, P())
+        everywhere = replicated(pieces.mesh)
         running = jax.eval_shape(lambda: init_running(pieces.parts))
         like["running"] = jax.tree.map(lambda x: laid_out(x, everywhere), running)
         if pieces.moving:

@@ -5,8 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from jaxpref.data.dataset import DataReport, common_columns, load_groups
 from jaxpref.data.encode import check_known_tokens
@@ -16,12 +15,12 @@ from jaxpref.errors import InputError
 from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives import asked_logps, check_columns, group_kinds
 from jaxpref.runs.build import Pieces
-from jaxpref.sharding import batch_sharding, row_ways
+from jaxpref.sharding import batch_sharding, place, replicated, row_ways
 from jaxpref.step.batch_loss import REFERENCE_COLUMN
 from jaxpref.types import Batch, EncodedGroup
 
 EXTRA_COLUMN = "extra_refs"
-"""Data column [R, G, K, N] of log-probs under the models of `reference.extra`."""
+"""Data column [R, G, K, O] of log-probs under the models of `reference.extra`."""
 
 
 def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataReport]:
@@ -65,8 +64,8 @@ def check_positions(groups: Sequence[EncodedGroup], spec: ModelSpec) -> None:
             raise InputError(
                 f"prompt and completion within the model's {spec.longest_sequence} positions",
                 f"{group.where}: {tokens} tokens",
-                f"shorten or remove the row, or set max_length to {spec.longest_sequence} or less: "
-                "`truncation` says whether longer rows are cut or dropped",
+                "shorten or remove the row, or set data.max_length to "
+                f"{spec.longest_sequence} or less: data.truncation cuts or drops longer rows",
             )
 
 
@@ -125,18 +124,12 @@ def batches(steps: Iterator[Step], mesh: Mesh) -> Iterator[tuple[Step, Batch, ja
 
     Returns: (step, its arrays [T, R, ...], how many of the T micro-batches are in use).
     """
+    whole = replicated(mesh)
     for step in steps:
-        yield step, put_batch(step.batch, mesh), put_scalar(step.micro_batches, mesh)
+        yield step, put_batch(step.batch, mesh), place(np.int32(step.micro_batches), whole)
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Arrays [T, R, ...] onto the mesh, each process giving the rows that it holds."""
     sharding = batch_sharding(mesh, leading=1)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch
-    )
-
-
-def put_scalar(value: int, mesh: Mesh) -> jax.Array:
-    replicated = NamedSharding(mesh, P())
-    return jax.make_array_from_callback((), replicated, lambda _: np.int32(value))
+    return jax.tree.map(lambda x: place(x, sharding), batch)

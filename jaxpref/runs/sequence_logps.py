@@ -6,13 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from jaxpref.data.loader import Loader
 from jaxpref.runs.build import Pieces
 from jaxpref.runs.feed import batches, row_layout
-from jaxpref.sharding import row_ways
+from jaxpref.sharding import replicated, row_ways
 from jaxpref.step.batch_loss import summed_logps
 from jaxpref.step.train_step import make_logp_step
 from jaxpref.types import Batch, EncodedGroup
@@ -54,4 +53,4 @@ def compute_logps(
 
 @functools.lru_cache(maxsize=8)  # another policy on the same groups compiles nothing
 def _compiled(sums: Callable, lengths: tuple[int, ...], mesh: Mesh) -> Callable:
-    return jax.jit(make_logp_step(sums, lengths=lengths), out_shardings=NamedSharding(mesh, P()))
+    return jax.jit(make_logp_step(sums, lengths=lengths), out_shardings=replicated(mesh))

@@ -1,5 +1,6 @@
 """Settings that are each valid but do not fit together, each told in one sentence."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -61,9 +62,15 @@ def _batches(config: Config) -> Iterator[str]:
             f"data.row_length={data.row_length} is not a multiple of "
             f"model.attention_block={block}{times}"
         )
-    micro_rows, ways = config.train.micro_rows, config.mesh.data * config.mesh.fsdp
-    if micro_rows is not None and micro_rows % ways:
-        yield (f"train.micro_rows={micro_rows} is not a multiple of mesh.data * mesh.fsdp = {ways}")
+    if config.train.micro_rows is not None:
+        from jaxpref.sharding import LOGICAL  # needs jax, which `--help` should not wait for
+
+        axes = LOGICAL["rows"]
+        ways = math.prod(getattr(config.mesh, axis) for axis in axes)
+        if config.train.micro_rows % ways:
+            product = " * ".join(f"mesh.{axis}" for axis in axes)
+            given = f"train.micro_rows={config.train.micro_rows}"
+            yield f"{given} is not a multiple of {product} = {ways}"
 
 
 def _adapter(config: Config) -> Iterator[str]:

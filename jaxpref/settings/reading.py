@@ -3,11 +3,13 @@
 import dataclasses
 import difflib
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
@@ -39,7 +41,12 @@ def merged_settings(path: str | Path | None, overrides: Sequence[str]) -> dict[s
     if bare:
         raise InputError("overrides like optim.learning_rate=1e-6", f"{bare}", "write key=value")
     try:
-        merged = OmegaConf.merge(raw, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.create(raw)
+        for item in overrides:
+            key, _, text = item.partition("=")
+            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+            # `update` reaches into lists: objective.0.beta=0.3
+            OmegaConf.update(merged, key, parsed["value"], merge=True, force_add=True)
         settings: Any = OmegaConf.to_container(merged, resolve=True)
         return settings
     except OmegaConfBaseException as error:
@@ -69,14 +76,16 @@ def _read(path: str | Path) -> dict[str, Any]:
 def make_config(
     raw: Mapping[str, Any], *, where: str = "configuration", own_data: bool = True
 ) -> Config:
-    """Config of a plain nested mapping; errors as in `load_config`.
+    """Config of a nested mapping; errors as in `load_config`.
+
+    Paths, tuples and numpy numbers count as the text, lists and numbers that they stand for.
 
     Args:
         own_data: whether data.train and data.eval are all the data that its runs will have.
     """
     adapter = TypeAdapter(Config)
     problems: list[str] = []
-    raw = _with_todays_names(raw)
+    raw = _with_todays_names(_as_json(raw, where))
     try:
         config = adapter.validate_json(json.dumps(raw))
     except ValidationError as error:
@@ -96,6 +105,23 @@ def make_config(
             "change or remove the keys listed; `jaxpref train --help` says what each key means",
         )
     return config
+
+
+def _as_json(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The settings as a YAML file would hold them.  Errors: InputError for what none can hold."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        if isinstance(value, np.generic):
+            return value.item()
+        raise InputError(
+            "settings of text, numbers, lists and mappings",
+            f"{where}: {value!r:.200} of {type(value).__name__}",
+            "give what a YAML file could hold; functions go to jaxpref.train(objective=[...])",
+        )
+
+    return json.loads(json.dumps(raw, default=plain))
 
 
 def _with_todays_names(raw: Mapping[str, Any]) -> Mapping[str, Any]:

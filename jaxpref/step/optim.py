@@ -112,7 +112,7 @@ def _adafactor(schedule: optax.Schedule, vocab: int | None) -> optax.GradientTra
         """
 
         def leaf(path, x):
-            padded = vocab is not None and leaf_path(path).endswith(VOCAB_LEAVES)
+            padded = vocab is not None and leaf_path(path) in VOCAB_LEAVES
             return x * (x.shape[0] / vocab) ** (sign / 2) if padded else x
 
         return jax.tree_util.tree_map_with_path(leaf, tree)

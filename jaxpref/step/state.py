@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from jaxpref.models.parameters import cast_for_products, leaf_path
 from jaxpref.models.placement import param_shardings
 from jaxpref.objectives import Part
+from jaxpref.sharding import replicated
 from jaxpref.step.batch_loss import init_running
 from jaxpref.step.policy import Frozen
 
@@ -99,7 +99,7 @@ def state_shardings(shapes: TrainState, mesh: Mesh) -> TrainState:
         (leaf_path(path), leaf.shape): sharding
         for (path, leaf), sharding in zip(params, shardings, strict=True)
     }
-    replicated = NamedSharding(mesh, P())
+    whole = replicated(mesh)
 
     def sharding(path, leaf):
         # A moment's path ends as its parameter's does: opt_state/0/mu/layers/attention/q.
@@ -108,6 +108,6 @@ def state_shardings(shapes: TrainState, mesh: Mesh) -> TrainState:
             parameter = "/".join(names[i:]), leaf.shape
             if parameter in of_params:
                 return of_params[parameter]
-        return replicated
+        return whole
 
     return jax.tree_util.tree_map_with_path(sharding, shapes)

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from jaxpref.config import TrainConfig
 from jaxpref.data.loader import Loader, Step
@@ -22,6 +21,7 @@ from jaxpref.errors import InputError
 from jaxpref.runs.checkpoint import BestRule, Checkpoints
 from jaxpref.runs.feed import batches, own_steps
 from jaxpref.runs.metrics import Window
+from jaxpref.sharding import replicated
 from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState
 from jaxpref.training.preemption import Preempted, TermFlag
@@ -33,7 +33,7 @@ Values = dict[str, Any]
 
 
 class NotFiniteError(RuntimeError):
-    """Loss or gradient became NaN or infinite; the last checkpoint is untouched."""
+    """Loss, gradient or evaluation became NaN or infinite; the last checkpoint is untouched."""
 
 
 @dataclass(frozen=True)
@@ -221,11 +221,17 @@ class _Loop:
         values = self.training.evaluate(self.state)
         self.writers.write(step, values)
         best = self.training.best
-        if best.deciding(values) is None:
+        name = best.deciding(values)
+        if name is None:
             raise InputError(
                 "a metric of the evaluation",
                 f"train.best_metric={best.metric}",
                 f"set it to one of {', '.join(sorted(values))}",
+            )
+        if not np.isfinite(values[name]).all():  # it would count as the best
+            raise NotFiniteError(
+                f"the evaluation after step {step}: {name}={values[name]}. The last checkpoint is "
+                "untouched; lower optim.learning_rate, or look at the held-out rows."
             )
         return values
 
@@ -243,8 +249,8 @@ def _compile(
     training: Training, state: TrainState, batch: Batch, micro_batches: jax.Array
 ) -> Callable:
     """The step compiled ahead of time: another shape is then an error, not a second compile."""
-    replicated = NamedSharding(training.mesh, P())
-    step = jax.jit(training.step, donate_argnums=0, out_shardings=(training.shardings, replicated))
+    whole = replicated(training.mesh)
+    step = jax.jit(training.step, donate_argnums=0, out_shardings=(training.shardings, whole))
     if any(x.dtype.name.endswith("int4") for x in jax.tree.leaves(training.frozen)):
         return step  # jax 0.10 passes arrays of 4 bits to no program compiled ahead of time
     return step.lower(state, training.frozen, batch, micro_batches).compile()

@@ -186,3 +186,14 @@ def test_what_does_not_fit_is_refused(whole, tmp_path):
         run(tmp_path / "other", best=BestRule("eval/loss"))
     with pytest.raises(InputError, match="of 11 tokens(.|\n)*it has 12 now"):
         run(tiny.copy_run(whole[0], tmp_path / "copy"), vocabulary=12)
+
+
+def test_an_evaluation_that_is_not_finite_stops_the_run_before_it_counts_as_the_best(tmp_path):
+    good = describe(tmp_path / "run")
+
+    def evaluate(state):
+        return good.evaluate(state) | ({"eval/distance": float("nan")} if state.step == 3 else {})
+
+    with pytest.raises(NotFiniteError, match="the evaluation after step 3: eval/distance=nan"):
+        loop.run(dataclasses.replace(good, evaluate=evaluate), lambda *_: None)
+    assert describe(tmp_path / "run").checkpoints.steps() == [2]
