@@ -44,11 +44,13 @@ def load_tokenizer(directory: Path) -> Any:
         of_class = AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
-    except ValueError as error:
+    except (ImportError, KeyError, OSError, ValueError) as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(
-            "a tokenizer that transformers reads without code from the directory",
-            f"{directory}: {str(error).splitlines()[0]}",
-            "save it as a fast tokenizer (tokenizer.json) of a class that transformers has",
+            "a tokenizer that transformers reads, without code from the directory",
+            f"{directory}: {said}",
+            "save it as a fast tokenizer (tokenizer.json) of a class that transformers has; one "
+            "with tokenizer.model alone needs the package sentencepiece",
         ) from error
     if backend is None:
         return of_class
