@@ -196,3 +196,11 @@ def test_code_of_the_directory_is_never_run_nor_asked_about(tmp_path, monkeypatc
     (directory / "mine.py").write_text("raise SystemExit('ran')\n")
     with pytest.raises(InputError, match="without code from the directory(.|\n)*ValueError: "):
         load_tokenizer(directory)
+
+
+def test_settings_without_a_vocabulary_are_no_tokenizer(tmp_path):
+    """transformers makes an empty tokenizer of them, without a word."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}')
+    with pytest.raises(InputError, match="the vocabulary of a tokenizer"):
+        load_tokenizer(tmp_path)

@@ -53,6 +53,7 @@ def load_tokenizer(directory: Path) -> Any:
             "with tokenizer.model alone needs the package sentencepiece",
         ) from error
     if backend is None:
+        _check_vocabulary(of_class, directory)
         return of_class
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     # The class has defaults for what the directory does not name.
@@ -76,6 +77,17 @@ def _read_backend(file: Path) -> Tokenizer:
             f"{file}: {error}",
             "copy or download the file again",
         ) from error
+
+
+def _check_vocabulary(tokenizer: Any, directory: Path) -> None:
+    """Refuses a tokenizer without tokens of text, which transformers makes of a missing file."""
+    special = {*tokenizer.all_special_tokens, "▁"}
+    if not tokenizer.get_vocab().keys() - special:
+        raise InputError(
+            f"the vocabulary of a tokenizer, as {_FILE} or tokenizer.model",
+            f"{directory} has neither, and its settings alone give {len(special)} special tokens",
+            "copy or download that file too",
+        )
 
 
 def _check_ids(tokenizer: Any, backend: Tokenizer, directory: Path) -> None:
