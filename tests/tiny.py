@@ -1,6 +1,7 @@
 """A model directory and preference data small enough to train on in seconds; used by the tests of whole runs."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -226,6 +227,11 @@ def stored_state(out: Path, step: int) -> dict:
 
     with ocp.StandardCheckpointer() as reader:
         return reader.restore(Path(out).absolute() / "checkpoints" / str(step) / "state")
+
+
+def xla_flags(devices: int) -> str:
+    """For another process: so many virtual devices, and the flags given from outside, as an instruction set."""
+    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"  # the last one counts
 
 
 def copy_run(source: Path, to: Path) -> Path:

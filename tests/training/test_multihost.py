@@ -60,7 +60,7 @@ def train_in(count, config, folder, cache):
     """Runs the config in `count` processes with 4 devices in all; returns what each of them saw."""
     path, port = tiny.write_config(config, folder / "config.yaml"), free_port()
     env = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
+        "XLA_FLAGS": tiny.xla_flags(4 // count),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

@@ -174,7 +174,7 @@ sys.exit(cli.main(["train", *sys.argv[1:]]))
 
 def start(path: Path, cache: Path) -> subprocess.Popen:
     env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": tiny.xla_flags(1),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
