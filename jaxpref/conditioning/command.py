@@ -24,8 +24,7 @@ from jaxpref.conditioning import (
     score_statistics,
 )
 from jaxpref.conditioning.prompts import Prompt
-from jaxpref.data.forms import FORMATS
-from jaxpref.data.rewrite import Source, check_out, write_lines
+from jaxpref.data.rewrite import Source, add_source_arguments, check_out, write_lines
 from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_file
 from jaxpref.settings import named, numbers
@@ -77,14 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="metaalign: words for a score",
     )
     add("--words", help="metaalign, for answers: the preference")
-    add("--split", default="train", help="of a path that has several (default train)")
-    add("--format", default="auto", choices=FORMATS, help="of the rows (default auto)")
-    add(
-        "--on-bad-row",
-        default="error",
-        choices=["error", "drop"],
-        help="drop unusable rows and count them",
-    )
+    add_source_arguments(parser)
 
 
 def _cdpo_arguments(parser: argparse.ArgumentParser) -> None:

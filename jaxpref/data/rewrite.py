@@ -1,5 +1,6 @@
 """Data sets that are read, and written again with something added to their rows."""
 
+import argparse
 import dataclasses
 import gzip
 import json
@@ -10,6 +11,7 @@ from typing import Any
 
 from jaxpref.config import DataConfig
 from jaxpref.data.columns import own_columns
+from jaxpref.data.forms import FORMATS
 from jaxpref.data.kinds import kind_of_row, read_group
 from jaxpref.data.sources import read_rows, split_of
 from jaxpref.errors import InputError, RowError
@@ -40,6 +42,19 @@ def configured(data: DataConfig, paths: Sequence[str], side: str) -> Source:
     """Paths that are read as a run's training or held-out data are."""
     split = data.train_split if side == "train" else data.eval_split
     return Source(paths, split, data.format, data.on_bad_row)
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that say how a command reads a `Source`."""
+    add = parser.add_argument
+    add("--split", default="train", help="of a path that has several (default train)")
+    add("--format", default="auto", choices=FORMATS, help="of the rows (default auto)")
+    add(
+        "--on-bad-row",
+        default="error",
+        choices=["error", "drop"],
+        help="drop unusable rows and count them",
+    )
 
 
 def rows_of(source: Source) -> Iterator[tuple[dict, str, str]]:

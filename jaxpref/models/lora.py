@@ -52,7 +52,7 @@ class LoraSpec:
     rslora: bool = False
     """scale = alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski, arXiv 2312.03732)."""
     dora: bool = False
-    """Lengths and directions are learned apart (Liu et al., arXiv 2402.09353)."""
+    """Lengths and directions are learned separately (Liu et al., arXiv 2402.09353)."""
 
     @property
     def scale(self) -> float:

@@ -15,8 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from jaxpref.data.forms import FORMATS
-from jaxpref.data.rewrite import Source
+from jaxpref.data.rewrite import Source, add_source_arguments
 from jaxpref.data.truncation import TRUNCATIONS
 from jaxpref.errors import InputError
 from jaxpref.rewards import Reward, open_reward
@@ -75,14 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--replace", action="store_true", help="write over scores of the same names")
     add("--step", default="best", help="of runs: best (default), latest or a number")
-    add("--split", default="train", help="of a path that has several (default train)")
-    add("--format", default="auto", choices=FORMATS, help="of the rows (default auto)")
-    add(
-        "--on-bad-row",
-        default="error",
-        choices=["error", "drop"],
-        help="drop unusable rows and count them",
-    )
+    add_source_arguments(parser)
     add(
         "--max-length",
         type=int,

@@ -68,8 +68,8 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
         "GPT-2",
         where,
         defaults=DEFAULTS,
-        # Dropout, see above; of other heads; where the arithmetic is done; what the lengths say
-        # already.
+        # Dropout (unused, as the first lines say); settings of other heads; where the arithmetic is
+        # done; what the sizes say already.
         ignored=[
             "attn_pdrop",
             "embd_pdrop",
