@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -103,6 +104,8 @@ def _jobs(args: argparse.Namespace) -> dict[str, dict]:
         ),
         "8b-lora-8192": step("8b", 8192, lora=16),
         "1b-2048-remat-full": step("1b", 2048),
+        "1b-2048-remat-none": step("1b", 2048, remat="none"),
+        "1b-2048-32k": step("1b", 2048, remat="dots", run_tokens=32768),
         "135m-8192": step("135m", 8192, remat="dots"),
         "3b-8192": step("3b", 8192, run_tokens=8192),
     }
@@ -537,6 +540,7 @@ def _step(job: dict) -> dict:
 
             seconds = _times(one, job["repeats"])
             loss = float(one()["loss"])
+            kernels = _kernels(one, compiled.as_text())
     flops = step_flops(spec, item, reference=True, frozen=adapter is not None)
     taken, peak = median(seconds), peak_flops()
     work = {
@@ -552,8 +556,42 @@ def _step(job: dict) -> dict:
         "mfu": peak and flops / taken / peak,
         "peak_gib": _peak_gib(),
         "loss": loss,
+        "kernels": kernels,
     }
     return measured | _spread(seconds) | work
+
+
+def _kernels(one: Callable[[], Any], program: str, steps: int = 2) -> list[dict]:
+    """The kernels that take most of a step's device time, each with where in the model it is from.
+
+    Args:
+        one: takes a step.
+        program: text of the compiled step, whose instructions name their place in the model.
+    """
+    import jax
+    from jax.profiler import ProfileData
+
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(steps):
+                jax.block_until_ready(one())
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        planes = list(ProfileData.from_file(str(file)).planes)
+    on_device = [plane for plane in planes if plane.name.startswith("/device:")] or planes
+    places = dict(re.findall(r'%([\w.-]+) = .*op_name="([^"]*)"', program))
+    places = {name.replace(".", "_").replace("-", "_"): place for name, place in places.items()}
+    taken: dict[tuple[str, str], list[float]] = {}
+    for event in (e for plane in on_device for line in plane.lines for e in line.events):
+        operation = dict(event.stats).get("hlo_op")
+        if event.name.startswith("while") or (operation is None and on_device is planes):
+            continue  # what holds other kernels; on a CPU, the host's own events
+        place = places.get(str(operation or event.name).replace(".", "_").replace("-", "_"), "")
+        taken.setdefault((event.name, place), []).append(event.duration_ns)
+    order = sorted(taken.items(), key=lambda item: -sum(item[1]))
+    return [
+        {"kernel": name, "place": place, "ms": sum(ns) / steps / 1e6, "calls": len(ns) / steps}
+        for (name, place), ns in order[:80]
+    ]
 
 
 def _random(shapes: Any) -> Any:

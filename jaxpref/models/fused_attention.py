@@ -22,9 +22,9 @@ from jaxpref.models.spec import ModelSpec
 from jaxpref.sharding import logical_spec
 
 # Compute capability of an NVIDIA GPU, before the point -> tokamax's kernels; of several, the first
-# that takes the arguments.  It has `mosaic_gpu` kernels for 9 and 10 too; which are faster has to
-# be measured.
-KERNELS = {8: ("triton",), 9: ("triton",), 10: ("triton",), 12: ("triton",)}
+# that takes the arguments.  Measured for 9 (benchmarks/README.md); for 10 there are `mosaic_gpu`
+# kernels too, and which are faster there has to be measured.
+KERNELS = {8: ("triton",), 9: ("mosaic_gpu", "triton"), 10: ("triton",), 12: ("triton",)}
 
 
 class AttentionChoice(NamedTuple):
