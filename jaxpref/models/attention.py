@@ -18,6 +18,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+ATTENTION = "attention"
+"""Name of what the backward pass needs of this forward pass, by which remat can keep it."""
 
 MASKED = -1e30
 """Attention logit of a key that is not seen.
@@ -190,7 +194,8 @@ def _forward(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap):
 
 
 def _forward_saving(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap):
-    out, lse = _forward(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap)
+    both = _forward(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap)
+    out, lse = (checkpoint_name(x, ATTENTION) for x in both)
     return out, (q_RMJLH, k_RMLH, v_RMLH, mask, out, lse)
 
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxpref.models import experts, layers, parameters
 from jaxpref.models.lora import LoraSpec, adapted
@@ -18,6 +19,9 @@ from jaxpref.models.transposed import Transposed
 from jaxpref.sharding import constrain
 
 WEIGHT_INIT = nn.initializers.normal(0.02)
+
+PRODUCT = "product"
+"""Name of what products with weights give, by which remat can keep it."""
 
 
 class Shared(NamedTuple):
@@ -52,7 +56,7 @@ def _product(module, name: str, equation: str, x: jax.Array, *, bias: bool = Fal
     if bias:
         b = module.param(f"{name}_bias", nn.initializers.zeros, _shape(module, f"{name}_bias"))
         y = y + b.astype(jnp.float32)[None, None]
-    return y.astype(x.dtype)
+    return checkpoint_name(y.astype(x.dtype), PRODUCT)
 
 
 def _weight(module, name: str):

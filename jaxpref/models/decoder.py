@@ -18,8 +18,8 @@ from jax import lax
 
 from jaxpref.errors import InputError
 from jaxpref.models import kv_cache, layers
-from jaxpref.models.attention import Mask, attention
-from jaxpref.models.blocks import WEIGHT_INIT, Block, Carry, Norm, Shared
+from jaxpref.models.attention import ATTENTION, Mask, attention
+from jaxpref.models.blocks import PRODUCT, WEIGHT_INIT, Block, Carry, Norm, Shared
 from jaxpref.models.lora import TARGETS, LoraSpec
 from jaxpref.models.model import Model
 from jaxpref.models.parameters import LORA, SCALAR_HEADS
@@ -32,7 +32,9 @@ from jaxpref.sharding import constrain
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,  # keep everything: most memory
     "full": jax.checkpoint_policies.nothing_saveable,  # keep the layer's input only
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the weight products
+    # Keep the weight products and attention's outputs, by name: they are in functions with
+    # gradients of their own, into which the policies for dot products do not look.
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION),
 }
 
 _NO_WINDOW = 2**30  # more than any position

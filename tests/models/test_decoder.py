@@ -110,6 +110,22 @@ def test_gradients_do_not_depend_on_scan_or_remat():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, other)
 
 
+def test_remat_dots_keeps_products_and_attention():
+    """As many products in the program as without remat."""
+    source = open_checkpoint(GOLDEN / "llama_tiny")
+    params = source.load_params()
+    tokens = np.arange(16, dtype=np.int32)[None] % 100
+
+    def products(remat):
+        model = build_model(source.spec, attention_block=8, remat=remat)
+        function = lambda p: jnp.sum(jnp.sin(model.hidden(p, tokens, np.arange(16)[None], np.full((1, 16), 16))))
+        return str(jax.make_jaxpr(jax.grad(function))(params)).count("dot_general")
+
+    # Again: q, k, v, o, gate and up, and the logits and values of attention.
+    assert products("full") == products("none") + 8
+    assert products("dots") == products("none")
+
+
 def test_unknown_remat_is_refused():
     with pytest.raises(InputError, match="model.remat='some'"):
         build_model(open_checkpoint(GOLDEN / "llama_tiny").spec, remat="some")
