@@ -3,10 +3,11 @@
     python benchmarks/gpu.py --rows helpful-base.train.jsonl.gz --tokenizer DIRECTORY \\
         --out gpu.jsonl
 
-Every job is a process of its own with a time limit, the most telling first; its result is one JSON
-line, written when the job ends.  A table follows at the end.  See benchmarks/README.md.
+    python benchmarks/gpu.py table gpu.jsonl
 
-This has not been run on a GPU yet: only with --tiny, on a CPU.
+Every job is a process of its own with a time limit, the most telling first; its result is one JSON
+line, written when the job ends.  A table follows at the end; the second command prints it again.
+See benchmarks/README.md.
 """
 
 import argparse
@@ -137,6 +138,9 @@ def main() -> None:
     if len(sys.argv) == 3 and sys.argv[1] == "run":
         print(json.dumps(run(json.loads(sys.argv[2]))))
         return
+    if len(sys.argv) == 3 and sys.argv[1] == "table":
+        print(_tables(_read(sys.argv[2])))
+        return
     args = _arguments()
     jobs = _jobs(args)
     if args.jobs:
@@ -152,6 +156,12 @@ def main() -> None:
         Path(common["lengths"]).write_text(json.dumps(_lengths(args)))
         results = _run_jobs({name: job | common for name, job in jobs.items()}, args)
     print(_tables({name: results[name] for name in jobs}))
+
+
+def _read(path: str) -> dict[str, dict]:
+    """name -> result, of a file that --out wrote; of several runs of a job the last."""
+    lines = map(json.loads, Path(path).read_text().splitlines())
+    return {line.pop("job"): line for line in lines}
 
 
 def _run_jobs(jobs: dict[str, dict], args: argparse.Namespace) -> dict[str, dict]:

@@ -3,8 +3,8 @@
 The mask goes to tokamax as booleans, [R, 1, L, L], one for all heads, beside its own causal one:
 its kernels leave out the blocks above the diagonal, and no others.
 
-The kernels have been compiled for GPUs, and never run on one: `benchmarks/gpu.py --jobs attention`
-compares them with attention.py, in values, gradients and speed.
+`benchmarks/gpu.py --jobs attention` compares the kernels with attention.py, in values, gradients and
+speed.
 """
 
 import importlib.util
@@ -22,9 +22,12 @@ from jaxpref.models.spec import ModelSpec
 from jaxpref.sharding import logical_spec
 
 # Compute capability of an NVIDIA GPU, before the point -> tokamax's kernels; of several, the first
-# that takes the arguments.  Measured for 9 (benchmarks/README.md); for 10 there are `mosaic_gpu`
-# kernels too, and which are faster there has to be measured.
-KERNELS = {8: ("triton",), 9: ("mosaic_gpu", "triton"), 10: ("triton",), 12: ("triton",)}
+# that takes the arguments.  For 10 there are `mosaic_gpu` kernels too; which are faster there has to
+# be measured.
+KERNELS = {8: ("triton",), 9: ("mosaic_gpu",), 10: ("triton",), 12: ("triton",)}
+
+# Where they were faster than attention.py (benchmarks/README.md); elsewhere nobody has measured.
+MEASURED = (9,)
 
 
 class AttentionChoice(NamedTuple):
@@ -48,8 +51,11 @@ def choose_attention(asked: str, device: Any, spec: ModelSpec, dtype: Any) -> At
     """
     if asked == "xla":
         return AttentionChoice("xla", "as model.attention says", None)
-    kernels = KERNELS.get(_capability(device))
+    capability = _capability(device)
+    kernels = KERNELS.get(capability)
     obstacles = list(_obstacles(device, kernels, spec, jnp.dtype(dtype)))
+    if asked == "auto" and kernels is not None and capability not in MEASURED:
+        obstacles.append(f"tokamax's kernels have not been measured on {device.device_kind}")
     if not obstacles:
         why = f"kernels {' or '.join(kernels)} on {device.device_kind}"
         return AttentionChoice("tokamax", why, partial(fused_attention, kernels=kernels))
