@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpref.models.parameters import LAYER_AXES
 from jaxpref.models.quantize import as_array, is_quantised
 from jaxpref.models.spec import LinearRope, Llama3Rope, LongRope, ModelSpec
 from jaxpref.models.transposed import Transposed
 from jaxpref.models.transposed import product as transposed_product
+from jaxpref.sharding import constrain
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -35,7 +37,32 @@ def product(equation: str, x: jax.Array, w: Any) -> jax.Array:
     if isinstance(w, Transposed):
         y_axes = equation.split("->")[1]
         return transposed_product(x, w, len(y_axes) - len(w.outputs))
-    return _einsum(equation, x, as_array(w, x.dtype))
+    w_axes = equation.split("->")[0].split(",")[1]
+    return _einsum(equation, x, _gathered(as_array(w, x.dtype), w_axes))
+
+
+def _gathered(w: jax.Array, axes: str) -> jax.Array:
+    """A layer's weight, whole over fsdp; over tensor it stays apart.
+
+    Without this XLA's partitioner gathers nothing where the width is summed over: it takes the
+    product in as many parts as there are devices and adds them up in memory in float32, which on a
+    TPU takes as long again as the product (docs/design.md, "Weights on a mesh").  Cast before it is
+    gathered, half as much travels.
+    """
+    if axes[0] == "V":  # an LM head is not gathered: its logits are computed where it lies
+        return w
+    whole = (None if LAYER_AXES.get(axis) == "width" else LAYER_AXES.get(axis) for axis in axes)
+    return constrain(w, *whole)
+
+
+def _scattered(dw: jax.Array, axes: str) -> jax.Array:
+    """The gradient of a layer's weight, as the weight lies: one product, and its sum over rows.
+
+    Pinned whole first, for the same reason: XLA makes one reduce-scatter of the two.
+    """
+    if axes[0] == "V":
+        return dw
+    return constrain(_gathered(dw, axes), *map(LAYER_AXES.get, axes))
 
 
 def _einsum(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -51,10 +78,12 @@ def _product_backward(equation, saved, dy):
     inputs, y_axes = equation.split("->")
     x_axes, w_axes = inputs.split(",")
     dy = dy.astype(x.dtype)
-    dx = _einsum(f"{y_axes},{w_axes}->{x_axes}", dy, as_array(w, x.dtype)).astype(x.dtype)
+    whole = _gathered(as_array(w, x.dtype), w_axes)
+    dx = _einsum(f"{y_axes},{w_axes}->{x_axes}", dy, whole).astype(x.dtype)
     if is_quantised(w):
         return dx, None  # codes are not trained
-    return dx, _einsum(f"{x_axes},{y_axes}->{w_axes}", x, dy).astype(w.dtype)
+    dw = _scattered(_einsum(f"{x_axes},{y_axes}->{w_axes}", x, dy), w_axes)
+    return dx, dw.astype(w.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)

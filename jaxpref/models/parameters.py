@@ -208,6 +208,14 @@ ADAPTABLE: dict[str, Leaf] = {leaf.path: leaf for leaf in LEAVES if leaf.adaptab
 CAST_BY_PRODUCTS = frozenset(leaf.path for leaf in LEAVES if leaf.summed)
 """Leaves that every product with them casts to the compute dtype, so they may be cast once."""
 
+LAYER_AXES: dict[str, str | None] = {
+    letter: axis
+    for leaf in LEAVES
+    if leaf.summed and leaf.path.startswith("layers/")
+    for letter, axis in zip(leaf.letters, leaf.axes, strict=True)
+}
+"""Letter -> logical axis, the same in every factor of a layer's products."""
+
 UNDECAYED = frozenset(leaf.path for leaf in LEAVES if not leaf.decay)
 """Leaves that weight decay leaves alone: norm scales and biases."""
 
