@@ -1,4 +1,7 @@
-"""Compiles a training step for a TPU slice, shapes only, and prints what it takes; run by test_tpu_compiler.py."""
+"""Compiles a training step for a TPU slice, shapes only, and prints what it takes; run by test_tpu_compiler.py.
+
+python tests/tpu_compile.py CASE
+"""
 
 import json
 import math
@@ -12,12 +15,18 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from tpu_cycles import cycles
 
-from jaxpref.config import MeshConfig, OptimConfig
+from jaxpref.config import AdapterConfig, MeshConfig, OptimConfig
 from jaxpref.data.pack import RowShape, empty_batch
+from jaxpref.models import lora
 from jaxpref.models.decoder import build_model
+from jaxpref.models.parameters import LORA
+from jaxpref.models.placement import param_shardings
 from jaxpref.models.spec import LayerKind, Llama3Rope, ModelSpec
 from jaxpref.objectives import OBJECTIVES, bind
+from jaxpref.runs.adapters import adapter_spec
+from jaxpref.runs.build import param_shapes
 from jaxpref.sharding import batch_sharding, make_mesh
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
@@ -33,7 +42,8 @@ MIXTURE = ModelSpec(
     "mixtral", 32768, 1024, 2048, 6, 16, 8, 64, 8192, 1e5, 1e-5, False, qk_norm="head", attention_softcap=50.0,
     kinds=(LayerKind(512), LayerKind(rope=None)) * 3, experts=8, experts_per_token=2,
 )  # fmt: skip
-# name: model, slice, mesh, micro-batches, rows, row shape, objectives
+LONG = RowShape(4096, 3072, 16, 2)
+# name: model, slice, mesh, micro-batches, rows, row shape, objectives, and what differs from the defaults
 CASES = {
     "demo": (SMOLLM2, "v5e:2x2", (1, 4, 1), 3, 4, RowShape(512, 320, 7, 2), ["dpo"]),
     # Two phases, a sort over the batch, and the KL to the reference in the head.
@@ -41,14 +51,20 @@ CASES = {
     # Experts, windows, soft caps and layers that are not rotated.
     "mixture": (MIXTURE, "v5e:2x2", (1, 2, 2), 2, 4, RowShape(1024, 512, 7, 2), ["dpo", "router_balance"]),
     "llama-3.1-8b": (LLAMA, "v5p:2x2x4", (1, 4, 4), 1, 32, RowShape(2048, 1536, 8, 2), ["dpo"]),
+    "llama-3.1-8b-4096": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"], {"remat": "dots"}),
+    "llama-3.1-8b-4096-full": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"]),
+    "llama-3.1-8b-4096-v6e": (LLAMA, "v6e:4x4", (1, 16, 1), 1, 32, LONG, ["dpo"]),
+    "llama-3.1-8b-4096-lora": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"], {"rank": 16}),
 }
 
 
 def main(case: str) -> None:
-    spec, topology, mesh_shape, micro_batches, rows, shape, names = CASES[case]
+    spec, topology, mesh_shape, micro_batches, rows, shape, names, *options = CASES[case]
+    options = options[0] if options else {}
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     mesh = make_mesh(MeshConfig(*mesh_shape), devices=list(devices))
-    model = build_model(spec, dtype=jnp.bfloat16)
+    adapter = adapter_spec(AdapterConfig(rank=options.get("rank")), spec)
+    model = build_model(spec, dtype=jnp.bfloat16, remat=options.get("remat", "full"), lora=adapter)
     config = OptimConfig()
     schedule = make_schedule(config, 100)
     optimizer = make_optimizer(config, schedule)
@@ -56,12 +72,17 @@ def main(case: str) -> None:
         LossSpec(model, bind([{"name": name} for name in names], OBJECTIVES), 128), optimizer, schedule
     )
 
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 0), params)
-    shardings = state_shardings(shapes, mesh)
     place = lambda x, s, dtype=None: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s)
+    params = param_shapes(model)
+    frozen = jax.tree.map(lambda x, s: place(x, s, jnp.bfloat16), params, param_shardings(params, mesh))
+    if adapter is None:
+        trained, frozen = params, Frozen({}, frozen)
+    else:
+        trained = {LORA: jax.eval_shape(lambda layers: lora.init(jax.random.key(0), layers, adapter), params["layers"])}
+        frozen = Frozen(frozen, {})
+    shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 0), trained)
+    shardings = state_shardings(shapes, mesh)
     state = jax.tree.map(place, shapes, shardings)
-    ref = jax.tree.map(lambda x, s: place(x, s, jnp.bfloat16), params, shardings.params)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((micro_batches, *x.shape), x.dtype, sharding=batch_sharding(mesh, leading=1)),
         empty_batch(rows, shape, []),
@@ -71,7 +92,7 @@ def main(case: str) -> None:
     with jax.set_mesh(mesh):
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
         in_use = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
-        compiled = jitted.lower(state, Frozen({}, ref), batch, in_use).compile()
+        compiled = jitted.lower(state, frozen, batch, in_use).compile()
     memory = compiled.memory_analysis()
     program = Path(tempfile.mkdtemp()) / "program.hlo"
     program.write_text(compiled.as_text())
@@ -84,6 +105,7 @@ def main(case: str) -> None:
         "count": sum(math.prod(leaf.shape) for leaf in leaves),
         "layers": spec.layers,
         "tensor": mesh_shape[2],
+        "cycles": cycles(program.read_text()),
         "program": str(program),
     }))  # fmt: skip
 

@@ -46,7 +46,7 @@ def _gathered(w: jax.Array, axes: str) -> jax.Array:
 
     Without this XLA's partitioner gathers nothing where the width is summed over: it takes the
     product in as many parts as there are devices and adds them up in memory in float32, which on a
-    TPU takes as long again as the product (docs/design.md, "Weights on a mesh").  Cast before it is
+    TPU takes as long again as the product (docs/design.md, "Mesh mode").  Cast before it is
     gathered, half as much travels.
     """
     if axes[0] == "V":  # an LM head is not gathered: its logits are computed where it lies
@@ -58,7 +58,8 @@ def _gathered(w: jax.Array, axes: str) -> jax.Array:
 def _scattered(dw: jax.Array, axes: str) -> jax.Array:
     """The gradient of a layer's weight, as the weight lies: one product, and its sum over rows.
 
-    Pinned whole first, for the same reason: XLA makes one reduce-scatter of the two.
+    Pinned whole first, for the same reason.  Their sum travels as one all-reduce: the TPU compiler
+    makes one of a reduce-scatter, too (`lax.psum_scatter` in `shard_map`, tried for v5p).
     """
     if axes[0] == "V":
         return dw

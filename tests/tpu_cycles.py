@@ -1,0 +1,65 @@
+"""Estimated cycles of a program compiled for a TPU, inside the loops of attention and outside.
+
+The TPU compiler writes `estimated_cycles` beside every fusion.  They count arithmetic and memory; what travels between
+chips, and Pallas kernels, have none.
+"""
+
+import re
+from collections.abc import Iterator
+
+UNKNOWN = 1e15
+"""What the compiler writes where it cannot estimate is above this."""
+
+
+def cycles(program: str, trips: int = 5) -> dict[str, float]:
+    """{"attention": cycles, "other": cycles} of one run of the program.
+
+    Args:
+        program: text of the compiled program.
+        trips: of loops whose count is decided by data: blocks of keys that a block of queries sees.
+    """
+    computations, entry = _computations(program)
+    total = {"attention": 0.0, "other": 0.0}
+
+    def add(name: str, times: float, where: str) -> None:
+        for line in computations[name]:
+            if (estimate := re.search(r'"estimated_cycles":"(\d+)"', line)) and int(estimate[1]) < UNKNOWN:
+                total[where] += times * int(estimate[1])
+            if loop := re.search(r" while\(.*condition=%([\w.-]+), body=%([\w.-]+)", line):
+                inside = "attention" if re.search(r'op_name="[^"]*layers/attention/', line) else where
+                add(loop[2], times * (_trips(computations, loop[1]) or trips), inside)
+            for called in _called(line):
+                add(called, times, where)
+
+    add(entry, 1.0, "other")
+    return total
+
+
+def _computations(program: str) -> tuple[dict[str, list[str]], str]:
+    """Name -> lines of every computation, and the name of the first to run."""
+    computations: dict[str, list[str]] = {}
+    name = entry = ""
+    for line in program.splitlines():
+        if opening := re.match(r"(ENTRY )?%([\w.-]+) .*\{$", line):
+            name = opening[2]
+            entry = name if opening[1] else entry
+            computations[name] = []
+        elif name:
+            computations[name].append(line)
+    return computations, entry
+
+
+def _trips(computations: dict[str, list[str]], condition: str) -> int | None:
+    """Times a loop runs: the constant its condition compares with; None: decided by data."""
+    lines = list(computations[condition])
+    for called in re.findall(r"calls=%([\w.-]+)", "\n".join(lines)):
+        lines += computations[called]
+    constants = re.findall(r"constant\((\d+)\)", "\n".join(lines))
+    return max(map(int, constants), default=None)
+
+
+def _called(line: str) -> Iterator[str]:
+    """Computations that run once where this line runs; those of fusions are estimated with it."""
+    if branches := re.search(r"branch_computations=\{([^}]*)\}", line):
+        yield from re.findall(r"%([\w.-]+)", branches[1])
+    yield from re.findall(r" (?:call|async-start)\(.*?(?:to_apply|calls)=%([\w.-]+)", line)
