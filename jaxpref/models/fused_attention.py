@@ -3,8 +3,8 @@
 The mask goes to tokamax as booleans, [R, 1, L, L], one for all heads, beside its own causal one:
 its kernels leave out the blocks above the diagonal, and no others.
 
-`benchmarks/gpu.py --jobs attention` compares the kernels with attention.py, in values, gradients and
-speed.
+`benchmarks/gpu.py --jobs attention` compares the kernels with attention.py, in values, gradients
+and speed.
 """
 
 import importlib.util
@@ -22,8 +22,8 @@ from jaxpref.models.spec import ModelSpec
 from jaxpref.sharding import logical_spec
 
 # Compute capability of an NVIDIA GPU, before the point -> tokamax's kernels; of several, the first
-# that takes the arguments.  For 10 there are `mosaic_gpu` kernels too; which are faster there has to
-# be measured.
+# that takes the arguments.  For 10 there are `mosaic_gpu` kernels too; which are faster there has
+# to be measured.
 KERNELS = {8: ("triton",), 9: ("mosaic_gpu",), 10: ("triton",), 12: ("triton",)}
 
 # Where they were faster than attention.py (benchmarks/README.md); elsewhere nobody has measured.
