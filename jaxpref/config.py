@@ -96,10 +96,12 @@ class DataConfig:
     are concatenated."""
     eval: list[LocalPath] = Field(default_factory=list)
     """Held-out data, same formats."""
-    train_split: str = "train"
-    """Split of a `datasets` folder or hub id to train on."""
-    eval_split: str = "test"
-    """Split of a `datasets` folder or hub id to evaluate on."""
+    train_split: str | None = None
+    """Split to train on, of a folder or hub id that has several; null: train."""
+    eval_split: str | None = None
+    """Split to evaluate on; null: test."""
+    config_name: str | None = None
+    """Configuration of a hub dataset or its local copy; null: its default one."""
     format: Literal["auto", "standard", "conversational", "anthropic"] = "auto"
     """Form of the rows; auto recognises the form of each row."""
     on_bad_row: Literal["error", "drop"] = "error"

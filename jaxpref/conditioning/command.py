@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,13 @@ from jaxpref.conditioning import (
     score_statistics,
 )
 from jaxpref.conditioning.prompts import Prompt
-from jaxpref.data.rewrite import Source, add_source_arguments, check_out, write_lines
+from jaxpref.data.rewrite import (
+    Source,
+    add_source_arguments,
+    check_out,
+    source_of,
+    write_lines,
+)
 from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_file
 from jaxpref.settings import named, numbers
@@ -129,14 +135,13 @@ def _ric_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    out = check_out(options.out, options.data)
+    out, source = check_out(options.out, options.data), source_of(options, options.data)
     change = _change_of_prompts(options)
     if change is not None:
-        written = _condition_prompts(options.data, out, change)
+        written = _condition_prompts(source, out, change)
         console.print(f"{written} prompts written to {out}", highlight=False)
         return
     report = ConditionReport()
-    source = Source(options.data, options.split, options.format, options.on_bad_row)
     write_lines(out, _training_rows(options, source, out, report))
     console.print(f"{out}: {report}", highlight=False)
 
@@ -229,10 +234,10 @@ def _write_statistics(path: Path, statistics: Mapping[str, ScoreStatistics]) -> 
         partial.write_text(json.dumps(stored, indent=2) + "\n")
 
 
-def _condition_prompts(paths: Sequence[str], out: Path, change: Callable[[Prompt], Prompt]) -> int:
+def _condition_prompts(source: Source, out: Path, change: Callable[[Prompt], Prompt]) -> int:
     from jaxpref.generation.prompts import read_prompts
 
-    groups = [group for path in paths for group in read_prompts(path)]
+    groups = [group for path in source.paths for group in read_prompts(path, source.part)]
     write_lines(out, (_row_of_prompt(group, change(group.prompt)) for group in groups))
     return len(groups)
 

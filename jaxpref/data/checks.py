@@ -1,6 +1,7 @@
 """What any text or answer in the data has to be, whatever the form of its row."""
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -37,6 +38,30 @@ def check_text(value: Any, key: str, where: str) -> None:
             f'{where}, key "{key}", character {error.start}: {value[error.start]!r}',
             "write the text out again from its source, or drop the row",
         ) from error
+
+
+def json_value(value: Any, key: str, where: str) -> Any:
+    """A value for the chat template: as JSON has it, and without keys whose value is null.
+
+    Columnar files give all objects of a column the same keys, with null where a row has none.  What
+    was null and what was not there cannot be told apart then, so that, as in TRL, null means no key
+    whatever the file.
+
+    Raises: InputError for a value that JSON does not have (a time, bytes, NaN).
+    """
+    if isinstance(value, dict):
+        filled = {name: item for name, item in value.items() if item is not None}
+        return {name: json_value(item, f"{key}.{name}", where) for name, item in filled.items()}
+    if isinstance(value, list):
+        return [json_value(item, f"{key}[{i}]", where) for i, item in enumerate(value)]
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if finite and (value is None or isinstance(value, str | bool | int | float)):
+        return value
+    raise InputError(
+        "text, finite numbers, true, false, null, and lists and objects of these",
+        f'{where}, key "{key}": {shown(value)}',
+        "write it as text",
+    )
 
 
 def refuse_unusable(completions: Mapping[str, Any], where: str) -> None:

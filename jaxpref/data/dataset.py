@@ -18,7 +18,8 @@ from jaxpref.data.dimensions import (
 from jaxpref.data.encode import EncodeReport, encode_groups
 from jaxpref.data.kinds import kind_of_row, read_group
 from jaxpref.data.regroup import choose_kind, regroup, with_other_answers
-from jaxpref.data.sources import read_rows, split_of
+from jaxpref.data.sources import read_all
+from jaxpref.data.splits import part_of_side
 from jaxpref.errors import InputError, RowError
 from jaxpref.types import EncodedGroup, Group
 
@@ -69,7 +70,7 @@ def load_groups(
     config: DataConfig,
     tokenizer: Any,
     paths: Sequence[str],
-    split: str,
+    side: str,
     kinds: Sequence[str] = ("pair",),
     seed: int = 0,
     columns: Sequence[str] = (),
@@ -80,7 +81,7 @@ def load_groups(
     known only after the last row.
 
     Args:
-        split: which split to take where a path has several; files have none.
+        side: `train` or `eval`, which says the split to take where a path has several.
         kinds: of groups, as the objectives accept them (keys of `objectives.KINDS`), the preferred
             first.  A gold answer is read only where a triple is asked for and a pair is not.
         seed: of the draw that lends each group an answer to another prompt (kind `judged_other`).
@@ -92,7 +93,8 @@ def load_groups(
     report, gold = DataReport(list(paths)), "triple" in kinds and "pair" not in kinds
     report.preferred = Preferred(config.prefer) if config.prefer else None
     first_of_kind: dict[str, str] = {}
-    for row, where in _rows(paths, split):
+    part = part_of_side(config, side)
+    for row, where in read_all(paths, part):
         kind = kind_of_row(row, where, gold=gold)
         report.rows[kind] += 1
         if config.prefer:
@@ -100,7 +102,9 @@ def load_groups(
         first_of_kind.setdefault(kind, where)
     report.kind = choose_kind(first_of_kind, kinds)
     groups, report.encoding = encode_groups(
-        _groups(config, _rows(paths, split), gold, report, columns, pairs="pair" in first_of_kind),
+        _groups(
+            config, read_all(paths, part), gold, report, columns, pairs="pair" in first_of_kind
+        ),
         tokenizer,
         max_length=config.max_length,
         truncation=config.truncation,
@@ -112,11 +116,6 @@ def load_groups(
         )
         report.lent = len(groups)
     return groups, report
-
-
-def _rows(paths: Sequence[str], split: str) -> Iterator[tuple[dict, str]]:
-    for path in paths:
-        yield from read_rows(path, split_of(path, split))
 
 
 def _groups(

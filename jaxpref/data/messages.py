@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jaxpref.data.checks import check_text, empty_completion, quoted, shown
+from jaxpref.data.checks import check_text, empty_completion, json_value, quoted, shown
 from jaxpref.data.prefix import common_length
 from jaxpref.errors import InputError, RowError
 
@@ -112,29 +112,29 @@ def read_messages(value: list, key: str, where: str) -> list[dict]:
                 "add the question",
             )
         raise empty_completion(key, where)
-    return [_message(message, f'{where}, key "{key}[{i}]"') for i, message in enumerate(value)]
+    return [_message(message, f"{key}[{i}]", where) for i, message in enumerate(value)]
 
 
-def _message(message: Any, place: str) -> dict:
+def _message(message: Any, key: str, where: str) -> dict:
+    place = f'{where}, key "{key}"'
     if not isinstance(message, dict):
         raise InputError(
             "a message with role and content", f"{place}: {shown(message)}", "write it as an object"
         )
-    # Columnar files fill what a message lacks with null.
-    message = {k: v for k, v in message.items() if v is not None}
+    message = json_value(message, key, where)
     if "content" not in message and message.get("tool_calls"):
         message["content"] = ""
-    for key in ("role", "content"):
-        if not isinstance(message.get(key), str):
+    for field in ("role", "content"):
+        if not isinstance(message.get(field), str):
             got = f"missing; it has {', '.join(message) or 'no keys'}"
-            if key in message:
-                got = shown(message[key])
+            if field in message:
+                got = shown(message[field])
             raise InputError(
                 'a message with text for "role" and "content"',
-                f'{place}, key "{key}": {got}',
+                f'{place}, key "{field}": {got}',
                 "give both as strings; parts such as images are not supported",
             )
-        check_text(message[key], key, place)
+        check_text(message[field], field, place)
     return message
 
 

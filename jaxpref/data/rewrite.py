@@ -13,7 +13,8 @@ from jaxpref.config import DataConfig
 from jaxpref.data.columns import own_columns
 from jaxpref.data.forms import FORMATS
 from jaxpref.data.kinds import kind_of_row, read_group
-from jaxpref.data.sources import read_rows, split_of
+from jaxpref.data.sources import read_all
+from jaxpref.data.splits import Part, part_of_side
 from jaxpref.errors import InputError, RowError
 from jaxpref.files import check_destination, whole_file
 from jaxpref.types import Group
@@ -24,8 +25,8 @@ class Source:
     """Rows, and how they are read."""
 
     paths: Sequence[str]
-    split: str = "train"
-    """Which split of a path that has several; files have none."""
+    part: Part = Part(default="train")
+    """What to read of a path that has several splits or configurations; files have neither."""
     format: str = "auto"
     on_bad_row: str = "error"
     """`drop` leaves unusable rows out; they are counted."""
@@ -40,14 +41,14 @@ def as_source(data: str | Sequence[str] | Source) -> Source:
 
 def configured(data: DataConfig, paths: Sequence[str], side: str) -> Source:
     """Paths that are read as a run's training or held-out data are."""
-    split = data.train_split if side == "train" else data.eval_split
-    return Source(paths, split, data.format, data.on_bad_row)
+    return Source(paths, part_of_side(data, side), data.format, data.on_bad_row)
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that say how a command reads a `Source`."""
     add = parser.add_argument
-    add("--split", default="train", help="of a path that has several (default train)")
+    add("--split", help="of a path that has several (default train)")
+    add("--config-name", metavar="NAME", help="configuration of a hub dataset that has several")
     add("--format", default="auto", choices=FORMATS, help="of the rows (default auto)")
     add(
         "--on-bad-row",
@@ -57,11 +58,16 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def source_of(options: argparse.Namespace, paths: Sequence[str]) -> Source:
+    """Paths that are read as those flags say."""
+    part = Part(options.split, "train", options.config_name)
+    return Source(paths, part, options.format, options.on_bad_row)
+
+
 def rows_of(source: Source) -> Iterator[tuple[dict, str, str]]:
     """(row, where, kind) of all paths, one after another."""
-    for path in source.paths:
-        for row, where in read_rows(path, split_of(path, source.split)):
-            yield row, where, kind_of_row(row, where)
+    for row, where in read_all(source.paths, source.part):
+        yield row, where, kind_of_row(row, where)
 
 
 def group_of(

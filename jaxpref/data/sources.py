@@ -1,25 +1,21 @@
 """Raw rows out of files, folders and the Hugging Face hub, each with the place it came from.
 
 The place (`train.jsonl, row 12`) travels with a row through every later stage, so that any error
-can name it.  `row` counts the lines of a text file from 1, as an editor does; `index` counts
-records from 0, as `dataset[12]` does.
+can name it.
 """
 
 import difflib
-import gzip
-import json
-import math
 import re
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxpref.data.readers import ENDINGS, Rows, file_rows, suffix
+from jaxpref.data.splits import Part, choose, split_in_name
 from jaxpref.errors import InputError
 
-Rows = Iterator[tuple[dict, str]]
-
-_SPLIT_WORDS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
+# Files of a dataset that hold no rows, as `datasets` has them.
+_NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
 
 
 def read_rows(path: str, split: str | None = None, *, name: str | None = None) -> Rows:
@@ -27,53 +23,55 @@ def read_rows(path: str, split: str | None = None, *, name: str | None = None) -
 
     Args:
         path: a file (`.jsonl`, `.json` holding JSON lines or one list, either with `.gz`;
-            `.parquet`), a folder written by `datasets` (`save_to_disk`), a folder of such files, or
-            a hub id (`owner/name`).  What exists on disk wins over a hub id of the same spelling.
+            `.parquet`), a folder written by `datasets` (`save_to_disk`), a folder of such files, a
+            copy of a hub dataset (its files in folders, or named in its README.md), or a hub id
+            (`owner/name`).  What exists on disk wins over a hub id of the same spelling.
         split: which split of a folder or a hub dataset; needed wherever there is more than one.  In
-            a folder of files it is a word of the file name (`train-00000.parquet`,
-            `base.train.jsonl.gz`).
-        name: which configuration of a hub dataset.
+            a folder of files their names say it, see `splits.split_in_name`.
+        name: which configuration of a hub dataset or its copy.
 
     Returns:
         An iterator of (row, where).  This call checks path and split; rows are checked as they are
         read.
 
     Raises:
-        InputError: no such path or split, an unknown kind of file, an empty file, text that is not
-            UTF-8 or not JSON (with line and column; `NaN` and `Infinity` are not JSON), a row that
-            is not an object.
+        InputError: no such path or split, and those of `readers.file_rows`.
     """
+    return _part_of(path, Part(split, config_name=name))
+
+
+def read_all(paths: Iterable[str], wanted: Part) -> Rows:
+    """The rows of all `paths`, one after another.  A file has no parts: it is read whole."""
+    for path in paths:
+        yield from _part_of(path, Part() if Path(path).expanduser().is_file() else wanted)
+
+
+def _part_of(path: str, wanted: Part) -> Rows:
     local = Path(path).expanduser()
-    if local.exists() and name is not None:
-        raise InputError(
-            "`name` only with a hub dataset",
-            f"name={name!r} with the local path {path}",
-            "remove `name`",
-        )
     if local.is_dir():
-        return _folder_rows(local, split)
+        return _folder_rows(local, wanted)
     if local.is_file():
-        if split is not None:
-            raise InputError(
-                "`split` only with a folder or a hub dataset",
-                f"split={split!r} with the file {path}",
-                "remove `split`, or name the folder instead of the file",
-            )
-        return _file_rows(local)
+        _refuse(wanted.config_name, "config_name", f"the file {path}")
+        _refuse(wanted.split, "split", f"the file {path}")
+        return file_rows(local)
     if _is_hub_id(path):
-        return _hub_rows(path, split, name)
+        return _loaded_rows(path, path, wanted)
     if "://" in path:
         raise InputError("a local path or a hub id", path, "copy it to a local disk first")
     raise _missing(local)
 
 
-def split_of(path: str, split: str) -> str | None:
-    """The split to read of a path that may have several; a file has none."""
-    return None if Path(path).expanduser().is_file() else split
+def _refuse(value: str | None, key: str, got: str) -> None:
+    if value is not None:
+        raise InputError(
+            f"`{key}` only with a dataset that may have several",
+            f"{key}={value!r} with {got}",
+            f"remove `{key}`, or name the folder or the hub id",
+        )
 
 
 def _is_hub_id(path: str) -> bool:
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and _suffix(Path(path)) is None
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and suffix(Path(path)) is None
 
 
 def _missing(path: Path) -> InputError:
@@ -89,240 +87,125 @@ def _missing(path: Path) -> InputError:
     )
 
 
-# ---- files
+# ---- folders
 
 
-def _file_rows(path: Path) -> Rows:
-    suffix = _suffix(path)
-    if suffix is None:
-        raise InputError(
-            f"a data file ({', '.join(_READERS)})",
-            f"{path}",
-            "convert the file or rename it after its content",
-        )
-    return _at_least_one(_READERS[suffix](path), path)
-
-
-def _suffix(path: Path) -> str | None:
-    """The longest known ending of the file's name, or None."""
-    name = path.name.lower()
-    return max((s for s in _READERS if name.endswith(s)), key=len, default=None)
-
-
-def _at_least_one(rows: Rows, path: Path) -> Rows:
-    empty = True
-    for row in rows:
-        empty = False
-        yield row
-    if empty:
-        raise InputError(
-            "a file with at least one row", f"{path}, which holds none", "remove it or fill it"
-        )
-
-
-def _json_lines(path: Path) -> Rows:
-    for number, raw in enumerate(_lines(path), 1):
-        text = _decoded(raw, path, number)
-        if text.strip():
-            where = f"{path}, row {number}"
-            yield _row(_parsed(text.rstrip("\r\n"), path, number), where), where
-
-
-def _json(path: Path) -> Rows:
-    """A `.json` file: one list of objects, or JSON lines under another name."""
-    raw = b"".join(_lines(path))
-    if not raw.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        yield from _json_lines(path)
-        return
-    for index, value in enumerate(_parsed(_decoded(raw, path, 1), path, 1)):
-        where = f"{path}, index {index}"
-        yield _row(value, where), where
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    open_file = gzip.open if path.name.lower().endswith(".gz") else open
-    try:
-        with open_file(path, "rb") as file:
-            yield from file
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(
-            "a whole gzip file", f"{path}: {error}", "copy or download the file again"
-        ) from error
-
-
-def _decoded(raw: bytes, path: Path, first_line: int) -> str:
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = first_line + raw.count(b"\n", 0, error.start)
-        column = error.start - raw.rfind(b"\n", 0, error.start)
-        raise InputError(
-            "text in UTF-8",
-            f"{path}, row {line}, column {column}: byte 0x{raw[error.start]:02x} ({error.reason})",
-            "convert the file, for example with `iconv -f latin1 -t utf-8`",
-        ) from error
-    # Some editors on Windows put a byte order mark in front of the file; JSON has no such
-    # character.
-    return text.removeprefix("\ufeff") if first_line == 1 else text
-
-
-def _parsed(text: str, path: Path, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise InputError(
-            "one JSON object per line, or one list of objects in a `.json` file",
-            f"{path}, row {line}, column {error.colno}: {error.msg}",
-            "mend or remove that line",
-        ) from error
-
-
-def _row(value: Any, where: str) -> dict:
-    if not isinstance(value, dict):
-        raise InputError(
-            "a JSON object for every row",
-            f"{where}: a {type(value).__name__}",
-            'write {"chosen": ..., ...}',
-        )
-    for key, item in value.items():
-        # Python's parser takes NaN and Infinity, which JSON does not have, and turns 1e999 into
-        # infinity.
-        if _has_non_finite(item):
-            raise InputError(
-                "finite numbers",
-                f'{where}, key "{key}": NaN or infinity',
-                "write a number, or leave the key out of that row",
-            )
-    return value
-
-
-def _has_non_finite(value: Any) -> bool:
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, dict):
-        return any(map(_has_non_finite, value.values()))
-    return isinstance(value, list) and any(map(_has_non_finite, value))
-
-
-def _parquet(path: Path) -> Rows:
-    import pyarrow
-    import pyarrow.parquet
-
-    index = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    yield row, f"{path}, index {index}"
-                    index += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            "a Parquet file",
-            f"{path}: {error} (after {index} rows)",
-            "copy or download the file again",
-        ) from error
-
-
-_READERS = {
-    ".jsonl": _json_lines,
-    ".jsonl.gz": _json_lines,
-    ".json": _json,
-    ".json.gz": _json,
-    ".parquet": _parquet,
-}
-
-
-# ---- folders and the hub
-
-
-def _folder_rows(folder: Path, split: str | None) -> Rows:
+def _folder_rows(folder: Path, wanted: Part) -> Rows:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-        return _saved_rows(folder, split)
-    files = sorted(p for p in folder.iterdir() if p.is_file() and _suffix(p) and p.name[0] != ".")
-    if not files:
-        inside = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
-        raise InputError(
-            f"a folder of data files ({', '.join(_READERS)}) or one written by `datasets`",
-            f"{folder}, which holds {inside}",
-            "name the folder that holds the files themselves",
-        )
-    return _rows_of(_files_of_split(files, folder, split))
+        _refuse(wanted.config_name, "config_name", f"{folder}, which has no configurations")
+        return _saved_rows(folder, wanted)
+    files = sorted(p for p in folder.iterdir() if p.is_file() and _holds_rows(p))
+    if not files or _declares_configs(folder / "README.md"):
+        return _copied_rows(folder, wanted)
+    _refuse(wanted.config_name, "config_name", f"{folder}, which has no configurations")
+    splits = {path: split_in_name(path.name[: -len(suffix(path) or "")]) for path in files}
+    in_order = dict(sorted(splits.items(), key=lambda item: item[1] or ""))
+    return _rows_of(choose(in_order, wanted, _contents(folder)))
 
 
-def _rows_of(files: list[Path]) -> Rows:
+def _holds_rows(path: Path) -> bool:
+    return suffix(path) is not None and path.name not in _NO_DATA and path.name[0] != "."
+
+
+def _declares_configs(card: Path) -> bool:
+    """Whether a README.md says in its front matter which files belong to which split."""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    return bool(front and re.search(r"^configs:", front[1], re.MULTILINE))
+
+
+def _contents(folder: Path) -> str:
+    inside = sorted(path.name for path in folder.iterdir())
+    more = f" and {len(inside) - 10} more" if len(inside) > 10 else ""
+    return f"{folder}, which holds {', '.join(inside[:10]) or 'nothing'}{more}"
+
+
+def _rows_of(files: Sequence[Path]) -> Rows:
     for path in files:
-        yield from _file_rows(path)
+        yield from file_rows(path)
 
 
-def _files_of_split(files: list[Path], folder: Path, split: str | None) -> list[Path]:
-    words = {p: set(re.split(r"[^a-z0-9]+", p.name.lower())) for p in files}
-    if split is not None:
-        chosen = [p for p in files if split.lower() in words[p]]
-        if chosen:
-            return chosen
-    splits = sorted(set().union(*words.values()) & _SPLIT_WORDS)
-    # Reading train and test files as one would go unnoticed until the figures look too good.
-    if split is None and len(splits) < 2:
-        return files
-    fix = "remove `split`: no file name holds one"
-    if splits:
-        fix = f"set `split` to one of: {', '.join(splits)}"
-    raise InputError(
-        "a split that names files of the folder",
-        f"split={split!r} with {folder}, which holds {', '.join(p.name for p in files[:10])}",
-        fix,
-    )
-
-
-def _saved_rows(folder: Path, split: str | None) -> Rows:
+def _saved_rows(folder: Path, wanted: Part) -> Rows:
     import datasets  # takes seconds to import, so only where it is needed
 
     try:
-        loaded = datasets.load_from_disk(str(folder))
+        # A format (tensors, some of the columns) that was set for other uses is saved too.
+        loaded = datasets.load_from_disk(str(folder)).with_format(None)
     except Exception as error:  # the library raises many types for a damaged folder
         raise InputError(
             "a folder written by `Dataset.save_to_disk`",
             f"{folder}: {error!r}",
             "save the dataset again",
         ) from error
-    return _dataset_rows(loaded, str(folder), split)
+    return _dataset_rows(loaded, str(folder), wanted)
 
 
-def _hub_rows(path: str, split: str | None, name: str | None) -> Rows:
+def _copied_rows(folder: Path, wanted: Part) -> Rows:
+    """The rows of a local copy of a hub dataset, with the splits that `datasets` finds in it.
+
+    The files are read here, so that their rows are what they are elsewhere: `datasets` makes times
+    of texts such as "2024-01-31", and one type of all numbers under a key.
+    """
+    import datasets
+
+    # Absolute, for a relative path may be taken for something else (`json` for a file format).
+    absolute = str(folder.absolute())
+    try:
+        found = datasets.load_dataset_builder(absolute, name=wanted.config_name).config
+    except FileNotFoundError as error:
+        raise InputError(
+            f"a folder of data files ({ENDINGS}) or one written by `datasets`",
+            f"{_contents(folder)}: {error}",
+            "name the folder that holds the files, or mend README.md",
+        ) from error
+    except Exception as error:  # an unknown configuration, several, a README.md that is no YAML
+        raise InputError(
+            "a dataset that `datasets` can read",
+            f"{folder} (config_name={wanted.config_name!r}): {' '.join(str(error).split())}",
+            "set `config_name` (data.config_name or --config-name) to one that it has",
+        ) from error
+    files = {
+        str(split): [Path(file) for file in paths] for split, paths in found.data_files.items()
+    }
+    readable = all(suffix(f) and f.is_file() for paths in files.values() for f in paths)
+    if not readable or _has_options(found):
+        return _loaded_rows(absolute, str(folder), wanted)
+    [split] = choose({split: split for split in files}, wanted, str(folder))
+    return _rows_of(files[split])
+
+
+def _has_options(config: Any) -> bool:
+    """Whether a configuration says how its files are read, beside which ones they are."""
+    names = ("name", "version", "data_dir", "data_files", "description")
+    return config != type(config)(**{name: getattr(config, name) for name in names})
+
+
+# ---- the hub
+
+
+def _loaded_rows(path: str, label: str, wanted: Part) -> Rows:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(path, name=name, split=split)
+        loaded = datasets.load_dataset(path, name=wanted.config_name, split=wanted.split)
     except Exception as error:  # network, permissions, names of splits: each its own type
         raise InputError(
             "a local path, or a hub dataset that can be read",
-            f"{path} (name={name!r}, split={split!r}): {type(error).__name__}: {error}",
-            "check the spelling, the network and `name`/`split`; "
+            f"{label} (config_name={wanted.config_name!r}, split={wanted.split!r}): "
+            f"{type(error).__name__}: {error}",
+            "check the spelling, the network, `config_name` and `split`; "
             "or download it and give the local path",
         ) from error
+    if wanted.split is None:
+        return _dataset_rows(loaded, label, wanted)
     # `load_dataset` has already taken the split out.
-    return _dataset_rows(loaded, path if split is None else f"{path} ({split})", None)
+    return _indexed(loaded, f"{label} ({wanted.split})")
 
 
-def _dataset_rows(loaded: Any, label: str, split: str | None) -> Rows:
-    if isinstance(loaded, dict):  # a DatasetDict
-        if split is None and len(loaded) == 1:
-            split = next(iter(loaded))
-        if split not in loaded:
-            raise InputError(
-                "one of its splits",
-                f"split={split!r} with {label}",
-                f"set `split` to one of: {', '.join(loaded)}",
-            )
-        loaded, label = loaded[split], f"{label} ({split})"
-    elif split is not None:
-        raise InputError(
-            "`split` only where there are splits",
-            f"split={split!r} with {label}, which has none",
-            "remove `split`",
-        )
-    return _indexed(loaded, label)
+def _dataset_rows(loaded: Any, label: str, wanted: Part) -> Rows:
+    parts = dict(loaded) if isinstance(loaded, dict) else {None: loaded}
+    [split] = choose({split: split for split in parts}, wanted, label)
+    return _indexed(parts[split], label if split is None else f"{label} ({split})")
 
 
 def _indexed(rows: Any, label: str) -> Rows:

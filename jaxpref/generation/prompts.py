@@ -10,7 +10,8 @@ from jaxpref.data.checks import check_text, shown
 from jaxpref.data.encode import check_known_tokens, encode_prompts
 from jaxpref.data.kinds import kind_of_row, read_group
 from jaxpref.data.messages import read_messages
-from jaxpref.data.sources import read_rows
+from jaxpref.data.sources import read_all
+from jaxpref.data.splits import Part
 from jaxpref.data.template import template_columns
 from jaxpref.errors import InputError
 from jaxpref.types import Group
@@ -18,7 +19,7 @@ from jaxpref.types import Group
 _ANSWERS = ("chosen", "rejected", "completion", "completions")
 
 
-def read_prompts(path: str | Path) -> list[Group]:
+def read_prompts(path: str | Path, part: Part | None = None) -> list[Group]:
     """The prompts of a file, as groups without completions.
 
     Args:
@@ -26,9 +27,13 @@ def read_prompts(path: str | Path) -> list[Group]:
             (.jsonl, .parquet, a folder, a hub id), each row with `prompt` (text or messages) or
             `messages`, or a row of training data, the prompt of which is taken as training takes
             it.
+        part: what to read of a path that has several splits or configurations.
     Errors: InputError with file and row.
     """
-    rows = _lines(Path(path)) if str(path).endswith(".txt") else read_rows(str(path))
+    if str(path).endswith(".txt"):
+        rows = _lines(Path(path))
+    else:
+        rows = read_all([str(path)], part or Part())
     return [to_prompt(row, where, number) for number, (row, where) in enumerate(rows)]
 
 

@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from jaxpref.data.rewrite import Source, add_source_arguments
+from jaxpref.data.rewrite import add_source_arguments, source_of
 from jaxpref.data.truncation import TRUNCATIONS
 from jaxpref.errors import InputError
 from jaxpref.rewards import Reward, open_reward
@@ -102,8 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    rest = {"split": options.split, "format": options.format, "on_bad_row": options.on_bad_row}
-    source = Source(_paths(options.data), **rest)
+    source = source_of(options, _paths(options.data))
     limits = Limits(options.max_length, options.truncation)
     among_data = [item for item in options.data if item not in source.paths]
     overrides = for_all_models([*options.overrides, *among_data])
@@ -117,7 +116,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         if name not in pairs:
             return reward
         reward = reward if cache is None else cached(reward, cache)
-        calibrated = calibrate(reward, Source([pairs[name]], **rest), limits=limits)
+        calibrated = calibrate(reward, source_of(options, [pairs[name]]), limits=limits)
         console.print(
             f"{name}: temperature {calibrated.temperature:.5g} "
             f"(standard error {calibrated.temperature_error:.2g}), fitted on {pairs[name]}",

@@ -32,9 +32,7 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
         not fit the model's vocabulary or positions.
     """
     data, spec = pieces.config.data, pieces.source.spec
-    paths, split = data.train, data.train_split
-    if which == "eval":
-        paths, split = data.eval, data.eval_split
+    paths = data.train if which == "train" else data.eval
     if not paths:
         raise InputError(
             f"at least one path in data.{which}", "an empty list", f"set data.{which}=[FILE]"
@@ -42,7 +40,7 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
     seed, kinds = pieces.config.train.seed, group_kinds(pieces.parts)
     columns = sorted({name for part in pieces.parts for name in part.all_columns})
     groups, report = load_groups(
-        data, pieces.tokenizer, paths, split, kinds=kinds, seed=seed, columns=columns
+        data, pieces.tokenizer, paths, which, kinds=kinds, seed=seed, columns=columns
     )
     check_columns(pieces.parts, common_columns(groups))
     sequences = ((group.where, (group.prompt_ids, *group.completion_ids)) for group in groups)
