@@ -15,6 +15,9 @@ from jaxpref.models.hf.tokenizer import has_tokenizer, load_tokenizer
 from jaxpref.models.spec import ModelSpec
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+# Further copies of the weights: in folders (which may hold chat templates too), in the format of
+# their makers beside the shards, in another dtype (model.fp16.safetensors).
+_HUB_COPIES = ["*/*.json", "*/*.safetensors", "consolidated*.safetensors", "model.*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,7 @@ def _download(repository: str, revision: str) -> Path:
                 repository,
                 revision=revision or None,
                 allow_patterns=_HUB_FILES,
-                # Many repositories keep a second copy of the weights in a folder.
-                ignore_patterns=["*/*"],
+                ignore_patterns=_HUB_COPIES,
             )
         )
     except GatedRepoError as error:

@@ -1,6 +1,7 @@
 """Model directories: written and read back bit for bit, and every way in which they can be wrong."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -394,6 +395,62 @@ def test_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(InputError, match="hf download some-org/model"):
         open_checkpoint("some-org/model")
+
+
+def hub_of(repository, monkeypatch):
+    """A Hub with one repository: downloads are copies of the files of a directory that match the patterns."""
+    import huggingface_hub
+
+    def download(_, *, revision, allow_patterns, ignore_patterns):
+        names = [str(p.relative_to(repository)) for p in repository.rglob("*") if p.is_file()]
+        target = repository.with_name("snapshot")
+        patterns = {"allow_patterns": allow_patterns, "ignore_patterns": ignore_patterns}
+        for name in huggingface_hub.utils.filter_repo_objects(names, **patterns):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repository / name, target / name)
+        return str(target)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return repository.with_name("snapshot")
+
+
+def test_what_is_taken_of_a_hub_repository(tmp_path, monkeypatch):
+    repository = save(tmp_path / "repository", tokenizer=tiny_tokenizer(), max_shard_bytes=500)
+    needed = {str(p.relative_to(repository)) for p in repository.rglob("*") if p.is_file()} - {"README.md"}
+    assert sum(name.startswith("model-0") for name in needed) > 1
+    (repository / "additional_chat_templates").mkdir()
+    needed.add("additional_chat_templates/tool_use.jinja")
+    (repository / "additional_chat_templates/tool_use.jinja").write_text("{{ tools[0]['name'] }}")
+    for copy in (
+        "consolidated.safetensors",
+        "consolidated-00001-of-00002.safetensors",
+        "model.fp16.safetensors",
+        "model.fp16-00001-of-00002.safetensors",
+        "pytorch_model.bin",
+        "original/model.safetensors",
+        "onnx/config.json",
+    ):
+        (repository / copy).parent.mkdir(exist_ok=True)
+        (repository / copy).write_bytes(b"a copy")
+    snapshot = hub_of(repository, monkeypatch)
+    checkpoint = open_checkpoint("some-org/model")
+    assert {str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file()} == needed
+    assert_trees_equal(checkpoint.load_params(), random_params(SPEC))
+    tokenizer, messages = checkpoint.load_tokenizer(), [{"role": "user", "content": "abc"}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == "abc"
+    assert tokenizer.apply_chat_template(messages, tools=[{"name": "f"}], tokenize=False) == "f"
+    export = save(tmp_path / "export", tokenizer=tokenizer)
+    assert open_checkpoint(export).load_tokenizer().chat_template == tokenizer.chat_template
+
+
+def test_a_hub_repository_of_bin_files(tmp_path, monkeypatch):
+    repository = save(tmp_path / "repository", tokenizer=tiny_tokenizer())
+    (repository / "model.safetensors").rename(repository / "pytorch_model.bin")
+    hub_of(repository, monkeypatch)
+    checkpoint = open_checkpoint("some-org/model")
+    assert checkpoint.load_tokenizer().eos_token == "</s>"
+    with pytest.raises(InputError, match="convert the .bin files"):
+        checkpoint.load_params()
 
 
 def test_tensors_that_are_not_read_may_be_of_any_kind(tmp_path):

@@ -157,11 +157,21 @@ def build_tokenizer(metadata: Mapping[str, Any], where: str) -> PreTrainedTokeni
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        chat_template=metadata.get("tokenizer.chat_template"),
+        chat_template=_chat_template(metadata),
         model_max_length=metadata[f"{architecture}.context_length"],
         clean_up_tokenization_spaces=False,
         **special,
     )
+
+
+def _chat_template(metadata: Mapping[str, Any]) -> str | dict[str, str] | None:
+    """The template or, where there are further ones (`tool_use`), all by name."""
+    default = metadata.get("tokenizer.chat_template")
+    named = {
+        name: metadata[f"tokenizer.chat_template.{name}"]
+        for name in metadata.get("tokenizer.chat_templates", ())
+    }
+    return {"default": default} | named if default and named else default
 
 
 def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int], split: Split) -> Tokenizer:

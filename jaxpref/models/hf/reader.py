@@ -139,9 +139,9 @@ def _weight_files(directory: Path) -> list[Path]:
                 "copy or download the missing files",
             )
         return [directory / name for name in names]
-    fix = _NAME_ONE
-    if directory.is_dir() and any(directory.glob("*.bin")):
-        fix = "convert the .bin files: load them with transformers and torch, then save_pretrained"
+    # Of a Hub repository .bin files are not downloaded, so they need not be here to be meant.
+    convert = "convert the .bin files: load them with transformers and torch, then save_pretrained"
+    fix = f"{_NAME_ONE}, or {convert}"
     raise _not_a_checkpoint(directory, [WEIGHTS_FILE, INDEX_FILE], fix)
 
 

@@ -74,7 +74,7 @@ def vocabulary():
     return tokens, [1] * 259 + [3, 3, 3, 4, 5], merges
 
 
-def write(path, kind=Kind.F32, *, tied=False, pre="smollm", drop=(), extra_tensors=(), **metadata):
+def write(path, kind=Kind.F32, *, tied=False, pre="smollm", template=TEMPLATE, drop=(), extra_tensors=(), **metadata):
     """Writes a tiny Llama; returns what its tensors must read as, under Hugging Face names."""
     rng, wanted = np.random.default_rng(0), {}
     writer = gguf.GGUFWriter(path, "llama")
@@ -97,7 +97,7 @@ def write(path, kind=Kind.F32, *, tied=False, pre="smollm", drop=(), extra_tenso
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges)
-    writer.add_chat_template(TEMPLATE)
+    writer.add_chat_template(template)
     for tensor in stored.stored_tensors(used_leaves(llama.TENSORS, SPEC), SPEC):
         ((leaf, _),), name = tensor.parts, tensor.name
         if name in drop or (tied and leaf == "head/kernel"):
@@ -264,6 +264,16 @@ def test_tokenizer(tmp_path):
     chat = tokenizer.apply_chat_template([{"role": "r", "content": "c"}], tokenize=False)
     assert chat == "<|im_start|>r\nc<|im_end|>\n"
     assert tokenizer.model_max_length == 128
+
+
+def test_the_template_for_rows_with_tools(tmp_path):
+    templates = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools[0].name }}"}
+    stored = [{"name": name, "template": text} for name, text in templates.items()]
+    tokenizer = tokenizer_of(tmp_path / "m.gguf", template=stored)
+    assert tokenizer.chat_template == templates
+    messages = [{"role": "user", "content": "c"}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == "c"
+    assert tokenizer.apply_chat_template(messages, tools=[{"name": "f"}], tokenize=False) == "f"
 
 
 def test_pre_tokenizers(tmp_path):
