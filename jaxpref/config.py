@@ -92,16 +92,16 @@ class ReferenceConfig:
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
     train: list[LocalPath] = Field(default_factory=list)
-    """Training data: .jsonl, .jsonl.gz or .parquet files, local `datasets` folders, hub ids; all
-    are concatenated."""
+    """Training data: .jsonl, .jsonl.gz or .parquet files, folders of them or from `datasets`, hub
+    ids; all are concatenated."""
     eval: list[LocalPath] = Field(default_factory=list)
     """Held-out data, same formats."""
     train_split: str | None = None
-    """Split to train on, of a folder or hub id that has several; null: train."""
+    """Split to train on, of folders and hub ids; null: train, where there are several."""
     eval_split: str | None = None
-    """Split to evaluate on; null: test."""
+    """Split to evaluate on, of folders and hub ids; null: test, where there are several."""
     config_name: str | None = None
-    """Configuration of a hub dataset or its local copy; null: its default one."""
+    """Configuration of hub ids or their local copies; null: the default one."""
     format: Literal["auto", "standard", "conversational", "anthropic"] = "auto"
     """Form of the rows; auto recognises the form of each row."""
     on_bad_row: Literal["error", "drop"] = "error"

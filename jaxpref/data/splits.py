@@ -44,7 +44,7 @@ def split_in_name(stem: str) -> str | None:
     `base.train-00000-of-00002`, `train_prefs` of `train_prefs-00000-of-00001`.
     """
     found = _SPLIT.search(_SHARD.sub("", stem.lower()))
-    return found and found[1] + found[2]
+    return found[1] + found[2] if found else None
 
 
 def choose(split_of: Mapping[Key, str | None], wanted: Part, where: str) -> list[Key]:

@@ -250,6 +250,21 @@ def test_training_data_and_prompts_of_each_way(call, tmp_path):
     assert read(again) == read(tmp_path / "ric.jsonl")[4:]
 
 
+def test_split_of_a_folder(call, tmp_path):
+    """Of rows and of prompts: the one that is asked for, else `train`."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    pair = {"chosen": "x", "rejected": "y", "scores_chosen": {"help": 2}, "scores_rejected": {"help": 1}}
+    for name in ("train_a", "train_b", "test"):
+        tiny.write_rows(folder / f"{name}.jsonl", [pair | {"prompt": name}])
+    for number, way in enumerate((["--words", "Be kind."], ["--preference", "help=Be helpful."])):
+        code, _, err = call(folder, "--as", "metaalign", "--out", tmp_path / f"no{number}.jsonl", *way)
+        assert code == 2 and "to one of: train_a, train_b" in err
+        out = tmp_path / f"{number}.jsonl"
+        code, _, err = call(folder, "--as", "metaalign", "--split", "train_b", "--out", out, *way)
+        assert code == 0 and all(row["prompt"].endswith("\n\ntrain_b") for row in read(out)), err
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
