@@ -204,6 +204,8 @@ def _loaded_rows(path: str, label: str, wanted: Part) -> Rows:
 
 def _dataset_rows(loaded: Any, label: str, wanted: Part) -> Rows:
     parts = dict(loaded) if isinstance(loaded, dict) else {None: loaded}
+    if not parts:
+        return _indexed((), label)
     [split] = choose({split: split for split in parts}, wanted, label)
     return _indexed(parts[split], label if split is None else f"{label} ({split})")
 

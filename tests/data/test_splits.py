@@ -136,6 +136,9 @@ def test_saved_splits(tmp_path):
     assert read(tmp_path / "saved", train_split="train_sft") == ["train_sft"]
     assert read(tmp_path / "saved", "eval") == ["test_prefs"]
     assert read(tmp_path / "saved" / "train_sft") == ["train_sft"]
+    datasets.DatasetDict().save_to_disk(tmp_path / "empty")
+    with pytest.raises(InputError, match="empty, which holds none"):
+        read(tmp_path / "empty")
 
 
 CARD = """---
