@@ -40,28 +40,24 @@ def check_text(value: Any, key: str, where: str) -> None:
         ) from error
 
 
-def json_value(value: Any, key: str, where: str) -> Any:
-    """A value for the chat template: as JSON has it, and without keys whose value is null.
-
-    Columnar files give all objects of a column the same keys, with null where a row has none.  What
-    was null and what was not there cannot be told apart then, so that, as in TRL, null means no key
-    whatever the file.
-
-    Raises: InputError for a value that JSON does not have (a time, bytes, NaN).
-    """
+def check_json(value: Any, key: str, where: str) -> None:
+    """Raises: InputError for what JSON does not have (a time, bytes, NaN), for a chat template."""
     if isinstance(value, dict):
-        filled = {name: item for name, item in value.items() if item is not None}
-        return {name: json_value(item, f"{key}.{name}", where) for name, item in filled.items()}
-    if isinstance(value, list):
-        return [json_value(item, f"{key}[{i}]", where) for i, item in enumerate(value)]
-    finite = not isinstance(value, float) or math.isfinite(value)
-    if finite and (value is None or isinstance(value, str | bool | int | float)):
-        return value
-    raise InputError(
-        "text, finite numbers, true, false, null, and lists and objects of these",
-        f'{where}, key "{key}": {shown(value)}',
-        "write it as text",
-    )
+        for name, item in value.items():
+            check_json(item, f"{key}.{name}", where)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            check_json(item, f"{key}[{i}]", where)
+    elif not (value is None or isinstance(value, str | int) or _is_finite(value)):
+        raise InputError(
+            "text, finite numbers, true, false, null, and lists and objects of these",
+            f'{where}, key "{key}": {shown(value)}',
+            "write it as text",
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def refuse_unusable(completions: Mapping[str, Any], where: str) -> None:

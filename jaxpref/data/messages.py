@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jaxpref.data.checks import check_text, empty_completion, json_value, quoted, shown
+from jaxpref.data.checks import check_json, check_text, empty_completion, quoted, shown
 from jaxpref.data.prefix import common_length
 from jaxpref.errors import InputError, RowError
 
@@ -121,7 +121,9 @@ def _message(message: Any, key: str, where: str) -> dict:
         raise InputError(
             "a message with role and content", f"{place}: {shown(message)}", "write it as an object"
         )
-    message = json_value(message, key, where)
+    # Columnar files fill what a message lacks with null.
+    message = {k: v for k, v in message.items() if v is not None}
+    check_json(message, key, where)
     if "content" not in message and message.get("tool_calls"):
         message["content"] = ""
     for field in ("role", "content"):

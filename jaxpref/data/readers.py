@@ -8,7 +8,7 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,12 +146,9 @@ def _parquet(path: Path) -> Rows:
     index = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            types = {field.name: field.type for field in file.schema_arrow}
-            for batch in file.iter_batches():
-                for row in batch.to_pylist(maps_as_pydicts="strict"):
-                    row = {name: _json_parsed(row[name], kind) for name, kind in types.items()}
-                    yield row, f"{path}, index {index}"
-                    index += 1
+            for row in arrow_rows(file.iter_batches()):
+                yield row, f"{path}, index {index}"
+                index += 1
     except (pyarrow.ArrowException, OSError, KeyError, json.JSONDecodeError) as error:
         raise InputError(
             "a Parquet file",
@@ -160,24 +157,43 @@ def _parquet(path: Path) -> Rows:
         ) from error
 
 
-def _json_parsed(value: Any, kind: "pyarrow.DataType") -> Any:
-    """The value, with what its Arrow type calls JSON parsed: pyarrow gives it as text.
+def arrow_rows(batches: Iterable["pyarrow.RecordBatch | pyarrow.Table"]) -> Iterator[dict]:
+    """The rows of Arrow data, as they would stand in JSON lines.
 
-    `datasets` stores its `Json` columns so, and the parts of others that differ from row to row.
+    All objects of a column have the same keys in Arrow, with null where a row has none: such keys
+    are left out.  What is of the type JSON (the `Json` feature of `datasets`) is parsed; pyarrow
+    gives it as text.
     """
+    for batch in batches:
+        columns = [(field.name, _converter(field.type)) for field in batch.schema]
+        for row in batch.to_pylist(maps_as_pydicts="strict"):
+            yield {name: convert(row[name]) for name, convert in columns}
+
+
+def _converter(kind: "pyarrow.DataType") -> Callable[[Any], Any]:
+    """From values of an Arrow type, as pyarrow gives them, to those of JSON lines."""
     from pyarrow import JsonType, types
 
-    if value is None:
-        return None
     if isinstance(kind, JsonType):
-        return json.loads(value)
+        return _or_null(json.loads)
     if types.is_struct(kind):
-        return {field.name: _json_parsed(value[field.name], field.type) for field in kind}
+        fields = [(field.name, _converter(field.type)) for field in kind]
+        return _or_null(lambda value: _object(value, fields))
     if types.is_map(kind):
-        return {key: _json_parsed(item, kind.item_type) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_json_parsed(item, kind.value_type) for item in value]
-    return value
+        convert = _converter(kind.item_type)
+        return _or_null(lambda value: {key: convert(item) for key, item in value.items()})
+    if types.is_nested(kind):  # a list
+        convert = _converter(kind.value_type)
+        return _or_null(lambda value: [convert(item) for item in value])
+    return lambda value: value
+
+
+def _or_null(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else convert(value)
+
+
+def _object(value: dict, fields: list[tuple[str, Callable[[Any], Any]]]) -> dict:
+    return {name: convert(value[name]) for name, convert in fields if value[name] is not None}
 
 
 _READERS = {

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxpref.data.readers import ENDINGS, Rows, file_rows, suffix
+from jaxpref.data.readers import ENDINGS, Rows, arrow_rows, file_rows, suffix
 from jaxpref.data.splits import Part, choose, split_in_name
 from jaxpref.errors import InputError
 
@@ -129,8 +129,7 @@ def _saved_rows(folder: Path, wanted: Part) -> Rows:
     import datasets  # takes seconds to import, so only where it is needed
 
     try:
-        # A format (tensors, some of the columns) that was set for other uses is saved too.
-        loaded = datasets.load_from_disk(str(folder)).with_format(None)
+        loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # the library raises many types for a damaged folder
         raise InputError(
             "a folder written by `Dataset.save_to_disk`",
@@ -205,17 +204,23 @@ def _loaded_rows(path: str, label: str, wanted: Part) -> Rows:
 def _dataset_rows(loaded: Any, label: str, wanted: Part) -> Rows:
     parts = dict(loaded) if isinstance(loaded, dict) else {None: loaded}
     if not parts:
-        return _indexed((), label)
+        raise _no_rows(label)
     [split] = choose({split: split for split in parts}, wanted, label)
     return _indexed(parts[split], label if split is None else f"{label} ({split})")
 
 
-def _indexed(rows: Any, label: str) -> Rows:
+def _indexed(dataset: Any, label: str) -> Rows:
     empty = True
-    for index, row in enumerate(rows):
+    # Without the format (tensors, some of the columns) that may have been set for other uses.
+    batches = dataset.with_format("arrow").iter(batch_size=1000)
+    for index, row in enumerate(arrow_rows(batches)):
         empty = False
         yield row, f"{label}, index {index}"
     if empty:
-        raise InputError(
-            "a dataset with at least one row", f"{label}, which holds none", "check the split"
-        )
+        raise _no_rows(label)
+
+
+def _no_rows(label: str) -> InputError:
+    return InputError(
+        "a dataset with at least one row", f"{label}, which holds none", "check the split"
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from jaxpref.data.checks import json_value, shown
+from jaxpref.data.checks import check_json, shown
 from jaxpref.errors import InputError, RowError
 from jaxpref.types import Group
 
@@ -62,7 +62,8 @@ def _tools(value: Any, where: str) -> list | None:
             f'{where}, key "tools": {shown(tools)}',
             "write one object for each tool",
         )
-    return json_value(tools, "tools", where) or None
+    check_json(tools, "tools", where)
+    return tools or None
 
 
 def _template_kwargs(value: Any, where: str) -> dict[str, Any]:
@@ -74,7 +75,9 @@ def _template_kwargs(value: Any, where: str) -> dict[str, Any]:
             f'{where}, key "chat_template_kwargs": {shown(value)}',
             'write {"enable_thinking": false} or the like',
         )
-    kwargs = json_value(value, "chat_template_kwargs", where)
+    # Columnar files fill what a row lacks with null.
+    kwargs = {name: item for name, item in value.items() if item is not None}
+    check_json(kwargs, "chat_template_kwargs", where)
     if taken := sorted(_TEMPLATE_PARAMETERS & set(kwargs)):
         raise InputError(
             "variables of the chat template",

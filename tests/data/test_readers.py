@@ -44,12 +44,12 @@ UNLIKE_KEYS = [
     # Without arguments; without tools, but with a variable of the template.
     row(2, {}, {"type": "object", "properties": {}}),
     row(3, {"deep": {"b": {"c": "2024-01-31"}}}, {}, tools=None, chat_template_kwargs={"style": {"tone": "dry"}}),
-    # A null that the row itself has is no key either: nothing tells the two apart in a columnar file.
-    row(4, {"city": None, "expr": "1"}, {"type": "object"}, chat_template_kwargs={"style": {"tone": None, "n": 1}}),
+    row(4, {"city": "Rome", "expr": "1"}, {"type": "object"}, chat_template_kwargs={"style": {"n": 1}}),
     # Text in place of a call, and in the other answer a call with a key more.
     row(5, {}, {}, chosen=[{"role": "assistant", "content": "Yes"}])
     | {"rejected": [{"role": "assistant", "content": "", "tool_calls": [call({"city": "Oslo"}, id="call_1")]}]},
 ]
+# Only JSON has these: more than one type under a key, another order of keys, a null that is meant.
 UNLIKE_TYPES = [
     row(0, {"n": 1}, {"type": "object", "properties": {"n": {"type": "integer", "default": None}}}),
     row(
@@ -59,42 +59,37 @@ UNLIKE_TYPES = [
 ]
 
 
-def of_datasets(rows):
+def as_json(rows):
     return datasets.Dataset.from_list(rows, on_mixed_types="use_json")
 
 
-def jsonl(folder, rows):
+def as_structs(rows):
+    return datasets.Dataset.from_list(rows)
+
+
+def jsonl(folder, rows, _):
     return tiny.write_rows(folder / "rows.jsonl", rows)
 
 
-def parquet(folder, rows):
-    of_datasets(rows).to_parquet(folder / "rows.parquet")
+def parquet(folder, rows, make):
+    make(rows).to_parquet(folder / "rows.parquet")
     return folder / "rows.parquet"
 
 
-def plain_parquet(folder, rows):
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "rows.parquet")
-    return folder / "rows.parquet"
-
-
-def saved(folder, rows):
-    of_datasets(rows).save_to_disk(folder / "saved")
+def saved(folder, rows, make):
+    make(rows).save_to_disk(folder / "saved")
     return folder / "saved"
 
 
-def saved_splits(folder, rows):
-    parts = datasets.DatasetDict(train=of_datasets(rows), test=of_datasets(rows[:1]))
-    parts.save_to_disk(folder / "saved")
+def saved_splits(folder, rows, make):
+    datasets.DatasetDict(train=make(rows), test=make(rows[:1])).save_to_disk(folder / "saved")
     return folder / "saved"
 
 
-def copy_of_a_hub_dataset(folder, rows):
+def copy_of_a_hub_dataset(folder, rows, make):
     (folder / "copy" / "data").mkdir(parents=True)
-    of_datasets(rows).to_parquet(folder / "copy" / "data" / "train-00000-of-00001.parquet")
+    make(rows).to_parquet(folder / "copy" / "data" / "train-00000-of-00001.parquet")
     return folder / "copy"
-
-
-STRUCTS = [jsonl, parquet, plain_parquet, saved, saved_splits, copy_of_a_hub_dataset]
 
 
 @pytest.fixture(scope="module")
@@ -117,23 +112,25 @@ def from_path(path, tokenizer):
     return ids(load_groups(DataConfig(max_length=None), tokenizer, [str(path)], "train")[0])
 
 
-@pytest.mark.parametrize(
-    "rows, write",
-    [(UNLIKE_KEYS, write) for write in STRUCTS]
-    + [(UNLIKE_TYPES, write) for write in STRUCTS if write is not plain_parquet],
-)
-def test_token_ids_are_the_same_from_every_kind_of_source(tmp_path, tokenizer, rows, write):
-    assert from_path(write(tmp_path, rows), tokenizer) == from_memory(rows, tokenizer)
+@pytest.mark.parametrize("write", [jsonl, parquet, saved, saved_splits, copy_of_a_hub_dataset])
+@pytest.mark.parametrize("rows, make", [(UNLIKE_KEYS, as_structs), (UNLIKE_KEYS, as_json), (UNLIKE_TYPES, as_json)])
+def test_token_ids_are_the_same_from_every_kind_of_source(tmp_path, tokenizer, rows, make, write):
+    assert from_path(write(tmp_path, rows, make), tokenizer) == from_memory(rows, tokenizer)
 
 
 def test_what_a_row_does_not_have_is_in_no_prompt(tmp_path, tokenizer):
-    prompt, chosen, _ = from_path(parquet(tmp_path, UNLIKE_KEYS), tokenizer)[1]
+    prompt, chosen, _ = from_path(parquet(tmp_path, UNLIKE_KEYS, as_structs), tokenizer)[1]
     tools = [
         {"type": "function", "function": {"name": "f", "parameters": {"properties": {"expr": {"enum": ["a", None]}}}}}
     ]
     assert tokenizer.decode(prompt) == f"{json.dumps(tools)}\nuser: q1<|im_end|>\nassistant: "
     calls = [call({"expr": "2*3", "deep": {"a": [1, 2], "b": {"c": "x"}}})]
     assert tokenizer.decode(chosen) == f"{json.dumps(calls)}<|im_end|>\n"
+
+
+def test_a_null_that_is_meant_stays(tmp_path, tokenizer):
+    prompt, _, _ = from_path(parquet(tmp_path, UNLIKE_TYPES, as_json), tokenizer)[0]
+    assert '"n": {"type": "integer", "default": null}' in tokenizer.decode(prompt)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +153,7 @@ def test_maps_are_objects(tmp_path, tokenizer):
 
 
 def test_a_saved_format_does_not_change_rows(tmp_path, tokenizer):
-    whole = of_datasets(UNLIKE_KEYS)
+    whole = as_structs(UNLIKE_KEYS)
     whole.with_format("numpy", columns=["prompt", "chosen", "rejected"]).save_to_disk(tmp_path / "saved")
     assert from_path(tmp_path / "saved", tokenizer) == from_memory(UNLIKE_KEYS, tokenizer)
 
@@ -174,7 +171,7 @@ def test_text_that_looks_like_a_time_stays_text(tmp_path, tokenizer):
 def test_values_that_json_does_not_have(tmp_path, tokenizer):
     place = 'rows.parquet, index 0, key "chosen[0].tool_calls[0].function.arguments.day": date'
     with pytest.raises(InputError, match=re.escape(place)):
-        from_path(plain_parquet(tmp_path, [row(0, {"day": datetime.date(2024, 1, 31)}, None)]), tokenizer)
+        from_path(parquet(tmp_path, [row(0, {"day": datetime.date(2024, 1, 31)}, None)], as_structs), tokenizer)
     with pytest.raises(InputError, match=r"NaN|nan"):
         from_memory([row(0, {"n": float("nan")}, {})], tokenizer)
 
