@@ -92,6 +92,11 @@ def copy_of_a_hub_dataset(folder, rows, make):
     return folder / "copy"
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     tokenizer = tiny.make_tokenizer()
@@ -163,7 +168,7 @@ def test_text_that_looks_like_a_time_stays_text(tmp_path, tokenizer):
     (tmp_path / "copy" / "data").mkdir(parents=True)
     rows = [{"prompt": "When?", "chosen": "2024-01-31", "rejected": "2024-02-01"}]
     tiny.write_rows(tmp_path / "copy" / "data" / "train.jsonl", rows)
-    loaded = datasets.load_dataset(str(tmp_path / "copy"), cache_dir=str(tmp_path / "cache"))["train"]
+    loaded = datasets.load_dataset(str(tmp_path / "copy"))["train"]
     assert loaded[0]["chosen"] == datetime.datetime(2024, 1, 31)
     assert from_path(tmp_path / "copy", tokenizer) == from_memory(rows, tokenizer)
 

@@ -17,7 +17,6 @@ ULTRAFEEDBACK = ["train_prefs", "train_sft", "train_gen", "test_prefs", "test_sf
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """`datasets` keeps locks beside what it finds, in a folder that it knows from its import on."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
