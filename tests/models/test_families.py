@@ -139,7 +139,7 @@ def test_unknown_attribute_that_is_off_passes():
 def test_unknown_model_type():
     with pytest.raises(InputError, match="among gemma2, .*, llama, ") as error:
         spec_from_hf({**SMALL, "model_type": "llama4"}, "x/config.json")
-    assert "nearest name is 'llama'" in str(error.value) and "x/config.json" in str(error.value)
+    assert "llama4 is multimodal" in str(error.value) and "x/config.json" in str(error.value)
 
 
 # ---- stored tensors

@@ -1,12 +1,14 @@
 """Configs of published models: what is read, what is written, what transformers makes of it, what is refused."""
 
+import json
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
 from jaxpref.errors import InputError
 from jaxpref.models.families import FAMILIES, spec_from_hf
+from jaxpref.models.families.attributes import NO_EFFECT
 from jaxpref.models.spec import LayerKind, LinearRope, LongRope, ModelSpec
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -246,10 +248,7 @@ def test_we_read_what_transformers_writes(name):
     assert spec_from_hf(theirs(config).to_diff_dict(), "config.json") == wanted
 
 
-SIZES = (
-    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings",
-    "rms_norm_eps", "num_experts",
-)  # fmt: skip
+SIZES = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_experts")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -362,8 +361,113 @@ def test_refused(name, change, named):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_family_refuses_what_it_does_not_know(name):
-    config = published(name, mystery=3, quantization_config={"bits": 4})
-    with pytest.raises(InputError) as error:
-        spec_from_hf(config, "config.json")
-    assert "mystery = 3" in str(error.value) and "quantization_config" in str(error.value)
+    with pytest.raises(InputError, match="mystery = 3 is unknown"):
+        spec_from_hf(published(name, mystery=3), "config.json")
     assert spec_from_hf(published(name, mystery=None), "config.json") == PUBLISHED[name][1]
+
+
+# Of base classes, old and new, and of programs that repeat what is in force under a name of their own.
+LEFTOVERS = {
+    "tokenizer_class": "LlamaTokenizer", "max_length": 20, "temperature": 0.7, "do_sample": True, "torchscript": True,
+    "output_attentions": True, "output_hidden_states": True, "output_past": True, "num_labels": 1, "_num_labels": 1,
+    "finetuning_task": "chat", "problem_type": "regression", "gradient_checkpointing": True, "is_decoder": True,
+    "chunk_size_feed_forward": 64, "attn_implementation": "sdpa", "_commit_hash": "abc", "use_bfloat16": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_leftovers_without_effect(name):
+    assert spec_from_hf(published(name, **LEFTOVERS), "config.json") == PUBLISHED[name][1]
+
+
+def test_all_that_transformers_base_class_defines_is_without_effect_or_refused():
+    from transformers import GenerationConfig, PretrainedConfig
+
+    defined = {field.name for field in fields(PretrainedConfig)} | PretrainedConfig().to_dict().keys()
+    generation = GenerationConfig._get_default_generation_params().keys()
+    changes_the_function = {"architectures", "is_encoder_decoder", "model_type"}
+    assert (defined | generation) - changes_the_function <= NO_EFFECT
+    for key in ("is_encoder_decoder", "pruned_heads", "per_layer_config"):
+        with pytest.raises(InputError, match=f"{key} = .* is unknown"):
+            spec_from_hf(published("Mistral-7B-v0.1", **{key: {"0": [1]}}), "config.json")
+
+
+@pytest.mark.parametrize(
+    "name, repeated, other",
+    [
+        ("Mistral-7B-v0.1", {"max_sequence_length": 32768}, {"max_sequence_length": 4096}),
+        ("Mistral-7B-v0.1", {"n_heads": 32, "num_kv_heads": 8}, {"num_kv_heads": 32}),
+        ("gemma-2-2b", {"sliding_window_size": 4096}, {"sliding_window_size": 1024}),
+        ("gpt2", {"hidden_size": 768, "max_position_embeddings": 1024}, {"hidden_size": 1024}),
+        ("gpt2", {"predict_special_tokens": True, "n_special": 1}, {"layer_norm_eps": 1e-6}),
+        ("Qwen3-0.6B", {"use_qk_norm": True, "kv_channels": 128}, {"use_qk_norm": False}),
+        ("Qwen3-30B-A3B", {"use_qk_norm": True, "qkv_bias": False}, {"qkv_bias": True}),
+    ],
+)
+def test_what_repeats_what_is_in_force_passes_and_nothing_else(name, repeated, other):
+    assert spec_from_hf(published(name, **repeated), "config.json") == PUBLISHED[name][1]
+    ((key, value),) = other.items()
+    with pytest.raises(InputError, match=f"{key} = {value!r}"):
+        spec_from_hf(published(name, **other), "config.json")
+
+
+def test_llama_1_has_the_length_of_transformers_default():
+    """Its first conversions say `max_sequence_length`, which transformers does not read."""
+    config = {
+        "model_type": "llama", "architectures": ["LLaMAForCausalLM"], "hidden_size": 4096, "intermediate_size": 11008,
+        "num_attention_heads": 32, "num_hidden_layers": 1, "max_sequence_length": 2048, "vocab_size": 32000,
+    }  # fmt: skip
+    spec = spec_from_hf(config, "config.json")
+    assert (spec.max_positions, spec.norm_eps) == (2048, 1e-6)
+    with pytest.raises(InputError, match="max_sequence_length = 4096, but max_position_embeddings = 2048"):
+        spec_from_hf({**config, "max_sequence_length": 4096}, "config.json")
+
+
+def test_real_configs_are_read(shared_dir):
+    files = sorted((shared_dir / "cases" / "configs").glob("*.json"))
+    assert files
+    for file in files:
+        config = json.loads(file.read_text())
+        spec = spec_from_hf(config, file.name)
+        assert spec == spec_from_hf(theirs(config).to_dict(), file.name)
+        assert spec_from_hf(FAMILIES[spec.family].to_hf(spec), file.name) == spec
+
+
+@pytest.mark.parametrize(
+    "quantised",
+    [
+        {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
+        {"quantization_config": {"load_in_4bit": True, "quant_method": "bitsandbytes"}},
+        {"compression_config": {"quant_method": "compressed-tensors"}},
+        {"quantization": {"group_size": 64, "bits": 4}},
+    ],
+)
+def test_quantised_weights_are_named_alone(quantised):
+    (how,) = quantised.values()
+    with pytest.raises(InputError, match="use the checkpoint that is not quantised") as error:
+        spec_from_hf(published("Qwen3-0.6B", mystery=3, **quantised), "my/config.json")
+    assert str(how.get("quant_method", how)) in str(error.value) and "mystery" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "config, said",
+    [
+        ({"model_type": "llava", "text_config": {"model_type": "llama"}}, "multimodal; its text part, llama, is sup"),
+        ({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text"}}, "its text part is not supported"),
+        ({"model_type": "qwen2_vl", "hidden_size": 8}, "qwen2_vl is multimodal"),
+        ({"model_type": "new_vl", "vision_config": {"hidden_size": 8}}, "new_vl is multimodal"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "t5 is an encoder with a decoder"),
+        ({"model_type": "bert"}, "bert is an encoder and does not generate"),
+        ({"model_type": "mamba2"}, "mamba2 has recurrent layers"),
+        ({"model_type": "lfm2", "layer_types": ["conv", FULL]}, "lfm2 has recurrent layers"),
+        ({"model_type": "deepseek_v3", "kv_lora_rank": 512, "n_routed_experts": 256}, "latent attention"),
+        ({"model_type": "olmoe", "num_experts": 64}, "mixture of experts; near in kind are mixtral and qwen3_moe"),
+        ({"model_type": "gpt_neox"}, "gpt2, its nearest"),
+        ({"model_type": "gemini", "vocab_size": 8}, "gemini is not known here"),
+        ({}, "this config names none"),
+    ],
+)
+def test_an_unknown_model_type_is_told_by_its_kind(config, said):
+    with pytest.raises(InputError, match=r"(?s)among gemma2, .*x/config\.json") as error:
+        spec_from_hf(config, "x/config.json")
+    assert said in str(error.value)

@@ -9,22 +9,23 @@ A family is one module with
     from_hf          (config, where) -> ModelSpec
     to_hf            spec -> config.json
 
-and one line in `FAMILIES`.  What several share is in `hf_config`, `rope`, `tensors`, `qwen` and
-`gemma`.
+and one line in `FAMILIES`.  What several share is in `hf_config`, `attributes`, `rope`, `tensors`,
+`qwen` and `gemma`; `near` speaks of models of no family.
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from jaxpref.errors import InputError
 from jaxpref.models.families import (
+    attributes,
     gemma2,
     gemma3,
     gpt2,
     llama,
     mistral,
     mixtral,
+    near,
     olmo2,
     phi3,
     qwen2,
@@ -57,17 +58,31 @@ def spec_from_hf(config: dict[str, Any], where: str) -> ModelSpec:
     Args:
         where: the file, for error messages.
 
-    Errors: InputError for an unknown `model_type`, and what the family's `from_hf` refuses.
+    Errors: InputError for quantised weights, for an unknown `model_type`, and what the family's
+        `from_hf` refuses.
     """
+    _check_not_quantised(config, where)
     model_type = config.get("model_type")
     if model_type not in FAMILIES:
-        nearest = difflib.get_close_matches(str(model_type), FAMILIES, n=1, cutoff=0.0)[0]
         raise InputError(
             f"a model_type among {', '.join(sorted(FAMILIES))}",
             f"model_type = {model_type!r} in {where}",
-            f"use a model of a supported family (the nearest name is {nearest!r})",
+            near.kind(config, FAMILIES),
         )
     return FAMILIES[model_type].from_hf(config, where)
+
+
+def _check_not_quantised(config: Mapping[str, Any], where: str) -> None:
+    for key in attributes.QUANTISED:
+        if config.get(key):
+            how = config[key]
+            method = how.get("quant_method") if isinstance(how, Mapping) else None
+            raise InputError(
+                "weights in float32, float16 or bfloat16",
+                f"{key} in {where}: {method or how}",
+                "use the checkpoint that is not quantised; `adapter.quantize` keeps its frozen "
+                "weights in 8 or 4 bits",
+            )
 
 
 def forms(family: str) -> tuple[Mapping[str, StoredLeaf], ...]:

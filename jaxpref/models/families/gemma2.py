@@ -19,6 +19,8 @@ from jaxpref.models.spec import ModelSpec
 TENSORS = {**EMBED, **ATTENTION_NORM, **ATTENTION, **SANDWICH, **MLP, **TOP}
 IGNORED_TENSORS = ROTARY_BUFFERS
 DEFAULTS = {
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-06,
     "num_key_value_heads": 4,
     "head_dim": 256,
     "tie_word_embeddings": True,

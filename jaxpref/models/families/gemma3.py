@@ -20,6 +20,8 @@ from jaxpref.models.spec import ModelSpec
 TENSORS = {**EMBED, **ATTENTION_NORM, **ATTENTION, **HEAD_NORM, **SANDWICH, **MLP, **TOP}
 IGNORED_TENSORS = ROTARY_BUFFERS
 DEFAULTS = {
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-06,
     "num_key_value_heads": 4,
     "head_dim": 256,
     "tie_word_embeddings": True,
@@ -38,6 +40,7 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     read = ConfigReader(config, "Gemma 3", where, defaults=DEFAULTS, ignored=ignored)
     read.only("model_type", "gemma3_text")
     read.only("architectures", ["Gemma3ForCausalLM"])
+    read.only("use_qk_norm", True)
     read.only("attn_logit_softcapping", None)  # transformers keeps the number and does not apply it
     fields = read_gemma(read) | _read_ropes(read)
     layers, pattern = fields["layers"], read.size("sliding_window_pattern")

@@ -69,7 +69,7 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
         where,
         defaults=DEFAULTS,
         # Dropout (unused, as the first lines say); settings of other heads; where the arithmetic is
-        # done; what the sizes say already.
+        # done; what the sizes say already; special tokens of the first GPT.
         ignored=[
             "attn_pdrop",
             "embd_pdrop",
@@ -81,7 +81,8 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
             "summary_first_dropout",
             "reorder_and_upcast_attn",
             "n_ctx",
-            "task_specific_params",
+            "n_special",
+            "predict_special_tokens",
         ],
     )
     read.only("model_type", "gpt2")

@@ -5,36 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxpref.errors import InputError
+from jaxpref.models.families.attributes import NO_EFFECT, OTHER_NAMES
 from jaxpref.models.spec import LayerKind, ModelSpec
-
-# Knowingly ignored in every family: they do not change the function (`pretraining_tp` only splits a
-# product), nor its gradient but for one row: torch's embedding gives the row of `pad_token_id`
-# none, here it is a token like the others.  Token ids are taken from the tokenizer and
-# generation_config.json.
-IGNORED = frozenset(
-    {
-        "initializer_range",
-        "use_cache",
-        "pretraining_tp",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "dtype",
-        "torch_dtype",
-        "transformers_version",
-        "transformers.js_config",
-        "_name_or_path",
-        "auto_map",
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "cache_implementation",
-        "return_dict",
-        "id2label",
-        "label2id",
-        "unsloth_fixed",
-        "unsloth_version",
-    }
-)
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Names of `layer_types`."""
@@ -51,7 +23,7 @@ class ConfigReader:
         family: its name in messages.
         where: the file, for messages.
         defaults: what transformers' config class takes for attributes that the file leaves out.
-        ignored: attributes of this family, beside IGNORED, that have no effect here.
+        ignored: attributes of this family, beside `attributes.NO_EFFECT`, that have no effect here.
     """
 
     def __init__(
@@ -66,13 +38,15 @@ class ConfigReader:
         self.config = {**(defaults or {}), **config}
         self.family, self.where = family, where
         self.problems: list[str] = []
-        self._known = {*IGNORED, *ignored}
+        self._known = {*NO_EFFECT, *ignored}
+        self._in_force: dict[str, Any] = {}
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value as it is; `default` where it is missing or null."""
         self._known.add(key)
         value = self.config.get(key)
-        return default if value is None else value
+        self._in_force[key] = default if value is None else value
+        return self._in_force[key]
 
     def size(self, key: str, default: int | None = None) -> int:
         """A positive integer; without a default it must be there."""
@@ -153,12 +127,13 @@ class ConfigReader:
         Errors: one InputError naming every attribute that is missing, out of range, not implemented
             or unknown.
 
-        An unknown attribute that is None, False, 0 or empty is off, and passes.
+        An unknown attribute that is None, False, 0 or empty is off, and passes; so does one that
+        says under another name what is in force.
         """
         self.only("is_causal", True)
         for key, value in self.config.items():
             if key not in self._known and value:
-                self.problems.append(f"{key} = {value!r} is unknown for this family")
+                self._check_repeated(key, value)
         if self.problems:
             raise InputError(
                 f"a {self.family} config whose every attribute is understood",
@@ -166,6 +141,17 @@ class ConfigReader:
                 f"use a model of the plain {self.family} architecture, or remove an attribute that "
                 "has no effect",
             )
+
+    def _check_repeated(self, key: str, value: Any) -> None:
+        """Refuses what is not read, unless it says what is read under another name."""
+        for name in OTHER_NAMES.get(key, ()):
+            if name in self._in_force:
+                if value != self._in_force[name]:
+                    self.problems.append(
+                        f"{key} = {value!r}, but {name} = {self._in_force[name]!r} is what is read"
+                    )
+                return
+        self.problems.append(f"{key} = {value!r} is unknown for this family")
 
 
 def read_sizes(read: ConfigReader, ffn: str = "intermediate_size") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from jaxpref.models.spec import ModelSpec
 
 TENSORS = LLAMA
 IGNORED_TENSORS = ROTARY_BUFFERS
+DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
 
 
 def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
@@ -20,9 +21,10 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
         where: the file, for error messages.
 
     Errors: one InputError naming every attribute that is missing, out of range, not implemented or
-        unknown.  An unknown attribute that is None, False, 0 or empty is off, and passes.
+        unknown.  An unknown attribute that is None, False, 0 or empty is off, and passes; so does
+        one that only repeats what is in force (see `attributes.py`).
     """
-    read = ConfigReader(config, "Llama", where, ignored=["is_llama_config"])
+    read = ConfigReader(config, "Llama", where, defaults=DEFAULTS, ignored=["is_llama_config"])
     read.only("model_type", "llama")
     read.only("architectures", ["LlamaForCausalLM"], ["LLaMAForCausalLM"])
     read.only("hidden_act", "silu")

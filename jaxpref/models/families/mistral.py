@@ -15,7 +15,12 @@ from jaxpref.models.spec import ModelSpec
 
 TENSORS = LLAMA
 IGNORED_TENSORS = ROTARY_BUFFERS
-DEFAULTS = {"num_key_value_heads": 8, "sliding_window": 4096}
+DEFAULTS = {
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-06,
+    "num_key_value_heads": 8,
+    "sliding_window": 4096,
+}
 
 
 def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:

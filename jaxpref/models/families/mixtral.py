@@ -32,7 +32,13 @@ TENSORS = _OTHER | experts(
 )
 OTHER_FORMS = (_OTHER | FUSED_EXPERTS,)
 IGNORED_TENSORS = ROTARY_BUFFERS
-DEFAULTS = {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2}
+DEFAULTS = {
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}
 
 
 def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:

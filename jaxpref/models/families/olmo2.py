@@ -24,7 +24,10 @@ TENSORS = {
     **TOP,
 }
 IGNORED_TENSORS = ROTARY_BUFFERS
-DEFAULTS: dict[str, Any] = {}
+DEFAULTS = {
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-05,
+}
 
 
 def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
@@ -32,6 +35,7 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     read = ConfigReader(config, "OLMo 2", where, defaults=DEFAULTS)
     read.only("model_type", "olmo2")
     read.only("architectures", ["Olmo2ForCausalLM"])
+    read.only("use_qk_norm", True)
     read.only("hidden_act", "silu")
     read.only("attention_dropout", 0)
     bias = read.flag("attention_bias")

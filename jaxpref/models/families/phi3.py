@@ -37,7 +37,11 @@ TENSORS = {
     **TOP,
 }
 IGNORED_TENSORS = ROTARY_BUFFERS
-DEFAULTS = {"original_max_position_embeddings": 4096}
+DEFAULTS = {
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-05,
+    "original_max_position_embeddings": 4096,
+}
 
 
 def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:

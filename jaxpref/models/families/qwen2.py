@@ -10,7 +10,13 @@ from jaxpref.models.spec import ModelSpec
 
 TENSORS = LLAMA
 IGNORED_TENSORS = ROTARY_BUFFERS
-DEFAULTS = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
+DEFAULTS = {
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-06,
+    "num_key_value_heads": 32,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 
 
 def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:

@@ -20,6 +20,8 @@ from jaxpref.models.spec import ModelSpec
 TENSORS = {**EMBED, **ATTENTION_NORM, **ATTENTION, **HEAD_NORM, **MLP_NORM, **MLP, **TOP}
 IGNORED_TENSORS = ROTARY_BUFFERS
 DEFAULTS = {
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-06,
     "num_key_value_heads": 32,
     "head_dim": 128,
     "sliding_window": 4096,
@@ -32,6 +34,7 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     read = ConfigReader(config, "Qwen3", where, defaults=DEFAULTS)
     read.only("model_type", "qwen3")
     read.only("architectures", ["Qwen3ForCausalLM"])
+    read.only("use_qk_norm", True)
     read.only("hidden_act", "silu")
     read.only("attention_dropout", 0)
     bias = read.flag("attention_bias")

@@ -35,6 +35,8 @@ TENSORS = _OTHER | experts(
 OTHER_FORMS = (_OTHER | FUSED_EXPERTS,)
 IGNORED_TENSORS = ROTARY_BUFFERS
 DEFAULTS = {
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-06,
     "num_key_value_heads": 4,
     "moe_intermediate_size": 768,
     "num_experts_per_tok": 8,
@@ -64,6 +66,7 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     )
     read.only("model_type", "qwen3_moe")
     read.only("architectures", ["Qwen3MoeForCausalLM"])
+    read.only("use_qk_norm", True)
     read.only("hidden_act", "silu")
     read.only("attention_dropout", 0)
     read.only("decoder_sparse_step", 1)

@@ -19,7 +19,13 @@ from jaxpref.models.spec import LayerKind, ModelSpec
 
 TENSORS = LLAMA
 IGNORED_TENSORS = ROTARY_BUFFERS
-DEFAULTS = {"num_key_value_heads": 4, "no_rope_layer_interval": 4, "tie_word_embeddings": True}
+DEFAULTS = {
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-06,
+    "num_key_value_heads": 4,
+    "no_rope_layer_interval": 4,
+    "tie_word_embeddings": True,
+}
 
 
 def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:

@@ -40,6 +40,12 @@ _GPT2 = {
     "attention.layer_norm_epsilon": "layer_norm_epsilon",
     "vocab_size": "vocab_size",
 }
+_REQUIRED = (
+    "context_length",
+    "attention.layer_norm_epsilon",
+    "attention.layer_norm_rms_epsilon",
+)
+"""Metadata without which llama.cpp does not load a file."""
 _EXPERTS = {
     "layers/experts/router": StoredLeaf("blk.{layer}.ffn_gate_inp.weight", "E,D -> DE"),
     "layers/experts/gate": StoredLeaf("blk.{layer}.ffn_gate_exps.weight", "E,F,D -> EDF"),
@@ -126,6 +132,8 @@ def hf_config(
     for theirs, key in architecture.keys.items():
         if theirs in rest:
             config[key] = _decimal(rest.pop(theirs))
+        elif theirs in _REQUIRED:
+            config[key] = None  # or the family would take transformers' default
     if "token_embd.weight" in shapes:  # `vocab_size` is optional, and does not count padding rows
         config["vocab_size"] = shapes["token_embd.weight"][0]
     width = config.get(architecture.keys["embedding_length"])
