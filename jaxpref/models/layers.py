@@ -11,7 +11,14 @@ import numpy as np
 
 from jaxpref.models.parameters import LAYER_AXES
 from jaxpref.models.quantize import as_array, is_quantised
-from jaxpref.models.spec import LinearRope, Llama3Rope, LongRope, ModelSpec
+from jaxpref.models.spec import (
+    LinearRope,
+    Llama3Rope,
+    LongRope,
+    ModelSpec,
+    YarnRope,
+    yarn_amplitude,
+)
 from jaxpref.models.transposed import Transposed
 from jaxpref.models.transposed import product as transposed_product
 from jaxpref.sharding import constrain
@@ -182,6 +189,8 @@ def rope_frequencies(spec: ModelSpec, rope: str = "global") -> np.ndarray:
         frequency = frequency / scaling.factor
     elif isinstance(scaling, LongRope):
         frequency = frequency / np.asarray(scaling.short_factor, np.float64)
+    elif isinstance(scaling, YarnRope):
+        frequency = _yarn_frequencies(frequency, scaling, theta)
     return frequency.astype(np.float32)
 
 
@@ -199,16 +208,40 @@ def _llama3_frequencies(frequency: np.ndarray, rope: Llama3Rope) -> np.ndarray:
     return frequency * (blend + (1.0 - blend) / rope.factor)
 
 
-def rope_amplitude(spec: ModelSpec) -> float:
-    """The factor of the global cos and sin, 1 unless the rope is LongRoPE.
+def _yarn_frequencies(frequency: np.ndarray, rope: YarnRope, theta: float) -> np.ndarray:
+    """Divides rare frequencies by `factor`, keeps frequent ones, and blends between the two.
 
-    Its default is sqrt(1 + ln(max / original) / ln(original)).
+    The blend is linear in the number of the frequency (`YarnRope` says what is rare).
+    """
+    half = len(frequency)
+
+    def number(turns: float) -> float:
+        """Of the frequency that turns this often within the original length."""
+        return half * math.log(rope.original_length / (turns * 2 * math.pi)) / math.log(theta)
+
+    first, last = number(rope.beta_fast), number(rope.beta_slow)
+    if rope.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * half - 1)  # transformers has this bound
+    if first == last:
+        last += 0.001
+    rare = np.clip((np.arange(half) - first) / (last - first), 0.0, 1.0)
+    return frequency * (1.0 - rare + rare / rope.factor)
+
+
+def rope_amplitude(spec: ModelSpec) -> float:
+    """The factor of the global cos and sin, 1 unless the rope is LongRoPE or YaRN.
+
+    The default of LongRoPE is sqrt(1 + ln(max / original) / ln(original)), that of YaRN
+    1 + 0.1 ln(factor).
     """
     rope = spec.rope_scaling
-    if not isinstance(rope, LongRope):
+    if not isinstance(rope, (LongRope, YarnRope)):
         return 1.0
     if rope.attention_factor is not None:
         return rope.attention_factor
+    if isinstance(rope, YarnRope):
+        return yarn_amplitude(rope.factor)
     stretch = spec.max_positions / rope.original_length
     if stretch <= 1:
         return 1.0

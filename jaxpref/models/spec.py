@@ -1,5 +1,6 @@
 """What a decoder is, whichever family it comes from: the numbers that it is built from."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +43,43 @@ class LongRope:
     """
 
 
-RopeScaling = Llama3Rope | LinearRope | LongRope
+@dataclass(frozen=True)
+class YarnRope:
+    """YaRN (Hugging Face `rope_type: yarn`): rare rotations are slowed down by `factor`.
+
+    Within `original_length` tokens, frequencies of more than `beta_fast` turns stay as they are,
+    those of less than `beta_slow` are divided by `factor`, and those between are blended.
+    Source: Peng et al., arXiv 2309.00071.
+    """
+
+    factor: float
+    original_length: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    """The blended band is widened to whole frequencies."""
+    attention_factor: float | None = None
+    """Multiplies cos and sin; None: `yarn_amplitude(factor)`."""
+
+
+def yarn_amplitude(factor: float, weight: float = 1.0) -> float:
+    """1 + 0.1 weight ln(factor), eq. 22 of the paper on YaRN; 1 where nothing is stretched."""
+    return 1.0 + 0.1 * weight * math.log(factor) if factor > 1 else 1.0
+
+
+@dataclass(frozen=True)
+class DynamicRope:
+    """Rescaling by the length of the longest sequence (Hugging Face `rope_type: dynamic`).
+
+    Up to `max_positions` tokens it is plain RoPE.  Beyond, the frequencies of every sequence depend
+    on the longest one of its batch, so that no sequence has log-probs of its own: those lengths are
+    refused (`ModelSpec.longest_sequence`).
+    """
+
+    factor: float
+
+
+RopeScaling = Llama3Rope | LinearRope | LongRope | YarnRope | DynamicRope
 
 
 @dataclass(frozen=True)
@@ -113,7 +150,9 @@ class ModelSpec:
     @property
     def longest_sequence(self) -> int:
         """Most tokens of a prompt and a completion together: the model has no further positions."""
-        if isinstance(self.rope_scaling, LongRope):
-            # The short divisors reach no further.
-            return min(self.max_positions, self.rope_scaling.original_length)
+        rope = self.rope_scaling
+        if isinstance(rope, LongRope):  # the short divisors reach no further
+            return min(self.max_positions, rope.original_length)
+        if isinstance(rope, YarnRope):  # also where it was added to a config that is else unchanged
+            return max(self.max_positions, int(rope.factor * rope.original_length))
         return self.max_positions

@@ -30,6 +30,7 @@ _BASE: dict[str, Any] = dict(
 )  # fmt: skip
 _ROPE = dict(rope_type="default", rope_theta=300.0)
 _LONGROPE = dict(_ROPE, rope_type="longrope", short_factor=[1.0, 1.4, 2.5], long_factor=[2.0, 4.0, 9.0])
+_YARN = dict(_ROPE, rope_type="yarn", factor=3.5, original_max_position_embeddings=64, beta_fast=4.0, beta_slow=1.0)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,16 @@ CASES: dict[str, Case] = {
     "qwen2": _case(
         "Qwen2", {"window": dict(use_sliding_window=False), "where": dict(max_window_layers=2)},
         use_sliding_window=True, sliding_window=4, max_window_layers=1, tie_word_embeddings=True,
+    ),
+    "qwen2_yarn": _case(
+        "Qwen2",
+        {
+            "frequencies": dict(rope_parameters=dict(_YARN, factor=1.0, attention_factor=1.13)),
+            "amplitude": dict(rope_parameters=dict(_YARN, attention_factor=1.0)),
+            "band": dict(rope_parameters=dict(_YARN, beta_fast=32.0, beta_slow=0.1)),
+            "whole frequencies": dict(rope_parameters=dict(_YARN, truncate=False)),
+        },
+        head_dim=24, rope_parameters=_YARN,
     ),
     "qwen3": _case(
         "Qwen3", {"where": dict(layer_types=["full_attention", "sliding_attention", "sliding_attention"])},

@@ -100,7 +100,8 @@ def test_transformers_reads_what_we_write():
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"rope_scaling": {"type": "linear"}}, "rope_type linear without factor"),
         ({"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4}}, "rope_type = 'longrope'"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "rope_type = 'yarn'"),
+        ({"rope_parameters": {"rope_type": "ntk", "factor": 2.0, "rope_theta": 1e4}}, "rope_type = 'ntk'"),
+        ({"rope_theta": 1.0}, "rope_theta = 1.0 is not a number above 1"),
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
             "without low_freq_factor, high_freq_factor",

@@ -314,7 +314,14 @@ def test_smollm3_interval():
     [
         ("Mistral-7B-v0.1", {"layer_types": [FULL] * 32}, "layer_types = "),
         ("Mistral-7B-v0.1", {"sliding_window": 0}, "sliding_window = 0"),
-        ("Qwen2.5-0.5B", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_type = 'yarn'"),
+        ("Qwen2.5-0.5B", {"rope_scaling": {"type": "yarn"}}, "rope_type yarn without factor"),
+        ("Qwen2.5-0.5B", {"rope_scaling": {"type": "yarn", "factor": 4, "beta_fast": 1}}, "yarn with beta_fast = 1"),
+        ("Qwen2.5-0.5B", {"rope_scaling": {"type": "yarn", "factor": 4, "truncate": 3}}, "truncate = 3"),
+        ("Qwen2.5-0.5B", {"rope_scaling": {"type": "yarn", "factor": 4, "mystery": 3}}, "parameter mystery = 3"),
+        ("Qwen2.5-0.5B", {"rope_scaling": {"type": "dynamic", "factor": 2, "alpha": 9}}, "parameter alpha = 9"),
+        ("Qwen2.5-0.5B", {"rope_scaling": {"type": "dynamic", "factor": -2}}, "rope_type dynamic with"),
+        ("Qwen2.5-0.5B", {"rope_scaling": {"type": "proportional", "factor": 2}}, "rope_type = 'proportional'"),
+        ("Qwen2.5-0.5B", {"dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk_attention_config"),
         ("Qwen2.5-0.5B", {"use_mrope": True}, "use_mrope = True"),
         ("Qwen2.5-0.5B", {"is_causal": False}, "is_causal = False"),
         ("Qwen2.5-0.5B", {"layer_types": [FULL] * 23}, "23 layer_types for num_hidden_layers = 24"),
@@ -421,6 +428,17 @@ def test_llama_1_has_the_length_of_transformers_default():
     assert (spec.max_positions, spec.norm_eps) == (2048, 1e-6)
     with pytest.raises(InputError, match="max_sequence_length = 4096, but max_position_embeddings = 2048"):
         spec_from_hf({**config, "max_sequence_length": 4096}, "config.json")
+
+
+def test_vicuna_16k_says_what_rope_makes_of_its_length():
+    config = {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
+        "num_hidden_layers": 32, "vocab_size": 32000, "max_position_embeddings": 4096, "max_sequence_length": 16384,
+        "rope_scaling": {"factor": 4.0, "type": "linear"},
+    }  # fmt: skip
+    assert spec_from_hf(config, "config.json").rope_scaling == LinearRope(4.0)
+    with pytest.raises(InputError, match="max_sequence_length = 16384"):
+        spec_from_hf({**config, "rope_scaling": None}, "config.json")
 
 
 def test_real_configs_are_read(shared_dir):

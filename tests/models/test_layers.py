@@ -1,4 +1,8 @@
-"""The written-out gradients of layers.py equal autodiff of the plain formula."""
+"""The written-out gradients of layers.py equal autodiff of the plain formula; RoPE as transformers computes it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +10,10 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from jaxpref.errors import InputError
 from jaxpref.models import layers
+from jaxpref.models.families import FAMILIES, spec_from_hf
+from jaxpref.models.spec import DynamicRope
 
 
 def normal(seed, *shape):
@@ -78,3 +85,54 @@ def test_product_equals_autodiff_of_einsum():
     _, plain = jax.vjp(lambda x, w: jnp.einsum("RLD,DF->RLF", x, w), x, w)
     for ours, theirs in zip(pull(cotangent), plain(cotangent), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+ROPES = json.loads((Path(__file__).parents[1] / "golden" / "rope.json").read_text())
+# transformers rounds the exponent, a power of up to 1e6, and its inverse to float32: ln(1e6) + 2 roundings of 2^-24.
+FREQUENCY = 16 * 2.0**-24
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_rope_is_transformers(name):
+    wanted = ROPES[name]
+    spec = spec_from_hf(wanted["config"], name)
+    np.testing.assert_allclose(layers.rope_frequencies(spec), wanted["frequency"], rtol=FREQUENCY)
+    assert layers.rope_amplitude(spec) == pytest.approx(wanted["amplitude"], rel=1e-9)
+    family = FAMILIES[spec.family]
+    assert family.from_hf(family.to_hf(spec)) == spec
+    plain = layers.rope_frequencies(replace(spec, rope_scaling=None))
+    differs = np.abs(plain / wanted["frequency"] - 1).max() > 0.1
+    assert differs != isinstance(spec.rope_scaling, DynamicRope)
+
+
+def test_yarn_cases_differ_where_they_should():
+    frequency = lambda name: np.array(ROPES[name]["frequency"])
+    assert ROPES["Qwen2.5-7B-Instruct with YaRN"]["amplitude"] == pytest.approx(1 + 0.1 * np.log(4))
+    assert ROPES["yarn, mscale"]["amplitude"] == pytest.approx((1 + 0.15 * np.log(40)) / (1 + 0.05 * np.log(40)))
+    truncated = dict(ROPES["yarn, not truncated"]["config"], rope_scaling={"type": "yarn", "factor": 32.0})
+    truncated["rope_scaling"]["original_max_position_embeddings"] = 32768
+    ours = layers.rope_frequencies(spec_from_hf(truncated, "x"))
+    assert np.abs(ours / frequency("yarn, not truncated") - 1).max() > 0.01
+    beside = ROPES["yarn, length beside it"]["config"]
+    inside = {**beside["rope_scaling"], "original_max_position_embeddings": 8192}
+    assert spec_from_hf(beside, "x") == spec_from_hf({**beside, "rope_scaling": inside}, "x")
+    with pytest.raises(InputError, match="original_max_position_embeddings and that of the rope's disagree"):
+        spec_from_hf({**beside, "rope_scaling": {**inside, "original_max_position_embeddings": 4096}}, "x")
+
+
+@pytest.mark.parametrize("name, longest", [("dynamic", 4096), ("longrope", 4096)])
+def test_lengths_at_which_transformers_changes_its_frequencies_are_refused(name, longest):
+    spec = spec_from_hf(ROPES[name]["config"], name)
+    assert spec.longest_sequence == longest
+    ours, at = layers.rope_frequencies(spec), ROPES[name]["at"]
+    np.testing.assert_allclose(ours, at[str(longest)], rtol=FREQUENCY)
+    assert np.abs(ours / at[str(longest + 1)] - 1).max() > 1e-4
+    if name == "dynamic":
+        assert np.abs(np.array(at["4097"]) / at["8192"] - 1).max() > 0.1, "one frequency for all beyond"
+
+
+@pytest.mark.parametrize(
+    "name, longest", [("Qwen2.5-7B-Instruct with YaRN", 131072), ("DeepSeek-R1-0528-Qwen3-8B", 131072)]
+)
+def test_yarn_reaches_as_far_as_its_factor(name, longest):
+    assert spec_from_hf(ROPES[name]["config"], name).longest_sequence == longest

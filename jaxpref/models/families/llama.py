@@ -5,7 +5,7 @@ from typing import Any
 from jaxpref.models.families.hf_config import ConfigReader, read_sizes, written_sizes
 from jaxpref.models.families.rope import read_rope, written_rope
 from jaxpref.models.families.tensors import LLAMA, ROTARY_BUFFERS
-from jaxpref.models.spec import ModelSpec
+from jaxpref.models.spec import LinearRope, ModelSpec
 
 TENSORS = LLAMA
 IGNORED_TENSORS = ROTARY_BUFFERS
@@ -32,6 +32,9 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     read.only("attention_dropout", 0)
     bias = read.flag("attention_bias")
     fields = read_sizes(read) | read_rope(read)
+    length, rope = fields["max_positions"], fields["rope_scaling"]
+    if isinstance(rope, LinearRope):  # Vicuna 1.5 16k gives the length that the rescaling makes
+        read.only("max_sequence_length", length, rope.factor * length)
     read.finish()
     return ModelSpec(family="llama", qkv_bias=bias, o_bias=bias, **fields)
 

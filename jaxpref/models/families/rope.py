@@ -8,10 +8,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxpref.models.families.hf_config import ConfigReader
-from jaxpref.models.spec import LinearRope, Llama3Rope, LongRope, ModelSpec, RopeScaling
+from jaxpref.models.spec import (
+    DynamicRope,
+    LinearRope,
+    Llama3Rope,
+    LongRope,
+    ModelSpec,
+    RopeScaling,
+    YarnRope,
+    yarn_amplitude,
+)
 
 _SPELLINGS = {"su": "longrope"}
 """Of early Phi-3 configs."""
+TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+"""Of families that rotate whole heads."""
+# Of YaRN, which transformers does not read: `attn_factor` of DeepSeek-R1-0528-Qwen3-8B, which vLLM
+# multiplies with the attention factor; `finetuned` of the YaRN authors' own checkpoints.
+_UNREAD = ("attn_factor", "finetuned")
 _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -19,7 +33,7 @@ def read_rope(
     read: ConfigReader,
     *,
     theta: float = 10000.0,
-    types: Sequence[str] = ("default", "linear", "llama3"),
+    types: Sequence[str] = TYPES,
     partial: bool = False,
 ) -> dict[str, Any]:
     """`rope_theta`, `rope_scaling` and `partial_rotary` of `ModelSpec`.
@@ -57,9 +71,9 @@ def _spelled(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_theta(read: ConfigReader, theta: Any) -> float:
-    if not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
-        read.problems.append(f"rope_theta = {theta!r} is not a positive number")
-        return 1.0
+    if not isinstance(theta, (int, float)) or not 1 < theta < math.inf:
+        read.problems.append(f"rope_theta = {theta!r} is not a number above 1")
+        return 10000.0
     return theta
 
 
@@ -73,15 +87,14 @@ def read_scaling(
         names = ", ".join(map(repr, types))
         read.problems.append(f"rope_type = {rope_type!r}, only {names} are implemented")
         return None  # what else there is belongs to the refused type
-    scaling: RopeScaling | None = None
-    if rope_type == "linear":
-        factor = params.pop("factor", None)
-        if _positive(read, "linear", factor=factor):
-            scaling = LinearRope(float(factor))
-    elif rope_type == "llama3":
-        scaling = _llama3(read, params)
-    elif rope_type == "longrope":
-        scaling = _longrope(read, params)
+    readers = {
+        "linear": _linear,
+        "dynamic": _dynamic,
+        "yarn": _yarn,
+        "llama3": _llama3,
+        "longrope": _longrope,
+    }
+    scaling = None if rope_type == "default" else readers[rope_type](read, params)
     read.problems.extend(
         f"rope parameter {key} = {value!r} is unknown" for key, value in params.items() if value
     )
@@ -102,8 +115,50 @@ def _positive(read: ConfigReader, rope_type: str, **values: Any) -> bool:
     return False
 
 
+def _linear(read: ConfigReader, params: dict[str, Any]) -> LinearRope | None:
+    factor = params.pop("factor", None)
+    return LinearRope(float(factor)) if _positive(read, "linear", factor=factor) else None
+
+
+def _dynamic(read: ConfigReader, params: dict[str, Any]) -> DynamicRope | None:
+    factor = params.pop("factor", None)
+    return DynamicRope(float(factor)) if _positive(read, "dynamic", factor=factor) else None
+
+
+def _original_length(read: ConfigReader, params: dict[str, Any]) -> int | None:
+    """It may stand among the rope's parameters and beside them; by default nothing was extended."""
+    key = "original_max_position_embeddings"
+    given = read.agreed(f"{key} and that of the rope's", params.pop(key, None), read.get(key))
+    return read.get("max_position_embeddings") if given is None else given
+
+
+def _yarn(read: ConfigReader, params: dict[str, Any]) -> YarnRope | None:
+    for key in _UNREAD:
+        params.pop(key, None)
+    factor, length = params.pop("factor", None), _original_length(read, params)
+    fast, slow = (params.pop(f"beta_{end}", None) for end in ("fast", "slow"))
+    amplitude, truncate = params.pop("attention_factor", None), params.pop("truncate", None)
+    weights = [params.pop(key, None) for key in ("mscale", "mscale_all_dim")]
+    fast, slow = 32.0 if fast is None else fast, 1.0 if slow is None else slow
+    optional = {"attention_factor": amplitude, "mscale": weights[0], "mscale_all_dim": weights[1]}
+    given = {key: value for key, value in optional.items() if value is not None}
+    values = {"factor": factor, "original_max_position_embeddings": length} | given
+    if not _positive(read, "yarn", beta_fast=fast, beta_slow=slow, **values):
+        return None
+    if fast <= slow or truncate not in (None, True, False):
+        read.problems.append(
+            f"rope_type yarn with beta_fast = {fast}, beta_slow = {slow} and truncate = {truncate}"
+        )
+        return None
+    if amplitude is None and all(weights):  # DeepSeek-V3's way of saying it
+        amplitude = yarn_amplitude(factor, weights[0]) / yarn_amplitude(factor, weights[1])
+    return YarnRope(
+        float(factor), length, float(fast), float(slow), truncate is not False, amplitude
+    )
+
+
 def _llama3(read: ConfigReader, params: dict[str, Any]) -> Llama3Rope | None:
-    params.setdefault("original_max_position_embeddings", read.get("max_position_embeddings"))
+    params["original_max_position_embeddings"] = _original_length(read, params)
     values = {key: params.pop(key, None) for key in _LLAMA3_KEYS}
     if not _positive(read, "llama3", **values):
         return None
@@ -145,8 +200,11 @@ def written_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
     """`rope_scaling`, or `rope_parameters` without theta; None: no rescaling."""
     if scaling is None:
         return None
-    if isinstance(scaling, LinearRope):
-        return {"rope_type": "linear", "factor": scaling.factor}
+    if isinstance(scaling, LinearRope | DynamicRope):
+        rope_type = "linear" if isinstance(scaling, LinearRope) else "dynamic"
+        return {"rope_type": rope_type, "factor": scaling.factor}
+    if isinstance(scaling, YarnRope):
+        return _written_yarn(scaling)
     if isinstance(scaling, Llama3Rope):
         values = (
             scaling.factor,
@@ -160,6 +218,21 @@ def written_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
         "short_factor": list(scaling.short_factor),
         "long_factor": list(scaling.long_factor),
     }
+    if scaling.attention_factor is not None:
+        written["attention_factor"] = scaling.attention_factor
+    return written
+
+
+def _written_yarn(scaling: YarnRope) -> dict[str, Any]:
+    written: dict[str, Any] = {
+        "rope_type": "yarn",
+        "factor": scaling.factor,
+        "original_max_position_embeddings": scaling.original_length,
+        "beta_fast": scaling.beta_fast,
+        "beta_slow": scaling.beta_slow,
+    }
+    if not scaling.truncate:
+        written["truncate"] = False
     if scaling.attention_factor is not None:
         written["attention_factor"] = scaling.attention_factor
     return written

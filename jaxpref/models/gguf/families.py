@@ -177,6 +177,9 @@ def _rope(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> dic
     if kind != "none":
         factor = _decimal(rest.pop("rope.scaling.factor", None))
         more["rope_scaling"] = {"rope_type": kind, "factor": factor}
+        length = rest.pop("rope.scaling.original_context_length", None)
+        if length is not None:
+            more["rope_scaling"]["original_max_position_embeddings"] = length
     elif "rope_freqs.weight" in vectors:
         divisors = vectors["rope_freqs.weight"]
         more["rope_scaling"] = _llama3(divisors, head_dim, more["rope_theta"])
