@@ -20,6 +20,8 @@ class _BaseKey(NamedTuple):
     quantisation: Quantisation | None
     step: str | None = None
     """Of a run that trained the weights."""
+    modules_of: Path | None = None
+    """Of a base below an adapter that brings its own embedding or head."""
 
 
 class Bases:
@@ -64,7 +66,7 @@ class Bases:
         for other in self._trees:
             same_model = (other.path, other.compute_dtype) == (key.path, key.compute_dtype)
             as_asked = reference or other.quantisation is None
-            if same_model and as_asked and other.step is None:
+            if same_model and as_asked and other.step is None and other.modules_of is None:
                 return other
         return key
 
@@ -74,7 +76,8 @@ def _base_key(source: Source, step: str) -> _BaseKey:
     dtype = pieces.config.model.compute_dtype
     model = str(pieces.source.path.resolve())
     if pieces.lora is not None:
-        return _BaseKey(model, dtype, quantisation(pieces.config.adapter))
+        kept, modules_of = quantisation(pieces.config.adapter), pieces.source.modules_of
+        return _BaseKey(model, dtype, kept, modules_of=modules_of)
     if source.is_run:
         return _BaseKey(str(Path(source.path).resolve()), dtype, None, step)
     return _BaseKey(model, dtype, None)

@@ -50,7 +50,8 @@ def _product(module, name: str, equation: str, x: jax.Array, *, bias: bool = Fal
     w = _weight(module, name)
     if module.has_variable("lora", name):
         key = module.make_rng("dropout") if module.has_rng("dropout") else None
-        y = adapted(equation, x, w, module.get_variable("lora", name), module.lora, key)
+        spec = module.lora.on(f"{module.name}/{name}")
+        y = adapted(equation, x, w, module.get_variable("lora", name), spec, key)
     else:
         y = layers.product(equation, x, w)
     if bias:

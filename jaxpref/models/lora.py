@@ -9,7 +9,7 @@ reference are two calls on one copy of the weights.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -53,9 +53,18 @@ class LoraSpec:
     """scale = alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski, arXiv 2312.03732)."""
     dora: bool = False
     """Lengths and directions are learned separately (Liu et al., arXiv 2402.09353)."""
+    alphas: tuple[float, ...] = ()
+    """One for each of `targets`, where they differ; empty: `alpha` for all."""
+
+    def on(self, target: str) -> "LoraSpec":
+        """The same for one weight: `alpha` is its own."""
+        own = dict(zip(self.targets, self.alphas, strict=False)).get(target, self.alpha)
+        return replace(self, alpha=own, alphas=())
 
     @property
     def scale(self) -> float:
+        """Of all weights, or of the one that `on` was asked for."""
+        assert not self.alphas, "every weight has a scale of its own"
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 

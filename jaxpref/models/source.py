@@ -33,6 +33,8 @@ class Checkpoint:
     """`load_params(dtype=np.float32, put=None)` -> parameter tree; see `loading.load_tree`."""
     load_tokenizer: Callable[[], Any]
     """-> a transformers tokenizer.  InputError when the checkpoint has none."""
+    modules_of: Path | None = None
+    """The adapter whose embedding or LM head stand in place of the checkpoint's own."""
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -1,19 +1,24 @@
 """The adapter of a run, from its config: its shape, where it starts, how its base is kept."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxpref.config import AdapterConfig, Config
 from jaxpref.errors import InputError
 from jaxpref.models import lora, peft
+from jaxpref.models.loading import Put, whole
 from jaxpref.models.lora import LoraSpec
 from jaxpref.models.parameters import LORA
 from jaxpref.models.placement import param_shardings
 from jaxpref.models.quantize import Quantisation
+from jaxpref.models.source import Checkpoint
 from jaxpref.models.spec import ModelSpec
+from jaxpref.models.stored import ReadSlice
 from jaxpref.sharding import place
 
 BASE = "base"
@@ -36,11 +41,40 @@ def adapter_spec(config: AdapterConfig, model: ModelSpec) -> LoraSpec | None:
             "remove adapter.quantize: the adapter then lies on weights in model.compute_dtype",
         )
     if config.path is not None:
-        spec = peft.read_spec(config.path, model)
+        spec = peft.read_spec(config.path, model, modules=True)
         return spec if config.dropout is None else replace(spec, dropout=config.dropout)
     targets = lora.find_targets(config.targets, peft.target_names(model))
     alpha = float(config.rank) if config.alpha is None else config.alpha
     return LoraSpec(config.rank, alpha, targets, config.dropout or 0.0, config.rslora, config.dora)
+
+
+def below_adapter(source: Checkpoint, path: str | Path | None) -> Checkpoint:
+    """A checkpoint with the embedding and head that the adapter at `path` brings, if any."""
+    modules = {} if path is None else peft.saved_modules(path, source.spec)
+    if not modules:
+        return source
+
+    def load_params(*, dtype: Any = np.float32, put: Put = whole) -> dict[str, Any]:
+        def put_own(path: str, shape: tuple[int, ...], dtype: np.dtype, read: ReadSlice) -> Any:
+            own = modules.get(path)
+            if own is not None:
+                read = lambda index: own[index].astype(dtype)
+            return put(path, shape, dtype, read)
+
+        return source.load_params(dtype=dtype, put=put_own)
+
+    return replace(source, load_params=load_params, modules_of=Path(path).resolve())
+
+
+def check_trainable(source: Checkpoint) -> None:
+    """Errors: InputError where PEFT would train an embedding or head beside the adapter."""
+    if source.modules_of is not None:
+        raise InputError(
+            "an adapter of low rank alone to train",
+            f"adapter.path={source.modules_of} brings its own embedding or head (modules_to_save), "
+            "which PEFT would train too",
+            "merge it into its base with PEFT, take the result as model.path, and set adapter.rank",
+        )
 
 
 def reference_adapter(config: Config) -> str | None:
@@ -62,7 +96,7 @@ def start_adapter(
     It is the one at `config.path`, or a new one on these weights.
     """
     if config.path is not None:
-        return read_adapter(config.path, spec, model, mesh)
+        return read_adapter(config.path, spec, model, mesh, modules=True)
 
     def new(layers):
         return lora.init(jax.random.key(seed), layers, spec)
@@ -71,10 +105,14 @@ def start_adapter(
     return jax.jit(new, out_shardings=shardings[LORA])(base["layers"])
 
 
-def read_adapter(path: str, spec: LoraSpec, model: ModelSpec, mesh: Mesh) -> Any:
-    """A PEFT adapter on the mesh, for a model built with `spec`, whose scale it gets."""
-    own, tree = peft.load_adapter(path, model)
-    if own.scale != spec.scale:
-        tree = peft.rescaled(tree, own.scale / spec.scale)
+def read_adapter(
+    path: str, spec: LoraSpec, model: ModelSpec, mesh: Mesh, *, modules: bool = False
+) -> Any:
+    """A PEFT adapter on the mesh, for a model built with `spec`, whose scales it gets.
 
+    Args:
+        modules: as of `peft.load_adapter`.
+    """
+    own, tree = peft.load_adapter(path, model, modules=modules)
+    tree = peft.rescaled(tree, own, spec)
     return jax.tree.map(place, {LORA: tree}, param_shardings({LORA: tree}, mesh))[LORA]

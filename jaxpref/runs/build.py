@@ -18,7 +18,7 @@ from jaxpref.models.model import Model
 from jaxpref.models.placement import param_shardings
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, asked_logps, bind
-from jaxpref.runs.adapters import adapter_spec
+from jaxpref.runs.adapters import adapter_spec, below_adapter
 from jaxpref.settings.contradictions import objective_contradictions
 from jaxpref.sharding import make_mesh, vocab_ways
 from jaxpref.step.batch_loss import LossSpec
@@ -74,6 +74,7 @@ def build(
     """
     mesh = make_mesh(config.mesh)
     source = open_checkpoint(config.model.path) if source is None else source
+    source = below_adapter(source, config.adapter.path)
     parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
     if problems := list(objective_contradictions(config, parts)):
         raise InputError(

@@ -115,10 +115,10 @@ def merged_params(
             for y in range(len(leaf)):
                 leaf[y] = as_array(quantised(leaf[y : y + 1], path, how), np.float32)[0]
         if target in spec.targets:
-            group, name = target.split("/")
+            (group, name), scale = target.split("/"), spec.on(target).scale
             for y in range(len(leaf)):
                 factors = {part: x[y] for part, x in adapter["layers"][group][name].items()}
-                leaf[y] = merge(leaf[y], factors, axes=TARGETS[target], scale=spec.scale)
+                leaf[y] = merge(leaf[y], factors, axes=TARGETS[target], scale=scale)
         return leaf
 
     return source.load_params(dtype=np.float32, put=put)

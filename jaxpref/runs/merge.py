@@ -34,7 +34,7 @@ from jaxpref.models.quantize import Quantisation
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.models.stored import ReadSlice
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, asked_logps, bind
-from jaxpref.runs.adapters import adapter_spec, quantisation
+from jaxpref.runs.adapters import adapter_spec, below_adapter, quantisation
 from jaxpref.runs.digests import weights_key
 from jaxpref.runs.directory import RUN_FILE, as_policy, host_params, is_run, models_of
 from jaxpref.runs.export import merged_params
@@ -164,11 +164,11 @@ def _run(run: str | Path, weight: float, step: str) -> Ingredient:
 
 def _adapter(directory: str | Path, weight: float) -> Ingredient:
     name = peft.base_of(directory)
-    base = open_checkpoint(name)
-    lora = peft.read_spec(directory, base.spec)
+    base = below_adapter(open_checkpoint(name), directory)
+    lora = peft.read_spec(directory, base.spec, modules=True)
 
     def load() -> dict[str, Any]:
-        return peft.load_adapter(directory, base.spec)[1]
+        return peft.load_adapter(directory, base.spec, modules=True)[1]
 
     return Ingredient(directory, weight, base, name, lora, None, load)
 
@@ -233,7 +233,7 @@ def _summed_deltas(soup: Sequence[Ingredient]) -> tuple[LoraSpec, dict[str, Any]
             if own_a is None:  # this adapter adds nothing to a weight that another one changes
                 own_a = np.zeros((*one[a].shape[:-1], item.lora.rank))
                 own_b = np.zeros((one[b].shape[0], item.lora.rank, *one[b].shape[2:]))
-            weight = np.float32(item.weight * item.lora.scale)
+            weight = np.float32(item.weight * item.lora.on(target).scale)
             all_a.append(np.asarray(own_a, np.float32))
             all_b.append(weight * np.asarray(own_b, np.float32))
         flat[a] = np.concatenate(all_a, axis=-1)
@@ -319,10 +319,13 @@ def _no_sum(item: Ingredient) -> Iterator[str]:
         yield "has no adapter: take --how weights"
     elif item.lora.dora:
         yield "is a DoRA adapter, whose lengths are no sum: take --how weights"
+    elif item.base.modules_of is not None:
+        yield "brings its own embedding or head: take --how weights"
 
 
 def _factor_shape(item: Ingredient) -> tuple[Any, ...]:
-    return item.lora.rank, item.lora.scale, item.lora.targets
+    spec = item.lora
+    return spec.rank, *((target, spec.on(target).scale) for target in spec.targets)
 
 
 def _tokens(item: Ingredient) -> dict[str, int]:

@@ -21,7 +21,13 @@ from jaxpref.models.quantize import is_quantisable, place_quantised
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.models.stored import ReadSlice
 from jaxpref.models.streaming import place_leaf, with_zero_rows
-from jaxpref.runs.adapters import quantisation, read_adapter, reference_adapter, start_adapter
+from jaxpref.runs.adapters import (
+    BASE,
+    quantisation,
+    read_adapter,
+    reference_adapter,
+    start_adapter,
+)
 from jaxpref.runs.build import Pieces, param_shapes
 from jaxpref.step.policy import Frozen, split
 
@@ -113,9 +119,16 @@ def reference_overlay(pieces: Pieces, params: Any) -> Any:
     if pieces.moving:
         return frozen_copy(split(params)[0], pieces.dtype)
     path = reference_adapter(pieces.config)
+    own = pieces.config.adapter.path == path
+    if pieces.source.modules_of is not None and not own:
+        raise InputError(
+            "the adapter itself as reference, where it brings its own embedding or head",
+            f"adapter.path={pieces.source.modules_of}, reference.adapter={path or BASE}",
+            "merge the adapter into its base with PEFT, and name both models by their paths",
+        )
     if path is None:
         return {}
-    return {LORA: read_adapter(path, lora, pieces.source.spec, pieces.mesh)}
+    return {LORA: read_adapter(path, lora, pieces.source.spec, pieces.mesh, modules=own)}
 
 
 def reference_params(pieces: Pieces, params: Any) -> Any:

@@ -15,6 +15,7 @@ from jaxpref.config import Config
 from jaxpref.data.dataset import DataReport
 from jaxpref.data.loader import Loader, Step
 from jaxpref.evaluation import Evaluator
+from jaxpref.runs.adapters import check_trainable
 from jaxpref.runs.build import Pieces, attention_of, build
 from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.checkpoint import BestRule, Checkpoints
@@ -130,6 +131,7 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     began = time.perf_counter()
     check_run_directory(config.out)
     pieces = build(config, objective)
+    check_trainable(pieces.source)
     attention = attention_of(config, pieces.source)
     _log.info("attention: %s (%s)", attention.name, attention.why)
     groups, report = read_data(pieces, "train")

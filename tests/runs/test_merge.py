@@ -1,6 +1,7 @@
 """Parameter soups: each is the sum that it is named for, and only some of them are the same model."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -13,14 +14,17 @@ import yaml
 
 from jaxpref import cli
 from jaxpref.errors import InputError
+from jaxpref.generation.mixing import Mix
 from jaxpref.generation.opening import open_source
 from jaxpref.models import lora, peft
 from jaxpref.models.parameters import flatten
 from jaxpref.models.source import open_checkpoint
 from jaxpref.runs.merge import merge
+from jaxpref.training.run import train
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "peft"
 TOLERANCE = 1e-4
 """Of logits of about 10, through products in another order."""
 
@@ -129,6 +133,45 @@ def test_the_adapter_of_deltas_is_exact(sources, tmp_path):
     for name in ("adapter", "whole"):
         np.testing.assert_allclose(logits(tmp_path / name), expected, atol=TOLERANCE)
     assert all(np.abs(logits(source) - expected).max() > 0.1 for source in soup)
+
+
+def pefts(name, directory, base):
+    """One of the adapters that PEFT made, on a model with a tokenizer."""
+    shutil.copytree(GOLDEN / name, directory)
+    file = directory / peft.CONFIG_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(base)}))
+    return directory
+
+
+def test_deltas_of_adapters_whose_weights_have_scales_of_their_own(sources, tmp_path):
+    models, alike, _ = sources
+    soup = {pefts("patterns", tmp_path / "patterns", models[0]): 0.6, alike[0]: 0.4}
+    for how in ("deltas", "weights"):
+        merge(soup, tmp_path / how, how=how)
+    merge(soup, tmp_path / "adapter", how="deltas", adapter=True)
+    for name in ("deltas", "adapter"):
+        np.testing.assert_allclose(logits(tmp_path / name), logits(tmp_path / "weights"), atol=TOLERANCE)
+
+
+def test_an_adapter_that_brings_its_own_embedding_and_head(sources, tmp_path, tiny_files):
+    models, alike, _ = sources
+    own = pefts("layers", tmp_path / "own", models[0])
+    merge({own: 1.0, models[0]: 0.0}, tmp_path / "merged", how="weights")
+    np.testing.assert_allclose(logits(own), logits(tmp_path / "merged"), atol=TOLERANCE)
+    before = weights_of(models[0])
+    moved = {path for path, leaf in weights_of(tmp_path / "merged").items() if not np.array_equal(leaf, before[path])}
+    assert moved == {"embed/table", "head/kernel", "layers/attention/q", "layers/mlp/down"}
+    # Beside an adapter on the model itself it needs a base of its own.
+    opened = open_source(Mix({own: 0.5, alike[0]: 0.5}))
+    assert len(opened.params["bases"]) == 2
+    with pytest.raises(InputError, match="brings its own embedding or head: take --how weights"):
+        merge({own: 0.5, alike[0]: 0.5}, tmp_path / "deltas", how="deltas")
+    config = tiny.long_config(tmp_path / "run", tiny_files, adapter={"path": str(own)})
+    with pytest.raises(InputError, match="which PEFT would train too"):
+        train(config)
+    config = tiny.long_config(tmp_path / "run", tiny_files, adapter={"rank": 2}, reference={"adapter": str(own)})
+    with pytest.raises(InputError, match="brings its own embed/table, head/kernel"):
+        train(config)
 
 
 def test_factors_are_averaged_by_themselves_and_are_another_model(sources, tmp_path):

@@ -1,6 +1,12 @@
 """PEFT adapter directories, read and written."""
 
-from jaxpref.models.peft.reader import base_of, is_adapter, load_adapter, read_spec
+from jaxpref.models.peft.reader import (
+    base_of,
+    is_adapter,
+    load_adapter,
+    read_spec,
+    saved_modules,
+)
 from jaxpref.models.peft.tensors import CONFIG_FILE, WEIGHTS_FILE, target_names
 from jaxpref.models.peft.together import load_adapters, rescaled
 from jaxpref.models.peft.writer import check_adapter_directory, save_adapter
@@ -16,5 +22,6 @@ __all__ = [
     "read_spec",
     "rescaled",
     "save_adapter",
+    "saved_modules",
     "target_names",
 ]

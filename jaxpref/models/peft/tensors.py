@@ -1,61 +1,79 @@
 """How PEFT names and lays out the tensors of an adapter.
 
-A weight that checkpoints hold fused with others (q, k and v of Phi-3 and GPT-2) has a low-rank term
-of its own here, and one with the others in PEFT, so adapters on these are neither read nor written.
+Where a checkpoint holds several weights fused in one (q, k and v of Phi-3 and GPT-2), PEFT's factor
+A is common to them, and each has its rows of B.  Here each has a factor `a` of its own.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from jaxpref.models.families import FAMILIES
 from jaxpref.models.lora import TARGETS, LoraSpec
+from jaxpref.models.parameters import VOCAB_LEAVES
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import StoredLeaf, used_leaves
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""Of the names of all tensors."""
 
 
 def target_names(model: ModelSpec) -> dict[str, tuple[str, ...]]:
     """Every weight that may be adapted -> its names.
 
-    They are `q`, `attention/q`, `q_proj` and `self_attn.q_proj`, the latter two where its tensor is
-    its own.
+    They are `q`, `attention/q`, `q_proj` and `self_attn.q_proj`; weights that are stored in one
+    tensor share the latter two.
     """
     names: dict[str, tuple[str, ...]] = {}
     for target, leaf in stored_targets(model).items():
-        names[target] = (target.rpartition("/")[2], target)
-        if not is_fused(leaf):
-            module = module_in_layer(leaf)
-            names[target] += (module.rpartition(".")[2], module)
+        module = module_in_layer(leaf)
+        names[target] = (target.rpartition("/")[2], target, module.rpartition(".")[2], module)
     return names
 
 
 class AdapterTensor(NamedTuple):
-    """One tensor of an adapter file: a layer's part of a leaf of the adapter."""
+    """A layer's part of a leaf of the adapter, and where a file has it."""
 
-    name: str
-    path: str
-    """Of the leaf, below `lora`."""
+    target: str
+    part: str
+    """`a`, `b` or `m`."""
     layer: int
+    module: str
+    """`model.layers.0.self_attn.q_proj`"""
     stored: StoredLeaf
+
+    @property
+    def path(self) -> str:
+        """Of the leaf, below `lora`."""
+        return f"layers/{self.target}/{self.part}"
 
 
 def adapter_tensors(model: ModelSpec, spec: LoraSpec) -> Iterator[AdapterTensor]:
-    """All tensors of an adapter's file."""
+    """All parts of an adapter; those of fused weights name the same `lora_A`."""
     leaves = stored_targets(model)
     for layer in range(model.layers):
         for target in spec.targets:
-            inputs, outputs = TARGETS[target]
+            (inputs, outputs), leaf = TARGETS[target], leaves[target]
+            rows = _rows(leaf, outputs)
             parts = {
                 "a": ("lora_A.weight", f"Z,{inputs} -> {inputs}Z"),
-                "b": ("lora_B.weight", f"{outputs},Z -> Z{outputs}"),
+                "b": ("lora_B.weight", f"{rows},Z -> Z{outputs}"),
             }
             if spec.dora:
-                parts["m"] = ("lora_magnitude_vector", f"{outputs} -> {outputs}")
-            module = module_prefix(leaves[target], layer)
+                parts["m"] = ("lora_magnitude_vector", f"{rows} -> {outputs}")
+            module = module_of(leaf, layer)
             for part, (ending, layout) in parts.items():
-                stored = StoredLeaf(module + ending, layout)
-                yield AdapterTensor(stored.name, f"layers/{target}/{part}", layer, stored)
+                stored = StoredLeaf(f"{PREFIX}{module}.{ending}", layout)
+                yield AdapterTensor(target, part, layer, module, stored)
+
+
+def _rows(leaf: StoredLeaf, outputs: str) -> str:
+    """The outputs of the module that holds a weight, its own in brackets where there are others."""
+    (axis,) = [axis for axis in leaf.stored_axes if axis.letters == outputs]
+    if not (axis.before or axis.after):
+        return outputs
+    return "+".join((*axis.before, f"[{outputs}]", *axis.after))
 
 
 def stored_targets(model: ModelSpec) -> dict[str, StoredLeaf]:
@@ -64,19 +82,24 @@ def stored_targets(model: ModelSpec) -> dict[str, StoredLeaf]:
     return {target: used[f"layers/{target}"] for target in TARGETS if f"layers/{target}" in used}
 
 
-def module_prefix(leaf: StoredLeaf, layer: int) -> str:
-    """What the names of an adapter's tensors on this weight of one layer begin with."""
-    return f"base_model.model.{_module(leaf).format(layer=layer)}."
+def saved_leaves(model: ModelSpec) -> dict[str, StoredLeaf]:
+    """The weights that an adapter may bring whole (`modules_to_save`): the embedding, the head."""
+    used = used_leaves(FAMILIES[model.family].TENSORS, model)
+    return {
+        path: replace(used[path], name=PREFIX + used[path].name)
+        for path in VOCAB_LEAVES
+        if path in used
+    }
+
+
+def module_of(leaf: StoredLeaf, layer: int) -> str:
+    """The module that holds a weight of one layer: `model.layers.0.self_attn.q_proj`."""
+    return _module(leaf).format(layer=layer)
 
 
 def module_in_layer(leaf: StoredLeaf) -> str:
     """`self_attn.q_proj`."""
     return _module(leaf).partition("{layer}.")[2]
-
-
-def is_fused(leaf: StoredLeaf) -> bool:
-    """Whether a checkpoint's tensor holds other leaves too."""
-    return any(axis.before or axis.after for axis in leaf.stored_axes)
 
 
 def _module(leaf: StoredLeaf) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxpref.errors import InputError
@@ -44,13 +43,15 @@ def load_adapters(
     return common, trees
 
 
-def rescaled(tree: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """An adapter whose low-rank term counts `factor` times as much."""
-
-    def scale(path, leaf):
-        return leaf * np.float32(factor) if path[-1].key == "b" else leaf
-
-    return jax.tree_util.tree_map_with_path(scale, dict(tree))
+def rescaled(tree: Mapping[str, Any], own: LoraSpec, spec: LoraSpec) -> dict[str, Any]:
+    """An adapter of the spec `own`, for a model that takes the scales of another spec."""
+    flat = flatten(tree)
+    for target in own.targets:
+        factor = own.on(target).scale / spec.on(target).scale
+        if factor != 1.0:
+            b = f"layers/{target}/b"
+            flat[b] = flat[b] * np.float32(factor)
+    return nest(flat)
 
 
 def _kind(spec: LoraSpec) -> str:
@@ -68,7 +69,7 @@ def _widened(
         a, b = (np.zeros(leaves[part].shape(sizes), np.float32) for part in "ab")
         if target in spec.targets:
             a[..., : spec.rank] = own[f"{path}/a"]
-            b[:, : spec.rank] = own[f"{path}/b"] * np.float32(spec.scale)
+            b[:, : spec.rank] = own[f"{path}/b"] * np.float32(spec.on(target).scale)
         flat |= {f"{path}/a": a, f"{path}/b": b}
         if common.dora:
             flat[f"{path}/m"] = own[f"{path}/m"]

@@ -1,7 +1,9 @@
 """PEFT adapter directories, written."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,12 @@ from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_directory
 from jaxpref.models.hf import METADATA, foreign_files
 from jaxpref.models.lora import TARGETS, LoraSpec
-from jaxpref.models.parameters import flatten
+from jaxpref.models.parameters import axis_sizes, flatten
 from jaxpref.models.peft.tensors import (
     CONFIG_FILE,
     WEIGHTS_FILE,
+    AdapterTensor,
     adapter_tensors,
-    is_fused,
     module_in_layer,
     stored_targets,
 )
@@ -42,29 +44,64 @@ def save_adapter(
         tree: what lies under `lora`; numpy, or arrays that this process holds whole.
         base: name or path of the base model, for whoever loads the adapter without naming one.
         model_card: text of README.md.
-    Errors: InputError for weights that checkpoints hold fused with others, and for a directory that
-        holds anything but an adapter that was written so before.
+    Weights that are stored in one tensor share PEFT's factor A.  It gets their factors one below
+    the other, and B is zero where the rows of one would meet the factor of another: the same
+    function, with the sum of their ranks.
+
+    Errors: InputError for DoRA on some of such weights, and for a directory that holds anything but
+        an adapter that was written so before.
     """
     directory = Path(directory).expanduser()
-    leaves = stored_targets(model)
-    fused = [target for target in spec.targets if is_fused(leaves[target])]
-    if fused:
-        raise InputError(
-            "adapted weights that checkpoints of this family hold apart, for a PEFT directory",
-            f"{', '.join(fused)}, which {model.family} holds fused with others: PEFT's adapter "
-            "would share a factor",
-            "export the merged model",
-        )
+    together = _together(spec, model)
+    _check_lengths(spec, together, model)
     check_adapter_directory(directory)
-    flat, tensors = flatten(tree), {}
+    flat, sizes = flatten(tree), axis_sizes(model) | {"Z": spec.rank}
+    modules: dict[str, list[np.ndarray]] = {}
     for tensor in adapter_tensors(model, spec):
         part = np.asarray(jax.device_get(flat[tensor.path][tensor.layer]), np.float32)
-        tensors[tensor.name] = np.ascontiguousarray(tensor.stored.stored(part))
+        modules.setdefault(tensor.stored.name, []).append(_in_module(tensor, part, sizes))
+    tensors = {name: np.ascontiguousarray(_joined(name, parts)) for name, parts in modules.items()}
     config = _peft_config(spec, model, base)
     with whole_directory(directory) as partial:
         save_file(tensors, partial / WEIGHTS_FILE, METADATA)
         (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(model_card, encoding="utf-8")
+
+
+def _together(spec: LoraSpec, model: ModelSpec) -> dict[str, list[str]]:
+    """Module inside a layer -> the adapted weights that it holds."""
+    modules: dict[str, list[str]] = {}
+    leaves = stored_targets(model)
+    for target in spec.targets:
+        modules.setdefault(module_in_layer(leaves[target]), []).append(target)
+    return modules
+
+
+def _check_lengths(spec: LoraSpec, together: dict[str, list[str]], model: ModelSpec) -> None:
+    parts = _together(replace(spec, targets=tuple(stored_targets(model))), model)
+    partial = [targets for module, targets in together.items() if targets != parts[module]]
+    if spec.dora and partial:
+        raise InputError(
+            "DoRA on all weights that checkpoints of this family hold in one tensor, or on none",
+            f"{', '.join(sum(partial, []))} alone, which {model.family} holds fused with others",
+            "export the merged model",
+        )
+
+
+def _in_module(tensor: AdapterTensor, part: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
+    """A part of an adapter as its module has it: B with zeros for the module's other rows."""
+    own = tensor.stored.stored(part)
+    if tensor.part != "b":
+        return own
+    whole = np.zeros(tensor.stored.stored_shape(sizes), np.float32)
+    first = tensor.stored.stored_axes[0].offset(sizes)
+    whole[first : first + len(own)] = own
+    return whole
+
+
+def _joined(name: str, parts: list[np.ndarray]) -> np.ndarray:
+    """The factors A of weights in one module one below the other, B side by side."""
+    return np.concatenate(parts, axis=1 if name.endswith("lora_B.weight") else 0)
 
 
 def check_adapter_directory(directory: str | Path, sources: Iterable[str | Path] = ()) -> None:
@@ -87,13 +124,22 @@ def _peft_config(spec: LoraSpec, model: ModelSpec, base: str) -> dict[str, Any]:
     name, revision = base, ""
     if not Path(base).expanduser().exists():
         name, _, revision = base.partition("@")
+    ranks, alphas = {}, {}
+    for module, targets in _together(spec, model).items():
+        ranks[module] = len(targets) * spec.rank
+        own = spec.on(targets[0])
+        assert all(spec.on(target) == own for target in targets), "a module has one scale"
+        alphas[module] = own.scale * (math.sqrt(ranks[module]) if own.rslora else ranks[module])
+    alpha = spec.on(example).alpha
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": name,
         "revision": revision,
         "r": spec.rank,
-        "lora_alpha": int(spec.alpha) if spec.alpha == int(spec.alpha) else spec.alpha,
+        "lora_alpha": _whole(alpha),
+        "rank_pattern": {m: rank for m, rank in ranks.items() if rank != spec.rank},
+        "alpha_pattern": {m: _whole(own) for m, own in alphas.items() if not _close(own, alpha)},
         "lora_dropout": spec.dropout,
         "target_modules": _target_modules(spec, model),
         "use_rslora": spec.rslora,
@@ -107,6 +153,14 @@ def _peft_config(spec: LoraSpec, model: ModelSpec, base: str) -> dict[str, Any]:
     if not revision:
         del config["revision"]
     return config
+
+
+def _whole(alpha: float) -> float | int:
+    return int(alpha) if alpha == int(alpha) else alpha
+
+
+def _close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-12)
 
 
 def _target_modules(spec: LoraSpec, model: ModelSpec) -> list[str]:
