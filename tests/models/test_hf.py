@@ -220,6 +220,17 @@ def test_quantised_tensors(tmp_path):
     add_tensors(directory, **{"model.norm.weight": np.zeros(8, np.int8)})
     with pytest.raises(InputError, match="model.norm.weight I8"):
         load_params(directory, SPEC)
+    add_tensors(directory, **{f"model.layers.{i}.qweight": np.zeros(8, np.int32) for i in range(1000)})
+    with pytest.raises(InputError, match="and 998 more\\n.*the checkpoint that is not quantised"):
+        load_params(directory, SPEC)
+
+
+@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
+def test_quantised_weights_are_known_by_the_files_beside_them(name, tmp_path):
+    directory = save(tmp_path / "model")
+    (directory / name).write_text("{}")
+    with pytest.raises(InputError, match=f"{name} in .*\\n.*the checkpoint that is not quantised"):
+        load_spec(directory)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -5])

@@ -77,12 +77,17 @@ def _check_not_quantised(config: Mapping[str, Any], where: str) -> None:
         if config.get(key):
             how = config[key]
             method = how.get("quant_method") if isinstance(how, Mapping) else None
-            raise InputError(
-                "weights in float32, float16 or bfloat16",
-                f"{key} in {where}: {method or how}",
-                "use the checkpoint that is not quantised; `adapter.quantize` keeps its frozen "
-                "weights in 8 or 4 bits",
-            )
+            raise quantised(f"{key} in {where}: {method or how}")
+
+
+def quantised(found: str) -> InputError:
+    """The error for weights that are stored in few bits; `found` says by what they were known."""
+    return InputError(
+        "weights in float32, float16 or bfloat16",
+        found,
+        "use the checkpoint that is not quantised; `adapter.quantize` keeps its frozen weights in "
+        "8 or 4 bits",
+    )
 
 
 def forms(family: str) -> tuple[Mapping[str, StoredLeaf], ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxpref.errors import InputError
-from jaxpref.models.families import FAMILIES, forms, spec_from_hf
+from jaxpref.models.families import FAMILIES, forms, quantised, spec_from_hf
 from jaxpref.models.loading import Put, TensorSource, load_tree
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import Index, stored_form
@@ -25,6 +25,8 @@ DTYPE_CODES = {
     np.dtype(ml_dtypes.bfloat16): "BF16",
 }
 
+# What GPTQ, AWQ and ModelOpt write beside a config.json that may say nothing of it.
+_QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _NAME_ONE = "name a directory written by save_pretrained"
 
 
@@ -48,11 +50,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def load_spec(directory: str | Path) -> ModelSpec:
     """The spec in a directory's config.json.
 
-    Errors: InputError when there is none or it is refused.
+    Errors: InputError when there is none, it is refused, or the weights are quantised.
     """
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise _not_a_checkpoint(Path(directory), ["config.json"], _NAME_ONE)
+    for name in _QUANTISED_FILES:
+        if (path.parent / name).is_file():
+            raise quantised(f"{name} in {directory}")
     return spec_from_hf(read_json(path), str(path))
 
 
@@ -119,11 +124,8 @@ def _check_floats(dtypes: Mapping[str, str], directory: Path) -> None:
     known = {*DTYPE_CODES.values(), "F64"}
     other = [f"{name} {dtype}" for name, dtype in dtypes.items() if dtype not in known]
     if other:
-        raise InputError(
-            "tensors of floats",
-            f"in {directory}: {', '.join(other)}",
-            "use the checkpoint that is not quantised",
-        )
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        raise quantised(f"in {directory}: {', '.join(other[:3])}{more}")
 
 
 def _weight_files(directory: Path) -> list[Path]:
