@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ from jaxpref.step.train_step import make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 LN2 = float(np.float32(np.log(2)))
 MESH_TOLERANCE = 1e-5
 """Relative: sums over devices run in another order."""
@@ -100,6 +102,26 @@ def test_the_merged_export_and_the_peft_directory_are_the_policy(lora_run, tmp_p
     np.testing.assert_allclose(logits(onto, load_params(build(onto))), policy, rtol=1e-4, atol=1e-4)
     base = tiny.config(tmp_path / "c", tiny_files.model, tiny_files.train)
     assert np.abs(logits(base, load_params(build(base))) - policy).max() > 0.01
+
+
+def test_training_goes_on_from_an_adapter_with_ranks_and_scales_by_pattern(tiny_files, tmp_path):
+    path = str(GOLDEN / "peft" / "patterns")
+    settings = dict(adapter={"path": path}, optim={"weight_decay": 0.1}, train={"max_steps": 3})
+    run = tiny.run(tiny.long_config(tmp_path / "run", tiny_files, **settings))
+    assert run.losses[0] == LN2 and run.losses[-1] < LN2
+    start = load_params(build(run.config))[LORA]["layers"]
+    trained = tiny.stored_state(run.out, 3)["params"][LORA]["layers"]
+    for group, name, rank in (("attention", "q", 2), ("attention", "v", 4), ("mlp", "down", 4)):
+        before, after = start[group][name]["a"], trained[group][name]["a"]
+        assert not np.array_equal(after[..., :rank], before[..., :rank])
+        assert after.shape[-1] == 6 and not after[..., rank:].any(), "what fills up stays zero"
+    policy = logits(run.config, run_params(build(run.config), run.out, "latest")[0])
+    export_run(run.out, tmp_path / "merged", step="latest")
+    export_run(run.out, tmp_path / "adapter", step="latest", adapter=True)
+    merged = tiny.config(tmp_path / "a", tmp_path / "merged", tiny_files.train)
+    onto = tiny.config(tmp_path / "b", tiny_files.model, tiny_files.train, adapter={"path": str(tmp_path / "adapter")})
+    for config in (merged, onto):
+        np.testing.assert_allclose(logits(config, load_params(build(config))), policy, rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_without_adapter_has_none_to_export(finished_run, tmp_path):
