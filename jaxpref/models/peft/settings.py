@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,6 @@ def scale_of(config: Mapping[str, Any], module: str) -> float:
 
 def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """The value of the first pattern that the end of the module's name matches."""
-    keys: Iterable[str] = (key for key in patterns if re.match(rf"(.*\.)?({key})$", module))
-    key = next(iter(keys), None)
+    keys = (key for key in patterns if re.match(rf"(.*\.)?({key})$", module))
+    key = next(keys, None)
     return default if key is None else patterns[key]
