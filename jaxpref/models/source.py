@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxpref.errors import InputError
 from jaxpref.models import hf
+from jaxpref.models.families import TEXT_PARTS
 from jaxpref.models.gguf import reader as gguf
 from jaxpref.models.hf.tokenizer import has_tokenizer, load_tokenizer
 from jaxpref.models.spec import ModelSpec
@@ -35,6 +36,18 @@ class Checkpoint:
     """-> a transformers tokenizer.  InputError when the checkpoint has none."""
     modules_of: Path | None = None
     """The adapter whose embedding or LM head stand in place of the checkpoint's own."""
+    text_part_of: str | None = None
+    """The `model_type` of the multimodal model whose text part this is."""
+
+    def check_adapter_base(self) -> None:
+        """Errors: InputError where PEFT would not find the weights under the names written here."""
+        if self.text_part_of is not None:
+            raise InputError(
+                "a text model as the base of an adapter for PEFT",
+                f"{self.path} is multimodal ({self.text_part_of}), and PEFT names its weights as "
+                "transformers' multimodal class does",
+                "write the merged model, without --adapter",
+            )
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -52,12 +65,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     local = _local_path(str(path))
     if local.is_dir():
         spec = hf.load_spec(local)
+        model_type = hf.read_json(local / "config.json")["model_type"]
         return Checkpoint(
             path=local,
             spec=spec,
             generation_config=_generation_config(local),
             load_params=partial(hf.load_params, local, spec),
             load_tokenizer=partial(load_tokenizer, local),
+            text_part_of=model_type if model_type in TEXT_PARTS else None,
         )
     if local.suffix != ".gguf":
         raise InputError(

@@ -58,6 +58,7 @@ def export_run(
         rewards[SCALAR_HEADS] = {"reward": heads["reward"]}
     if adapter:
         _check_has_adapter(run, lora, rewards)
+        source.check_adapter_base()
         card = model_card(run, config, parts, number, adapter=True)
         save_adapter(to, params[LORA], lora, source.spec, base=config.model.path, model_card=card)
         return number

@@ -98,6 +98,8 @@ def merge(
     check(to, sources=[path for item in soup for path in _read_by(item)])
     soup = [item for item in soup if item.weight != 0] or soup
     first = soup[0]
+    if adapter:
+        first.base.check_adapter_base()
     card = soup_card(
         {str(source): float(weight) for source, weight in given},
         how,

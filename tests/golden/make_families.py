@@ -14,7 +14,7 @@ Format of a file:
     logits       [sequences][length][columns] float32; the sequences are `family_cases.sequences()`, each run alone
     logsumexp    [sequences][length] over the whole vocabulary
     loss         sum over sequences of weight * sum of the completion's log-probabilities
-    gradients    {stored name: `family_cases.digest` of the loss's gradient}
+    gradients    {stored name, as a text model's: `family_cases.digest` of the loss's gradient}
     without      {feature: largest change of any logit when it is off or otherwise}: a test that does not see the
                  feature tests nothing
 """
@@ -98,7 +98,8 @@ def golden(case: str, directory: Path) -> dict:
     config = json.loads((directory / "config.json").read_text())
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(parameter.grad)
+            if parameter.grad is not None:  # as the encoders of images have
+                parameter.copy_(parameter.grad)
     model.save_pretrained(directory)  # gradients under the names of the stored tensors
     gradients = load_file(directory / WEIGHTS)
     assert gradients.keys() == shapes.keys()
@@ -111,7 +112,11 @@ def golden(case: str, directory: Path) -> dict:
         logits=[rounded(x[:, columns].detach()) for x in logits],
         logsumexp=[rounded(torch.logsumexp(x, -1).detach()) for x in logits],
         loss=float(loss),
-        gradients={name: cases.digest(case, name, value) for name, value in gradients.items()},
+        gradients={
+            text: cases.digest(case, text, value)
+            for name, value in gradients.items()
+            if (text := cases.text_name(name)) is not None
+        },
         without=without,
     )
 

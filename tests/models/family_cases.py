@@ -4,6 +4,7 @@ Imports neither torch nor jax: tests/golden/make_families.py runs the models in 
 runs them here.
 """
 
+import re
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +102,21 @@ CASES: dict[str, Case] = {
             full_attention=dict(_ROPE, rope_type="linear", factor=2.0), sliding_attention=dict(_ROPE, rope_theta=20.0),
         ),
     ),
+    "gemma3_multimodal": Case(
+        "Gemma3Config",
+        dict(
+            text_config={
+                **_BASE, "num_hidden_layers": 4, "head_dim": 12, "tie_word_embeddings": True, "sliding_window": 5,
+                "query_pre_attn_scalar": 7, "sliding_window_pattern": 3,
+                "rope_scaling": dict(rope_type="linear", factor=8.0), "rope_theta": 300.0, "rope_local_base_freq": 20.0,
+            },
+            vision_config=dict(
+                hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28,
+                patch_size=14,
+            ),
+            mm_tokens_per_image=4, image_token_index=64, boi_token_index=62, eoi_token_index=63,
+        ),
+    ),
     "phi3": _case("Phi3", {"window": dict(sliding_window=None)}, sliding_window=6),
     "phi4_mini": _case(
         "Phi3",
@@ -155,8 +171,21 @@ def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return ((2 * unit - 1) * 3**0.5).reshape(shape)
 
 
+def text_name(name: str) -> str | None:
+    """A stored name of a multimodal model as its text model's checkpoint has it; None: it is of images."""
+    if re.match(r"vision_tower|multi_modal_projector", name):
+        return None
+    return name.removeprefix("language_model.")
+
+
+def text_tensors(stored: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Of all stored tensors' shapes those of the text model, by their names in its checkpoint."""
+    return {text: shape for name, shape in stored.items() if (text := text_name(name)) is not None}
+
+
 def tensor(case: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A stored tensor, float32: no bias is 0, no norm is 1 (or 0, where the model adds 1)."""
+    name = text_name(name) or name
     drawn = draw(f"{case}/{name}", shape)
     kind = name.split(".")[-2]
     if "norm" in kind or kind.startswith("ln_"):

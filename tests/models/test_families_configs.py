@@ -286,6 +286,70 @@ def test_gemma3_rescales_its_global_layers_only():
     assert spec_from_hf(theirs(old).to_dict(), "x") == spec
 
 
+# config.json of gemma-3-4b-it and gemma-3-27b-it, the encoder's attributes cut short.
+GEMMA3_4B = {
+    "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999, "eoi_token_index": 256000,
+    "eos_token_id": [1, 106], "image_token_index": 262144, "initializer_range": 0.02, "mm_tokens_per_image": 256,
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    },
+    "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0",
+    "vision_config": {"hidden_size": 1152, "image_size": 896, "model_type": "siglip_vision_model", "patch_size": 14},
+}  # fmt: skip
+GEMMA3_27B = GEMMA3_4B | {
+    "text_config": {
+        "head_dim": 128, "hidden_size": 5376, "intermediate_size": 21504, "model_type": "gemma3_text",
+        "num_attention_heads": 32, "num_hidden_layers": 62, "num_key_value_heads": 16, "query_pre_attn_scalar": 168,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    }
+}  # fmt: skip
+
+
+def test_gemma3_multimodal_is_read_as_its_text_part():
+    spec = spec_from_hf(GEMMA3_4B, "config.json")
+    assert spec == ModelSpec(
+        "gemma3_text", 262208, 2560, 10240, 34, 8, 4, 256, 131072, 1e6, 1e-6, True, activation="gelu_tanh",
+        norm="rms_plus_one", norm_at="both", qk_norm="head", attention_scale=1 / 16, embed_scale=2560**0.5,
+        rope_scaling=LinearRope(8.0), rope_local_theta=1e4, kinds=kinds(("sssssf" * 6)[:34], 1024, local=True),
+    )  # fmt: skip
+    large = spec_from_hf(GEMMA3_27B, "config.json")
+    assert (large.heads, large.kv_heads, large.head_dim, large.attention_scale) == (32, 16, 128, 168**-0.5)
+
+
+@pytest.mark.parametrize("config", [GEMMA3_4B, GEMMA3_27B], ids=["4b", "27b"])
+def test_a_text_part_is_what_transformers_makes_of_it(config):
+    spec, full = spec_from_hf(config, "config.json"), theirs(config)
+    assert spec_from_hf(full.to_dict(), "full") == spec_from_hf(full.to_diff_dict(), "difference") == spec
+    original, ours = full.text_config.to_dict(), theirs(FAMILIES[spec.family].to_hf(spec)).to_dict()
+    for key in (original.keys() | ours.keys()) - NOT_WRITTEN - {"architectures"}:
+        assert original.get(key) == ours.get(key), key
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"text_config": None}, "text_config is missing"),
+        ({"text_config": {"model_type": "gemma3_text", "mystery": 3}}, "in text_config of config.json: mystery = 3"),
+        ({"text_config": {"model_type": "llama"}}, "text_config of model_type 'llama'"),
+        ({"audio_config": {"hidden_size": 8}}, "audio_config"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}, "disagree"),
+        ({"architectures": ["Gemma3ForSequenceClassification"]}, "Gemma3ForSequenceClassification"),
+    ],
+)
+def test_refused_of_a_multimodal_model(change, named):
+    with pytest.raises(InputError) as error:
+        spec_from_hf({**GEMMA3_4B, **change}, "config.json")
+    assert named in str(error.value)
+
+
+def test_an_untied_head_is_said_outside():
+    untied = spec_from_hf({**GEMMA3_4B, "tie_word_embeddings": False}, "config.json")
+    assert not untied.tied
+
+
 def test_longrope_with_its_factor_or_amplitude_given():
     rope = published("Phi-4-mini-instruct")["rope_scaling"]
     read = lambda **more: (

@@ -8,9 +8,11 @@ A family is one module with
     DEFAULTS         what transformers takes for attributes that a config leaves out (optional)
     from_hf          (config, where) -> ModelSpec
     to_hf            spec -> config.json
+    text_part        (config, where) of a multimodal model -> config of its text part (optional)
 
-and one line in `FAMILIES`.  What several share is in `hf_config`, `attributes`, `rope`, `tensors`,
-`qwen` and `gemma`; `near` speaks of models of no family.
+and one line in `FAMILIES`, and in `TEXT_PARTS` where there is a text part.  What several share is
+in `hf_config`, `attributes`, `rope`, `tensors`, `qwen` and `gemma`; `near` speaks of models of no
+family.
 """
 
 from collections.abc import Mapping
@@ -51,6 +53,9 @@ FAMILIES = {
     "smollm3": smollm3,
 }
 
+TEXT_PARTS = {"gemma3": gemma3.text_part}
+"""By the `model_type` of multimodal models: what finds the config of the text part."""
+
 
 def spec_from_hf(config: dict[str, Any], where: str) -> ModelSpec:
     """The spec of a Hugging Face config dict, read by the family that its `model_type` names.
@@ -63,6 +68,8 @@ def spec_from_hf(config: dict[str, Any], where: str) -> ModelSpec:
     """
     _check_not_quantised(config, where)
     model_type = config.get("model_type")
+    if model_type in TEXT_PARTS:
+        return spec_from_hf(TEXT_PARTS[model_type](config, where), f"text_config of {where}")
     if model_type not in FAMILIES:
         raise InputError(
             f"a model_type among {', '.join(sorted(FAMILIES))}",

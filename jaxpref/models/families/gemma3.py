@@ -1,9 +1,19 @@
-"""Gemma 3, text only: five local layers to a global one, each kind with a RoPE of its own."""
+"""Gemma 3, text only: five local layers to a global one, each kind with a RoPE of its own.
+
+The models of 4B and more are published with an image encoder, as `model_type: gemma3`.  Their text
+part is read, and written as the text model that it is.
+"""
 
 from typing import Any
 
 from jaxpref.models.families.gemma import read_gemma, written_gemma
-from jaxpref.models.families.hf_config import FULL, SLIDING, ConfigReader, layer_kinds
+from jaxpref.models.families.hf_config import (
+    FULL,
+    SLIDING,
+    ConfigReader,
+    layer_kinds,
+    read_text_part,
+)
 from jaxpref.models.families.rope import check_theta, read_scaling, written_scaling
 from jaxpref.models.families.tensors import (
     ATTENTION,
@@ -14,14 +24,22 @@ from jaxpref.models.families.tensors import (
     ROTARY_BUFFERS,
     SANDWICH,
     TOP,
+    in_multimodal,
 )
 from jaxpref.models.spec import ModelSpec
 
 TENSORS = {**EMBED, **ATTENTION_NORM, **ATTENTION, **HEAD_NORM, **SANDWICH, **MLP, **TOP}
-IGNORED_TENSORS = ROTARY_BUFFERS
+OTHER_FORMS = in_multimodal(TENSORS)
+IGNORED_TENSORS = rf"{ROTARY_BUFFERS}|(model\.)?(vision_tower|multi_modal_projector)\..*"
+# The published configs of text parts leave out what the config class has.
 DEFAULTS = {
+    "vocab_size": 262208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
     "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-06,
+    "rms_norm_eps": 1e-6,
     "num_key_value_heads": 4,
     "head_dim": 256,
     "tie_word_embeddings": True,
@@ -50,6 +68,18 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     kinds = layer_kinds(read, layer_types, read.optional_size("sliding_window"), ropes)
     read.finish()
     return ModelSpec(family="gemma3_text", qk_norm="head", kinds=kinds, **fields)
+
+
+def text_part(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """The config of a multimodal Gemma 3's text part; errors as of `hf_config.read_text_part`."""
+    images = ["vision_config", "mm_tokens_per_image"]
+    images += [
+        f"{token}_token_{end}" for token in ("boi", "eoi", "image") for end in ("index", "id")
+    ]
+    read = ConfigReader(config, "multimodal Gemma 3", where, ignored=images)
+    read.only("model_type", "gemma3")
+    read.only("architectures", ["Gemma3ForConditionalGeneration"])
+    return read_text_part(read, "gemma3_text")
 
 
 def _read_ropes(read: ConfigReader) -> dict[str, Any]:

@@ -154,6 +154,26 @@ class ConfigReader:
         self.problems.append(f"{key} = {value!r} is unknown for this family")
 
 
+def read_text_part(read: ConfigReader, model_type: str) -> dict[str, Any]:
+    """The config of the text part of a multimodal model, from its attribute `text_config`.
+
+    Args:
+        model_type: of the text part.
+    Errors: InputError as of `finish`.
+    """
+    text = read.mapping("text_config")
+    if not text:
+        read.problems.append("text_config is missing")
+    text = {"model_type": model_type, **text}
+    if text["model_type"] != model_type:
+        read.problems.append(f"text_config of model_type {text['model_type']!r}")
+    # transformers ties the whole model's head by the outer attribute.
+    key = "tie_word_embeddings"
+    tied = read.agreed(f"{key} and that of text_config", read.get(key), text.get(key))
+    read.finish()
+    return text | ({} if tied is None else {key: tied})
+
+
 def read_sizes(read: ConfigReader, ffn: str = "intermediate_size") -> dict[str, Any]:
     """The sizes of `ModelSpec`, under the names that all families but GPT-2 share.
 

@@ -1,5 +1,8 @@
 """Stored tensors that several families name and lay out alike."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from jaxpref.models.stored import StoredLeaf
 
 # Buffers that old checkpoints carry and that follow from the config.
@@ -67,3 +70,17 @@ def experts(router: str, gate: str, up: str, down: str) -> dict[str, StoredLeaf]
         "layers/experts/up": StoredLeaf(_LAYER + up, "F,D -> DF"),
         "layers/experts/down": StoredLeaf(_LAYER + down, "D,F -> FD"),
     }
+
+
+def in_multimodal(table: Mapping[str, StoredLeaf]) -> tuple[dict[str, StoredLeaf], ...]:
+    """A text model's tensors as multimodal checkpoints name them: as published, and in memory.
+
+    transformers 5 writes the published names back, unless asked not to.
+    """
+    published = {p: replace(leaf, name=f"language_model.{leaf.name}") for p, leaf in table.items()}
+    inside = lambda name: name.replace("model.", "model.language_model.", 1)
+    in_memory = {
+        p: replace(leaf, name=inside(leaf.name)) if leaf.name.startswith("model.") else leaf
+        for p, leaf in table.items()
+    }
+    return published, in_memory
