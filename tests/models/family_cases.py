@@ -129,6 +129,23 @@ CASES: dict[str, Case] = {
         tie_word_embeddings=True,
     ),
     "olmo2": _case("Olmo2", {}, attention_bias=True),
+    "olmo3": _case(
+        "Olmo3",
+        {
+            "window": dict(sliding_window=100),
+            "where": dict(layer_types=["sliding_attention"] * 5),
+            "local theta": dict(rope_parameters=dict(
+                full_attention=dict(_ROPE, rope_type="linear", factor=2.0), sliding_attention=_ROPE,
+            )),
+            "global linear rope": dict(rope_parameters=dict(
+                full_attention=_ROPE, sliding_attention=dict(_ROPE, rope_theta=20.0),
+            )),
+        },
+        attention_bias=True, num_hidden_layers=5, sliding_window=5,
+        rope_parameters=dict(
+            full_attention=dict(_ROPE, rope_type="linear", factor=2.0), sliding_attention=dict(_ROPE, rope_theta=20.0),
+        ),
+    ),
     "smollm3": _case(
         "SmolLM3",
         {"window": dict(use_sliding_window=False), "rope": dict(no_rope_layers=[1, 1, 1, 1])},

@@ -137,6 +137,20 @@ PUBLISHED = {
             "olmo2", 100352, 2048, 8192, 16, 16, 16, 128, 4096, 5e5, 1e-6, False, norm_at="post", qk_norm="whole"
         ),
     ),
+    "Olmo-3-1025-7B before its context was extended": (
+        {
+            **_COMMON, "architectures": ["Olmo3ForCausalLM"], "attention_bias": False, "eos_token_id": 100257,
+            "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008, "max_position_embeddings": 8192,
+            "layer_types": [SLIDING, SLIDING, SLIDING, FULL] * 8, "model_type": "olmo3", "num_attention_heads": 32,
+            "num_hidden_layers": 32, "num_key_value_heads": 32, "pad_token_id": 100277, "rms_norm_eps": 1e-06,
+            "rope_scaling": None, "rope_theta": 500000, "sliding_window": 4096, "tie_word_embeddings": False,
+            "transformers_version": "4.57.0", "vocab_size": 100278,
+        },
+        ModelSpec(
+            "olmo3", 100278, 4096, 11008, 32, 32, 32, 128, 8192, 5e5, 1e-6, False, norm_at="post", qk_norm="whole",
+            rope_local_theta=5e5, kinds=kinds("sssf" * 8, 4096, local=True),
+        ),
+    ),
     "SmolLM3-3B": (
         {
             **_COMMON, "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "bos_token_id": 128000,
@@ -411,6 +425,7 @@ def test_smollm3_interval():
         ("Phi-3-mini-4k-instruct", {"resid_pdrop": 0.1}, "resid_pdrop = 0.1"),
         ("Phi-3-mini-4k-instruct", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = 'linear'"),
         ("OLMo-2-0425-1B", {"sliding_window": 4096}, "sliding_window = 4096"),
+        ("Olmo-3-1025-7B before its context was extended", {"rope_theta": 1e4}, "transformers 4 and 5 differ"),
         ("SmolLM3-3B", {"no_rope_layers": [1, 0]}, "no_rope_layers = [1, 0]"),
         ("SmolLM3-3B", {"mlp_bias": True}, "mlp_bias = True"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),

@@ -14,7 +14,7 @@ from jaxpref.models.families.hf_config import (
     layer_kinds,
     read_text_part,
 )
-from jaxpref.models.families.rope import check_theta, read_scaling, written_scaling
+from jaxpref.models.families.rope import read_ropes, written_ropes
 from jaxpref.models.families.tensors import (
     ATTENTION,
     ATTENTION_NORM,
@@ -47,8 +47,7 @@ DEFAULTS = {
     "sliding_window": 4096,
     "sliding_window_pattern": 6,
 }
-_GLOBAL_THETA, _LOCAL_THETA = 1_000_000.0, 10_000.0
-"""What transformers takes where a config has none."""
+_THETAS = {FULL: ("rope_theta", 1_000_000.0), SLIDING: ("rope_local_base_freq", 10_000.0)}
 
 
 def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
@@ -60,7 +59,7 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     read.only("architectures", ["Gemma3ForCausalLM"])
     read.only("use_qk_norm", True)
     read.only("attn_logit_softcapping", None)  # transformers keeps the number and does not apply it
-    fields = read_gemma(read) | _read_ropes(read)
+    fields = read_gemma(read) | read_ropes(read, _THETAS, types=("default", "linear"))
     layers, pattern = fields["layers"], read.size("sliding_window_pattern")
     every = [SLIDING if (layer + 1) % pattern else FULL for layer in range(layers)]
     layer_types = read.layer_types(layers, every)
@@ -82,47 +81,11 @@ def text_part(config: dict[str, Any], where: str) -> dict[str, Any]:
     return read_text_part(read, "gemma3_text")
 
 
-def _read_ropes(read: ConfigReader) -> dict[str, Any]:
-    """The RoPE of global and local layers, from nested `rope_parameters` or older attributes."""
-    new = read.mapping("rope_parameters")
-    if not new.keys() <= {FULL, SLIDING}:
-        read.problems.append(
-            f"rope_parameters with {', '.join(new)}, not with {FULL} and {SLIDING}"
-        )
-    older = {
-        FULL: ("rope_theta", read.mapping("rope_scaling"), _GLOBAL_THETA),
-        SLIDING: ("rope_local_base_freq", {}, _LOCAL_THETA),
-    }
-    thetas, scalings = [], []
-    for kind, (theta_name, old, default) in older.items():
-        params = dict(new.get(kind) or {})
-        theta = read.agreed(
-            f"{theta_name} and rope_parameters",
-            params.pop("rope_theta", None),
-            read.get(theta_name),
-        )
-        scaling = read.agreed("rope_scaling and rope_parameters", params or None, old or None)
-        thetas.append(check_theta(read, default if theta is None else theta))
-        scalings.append(read_scaling(read, scaling or {}, ("default", "linear")))
-    if scalings[1] is not None:
-        read.problems.append(f"{scalings[1]} on local layers is not implemented")
-    return dict(rope_theta=thetas[0], rope_scaling=scalings[0], rope_local_theta=thetas[1])
-
-
 def to_hf(spec: ModelSpec) -> dict[str, Any]:
-    """The config.json of `spec`, without dtype and token ids.
-
-    The RoPE is in both forms (`rope.written_rope`).
-    """
-    scaling = written_scaling(spec.rope_scaling)
+    """The config.json of `spec`, without dtype and token ids."""
     return {
         **written_gemma(spec, "Gemma3ForCausalLM"),
         "attn_logit_softcapping": None,
-        "rope_theta": spec.rope_theta,
+        **written_ropes(spec),
         "rope_local_base_freq": spec.rope_local_theta,
-        "rope_scaling": scaling,
-        "rope_parameters": {
-            FULL: {**(scaling or {"rope_type": "default"}), "rope_theta": spec.rope_theta},
-            SLIDING: {"rope_type": "default", "rope_theta": spec.rope_local_theta},
-        },
     }

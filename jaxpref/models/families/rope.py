@@ -4,10 +4,10 @@ It is in `rope_parameters` (transformers 5), or in `rope_theta` and `rope_scalin
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxpref.models.families.hf_config import ConfigReader
+from jaxpref.models.families.hf_config import FULL, SLIDING, ConfigReader
 from jaxpref.models.spec import (
     DynamicRope,
     LinearRope,
@@ -59,6 +59,41 @@ def read_rope(
         rope_scaling=read_scaling(read, params or {}, types),
         partial_rotary=1.0 if part is None else float(part),
     )
+
+
+def read_ropes(
+    read: ConfigReader, thetas: Mapping[str, tuple[str | None, float]], types: Sequence[str]
+) -> dict[str, Any]:
+    """The RoPE of full and of sliding layers, from nested `rope_parameters` or older attributes.
+
+    Args:
+        thetas: kind of layer -> older attribute for its theta (None: there is none), and what
+            transformers' config class takes where the file has none.
+        types: as of `read_rope`, of full layers; sliding layers are not rescaled.
+    """
+    new = read.mapping("rope_parameters")
+    if not new.keys() <= {FULL, SLIDING}:
+        read.problems.append(
+            f"rope_parameters with {', '.join(new)}, not with {FULL} and {SLIDING}"
+        )
+    older = {FULL: _spelled(read.mapping("rope_scaling")), SLIDING: {}}
+    found = {}
+    for kind, (name, default) in thetas.items():
+        params = _spelled(dict(new.get(kind) or {}))
+        theta = read.agreed(
+            f"{name} and rope_parameters",
+            params.pop("rope_theta", None),
+            read.get(name) if name else None,
+        )
+        scaling = read.agreed(
+            "rope_scaling and rope_parameters", params or None, older[kind] or None
+        )
+        theta = check_theta(read, default if theta is None else theta)
+        found[kind] = theta, read_scaling(read, scaling or {}, types)
+    (theta, scaling), (local_theta, local_scaling) = found[FULL], found[SLIDING]
+    if local_scaling is not None:
+        read.problems.append(f"{local_scaling} on local layers is not implemented")
+    return dict(rope_theta=theta, rope_scaling=scaling, rope_local_theta=local_theta)
 
 
 def _spelled(params: dict[str, Any]) -> dict[str, Any]:
@@ -249,4 +284,17 @@ def written_rope(spec: ModelSpec) -> dict[str, Any]:
         "rope_theta": spec.rope_theta,
         "rope_scaling": scaling,
         "rope_parameters": {**(scaling or {"rope_type": "default"}), "rope_theta": spec.rope_theta},
+    }
+
+
+def written_ropes(spec: ModelSpec) -> dict[str, Any]:
+    """The inverse of `read_ropes`, in both forms as of `written_rope`."""
+    scaling = written_scaling(spec.rope_scaling)
+    return {
+        "rope_theta": spec.rope_theta,
+        "rope_scaling": scaling,
+        "rope_parameters": {
+            FULL: {**(scaling or {"rope_type": "default"}), "rope_theta": spec.rope_theta},
+            SLIDING: {"rope_type": "default", "rope_theta": spec.rope_local_theta},
+        },
     }

@@ -15,6 +15,7 @@ from gguf import MODEL_ARCH
 
 from jaxpref.errors import InputError
 from jaxpref.models.families import forms
+from jaxpref.models.families.hf_config import FULL, SLIDING
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import StoredLeaf, used_leaves
 
@@ -68,6 +69,8 @@ class Architecture:
     arch: MODEL_ARCH
     model_type: str
     """The family, as Hugging Face calls it."""
+    marked_by: str = ""
+    """Metadata that tells this family from another one of the same architecture."""
     keys: Mapping[str, str] = field(default_factory=lambda: _SHARED)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Config attributes that llama.cpp has in its code and not in the file."""
@@ -93,9 +96,9 @@ class Architecture:
 def find_architecture(metadata: Mapping[str, Any], where: str) -> Architecture:
     """Errors: InputError for an architecture that is not known here."""
     name = metadata.get("general.architecture")
-    mixture = bool(metadata.get(f"{name}.expert_count"))
-    for known in ARCHITECTURES:
-        if known.name == name and (name != "llama" or (known.model_type == "mixtral") == mixture):
+    of_name = [known for known in ARCHITECTURES if known.name == name]
+    for known in sorted(of_name, key=lambda known: not known.marked_by):
+        if not known.marked_by or metadata.get(f"{name}.{known.marked_by}"):
             return known
     names = ", ".join(dict.fromkeys(known.name for known in ARCHITECTURES))
     raise InputError(
@@ -273,6 +276,17 @@ def _gemma(largest: int) -> Callable[[dict[str, Any], dict[str, Any], Vectors], 
     return finish
 
 
+def _olmo3(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> dict[str, Any]:
+    """llama.cpp rotates sliding layers by the same theta, and does not rescale them."""
+    more = _rope(config, rest, vectors)
+    more["sliding_window"] = rest.pop("attention.sliding_window")
+    slides = rest.pop("attention.sliding_window_pattern", None)
+    if isinstance(slides, list):
+        more["layer_types"] = [SLIDING if slide else FULL for slide in slides]
+    local = {"rope_type": "default", "rope_theta": more["rope_theta"]}
+    return more | {"rope_parameters": {SLIDING: local}}
+
+
 def _mixture(**keys: str) -> dict[str, str]:
     return {**_SHARED, "expert_used_count": "num_experts_per_tok", **keys}
 
@@ -286,6 +300,7 @@ ARCHITECTURES = (
     Architecture(
         MODEL_ARCH.LLAMA,
         "mixtral",
+        "expert_count",
         _mixture(expert_count="num_local_experts"),
         finish=_rope,
         permuted=True,
@@ -295,7 +310,9 @@ ARCHITECTURES = (
     Architecture(
         MODEL_ARCH.QWEN3MOE,
         "qwen3_moe",
-        _mixture(expert_count="num_experts", expert_feed_forward_length="moe_intermediate_size"),
+        keys=_mixture(
+            expert_count="num_experts", expert_feed_forward_length="moe_intermediate_size"
+        ),
         fixed={"norm_topk_prob": True},
         finish=_rope,
         biases=_ATTENTION,
@@ -319,6 +336,13 @@ ARCHITECTURES = (
     Architecture(MODEL_ARCH.PHI3, "phi3", finish=_phi3),
     Architecture(MODEL_ARCH.OLMO2, "olmo2", finish=_rope, biases=_ATTENTION),
     Architecture(
+        MODEL_ARCH.OLMO2,
+        "olmo3",
+        "attention.sliding_window",
+        finish=_olmo3,
+        biases=_ATTENTION,
+    ),
+    Architecture(
         MODEL_ARCH.SMOLLM3,
         "smollm3",
         fixed={"no_rope_layer_interval": 4},
@@ -326,5 +350,5 @@ ARCHITECTURES = (
         biases=_ATTENTION,
         permuted=True,
     ),
-    Architecture(MODEL_ARCH.GPT2, "gpt2", _GPT2),
+    Architecture(MODEL_ARCH.GPT2, "gpt2", keys=_GPT2),
 )

@@ -89,6 +89,18 @@ CASES = {
         {"rope.scaling.original_context_length": 64, "rope.scaling.attn_factor": 1.25},
     ),
     "olmo2": ("olmo2", Arch.OLMO2, {}, {}),
+    "olmo3": (
+        "olmo3", Arch.OLMO2,
+        {"sliding_window": 7, "layer_types": ["sliding_attention"] * 2 + ["full_attention", "sliding_attention"],
+         "rope_parameters": {"sliding_attention": {"rope_theta": 500.0}}},
+        {"attention.sliding_window": 7, "attention.sliding_window_pattern": [True, True, False, True]},
+    ),
+    "olmo3, where its code says which layers slide": (
+        "olmo3", Arch.OLMO2,
+        {"sliding_window": 7, "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+         "rope_parameters": {"sliding_attention": {"rope_theta": 500.0}}},
+        {"attention.sliding_window": 7, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
+    ),
     "smollm3": ("smollm3", Arch.SMOLLM3, {"tie_word_embeddings": True}, {"rope.dimension_count": 8}),
     "gpt2": ("gpt2", Arch.GPT2, GPT2, GPT2_KEYS),
 }  # fmt: skip
@@ -128,8 +140,8 @@ def converted(case, spec, params):
 def write(path, arch, metadata, tensors):
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
     for key, value in metadata.items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
-        add(f"{gguf.MODEL_ARCH_NAMES[arch]}.{key}", value)
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+        add[type(value)](f"{gguf.MODEL_ARCH_NAMES[arch]}.{key}", value)
     for name, value in tensors.items():
         writer.add_tensor(name, np.ascontiguousarray(value))
     writer.write_header_to_file()
@@ -185,7 +197,7 @@ def test_every_architecture_is_tested():
         ("qwen2", {"attention.sliding_window": 4096}, "qwen2.attention.sliding_window = 4096"),
         ("qwen3_moe", {"expert_weights_scale": 2.5}, "qwen3moe.expert_weights_scale = 2.5"),
         ("phi3", {"rope.scaling.attn_factor": 1.2}, "phi3.rope.scaling.attn_factor"),
-        ("olmo2", {"attention.sliding_window": 4096}, "olmo2.attention.sliding_window = 4096"),
+        ("olmo2", {"attention.sliding_window": 4096, "mystery": 3}, "(?s)OLMo 3 config.*olmo2.mystery = 3"),
         ("gemma2", {"embedding_length": 0}, "hidden_size = 0"),
     ],
 )
