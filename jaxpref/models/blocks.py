@@ -13,6 +13,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxpref.models import experts, layers, parameters
+from jaxpref.models.attention import scaled
 from jaxpref.models.lora import LoraSpec, adapted
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.transposed import Transposed
@@ -168,11 +169,14 @@ class Block(nn.Module):
         def norm_if(present: bool, name: str, x: jax.Array) -> jax.Array:
             return Norm(spec, name=name)(x) if present else x
 
+        def added(x: jax.Array, part: jax.Array) -> jax.Array:
+            return x + (part if spec.residual_scale is None else scaled(part, spec.residual_scale))
+
         before, after = spec.norm_at in ("pre", "both"), spec.norm_at in ("post", "both")
         attention = Attention(spec, self.lora, self.attend, name="attention")
         normed_RLD = norm_if(before, "attention_norm", x_RLD)
         mixed_RLD, memory = attention(normed_RLD, memory, shared, layer)
-        x_RLD = x_RLD + norm_if(after, "attention_post_norm", mixed_RLD)
+        x_RLD = added(x_RLD, norm_if(after, "attention_post_norm", mixed_RLD))
         normed_RLD = norm_if(before, "mlp_norm", x_RLD)
         if spec.experts:
             out_RLD, routing = Experts(spec, name="experts")(normed_RLD, shared.real_RL)
@@ -180,5 +184,5 @@ class Block(nn.Module):
                 router_RL2E = router_RL2E + experts.statistics(routing)
         else:
             out_RLD = Mlp(spec, self.lora, name="mlp")(normed_RLD)
-        x_RLD = x_RLD + norm_if(after, "mlp_post_norm", out_RLD)
+        x_RLD = added(x_RLD, norm_if(after, "mlp_post_norm", out_RLD))
         return Carry(constrain(x_RLD, "rows", None, None), memory, router_RL2E), None

@@ -38,14 +38,15 @@ class Vocabulary(NamedTuple):
     tokens: int
     """Number of tokens; rows of the head behind them are padding."""
     softcap: float | None
+    divisor: float | None
 
     @classmethod
     def of(cls, model: Model) -> "Vocabulary":
-        return cls(model.vocab, model.logit_softcap)
+        return cls(model.vocab, model.logit_softcap, model.logit_divisor)
 
 
 def logits(model: Model, x_RCD: jax.Array, head_VD: jax.Array) -> jax.Array:
-    """[R, C, V] float32 logits of hidden states, capped; -1e30 where the head has no token."""
+    """[R, C, V] float32 logits of hidden states; -1e30 where the head has no token."""
     return _logits(Vocabulary.of(model), x_RCD, head_VD)
 
 
@@ -188,6 +189,8 @@ def _hidden_of(x_RLD, source_RC):
 
 def _logits(vocabulary: Vocabulary, x_RCD, w_VD):
     logits_RCV = product("RCD,VD->RCV", x_RCD, w_VD)
+    if vocabulary.divisor is not None:
+        logits_RCV = logits_RCV / vocabulary.divisor
     if vocabulary.softcap is not None:
         logits_RCV = vocabulary.softcap * jnp.tanh(logits_RCV / vocabulary.softcap)
     if vocabulary.tokens < w_VD.shape[0]:

@@ -242,6 +242,7 @@ def build_model(
         head=head,
         vocab=spec.vocab,
         logit_softcap=spec.logit_softcap,
+        logit_divisor=spec.logit_divisor,
         experts=spec.experts,
         hidden_and_router=hidden_and_router if spec.experts else None,
         init_cache=new_cache,

@@ -27,6 +27,8 @@ class Model:
     """Tokens that the model can predict."""
     logit_softcap: float | None = None
     """Logits become cap * tanh(logit / cap)."""
+    logit_divisor: float | None = None
+    """Logits are divided by it."""
     experts: int = 0
     """Of a mixture, per layer; 0: no mixture."""
     hidden_and_router: Callable[..., tuple[jax.Array, jax.Array]] | None = None

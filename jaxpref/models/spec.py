@@ -130,10 +130,14 @@ class ModelSpec:
     """Attention logits become cap * tanh(logit / cap), before the mask."""
     logit_softcap: float | None = None
     """Logits over the vocabulary become cap * tanh(logit / cap)."""
+    logit_divisor: float | None = None
+    """Divides the logits over the vocabulary."""
     attention_scale: float | None = None
     """Multiplies the attention logits; None: 1 / sqrt(head_dim)."""
     embed_scale: float | None = None
     """Multiplies the embedding."""
+    residual_scale: float | None = None
+    """Multiplies what attention and MLP add to the residual stream."""
     learned_positions: bool = False
     """One vector per position is added to the embedding, in place of rotation."""
     rope_local_theta: float | None = None

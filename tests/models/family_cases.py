@@ -146,6 +146,17 @@ CASES: dict[str, Case] = {
             full_attention=dict(_ROPE, rope_type="linear", factor=2.0), sliding_attention=dict(_ROPE, rope_theta=20.0),
         ),
     ),
+    "granite": _case(
+        "Granite",
+        {
+            "embedding": dict(embedding_multiplier=1.0),
+            "attention": dict(attention_multiplier=12**-0.5),
+            "residual": dict(residual_multiplier=1.0),
+            "logits": dict(logits_scaling=1.0),
+        },
+        attention_bias=True, head_dim=12, tie_word_embeddings=True, embedding_multiplier=3.0,
+        attention_multiplier=0.15, residual_multiplier=0.7, logits_scaling=0.6,
+    ),
     "smollm3": _case(
         "SmolLM3",
         {"window": dict(use_sliding_window=False), "rope": dict(no_rope_layers=[1, 1, 1, 1])},

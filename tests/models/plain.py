@@ -34,6 +34,9 @@ SPECS = {
         },
         "olmo2": {"norm_at": "post", "qk_norm": "whole"},
         "smollm3": {"kinds": (LayerKind(), LayerKind(rope=None), LayerKind(6, None))},
+        "granite": {
+            "attention_scale": 0.3, "embed_scale": 5.0, "residual_scale": 0.7, "logit_divisor": 0.4, "tied": True,
+        },
         "gpt2": {
             "activation": "gelu_tanh", "gated": False, "norm": "layer", "qkv_bias": True, "o_bias": True,
             "mlp_bias": True, "learned_positions": True, "kv_heads": 4,
@@ -76,10 +79,11 @@ def hidden(spec: ModelSpec, params, token_L, router=None):
 
 
 def _layer(spec, kind, layer, x, router):
-    x = x + _around(spec, layer, "attention", x, lambda x: _attention(spec, layer["attention"], kind, x))
+    scale = spec.residual_scale or 1.0
+    x = x + scale * _around(spec, layer, "attention", x, lambda x: _attention(spec, layer["attention"], kind, x))
     if spec.experts:
-        return x + _around(spec, layer, "mlp", x, lambda x: _experts(spec, layer["experts"], x, router))
-    return x + _around(spec, layer, "mlp", x, lambda x: _mlp(spec, layer["mlp"], x))
+        return x + scale * _around(spec, layer, "mlp", x, lambda x: _experts(spec, layer["experts"], x, router))
+    return x + scale * _around(spec, layer, "mlp", x, lambda x: _mlp(spec, layer["mlp"], x))
 
 
 def _around(spec, layer, name, x, function):

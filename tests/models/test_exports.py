@@ -38,7 +38,11 @@ def export(case, directory, *, reward=False):
     return golden, spec, params, to
 
 
-@pytest.mark.parametrize("case", cases.CASES)
+# transformers has no classifier of Granites.
+CLASSIFIERS = [case for case in cases.CASES if case != "granite"]
+
+
+@pytest.mark.parametrize("case", CLASSIFIERS)
 def test_reward_models_are_sequence_classifiers(case, tmp_path):
     golden, _, params, to = export(case, tmp_path, reward=True)
     config = json.loads((to / "config.json").read_text())
@@ -49,12 +53,9 @@ def test_reward_models_are_sequence_classifiers(case, tmp_path):
     assert stored.keys() == cases.text_tensors(golden["tensors"]).keys() - {"lm_head.weight"}
 
 
-def test_a_family_without_a_classifier_is_refused(tmp_path, monkeypatch):
-    from transformers.models.auto import modeling_auto
-
-    monkeypatch.delitem(modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "qwen3")
-    with pytest.raises(InputError, match="model_type qwen3"):
-        export("qwen3", tmp_path, reward=True)
+def test_a_family_without_a_classifier_is_refused(tmp_path):
+    with pytest.raises(InputError, match="model_type granite"):
+        export("granite", tmp_path, reward=True)
     assert not (tmp_path / "export").exists()
 
 
@@ -73,7 +74,7 @@ def test_transformers_logits(case, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", cases.CASES)
+@pytest.mark.parametrize("case", CLASSIFIERS)
 def test_transformers_rewards(case, tmp_path):
     """The classifier's score is our hidden state at the last token times the reward head."""
     torch = pytest.importorskip("torch")

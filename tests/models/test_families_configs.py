@@ -151,6 +151,21 @@ PUBLISHED = {
             rope_local_theta=5e5, kinds=kinds("sssf" * 8, 4096, local=True),
         ),
     ),
+    "granite-3.3-8b-instruct": (
+        {
+            **_COMMON, "architectures": ["GraniteForCausalLM"], "attention_bias": False,
+            "attention_multiplier": 0.0078125, "bos_token_id": 0, "embedding_multiplier": 12.0, "eos_token_id": 0,
+            "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 12800, "logits_scaling": 16.0,
+            "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "granite", "num_attention_heads": 32,
+            "num_hidden_layers": 40, "num_key_value_heads": 8, "pad_token_id": 0, "residual_multiplier": 0.22,
+            "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000000.0, "tie_word_embeddings": True,
+            "transformers_version": "4.49.0", "vocab_size": 49159,
+        },
+        ModelSpec(
+            "granite", 49159, 4096, 12800, 40, 32, 8, 128, 131072, 1e7, 1e-5, True, attention_scale=1 / 128,
+            embed_scale=12.0, residual_scale=0.22, logit_divisor=16.0,
+        ),
+    ),
     "SmolLM3-3B": (
         {
             **_COMMON, "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "bos_token_id": 128000,
@@ -426,6 +441,8 @@ def test_smollm3_interval():
         ("Phi-3-mini-4k-instruct", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = 'linear'"),
         ("OLMo-2-0425-1B", {"sliding_window": 4096}, "sliding_window = 4096"),
         ("Olmo-3-1025-7B before its context was extended", {"rope_theta": 1e4}, "transformers 4 and 5 differ"),
+        ("granite-3.3-8b-instruct", {"mlp_bias": True}, "mlp_bias = True"),
+        ("granite-3.3-8b-instruct", {"logits_scaling": 0}, "logits_scaling = 0"),
         ("SmolLM3-3B", {"no_rope_layers": [1, 0]}, "no_rope_layers = [1, 0]"),
         ("SmolLM3-3B", {"mlp_bias": True}, "mlp_bias = True"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),

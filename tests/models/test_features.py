@@ -50,6 +50,8 @@ def plain_logps(spec, params, groups):
     head = params["embed"]["table"] if spec.tied else params["head"]["kernel"]
     x = jax.vmap(lambda ids: plain.hidden(spec, params, ids))(tokens)
     logits = jnp.einsum("rld,vd->rlv", x, head, precision="highest")
+    if spec.logit_divisor:
+        logits = logits / spec.logit_divisor
     if spec.logit_softcap:
         logits = spec.logit_softcap * jnp.tanh(logits / spec.logit_softcap)
     logp = jnp.take_along_axis(jax.nn.log_softmax(logits)[:, :-1], tokens[:, 1:, None], axis=2)[..., 0]

@@ -47,6 +47,13 @@ _REQUIRED = (
     "attention.layer_norm_rms_epsilon",
 )
 """Metadata without which llama.cpp does not load a file."""
+_GRANITE = {
+    **_SHARED,
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
 _EXPERTS = {
     "layers/experts/router": StoredLeaf("blk.{layer}.ffn_gate_inp.weight", "E,D -> DE"),
     "layers/experts/gate": StoredLeaf("blk.{layer}.ffn_gate_exps.weight", "E,F,D -> EDF"),
@@ -304,6 +311,9 @@ ARCHITECTURES = (
         _mixture(expert_count="num_local_experts"),
         finish=_rope,
         permuted=True,
+    ),
+    Architecture(
+        MODEL_ARCH.GRANITE, "granite", keys=_GRANITE, finish=_rope, biases=_LLAMA, permuted=True
     ),
     Architecture(MODEL_ARCH.QWEN2, "qwen2", finish=_rope),
     Architecture(MODEL_ARCH.QWEN3, "qwen3", finish=_rope, biases=_ATTENTION),

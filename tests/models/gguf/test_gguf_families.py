@@ -42,6 +42,13 @@ CASES = {
         "mixtral", Arch.LLAMA, MIXTURE | {"num_local_experts": 3},
         {"expert_count": 3, "expert_used_count": 2, "attention.key_length": 12},
     ),
+    "granite": (
+        "granite", Arch.GRANITE,
+        {"attention_multiplier": 0.0078125, "embedding_multiplier": 12.0, "residual_multiplier": 0.22,
+         "logits_scaling": 16.0, "tie_word_embeddings": True},
+        {"attention.scale": 0.0078125, "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 16.0,
+         "rope.dimension_count": 8},
+    ),
     "qwen2": ("qwen2", Arch.QWEN2, {"tie_word_embeddings": True}, {}),
     "qwen3": ("qwen3", Arch.QWEN3, {"head_dim": 12}, {"attention.key_length": 12, "attention.value_length": 12}),
     "qwen3_moe": (
@@ -113,7 +120,7 @@ def converted(case, spec, params):
     names = gguf.get_tensor_name_map(arch, spec.layers)
     for tensor in stored_tensors(used_leaves(forms(family)[0], spec), spec):
         name, value = tensor.name, tensor.build(lambda path, at: leaves[path][at])
-        if arch in (Arch.LLAMA, Arch.SMOLLM3) and (found := re.search(r"\.([qk])_proj\.", name)):
+        if arch in (Arch.LLAMA, Arch.GRANITE, Arch.SMOLLM3) and (found := re.search(r"\.([qk])_proj\.", name)):
             heads = spec.heads if found[1] == "q" else spec.kv_heads
             halves = value.reshape(heads, 2, spec.head_dim // 2, *value.shape[1:])
             value = halves.swapaxes(1, 2).reshape(value.shape)
