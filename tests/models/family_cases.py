@@ -135,15 +135,15 @@ CASES: dict[str, Case] = {
             "window": dict(sliding_window=100),
             "where": dict(layer_types=["sliding_attention"] * 5),
             "local theta": dict(rope_parameters=dict(
-                full_attention=dict(_ROPE, rope_type="linear", factor=2.0), sliding_attention=_ROPE,
+                full_attention=_YARN, sliding_attention=_ROPE,
             )),
-            "global linear rope": dict(rope_parameters=dict(
+            "global yarn": dict(rope_parameters=dict(
                 full_attention=_ROPE, sliding_attention=dict(_ROPE, rope_theta=20.0),
             )),
         },
         attention_bias=True, num_hidden_layers=5, sliding_window=5,
         rope_parameters=dict(
-            full_attention=dict(_ROPE, rope_type="linear", factor=2.0), sliding_attention=dict(_ROPE, rope_theta=20.0),
+            full_attention=_YARN, sliding_attention=dict(_ROPE, rope_theta=20.0),
         ),
     ),
     "granite": _case(

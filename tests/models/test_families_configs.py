@@ -9,7 +9,7 @@ import pytest
 from jaxpref.errors import InputError
 from jaxpref.models.families import FAMILIES, spec_from_hf
 from jaxpref.models.families.attributes import NO_EFFECT
-from jaxpref.models.spec import LayerKind, LinearRope, LongRope, ModelSpec
+from jaxpref.models.spec import LayerKind, LinearRope, LongRope, ModelSpec, YarnRope
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -137,18 +137,23 @@ PUBLISHED = {
             "olmo2", 100352, 2048, 8192, 16, 16, 16, 128, 4096, 5e5, 1e-6, False, norm_at="post", qk_norm="whole"
         ),
     ),
-    "Olmo-3-1025-7B before its context was extended": (
+    "Olmo-3-1025-7B": (
         {
             **_COMMON, "architectures": ["Olmo3ForCausalLM"], "attention_bias": False, "eos_token_id": 100257,
-            "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008, "max_position_embeddings": 8192,
+            "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008, "max_position_embeddings": 65536,
             "layer_types": [SLIDING, SLIDING, SLIDING, FULL] * 8, "model_type": "olmo3", "num_attention_heads": 32,
             "num_hidden_layers": 32, "num_key_value_heads": 32, "pad_token_id": 100277, "rms_norm_eps": 1e-06,
-            "rope_scaling": None, "rope_theta": 500000, "sliding_window": 4096, "tie_word_embeddings": False,
+            "rope_scaling": {
+                "attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0, "factor": 8.0,
+                "original_max_position_embeddings": 8192, "rope_type": "yarn",
+            },
+            "rope_theta": 500000, "sliding_window": 4096, "tie_word_embeddings": False,
             "transformers_version": "4.57.0", "vocab_size": 100278,
         },
         ModelSpec(
-            "olmo3", 100278, 4096, 11008, 32, 32, 32, 128, 8192, 5e5, 1e-6, False, norm_at="post", qk_norm="whole",
-            rope_local_theta=5e5, kinds=kinds("sssf" * 8, 4096, local=True),
+            "olmo3", 100278, 4096, 11008, 32, 32, 32, 128, 65536, 5e5, 1e-6, False, norm_at="post", qk_norm="whole",
+            rope_scaling=YarnRope(8.0, 8192, attention_factor=1.2079441541679836), rope_local_theta=5e5,
+            kinds=kinds("sssf" * 8, 4096, local=True),
         ),
     ),
     "granite-3.3-8b-instruct": (
@@ -440,7 +445,7 @@ def test_smollm3_interval():
         ("Phi-3-mini-4k-instruct", {"resid_pdrop": 0.1}, "resid_pdrop = 0.1"),
         ("Phi-3-mini-4k-instruct", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = 'linear'"),
         ("OLMo-2-0425-1B", {"sliding_window": 4096}, "sliding_window = 4096"),
-        ("Olmo-3-1025-7B before its context was extended", {"rope_theta": 1e4}, "transformers 4 and 5 differ"),
+        ("Olmo-3-1025-7B", {"rope_theta": 1e4}, "transformers 4 and 5 differ"),
         ("granite-3.3-8b-instruct", {"mlp_bias": True}, "mlp_bias = True"),
         ("granite-3.3-8b-instruct", {"logits_scaling": 0}, "logits_scaling = 0"),
         ("SmolLM3-3B", {"no_rope_layers": [1, 0]}, "no_rope_layers = [1, 0]"),

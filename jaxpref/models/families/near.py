@@ -12,9 +12,9 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 _RELATIVES = {
     "gemma2": "gemma vaultgemma",
     "gpt2": "bloom codegen falcon gpt_bigcode gpt_neo gpt_neox gptj mpt openai-gpt opt",
-    "llama": "aquila arcee baichuan cohere cohere2 deepseek exaone glm glm4 granite helium "
+    "llama": "aquila arcee baichuan cohere cohere2 deepseek exaone glm glm4 helium "
     "internlm internlm2 internlm3 minicpm nemotron persimmon seed_oss stablelm Yi",
-    "olmo2": "olmo olmo3 exaone4",
+    "olmo2": "olmo exaone4",
     "phi3": "phi phi-msft",
     "qwen2": "qwen starcoder2 hunyuan_v1_dense",
     "mistral": "ministral ministral3",

@@ -13,7 +13,7 @@ from jaxpref.models.families.hf_config import (
     written_layer_types,
     written_sizes,
 )
-from jaxpref.models.families.rope import read_ropes, written_ropes
+from jaxpref.models.families.rope import TYPES, read_ropes, written_ropes
 from jaxpref.models.spec import ModelSpec
 
 TENSORS = olmo2.TENSORS
@@ -59,7 +59,7 @@ def _read_ropes(read: ConfigReader) -> dict[str, Any]:
     for the others.
     """
     thetas = {FULL: ("rope_theta", _THETA), SLIDING: (None, _THETA)}
-    fields = read_ropes(read, thetas, types=("default", "linear"))
+    fields = read_ropes(read, thetas, types=TYPES)
     sliding = read.mapping("rope_parameters").get(SLIDING) or {}
     if "rope_theta" not in sliding and fields["rope_theta"] != _THETA:
         read.problems.append(
