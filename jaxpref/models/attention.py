@@ -50,6 +50,7 @@ def attention(
     block: int,
     scale: float,
     softcap: float | None = None,
+    sink_N: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention; grouped queries when N > M (query head n reads key head n // (N/M)).
 
@@ -59,6 +60,7 @@ def attention(
         block: tokens of a block; must divide L.
         scale: multiplies the attention logits.
         softcap: attention logits become softcap * tanh(logit / softcap), before the mask.
+        sink_N: one more logit for every query of a head, of a key whose value is 0.
     Returns:
         [R, L, N, H] in the dtype of q; zeros where a query sees no key (padding).
     """
@@ -70,7 +72,8 @@ def attention(
     q_RMJLH = q_RLNH.reshape(R, L, M, N // M, H).transpose(0, 2, 3, 1, 4)
     q_RMJLH = scaled(q_RMJLH, scale)
     k_RMLH, v_RMLH = k_RLMH.transpose(0, 2, 1, 3), v_RLMH.transpose(0, 2, 1, 3)
-    out_RMJLH = _blockwise(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap)
+    sink_MJ = None if sink_N is None else sink_N.astype(jnp.float32).reshape(M, N // M)
+    out_RMJLH = _blockwise(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, block, softcap)
     return out_RMJLH.transpose(0, 3, 1, 2, 4).reshape(R, L, N, H)
 
 
@@ -87,9 +90,9 @@ def capped(logits: jax.Array, softcap: float | None) -> jax.Array:
 # The gradient is written out: JAX differentiates no loop whose bounds are data, and over all blocks
 # it would keep their probabilities, [L, L].  Here one number per query is kept (its logsumexp), and
 # the logits are computed again.
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _blockwise(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap):
-    return _forward(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _blockwise(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, block, softcap):
+    return _forward(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, block, softcap)[0]
 
 
 def _block(x, i, block, axis):
@@ -155,7 +158,7 @@ def _masked(logits_RMJqk, mask: Mask, i, j, block):
     return jnp.where(visible_Rqk[:, None, None], logits_RMJqk, MASKED)
 
 
-def _forward(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap):
+def _forward(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, block, softcap):
     R, M, J, L, H = q_RMJLH.shape
     first = _first_visible_block(mask, block)
 
@@ -178,7 +181,11 @@ def _forward(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap):
             return new_top, total * shrink + p.sum(-1), acc * shrink[..., None] + pv
 
         zero = jnp.zeros((R, M, J, block), jnp.float32)
-        init = (zero + MASKED, zero, jnp.zeros((R, M, J, block, H), jnp.float32))
+        acc0 = jnp.zeros((R, M, J, block, H), jnp.float32)
+        if sink_MJ is None:
+            init = (zero + MASKED, zero, acc0)
+        else:  # the sink has been seen, and its value is 0
+            init = (zero + sink_MJ[None, :, :, None], zero + 1.0, acc0)
         top, total, acc = lax.fori_loop(first[i], i + 1, key_block, init)
         seen = top > MASKED / 2
         out = jnp.where(seen[..., None], acc / jnp.where(seen, total, 1.0)[..., None], 0.0)
@@ -193,14 +200,14 @@ def _forward(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap):
     return out_RMJLH, lse_RMJL
 
 
-def _forward_saving(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap):
-    both = _forward(q_RMJLH, k_RMLH, v_RMLH, mask, block, softcap)
+def _forward_saving(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, block, softcap):
+    both = _forward(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, block, softcap)
     out, lse = (checkpoint_name(x, ATTENTION) for x in both)
-    return out, (q_RMJLH, k_RMLH, v_RMLH, mask, out, lse)
+    return out, (q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, out, lse)
 
 
 def _backward(block, softcap, saved, dout_RMJLH):
-    q_RMJLH, k_RMLH, v_RMLH, mask, out_RMJLH, lse_RMJL = saved
+    q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, out_RMJLH, lse_RMJL = saved
     f32 = jnp.float32
     first = _first_visible_block(mask, block)
     # The softmax's gradient is p * (dp - sum(p * dp)).  The sum over all keys is the dot product of
@@ -245,7 +252,11 @@ def _backward(block, softcap, saved, dout_RMJLH):
     blocks = q_RMJLH.shape[3] // block
     (dk, dv), dq = lax.scan(query_block, zeros, jnp.arange(blocks))
     dq_RMJLH = jnp.moveaxis(dq, 0, 3).reshape(q_RMJLH.shape)
-    return dq_RMJLH, dk.astype(k_RMLH.dtype), dv.astype(v_RMLH.dtype), None
+    dsink_MJ = None
+    if sink_MJ is not None:  # its value is 0, so of p * (dp - delta) the second part is left
+        p_RMJL = jnp.exp(sink_MJ[None, :, :, None] - lse_RMJL)
+        dsink_MJ = -jnp.sum(p_RMJL * delta_RMJL, axis=(0, 3))
+    return dq_RMJLH, dk.astype(k_RMLH.dtype), dv.astype(v_RMLH.dtype), dsink_MJ, None
 
 
 _blockwise.defvjp(_forward_saving, _backward)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxpref.models import experts, layers, parameters
+from jaxpref.models import experts, layers, parameters, routing
 from jaxpref.models.attention import scaled
 from jaxpref.models.lora import LoraSpec, adapted
 from jaxpref.models.spec import ModelSpec
@@ -43,7 +43,7 @@ class Carry(NamedTuple):
     memory: Any
     """What `attend` keeps; () in training."""
     router_RL2E: jax.Array | None
-    """Sum of `experts.statistics` over the layers, where asked for."""
+    """Sum of `routing.statistics` over the layers, where asked for."""
 
 
 def _product(module, name: str, equation: str, x: jax.Array, *, bias: bool = False) -> jax.Array:
@@ -112,7 +112,12 @@ class Attention(nn.Module):
         if shared.rope is not None:
             cos, sin = _rotation_of_layer(shared.rope, layer)
             q_RLNH, k_RLMH = layers.rotate(q_RLNH, cos, sin), layers.rotate(k_RLMH, cos, sin)
-        out_RLNH, memory = self.attend(q_RLNH, k_RLMH, v_RLMH, memory, shared.visibility, layer)
+        sink_N = None
+        if spec.attention_sinks:
+            sink_N = self.param("sinks", nn.initializers.zeros, _shape(self, "sinks"))
+        out_RLNH, memory = self.attend(
+            q_RLNH, k_RLMH, v_RLMH, sink_N, memory, shared.visibility, layer
+        )
         return _product(self, "o", "RLNH,NHD->RLD", out_RLNH, bias=spec.o_bias), memory
 
 
@@ -147,12 +152,30 @@ class Experts(nn.Module):
     @nn.compact
     def __call__(self, x_RLD, real_RL):
         spec = self.spec
-        router_DE = _weight(self, "router")
+
+        def bias_if(name: str) -> jax.Array | None:
+            if not spec.expert_bias:
+                return None
+            return self.param(name, nn.initializers.zeros, _shape(self, name))
+
         weights = experts.ExpertWeights(
-            gate=_weight(self, "gate"), up=_weight(self, "up"), down=_weight(self, "down")
+            gate=_weight(self, "gate"),
+            up=_weight(self, "up"),
+            down=_weight(self, "down"),
+            gate_bias=bias_if("gate_bias"),
+            up_bias=bias_if("up_bias"),
         )
-        routing = experts.route(x_RLD, router_DE, spec.experts_per_token, spec.norm_topk)
-        return experts.mix(x_RLD, routing, real_RL, weights, spec.activation), routing
+        chosen = routing.route(
+            x_RLD,
+            _weight(self, "router"),
+            spec.experts_per_token,
+            spec.norm_topk,
+            bias_if("router_bias"),
+        )
+        out_RLD = experts.mix(x_RLD, chosen, real_RL, weights, spec.activation)
+        if (down_bias_ED := bias_if("down_bias")) is not None:
+            out_RLD = out_RLD + routing.mixed_bias(chosen, real_RL, down_bias_ED, x_RLD.dtype)
+        return out_RLD, chosen
 
 
 class Block(nn.Module):
@@ -179,9 +202,9 @@ class Block(nn.Module):
         x_RLD = added(x_RLD, norm_if(after, "attention_post_norm", mixed_RLD))
         normed_RLD = norm_if(before, "mlp_norm", x_RLD)
         if spec.experts:
-            out_RLD, routing = Experts(spec, name="experts")(normed_RLD, shared.real_RL)
+            out_RLD, chosen = Experts(spec, name="experts")(normed_RLD, shared.real_RL)
             if router_RL2E is not None:
-                router_RL2E = router_RL2E + experts.statistics(routing)
+                router_RL2E = router_RL2E + routing.statistics(chosen)
         else:
             out_RLD = Mlp(spec, self.lora, name="mlp")(normed_RLD)
         x_RLD = added(x_RLD, norm_if(after, "mlp_post_norm", out_RLD))

@@ -24,7 +24,7 @@ from jaxpref.models.lora import TARGETS, LoraSpec
 from jaxpref.models.model import Model
 from jaxpref.models.parameters import LORA, SCALAR_HEADS
 from jaxpref.models.quantize import is_quantised
-from jaxpref.models.spec import LongRope, ModelSpec
+from jaxpref.models.spec import ClampedSwiglu, LongRope, ModelSpec
 from jaxpref.models.transposed import transposed
 from jaxpref.sharding import constrain
 
@@ -83,7 +83,7 @@ class Decoder(nn.Module):
     remat: str
     scan: bool
     attend: Callable
-    """(q, k, v, memory, visibility, layer) -> attention's output, memory."""
+    """(q, k, v, sinks or None, memory, visibility, layer) -> attention's output, memory."""
     router: bool = False
     """Whether the router's statistics are summed."""
     unstacked: bool = False
@@ -168,7 +168,7 @@ def build_model(
         remat: a name of REMAT_POLICIES.
         attention_block: tokens of an attention block; L must be a multiple.
         attend: in place of the blockwise attention: (queries, keys, values, Mask, scale=,
-            softcap=) -> what `attention` returns.
+            softcap=, and sink_N= for a model with sinks) -> what `attention` returns.
         scalar_heads: names of linear maps of the final hidden state to one number (`reward`,
             `value`), [1, D] each; they start at zero.
         scan: False unrolls the layers (compile time grows with depth; for tests and inspection).
@@ -252,9 +252,10 @@ def build_model(
     )
 
 
-def _attend_rows(attend, q_RLNH, k_RLMH, v_RLMH, memory, rows, layer):
+def _attend_rows(attend, q_RLNH, k_RLMH, v_RLMH, sink_N, memory, rows, layer):
     """Attention over packed rows, as a layer calls it: there is no memory."""
-    return attend(q_RLNH, k_RLMH, v_RLMH, Mask(*rows, layer.get("window"))), memory
+    sinks = {} if sink_N is None else {"sink_N": sink_N}
+    return attend(q_RLNH, k_RLMH, v_RLMH, Mask(*rows, layer.get("window")), **sinks), memory
 
 
 def _unstack_layers(params: Any) -> dict[str, Any]:
@@ -320,4 +321,8 @@ def _problems(spec: ModelSpec) -> Iterator[str]:
     if spec.experts and not 0 < spec.experts_per_token <= spec.experts:
         yield f"{spec.experts_per_token} of {spec.experts} experts per token"
     if spec.experts and (spec.mlp_bias or not spec.gated):
-        yield "experts that are not gated or have biases"
+        yield "experts that are not gated or have biases of a dense MLP"
+    if spec.expert_bias and not spec.experts:
+        yield "biases of experts, and no experts"
+    if isinstance(spec.activation, ClampedSwiglu) and not spec.gated:
+        yield "a clamped SwiGLU without a gate"

@@ -14,56 +14,38 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpref.models.frozen import trained_mark, values_of, without_symbols
-from jaxpref.models.layers import ACTIVATIONS, product
+from jaxpref.models.layers import gate_units
 from jaxpref.models.parameters import find_leaf
+from jaxpref.models.routing import Routing
+from jaxpref.models.spec import ClampedSwiglu
 from jaxpref.sharding import LOGICAL, logical_spec
 
 _LARGEST_BLOCK = 128
 _SMALLEST_BLOCK = 8
 
 
-class Routing(NamedTuple):
-    """What the router says of every token."""
-
-    probability_RLE: jax.Array
-    """float32, softmax over all experts."""
-    expert_RLU: jax.Array
-    """int32 ids of the chosen experts, U per token."""
-    weight_RLU: jax.Array
-    """float32 weights of their outputs."""
-
-
-def route(x_RLD: jax.Array, router_DE: jax.Array, per_token: int, norm_topk: bool) -> Routing:
-    """The most probable experts of every token.
-
-    Source: Shazeer et al., arXiv 1701.06538; the softmax is over all experts, before the choice, as
-    in Mixtral (`norm_topk`: the chosen probabilities are divided by their sum) and Qwen3-MoE.
-    """
-    probability_RLE = jax.nn.softmax(product("RLD,DE->RLE", x_RLD, router_DE), axis=-1)
-    weight_RLU, expert_RLU = lax.top_k(probability_RLE, per_token)
-    if norm_topk:
-        weight_RLU = weight_RLU / weight_RLU.sum(-1, keepdims=True)
-    return Routing(probability_RLE, expert_RLU, weight_RLU)
-
-
-def statistics(routing: Routing) -> jax.Array:
-    """[R, L, 2, E] float32 of every token: 1 for the chosen experts, and the probabilities."""
-    expert_E = jnp.arange(routing.probability_RLE.shape[-1])
-    chosen_RLUE = routing.expert_RLU[..., None] == expert_E[None, None, None, :]
-    chosen_RLE = chosen_RLUE.any(2).astype(jnp.float32)
-    return jnp.stack([chosen_RLE, routing.probability_RLE], axis=2)
-
-
 class ExpertWeights(NamedTuple):
-    """Of all experts: gate, up [E, D, F] and down [E, F, D]."""
+    """Of all experts: gate, up [E, D, F] and down [E, F, D], and biases [E, F] of the former two.
+
+    The bias of `down` is added where no device has a part of the sum (`routing.mixed_bias`).
+    """
 
     gate: Any
     up: Any
     down: Any
+    gate_bias: Any = None
+    up_bias: Any = None
+
+
+Activation = str | ClampedSwiglu
 
 
 def mix(
-    x_RLD: jax.Array, routing: Routing, real_RL: jax.Array, weights: ExpertWeights, activation: str
+    x_RLD: jax.Array,
+    routing: Routing,
+    real_RL: jax.Array,
+    weights: ExpertWeights,
+    activation: Activation,
 ) -> jax.Array:
     """Weighted sum of the chosen experts' gated MLPs, in the dtype of x.
 
@@ -77,25 +59,25 @@ def mix(
 # The gradient is written out, as the same loop over blocks: how many are in use is known only when
 # the program runs, and JAX differentiates no such loop.
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _mix(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation: str):
+def _mix(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation: Activation):
     return _mix_saving(x_RLD, expert_RLU, weight_RLU, weights, activation)[0]
 
 
-def _mix_saving(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation: str):
+def _mix_saving(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation: Activation):
     def local(x_RLD, expert_RLU, weight_RLU, weights):
         out_QD = _forward(_flat(x_RLD), _flat(expert_RLU), _flat(weight_RLU), weights, activation)
         return _sum_over("ffn", out_QD).reshape(x_RLD.shape).astype(x_RLD.dtype)
 
-    out_RLD = _per_device(local, _SPECS, _ROWS)(x_RLD, expert_RLU, weight_RLU, weights)
+    out_RLD = _per_device(local, _specs_of(weights), _ROWS)(x_RLD, expert_RLU, weight_RLU, weights)
     return out_RLD, (x_RLD, expert_RLU, weight_RLU, weights)
 
 
-def _mix_forward(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation: str):
+def _mix_forward(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation: Activation):
     out_RLD, saved = _mix_saving(*values_of((x_RLD, expert_RLU, weight_RLU, weights)), activation)
     return out_RLD, (saved, trained_mark(weights))
 
 
-def _mix_backward(activation: str, saved_and_mark, dout_RLD):
+def _mix_backward(activation: Activation, saved_and_mark, dout_RLD):
     saved, mark = saved_and_mark
     trained = mark is not None
 
@@ -113,8 +95,10 @@ def _mix_backward(activation: str, saved_and_mark, dout_RLD):
         dweight_RLU = _sum_over("ffn", dweight_QU).reshape(weight_RLU.shape)
         return dx_RLD, dweight_RLU, _sum_of_rows(dweights)
 
-    outputs = _ROWS, _ROWS, _GRADIENTS if trained else None
-    gradients = _per_device(local, (*_SPECS, _ROWS), outputs)(*saved, without_symbols(dout_RLD))
+    outputs = _ROWS, _ROWS, _axes_of(saved[3]) if trained else None
+    gradients = _per_device(local, (*_specs_of(saved[3]), _ROWS), outputs)(
+        *saved, without_symbols(dout_RLD)
+    )
     dx_RLD, dweight_RLU, dweights = gradients
     if trained:
         dweights = jax.tree.map(lambda d, w: d.astype(w.dtype), dweights, saved[3])
@@ -127,15 +111,24 @@ _mix.defvjp(_mix_forward, _mix_backward, symbolic_zeros=True)
 # ---- on a mesh: every device runs its own rows through its part of every expert's ffn
 
 _ROWS = ("rows", None, None)
-# Of one layer, as the parameters lie.
-_GRADIENTS = ExpertWeights(
-    *(find_leaf(f"layers/experts/{name}", 4).axes[1:] for name in ExpertWeights._fields)
-)
-# Gathered over fsdp before the loop over blocks, and not in every block of it.
-_WEIGHTS = ExpertWeights(
-    *(tuple(None if axis == "width" else axis for axis in axes) for axes in _GRADIENTS)
-)
-_SPECS = (_ROWS, _ROWS, _ROWS, _WEIGHTS)
+
+
+def _axes_of(weights: ExpertWeights) -> ExpertWeights:
+    """How those of one layer lie, as the parameters do: None where a model has none."""
+
+    def axes(name: str, w: Any) -> tuple | None:
+        return None if w is None else find_leaf(f"layers/experts/{name}", w.ndim + 1).axes[1:]
+
+    return ExpertWeights(*map(axes, ExpertWeights._fields, weights))
+
+
+def _specs_of(weights: ExpertWeights) -> tuple:
+    """Of x, experts, weights and parameters.
+
+    The parameters are gathered over fsdp before the loop over blocks, and not in every block of it.
+    """
+    whole = lambda axes: axes and tuple(None if axis == "width" else axis for axis in axes)
+    return _ROWS, _ROWS, _ROWS, ExpertWeights(*map(whole, _axes_of(weights)))
 
 
 def _per_device(function, inputs, outputs):
@@ -168,10 +161,12 @@ def _sum_of_rows(dweights: ExpertWeights | None) -> ExpertWeights | None:
     others = tuple(axis for axis in LOGICAL["rows"] if axis != width)
 
     def scatter(d, axes):
+        if d is None or "width" not in axes:
+            return d if d is None else lax.psum(d, LOGICAL["rows"])
         total = lax.psum(d, others)
         return lax.psum_scatter(total, width, scatter_dimension=axes.index("width"), tiled=True)
 
-    return ExpertWeights(*map(scatter, dweights, _GRADIENTS))
+    return ExpertWeights(*map(scatter, dweights, _axes_of(dweights)))
 
 
 # ---- on one device: Q tokens, U experts each
@@ -237,15 +232,24 @@ def _dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _of_expert(weights: ExpertWeights, expert: jax.Array, dtype: Any) -> ExpertWeights:
-    one = lambda w: lax.dynamic_index_in_dim(w, expert, 0, keepdims=False).astype(dtype)
+    """Its matrices in a dtype; biases, which are added in float32, in that."""
+
+    def one(w):
+        of_one = lax.dynamic_index_in_dim(w, expert, 0, keepdims=False)
+        return of_one.astype(dtype if of_one.ndim > 1 else jnp.float32)
+
     return jax.tree.map(one, weights)
 
 
-def _hidden(x_CD, w: ExpertWeights, activation: str):
+def _hidden(x_CD, w: ExpertWeights, activation: Activation):
     """What goes into `down`, in the dtype of x, and its pullback to the products with gate, up."""
-    gate_CF = _dot("CD,DF->CF", x_CD, w.gate).astype(x_CD.dtype)
-    up_CF = _dot("CD,DF->CF", x_CD, w.up).astype(x_CD.dtype)
-    return jax.vjp(lambda gate, up: ACTIVATIONS[activation](gate) * up, gate_CF, up_CF)
+
+    def projected(weight_DF, bias_F):
+        y_CF = _dot("CD,DF->CF", x_CD, weight_DF)
+        return (y_CF if bias_F is None else y_CF + bias_F[None]).astype(x_CD.dtype)
+
+    gate_CF, up_CF = projected(w.gate, w.gate_bias), projected(w.up, w.up_bias)
+    return jax.vjp(partial(gate_units, activation=activation), gate_CF, up_CF)
 
 
 def _tokens_of(x_QD, token_C):
@@ -253,7 +257,7 @@ def _tokens_of(x_QD, token_C):
     return x_QD.at[token_C].get(mode="fill", fill_value=0)
 
 
-def _forward(x_QD, expert_QU, weight_QU, weights: ExpertWeights, activation: str):
+def _forward(x_QD, expert_QU, weight_QU, weights: ExpertWeights, activation: Activation):
     """[Q, D] float32."""
     blocks = _blocks(expert_QU, weights.gate.shape[0])
 
@@ -269,7 +273,13 @@ def _forward(x_QD, expert_QU, weight_QU, weights: ExpertWeights, activation: str
 
 
 def _backward(
-    x_QD, expert_QU, weight_QU, weights: ExpertWeights, dout_QD, activation: str, trained: bool
+    x_QD,
+    expert_QU,
+    weight_QU,
+    weights: ExpertWeights,
+    dout_QD,
+    activation: Activation,
+    trained: bool,
 ):
     """Gradients, float32, of x, of the pairs' weights and of the experts (None unless trained)."""
     blocks = _blocks(expert_QU, weights.gate.shape[0])
@@ -292,7 +302,10 @@ def _backward(
             dy_CD = (dout_CD * weight_C[:, None]).astype(dtype)
             ddown_FD = _dot("CF,CD->FD", hidden_CF, dy_CD)
             dgate_DF, dup_DF = (_dot("CD,CF->DF", x_CD, d_CF) for d_CF in (dgate_CF, dup_CF))
-            parts = ExpertWeights(dgate_DF, dup_DF, ddown_FD)
+            biases = []
+            if w.gate_bias is not None:
+                biases = [d_CF.astype(jnp.float32).sum(0) for d_CF in (dgate_CF, dup_CF)]
+            parts = ExpertWeights(dgate_DF, dup_DF, ddown_FD, *biases)
             dweights = jax.tree.map(lambda total, d: total.at[expert].add(d), dweights, parts)
         dx_QD = dx_QD.at[token_C].add(dx_CD, mode="drop")
         dweight_QU = dweight_QU.at[token_C, choice_C].add(dweight_C, mode="drop")

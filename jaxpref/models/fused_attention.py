@@ -81,6 +81,8 @@ def _obstacles(
         yield f"the compute dtype is {dtype}, and the kernels multiply in bfloat16"
     if spec.attention_softcap is not None:
         yield "the model caps its attention logits, which the kernels' backward pass does not"
+    if spec.attention_sinks:
+        yield "the model has attention sinks, which the kernels have not"
     if importlib.util.find_spec("tokamax") is None:
         yield "tokamax is not installed (pip install jaxpref[cuda], with Python 3.12 or later)"
 

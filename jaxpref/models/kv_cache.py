@@ -59,6 +59,7 @@ def attend(
     q_RCNH,
     k_RCMH,
     v_RCMH,
+    sink_N,
     memory,
     positions: CachePositions,
     layer,
@@ -71,6 +72,7 @@ def attend(
     Args:
         memory: keys and values as in the cache, of all layers: carried from layer to layer, so that
             XLA writes in place; or of this layer alone, without the leading axis.
+        sink_N: as of `attention.attention`.
         layer: `index` of the layer; `window` where there is one.
     Returns: [R, C, N, H] and the memory.
     """
@@ -86,10 +88,19 @@ def attend(
     logits_RMJCI = capped(logits_RMJCI, softcap)
     visible_RCI = _visible(positions, layer.get("window"))
     logits_RMJCI = jnp.where(visible_RCI[:, None, None], logits_RMJCI, MASKED)
-    p_RMJCI = jax.nn.softmax(logits_RMJCI, axis=-1).astype(v_RMIH.dtype)
+    p_RMJCI = _softmax(logits_RMJCI, sink_N).astype(v_RMIH.dtype)
     out_RMJCH = jnp.einsum("RMJCI,RMIH->RMJCH", p_RMJCI, v_RMIH, preferred_element_type=jnp.float32)
     out_RCNH = out_RMJCH.transpose(0, 3, 1, 2, 4).reshape(R, C, N, H).astype(q_RCNH.dtype)
     return out_RCNH, (keys, values)
+
+
+def _softmax(logits_RMJCI, sink_N):
+    if sink_N is None:
+        return jax.nn.softmax(logits_RMJCI, axis=-1)
+    R, M, J, C, _ = logits_RMJCI.shape
+    sink_1MJ11 = sink_N.astype(jnp.float32).reshape(1, M, J, 1, 1)
+    sink_RMJC1 = jnp.broadcast_to(sink_1MJ11, (R, M, J, C, 1))
+    return jax.nn.softmax(jnp.concatenate([logits_RMJCI, sink_RMJC1], -1), axis=-1)[..., :-1]
 
 
 def _written(kept, new, y, start):

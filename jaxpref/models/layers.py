@@ -12,6 +12,7 @@ import numpy as np
 from jaxpref.models.parameters import LAYER_AXES
 from jaxpref.models.quantize import as_array, is_quantised
 from jaxpref.models.spec import (
+    ClampedSwiglu,
     LinearRope,
     Llama3Rope,
     LongRope,
@@ -157,9 +158,18 @@ def layer_norm(x_RLD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, eps: flo
 
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(2,))
-def gated(gate_RLF: jax.Array, up_RLF: jax.Array, activation: str) -> jax.Array:
-    """activation(gate) * up (Shazeer, arXiv 2002.05202); the backward pass keeps only these two."""
-    return ACTIVATIONS[activation](gate_RLF) * up_RLF
+def gated(gate_RLF: jax.Array, up_RLF: jax.Array, activation: str | ClampedSwiglu) -> jax.Array:
+    """`gate_units`; the backward pass keeps only these two."""
+    return gate_units(gate_RLF, up_RLF, activation)
+
+
+def gate_units(gate: jax.Array, up: jax.Array, activation: str | ClampedSwiglu) -> jax.Array:
+    """activation(gate) * up (Shazeer, arXiv 2002.05202), or as `ClampedSwiglu` says."""
+    if not isinstance(activation, ClampedSwiglu):
+        return ACTIVATIONS[activation](gate) * up
+    gate = jnp.minimum(gate, activation.limit)
+    up = jnp.clip(up, -activation.limit, activation.limit)
+    return gate * jax.nn.sigmoid(activation.alpha * gate) * (up + 1.0)
 
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(1,))

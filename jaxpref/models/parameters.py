@@ -67,6 +67,14 @@ def _mlp_bias(spec: ModelSpec) -> bool:
     return spec.mlp_bias and not spec.experts
 
 
+def _sinks(spec: ModelSpec) -> bool:
+    return spec.attention_sinks
+
+
+def _expert_bias(spec: ModelSpec) -> bool:
+    return spec.expert_bias
+
+
 def _mixture(spec: ModelSpec) -> bool:
     return spec.experts > 0
 
@@ -157,6 +165,7 @@ LEAVES: tuple[Leaf, ...] = (
     Leaf("layers/attention/k_norm", "YH", (None, None), _norm_per_head, decay=False),
     Leaf("layers/attention/q_norm", "YNH", (None, "heads", None), _norm_over_heads, decay=False),
     Leaf("layers/attention/k_norm", "YMH", (None, "kv_heads", None), _norm_over_heads, decay=False),
+    Leaf("layers/attention/sinks", "YN", (None, "heads"), _sinks),
     *_norm("layers/mlp_norm", "YD", _norm_before),
     *_norm("layers/mlp_post_norm", "YD", _norm_after),
     Leaf("layers/mlp/gate", "YDF", (None, "width", "ffn"), _gated_mlp, "D", True),
@@ -168,6 +177,10 @@ LEAVES: tuple[Leaf, ...] = (
     Leaf("layers/experts/gate", "YEDF", (None, None, "width", "ffn"), _mixture, "D"),
     Leaf("layers/experts/up", "YEDF", (None, None, "width", "ffn"), _mixture, "D"),
     Leaf("layers/experts/down", "YEFD", (None, None, "ffn", "width"), _mixture, "F"),
+    Leaf("layers/experts/router_bias", "YE", (None, None), _expert_bias, decay=False),
+    Leaf("layers/experts/gate_bias", "YEF", (None, None, "ffn"), _expert_bias, decay=False),
+    Leaf("layers/experts/up_bias", "YEF", (None, None, "ffn"), _expert_bias, decay=False),
+    Leaf("layers/experts/down_bias", "YED", (None, None, None), _expert_bias, decay=False),
     *_norm("final_norm", "D"),
     Leaf("head/kernel", "VD", ("vocab", None), _own_head, "D"),
 )

@@ -83,6 +83,14 @@ RopeScaling = Llama3Rope | LinearRope | LongRope | YarnRope | DynamicRope
 
 
 @dataclass(frozen=True)
+class ClampedSwiglu:
+    """gate sigmoid(alpha gate) (up + 1): gate at most `limit`, up within `limit` of 0 (gpt-oss)."""
+
+    alpha: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class LayerKind:
     """How one layer of a decoder differs from the others."""
 
@@ -114,7 +122,7 @@ class ModelSpec:
     tied: bool
     rope_scaling: RopeScaling | None = None
     """Of the global rotation."""
-    activation: Literal["silu", "gelu_tanh", "gelu"] = "silu"
+    activation: Literal["silu", "gelu_tanh", "gelu"] | ClampedSwiglu = "silu"
     gated: bool = True
     """down(activation(gate x) * up x); otherwise down(activation(up x))."""
     norm: Literal["rms", "rms_plus_one", "layer"] = "rms"
@@ -126,6 +134,8 @@ class ModelSpec:
     mlp_bias: bool = False
     qk_norm: Literal["head", "whole"] | None = None
     """RMS norm of queries and keys before rotation: over each head, or over all heads together."""
+    attention_sinks: bool = False
+    """One more attention logit per head, of no key and without a value."""
     attention_softcap: float | None = None
     """Attention logits become cap * tanh(logit / cap), before the mask."""
     logit_softcap: float | None = None
@@ -150,6 +160,8 @@ class ModelSpec:
     experts_per_token: int = 0
     norm_topk: bool = True
     """The chosen experts' probabilities are divided by their sum."""
+    expert_bias: bool = False
+    """Of router and experts."""
 
     @property
     def longest_sequence(self) -> int:

@@ -19,13 +19,24 @@ ReadSlice = Callable[[Index], np.ndarray]
 
 
 class StoredAxis(NamedTuple):
-    """One axis of a stored tensor, which may hold parts of several leaves behind one another."""
+    """One axis of a stored tensor, which may hold parts of several leaves."""
 
     letters: str
     """The letters of the leaf's part, flattened, the first one slowest."""
     before: tuple[str, ...] = ()
     """Letters of the parts in front of it."""
     after: tuple[str, ...] = ()
+    alternating: bool = False
+    """The parts are not behind one another: their elements alternate."""
+
+    def own(self, sizes: Mapping[str, int], start: int = 0, stop: int | None = None) -> slice:
+        """Where the leaf's part lies, from `start` to `stop` of its first letter."""
+        block = _product(self.letters[1:], sizes)
+        stop = sizes[self.letters[0]] if stop is None else stop
+        if self.alternating:
+            parts = len(self.before) + 1 + len(self.after)
+            return slice(start * block * parts + len(self.before), stop * block * parts, parts)
+        return slice(self.offset(sizes) + start * block, self.offset(sizes) + stop * block)
 
     def offset(self, sizes: Mapping[str, int]) -> int:
         return sum(_product(letters, sizes) for letters in self.before)
@@ -51,7 +62,8 @@ class StoredLeaf:
     - letters that share a stored axis are flattened into it, the first one slowest: `NH,D -> DNH`
       is a stored `[N*H, D]` matrix whose leaf is `[D, N, H]`;
     - a stored axis that holds several leaves one behind the other names all parts and brackets the
-      leaf's own: `NH+[MH]+MH,D -> DMH` is the keys' part of a fused `[(N+2M)*H, D]` matrix.
+      leaf's own: `NH+[MH]+MH,D -> DMH` is the keys' part of a fused `[(N+2M)*H, D]` matrix;
+    - with `|` in place of `+` their elements alternate: `D,F|[F] -> DF` is every second column.
     """
 
     name: str
@@ -94,19 +106,21 @@ class StoredLeaf:
             index: of the part, contiguous, over `leaf_axes`.
 
         Letters behind the first of a flattened axis are read whole and cut afterwards: a stored
-        file offers contiguous ranges only.
+        file offers contiguous ranges only.  So are the elements between those that alternate.
         """
         part = dict(zip(self.leaf_axes, index, strict=True))
-        stored_index, unflat_shape, cut = [], [], []
+        stored_index, steps, unflat_shape, cut = [], [], [], []
         for axis in self.stored_axes:
             first, rest = axis.letters[0], axis.letters[1:]
-            block, offset = _product(rest, sizes), axis.offset(sizes)
             start, stop, step = part[first].indices(sizes[first])
             assert step == 1, "leaves are read in contiguous slices"
-            stored_index.append(slice(offset + start * block, offset + stop * block))
+            own = axis.own(sizes, start, stop)
+            stored_index.append(slice(own.start, own.stop))
+            steps.append(slice(None, None, own.step))
             unflat_shape += [stop - start, *(sizes[a] for a in rest)]
             cut += [slice(None), *(part[a] for a in rest)]
-        unflat = read_stored(tuple(stored_index)).reshape(unflat_shape)[tuple(cut)]
+        stored = read_stored(tuple(stored_index))[tuple(steps)]
+        unflat = stored.reshape(unflat_shape)[tuple(cut)]
         order = "".join(axis.letters for axis in self.stored_axes)
         return unflat.transpose([order.index(a) for a in self.leaf_axes])
 
@@ -122,11 +136,13 @@ class StoredLeaf:
 
 
 def _stored_axis(text: str) -> StoredAxis:
-    parts = text.split("+")
+    alternating = "|" in text
+    parts = text.split("|" if alternating else "+")
     if len(parts) == 1:
         return StoredAxis(text)
     (own,) = [i for i, part in enumerate(parts) if part.startswith("[")]
-    return StoredAxis(parts[own].strip("[]"), tuple(parts[:own]), tuple(parts[own + 1 :]))
+    before, after = tuple(parts[:own]), tuple(parts[own + 1 :])
+    return StoredAxis(parts[own].strip("[]"), before, after, alternating)
 
 
 class StoredTensor(NamedTuple):
@@ -148,7 +164,13 @@ class StoredTensor(NamedTuple):
             return own[0]
         axes = self.parts[0][1].stored_axes
         (fused,) = [i for i, axis in enumerate(axes) if axis.before or axis.after]
+        if axes[fused].alternating:
+            return np.stack(own, axis=fused + 1).reshape(_joined(own[0].shape, fused, len(own)))
         return np.concatenate(own, axis=fused)
+
+
+def _joined(shape: tuple[int, ...], axis: int, parts: int) -> tuple[int, ...]:
+    return (*shape[:axis], shape[axis] * parts, *shape[axis + 1 :])
 
 
 def used_leaves(table: Mapping[str, StoredLeaf], spec: ModelSpec) -> dict[str, StoredLeaf]:

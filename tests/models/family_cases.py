@@ -171,6 +171,19 @@ CASES: dict[str, Case] = {
         ),
         {"scale": dict(scale_attn_weights=False), "activation": dict(activation_function="relu")},
     ),
+    "gpt_oss": _case(
+        "GptOss",
+        {
+            "window": dict(sliding_window=100),
+            "where": dict(layer_types=["full_attention", "sliding_attention", "sliding_attention"]),
+            "second expert": dict(num_experts_per_tok=1),
+            "alpha": dict(swiglu_alpha=1.0),
+            "limit": dict(swiglu_limit=7.0),
+            "yarn": dict(rope_parameters=_ROPE),
+        },
+        head_dim=12, sliding_window=5, num_local_experts=4, num_experts_per_tok=2, intermediate_size=24,
+        swiglu_limit=0.8, rope_parameters=dict(_YARN, truncate=False),
+    ),
     "mixtral": _case(
         "Mixtral", {"window": dict(sliding_window=None), "second expert": dict(num_experts_per_tok=1)},
         sliding_window=6, num_local_experts=4, num_experts_per_tok=2, head_dim=12,
@@ -219,11 +232,11 @@ def tensor(case: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     if "norm" in kind or kind.startswith("ln_"):
         centre = 0.0 if case.startswith("gemma") or name.endswith("bias") else 1.0
         return np.float32(centre + 0.3 * drawn)
-    if name.endswith("bias"):
+    if name.endswith(("bias", "sinks")):
         return np.float32(0.4 * drawn)
     if kind in ("embed_tokens", "wte", "wpe", "lm_head"):
         return np.float32(0.5 * drawn)
-    if kind == "gate":  # a router: its choices must not be close
+    if kind in ("gate", "router"):  # of experts: its choices must not be close
         return np.float32(0.6 * drawn)
     return np.float32(1.3 * np.prod(shape) ** -0.25 * drawn)  # about 1 / sqrt(inputs)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpref.models.spec import LayerKind, LinearRope, Llama3Rope, LongRope, ModelSpec
+from jaxpref.models.spec import ClampedSwiglu, LayerKind, LinearRope, Llama3Rope, LongRope, ModelSpec, YarnRope
 
 LLAMA = ModelSpec("llama", 61, 32, 48, 3, 4, 2, 8, 128, 1e4, 1e-5, True)
 _windowed = (LayerKind(5, "local"), LayerKind(None, "global"), LayerKind(3, "local"))
@@ -42,6 +42,12 @@ SPECS = {
             "mlp_bias": True, "learned_positions": True, "kv_heads": 4,
         },
         "all_biases": {"activation": "gelu", "o_bias": True, "mlp_bias": True},
+        "gpt_oss": {
+            "experts": 4, "experts_per_token": 2, "expert_bias": True, "attention_sinks": True, "qkv_bias": True,
+            "o_bias": True, "activation": ClampedSwiglu(1.7, 0.4), "ffn": 16,
+            "rope_scaling": YarnRope(4.0, 16, 2.0, 0.5, truncate=False),
+            "kinds": (LayerKind(5), LayerKind(), LayerKind(5)),
+        },
         "mixtral": {"experts": 4, "experts_per_token": 2},
         "qwen3_moe": {"experts": 6, "experts_per_token": 3, "norm_topk": False, "qk_norm": "head", "ffn": 16},
     }.items()
@@ -49,7 +55,7 @@ SPECS = {
 
 
 # A whole model is compiled for each; these have every feature between them.
-QUICK = ("gemma2", "gemma3", "gpt2", "qwen3_moe")
+QUICK = ("gemma2", "gemma3", "gpt2", "gpt_oss", "qwen3_moe")
 EACH = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SPECS]
 
 
@@ -122,7 +128,12 @@ def _attention(spec, leaves, kind, x):
     if spec.attention_softcap:
         s = spec.attention_softcap * jnp.tanh(s / spec.attention_softcap)
     back = np.arange(len(x))[:, None] - np.arange(len(x))[None, :]
-    p = jax.nn.softmax(jnp.where(((back >= 0) & (back < (kind.window or 10**6)))[None], s, -jnp.inf), axis=-1)
+    s = jnp.where(((back >= 0) & (back < (kind.window or 10**6)))[None], s, -jnp.inf)
+    if spec.attention_sinks:  # a key more
+        sinks = jnp.broadcast_to(leaves["sinks"][:, None, None], (*s.shape[:2], 1))
+        p = jax.nn.softmax(jnp.concatenate([s, sinks], axis=-1), axis=-1)[..., :-1]
+    else:
+        p = jax.nn.softmax(s, axis=-1)
     out = jnp.einsum("nqk,knh,nhd->qd", p, v, leaves["o"], precision="highest")
     return out + leaves["o_bias"][None] if spec.o_bias else out
 
@@ -137,6 +148,12 @@ def _rotate(spec, rope, x):
     if rope == "global" and isinstance(scaling, LongRope):
         frequency = frequency / np.array(scaling.short_factor)
         amplitude = math.sqrt(1 + math.log(spec.max_positions / scaling.original_length, scaling.original_length))
+    if rope == "global" and isinstance(scaling, YarnRope):
+        amplitude = 0.1 * math.log(scaling.factor) + 1
+        place = lambda turns: dim / 2 * math.log(scaling.original_length / (2 * np.pi * turns), theta)
+        first, last = max(place(scaling.beta_fast), 0), min(place(scaling.beta_slow), dim - 1)
+        rare = np.clip((np.arange(dim // 2) - first) / (last - first), 0, 1)
+        frequency = frequency * (1 - rare) + frequency / scaling.factor * rare
     if rope == "global" and isinstance(scaling, Llama3Rope):
         turns = scaling.original_length * frequency / (2 * np.pi)
         keep = np.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0, 1)
@@ -163,12 +180,22 @@ def _mlp(spec, leaves, x):
 
 def _experts(spec, leaves, x, router):
     """All experts on all tokens, and zero weights for those not chosen."""
-    p = jax.nn.softmax(jnp.matmul(x, leaves["router"], precision="highest"), axis=-1)
+    scores = jnp.matmul(x, leaves["router"], precision="highest")
+    p = jax.nn.softmax(scores + leaves["router_bias"][None] if spec.expert_bias else scores, axis=-1)
     if router is not None:
         router.append(p)
     order = jnp.argsort(-p, axis=-1)
     chosen = jnp.argsort(order, axis=-1) < spec.experts_per_token
     weight = jnp.where(chosen, p, 0.0)
     weight = weight / weight.sum(-1, keepdims=True) if spec.norm_topk else weight
-    each = jnp.stack([_mlp(spec, {n: leaves[n][e] for n in ("gate", "up", "down")}, x) for e in range(spec.experts)])
+    each = jnp.stack([_expert(spec, leaves, e, x) for e in range(spec.experts)])
     return jnp.einsum("te,etd->td", weight, each, precision="highest")
+
+
+def _expert(spec, leaves, e, x):
+    if not spec.expert_bias:
+        return _mlp(spec, {name: leaves[name][e] for name in ("gate", "up", "down")}, x)
+    affine = lambda a, name: jnp.matmul(a, leaves[name][e], precision="highest") + leaves[f"{name}_bias"][e][None]
+    limit = spec.activation.limit
+    gate, up = jnp.minimum(affine(x, "gate"), limit), jnp.clip(affine(x, "up"), -limit, limit)
+    return affine((up + 1) * gate / (1 + jnp.exp(-spec.activation.alpha * gate)), "down")

@@ -19,14 +19,17 @@ def seen(window=None):
     return visible & (POSITION[:, :, None] - POSITION[:, None, :] < (window or 10**6))
 
 
-def plain(q, k, v, window=None, softcap=None):
+def plain(q, k, v, window=None, softcap=None, sink=None):
     visible = seen(window)
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     s = jnp.einsum("rqnh,rknh->rnqk", q, k, precision="highest") / np.sqrt(q.shape[-1])
     if softcap:
         s = softcap * jnp.tanh(s / softcap)
-    p = jnp.where(visible[:, None], jnp.exp(s - s.max(-1, keepdims=True)), 0.0)
+    top = s.max(-1, keepdims=True)
+    p = jnp.where(visible[:, None], jnp.exp(s - top), 0.0)
     total = p.sum(-1, keepdims=True)
+    if sink is not None:
+        total = total + jnp.exp(sink[None, :, None, None] - top)
     p = jnp.where(total > 0, p / jnp.where(total > 0, total, 1.0), 0.0)
     return jnp.einsum("rnqk,rknh->rqnh", p, v, precision="highest")
 
@@ -67,17 +70,28 @@ SLOW = [
     "block, window, softcap", [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 )
 def test_equals_plain_attention_in_value_and_gradient(block, window, softcap):
-    q, k, v = inputs()
-    weight = jnp.cos(jnp.arange(q.size, dtype=jnp.float32).reshape(q.shape))
+    check(inputs(), block, window, softcap)
+
+
+@pytest.mark.parametrize("block, window, softcap", [(4, 7, None), pytest.param(16, None, 0.5, marks=pytest.mark.slow)])
+def test_sinks_in_value_and_gradient(block, window, softcap):
+    sinks = 1.0 + jnp.arange(-2.0, M * J - 2)
+    check((*inputs(), sinks), block, window, softcap)
+
+
+def check(arguments, block, window, softcap):
+    """Args: arguments: queries, keys, values and, of a model with them, sinks."""
+    weight = jnp.cos(jnp.arange(arguments[0].size, dtype=jnp.float32).reshape(arguments[0].shape))
 
     def gradient(function):
-        value = lambda *qkv: (jnp.sum(weight * function(*qkv)), function(*qkv))
-        return jax.jit(jax.grad(value, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+        value = lambda *a: (jnp.sum(weight * function(*a)), function(*a))
+        return jax.jit(jax.grad(value, argnums=range(len(arguments)), has_aux=True))(*arguments)
 
     options = {"block": block, "scale": SCALE, "softcap": softcap}
-    ours_grad, ours = gradient(lambda q, k, v: attention(q, k, v, mask_of(window), **options))
-    theirs_grad, theirs = gradient(lambda q, k, v: plain(q, k, v, window, softcap))
-    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+    ours = lambda q, k, v, sink=None: attention(q, k, v, mask_of(window), sink_N=sink, **options)
+    ours_grad, out = gradient(ours)
+    theirs_grad, theirs = gradient(lambda q, k, v, sink=None: plain(q, k, v, window, softcap, sink))
+    np.testing.assert_allclose(out, theirs, atol=TOLERANCE)
     for a, b in zip(ours_grad, theirs_grad, strict=True):
         np.testing.assert_allclose(a, b, atol=10 * TOLERANCE)
 
@@ -86,6 +100,8 @@ def test_padding_gives_zeros_and_finite_gradients():
     q, k, v = inputs()
     out = attention(q, k, v, mask_of(), block=8, scale=SCALE)
     assert np.all(np.asarray(out)[0, 27:] == 0) and np.all(np.asarray(out)[1, 30:] == 0)
+    with_sinks = attention(q, k, v, mask_of(), block=8, scale=SCALE, sink_N=jnp.ones(M * J))
+    assert np.all(np.asarray(with_sinks)[0, 27:] == 0) and np.abs(with_sinks - out).max() > 0.1
     grads = jax.grad(lambda *a: attention(*a, mask_of(), block=8, scale=SCALE).sum(), argnums=(0, 1, 2))(q, k, v)
     assert all(bool(jnp.isfinite(g).all()) for g in grads)
     assert np.all(np.asarray(grads[1])[0, 27:] == 0), "a padding key must not matter"

@@ -12,9 +12,10 @@ from test_features import groups_of, packed_batch, sequences_of
 from jaxpref.config import MeshConfig
 from jaxpref.data.pack import Layout
 from jaxpref.errors import InputError
-from jaxpref.models import experts
+from jaxpref.models import experts, routing
 from jaxpref.models.decoder import build_model
 from jaxpref.models.logprobs import completion_logps
+from jaxpref.models.spec import ClampedSwiglu
 from jaxpref.objectives.router import router_balance
 from jaxpref.sharding import make_mesh
 
@@ -28,13 +29,20 @@ def normal(seed, *shape):
 
 
 WEIGHTS = experts.ExpertWeights(normal(1, E, D, F), normal(2, E, D, F), normal(3, E, F, D))
+BIASED = WEIGHTS._replace(gate_bias=normal(5, E, F), up_bias=normal(6, E, F))
+CLAMPED = ClampedSwiglu(alpha=1.7, limit=3.0)
+"""The activation of the experts with biases."""
 ROUTER = normal(4, D, E)
 REAL = jnp.arange(L)[None, :] < jnp.array([20, 20, 3, 0, 11, 20, 1, 20])[:, None]
 
 
 def ours(x, router, weights):
-    routing = experts.route(x, router, U, True)
-    return experts.mix(x, routing, REAL, weights, "silu")
+    chosen = routing.route(x, router, U, True)
+    return experts.mix(x, chosen, REAL, weights, activation_of(weights))
+
+
+def activation_of(weights):
+    return "silu" if weights.gate_bias is None else CLAMPED
 
 
 def dense(x, router, weights):
@@ -45,14 +53,19 @@ def dense(x, router, weights):
     weight = weight / jnp.where(REAL, weight.sum(-1), 1.0)[..., None]
     dot = lambda equation, *a: jnp.einsum(equation, *a, precision="highest")
     gate, up = dot("RLD,EDF->RLEF", x, weights.gate), dot("RLD,EDF->RLEF", x, weights.up)
-    return dot("RLE,RLEF,EFD->RLD", weight, jax.nn.silu(gate) * up, weights.down)
+    hidden = jax.nn.silu(gate) * up
+    if weights.gate_bias is not None:
+        gate, up = gate + weights.gate_bias[None, None], up + weights.up_bias[None, None]
+        gate, up = jnp.minimum(gate, CLAMPED.limit), jnp.clip(up, -CLAMPED.limit, CLAMPED.limit)
+        hidden = gate / (1 + jnp.exp(-CLAMPED.alpha * gate)) * (up + 1)
+    return dot("RLE,RLEF,EFD->RLD", weight, hidden, weights.down)
 
 
-def check(x, router, ours=ours, tolerance=RELATIVE):
+def check(x, router, weights=WEIGHTS, tolerance=RELATIVE):
     weight = jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape)
     total = lambda function: lambda *a: (jnp.sum(weight * function(*a)), function(*a))
-    grads, value = jax.jit(jax.grad(total(ours), argnums=(0, 1, 2), has_aux=True))(x, router, WEIGHTS)
-    plain_grads, plain_value = jax.grad(total(dense), argnums=(0, 1, 2), has_aux=True)(x, router, WEIGHTS)
+    grads, value = jax.jit(jax.grad(total(ours), argnums=(0, 1, 2), has_aux=True))(x, router, weights)
+    plain_grads, plain_value = jax.grad(total(dense), argnums=(0, 1, 2), has_aux=True)(x, router, weights)
     np.testing.assert_allclose(value, plain_value, atol=tolerance * float(jnp.abs(plain_value).max()))
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(plain_grads), strict=True):
         np.testing.assert_allclose(a, b, atol=10 * tolerance * float(jnp.abs(b).max()))
@@ -64,21 +77,41 @@ def test_equals_all_experts_on_all_tokens():
     assert np.all(np.asarray(value)[3] == 0), "padding runs through no expert"
 
 
+def test_biases_and_a_clamped_swiglu():
+    value = check(normal(0, R, L, D), ROUTER, BIASED)
+    assert np.all(np.asarray(value)[3] == 0), "padding runs through no expert, biased or not"
+
+
+def test_a_bias_behind_down_is_added_once():
+    x, bias = normal(0, R, L, D), normal(7, E, D)
+    chosen = routing.route(x, ROUTER, U, True)
+    out = routing.mixed_bias(chosen, REAL, bias, jnp.float32)
+    each = jnp.einsum("RLU,RLUD->RLD", chosen.weight_RLU, bias[chosen.expert_RLU], precision="highest")
+    np.testing.assert_allclose(out, each * REAL[..., None], atol=1e-6)
+
+
+def test_a_bias_of_the_router_decides():
+    x, bias = normal(0, R, L, D), jnp.zeros(E).at[2].set(50.0)
+    chosen = routing.route(x, ROUTER, U, True, bias)
+    assert bool((chosen.expert_RLU[..., 0] == 2).all()) and not bool((chosen.expert_RLU[..., 1] == 2).any())
+
+
 def test_no_token_is_dropped_when_all_choose_the_same_expert():
     x = jnp.abs(normal(0, R, L, D))
     router = jnp.zeros((D, E)).at[:, 3].set(5.0).at[:, 1].set(1.0)
-    assert bool((experts.route(x, router, U, True).expert_RLU == jnp.array([3, 1])[None, None]).all())
+    assert bool((routing.route(x, router, U, True).expert_RLU == jnp.array([3, 1])[None, None]).all())
     check(x, router)
 
 
 @pytest.mark.parametrize(
     "sizes", [(2, 2, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in ((8, 1, 1), (1, 2, 4)))]
 )
-def test_on_a_mesh(sizes):
+@pytest.mark.parametrize("weights", [WEIGHTS, BIASED], ids=["plain", "biased"])
+def test_on_a_mesh(sizes, weights):
     with jax.set_mesh(make_mesh(MeshConfig(*sizes))):
-        text = jax.jit(ours).lower(normal(0, R, L, D), ROUTER, WEIGHTS).as_text()
+        text = jax.jit(ours).lower(normal(0, R, L, D), ROUTER, weights).as_text()
         assert "manual" in text, "every device sorts its own tokens"
-        check(normal(0, R, L, D), ROUTER)
+        check(normal(0, R, L, D), ROUTER, weights)
 
 
 def test_bfloat16_is_close():
@@ -86,8 +119,8 @@ def test_bfloat16_is_close():
     out = ours(x.astype(jnp.bfloat16), ROUTER, WEIGHTS)
     assert out.dtype == jnp.bfloat16
     same = (
-        experts.route(x.astype(jnp.bfloat16), ROUTER, U, True).expert_RLU
-        == experts.route(x, ROUTER, U, True).expert_RLU
+        routing.route(x.astype(jnp.bfloat16), ROUTER, U, True).expert_RLU
+        == routing.route(x, ROUTER, U, True).expert_RLU
     )
     exact = ours(x, ROUTER, WEIGHTS)
     difference = jnp.where(same.all(-1, keepdims=True), jnp.abs(out.astype(jnp.float32) - exact), 0.0)
@@ -161,6 +194,8 @@ def test_statistics_are_refused_of_a_model_without_experts():
         ({"experts_per_token": 7}, "7 of 6 experts"),
         ({"mlp_bias": True}, "have biases"),
         ({"gated": False}, "not gated"),
+        ({"experts": 0, "expert_bias": True}, "biases of experts, and no experts"),
+        ({"experts": 0, "gated": False, "activation": ClampedSwiglu(1.7, 7.0)}, "without a gate"),
     ],
 )
 def test_mixtures_that_are_not_built_are_refused(changes, message):

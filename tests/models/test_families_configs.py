@@ -9,7 +9,7 @@ import pytest
 from jaxpref.errors import InputError
 from jaxpref.models.families import FAMILIES, spec_from_hf
 from jaxpref.models.families.attributes import NO_EFFECT
-from jaxpref.models.spec import LayerKind, LinearRope, LongRope, ModelSpec, YarnRope
+from jaxpref.models.spec import ClampedSwiglu, LayerKind, LinearRope, LongRope, ModelSpec, YarnRope
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -214,6 +214,28 @@ PUBLISHED = {
             "mixtral", 32000, 4096, 14336, 32, 32, 8, 128, 32768, 1e6, 1e-5, False, experts=8, experts_per_token=2
         ),
     ),
+    "gpt-oss-20b, not quantised": (
+        {
+            **_COMMON, "architectures": ["GptOssForCausalLM"], "attention_bias": True, "eos_token_id": 200002,
+            "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2880,
+            "initial_context_length": 4096, "intermediate_size": 2880, "layer_types": [SLIDING, FULL] * 12,
+            "max_position_embeddings": 131072, "model_type": "gpt_oss", "num_attention_heads": 64,
+            "num_experts_per_tok": 4, "num_hidden_layers": 24, "num_key_value_heads": 8, "num_local_experts": 32,
+            "output_router_logits": False, "pad_token_id": 199999, "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096,
+                "rope_type": "yarn", "truncate": False,
+            },
+            "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128, "swiglu_limit": 7.0,
+            "tie_word_embeddings": False, "transformers_version": "4.55.0.dev0", "vocab_size": 201088,
+        },
+        ModelSpec(
+            "gpt_oss", 201088, 2880, 2880, 24, 64, 8, 64, 131072, 150000, 1e-5, False, qkv_bias=True, o_bias=True,
+            attention_sinks=True, experts=32, experts_per_token=4, expert_bias=True,
+            activation=ClampedSwiglu(1.702, 7.0), rope_scaling=YarnRope(32.0, 4096, truncate=False),
+            kinds=kinds("sf" * 12, 128),
+        ),
+    ),
     "Qwen3-30B-A3B": (
         {
             **_COMMON, "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False, "bos_token_id": 151643,
@@ -259,7 +281,8 @@ NOT_WRITTEN = {
     "cache_implementation", "_name_or_path", "auto_map", "pretraining_tp", "router_aux_loss_coef",
     "max_window_layers", "use_mrope", "no_rope_layer_interval", "attn_pdrop", "embd_pdrop", "resid_pdrop",
     "summary_first_dropout", "task_specific_params", "hidden_act", "intermediate_size", "sliding_window_pattern",
-    "_sliding_window_pattern", "full_attn_mod", "interpolate_factor", "lm_head_bias", "mlp_bias", "attention_bias",
+    "_sliding_window_pattern", "initial_context_length", "experts_per_token", "full_attn_mod",
+    "interpolate_factor", "lm_head_bias", "mlp_bias", "attention_bias",
     "head_dim", "n_inner", "n_ctx", "rope_local_base_freq", "rope_scaling", "rope_theta", "partial_rotary_factor",
 }  # fmt: skip
 
@@ -456,6 +479,9 @@ def test_smollm3_interval():
         ("gpt2", {"n_head": 7}, "n_embd = 768 is not a multiple of n_head = 7"),
         ("Mixtral-8x7B-v0.1", {"router_jitter_noise": 0.1}, "router_jitter_noise = 0.1"),
         ("Mixtral-8x7B-v0.1", {"num_experts_per_tok": 9}, "num_experts_per_tok = 9 of 8 experts"),
+        ("gpt-oss-20b, not quantised", {"experts_per_token": 2}, "experts_per_token and num_experts_per_tok disagree"),
+        ("gpt-oss-20b, not quantised", {"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4"),
+        ("gpt-oss-20b, not quantised", {"swiglu_limit": 0}, "swiglu_limit = 0"),
         ("Qwen3-30B-A3B", {"decoder_sparse_step": 2}, "decoder_sparse_step = 2"),
         ("Qwen3-30B-A3B", {"mlp_only_layers": [0]}, "mlp_only_layers = [0]"),
         ("Qwen3-30B-A3B", {"num_local_experts": 64}, "num_experts and num_local_experts disagree"),

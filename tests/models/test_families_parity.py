@@ -142,7 +142,7 @@ def check_gradients(case: str, spec: ModelSpec, leaves: dict, wanted: dict):
 
 
 # Between them they have every part whose gradient is written by hand; the others' gradients are slow tests.
-GRADIENTS_OF = ("gemma2", "gpt2", "olmo2", "qwen3_moe")
+GRADIENTS_OF = ("gemma2", "gpt2", "gpt_oss", "olmo2", "qwen3_moe")
 
 
 @pytest.mark.parametrize("case", [case for case in cases.CASES if case not in GRADIENTS_OF])

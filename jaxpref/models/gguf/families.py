@@ -54,12 +54,18 @@ _GRANITE = {
     "residual_scale": "residual_multiplier",
     "logit_scale": "logits_scaling",
 }
-_EXPERTS = {
+_UNLIKE = {
+    "layers/attention/sinks": StoredLeaf("blk.{layer}.attn_sinks.weight", "N -> N"),
     "layers/experts/router": StoredLeaf("blk.{layer}.ffn_gate_inp.weight", "E,D -> DE"),
+    "layers/experts/router_bias": StoredLeaf("blk.{layer}.ffn_gate_inp.bias", "E -> E"),
     "layers/experts/gate": StoredLeaf("blk.{layer}.ffn_gate_exps.weight", "E,F,D -> EDF"),
     "layers/experts/up": StoredLeaf("blk.{layer}.ffn_up_exps.weight", "E,F,D -> EDF"),
     "layers/experts/down": StoredLeaf("blk.{layer}.ffn_down_exps.weight", "E,D,F -> EFD"),
+    "layers/experts/gate_bias": StoredLeaf("blk.{layer}.ffn_gate_exps.bias", "E,F -> EF"),
+    "layers/experts/up_bias": StoredLeaf("blk.{layer}.ffn_up_exps.bias", "E,F -> EF"),
+    "layers/experts/down_bias": StoredLeaf("blk.{layer}.ffn_down_exps.bias", "E,D -> ED"),
 }
+"""Leaves whose tensors Hugging Face names or joins in another way."""
 # Weights of GPT-2 that the converter transposes.
 _TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -158,8 +164,8 @@ def stored_leaves(architecture: Architecture, spec: ModelSpec) -> dict[str, Stor
     """Leaf path -> where the file stores it."""
     names, table = gguf.get_tensor_name_map(architecture.arch, 1), {}
     for path, theirs in used_leaves(forms(spec.family)[0], spec).items():
-        if path in _EXPERTS:
-            table[path] = _EXPERTS[path]
+        if path in _UNLIKE:
+            table[path] = _UNLIKE[path]
             continue
         stored, leaf = theirs.layout.split(" -> ")
         if theirs.name.endswith(_TRANSPOSED):
@@ -190,6 +196,9 @@ def _rope(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> dic
         length = rest.pop("rope.scaling.original_context_length", None)
         if length is not None:
             more["rope_scaling"]["original_max_position_embeddings"] = length
+        for end in ("beta_fast", "beta_slow"):
+            if f"rope.scaling.yarn_{end}" in rest:
+                more["rope_scaling"][end] = _decimal(rest.pop(f"rope.scaling.yarn_{end}"))
     elif "rope_freqs.weight" in vectors:
         divisors = vectors["rope_freqs.weight"]
         more["rope_scaling"] = _llama3(divisors, head_dim, more["rope_theta"])
@@ -294,6 +303,14 @@ def _olmo3(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> di
     return more | {"rope_parameters": {SLIDING: local}}
 
 
+def _gpt_oss(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> dict[str, Any]:
+    """llama.cpp widens YaRN's band to whole frequencies; the model was trained with it as it is."""
+    more = _rope(config, rest, vectors)
+    more["sliding_window"] = rest.pop("attention.sliding_window", None)
+    scaling = more.get("rope_scaling", {"rope_type": "default"})
+    return more | {"rope_scaling": scaling | {"truncate": False}}
+
+
 def _mixture(**keys: str) -> dict[str, str]:
     return {**_SHARED, "expert_used_count": "num_experts_per_tok", **keys}
 
@@ -326,6 +343,15 @@ ARCHITECTURES = (
         fixed={"norm_topk_prob": True},
         finish=_rope,
         biases=_ATTENTION,
+    ),
+    Architecture(
+        MODEL_ARCH.GPT_OSS,
+        "gpt_oss",
+        keys=_mixture(
+            expert_count="num_local_experts", expert_feed_forward_length="intermediate_size"
+        ),
+        fixed={"swiglu_alpha": 1.702, "swiglu_limit": 7.0},
+        finish=_gpt_oss,
     ),
     Architecture(
         MODEL_ARCH.GEMMA2,

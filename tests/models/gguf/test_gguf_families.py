@@ -56,6 +56,22 @@ CASES = {
         MIXTURE | {"num_experts": 3, "moe_intermediate_size": 24, "norm_topk_prob": True},
         {"expert_count": 3, "expert_used_count": 2, "expert_feed_forward_length": 24, "attention.key_length": 12},
     ),
+    "gpt_oss": (
+        "gpt_oss", Arch.GPT_OSS,
+        MIXTURE | {
+            "num_local_experts": 3, "sliding_window": 7,
+            "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
+                             "beta_fast": 8.0, "beta_slow": 2.0, "truncate": False},
+        },
+        {"expert_count": 3, "expert_used_count": 2, "expert_feed_forward_length": 48, "attention.key_length": 12,
+         "attention.value_length": 12, "attention.sliding_window": 7, "rope.scaling.type": "yarn",
+         "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32, "rope.scaling.yarn_beta_fast": 8.0,
+         "rope.scaling.yarn_beta_slow": 2.0},
+    ),
+    "gpt_oss, not rescaled": (
+        "gpt_oss", Arch.GPT_OSS, MIXTURE | {"num_local_experts": 3, "rope_scaling": {"rope_type": "default"}},
+        {"expert_count": 3, "expert_used_count": 2, "attention.key_length": 12, "attention.sliding_window": 128},
+    ),
     "gemma2": (
         "gemma2", Arch.GEMMA2,
         {"head_dim": 12, "query_pre_attn_scalar": 12, "sliding_window": 7, "attn_logit_softcapping": 1.5,
@@ -128,12 +144,25 @@ def converted(case, spec, params):
             value = value + 1
         if arch == Arch.GPT2 and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
             value = value.T
+        if arch == Arch.GPT_OSS and ".mlp.experts." in name:  # turned around, gate and up apart
+            weight = "bias" if name.endswith("_bias") else "weight"
+            value = value if weight == "bias" else value.swapaxes(-1, -2)
+            axis = value.ndim - 1 if weight == "bias" else 1
+            parts = {"down": value}
+            if "gate_up_proj" in name:
+                parts = {
+                    part: value.take(range(i, value.shape[axis], 2), axis) for i, part in enumerate(("gate", "up"))
+                }
+            block = name.split(".")[2]
+            out |= {f"blk.{block}.ffn_{part}_exps.{weight}": value for part, value in parts.items()}
+            continue
         if ".experts." in name:  # merged, w1 is the gate and w3 the other factor
             merged = re.sub(r"\.experts\.\d+\.", ".experts.", name)
             experts.setdefault(
                 merged.replace("model.layers", "layers") if "w1" in name or "w2" in name or "w3" in name else merged, []
             ).append(value)
             continue
+        name = name + ".weight" if name.endswith(".sinks") else name
         out[names.get_name(name, try_suffixes=(".weight", ".bias"))] = value
     for name, parts in experts.items():
         name = name.replace("block_sparse_moe.", "feed_forward.")
