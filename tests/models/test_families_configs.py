@@ -604,6 +604,8 @@ def test_quantised_weights_are_named_alone(quantised):
         ({"model_type": "t5", "is_encoder_decoder": True}, "t5 is an encoder with a decoder"),
         ({"model_type": "bert"}, "bert is an encoder and does not generate"),
         ({"model_type": "mamba2"}, "mamba2 has recurrent layers"),
+        ({"model_type": "qwen3_5_text", "layer_types": ["linear_attention", FULL]}, "layers of Gated DeltaNet"),
+        ({"model_type": "qwen3_5", "text_config": {"model_type": "qwen3_5_text"}}, "qwen3_5 has layers of Gated Delta"),
         ({"model_type": "lfm2", "layer_types": ["conv", FULL]}, "lfm2 has recurrent layers"),
         ({"model_type": "deepseek_v3", "kv_lora_rank": 512, "n_routed_experts": 256}, "latent attention"),
         ({"model_type": "olmoe", "num_experts": 64}, "mixture of experts; near in kind are mixtral and qwen3_moe"),
