@@ -37,7 +37,7 @@ class Recorder:
         defaults = {"assert_allclose": (1e-7, 0.0), "allclose": (1e-5, 1e-8)}[compare.__name__]
 
         def recorded(actual, desired, rtol=defaults[0], atol=defaults[1], **rest):
-            self.write(actual, desired, atol + rtol * np.abs(float64(desired)))
+            self.write(actual, desired, atol + rtol * np.abs(float64(desired)), rest.get("err_msg", ""))
             return compare(actual, desired, rtol=rtol, atol=atol, **rest)
 
         return recorded
@@ -50,7 +50,7 @@ class Recorder:
 
         return recorded
 
-    def write(self, actual: Any, desired: Any, allowed: Any) -> None:
+    def write(self, actual: Any, desired: Any, allowed: Any, what: str = "") -> None:
         a, b = np.broadcast_arrays(float64(actual), float64(desired))
         allowed = np.broadcast_to(allowed, a.shape)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -66,6 +66,7 @@ class Recorder:
             "types": [str(getattr(x, "dtype", type(x).__name__)) for x in (actual, desired)],
             "test": self.test,
             "line": line_of_test(),
+            "what": what,
         }
         with self.file.open("a") as out:
             out.write(json.dumps(line) + "\n")

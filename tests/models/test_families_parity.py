@@ -123,8 +123,9 @@ def check_logits(logits_RLV, batch, wanted: dict):
     sequences = zip(cases.sequences(), of_completions(batch), wanted["logits"], wanted["logsumexp"], strict=True)
     for (tokens, start), (row, columns), kept, lse in sequences:
         ours, part = np.asarray(logits_RLV)[row, columns].astype(np.float64), slice(start - 1, len(tokens) - 1)
-        np.testing.assert_allclose(ours[:, wanted["columns"]], np.array(kept)[part], atol=LOGITS, rtol=0)
-        np.testing.assert_allclose(np.log(np.exp(ours).sum(-1)), np.array(lse)[part], atol=LOGITS, rtol=0)
+        options = dict(atol=LOGITS, rtol=0, err_msg="logits")
+        np.testing.assert_allclose(ours[:, wanted["columns"]], np.array(kept)[part], **options)
+        np.testing.assert_allclose(np.log(np.exp(ours).sum(-1)), np.array(lse)[part], **options)
 
 
 def check_gradients(case: str, spec: ModelSpec, leaves: dict, wanted: dict):
