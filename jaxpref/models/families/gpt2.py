@@ -137,7 +137,7 @@ def to_hf(spec: ModelSpec) -> dict[str, Any]:
         "n_layer": spec.layers,
         "n_head": spec.heads,
         "n_inner": spec.ffn,
-        "activation_function": {"gelu_tanh": "gelu_new", "gelu": "gelu"}[spec.activation],
+        "activation_function": "gelu" if spec.activation == "gelu" else "gelu_new",
         "layer_norm_epsilon": spec.norm_eps,
         "scale_attn_weights": spec.attention_scale is None,
         "tie_word_embeddings": spec.tied,

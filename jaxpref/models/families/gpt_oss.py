@@ -109,6 +109,7 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
 
 def to_hf(spec: ModelSpec) -> dict[str, Any]:
     """The config.json of `spec`, without dtype and token ids."""
+    assert isinstance(spec.activation, ClampedSwiglu)
     return {
         **written_sizes(spec, "GptOssForCausalLM"),
         **written_rope(spec),

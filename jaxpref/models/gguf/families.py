@@ -4,18 +4,17 @@ Every line here answers one of conversion/*.py in https://github.com/ggml-org/ll
 tensors' names are those of the `gguf` package.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import gguf
-import numpy as np
 from gguf import MODEL_ARCH
 
 from jaxpref.errors import InputError
 from jaxpref.models.families import forms
-from jaxpref.models.families.hf_config import FULL, SLIDING
+from jaxpref.models.gguf import finish
+from jaxpref.models.gguf.finish import Vectors, decimal
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import StoredLeaf, used_leaves
 
@@ -70,9 +69,6 @@ _UNLIKE = {
 _TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that are no weights: they are read into the config."""
-
-Vectors = Mapping[str, np.ndarray]
-"""The tensors of ROPE_TENSORS that the file has, float64."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,7 @@ def hf_config(
             config[key] = True
     for theirs, key in architecture.keys.items():
         if theirs in rest:
-            config[key] = _decimal(rest.pop(theirs))
+            config[key] = decimal(rest.pop(theirs))
         elif theirs in _REQUIRED:
             config[key] = None  # or the family would take transformers' default
     if "token_embd.weight" in shapes:  # `vocab_size` is optional, and does not count padding rows
@@ -175,142 +171,6 @@ def stored_leaves(architecture: Architecture, spec: ModelSpec) -> dict[str, Stor
     return table
 
 
-def _decimal(value: Any) -> Any:
-    """The decimal that a float32 was meant to be: 1e-05, and not 9.999999747378752e-06."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
-
-
-# ---- what is particular to a family
-
-
-def _rope(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> dict[str, Any]:
-    """Heads and rescaled RoPE, of families that rotate whole heads."""
-    more = _heads(config, rest)
-    head_dim = more["head_dim"]
-    if rest.get("rope.dimension_count") == head_dim:
-        del rest["rope.dimension_count"]
-    kind = rest.pop("rope.scaling.type", "none")
-    if kind != "none":
-        factor = _decimal(rest.pop("rope.scaling.factor", None))
-        more["rope_scaling"] = {"rope_type": kind, "factor": factor}
-        length = rest.pop("rope.scaling.original_context_length", None)
-        if length is not None:
-            more["rope_scaling"]["original_max_position_embeddings"] = length
-        for end in ("beta_fast", "beta_slow"):
-            if f"rope.scaling.yarn_{end}" in rest:
-                more["rope_scaling"][end] = _decimal(rest.pop(f"rope.scaling.yarn_{end}"))
-    elif "rope_freqs.weight" in vectors:
-        divisors = vectors["rope_freqs.weight"]
-        more["rope_scaling"] = _llama3(divisors, head_dim, more["rope_theta"])
-    return more
-
-
-def _heads(config: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
-    """llama.cpp's defaults where the file says nothing: the families would take transformers'."""
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim", config["hidden_size"] // heads)
-    if rest.get("attention.value_length") == head_dim:
-        del rest["attention.value_length"]
-    return {
-        "head_dim": head_dim,
-        "num_key_value_heads": config.get("num_key_value_heads", heads),
-        "rope_theta": config.get("rope_theta", 10000.0),
-    }
-
-
-def _llama3(divisor: np.ndarray, head_dim: int, theta: float) -> dict[str, Any]:
-    """Llama 3.1's rescaling from the per-frequency divisors that llama.cpp keeps instead of it.
-
-    Every Llama 3 model has low 1, high 4 and length 8192, and differs in the factor only, which is
-    the divisor of the lowest frequency; the others must follow from it.
-    """
-    factor, low, high, length = float(divisor.max(initial=1.0)), 1.0, 4.0, 8192
-    wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    turns = length / wavelength  # rotations within the length
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    expected = 1 / ((1 - smooth) / factor + smooth)
-    if divisor.shape != expected.shape or not np.allclose(divisor, expected, rtol=1e-4):
-        # The family refuses this type.
-        return {"rope_type": "divisors in rope_freqs.weight that are not Llama 3.1's"}
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": length,
-    }
-
-
-def _phi3(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> dict[str, Any]:
-    """A part of each head may be rotated, and by LongRoPE; a window of 0 is none."""
-    more = _heads(config, rest)
-    head_dim = more["head_dim"]
-    more["partial_rotary_factor"] = rest.pop("rope.dimension_count", head_dim) / head_dim
-    more["sliding_window"] = rest.pop("attention.sliding_window", 0) or None
-    longest = config.get("max_position_embeddings", 4096)
-    length = rest.pop("rope.scaling.original_context_length", longest)
-    more["original_max_position_embeddings"] = length
-    factors = {}
-    for name in ("short", "long"):
-        tensor = f"rope_factors_{name}.weight"
-        if tensor in vectors:
-            factors[f"{name}_factor"] = [_decimal(float(x)) for x in vectors[tensor]]
-    if factors:
-        more["rope_scaling"] = {"rope_type": "longrope", **factors}
-        amplitude = rest.pop("rope.scaling.attn_factor", 1.0)
-        # The family knows this rule.
-        rule = math.sqrt(1 + math.log(max(1.0, longest / length)) / math.log(length))
-        if not math.isclose(amplitude, rule, rel_tol=1e-5):
-            more["rope_scaling"]["attention_factor"] = _decimal(amplitude)
-    return more
-
-
-def _gemma(largest: int) -> Callable[[dict[str, Any], dict[str, Any], Vectors], dict[str, Any]]:
-    """How a Gemma is finished.
-
-    Args:
-        largest: number of layers of the one model whose attention logits are scaled by the width
-            per head, and not by the size of a head.
-    """
-
-    def finish(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> dict[str, Any]:
-        more = _rope(config, rest, vectors)
-        scalar = more["head_dim"]
-        if config.get("num_hidden_layers") == largest:
-            scalar = config["hidden_size"] // config["num_attention_heads"]
-        keys = {
-            "attention.sliding_window": "sliding_window",
-            "attn_logit_softcapping": "attn_logit_softcapping",
-            "final_logit_softcapping": "final_logit_softcapping",
-            "rope.freq_base_swa": "rope_local_base_freq",
-        }
-        for theirs, key in keys.items():
-            if theirs in rest:
-                more[key] = _decimal(rest.pop(theirs))
-        return more | {"query_pre_attn_scalar": scalar}
-
-    return finish
-
-
-def _olmo3(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> dict[str, Any]:
-    """llama.cpp rotates sliding layers by the same theta, and does not rescale them."""
-    more = _rope(config, rest, vectors)
-    more["sliding_window"] = rest.pop("attention.sliding_window")
-    slides = rest.pop("attention.sliding_window_pattern", None)
-    if isinstance(slides, list):
-        more["layer_types"] = [SLIDING if slide else FULL for slide in slides]
-    local = {"rope_type": "default", "rope_theta": more["rope_theta"]}
-    return more | {"rope_parameters": {SLIDING: local}}
-
-
-def _gpt_oss(config: dict[str, Any], rest: dict[str, Any], vectors: Vectors) -> dict[str, Any]:
-    """llama.cpp widens YaRN's band to whole frequencies; the model was trained with it as it is."""
-    more = _rope(config, rest, vectors)
-    more["sliding_window"] = rest.pop("attention.sliding_window", None)
-    scaling = more.get("rope_scaling", {"rope_type": "default"})
-    return more | {"rope_scaling": scaling | {"truncate": False}}
-
-
 def _mixture(**keys: str) -> dict[str, str]:
     return {**_SHARED, "expert_used_count": "num_experts_per_tok", **keys}
 
@@ -320,20 +180,25 @@ _ATTENTION = {"attention_bias": "blk.0.attn_output.bias"}
 _LLAMA = _ATTENTION | {"mlp_bias": "blk.0.ffn_up.bias"}
 
 ARCHITECTURES = (
-    Architecture(MODEL_ARCH.LLAMA, "llama", finish=_rope, biases=_LLAMA, permuted=True),
+    Architecture(MODEL_ARCH.LLAMA, "llama", finish=finish.rope, biases=_LLAMA, permuted=True),
     Architecture(
         MODEL_ARCH.LLAMA,
         "mixtral",
         "expert_count",
         _mixture(expert_count="num_local_experts"),
-        finish=_rope,
+        finish=finish.rope,
         permuted=True,
     ),
     Architecture(
-        MODEL_ARCH.GRANITE, "granite", keys=_GRANITE, finish=_rope, biases=_LLAMA, permuted=True
+        MODEL_ARCH.GRANITE,
+        "granite",
+        keys=_GRANITE,
+        finish=finish.rope,
+        biases=_LLAMA,
+        permuted=True,
     ),
-    Architecture(MODEL_ARCH.QWEN2, "qwen2", finish=_rope),
-    Architecture(MODEL_ARCH.QWEN3, "qwen3", finish=_rope, biases=_ATTENTION),
+    Architecture(MODEL_ARCH.QWEN2, "qwen2", finish=finish.rope),
+    Architecture(MODEL_ARCH.QWEN3, "qwen3", finish=finish.rope, biases=_ATTENTION),
     Architecture(
         MODEL_ARCH.QWEN3MOE,
         "qwen3_moe",
@@ -341,7 +206,7 @@ ARCHITECTURES = (
             expert_count="num_experts", expert_feed_forward_length="moe_intermediate_size"
         ),
         fixed={"norm_topk_prob": True},
-        finish=_rope,
+        finish=finish.rope,
         biases=_ATTENTION,
     ),
     Architecture(
@@ -351,13 +216,13 @@ ARCHITECTURES = (
             expert_count="num_local_experts", expert_feed_forward_length="intermediate_size"
         ),
         fixed={"swiglu_alpha": 1.702, "swiglu_limit": 7.0},
-        finish=_gpt_oss,
+        finish=finish.gpt_oss,
     ),
     Architecture(
         MODEL_ARCH.GEMMA2,
         "gemma2",
         fixed=_GEMMA,
-        finish=_gemma(46),
+        finish=finish.gemma(46),
         biases=_ATTENTION,
         norm_offset=1.0,
     ),
@@ -365,24 +230,24 @@ ARCHITECTURES = (
         MODEL_ARCH.GEMMA3,
         "gemma3_text",
         fixed=_GEMMA,
-        finish=_gemma(62),
+        finish=finish.gemma(62),
         biases=_ATTENTION,
         norm_offset=1.0,
     ),
-    Architecture(MODEL_ARCH.PHI3, "phi3", finish=_phi3),
-    Architecture(MODEL_ARCH.OLMO2, "olmo2", finish=_rope, biases=_ATTENTION),
+    Architecture(MODEL_ARCH.PHI3, "phi3", finish=finish.phi3),
+    Architecture(MODEL_ARCH.OLMO2, "olmo2", finish=finish.rope, biases=_ATTENTION),
     Architecture(
         MODEL_ARCH.OLMO2,
         "olmo3",
         "attention.sliding_window",
-        finish=_olmo3,
+        finish=finish.olmo3,
         biases=_ATTENTION,
     ),
     Architecture(
         MODEL_ARCH.SMOLLM3,
         "smollm3",
         fixed={"no_rope_layer_interval": 4},
-        finish=_rope,
+        finish=finish.rope,
         biases=_ATTENTION,
         permuted=True,
     ),
