@@ -181,7 +181,7 @@ def test_every_leaf_of_an_adapter_decays_as_in_transformers():
     sizes = dict(vocab=8, width=4, ffn=4, layers=1, heads=1, kv_heads=1, head_dim=4, max_positions=8)
     model = ModelSpec("llama", **sizes, rope_theta=1e4, norm_eps=1e-5, tied=False)
     adapter = LoraSpec(rank=2, alpha=2.0, targets=tuple(TARGETS), dora=True)
-    names = {f"{LORA}/{tensor.path}": tensor.name for tensor in adapter_tensors(model, adapter)}
+    names = {f"{LORA}/{tensor.path}": tensor.stored.name for tensor in adapter_tensors(model, adapter)}
     assert {path.rpartition("/")[2] for path in names} == {"a", "b", "m"}
     assert decays(names) == {path: decays_in_transformers(name) for path, name in names.items()}
     assert all(decays(names).values())

@@ -206,7 +206,7 @@ def test_every_wrong_tensor_in_one_error(tmp_path):
     [
         ({"general.architecture": "gemma"}, "general.architecture"),
         ({"llama.attention.key_length_mla": 8}, "llama.attention.key_length_mla = 8"),
-        ({"llama.rope.scaling.type": "yarn"}, "rope_type = 'yarn'"),
+        ({"llama.rope.scaling.type": "yarn"}, "rope_type yarn without factor"),
         ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count = 8"),
         ({"llama.attention.value_length": 8}, "llama.attention.value_length = 8"),
         ({"split.count": 2}, "one of 2"),
