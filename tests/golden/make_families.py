@@ -2,7 +2,7 @@
 
     cd tests/golden && python make_families.py
 
-Needs torch and transformers; the tests need neither.  Made with torch 2.13.0 (CPU), transformers 5.23.0.
+Needs torch and transformers; the tests need neither.  Made with torch 2.13.0 (CPU), transformers 5.23.0 or 5.24.0.
 The models and their weights come from tests/models/family_cases.py.
 
 Format of a file:
