@@ -180,7 +180,10 @@ class TrainConfig:
     eval_every: int | None = Field(default=None, ge=1)
     """Steps between evaluations; null: before the first and after the last step only."""
     save_every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints; null: after the last step only."""
+    """Steps between checkpoints; null: by the clock (save_minutes) and after the last step."""
+    save_minutes: float | None = Field(default=10.0, gt=0)
+    """Minutes after a checkpoint until the next one, where save_every asks for none before (with
+    several processes: until the next log line after that); null: by steps alone."""
     keep: int = Field(default=2, ge=1)
     """How many of the latest checkpoints are kept, beside the best."""
     best_metric: str | None = None

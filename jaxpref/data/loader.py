@@ -114,11 +114,15 @@ class Loader:
             order = order.shuffle(seed=seed)
         # The last batch of an epoch may be smaller: no row is lost.
         order = order.batch(batch_size, batch_fn=list)
-        self._per_epoch = len(order)
+        self._epoch, self._per_epoch = order, len(order)
         steps = max_steps or self._per_epoch * epochs
         self._order = order.repeat(-(-steps // self._per_epoch))[:steps]
         plan = self._plan(micro_rows)
         self.plan = _rounded(plan) if rounded else plan
+
+    def first_epoch(self) -> list[int]:
+        """Indices of the groups in the order of the first epoch, whatever the number of steps."""
+        return [int(i) for s in range(self._per_epoch) for i in self._epoch[s]]
 
     def iterate(self, owned_rows: Sequence[bool] | None = None) -> Any:
         """A grain iterator of `Step`s with `get_state()` and `set_state()`, which builds ahead.

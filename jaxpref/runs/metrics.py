@@ -5,10 +5,12 @@ import json
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxpref.config import Config
 from jaxpref.data.loader import Step
@@ -124,51 +126,62 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
+@dataclass
 class Window:
     """Means since the last log line; speed without compile and evaluation time."""
 
-    def __init__(self) -> None:
-        self._clear()
+    sums: dict[str, Any] = field(default_factory=dict)
+    steps: int = 0
+    tokens: int = 0
+    run_tokens: int = 0
+    flops: float = 0.0
+    elapsed: float = 0.0
+    """Seconds, up to the last start of the clock."""
+    _began: float | None = field(default=None, init=False)
+    """When the clock was started; None: it stands still, until `resume`."""
 
-    def _clear(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._steps = self._tokens = self._run_tokens = 0
-        self._flops = 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        """Starts the clock again."""
-        self._began, self._paused = time.perf_counter(), 0.0
+    def stored(self) -> dict[str, Any]:
+        """As JSON, from which `Window(**stored)` goes on."""
+        return {
+            "sums": {name: np.asarray(value).tolist() for name, value in self.sums.items()},
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "run_tokens": self.run_tokens,
+            "flops": self.flops,
+            "elapsed": self._seconds(),
+        }
 
     def pause(self) -> None:
-        self._pause_began = time.perf_counter()
+        """Stops the clock."""
+        self.elapsed, self._began = self._seconds(), None
 
     def resume(self) -> None:
-        self._paused += time.perf_counter() - self._pause_began
+        """Starts the clock, or lets it run on."""
+        self._began = time.perf_counter()
 
     def add(self, values: Mapping[str, Any], item: Step, flops: float) -> None:
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._steps += 1
-        self._tokens += item.tokens
-        self._flops += flops
-        self._run_tokens += item.run_tokens
+            self.sums[name] = np.asarray(self.sums.get(name, 0.0)) + value
+        self.steps += 1
+        self.tokens += item.tokens
+        self.flops += flops
+        self.run_tokens += item.run_tokens
 
     def _seconds(self) -> float:
-        return max(time.perf_counter() - self._began - self._paused, 1e-9)
+        running = 0.0 if self._began is None else time.perf_counter() - self._began
+        return self.elapsed + running
 
     def tokens_per_second(self) -> float:
-        return self._tokens / self._seconds()
+        return self.tokens / max(self._seconds(), 1e-9)
 
-    def means(self) -> dict[str, float]:
-        """Means of the steps, speed and padding; the next window starts."""
-        seconds = self._seconds()
-        means = {name: value / self._steps for name, value in self._sums.items()}
-        means["tokens_per_second"] = self._tokens / seconds
-        means["model_flops_per_second"] = self._flops / seconds
+    def means(self) -> dict[str, Any]:
+        """Means of the steps, speed and padding; a new window is to follow."""
+        seconds = max(self._seconds(), 1e-9)
+        means = {name: value / self.steps for name, value in self.sums.items()}
+        means["tokens_per_second"] = self.tokens / seconds
+        means["model_flops_per_second"] = self.flops / seconds
         peak = peak_flops()
         if peak is not None:
-            means["mfu"] = self._flops / seconds / peak
-        means["padding_fraction"] = 1.0 - self._tokens / self._run_tokens
-        self._clear()
+            means["mfu"] = self.flops / seconds / peak
+        means["padding_fraction"] = 1.0 - self.tokens / self.run_tokens
         return means

@@ -13,7 +13,7 @@ from jaxpref.settings import load_config, to_dict
 # Sections, and keys of other sections, in which a run may differ from the one that it continues.
 _MAY_CHANGE = ("mesh", "log", "out")
 _MAY_CHANGE_KEYS = {
-    "train": ("log_every", "eval_every", "save_every", "keep", "resume", "micro_rows"),
+    "train": ("log_every", "eval_every", "save_every", "save_minutes", "keep", "resume", "micro_rows"),
     "model": ("remat", "attention", "attention_block", "logprob_chunk"),
     "reference": ("cache_dir",),
 }

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxpref.config import TrainConfig
@@ -20,11 +21,12 @@ from jaxpref.data.loader import Loader, Step
 from jaxpref.errors import InputError
 from jaxpref.runs.checkpoint import BestRule, Checkpoints
 from jaxpref.runs.feed import batches, own_steps
+from jaxpref.runs.made_from import Digests
 from jaxpref.runs.metrics import Window
 from jaxpref.sharding import replicated
 from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState
-from jaxpref.training.preemption import Preempted, TermFlag
+from jaxpref.training.preemption import Interrupted, Preempted, TermFlag
 from jaxpref.training.progress import OnLog
 from jaxpref.types import Batch
 
@@ -45,6 +47,8 @@ class Training:
     loader: Loader
     vocabulary: int
     """Tokens of the model, which a checkpoint must agree with."""
+    made_from: Digests
+    """Digests of rows, weights and objective, which checkpoints keep."""
     checkpoints: Checkpoints
     best: BestRule
     resume_step: int | None
@@ -76,11 +80,16 @@ class Progress:
     """What a run goes on from beside the state; JSON in the checkpoint."""
 
     vocabulary: int
-    """As of `Training`."""
+    made_from: Digests
+    """Both as of `Training`."""
     data: Any = None
     """State of the loader's iterator."""
+    window: Values = field(default_factory=dict)
+    """Of the steps since the last log line, as `Window.stored` gives it."""
     first_eval: Values = field(default_factory=dict)
     """Before the first step; empty without held-out data."""
+    last_eval: Values = field(default_factory=dict)
+    last_log: Values = field(default_factory=dict)
     num_tokens: int = 0
     """Trained on, a shared prompt once per completion."""
     flops: float = 0.0
@@ -94,8 +103,6 @@ class Finished(NamedTuple):
     state: TrainState
     progress: Progress
     steps: int
-    last_log: Values
-    last_eval: Values
     best: str
     """Which checkpoint is the best, and which metric decided it."""
 
@@ -109,7 +116,7 @@ def run(training: Training, on_log: OnLog) -> Finished:
         InputError for a checkpoint of another vocabulary, or an evaluation without the metric that
             decides which one is the best.
         NotFiniteError with the step and its rows.
-        Preempted after SIGTERM, once the state is saved.
+        Preempted after SIGTERM and Interrupted after Ctrl-C, once the state is saved.
     """
     return _Loop(training, on_log).run()
 
@@ -117,10 +124,9 @@ def run(training: Training, on_log: OnLog) -> Finished:
 class _Loop:
     def __init__(self, training: Training, on_log: OnLog):
         self.training, self.on_log = training, on_log
-        self.progress = Progress(training.vocabulary)
+        self.progress = Progress(training.vocabulary, training.made_from)
+        self.window = Window()
         self.seconds_before = 0.0
-        self.last_log: Values = {}
-        self.last_eval: Values = {}
 
     def run(self) -> Finished:
         training = self.training
@@ -136,49 +142,44 @@ class _Loop:
                 if first == 0 and training.evaluate:
                     self.progress.first_eval = self._evaluate(0)
                 self._steps(first, steps, term)
-                if training.evaluate and not self.last_eval:  # a finished run was started again
-                    self.last_eval = training.evaluate(self.state)
                 checkpoints.wait()
+                if term.interrupted:  # too late to stop this run, but what comes after it
+                    raise Interrupted(self._saved("Ctrl-C", training.loader.plan.steps))
                 best = checkpoints.about_best()
         self._count_seconds()
-        return Finished(
-            self.state,
-            self.progress,
-            training.loader.plan.steps,
-            self.last_log,
-            self.last_eval,
-            best,
-        )
+        return Finished(self.state, self.progress, training.loader.plan.steps, best)
 
     def _restore(self, step: int, steps: Any) -> None:
         """State, progress and the loader's position of a checkpoint."""
-        checkpoints = self.training.checkpoints
-        checkpoints.check_vocabulary(step, self.training.vocabulary)
+        training, checkpoints = self.training, self.training.checkpoints
+        checkpoints.check_vocabulary(step, training.vocabulary)
         self.state, stored = checkpoints.restore(step, self.state)
-        self.progress = Progress(**{"vocabulary": self.training.vocabulary} | stored)
+        own = {"vocabulary": training.vocabulary, "made_from": training.made_from}
+        self.progress = Progress(**stored | own)
+        self.window = Window(**self.progress.window)
         self.seconds_before = self.progress.seconds
         steps.set_state(self.progress.data)
 
     def _steps(self, first: int, steps: Any, term: TermFlag) -> None:
-        """Trains from after step `first` to the end, or until SIGTERM."""
+        """Trains from after step `first` to the end, or until it is told to stop."""
         training, settings = self.training, self.training.settings
         total = training.loader.plan.steps
         feed = batches(steps, training.mesh)
         compiled = None
-        self.window = Window()
         pending: deque = deque()
         for step in range(first + 1, total + 1):
             item, batch, micro_batches = next(feed)
             if compiled is None:
                 compiled = _compile(training, self.state, batch, micro_batches)
-                self.window.restart()
+                self.window.resume()
+                self.saved_at = time.perf_counter()
             self.state, metrics = compiled(self.state, training.frozen, batch, micro_batches)
             self.progress.num_tokens += item.tokens_unshared
             pending.append((step, item, metrics))
             last = step == total
             evaluate = training.evaluate and (last or _every(settings.eval_every, step))
             stop = term.agreed(step)
-            save = last or stop or _every(settings.save_every, step)
+            save = last or stop or _every(settings.save_every, step) or self._due(step)
             # One step stays in flight, so the host prepares the next batch meanwhile; everything is
             # read before an evaluation or a checkpoint, which a non-finite step must never reach.
             in_flight = 0 if evaluate or save or _every(settings.log_every, step) else 1
@@ -186,17 +187,16 @@ class _Loop:
                 self._read(*pending.popleft())
             if evaluate:
                 self.window.pause()
-                self.last_eval = self._evaluate(step)
+                self.progress.last_eval = self._evaluate(step)
                 self.window.resume()
             if save:
                 self.progress.data = steps.get_state()
-                self._save(step, self.last_eval if evaluate else None)
+                self._save(step, self.progress.last_eval if evaluate else None)
             if stop and not last:
                 training.checkpoints.wait()
-                where = training.checkpoints.directory
-                raise Preempted(
-                    f"SIGTERM: saved step {step} in {where}; run the same command again to continue"
-                )
+                if term.interrupted:
+                    raise Interrupted(self._saved("Ctrl-C", step))
+                raise Preempted(self._saved("SIGTERM", step))
 
     def _read(self, step: int, item: Step, metrics: Any) -> None:
         """Takes note of a finished step."""
@@ -212,8 +212,11 @@ class _Loop:
         if _every(training.settings.log_every, step) or step == plan.steps:
             epoch = step / plan.steps_per_epoch
             counted = {"epoch": epoch, "num_tokens": float(self.progress.num_tokens)}
-            self.last_log = self.window.means() | counted
-            self.writers.write(step, self.last_log)
+            line = self.window.means() | counted
+            self.window = Window()
+            self.window.resume()
+            self.progress.last_log = {name: np.asarray(x).tolist() for name, x in line.items()}
+            self.writers.write(step, self.progress.last_log)
         self.on_log(step, plan.steps, values | {"tokens_per_second": speed})
 
     def _evaluate(self, step: int) -> Values:
@@ -238,8 +241,29 @@ class _Loop:
     def _save(self, step: int, evaluated: Values | None) -> None:
         """Args: evaluated: the evaluation of this step; None: there was none."""
         self._count_seconds()
+        self.progress.window = self.window.stored()
         metrics = {} if evaluated is None else self.training.deciding(evaluated)
         self.training.checkpoints.save(step, self.state, asdict(self.progress), metrics)
+        self.saved_at = time.perf_counter()
+
+    def _due(self, step: int) -> bool:
+        """Whether the last checkpoint is too old; every process gets the same answer."""
+        settings = self.training.settings
+        if settings.save_minutes is None:
+            return False
+        due = time.perf_counter() - self.saved_at >= 60 * settings.save_minutes
+        if jax.process_count() == 1:
+            return due
+        # To ask the first process, all wait for it: not more often than log lines are written.
+        return _every(settings.log_every, step) and bool(
+            multihost_utils.broadcast_one_to_all(np.int32(due))
+        )
+
+    def _saved(self, why: str, step: int) -> str:
+        """What is said of a run that was stopped."""
+        steps, where = self.training.loader.plan.steps, self.training.checkpoints.directory
+        goes_on = "start the same run again to go on" if step < steps else "the run is finished"
+        return f"{why}: saved step {step} of {steps} in {where}; {goes_on}"
 
     def _count_seconds(self) -> None:
         self.progress.seconds = self.seconds_before + time.perf_counter() - self.training.began

@@ -21,6 +21,15 @@ from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.checkpoint import BestRule, Checkpoints
 from jaxpref.runs.directory import CHECKPOINTS, DATA_FILE, RUN_FILE, check_run_directory
 from jaxpref.runs.feed import make_loader, read_data
+from jaxpref.runs.made_from import (
+    Digests,
+    MadeFrom,
+    of_model,
+    of_objective,
+    of_order,
+    of_references,
+    of_rows,
+)
 from jaxpref.runs.params import load_params, reference_overlay, runs_reference
 from jaxpref.runs.resume import resume_step
 from jaxpref.settings import save_config
@@ -41,6 +50,7 @@ class Prepared:
     config: Config
     pieces: Pieces
     loader: Loader
+    made_from: Digests
     where: dict[int, str]
     """Row id -> file and row."""
     held_out: list[EncodedGroup] | None
@@ -97,6 +107,7 @@ class Prepared:
             mesh=self.pieces.mesh,
             loader=self.loader,
             vocabulary=self.pieces.source.spec.vocab,
+            made_from=self.made_from,
             checkpoints=self.checkpoints,
             best=self.best,
             resume_step=self.resume_step,
@@ -139,14 +150,21 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     best = BestRule(config.train.best_metric, config.train.best_mode)
     checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS, keep=config.train.keep, best=best)
     resumed = resume_step(config, checkpoints)
+    before = {} if resumed is None else checkpoints.progress(resumed).get("made_from", {})
+    made_from = MadeFrom(before, config.out, resumed)
+    of_data = {"data.train": of_rows(groups), "data.eval": of_rows(held_out or [])}
+    made_from.add(of_data | {"objective": of_objective(pieces.parts)})
 
     params = load_params(pieces)
+    made_from.add({"model.path": of_model(pieces, params)})
     groups, _ = with_reference_logps(pieces, groups, params)
     loader = make_loader(pieces, groups, training=True)
+    made_from.add({"order": of_order(loader)})
     if held_out is not None:
         held_out, _ = with_reference_logps(pieces, held_out, params)
     trained, base = split(params)
     reference = reference_overlay(pieces, params) if runs_reference(pieces) else None
+    made_from.add(of_references(pieces, reference))
     # A reference that moves is a part of the state.
     moving_ref, frozen_ref = (reference, None) if pieces.moving else (None, reference)
     schedule = make_schedule(config.optim, loader.plan.steps)
@@ -154,6 +172,7 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
         config=config,
         pieces=pieces,
         loader=loader,
+        made_from=made_from.known,
         where={group.row_id: group.where for group in groups},
         held_out=held_out,
         reports=(report, eval_report),

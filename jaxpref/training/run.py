@@ -62,9 +62,9 @@ def train(
     return Result(
         out=Path(config.out),
         steps=done.steps,
-        metrics=done.last_log,
+        metrics=done.progress.last_log,
         first_eval=done.progress.first_eval,
-        last_eval=done.last_eval,
+        last_eval=done.progress.last_eval,
         best=done.best,
         flops=done.progress.flops,
         seconds=done.progress.seconds,

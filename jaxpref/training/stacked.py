@@ -27,6 +27,7 @@ from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, bind
 from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.directory import check_run_directory, is_run
 from jaxpref.runs.flops import step_flops
+from jaxpref.runs.made_from import of_objective
 from jaxpref.runs.metrics import Writers
 from jaxpref.runs.resume import check_unchanged
 from jaxpref.settings import to_dict
@@ -270,23 +271,26 @@ def _finish(
 ) -> Result:
     """Point i as a run of its own, with a checkpoint of the last step."""
     progress = done.progress
-    first_eval, last_eval = _of_point(progress.first_eval, i), _of_point(done.last_eval, i)
+    first_eval, last_eval = _of_point(progress.first_eval, i), _of_point(progress.last_eval, i)
+    last_log = _of_point(progress.last_log, i)
+    objective = of_objective(bind(config.objective, OBJECTIVES, TRANSFORMS))
+    own = {
+        "made_from": progress.made_from | {"objective": objective},
+        "first_eval": first_eval,
+        "last_eval": last_eval,
+        "last_log": last_log,
+    }
     with Checkpoints(Path(config.out) / "checkpoints", keep=1, best=training.best) as checkpoints:
         if checkpoints.latest() != done.steps:
             with jax.set_mesh(training.mesh):
                 state = state_of_point(done.state, i)
-            checkpoints.save(
-                done.steps,
-                state,
-                dataclasses.asdict(progress) | {"first_eval": first_eval},
-                last_eval,
-            )
+            checkpoints.save(done.steps, state, dataclasses.asdict(progress) | own, last_eval)
             checkpoints.wait()
         best = checkpoints.about_best()
     return Result(
         out=Path(config.out),
         steps=done.steps,
-        metrics=_of_point(done.last_log, i),
+        metrics=last_log,
         first_eval=first_eval,
         last_eval=last_eval,
         best=best,

@@ -17,7 +17,7 @@ from jaxpref.data.loader import Loader
 from jaxpref.data.pack import Layout
 from jaxpref.errors import InputError
 from jaxpref.runs.checkpoint import BestRule, Checkpoints
-from jaxpref.runs.metrics import Writers
+from jaxpref.runs.metrics import Writers, read_jsonl
 from jaxpref.settings import make_config
 from jaxpref.sharding import make_mesh
 from jaxpref.step.policy import Frozen
@@ -67,6 +67,7 @@ def describe(out: Path, *, rate=0.01, best=NEAREST, vocabulary=VOCABULARY, **cha
         mesh=mesh,
         loader=Loader(groups(), batch_size=2, micro_rows=1, layout=Layout(2), seed=0, max_steps=STEPS),
         vocabulary=vocabulary,
+        made_from={"data.train": [["rows.jsonl", GROUPS, "digest"]]},
         checkpoints=checkpoints,
         best=best,
         resume_step=checkpoints.latest(),
@@ -117,9 +118,9 @@ def test_trains_logs_evaluates_and_saves_when_it_should(whole):
     assert tiny.stored_steps(out) == [2, 4, 6]
     assert done.progress.flops == STEPS * 10.0 * 4
     assert done.progress.first_eval == {"eval/distance": 2.0, "eval/steps": 0.0}
-    assert done.last_eval["eval/steps"] == 6
+    assert done.progress.last_eval["eval/steps"] == 6
     # Step 3 was evaluated and not saved, steps 2 and 4 saved and not evaluated.
-    assert done.best == f"step 6, lowest eval/distance ({done.last_eval['eval/distance']:.4g})"
+    assert done.best == f"step 6, lowest eval/distance ({done.progress.last_eval['eval/distance']:.4g})"
 
 
 class Killed(Exception):
@@ -146,7 +147,7 @@ def test_goes_on_from_a_checkpoint_to_the_same_numbers(whole, tmp_path):
 def test_a_finished_run_is_only_evaluated(whole, tmp_path):
     out, done, _ = whole
     again, losses = run(tiny.copy_run(out, tmp_path / "copy"))
-    assert losses == {} and again.last_eval == done.last_eval and again.best == done.best
+    assert losses == {} and again.progress.last_eval == done.progress.last_eval and again.best == done.best
     assert tiny.logged(tmp_path / "copy") == tiny.logged(out)
 
 
@@ -167,10 +168,31 @@ def test_sigterm_saves_the_step_and_the_next_start_goes_on(whole, tmp_path):
     assert rest == {step: losses[step] for step in (4, 5, 6)}
 
 
+@pytest.mark.parametrize("log_every", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("stopped_after", [1, 2, 3])
+def test_log_of_a_stopped_run_is_that_of_a_whole_one(tmp_path, log_every, stopped_after):
+    """Lines are means over `log_every` steps, whichever of them were trained before the stop."""
+
+    def terminate(step: int) -> None:
+        if step == stopped_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    settings = {"log_every": log_every, "save_every": None}
+    run(tmp_path / "whole", **settings)
+    with pytest.raises(Preempted):
+        run(tmp_path / "stopped", terminate, **settings)
+    (saved,) = tiny.stored_steps(tmp_path / "stopped")
+    assert stopped_after <= saved < STEPS
+    done, _ = run(tmp_path / "stopped", **settings)
+    assert tiny.logged(tmp_path / "stopped") == tiny.logged(tmp_path / "whole")
+    clock = read_jsonl(tmp_path / "stopped" / "metrics.jsonl")[-2]
+    assert done.progress.window["steps"] == 0 and clock["tokens_per_second"] > 0
+
+
 def test_without_held_out_data_nothing_is_the_best(tmp_path):
     training = dataclasses.replace(describe(tmp_path), evaluate=None)
     done = loop.run(training, lambda *_: None)
-    assert done.last_eval == done.progress.first_eval == {}
+    assert done.progress.last_eval == done.progress.first_eval == {}
     assert done.best == "the latest: none was saved with an evaluation"
     assert not any("eval/steps" in line for line in tiny.logged(tmp_path))
 

@@ -245,6 +245,67 @@ def test_changed_settings_are_refused_and_listed(finished_run, tiny_files):
     assert caught.value.got == "changed: objective, optim.learning_rate 0.002 -> 0.0001, train.seed 0 -> 1"
 
 
+def scaled(rate: float):
+    """An objective of a user's own, made in Python."""
+
+    def mine(policy):
+        return ObjectiveOutput(rate * policy.sum[:, 0], (policy.count[:, 0] > 0).astype("float32"), {})
+
+    return mine
+
+
+def test_a_run_goes_on_with_the_data_weights_and_objective_of_its_start_alone(tiny_files, tmp_path):
+    """Whatever lies under the same path by now, the old policy is not taken for the new one's."""
+    rows, held_out = tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows(8)), tmp_path / "held_out.jsonl"
+    tiny.write_rows(held_out, tiny.rows(4, first=100))
+    model, reference = (tiny.write_model(tmp_path / name) for name in ("model", "reference"))
+    settings = {"reference": {"path": str(reference)}, "objective": [{"name": "dpo"}]}
+    own = tiny.config(tmp_path / "own", model, rows)
+    dpo = tiny.config(tmp_path / "dpo", model, rows, held_out, **settings)
+    first = train(own, objective=[scaled(1.0)])
+    train(dpo)
+
+    def refused(match, config=dpo, **objective):
+        with pytest.raises(InputError, match=match):
+            train(config, **objective)
+
+    refused("objective: the code or the settings of mine", own, objective=[scaled(2.0)])
+    refused("objective: mine then, sft now", own, objective=[{"name": "sft"}])
+    refused("objective: mine then, dpo now", own)
+    refused("objective: the code or the settings of mine", own, objective=[{"name": scaled(1.0), "weight": 0.5}])
+    assert json.loads((tmp_path / "own" / "objective.json").read_text()) == ["mine"]
+    again = train(own, objective=[scaled(1.0)])  # the same one, made anew
+    assert again.metrics == first.metrics and again.steps == 2
+
+    for count in (7, 9):
+        tiny.write_rows(rows, tiny.rows(count))
+        refused(f"data.train: {rows} gave 8 groups then, {count} now")
+    tiny.write_rows(rows, tiny.rows(8))
+    tiny.write_rows(held_out, tiny.rows(4, first=101))
+    refused(f"data.eval: {held_out} gave 4 groups then as now, but others")
+    tiny.write_rows(held_out, tiny.rows(4, first=100))
+    tiny.write_model(model, scale=1.01)
+    refused("the weights of model.path")
+    tiny.write_model(model)
+    tiny.write_model(reference, scale=1.01)
+    refused("the weights of reference")
+    tiny.write_model(reference)
+    assert train(dpo).steps == 2
+
+
+def test_references_that_are_cached_must_stay_too(tiny_files, tmp_path):
+    reference = tiny.write_model(tmp_path / "reference")
+    cached = {"mode": "cache", "path": str(reference), "extra": [str(reference)], "cache_dir": str(tmp_path / "cache")}
+    objective = [{"name": "mrpo"}]
+    config = tiny.config(
+        tmp_path / "run", tiny_files.model, tiny_files.train, reference=cached, objective=objective, train={"max_steps": 1}
+    )
+    train(config)
+    tiny.write_model(reference, scale=1.01)
+    with pytest.raises(InputError, match=r"the weights of reference; the weights of reference.extra\[0\]"):
+        train(config)
+
+
 # ---- one compile
 
 

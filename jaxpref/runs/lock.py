@@ -1,0 +1,194 @@
+"""One writer to a directory: a lock file that names it, and what becomes of one that was left.
+
+The lock proper is the kernel's, which no process outlives.  Hosts that share a disk may not share
+such locks, so the file also shows by its time that its writer lives.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxpref.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_FILE = ".lock"
+BEAT = 5.0
+"""Seconds between two signs of life."""
+SILENCE = 6 * BEAT
+"""Seconds without one after which a writer on another host is gone."""
+
+_log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def sole_writer(directory: str | Path) -> Iterator[None]:
+    """Holds the directory, which is made if missing; of several processes, the first does for all.
+
+    Errors: InputError for one that another process writes to, and one that cannot be written to.
+    """
+    lock: _Lock | None = None
+    refusal: InputError | None = None
+    if jax.process_index() == 0:
+        try:
+            lock = _Lock(Path(directory))
+        except InputError as error:
+            refusal = error
+    if jax.process_count() > 1:
+        refused = multihost_utils.broadcast_one_to_all(np.int32(refusal is not None))
+        if refused and refusal is None:
+            refusal = InputError(
+                "a directory that process 0 may write to",
+                f"{directory}: it may not, and says why",
+                "see what process 0 says",
+            )
+    if refusal is not None:
+        raise refusal
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+class _Lock:
+    """A lock that is held; `release` gives it up.
+
+    Errors: InputError as of `sole_writer`.
+    """
+
+    def __init__(self, directory: Path):
+        self._path, self._made = directory / LOCK_FILE, not directory.exists()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = self._acquire()
+        except OSError as error:
+            raise InputError(
+                "a directory that can be written to",
+                f"{directory}: {error.strerror}",
+                "choose another `out`, or make this one writable",
+            ) from error
+        self._released = threading.Event()
+        threading.Thread(target=self._show_life, daemon=True).start()
+
+    def _acquire(self) -> int:
+        while True:
+            file, kernel_locks = self._locked()
+            holder = _holder(file)
+            if holder and self._lives(holder, kernel_locks):
+                os.close(file)
+                raise self._refusal(holder)
+            if _same_file(self._path, file):
+                break
+            os.close(file)  # its holder removed it meanwhile
+        if holder:
+            _log.warning("%s: taken over from %s, which is gone", self._path, _name(holder))
+        os.ftruncate(file, 0)
+        own = {"host": socket.gethostname(), "pid": os.getpid()}
+        os.pwrite(file, json.dumps(own).encode() + b"\n", 0)
+        return file
+
+    def _locked(self) -> tuple[int, bool]:
+        """The open file, and whether the kernel has locked it: not every file system can."""
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        if fcntl is None:
+            return file, False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(file)
+            os.close(file)
+            raise self._refusal(holder) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+                raise
+            return file, False
+        return file, True
+
+    def _lives(self, holder: dict, kernel_locks: bool) -> bool:
+        """Whether the process that a lock names is still there, the kernel not saying that it is."""
+        if holder["host"] == socket.gethostname():
+            return not kernel_locks and _runs(holder["pid"])
+        _log.warning("%s: waiting whether %s shows life", self._path, _name(holder))
+        seen, end = _time_of(self._path), time.monotonic() + SILENCE
+        while time.monotonic() < end:
+            time.sleep(BEAT / 5)
+            if (now := _time_of(self._path)) != seen:
+                return now is not None
+        return False
+
+    def _refusal(self, holder: dict) -> InputError:
+        return InputError(
+            "a directory that no other process writes to",
+            f"{self._path.parent} is in use by {_name(holder)}",
+            "wait for it or stop it, or choose another `out`",
+        )
+
+    def _show_life(self) -> None:
+        while not self._released.wait(BEAT):
+            with contextlib.suppress(OSError):
+                os.utime(self._path)
+
+    def release(self) -> None:
+        """Leaves the directory without the lock; an empty one that was made for it goes too."""
+        self._released.set()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        os.close(self._file)
+        if self._made:
+            with contextlib.suppress(OSError):
+                self._path.parent.rmdir()
+
+
+def _holder(file: int) -> dict:
+    """Host and process that a lock names; empty: none."""
+    try:
+        return json.loads(os.pread(file, 1000, 0))
+    except ValueError:  # its process was just about to write it, or was killed then
+        return {}
+
+
+def _name(holder: dict) -> str:
+    return f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+
+
+def _same_file(path: Path, file: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(file))
+    return False
+
+
+def _time_of(path: Path) -> float | None:
+    """When it was last touched; None: it is gone.
+
+    It is opened for that, so that a disk on the network is asked.
+    """
+    try:
+        with path.open("rb") as stream:
+            return os.fstat(stream.fileno()).st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True

@@ -1,0 +1,180 @@
+"""What a run is made from, as digests that its checkpoints keep: it goes on from nothing else."""
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxpref.data.loader import Loader
+from jaxpref.errors import InputError
+from jaxpref.models.parameters import LORA
+from jaxpref.models.source import open_checkpoint
+from jaxpref.objectives import Part
+from jaxpref.runs.adapters import reference_adapter
+from jaxpref.runs.build import Pieces
+from jaxpref.runs.code_digest import code_digest
+from jaxpref.runs.digests import placed_digest, weights_key
+from jaxpref.runs.params import reference_source
+from jaxpref.types import EncodedGroup
+
+Digests = dict[str, Any]
+"""As JSON: config key -> digest, or digests by file or name."""
+
+
+def of_rows(groups: Sequence[EncodedGroup]) -> list[list[Any]]:
+    """[file, groups, digest of their tokens and columns in order] of every file, in order."""
+    files: dict[str, Any] = {}
+    for group in groups:
+        file = group.where.rpartition(", row ")[0]
+        count, digest = files.get(file, (0, hashlib.sha256()))
+        _add_group(digest, group)
+        files[file] = count + 1, digest
+    return [[file, count, digest.hexdigest()[:32]] for file, (count, digest) in files.items()]
+
+
+def _add_group(digest: Any, group: EncodedGroup) -> None:
+    texts = (group.prompt_ids, *group.completion_ids)
+    digest.update(np.array([len(texts), *map(len, texts)], "<i8").tobytes())
+    for ids in texts:
+        digest.update(ids.astype("<i4").tobytes())
+    for name, value in sorted(group.columns.items()):
+        digest.update(f"{name} {np.asarray(value, float).tolist()}".encode())
+
+
+def of_order(loader: Loader) -> str:
+    """Of the row ids of the first epoch: they decide the other epochs, and what is drawn."""
+    row_ids = [loader.groups[i].row_id for i in loader.first_epoch()]
+    return hashlib.sha256(np.array(row_ids, "<i8").tobytes()).hexdigest()[:32]
+
+
+def of_objective(parts: Sequence[Part]) -> Digests:
+    """{part: [digest of its code and settings, Python whose byte code that is]}."""
+    python = ".".join(map(str, sys.version_info[:2]))
+    return {part.name: [code_digest(part), python] for part in parts}
+
+
+def of_model(pieces: Pieces, params: Mapping[str, Any]) -> str:
+    """Of the weights from which training starts, but for what is drawn or computed from them.
+
+    Args:
+        params: as `load_params` gives them.
+    """
+    drawn = LORA if pieces.config.adapter.path is None else None
+    read = {name: tree for name, tree in params.items() if name != drawn}
+    return placed_digest(read, pieces.mesh)
+
+
+def of_references(pieces: Pieces, overlay: Any) -> Digests:
+    """Of the references that are other weights than the model's.
+
+    Args:
+        overlay: as `reference_overlay` gives it; None: no reference runs.
+    """
+    digests: Digests = {}
+    config, reference = pieces.config, pieces.config.reference
+    dtype = config.model.compute_dtype
+    if pieces.needs_reference:
+        own_path, adapter = reference.path is not None, reference_adapter(config)
+        if overlay is not None and (own_path or adapter):
+            digests["reference"] = placed_digest(overlay, pieces.mesh)
+        elif own_path:  # only its log-probs are in memory
+            path = reference_source(pieces).path
+            digests["reference"] = _of_first_process(lambda: weights_key(path, dtype))
+        elif adapter:
+            digests["reference"] = _of_first_process(lambda: weights_key(Path(adapter), dtype))
+    for i, extra in enumerate(reference.extra):
+        path = open_checkpoint(extra).path
+        key = _of_first_process(lambda path=path: weights_key(path, dtype))
+        digests[f"reference.extra[{i}]"] = key
+    return digests
+
+
+def _of_first_process(digest: Callable[[], str]) -> str:
+    """A digest that process 0 alone takes, for all: large files are read once."""
+    if jax.process_count() == 1:
+        return digest()
+    own = bytes.fromhex(digest()) if jax.process_index() == 0 else bytes(16)
+    words = multihost_utils.broadcast_one_to_all(np.frombuffer(own, "<u4"))
+    return np.asarray(words, "<u4").tobytes().hex()
+
+
+# ---- the comparison
+
+
+class MadeFrom:
+    """What a run is made from, which must be what it was started with.
+
+    Args:
+        before: of the checkpoint from which it goes on; empty: a new run, or an older version's.
+        run: its directory.
+        step: that of the checkpoint.
+    """
+
+    def __init__(self, before: Digests, run: str | Path, step: int | None):
+        self._before, self._run, self._step = before, run, step
+        self.known: Digests = {}
+
+    def add(self, more: Digests) -> None:
+        """What is known by now.  Errors: InputError that names all of it that has changed."""
+        changed: list[str] = []
+        for key, now in more.items():
+            before = self._before.get(key, now)
+            if before != now:
+                changed += _TELL.get(key, _tell_weights)(key, before, now)
+        if changed:
+            raise InputError(
+                f"what {self._run} was started with, for it to go on from step {self._step}",
+                "changed since: " + "; ".join(changed),
+                "restore it, or choose another `out` for a new run",
+            )
+        self.known.update(more)
+
+
+def _tell_weights(key: str, before: str, now: str) -> Iterator[str]:
+    yield f"the weights of {key}"
+
+
+def _tell_rows(key: str, before: list[list], now: list[list]) -> Iterator[str]:
+    """Per file what became of its rows."""
+    of_file, of_file_now = ({file: about for file, *about in side} for side in (before, now))
+    for file in of_file | of_file_now:
+        (count, digest), (count_now, digest_now) = (
+            side.get(file, [0, ""]) for side in (of_file, of_file_now)
+        )
+        if count != count_now:
+            yield f"{key}: {file} gave {count} groups then, {count_now} now"
+        elif digest != digest_now:
+            yield f"{key}: {file} gave {count} groups then as now, but others or in another order"
+    if of_file == of_file_now:
+        yield f"{key}: the order of the files"
+
+
+def _tell_order(key: str, before: str, now: str) -> Iterator[str]:
+    yield "the order in which the rows are trained on"
+
+
+def _tell_objective(key: str, before: Digests, now: Digests) -> Iterator[str]:
+    if before.keys() != now.keys():
+        yield f"objective: {', '.join(before)} then, {', '.join(now)} now"
+        return
+    for name, (digest, python) in now.items():
+        digest_before, python_before = before[name]
+        if digest == digest_before:
+            continue
+        if python == python_before:
+            yield f"objective: the code or the settings of {name}"
+        else:
+            yield f"objective: {name} was compiled by Python {python_before} then, {python} now"
+
+
+_TELL: dict[str, Callable[[str, Any, Any], Iterator[str]]] = {
+    "data.train": _tell_rows,
+    "data.eval": _tell_rows,
+    "order": _tell_order,
+    "objective": _tell_objective,
+}
