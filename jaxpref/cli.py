@@ -28,14 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point.
 
     Returns:
-        The exit code: 0, 1 for a failed run, 2 for bad input, 75 after SIGTERM.
+        The exit code: 0, 1 for a failed run, 2 for bad input, 75 after SIGTERM, 130 after Ctrl-C.
     """
     # transformers warns that there is no torch; only its tokenizers are used.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it writes
     from jaxpref.training.loop import NotFiniteError
-    from jaxpref.training.preemption import PREEMPTED, Preempted
+    from jaxpref.training.preemption import INTERRUPTED, PREEMPTED, Preempted
 
     try:
         if getattr(options, "distributed", False):
@@ -57,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Preempted as error:
         print(f"jaxpref {options.command}: {error}", file=sys.stderr)
         return PREEMPTED
+    except KeyboardInterrupt as error:
+        print(f"\njaxpref {options.command}: {error or 'interrupted'}", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

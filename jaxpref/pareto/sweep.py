@@ -36,6 +36,7 @@ from jaxpref.pareto.stages import Stages
 from jaxpref.rewards import Reward, run_reward, score_data
 from jaxpref.runs.adapters import BASE
 from jaxpref.runs.export import export_run
+from jaxpref.runs.lock import sole_writer
 from jaxpref.training.run import Result, train
 from jaxpref.training.stacked import train_stacked
 
@@ -72,7 +73,8 @@ def run_front(front: FrontConfig, watch: Watch = Watch()) -> Front:
             "on a pod, `jaxpref score` the data on one host and `jaxpref train` the points, "
             "with data.other_rewards",
         )
-    return _Sweep(front, watch).run()
+    with sole_writer(front.run.out):
+        return _Sweep(front, watch).run()
 
 
 class _Sweep:

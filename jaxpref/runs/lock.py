@@ -120,7 +120,7 @@ class _Lock:
         return file, True
 
     def _lives(self, holder: dict, kernel_locks: bool) -> bool:
-        """Whether the process that a lock names is still there, the kernel not saying that it is."""
+        """Whether the process that a lock names is there, where the kernel does not say so."""
         if holder["host"] == socket.gethostname():
             return not kernel_locks and _runs(holder["pid"])
         _log.warning("%s: waiting whether %s shows life", self._path, _name(holder))

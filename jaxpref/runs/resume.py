@@ -1,6 +1,7 @@
 """Whether a run may go on from what is in its directory."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,25 @@ from jaxpref.errors import InputError
 from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.directory import RUN_FILE
 from jaxpref.settings import load_config, to_dict
+from jaxpref.step.optim import depends_on_total
 
 # Sections, and keys of other sections, in which a run may differ from the one that it continues.
 _MAY_CHANGE = ("mesh", "log", "out")
 _MAY_CHANGE_KEYS = {
-    "train": ("log_every", "eval_every", "save_every", "save_minutes", "keep", "resume", "micro_rows"),
+    "train": (
+        "log_every",
+        "eval_every",
+        "save_every",
+        "save_minutes",
+        "keep",
+        "resume",
+        "micro_rows",
+    ),
     "model": ("remat", "attention", "attention_block", "logprob_chunk"),
     "reference": ("cache_dir",),
 }
+_LENGTH_KEYS = ("train.epochs", "train.max_steps")
+"""May change where the learning rate does not depend on the number of steps."""
 
 
 def resume_step(config: Config, checkpoints: Checkpoints) -> int | None:
@@ -47,26 +59,55 @@ def resume_step(config: Config, checkpoints: Checkpoints) -> int | None:
 def check_unchanged(config: Config) -> None:
     """Errors: InputError when `config.out` was started with other settings."""
     stored = to_dict(load_config(Path(config.out) / RUN_FILE))
-    changed = _differences(stored, to_dict(config))
+    changed = dict(_differences(stored, to_dict(config)))
+    if not depends_on_total(config.optim):
+        changed = {key: told for key, told in changed.items() if key not in _LENGTH_KEYS}
     if changed:
+        fix = "change these settings back, or choose another `out` for a new run"
+        if not changed.keys().isdisjoint(_LENGTH_KEYS):
+            fix += f"; {how_to_extend(config)}"
         raise InputError(
             f"the settings with which {config.out} was started",
-            "changed: " + ", ".join(changed),
-            "change these settings back, or choose another `out` for a new run",
+            "changed: " + ", ".join(changed.values()),
+            fix,
         )
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Settings that decide what is trained and that differ."""
-    changed = []
+def how_to_extend(config: Config) -> str:
+    """What to do for more steps than the run has, in words."""
+    if not depends_on_total(config.optim):
+        return "for more steps, raise train.epochs or train.max_steps"
+    optim = config.optim
+    ends = f"optim.schedule={optim.schedule}"
+    if optim.warmup_ratio:
+        ends += f" and optim.warmup_ratio={optim.warmup_ratio:g}"
+    return (
+        f"the learning rate was planned for these steps ({ends}); for more, start a new run from "
+        "this one's policy: `jaxpref export`, then model.path or adapter.path"
+    )
+
+
+def check_length(config: Config, step: int, steps: int) -> None:
+    """Errors: InputError where the run has trained more steps than are asked for."""
+    if step > steps:
+        raise InputError(
+            f"at least the {step} steps that {config.out} has trained",
+            f"train.epochs={config.train.epochs}, train.max_steps={config.train.max_steps}: "
+            f"{steps} steps",
+            "raise them, or choose another `out` for a new run",
+        )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Settings that decide what is trained and that differ: (key, how it is told)."""
     for section, value in new.items():
         if section in _MAY_CHANGE:
             continue
         if not isinstance(value, dict):
             if json.dumps(old[section]) != json.dumps(value):
-                changed.append(section)
+                yield section, section
             continue
         for key, setting in value.items():
             if key not in _MAY_CHANGE_KEYS.get(section, ()) and old[section][key] != setting:
-                changed.append(f"{section}.{key} {old[section][key]!r} -> {setting!r}")
-    return changed
+                name = f"{section}.{key}"
+                yield name, f"{name} {old[section][key]!r} -> {setting!r}"

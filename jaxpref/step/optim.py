@@ -18,6 +18,11 @@ def warmup_steps(config: OptimConfig, total_steps: int) -> int:
     return config.warmup_steps or 0
 
 
+def depends_on_total(config: OptimConfig) -> bool:
+    """Whether the learning rate of a step depends on how many steps the run has."""
+    return config.schedule in ("linear", "cosine") or bool(config.warmup_ratio)
+
+
 def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     """Learning rate of step t = 0, 1, ...: linear warm-up, then the schedule of the config.
 

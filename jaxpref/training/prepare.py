@@ -15,6 +15,7 @@ from jaxpref.config import Config
 from jaxpref.data.dataset import DataReport
 from jaxpref.data.loader import Loader, Step
 from jaxpref.evaluation import Evaluator
+from jaxpref.files import whole_file
 from jaxpref.runs.adapters import check_trainable
 from jaxpref.runs.build import Pieces, attention_of, build
 from jaxpref.runs.cached_reference import with_reference_logps
@@ -31,7 +32,7 @@ from jaxpref.runs.made_from import (
     of_rows,
 )
 from jaxpref.runs.params import load_params, reference_overlay, runs_reference
-from jaxpref.runs.resume import resume_step
+from jaxpref.runs.resume import check_length, how_to_extend, resume_step
 from jaxpref.settings import save_config
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
@@ -126,10 +127,11 @@ class Prepared:
     def write_settings(self, config: Config) -> None:
         """Config and an account of the data into the config's directory."""
         out = Path(config.out)
-        out.mkdir(parents=True, exist_ok=True)
         report, eval_report = self.reports
-        (out / DATA_FILE).write_text(f"{report}\n{eval_report or ''}\n{self.loader.plan}\n")
-        save_config(config, out / RUN_FILE)
+        with whole_file(out / DATA_FILE) as partial:
+            partial.write_text(f"{report}\n{eval_report or ''}\n{self.loader.plan}\n")
+        with whole_file(out / RUN_FILE) as partial:
+            save_config(config, partial)
 
 
 def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Prepared, Any, Any]:
@@ -160,6 +162,8 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     groups, _ = with_reference_logps(pieces, groups, params)
     loader = make_loader(pieces, groups, training=True)
     made_from.add({"order": of_order(loader)})
+    if resumed is not None:
+        _tell_position(config, resumed, loader.plan.steps)
     if held_out is not None:
         held_out, _ = with_reference_logps(pieces, held_out, params)
     trained, base = split(params)
@@ -185,3 +189,18 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
         began=began,
     )
     return prepared, trained, moving_ref
+
+
+def _tell_position(config: Config, step: int, steps: int) -> None:
+    """Says where a run goes on.  Errors: InputError where it is beyond its end."""
+    check_length(config, step, steps)
+    if step < steps:
+        _log.info("%s goes on from step %d of %d", config.out, step, steps)
+        return
+    _log.warning(
+        "%s is finished (step %d of %d): nothing is trained, and its metrics are returned; %s",
+        config.out,
+        step,
+        steps,
+        how_to_extend(config),
+    )

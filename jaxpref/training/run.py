@@ -10,8 +10,10 @@ import jax
 
 from jaxpref.config import Config
 from jaxpref.data.loader import Step
+from jaxpref.files import whole_file
 from jaxpref.runs.directory import OBJECTIVE_FILE
 from jaxpref.runs.flops import step_flops
+from jaxpref.runs.lock import sole_writer
 from jaxpref.runs.metrics import Writers
 from jaxpref.step.state import TrainState, state_shardings
 from jaxpref.step.train_step import make_eval_step, make_train_step
@@ -46,7 +48,7 @@ def train(
     objective: Sequence[Any] | None = None,
     on_log: OnLog | None = None,
 ) -> Result:
-    """Runs (or continues) a training run.
+    """Runs (or continues) a training run; of a finished one the results are returned again.
 
     Args:
         objective: in place of `config.objective`, from a notebook; the list may hold functions.
@@ -54,11 +56,12 @@ def train(
     Errors:
         InputError for anything wrong with config, model or data, before anything is compiled.
         NotFiniteError with the step and its rows.
-        Preempted after SIGTERM, once the state is saved.
+        Preempted after SIGTERM and Interrupted after Ctrl-C, once the state is saved.
     """
-    # Not named here, the first parameters are freed as soon as the state holds them.
-    training = _training(objective, *prepare(config, objective))
-    done = loop.run(training, on_log or (lambda *_: None))
+    with sole_writer(config.out):
+        # Not named here, the first parameters are freed as soon as the state holds them.
+        training = _training(objective, *prepare(config, objective))
+        done = loop.run(training, on_log or (lambda *_: None))
     return Result(
         out=Path(config.out),
         steps=done.steps,
@@ -82,8 +85,8 @@ def _training(
     if jax.process_index() == 0:
         prepared.write_settings(config)
         if objective:
-            names = [part.name for part in pieces.parts]
-            (Path(config.out) / OBJECTIVE_FILE).write_text(json.dumps(names) + "\n")
+            with whole_file(Path(config.out) / OBJECTIVE_FILE) as partial:
+                partial.write_text(json.dumps([part.name for part in pieces.parts]) + "\n")
     evaluator = prepared.evaluator(make_eval_step)
     shardings = state_shardings(
         jax.eval_shape(prepared.first_state, params, moving_ref), pieces.mesh

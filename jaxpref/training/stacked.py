@@ -11,6 +11,7 @@ rounding, where in a run by itself they are equal to the bit.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from jaxpref.data.loader import Step
 from jaxpref.errors import InputError
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, bind
 from jaxpref.runs.checkpoint import Checkpoints
-from jaxpref.runs.directory import check_run_directory, is_run
+from jaxpref.runs.directory import CHECKPOINTS, check_run_directory, is_run
 from jaxpref.runs.flops import step_flops
+from jaxpref.runs.lock import sole_writer
 from jaxpref.runs.made_from import of_objective
 from jaxpref.runs.metrics import Writers
 from jaxpref.runs.resume import check_unchanged
@@ -38,6 +40,7 @@ from jaxpref.step.train_step import make_eval_step, make_train_step
 from jaxpref.training import loop
 from jaxpref.training.loop import Finished, Training
 from jaxpref.training.prepare import Prepared, prepare
+from jaxpref.training.progress import OnLog
 from jaxpref.training.run import Result
 from jaxpref.types import Batch
 
@@ -46,7 +49,7 @@ def train_stacked(
     configs: Sequence[Config],
     out: str | Path,
     *,
-    on_log: Callable[[int, int, dict[str, float]], None] | None = None,
+    on_log: OnLog | None = None,
 ) -> list[Result]:
     """Trains the adapters of several runs at once, or goes on with them.
 
@@ -61,17 +64,23 @@ def train_stacked(
     Errors: InputError for runs that cannot share a step; those of `train`.
     """
     _check(configs)
+    with ExitStack() as locks:
+        for directory in (out, *(config.out for config in configs)):
+            locks.enter_context(sole_writer(directory))
+        return _train_stacked(configs, out, on_log or (lambda *_: None))
+
+
+def _train_stacked(configs: Sequence[Config], out: str | Path, on_log: OnLog) -> list[Result]:
     for config in configs:
         check_run_directory(config.out)
-    if (Path(out) / "checkpoints").is_dir():
+    if (Path(out) / CHECKPOINTS).is_dir():
         for config in configs:
             if is_run(config.out):  # killed before it began, a run has none
                 check_unchanged(config)
     numbers = stacked_numbers(configs)
     prepared, params, _ = prepare(dataclasses.replace(configs[0], out=str(out)))
     training = _training(configs, numbers, prepared, params)
-    show = on_log or (lambda *_: None)
-    done = loop.run(training, lambda step, steps, values: show(step, steps, _means(values)))
+    done = loop.run(training, lambda step, steps, values: on_log(step, steps, _means(values)))
     return _split(training, configs, done)
 
 
@@ -280,7 +289,7 @@ def _finish(
         "last_eval": last_eval,
         "last_log": last_log,
     }
-    with Checkpoints(Path(config.out) / "checkpoints", keep=1, best=training.best) as checkpoints:
+    with Checkpoints(Path(config.out) / CHECKPOINTS, keep=1, best=training.best) as checkpoints:
         if checkpoints.latest() != done.steps:
             with jax.set_mesh(training.mesh):
                 state = state_of_point(done.state, i)

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import signal
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState
 from jaxpref.training import loop
 from jaxpref.training.loop import NotFiniteError, Training
-from jaxpref.training.preemption import Preempted
+from jaxpref.training.preemption import Interrupted, Preempted
 from jaxpref.types import EncodedGroup
 
 STEPS, GROUPS, VOCABULARY = 6, 8, 11
@@ -166,6 +166,51 @@ def test_sigterm_saves_the_step_and_the_next_start_goes_on(whole, tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
     _, rest = run(tmp_path, log_every=6, save_every=4)
     assert rest == {step: losses[step] for step in (4, 5, 6)}
+
+
+def test_ctrl_c_saves_the_step_too_and_the_second_one_stops_at_once(whole, tmp_path, caplog):
+    """As a notebook's stop does, it comes as SIGINT; KeyboardInterrupt ends what trains several runs, too."""
+    _, _, losses = whole
+    before = signal.getsignal(signal.SIGINT)
+    interrupt = lambda at: lambda step: os.kill(os.getpid(), signal.SIGINT) if step in at else None
+    settings = {"log_every": 6, "save_every": 4}
+    with pytest.raises(Interrupted, match=r"Ctrl-C: saved step 3 of 6 in .*; start the same run again to go on"):
+        run(tmp_path / "once", interrupt([1]), **settings)
+    assert "stopping after this step" in caplog.text
+    assert tiny.stored_steps(tmp_path / "once") == [3] and signal.getsignal(signal.SIGINT) is before
+    assert run(tmp_path / "once", **settings)[1] == {step: losses[step] for step in (4, 5, 6)}
+
+    with pytest.raises(Interrupted, match="saved step 6 of 6 in .*; the run is finished"):
+        run(tmp_path / "late", interrupt([6]), **settings)
+    assert tiny.stored_steps(tmp_path / "late")[-1] == 6
+
+    def twice(step: int) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(tmp_path / "twice", twice, **settings)
+    assert not isinstance(caught.value, Interrupted) and tiny.stored_steps(tmp_path / "twice") == []
+
+
+def test_a_job_in_the_background_is_not_stopped_by_ctrl_c_in_its_terminal(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run(tmp_path, lambda step: os.kill(os.getpid(), signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert tiny.stored_steps(tmp_path)[-1] == STEPS
+
+
+def test_checkpoints_by_the_clock(tmp_path):
+    """Beside those by steps; a run of many hours with the defaults loses minutes."""
+    assert TrainConfig().save_every is None and TrainConfig().save_minutes <= 10
+    slowly = lambda step: sleep(0.1)
+    run(tmp_path / "often", slowly, save_every=None, save_minutes=0.05 / 60, keep=STEPS)
+    assert len(tiny.stored_steps(tmp_path / "often")) >= 3
+    for minutes in (None, 10.0):
+        run(tmp_path / str(minutes), slowly, save_every=None, save_minutes=minutes, keep=STEPS)
+        assert tiny.stored_steps(tmp_path / str(minutes)) == [6]
 
 
 @pytest.mark.parametrize("log_every", [1, 2, 3, 4, 5, 7])

@@ -1,8 +1,10 @@
 """Whole runs: TRL's logs, interruption and continuation, one compile, and the ways in which a run ends early."""
 
+import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -132,13 +134,73 @@ def test_killed_run_continues_bit_for_bit(finished_run, tiny_files, tmp_path):
     assert second.result.last_eval == finished_run.result.last_eval
 
 
-def test_finished_run_has_nothing_left_to_do(finished_run, tiny_files, tmp_path):
+def test_finished_run_says_so_and_returns_its_results(finished_run, tiny_files, tmp_path, caplog):
     config = tiny.long_config(tmp_path / "run", tiny_files)
     tiny.copy_run(finished_run.out, config.out)
     before = tiny.logged(config.out)
-    again = tiny.run(config)
-    assert again.steps == {} and again.result.steps == 10
-    assert tiny.logged(config.out) == before
+    with caplog.at_level("WARNING"):
+        again = tiny.run(config)
+    assert again.steps == {} and tiny.logged(config.out) == before
+    assert "is finished (step 10 of 10): nothing is trained" in caplog.text
+    ours, theirs = (dataclasses.asdict(run.result) | {"out": None, "seconds": None} for run in (again, finished_run))
+    assert ours == theirs and ours["metrics"]["loss"] == finished_run.losses[-1] and ours["last_eval"]
+    assert not any("step" in name for _, name in again.compiled)  # neither to train nor to evaluate
+
+
+STEADY = {"schedule": "constant", "warmup_steps": 2}
+"""A learning rate that does not depend on the number of steps."""
+
+
+@pytest.mark.parametrize("lengths", [({"epochs": 1}, {"epochs": 2}), ({"max_steps": 3}, {"max_steps": 10})])
+def test_a_longer_run_goes_on_from_a_shorter_one_where_that_is_exact(lengths, tiny_files, tmp_path):
+    short, long = lengths
+    whole = tiny.run(tiny.long_config(tmp_path / "whole", tiny_files, optim=STEADY, train=long))
+    first = tiny.run(tiny.long_config(tmp_path / "run", tiny_files, optim=STEADY, train=short))
+    rest = tiny.run(tiny.long_config(tmp_path / "run", tiny_files, optim=STEADY, train=long))
+    assert rest.result.steps == 10 and list(rest.steps) == list(range(len(first.steps) + 1, 11))
+    assert first.losses + rest.losses == whole.losses
+    assert_equal_trees(tiny.stored_state(rest.out, 10), tiny.stored_state(whole.out, 10))
+    assert rest.result.last_eval == whole.result.last_eval
+
+
+def test_a_run_that_cannot_be_extended_exactly_says_how_to_go_on(finished_run, tiny_files, tmp_path):
+    for optim in ({}, STEADY | {"warmup_steps": None, "warmup_ratio": 0.1}):
+        config = tiny.long_config(tmp_path / f"run{len(optim)}", tiny_files, optim=optim)
+        if not optim:
+            tiny.copy_run(finished_run.out, config.out)
+        else:
+            train(config)
+        with pytest.raises(InputError) as caught:
+            train(tiny.long_config(config.out, tiny_files, optim=optim, train={"epochs": 3}))
+        assert caught.value.got == "changed: train.epochs 2 -> 3"
+        assert "the learning rate was planned for these steps" in caught.value.fix
+        assert "start a new run from this one's policy" in caught.value.fix
+
+
+def test_a_run_is_not_cut_short_afterwards(tiny_files, tmp_path):
+    config = tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, optim=STEADY)
+    train(config)
+    shorter = {"max_steps": 2, "batch_size": 4}
+    with pytest.raises(InputError, match="at least the 5 steps that(.|\n)*max_steps=2: 2 steps"):
+        train(tiny.config(config.out, tiny_files.model, tiny_files.train, optim=STEADY, train=shorter))
+
+
+def test_another_process_may_not_train_into_the_directory_meanwhile(tiny_files, tmp_path, compile_cache):
+    """The second is refused before it touches anything, and the first ends as if it had been alone."""
+    config = tiny.long_config(tmp_path / "run", tiny_files)
+    path = tiny.write_config(config, tmp_path / "config.yaml")
+    said = []
+
+    def second_starts(step: int, *_) -> None:
+        if step == 4:
+            second = start(path, compile_cache)
+            said.append(second.communicate()[1])
+            assert second.returncode == 2
+
+    result = train(config, on_log=second_starts)
+    assert f"in use by process {os.getpid()} on {socket.gethostname()}" in said[0] and "Traceback" not in said[0]
+    assert [line["step"] for line in tiny.logged(config.out) if "loss" in line] == list(range(1, 11))
+    assert result.steps == 10 and not (tmp_path / "run" / ".lock").exists()
 
 
 @pytest.mark.slow
@@ -297,9 +359,8 @@ def test_references_that_are_cached_must_stay_too(tiny_files, tmp_path):
     reference = tiny.write_model(tmp_path / "reference")
     cached = {"mode": "cache", "path": str(reference), "extra": [str(reference)], "cache_dir": str(tmp_path / "cache")}
     objective = [{"name": "mrpo"}]
-    config = tiny.config(
-        tmp_path / "run", tiny_files.model, tiny_files.train, reference=cached, objective=objective, train={"max_steps": 1}
-    )
+    settings = {"reference": cached, "objective": objective, "train": {"max_steps": 1}}
+    config = tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, **settings)
     train(config)
     tiny.write_model(reference, scale=1.01)
     with pytest.raises(InputError, match=r"the weights of reference; the weights of reference.extra\[0\]"):
