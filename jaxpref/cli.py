@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.logging import RichHandler
 
-from jaxpref.errors import InputError
+from jaxpref.errors import InputError, NotWrittenError
+from jaxpref.files import disk_problem
 
 if TYPE_CHECKING:
     from jaxpref.config import Config
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"jaxpref {options.command}: bad input\n{error}", file=sys.stderr)
         return 2
-    except NotFiniteError as error:
+    except (NotFiniteError, NotWrittenError) as error:
         print(f"jaxpref {options.command}: {error}", file=sys.stderr)
         return 1
     except Preempted as error:
@@ -60,6 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"\njaxpref {options.command}: {error or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        problem = disk_problem(error)
+        if problem is None:
+            raise
+        print(
+            f"jaxpref {options.command}: {problem}; files that were there before are as they were. "
+            "Make room there, or name another place, and run the same command again.",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 

@@ -15,6 +15,10 @@ class InputError(ValueError):
         self.expected, self.got, self.fix = expected, got, fix
 
 
+class NotWrittenError(RuntimeError):
+    """The disk took no more: full, read-only, or at a limit.  It says what is safe, in one line."""
+
+
 class RowError(InputError):
     """A row of data without usable answers.
 

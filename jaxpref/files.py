@@ -1,6 +1,8 @@
 """Files and directories that are written whole or not at all, and only where nothing is lost."""
 
+import errno
 import os
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -47,6 +49,35 @@ def check_destination(
             expected, f"{path} {holds}", "choose another name, or move away what is there"
         )
     return path
+
+
+_UNWRITABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+}
+
+
+def disk_problem(error: BaseException | None) -> str | None:
+    """What an error says of a disk that takes no more, in words; None: it is of another kind.
+
+    Libraries in other languages raise errors of their own for it, which name the system's.
+    """
+    while error is not None:
+        text = str(error)
+        named = re.search(r"os[ _]error(?:_code=')? ?(\d+)", text)
+        code = int(named[1]) if named else getattr(error, "errno", None)
+        if code in _UNWRITABLE:
+            path = getattr(error, "filename", None)
+            if path is None and (found := re.search(r'"(/[^"]+)": Failed to', text)):
+                path = found[1]
+            return f"{path}: {os.strerror(code)}" if path else os.strerror(code)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager

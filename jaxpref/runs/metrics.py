@@ -19,6 +19,8 @@ from jaxpref.runs.flops import peak_flops
 from jaxpref.settings import to_dict
 
 TRACKER_ID_FILE = "tracker_id.txt"
+_FLUSH_SECONDS = 30.0
+"""Between two times that TensorBoard's file is on disk for sure, which takes a while."""
 
 
 class Writers:
@@ -71,16 +73,30 @@ class Writers:
         self._closers.append(stream.close)
 
     def _tensorboard(self, directory: Path, resumed_at: int) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
 
-        writer = SummaryWriter(str(directory), purge_step=resumed_at + 1 if resumed_at else None)
+        # Its `SummaryWriter` writes in a thread: where a disk is full that thread ends, and training
+        # would wait for it without end.
+        directory.mkdir(parents=True, exist_ok=True)
+        events = EventsWriter(str(directory / "events"))
+        if resumed_at:
+            later = SessionLog(status=SessionLog.START)
+            events.write_event(Event(wall_time=time.time(), step=resumed_at + 1, session_log=later))
+        flushed = 0.0
 
         def sink(step: int, values: Mapping[str, float]) -> None:
+            nonlocal flushed
             for name, value in values.items():
-                writer.add_scalar(name, value, step)
+                summary = scalar(name, value)
+                events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            if time.monotonic() > flushed + _FLUSH_SECONDS:
+                events.flush()
+                flushed = time.monotonic()
 
         self._sinks.append(sink)
-        self._closers.append(writer.close)
+        self._closers.append(events.close)
 
 
 def _wandb_run(out: Path, config: Config) -> Any:

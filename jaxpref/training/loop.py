@@ -4,6 +4,7 @@ What is trained is described by a `Training`.  A single run (`run.py`) and a sta
 (`stacked.py`) each describe one, and this loop runs them all.
 """
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,7 +19,8 @@ from jax.sharding import Mesh
 
 from jaxpref.config import TrainConfig
 from jaxpref.data.loader import Loader, Step
-from jaxpref.errors import InputError
+from jaxpref.errors import InputError, NotWrittenError
+from jaxpref.files import disk_problem
 from jaxpref.runs.checkpoint import BestRule, Checkpoints
 from jaxpref.runs.feed import batches, own_steps
 from jaxpref.runs.made_from import Digests
@@ -116,9 +118,27 @@ def run(training: Training, on_log: OnLog) -> Finished:
         InputError for a checkpoint of another vocabulary, or an evaluation without the metric that
             decides which one is the best.
         NotFiniteError with the step and its rows.
+        NotWrittenError where the disk takes no more.
         Preempted after SIGTERM and Interrupted after Ctrl-C, once the state is saved.
     """
-    return _Loop(training, on_log).run()
+    try:
+        return _Loop(training, on_log).run()
+    except Exception as error:
+        problem = disk_problem(error)
+        if problem is None:
+            raise
+    gc.collect()  # what was left of the checkpoint, which orbax would report as lost at the end
+    with Checkpoints(training.checkpoints.directory, read_only=True) as checkpoints:
+        step = checkpoints.latest()
+    safe = (
+        "no checkpoint was saved before"
+        if step is None
+        else f"safe is the checkpoint of step {step}"
+    )
+    raise NotWrittenError(
+        f"{problem}; {safe} in {training.checkpoints.directory}. Make room there, or lift the limit, "
+        "and start the same run again to go on from it."
+    )
 
 
 class _Loop:

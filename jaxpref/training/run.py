@@ -56,6 +56,7 @@ def train(
     Errors:
         InputError for anything wrong with config, model or data, before anything is compiled.
         NotFiniteError with the step and its rows.
+        NotWrittenError where the disk takes no more, with what is safe.
         Preempted after SIGTERM and Interrupted after Ctrl-C, once the state is saved.
     """
     with sole_writer(config.out):
