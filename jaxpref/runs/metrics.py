@@ -77,8 +77,8 @@ class Writers:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.summary import scalar
 
-        # Its `SummaryWriter` writes in a thread: where a disk is full that thread ends, and training
-        # would wait for it without end.
+        # Its `SummaryWriter` writes in a thread, which a full disk ends; training would then wait
+        # for it for ever.
         directory.mkdir(parents=True, exist_ok=True)
         events = EventsWriter(str(directory / "events"))
         if resumed_at:
