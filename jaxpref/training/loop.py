@@ -128,16 +128,13 @@ def run(training: Training, on_log: OnLog) -> Finished:
         if problem is None:
             raise
     gc.collect()  # what was left of the checkpoint, which orbax would report as lost at the end
-    with Checkpoints(training.checkpoints.directory, read_only=True) as checkpoints:
+    where = training.checkpoints.directory
+    with Checkpoints(where, read_only=True) as checkpoints:
         step = checkpoints.latest()
-    safe = (
-        "no checkpoint was saved before"
-        if step is None
-        else f"safe is the checkpoint of step {step}"
-    )
+    safe = "nothing was saved before" if step is None else f"the checkpoint of step {step} is safe"
     raise NotWrittenError(
-        f"{problem}; {safe} in {training.checkpoints.directory}. Make room there, or lift the limit, "
-        "and start the same run again to go on from it."
+        f"{problem}; {safe} in {where}. Make room there, or lift the limit, and start the same run "
+        "again to go on."
     )
 
 
