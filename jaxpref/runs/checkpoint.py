@@ -1,6 +1,7 @@
 """Checkpoints of a run (orbax, asynchronous): the latest few and the best are kept."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,14 @@ from orbax.checkpoint import checkpoint_managers as policies
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import VOCAB_LEAVES, leaf_path
 from jaxpref.step.state import TrainState
+
+
+def _concerns_the_user(record: logging.LogRecord) -> bool:
+    """Not what orbax says below an error: files it writes, options that it derives."""
+    return record.levelno >= logging.ERROR or "orbax" not in Path(record.pathname).parts
+
+
+logging.getLogger("absl").addFilter(_concerns_the_user)
 
 ACCURACY, LOSS = "eval/rewards/accuracies", "eval/loss"
 
