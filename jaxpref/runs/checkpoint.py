@@ -18,8 +18,13 @@ from jaxpref.step.state import TrainState
 
 
 def _concerns_the_user(record: logging.LogRecord) -> bool:
-    """Not what orbax says below an error: files it writes, options that it derives."""
-    return record.levelno >= logging.ERROR or "orbax" not in Path(record.pathname).parts
+    """Not what orbax says below an error: files it writes, options that it derives.
+
+    Nor the traceback of an error in one of its threads: it is raised where the checkpoint is
+    waited for.
+    """
+    told = record.levelno >= logging.ERROR and not record.exc_info
+    return told or "orbax" not in Path(record.pathname).parts
 
 
 logging.getLogger("absl").addFilter(_concerns_the_user)

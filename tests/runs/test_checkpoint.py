@@ -204,6 +204,10 @@ def test_orbax_is_heard_where_something_is_wrong_only(tmp_path, caplog):
         save_all(tmp_path, [{}]).close()
         Checkpoints(tmp_path, read_only=True).close()
         assert not caplog.records
+        # What a thread of it dies of, it raises later too.
+        code = "try:\n 1 / 0\nexcept Exception: logging.exception('a thread ends')"
+        exec(compile(code, orbax_manager.__file__, "exec"), vars(orbax_manager))
+        assert not caplog.records
         # As orbax calls them: its file is where the record comes from.
         exec(compile("logging.error('a disk is gone')", orbax_manager.__file__, "exec"), vars(orbax_manager))
     assert [record.message for record in caplog.records] == ["a disk is gone"]
