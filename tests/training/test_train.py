@@ -234,14 +234,28 @@ sys.exit(cli.main(["train", *sys.argv[1:]]))
 """
 
 
-def start(path: Path, cache: Path) -> subprocess.Popen:
+LIMITED_TRAIN = """
+import resource, sys
+from jaxpref import cli
+from jaxpref.runs.metrics import Writers
+write, limit = Writers.write, int(sys.argv.pop())
+def limited(self, step, values):
+    if step == 5:  # no file may become larger from now on
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    write(self, step, values)
+Writers.write = limited
+sys.exit(cli.main(["train", *sys.argv[1:]]))
+"""
+
+
+def start(path: Path, cache: Path, code: str = SLOW_TRAIN, *arguments: str) -> subprocess.Popen:
     env = os.environ | {
         "XLA_FLAGS": tiny.xla_flags(1),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
-    command = [sys.executable, "-c", SLOW_TRAIN, str(path)]
+    command = [sys.executable, "-c", code, str(path), *arguments]
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -278,6 +292,24 @@ def test_sigkill_and_sigterm(finished_run, tiny_files, tmp_path, compile_cache):
     _, said = last.communicate()
     assert last.returncode == 0, said
     assert tiny.logged(tmp_path / "run") == tiny.logged(finished_run.out)
+
+
+@pytest.mark.parametrize("limit, failed", [(20_000, "checkpoints/6"), (2_000, "File too large")])
+def test_a_disk_that_takes_no_more_is_one_line_and_loses_nothing(
+    limit, failed, finished_run, tiny_files, tmp_path, compile_cache
+):
+    """A limit on the size of files stands for a full disk: it meets the checkpoint, or the log before it."""
+    config = tiny.long_config(tmp_path / "run", tiny_files)
+    path = tiny.write_config(config, tmp_path / "config.yaml")
+    process = start(path, compile_cache, LIMITED_TRAIN, str(limit))
+    _, said = process.communicate()
+    assert process.returncode == 1 and "Traceback" not in said
+    (line,) = (line for line in said.splitlines() if line.startswith("jaxpref"))
+    assert failed in line and "File too large; the checkpoint of step 3 is safe in" in line
+    assert "start the same run again" in line
+    assert tiny.stored_steps(config.out) == [3]
+    assert train(config).last_eval == finished_run.result.last_eval
+    assert tiny.logged(config.out) == tiny.logged(finished_run.out)
 
 
 # ---- what `train.resume` allows
