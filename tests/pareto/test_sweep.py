@@ -1,6 +1,7 @@
 """`jaxpref pareto` on a tiny model: every stage for real, once together and once one by one."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from jaxpref.pareto.inputs import asked_prompts
 from jaxpref.pareto.settings import doubtful_bases, make_front_config
 from jaxpref.pareto.sweep import Watch, run_front
 from jaxpref.runs.build import build
+from jaxpref.runs.lock import sole_writer
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
@@ -53,6 +55,12 @@ def front(files, tmp_path_factory, compile_cache):
         out = tmp_path_factory.mktemp("runs") / "front"
         config = make_front_config(settings(out, files, methods=EVERY_METHOD))
         return run_front(config, QUIET), out, config
+
+
+def test_a_front_is_made_by_one_process(files, tmp_path):
+    with sole_writer(tmp_path / "front"), pytest.raises(InputError, match=f"front is in use by process {os.getpid()}"):
+        run_front(make_front_config(settings(tmp_path / "front", files, methods=["dpo"])), QUIET)
+    assert not (tmp_path / "front").exists()
 
 
 def test_every_policy_is_measured(front):

@@ -12,6 +12,7 @@ from jaxpref.evaluation import evaluate_run
 from jaxpref.models.parameters import LORA
 from jaxpref.runs.build import build
 from jaxpref.runs.directory import run_params
+from jaxpref.runs.lock import sole_writer
 from jaxpref.settings import load_config
 from jaxpref.training.run import train
 from jaxpref.training.stacked import train_stacked
@@ -152,6 +153,14 @@ def test_runs_that_cannot_share_a_step_are_refused(files, tmp_path, change, matc
     with pytest.raises(InputError, match=match):
         train_stacked([first, other], tmp_path / "stack")
     assert not (tmp_path / "stack").exists()
+
+
+@pytest.mark.parametrize("held", ["stack", "b"])
+def test_a_stack_holds_the_directories_of_all_its_runs(files, tmp_path, held):
+    configs = [config_of(files, tmp_path / name, w) for name, w in zip("ab", WEIGHTS, strict=True)]
+    with sole_writer(tmp_path / held), pytest.raises(InputError, match=f"{held} is in use by process"):
+        train_stacked(configs, tmp_path / "stack")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_changed_weight_is_refused_when_going_on(both, files, tmp_path):
