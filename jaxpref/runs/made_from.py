@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,13 @@ def of_references(pieces: Pieces, overlay: Any) -> Digests:
         if overlay is not None and (own_path or adapter):
             digests["reference"] = placed_digest(overlay, pieces.mesh)
         elif own_path:  # only its log-probs are in memory
-            path = reference_source(pieces).path
-            digests["reference"] = _of_first_process(lambda: weights_key(path, dtype))
+            key = partial(weights_key, reference_source(pieces).path, dtype)
+            digests["reference"] = _of_first_process(key)
         elif adapter:
-            digests["reference"] = _of_first_process(lambda: weights_key(Path(adapter), dtype))
+            digests["reference"] = _of_first_process(partial(weights_key, Path(adapter), dtype))
     for i, extra in enumerate(reference.extra):
-        path = open_checkpoint(extra).path
-        key = _of_first_process(lambda path=path: weights_key(path, dtype))
-        digests[f"reference.extra[{i}]"] = key
+        key = partial(weights_key, open_checkpoint(extra).path, dtype)
+        digests[f"reference.extra[{i}]"] = _of_first_process(key)
     return digests
 
 

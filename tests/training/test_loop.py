@@ -168,6 +168,15 @@ def test_sigterm_saves_the_step_and_the_next_start_goes_on(whole, tmp_path):
     assert rest == {step: losses[step] for step in (4, 5, 6)}
 
 
+@pytest.fixture
+def in_the_foreground():
+    """The tests themselves may run in the background, where SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("in_the_foreground")
 def test_ctrl_c_saves_the_step_too_and_the_second_one_stops_at_once(whole, tmp_path, caplog):
     """As a notebook's stop does, it comes as SIGINT; KeyboardInterrupt ends what trains several runs, too."""
     _, _, losses = whole
