@@ -242,12 +242,15 @@ sys.exit(cli.main(["train", *sys.argv[1:]]))
 
 
 LIMITED_TRAIN = """
-import resource, sys
+import pathlib, resource, sys, time
 from jaxpref import cli
 from jaxpref.runs.metrics import Writers
 write, limit = Writers.write, int(sys.argv.pop())
+saved = pathlib.Path(sys.argv[1]).parent / "run" / "checkpoints" / "3"
 def limited(self, step, values):
     if step == 5:  # no file may become larger from now on
+        while not saved.is_dir():
+            time.sleep(0.05)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     write(self, step, values)
 Writers.write = limited
