@@ -386,7 +386,7 @@ def test_a_run_goes_on_with_the_data_weights_and_objective_of_its_start_alone(ti
         refused(f"data.train: {rows} gave 8 groups then, {count} now")
     tiny.write_rows(rows, tiny.rows(8))
     tiny.write_rows(held_out, tiny.rows(4, first=101))
-    refused(f"data.eval: {held_out} gave 4 groups then as now, but others")
+    refused(f"data.eval: {held_out} gave 4 groups then as now, but of other tokens")
     tiny.write_rows(held_out, tiny.rows(4, first=100))
     tiny.write_model(model, scale=1.01)
     refused("the weights of model.path")
