@@ -55,7 +55,7 @@ def test_rows_that_changed_are_told_by_file():
     assert told(first + second, first + second[:2]) == "b.jsonl gave 3 groups then, 2 now"
     assert told(first, first + second) == "b.jsonl gave 0 groups then, 3 now"
     assert told(first + second, second + first) == "the order of the files"
-    others = "a.jsonl gave 4 groups then as now, but of other tokens or columns"
+    others = "a.jsonl gave 4 groups then as now, but of other tokens, columns or order"
     assert told(first, first[::-1]) == others
     for change in (
         {"prompt_ids": np.array([7], np.int32)},

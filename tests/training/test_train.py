@@ -21,7 +21,7 @@ from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.metrics import read_jsonl
 from jaxpref.settings import make_config
 from jaxpref.training.loop import NotFiniteError
-from jaxpref.training.preemption import PREEMPTED
+from jaxpref.training.preemption import INTERRUPTED, PREEMPTED
 from jaxpref.training.run import train
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
@@ -232,9 +232,10 @@ def test_continues_on_another_mesh(tiny_files, tmp_path):
 # ---- the same through processes and signals
 
 SLOW_TRAIN = """
-import sys, time
+import signal, sys, time
 from jaxpref import cli
 from jaxpref.runs.metrics import Writers
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, where it is ignored
 write = Writers.write
 Writers.write = lambda self, *args: (time.sleep(0.1), write(self, *args))  # so that signals find it at work
 sys.exit(cli.main(["train", *sys.argv[1:]]))
@@ -302,6 +303,18 @@ def test_sigkill_and_sigterm(finished_run, tiny_files, tmp_path, compile_cache):
     _, said = last.communicate()
     assert last.returncode == 0, said
     assert tiny.logged(tmp_path / "run") == tiny.logged(finished_run.out)
+
+
+def test_ctrl_c_ends_the_command_with_a_line_and_no_traceback(tiny_files, tmp_path, compile_cache):
+    config = tiny.long_config(tmp_path / "run", tiny_files)
+    process = start(tiny.write_config(config, tmp_path / "config.yaml"), compile_cache)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_until(lambda: metrics.is_file() and len(tiny.logged(config.out)) > 2, process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == INTERRUPTED == 130 and "Traceback" not in said
+    (saved,) = {2, 3, 4, 5, 6, 7, 8, 9} & {max(tiny.stored_steps(config.out))}
+    assert f"jaxpref train: Ctrl-C: saved step {saved} of 10 in {config.out}/checkpoints; start the same run" in said
 
 
 @pytest.mark.parametrize("limit, failed", [(20_000, "checkpoints/6"), (2_000, "File too large")])
