@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(
             f"jaxpref {options.command}: {problem}; files that were there before are as they were. "
-            "Make room there, or name another place, and run the same command again.",
+            "Once there is room, and leave to write, run the same command again.",
             file=sys.stderr,
         )
         return 1

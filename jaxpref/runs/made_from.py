@@ -149,7 +149,8 @@ def _tell_rows(key: str, before: list[list], now: list[list]) -> Iterator[str]:
         if count != count_now:
             yield f"{key}: {file} gave {count} groups then, {count_now} now"
         elif digest != digest_now:
-            yield f"{key}: {file} gave {count} groups then as now, but of other tokens, columns or order"
+            same = f"{key}: {file} gave {count} groups then as now"
+            yield f"{same}, but of other tokens, columns or order"
     if of_file == of_file_now:
         yield f"{key}: the order of the files"
 

@@ -133,7 +133,7 @@ def run(training: Training, on_log: OnLog) -> Finished:
         step = checkpoints.latest()
     safe = "nothing was saved before" if step is None else f"the checkpoint of step {step} is safe"
     raise NotWrittenError(
-        f"{problem}; {safe} in {where}. Make room there, or lift the limit, and start the same run "
+        f"{problem}; {safe} in {where}. Once there is room, and leave to write, start the same run "
         "again to go on."
     )
 
