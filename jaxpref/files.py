@@ -63,21 +63,38 @@ _UNWRITABLE = {
 
 
 def disk_problem(error: BaseException | None) -> str | None:
-    """What an error says of a disk that takes no more, in words; None: it is of another kind.
-
-    Libraries in other languages raise errors of their own for it, which name the system's.
-    """
+    """What an error says of a disk that takes no more, in words; None: it is of another kind."""
     while error is not None:
-        text = str(error)
-        named = re.search(r"os[ _]error(?:_code=')? ?(\d+)", text)
-        code = int(named[1]) if named else getattr(error, "errno", None)
-        if code in _UNWRITABLE:
+        code = _disk_code(error)
+        if code is not None:
             path = getattr(error, "filename", None)
-            if path is None and (found := re.search(r'"(/[^"]+)": Failed to', text)):
+            if path is None and (found := re.search(r'"(/[^"]+)": Failed to', str(error))):
                 path = found[1]
             return f"{path}: {os.strerror(code)}" if path else os.strerror(code)
         error = error.__cause__ or error.__context__
     return None
+
+
+def _disk_code(error: BaseException) -> int | None:
+    """The system's number of an error of the disk.
+
+    Libraries in other languages raise errors of their own for it, which name the system's.
+    """
+    named = re.search(r"os[ _]error(?:_code=')? ?(\d+)", str(error))
+    code = int(named[1]) if named else getattr(error, "errno", None)
+    return code if code in _UNWRITABLE else None
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the disk say what could not be written."""
+    try:
+        yield
+    except Exception as error:
+        code = _disk_code(error)
+        if code is None or getattr(error, "filename", None) is not None:
+            raise
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 @contextmanager
@@ -92,7 +109,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
+        with _naming(path):
+            yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -109,7 +127,8 @@ def whole_directory(path: str | Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)
     try:
-        yield partial
+        with _naming(path):
+            yield partial
         _replace_directory(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,5 +1,8 @@
 """What is written whole, and what may be written over."""
 
+import subprocess
+import sys
+
 import pytest
 
 from jaxpref.conditioning.command import _no_statistics
@@ -100,3 +103,38 @@ def test_a_directory_survives_a_kill_between_the_two_renamings(tmp_path):
     with pytest.raises(KeyboardInterrupt), whole_directory(path):
         raise KeyboardInterrupt
     assert (path / "weights").read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+# ---- a disk that takes no more
+
+WRITES = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from safetensors.numpy import save_file
+from jaxpref.files import disk_problem, whole_directory, whole_file
+to = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+def text():
+    with whole_file(to / "text") as partial:
+        partial.write_text("x" * 1000)
+def tensors():
+    with whole_directory(to / "model") as partial:
+        save_file({"x": np.zeros(1000)}, partial / "model.safetensors")
+def wrong():
+    with whole_file(to / "wrong") as partial:
+        raise ValueError("a value of 28")
+for write in (text, tensors, wrong):
+    try:
+        write()
+    except Exception as error:
+        print(disk_problem(error))
+print([path.name for path in to.iterdir()])
+"""
+
+
+def test_what_a_full_disk_kept_from_being_written_is_named_whoever_wrote_it(tmp_path):
+    done = subprocess.run([sys.executable, "-c", WRITES, tmp_path], capture_output=True, text=True, check=True)
+    text, tensors, wrong, left = done.stdout.splitlines()
+    assert text == f"{tmp_path}/text: File too large" and tensors == f"{tmp_path}/model: File too large"
+    assert wrong == "None" and left == "[]"
