@@ -54,6 +54,10 @@ Completion 0 is the chosen one, 1 the rejected one.  Every value is a weighted m
 batch, whatever the micro-batches, packing and mesh.  Where an objective has a `weight`, the data
 column `weight` weights its pairs.
 
+"Where policy equals reference" is where most runs start, and there the value is known before any
+model is run.  A new run holds its first loss against it, for every objective of the sum whose value
+follows from the data alone, and ends with an error where they differ by more than rounding.
+
 A config lists objectives with their hyperparameters; the list is a weighted sum:
 
     objective:

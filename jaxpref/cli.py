@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it writes
+    from jaxpref.training.first_step import FirstLossError
     from jaxpref.training.loop import NotFiniteError
     from jaxpref.training.preemption import PREEMPTED, Preempted
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"jaxpref {options.command}: bad input\n{error}", file=sys.stderr)
         return 2
-    except NotFiniteError as error:
+    except (NotFiniteError, FirstLossError) as error:
         print(f"jaxpref {options.command}: {error}", file=sys.stderr)
         return 1
     except Preempted as error:

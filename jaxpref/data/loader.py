@@ -134,6 +134,10 @@ class Loader:
         # One thread keeps the steps in order of building and is faster than any step trains.
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
+    def groups_of(self, step: int) -> list[EncodedGroup]:
+        """The groups of a step, counted from 0."""
+        return [self.groups[i] for i in self._order[step]]
+
     def _check(self) -> None:
         tokens, row_length = max(self._lengths), self.layout.row_length
         if tokens > row_length:

@@ -67,6 +67,8 @@ class Training:
     """(step to go on from) -> where metrics are written: `write(step, values)` and `close()`."""
     where: Mapping[int, str]
     """Row id -> file and row, for messages."""
+    check_first: Callable[[Values], None] | None
+    """Raises for metrics that the first step of this new run cannot have; None: any may be."""
     began: float
     """`time.perf_counter()` before anything was loaded, for the seconds of the run."""
 
@@ -205,6 +207,8 @@ class _Loop:
             name: np.asarray(x, float)[()] for name, x in jax.device_get(metrics).items()
         }
         _check_finite(step, item, values, training.where)
+        if step == 1 and training.check_first:
+            training.check_first(values)
         flops = training.step_flops(item)
         self.progress.flops += flops
         self.window.add(values, item, flops)

@@ -15,6 +15,7 @@ from jaxpref.config import Config
 from jaxpref.data.dataset import DataReport
 from jaxpref.data.loader import Loader, Step
 from jaxpref.evaluation import Evaluator
+from jaxpref.objectives import Part
 from jaxpref.runs.adapters import check_trainable
 from jaxpref.runs.build import Pieces, attention_of, build
 from jaxpref.runs.cached_reference import with_reference_logps
@@ -28,6 +29,7 @@ from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
+from jaxpref.training.first_step import first_loss_check
 from jaxpref.training.loop import Training, Values
 from jaxpref.types import EncodedGroup
 
@@ -90,8 +92,16 @@ class Prepared:
         deciding: Callable[[Values], dict[str, float]],
         step_flops: Callable[[Step], float],
         writers: Callable[[int], Any],
+        points: Sequence[Sequence[Part]],
     ) -> Training:
-        """The description that the loop takes: what is prepared, and what is the caller's own."""
+        """The description that the loop takes: what is prepared, and what is the caller's own.
+
+        Args:
+            points: the parts of the objective, of each policy that the state holds.
+        """
+        check_first = None
+        if self.resume_step is None:
+            check_first = first_loss_check(self.pieces, self.loader, points)
         return Training(
             settings=self.config.train,
             mesh=self.pieces.mesh,
@@ -109,6 +119,7 @@ class Prepared:
             step_flops=step_flops,
             writers=writers,
             where=self.where,
+            check_first=check_first,
             began=self.began,
         )
 

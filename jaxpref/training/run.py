@@ -54,6 +54,7 @@ def train(
     Errors:
         InputError for anything wrong with config, model or data, before anything is compiled.
         NotFiniteError with the step and its rows.
+        FirstLossError where policy and reference start equal and the first loss denies it.
         Preempted after SIGTERM, once the state is saved.
     """
     # Not named here, the first parameters are freed as soon as the state holds them.
@@ -117,4 +118,5 @@ def _training(
         deciding=lambda values: values,
         step_flops=flops,
         writers=lambda first: Writers(Path(config.out), config, first),
+        points=[pieces.parts],
     )

@@ -245,6 +245,7 @@ def _training(
         deciding=_means,
         step_flops=flops,
         writers=lambda first: _Writers(configs, first),
+        points=[bind(config.objective, OBJECTIVES, TRANSFORMS) for config in configs],
     )
 
 

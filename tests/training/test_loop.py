@@ -79,6 +79,7 @@ def describe(out: Path, *, rate=0.01, best=NEAREST, vocabulary=VOCABULARY, **cha
         step_flops=lambda item: 10.0 * item.tokens,
         writers=lambda first: Writers(out, config, first),
         where={group.row_id: group.where for group in groups()},
+        check_first=None,
         began=perf_counter(),
     )
 
