@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -240,6 +243,16 @@ def test_run_without_checkpoints(call, finished_run, tmp_path, any_mesh):
     tiny.remove(run / "checkpoints")
     refused(call("export", run, "--to", tmp_path / "to"), "checkpoints: no such directory")
     assert not (run / "checkpoints").exists()
+
+
+def test_distributed_without_a_cluster(tmp_path):
+    """In a process of its own: jax joins a cluster only before it has looked at its devices."""
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "OMPI", "JAX_COORD"))}
+    command = [sys.executable, "-c", "import sys; from jaxpref import cli; sys.exit(cli.main())", "train"]
+    done = subprocess.run(
+        [*command, "--distributed", "any.yaml"], env=alone, capture_output=True, text=True, timeout=120
+    )
+    refused((done.returncode, done.stdout, done.stderr), "--distributed", "coordinator_address should be defined")
 
 
 def test_help_and_unknown_commands(capsys):
