@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-_STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+_STRICT = ConfigDict(
+    extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+)
 
 LocalPath = Annotated[str, AfterValidator(expanduser)]
 """A path, whose `~` is the home directory, or another name of what may lie at a path."""
@@ -136,8 +138,8 @@ class DataConfig:
 class OptimConfig:
     name: Literal["adamw", "adafactor", "lion", "sgd"] = "adamw"
     """Optimizer (optax)."""
-    learning_rate: float = Field(default=1e-6, gt=0)
-    """Peak learning rate."""
+    learning_rate: float = Field(default=1e-6, gt=0, le=1e3)
+    """Peak learning rate, at most 1,000."""
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "linear"
     """Learning rate after the warm-up; linear and cosine reach 0 at the end of the run."""
     warmup_steps: int | None = Field(default=None, ge=0)

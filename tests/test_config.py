@@ -95,6 +95,9 @@ def test_wrong_type_or_range_names_the_key(raw, key):
         ({"objective": [{"name": "dpo", "bta": 0.2}]}, "dpo.bta is unknown (did you mean 'beta'"),
         ({"objective": [{"name": "dpo", "beta": "0.2"}]}, "dpo.beta='0.2'"),
         ({"objective": [{"name": "dpo", "weight": True}]}, "weight=True"),
+        ({"objective": [{"name": "dpo", "weight": 0}]}, "dpo.weight=0 (give a finite number above 0"),
+        ({"objective": [{"name": "dpo"}, {"name": "sft", "weight": -0.5}]}, "sft.weight=-0.5"),
+        ({"objective": [{"name": "dpo", "weight": float("inf")}]}, "dpo.weight=inf"),
         ({"objective": [{"beta": 0.2}]}, "name=None is unknown"),
     ],
 )
@@ -246,3 +249,20 @@ def test_help_lists_every_key_with_its_default(command, capsys):
     text = capsys.readouterr().out
     for name, default, meaning in keys():
         assert f"  {name} = {json.dumps(default)}\n      {meaning}\n" in text + "\n"
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("optim.learning_rate=.inf", "optim.learning_rate: Input should be a finite number, got inf"),
+        ("optim.learning_rate=.nan", "optim.learning_rate"),
+        ("optim.learning_rate=1e30", "less than or equal to 1000"),
+        ("optim.weight_decay=.inf", "finite number"),
+        ("optim.clip_norm=.inf", "finite number"),
+        ("adapter.alpha=.inf", "finite number"),
+    ],
+)
+def test_numbers_are_finite_and_rates_within_reason(override, said):
+    with pytest.raises(InputError) as error:
+        load_config(None, [override])
+    assert said in str(error.value)

@@ -79,8 +79,12 @@ def _bind_one(
     sources, chain = setting.pop("columns", {}), setting.pop("transform", [])
     function = name if callable(name) else _named(name, registry, "objective")
     label = getattr(function, "__name__", str(name))
-    if not _is_finite_number(weight):
-        raise InputError("a number", f"weight={weight!r}", "give a finite number")
+    if not _is_finite_number(weight) or weight <= 0:
+        raise InputError(
+            "a weight above 0",
+            f"{label}.weight={weight!r}",
+            "give a finite number above 0, or remove the objective",
+        )
     arrays, hyperparameters = _signature(function, label, setting)
     if not arrays or arrays[0].name != "policy":
         raise InputError(

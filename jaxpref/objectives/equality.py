@@ -93,7 +93,8 @@ def _logps(sum_BK: jax.Array, count_BK: np.ndarray) -> Logps:
 
 
 def _mean(out) -> jax.Array:
-    return sum(
+    means = [
         jnp.sum(term.weight_B * term.loss_B) / jnp.maximum(jnp.sum(term.weight_B), 1e-30)
         for term in out.terms
-    )
+    ]
+    return jnp.sum(jnp.stack(means))

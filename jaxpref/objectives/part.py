@@ -8,7 +8,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxpref.errors import InputError
-from jaxpref.objectives.contract import KINDS, NOT_DATA, Needs, ObjectiveOutput, Transform
+from jaxpref.objectives.contract import (
+    KINDS,
+    NOT_DATA,
+    Needs,
+    ObjectiveOutput,
+    Transform,
+    check_output,
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,9 @@ class Part:
             for name in (*self.required, *self.optional)
             if all(column in have for column in self._source(name))
         }
-        return self.function(**arrays, **self.hyperparameters)
+        out = self.function(**arrays, **self.hyperparameters)
+        check_output(self.name, out, len(policy.count), self.needs)
+        return out
 
 
 def group_kinds(parts: Sequence[Part]) -> tuple[str, ...]:

@@ -23,7 +23,9 @@ from pydantic.dataclasses import dataclass
 
 from jaxpref.config import Config, LocalPath
 
-_STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+_STRICT = ConfigDict(
+    extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+)
 SHARED = "data.train"
 """Name of the pairs of data.train and data.eval beside the objectives' own.
 
