@@ -33,7 +33,7 @@ Values = dict[str, Any]
 
 
 class NotFiniteError(RuntimeError):
-    """Loss, gradient or evaluation became NaN or infinite; the last checkpoint is untouched."""
+    """A value of a step or an evaluation is NaN or infinite; the last checkpoint is untouched."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Training:
     shardings: TrainState
     """How the state lies there."""
     step: Callable[[TrainState, Frozen, Batch, jax.Array], tuple[TrainState, Values]]
-    """The optimizer step, a pure function as `step.train_step.make_train_step` makes it; `loss` and
-    `grad_norm` are among its metrics."""
+    """The optimizer step, a pure function as `step.train_step.make_train_step` makes it; `loss` is
+    among its metrics, and all of them must be finite."""
     frozen: Frozen
     evaluate: Callable[[TrainState], Values] | None
     """Metrics on held-out data; None: there is none."""
@@ -102,23 +102,24 @@ class Finished(NamedTuple):
     """Which checkpoint is the best, and which metric decided it."""
 
 
-def run(training: Training, on_log: OnLog) -> Finished:
+def run(training: Training, on_log: OnLog, term: TermFlag | None = None) -> Finished:
     """Trains to the last step of the plan, closing checkpoints and writers whatever happens.
 
     Args:
         on_log: called with (step, steps, values of the step) after every step.
+        term: one that may have listened before; None: SIGTERM is not expected so far.
     Errors:
         InputError for a checkpoint of another vocabulary, or an evaluation without the metric that
             decides which one is the best.
         NotFiniteError with the step and its rows.
         Preempted after SIGTERM, once the state is saved.
     """
-    return _Loop(training, on_log).run()
+    return _Loop(training, on_log, term or TermFlag()).run()
 
 
 class _Loop:
-    def __init__(self, training: Training, on_log: OnLog):
-        self.training, self.on_log = training, on_log
+    def __init__(self, training: Training, on_log: OnLog, term: TermFlag):
+        self.training, self.on_log, self.term = training, on_log, term
         self.progress = Progress(training.vocabulary)
         self.seconds_before = 0.0
         self.last_log: Values = {}
@@ -134,10 +135,10 @@ class _Loop:
                 first = training.resume_step
                 self._restore(first, steps)
             self.writers = training.writers(first)
-            with closing(self.writers), TermFlag() as term, jax.set_mesh(training.mesh):
+            with closing(self.writers), self.term.listening(), jax.set_mesh(training.mesh):
                 if first == 0 and training.evaluate:
                     self.progress.first_eval = self._evaluate(0)
-                self._steps(first, steps, term)
+                self._steps(first, steps)
                 if training.evaluate and not self.last_eval:  # a finished run was started again
                     self.last_eval = training.evaluate(self.state)
                 checkpoints.wait()
@@ -161,7 +162,7 @@ class _Loop:
         self.seconds_before = self.progress.seconds
         steps.set_state(self.progress.data)
 
-    def _steps(self, first: int, steps: Any, term: TermFlag) -> None:
+    def _steps(self, first: int, steps: Any) -> None:
         """Trains from after step `first` to the end, or until SIGTERM."""
         training, settings = self.training, self.training.settings
         total = training.loader.plan.steps
@@ -169,6 +170,7 @@ class _Loop:
         compiled = None
         self.window = Window()
         pending: deque = deque()
+        self.term.tell(training.mesh)
         for step in range(first + 1, total + 1):
             item, batch, micro_batches = next(feed)
             if compiled is None:
@@ -179,7 +181,7 @@ class _Loop:
             pending.append((step, item, metrics))
             last = step == total
             evaluate = training.evaluate and (last or _every(settings.eval_every, step))
-            stop = term.agreed(step)
+            stop = self.term.agreed(training.mesh)
             save = last or stop or _every(settings.save_every, step)
             # One step stays in flight, so the host prepares the next batch meanwhile; everything is
             # read before an evaluation or a checkpoint, which a non-finite step must never reach.
@@ -223,6 +225,11 @@ class _Loop:
     def _evaluate(self, step: int) -> Values:
         """Evaluates and writes it down; the metric that decides must be among the values."""
         values = self.training.evaluate(self.state)
+        if bad := _not_finite(values):  # NaN would count as the best
+            raise NotFiniteError(
+                f"the evaluation after step {step}: {bad}. The last checkpoint is untouched; lower "
+                "optim.learning_rate, or look at the held-out rows."
+            )
         self.writers.write(step, values)
         best = self.training.best
         name = best.deciding(values)
@@ -231,11 +238,6 @@ class _Loop:
                 "a metric of the evaluation",
                 f"train.best_metric={best.metric}",
                 f"set it to one of {', '.join(sorted(values))}",
-            )
-        if not np.isfinite(values[name]).all():  # it would count as the best
-            raise NotFiniteError(
-                f"the evaluation after step {step}: {name}={values[name]}. The last checkpoint is "
-                "untouched; lower optim.learning_rate, or look at the held-out rows."
             )
         return values
 
@@ -265,12 +267,16 @@ def _every(interval: int | None, step: int) -> bool:
 
 
 def _check_finite(step: int, item: Step, values: Values, where: Mapping[int, str]) -> None:
-    bad = [name for name in ("loss", "grad_norm") if not np.isfinite(values[name]).all()]
-    if bad:
-        numbers = ", ".join(f"{name}={values[name]}" for name in bad)
+    if bad := _not_finite(values):
         rows = sorted({int(r) for r in np.unique(item.batch.row_id_RG) if r >= 0})
         raise NotFiniteError(
-            f"step {step}: {numbers}; rows of the batch: {', '.join(where[r] for r in rows)}. "
+            f"step {step}: {bad}; rows of the batch: {', '.join(where[r] for r in rows)}. "
             "Nothing was saved since the last checkpoint; lower optim.learning_rate or look at "
-            "these rows."
+            "these rows, and at the objective where only a metric is named."
         )
+
+
+def _not_finite(values: Values) -> str:
+    """The values that are NaN or infinite, with their names."""
+    bad = (name for name, value in values.items() if not np.isfinite(value).all())
+    return ", ".join(f"{name}={values[name]}" for name in bad)

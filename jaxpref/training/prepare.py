@@ -29,6 +29,7 @@ from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
+from jaxpref.training.agreement import check_same_plan, check_same_rows, check_same_settings
 from jaxpref.training.first_step import first_loss_check
 from jaxpref.training.loop import Training, Values
 from jaxpref.types import EncodedGroup
@@ -140,6 +141,7 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     Errors: InputError for anything wrong with config, model or data.
     """
     began = time.perf_counter()
+    check_same_settings(config)
     check_run_directory(config.out)
     pieces = build(config, objective)
     check_trainable(pieces.source)
@@ -150,10 +152,13 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     best = BestRule(config.train.best_metric, config.train.best_mode)
     checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS, keep=config.train.keep, best=best)
     resumed = resume_step(config, checkpoints)
+    check_same_rows("training rows", groups)
+    check_same_rows("held-out rows", held_out or [])
 
     params = load_params(pieces)
     groups, _ = with_reference_logps(pieces, groups, params)
     loader = make_loader(pieces, groups, training=True)
+    check_same_plan(loader.plan, resumed)
     if held_out is not None:
         held_out, _ = with_reference_logps(pieces, held_out, params)
     trained, base = split(params)

@@ -17,6 +17,7 @@ from jaxpref.step.state import TrainState, state_shardings
 from jaxpref.step.train_step import make_eval_step, make_train_step
 from jaxpref.training import loop
 from jaxpref.training.loop import Training
+from jaxpref.training.preemption import TermFlag
 from jaxpref.training.prepare import Prepared, prepare
 from jaxpref.training.progress import OnLog
 
@@ -57,9 +58,11 @@ def train(
         FirstLossError where policy and reference start equal and the first loss denies it.
         Preempted after SIGTERM, once the state is saved.
     """
-    # Not named here, the first parameters are freed as soon as the state holds them.
-    training = _training(objective, *prepare(config, objective))
-    done = loop.run(training, on_log or (lambda *_: None))
+    term = TermFlag()
+    with term.listening_at_once():
+        # Not named here, the first parameters are freed as soon as the state holds them.
+        training = _training(objective, *prepare(config, objective))
+        done = loop.run(training, on_log or (lambda *_: None), term)
     return Result(
         out=Path(config.out),
         steps=done.steps,

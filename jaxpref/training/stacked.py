@@ -36,6 +36,7 @@ from jaxpref.step.state import TrainState, state_shardings
 from jaxpref.step.train_step import make_eval_step, make_train_step
 from jaxpref.training import loop
 from jaxpref.training.loop import Finished, Training
+from jaxpref.training.preemption import TermFlag
 from jaxpref.training.prepare import Prepared, prepare
 from jaxpref.training.run import Result
 from jaxpref.types import Batch
@@ -67,10 +68,16 @@ def train_stacked(
             if is_run(config.out):  # killed before it began, a run has none
                 check_unchanged(config)
     numbers = stacked_numbers(configs)
-    prepared, params, _ = prepare(dataclasses.replace(configs[0], out=str(out)))
-    training = _training(configs, numbers, prepared, params)
     show = on_log or (lambda *_: None)
-    done = loop.run(training, lambda step, steps, values: show(step, steps, _means(values)))
+
+    def show_means(step: int, steps: int, values: Mapping[str, Any]) -> None:
+        show(step, steps, _means(values))
+
+    term = TermFlag()
+    with term.listening_at_once():
+        prepared, params, _ = prepare(dataclasses.replace(configs[0], out=str(out)))
+        training = _training(configs, numbers, prepared, params)
+        done = loop.run(training, show_means, term)
     return _split(training, configs, done)
 
 

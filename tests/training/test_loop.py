@@ -182,6 +182,20 @@ def test_a_step_that_is_not_finite_is_named_and_not_saved(tmp_path):
     assert tiny.stored_steps(tmp_path) == [] and [line["step"] for line in tiny.logged(tmp_path)] == [0]
 
 
+@pytest.mark.parametrize("name", ["param_norm", "mine/of_my_own"])
+def test_any_value_of_a_step_must_be_finite(name, tmp_path):
+    """At the last step, too, which would be saved."""
+
+    def odd_step(state, *rest):
+        after, metrics = step(state, *rest)
+        return after, metrics | {name: jnp.where(after.step == STEPS, jnp.nan, 1.0)}
+
+    training = dataclasses.replace(describe(tmp_path, save_every=5), step=odd_step)
+    with pytest.raises(NotFiniteError, match=f"step 6: {name}=nan; rows of the batch: rows.jsonl, row"):
+        loop.run(training, lambda *_: None)
+    assert tiny.stored_steps(tmp_path) == [5]
+
+
 def test_what_does_not_fit_is_refused(whole, tmp_path):
     with pytest.raises(InputError, match="best_metric=eval/loss(.|\n)*one of eval/distance, eval/steps"):
         run(tmp_path / "other", best=BestRule("eval/loss"))
