@@ -48,7 +48,8 @@ class Training:
     checkpoints: Checkpoints
     best: BestRule
     resume_step: int | None
-    """The checkpoint to go on from; None: a new run."""
+    """The latest checkpoint, to go on from it or, where it is damaged, from one before it; None: a
+    new run."""
     start: Callable[[], TrainState]
     """Makes the state before the first step, on the mesh; called once."""
     shardings: TrainState
@@ -130,10 +131,7 @@ class _Loop:
         steps = own_steps(training.loader, training.mesh)
         with training.checkpoints as checkpoints:
             self.state = training.start()
-            first = 0
-            if training.resume_step is not None:
-                first = training.resume_step
-                self._restore(first, steps)
+            first = 0 if training.resume_step is None else self._restore(steps)
             self.writers = training.writers(first)
             with closing(self.writers), self.term.listening(), jax.set_mesh(training.mesh):
                 if first == 0 and training.evaluate:
@@ -153,14 +151,15 @@ class _Loop:
             best,
         )
 
-    def _restore(self, step: int, steps: Any) -> None:
-        """State, progress and the loader's position of a checkpoint."""
+    def _restore(self, steps: Any) -> int:
+        """State, progress and the loader's position of the newest whole checkpoint; its step."""
         checkpoints = self.training.checkpoints
-        checkpoints.check_vocabulary(step, self.training.vocabulary)
-        self.state, stored = checkpoints.restore(step, self.state)
+        checkpoints.check_vocabulary(self.training.resume_step, self.training.vocabulary)
+        step, self.state, stored = checkpoints.restore_newest(self.state)
         self.progress = Progress(**{"vocabulary": self.training.vocabulary} | stored)
         self.seconds_before = self.progress.seconds
         steps.set_state(self.progress.data)
+        return step
 
     def _steps(self, first: int, steps: Any) -> None:
         """Trains from after step `first` to the end, or until SIGTERM."""
@@ -175,6 +174,7 @@ class _Loop:
             item, batch, micro_batches = next(feed)
             if compiled is None:
                 compiled = _compile(training, self.state, batch, micro_batches)
+                training.checkpoints.prepare(self.state)
                 self.window.restart()
             self.state, metrics = compiled(self.state, training.frozen, batch, micro_batches)
             self.progress.num_tokens += item.tokens_unshared

@@ -132,6 +132,19 @@ def test_killed_run_continues_bit_for_bit(finished_run, tiny_files, tmp_path):
     assert second.result.last_eval == finished_run.result.last_eval
 
 
+def test_run_goes_on_from_the_newest_whole_checkpoint(finished_run, tiny_files, tmp_path):
+    """Step 10 is damaged: it is trained again, and its lines in the log are written again."""
+    config = tiny.long_config(tmp_path / "run", tiny_files)
+    tiny.copy_run(finished_run.out, config.out)
+    assert tiny.stored_steps(config.out) == [9, 10]
+    tiny.flip_bit(tiny.array_files(config.out, 10)[0])
+    again = tiny.run(config)
+    assert list(again.steps) == [10]
+    assert tiny.logged(config.out) == tiny.logged(finished_run.out)
+    assert_equal_trees(tiny.stored_state(config.out, 10), tiny.stored_state(finished_run.out, 10))
+    assert (tmp_path / "run" / "checkpoints" / "damaged-10").is_dir()
+
+
 def test_finished_run_has_nothing_left_to_do(finished_run, tiny_files, tmp_path):
     config = tiny.long_config(tmp_path / "run", tiny_files)
     tiny.copy_run(finished_run.out, config.out)
