@@ -174,9 +174,9 @@ class TrainConfig:
     """Passes over the data."""
     max_steps: int | None = Field(default=None, ge=1)
     """Train exactly this many steps instead of epochs; null: train.epochs."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the data order, of the objectives' draws, and of answers lent to other prompts
-    (KTO)."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the data order, of the objectives' draws, and of answers lent to other prompts (KTO);
+    below 2^32."""
     log_every: int = Field(default=10, ge=1)
     """Steps between log lines; values are averaged over them."""
     eval_every: int | None = Field(default=None, ge=1)

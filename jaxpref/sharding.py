@@ -97,3 +97,11 @@ def place(x: Any, sharding: NamedSharding) -> jax.Array:
 def row_ways(mesh: Mesh) -> int:
     """How many ways the rows of a micro-batch are split."""
     return math.prod(mesh.shape[axis] for axis in LOGICAL["rows"])
+
+
+def device_memory(mesh: Mesh) -> int | None:
+    """Bytes of memory of a device, of the host for a CPU; None: it does not say."""
+    device = mesh.local_devices[0]
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (device.memory_stats() or {}).get("bytes_limit")

@@ -33,6 +33,9 @@ from jaxpref.data.pack import (
 from jaxpref.errors import InputError
 from jaxpref.types import Batch, EncodedGroup
 
+MOST_STEPS = 1_000_000
+"""Every step is planned before the first one, in 5 to 100 microseconds for each of its groups."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -85,7 +88,8 @@ class Loader:
         max_steps: train exactly so many steps instead, whatever the epochs.
         rounded: make the arrays' sizes powers of two, so that loaders over parts of a data set
             share compiled programs; micro-batches of padding alone are not run.
-    Errors: InputError when a group is longer than a row, naming it.
+    Errors: InputError when a group is longer than a row, naming it, and for more steps than can be
+        planned.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class Loader:
         order = order.batch(batch_size, batch_fn=list)
         self._per_epoch = len(order)
         steps = max_steps or self._per_epoch * epochs
+        _check_steps(steps, self._per_epoch)
         self._order = order.repeat(-(-steps // self._per_epoch))[:steps]
         plan = self._plan(micro_rows)
         self.plan = _rounded(plan) if rounded else plan
@@ -236,6 +241,15 @@ class Loader:
             tokens_unshared=sum(row_tokens(group, share_prefix=False) for group in groups),
             visible=sum(visible_pairs(group, layout.share_prefix) for group in groups),
             loss_tokens=sum(map(self._loss_tokens, groups)),
+        )
+
+
+def _check_steps(steps: int, per_epoch: int) -> None:
+    if steps > MOST_STEPS:
+        raise InputError(
+            f"at most {MOST_STEPS:,} steps, which are planned before the first one",
+            f"{steps:,} steps; an epoch has {per_epoch:,}",
+            "lower train.epochs or train.max_steps, or raise train.batch_size",
         )
 
 

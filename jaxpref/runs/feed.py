@@ -15,7 +15,7 @@ from jaxpref.errors import InputError
 from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives import asked_logps, check_columns, group_kinds
 from jaxpref.runs.build import Pieces
-from jaxpref.sharding import batch_sharding, place, replicated, row_ways
+from jaxpref.sharding import batch_sharding, device_memory, place, replicated, row_ways
 from jaxpref.step.batch_loss import REFERENCE_COLUMN
 from jaxpref.types import Batch, EncodedGroup
 
@@ -85,6 +85,28 @@ def row_layout(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Layout:
     return Layout(length, data.share_prefix, data.pack, data.length_buckets)
 
 
+def check_memory(pieces: Pieces, tokens: int, *, training: bool) -> None:
+    """A device must have room for the least that a micro-batch needs: its hidden states.
+
+    Training keeps those before every layer.
+
+    Args:
+        tokens: of a micro-batch, over all devices.
+    Errors: InputError for more than a device has.
+    """
+    spec, memory = pieces.source.spec, device_memory(pieces.mesh)
+    states = spec.layers if training else 1
+    least = tokens // row_ways(pieces.mesh) * states * spec.width * np.dtype(pieces.dtype).itemsize
+    if memory is not None and least > memory:
+        raise InputError(
+            f"rows for which a device's {memory / 2**30:.3g} GiB of memory are enough",
+            f"micro-batches of {tokens:,} tokens, whose hidden states alone are "
+            f"{least / 2**30:,.0f} GiB on a device",
+            "lower data.row_length (or data.max_length, which decides it where it is null), "
+            "data.length_buckets or train.micro_rows",
+        )
+
+
 def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: bool) -> Loader:
     """Training: shuffled, by steps of the config.  Otherwise one pass in order."""
     config = pieces.config
@@ -93,11 +115,14 @@ def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
     if any(UNIFORM in (*part.required, *part.optional) for part in pieces.parts):
         columns.append(UNIFORM)
     asked = asked_logps(pieces.parts)
+    layout = row_layout(pieces, groups)
+    micro_rows = config.train.micro_rows or row_ways(pieces.mesh)
+    check_memory(pieces, micro_rows * layout.row_length, training=training)
     return Loader(
         groups,
         batch_size=config.train.batch_size,
-        micro_rows=config.train.micro_rows or row_ways(pieces.mesh),
-        layout=row_layout(pieces, groups),
+        micro_rows=micro_rows,
+        layout=layout,
         columns=columns,
         masks=[name for name in asked if name in MASKS],
         loss_on_prompt="prompt" in asked,
