@@ -7,6 +7,7 @@ the activations that matter.
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 import jax
