@@ -72,6 +72,22 @@ class Plan:
     """Share of padding among the tokens of all micro-batches that are run."""
 
 
+def check_steps(groups: int, batch_size: int, epochs: int, max_steps: int | None) -> int:
+    """How many steps a run over so many groups has; arguments as of `Loader`.
+
+    Errors: InputError for more than can be planned.
+    """
+    per_epoch = -(-groups // batch_size)
+    steps = max_steps or per_epoch * epochs
+    if steps > MOST_STEPS:
+        raise InputError(
+            f"at most {MOST_STEPS:,} steps, which are planned before the first one",
+            f"{steps:,} steps; an epoch has {per_epoch:,}",
+            "lower train.epochs or train.max_steps, or raise train.batch_size",
+        )
+    return steps
+
+
 class Loader:
     """Plans a run over `groups` and iterates its steps.
 
@@ -119,8 +135,7 @@ class Loader:
         # The last batch of an epoch may be smaller: no row is lost.
         order = order.batch(batch_size, batch_fn=list)
         self._per_epoch = len(order)
-        steps = max_steps or self._per_epoch * epochs
-        _check_steps(steps, self._per_epoch)
+        steps = check_steps(len(groups), batch_size, epochs, max_steps)
         self._order = order.repeat(-(-steps // self._per_epoch))[:steps]
         plan = self._plan(micro_rows)
         self.plan = _rounded(plan) if rounded else plan
@@ -241,15 +256,6 @@ class Loader:
             tokens_unshared=sum(row_tokens(group, share_prefix=False) for group in groups),
             visible=sum(visible_pairs(group, layout.share_prefix) for group in groups),
             loss_tokens=sum(map(self._loss_tokens, groups)),
-        )
-
-
-def _check_steps(steps: int, per_epoch: int) -> None:
-    if steps > MOST_STEPS:
-        raise InputError(
-            f"at most {MOST_STEPS:,} steps, which are planned before the first one",
-            f"{steps:,} steps; an epoch has {per_epoch:,}",
-            "lower train.epochs or train.max_steps, or raise train.batch_size",
         )
 
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxpref.data.dataset import DataReport, common_columns, load_groups
 from jaxpref.data.encode import check_known_tokens
-from jaxpref.data.loader import Loader, Step
+from jaxpref.data.loader import Loader, Step, check_steps
 from jaxpref.data.pack import MASKS, UNIFORM, Layout, row_tokens
 from jaxpref.errors import InputError
 from jaxpref.models.spec import ModelSpec
@@ -29,7 +29,8 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
     Args:
         which: `train` or `eval`.
     Errors: InputError for data that cannot be read, lack a column that an objective needs, or do
-        not fit the model's vocabulary or positions.
+        not fit the model's vocabulary or positions; for rows beyond a device's memory, and more
+        steps than can be planned.
     """
     data, spec = pieces.config.data, pieces.source.spec
     paths = data.train if which == "train" else data.eval
@@ -46,7 +47,35 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
     sequences = ((group.where, (group.prompt_ids, *group.completion_ids)) for group in groups)
     check_known_tokens(sequences, spec.vocab)
     check_positions(groups, spec)
+    _check_size(pieces, groups, training=which == "train")
     return groups, report
+
+
+def _check_size(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: bool) -> None:
+    """Sizes that no device has room for, and plans that never end, before weights are read.
+
+    The least that a micro-batch needs is its hidden states; training keeps those before every
+    layer.
+    """
+    train, spec = pieces.config.train, pieces.source.spec
+    if training:
+        check_steps(len(groups), train.batch_size, train.epochs, train.max_steps)
+    tokens = _micro_rows(pieces) * row_layout(pieces, groups).row_length
+    states = spec.layers if training else 1
+    least = tokens // row_ways(pieces.mesh) * states * spec.width * pieces.dtype.itemsize
+    memory = device_memory(pieces.mesh)
+    if memory is not None and least > memory:
+        raise InputError(
+            f"rows for which a device's {memory / 2**30:.3g} GiB of memory are enough",
+            f"micro-batches of {tokens:,} tokens, whose hidden states alone are "
+            f"{least / 2**30:,.1f} GiB on a device",
+            "lower data.row_length (where it is null, data.max_length), data.length_buckets or "
+            "train.micro_rows",
+        )
+
+
+def _micro_rows(pieces: Pieces) -> int:
+    return pieces.config.train.micro_rows or row_ways(pieces.mesh)
 
 
 def check_positions(groups: Sequence[EncodedGroup], spec: ModelSpec) -> None:
@@ -85,28 +114,6 @@ def row_layout(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Layout:
     return Layout(length, data.share_prefix, data.pack, data.length_buckets)
 
 
-def check_memory(pieces: Pieces, tokens: int, *, training: bool) -> None:
-    """A device must have room for the least that a micro-batch needs: its hidden states.
-
-    Training keeps those before every layer.
-
-    Args:
-        tokens: of a micro-batch, over all devices.
-    Errors: InputError for more than a device has.
-    """
-    spec, memory = pieces.source.spec, device_memory(pieces.mesh)
-    states = spec.layers if training else 1
-    least = tokens // row_ways(pieces.mesh) * states * spec.width * np.dtype(pieces.dtype).itemsize
-    if memory is not None and least > memory:
-        raise InputError(
-            f"rows for which a device's {memory / 2**30:.3g} GiB of memory are enough",
-            f"micro-batches of {tokens:,} tokens, whose hidden states alone are "
-            f"{least / 2**30:,.0f} GiB on a device",
-            "lower data.row_length (or data.max_length, which decides it where it is null), "
-            "data.length_buckets or train.micro_rows",
-        )
-
-
 def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: bool) -> Loader:
     """Training: shuffled, by steps of the config.  Otherwise one pass in order."""
     config = pieces.config
@@ -115,14 +122,11 @@ def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
     if any(UNIFORM in (*part.required, *part.optional) for part in pieces.parts):
         columns.append(UNIFORM)
     asked = asked_logps(pieces.parts)
-    layout = row_layout(pieces, groups)
-    micro_rows = config.train.micro_rows or row_ways(pieces.mesh)
-    check_memory(pieces, micro_rows * layout.row_length, training=training)
     return Loader(
         groups,
         batch_size=config.train.batch_size,
-        micro_rows=micro_rows,
-        layout=layout,
+        micro_rows=_micro_rows(pieces),
+        layout=row_layout(pieces, groups),
         columns=columns,
         masks=[name for name in asked if name in MASKS],
         loss_on_prompt="prompt" in asked,

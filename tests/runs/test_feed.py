@@ -93,6 +93,21 @@ def test_rows_may_be_longer_than_any_sequence(row_length, tmp_path, any_mesh, qu
         read_data(build(held_out), "eval")
 
 
+@pytest.mark.parametrize(
+    "changes, got",
+    [
+        ({"data": {"row_length": 2**34}}, "micro-batches of 17,179,869,184 tokens"),
+        ({"train": {"micro_rows": 2**30}}, "micro-batches of 51,539,607,552 tokens"),
+        ({"train": {"epochs": 10**8}}, "500,000,000 steps; an epoch has 5"),
+    ],
+)
+def test_what_no_machine_has_room_for_is_refused_before_weights_are_read(changes, got, tiny_files, tmp_path, any_mesh):
+    config = tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, **changes)
+    with pytest.raises(InputError) as caught:
+        read_data(build(config), "train")
+    assert got in caught.value.got
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_mix_has_the_positions_that_all_its_policies_have(first, tmp_path, any_mesh, quick_compile):
     shorter = dataclasses.replace(LEARNED, max_positions=32)

@@ -162,8 +162,17 @@ def test_two_processes_train_as_one(mesh, tiny_files, tmp_path, compile_cache):
         assert ours == pytest.approx(theirs, rel=PROCESS_TOLERANCE, abs=PROCESS_TOLERANCE)
     assert tiny.stored_steps(tmp_path / "two") == [3, 6]
 
-    # What two processes saved, one process on one device continues from.
-    tiny.remove(tmp_path / "two" / "checkpoints" / "6")
+    # Of what two processes saved, the last is damaged; two go on from the one before.
+    tiny.flip_bit(tiny.array_files(tmp_path / "two", 6)[0])
+    tiny.copy_run(tmp_path / "two", tmp_path / "again")
+    config = tiny.long_config(tmp_path / "again", tiny_files, mesh=mesh, **settings)
+    for seen in train_in(2, config, tmp_path, compile_cache):
+        assert list(seen["losses"]) == ["4", "5", "6"]
+        np.testing.assert_array_equal(losses_of(seen), losses_of(two[0])[3:])
+    assert (tmp_path / "again" / "checkpoints" / "damaged-6").is_dir()
+    assert tiny.stored_steps(tmp_path / "again") == [3, 6]
+
+    # One process on one device does so too.
     alone = tiny.run(tiny.long_config(tmp_path / "two", tiny_files, **settings))
     assert list(alone.steps) == [4, 5, 6]
     np.testing.assert_allclose(alone.losses, one.losses[3:], rtol=PROCESS_TOLERANCE)
