@@ -4,7 +4,6 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from jaxpref.errors import InputError
 from jaxpref.models.finite import not_finite
 from jaxpref.models.parameters import VOCAB_LEAVES, leaf_path
+from jaxpref.runs.best import AUTOMATIC, BestRule
 from jaxpref.runs.checksums import checksums, device_checksums
 from jaxpref.runs.damage import (
     DamagedCheckpoint,
@@ -32,44 +32,6 @@ from jaxpref.runs.damage import (
 from jaxpref.step.state import TrainState
 
 _log = logging.getLogger(__name__)
-
-ACCURACY, LOSS = "eval/rewards/accuracies", "eval/loss"
-
-
-@dataclass(frozen=True)
-class BestRule:
-    """Which evaluation is the best.
-
-    Args:
-        metric: by which; None: the reward accuracy where the objective logs it, otherwise the loss,
-            which all log.
-        mode: `max` or `min`; None: `min` for the loss or a part of it, otherwise `max`.
-    """
-
-    metric: str | None = None
-    mode: str | None = None
-
-    def deciding(self, metrics: Mapping[str, float]) -> str | None:
-        """Name of the metric that decides; None when it is not among these."""
-        names = (ACCURACY, LOSS) if self.metric is None else (self.metric,)
-        return next((name for name in names if name in metrics), None)
-
-    def mode_of(self, name: str) -> str:
-        """Whether the highest (`max`) or the lowest (`min`) value of a metric is the best."""
-        if self.mode is not None:
-            return self.mode
-        is_loss = name == LOSS or name.startswith(f"{LOSS}/")
-        return "min" if is_loss else "max"
-
-    def rank(self, metrics: Mapping[str, float]) -> float:
-        """A number that is higher the better.  Errors: KeyError without the metric that decides."""
-        name = self.deciding(metrics)
-        if name is None:
-            raise KeyError(self.metric or LOSS)
-        return metrics[name] if self.mode_of(name) == "max" else -metrics[name]
-
-
-AUTOMATIC = BestRule()
 
 
 class Checkpoints:

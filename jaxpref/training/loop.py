@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from jaxpref.config import TrainConfig
 from jaxpref.data.loader import Loader, Step
 from jaxpref.errors import InputError
-from jaxpref.runs.checkpoint import BestRule, Checkpoints
+from jaxpref.runs.best import BestRule
+from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.feed import batches, own_steps
 from jaxpref.runs.metrics import Window
 from jaxpref.sharding import replicated

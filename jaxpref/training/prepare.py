@@ -17,9 +17,10 @@ from jaxpref.data.loader import Loader, Step
 from jaxpref.evaluation import Evaluator
 from jaxpref.objectives import Part
 from jaxpref.runs.adapters import check_trainable
+from jaxpref.runs.best import BestRule
 from jaxpref.runs.build import Pieces, attention_of, build
 from jaxpref.runs.cached_reference import with_reference_logps
-from jaxpref.runs.checkpoint import BestRule, Checkpoints
+from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.directory import CHECKPOINTS, DATA_FILE, RUN_FILE, check_run_directory
 from jaxpref.runs.feed import make_loader, read_data
 from jaxpref.runs.params import load_params, reference_overlay, runs_reference

@@ -9,7 +9,8 @@ import tiny
 
 from jaxpref.config import MeshConfig
 from jaxpref.errors import InputError
-from jaxpref.runs.checkpoint import BestRule, Checkpoints, find_step
+from jaxpref.runs.best import BestRule
+from jaxpref.runs.checkpoint import Checkpoints, find_step
 from jaxpref.runs.checksums import checksums, device_checksums, host_checksum
 from jaxpref.runs.damage import DamagedCheckpoint
 from jaxpref.sharding import make_mesh

@@ -16,7 +16,8 @@ from jaxpref.config import MeshConfig, TrainConfig
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import Layout
 from jaxpref.errors import InputError
-from jaxpref.runs.checkpoint import BestRule, Checkpoints
+from jaxpref.runs.best import BestRule
+from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.metrics import Writers
 from jaxpref.settings import make_config
 from jaxpref.sharding import make_mesh

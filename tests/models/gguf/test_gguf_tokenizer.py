@@ -189,7 +189,7 @@ def test_stories260k(shared_dir):
         ({"tokenizer.ggml.padding_token_id": 256}, "256 in m.gguf"),
         ({"tokenizer.ggml.padding_token_id": -1}, "-1 in m.gguf"),
         ({"tokenizer.ggml.bos_token_id": "1"}, "'1' in m.gguf"),
-        ({"tokenizer.chat_template": 7}, "7 in m.gguf"),
+        ({"tokenizer.chat_template": 7}, "[7] in m.gguf"),
     ],
 )
 def test_refused(change, named):
