@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Checkpoints:
     ):
         self.directory = Path(directory).absolute()
         self._best = best
-        self._checksums = device_checksums
+        self._checksums: Callable[[Any], dict[str, jax.Array]] = device_checksums
         self._manager = None if read_only else self._open(keep)
 
     def _open(self, keep: int) -> ocp.CheckpointManager:
@@ -79,7 +79,7 @@ class Checkpoints:
 
     def prepare(self, like: TrainState) -> None:
         """Compiles what `save` runs of states like this, so that no step waits for it."""
-        self._checksums = self._checksums.lower(like._asdict()).compile()
+        self._checksums = device_checksums.lower(like._asdict()).compile()
 
     def save(
         self,
