@@ -104,9 +104,10 @@ def test_what_an_export_reads_is_not_replaced(finished_run, tmp_path):
 
 def test_a_damaged_checkpoint_is_neither_exported_nor_evaluated(finished_run, tmp_path):
     run = tiny.copy_run(finished_run.out, tmp_path / "run")
-    tiny.flip_bit(tiny.array_files(run, 10)[0])
+    for file in tiny.array_files(run, 10):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     for read in (lambda: export_run(run, tmp_path / "model"), lambda: evaluate_run(run)):
-        with pytest.raises(InputError, match=r"step 10 in .* is damaged: .*by their checksums(.|\n)*of \[9\]"):
+        with pytest.raises(InputError, match=r"step 10 in .* is damaged: (.|\n)*take another step, of \[9\]"):
             read()
     assert not (tmp_path / "model").exists()
     assert tiny.stored_steps(run) == [9, 10]  # a reader renames nothing
