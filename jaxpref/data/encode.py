@@ -27,13 +27,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxpref.data.messages import PROMPT_ROLES
 from jaxpref.data.prefix import common_length
 from jaxpref.data.template import group_texts
 from jaxpref.data.truncation import TRUNCATIONS, Dropped, Parts, fit
 from jaxpref.errors import InputError, RowError
 from jaxpref.types import EncodedGroup, Group
 
-_OTHER_ROLES = {"system", "developer", "user", "tool"}
+_OTHER_ROLES = {*PROMPT_ROLES, "tool"}
 _BATCH = 256
 """Groups tokenised by one call: enough for all cores, and their texts and ids stay small."""
 

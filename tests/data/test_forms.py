@@ -154,6 +154,30 @@ def test_text_prompt_beside_conversations_that_hold_it():
     refused({"prompt": "q", "chosen": [bot("a")], "rejected": [bot("b")]}, '"prompt" is text')
 
 
+@pytest.mark.parametrize(
+    "prompt, repeated, role",
+    [
+        ([user("q")], [{"role": "system", "content": "Be kind"}, user("q")], "system"),
+        ([{"role": "system", "content": "Be kind"}, user("q")], [user("q")], "user"),
+        ([user("p"), bot("o"), user("q")], [user("q")], "user"),
+        ([user("q")], [user("q "), bot("o"), user("q")], "user"),
+        ([user("q")], [user("q"), user("r")], "user"),
+        ([user("q")], [{"role": "developer", "content": "Be kind"}, user("q")], "developer"),
+    ],
+)
+def test_a_prompt_that_the_answers_repeat_with_a_difference_is_not_in_the_loss(prompt, repeated, role):
+    row = {"prompt": prompt, "chosen": [*repeated, bot("a")], "rejected": [*repeated, bot("b")]}
+    refused(row, f'"prompt" in "chosen" and "rejected" has role "{role}"', reason="different prompts")
+    one = {"prompt": prompt, "chosen": [bot("a")], "rejected": [user("r"), bot("b")]}
+    refused(one, '"prompt" in "rejected" has role "user"', reason="different prompts")
+
+
+def test_an_answer_may_begin_with_the_result_of_a_tool():
+    prompt, result = [user("q"), bot("call")], {"role": "tool", "content": "7"}
+    row = {"prompt": prompt, "chosen": [result, bot("a")], "rejected": [result, bot("b")]}
+    assert group_of(row).completions == ([result, bot("a")], [result, bot("b")])
+
+
 # ---- anthropic dialogs
 
 
