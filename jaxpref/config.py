@@ -104,11 +104,19 @@ class DataConfig:
     """Split to evaluate on, of folders and hub ids; null: test, where there are several."""
     config_name: str | None = None
     """Configuration of hub ids or their local copies; null: the default one."""
-    format: Literal["auto", "standard", "conversational", "anthropic"] = "auto"
-    """Form of the rows; auto recognises the form of each row."""
+    format: Literal[
+        "auto", "standard", "conversational", "anthropic", "orca", "alpaca", "sharegpt"
+    ] = "auto"
+    """Form of the rows; auto recognises the form of each row. orca (`question`, `system`), alpaca
+    (`instruction`, `input`, `history`) and sharegpt (`conversations` or `messages`) make
+    conversations of rows with texts or single messages as answers."""
+    columns: dict[str, str | None] = Field(default_factory=dict)
+    """Columns that the rows call otherwise, as {prompt: question}; null, as {system: null}: nothing
+    is read as that column."""
     on_bad_row: Literal["error", "drop"] = "error"
-    """At a row with an empty completion, identical ones or the like: stop (error), or drop and
-    count it."""
+    """At a row without usable answers (a missing or empty one, identical ones, answers to different
+    prompts, messages that the chat template refuses): stop (error), or drop and count it. Values of
+    the wrong type always stop."""
     prefer: str | None = None
     """Score that decides anew which answer of a pair is chosen (`scores_chosen: {NAME: ...}`); ties
     are dropped and counted, and rows with `completions` give all their pairs; null: as the rows

@@ -104,9 +104,14 @@ def asked_logps(parts: Sequence[Part]) -> tuple[str, ...]:
     return tuple(sorted({name for part in parts for name in part.needs.logps}))
 
 
-def check_columns(parts: Sequence[Part], have: Sequence[str]) -> tuple[str, ...]:
+def check_columns(
+    parts: Sequence[Part], have: Sequence[str], unread: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Names of the data columns that the objectives will read.
 
+    Args:
+        have: the columns of the data that were asked for.
+        unread: what else the rows hold, to be named in errors.
     Errors: InputError for a missing required column, with the list of columns that the data has.
     """
     missing = [
@@ -116,9 +121,10 @@ def check_columns(parts: Sequence[Part], have: Sequence[str]) -> tuple[str, ...]
         if column not in have
     ]
     if missing:
+        has = [*sorted(have), *unread]
         raise InputError(
             "data with every column that the objectives ask for",
-            "; ".join(missing) + f"; the data has: {', '.join(sorted(have)) or 'no such columns'}",
+            "; ".join(missing) + f"; the data has: {', '.join(has) or 'no such columns'}",
             "add the column to the data, name another in the objective's `columns`, "
             "or choose another objective",
         )

@@ -63,7 +63,8 @@ def column_reward(name: str) -> Reward:
             "take a rule, a function or a model",
         )
 
-    return Reward(f"column:{name}", score, of_groups=of_groups, columns=(name,))
+    columns = (name, f"scores/{name}")
+    return Reward(f"column:{name}", score, of_groups=of_groups, columns=columns)
 
 
 def _column(group: Group, name: str) -> tuple[float, ...]:

@@ -126,7 +126,7 @@ def _check_rows(source: Source, names: Sequence[str]) -> int:
     total = 0
     for row, where, kind in rows_of(source):
         total += 1
-        for key in _KEYS[kind]:
+        for key in _KEYS.get(kind, ()):
             had = row.get(key)
             taken = [name for name in names if isinstance(had, dict) and had.get(name) is not None]
             if taken:
@@ -183,7 +183,8 @@ def _scored_rows(
             report.dropped[reason] += 1
             continue
         if scalarise:
-            group = group_of(source, row, where, kind, i, ())
+            made_of = {f"scores/{key}" for one in scalarise.values() for key in one.weights}
+            group = group_of(source, row, where, kind, i, sorted(made_of))
             if isinstance(group, RowError):
                 report.dropped[group.reason] += 1
                 continue

@@ -41,7 +41,6 @@ def encode_within(groups: Sequence[Group], tokenizer: Any, limits: Limits) -> li
         tokenizer,
         max_length=limits.max_length,
         truncation=limits.truncation,
-        may_be_none=True,
     )
     return encoded
 

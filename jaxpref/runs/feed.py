@@ -43,7 +43,7 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
     groups, report = load_groups(
         data, pieces.tokenizer, paths, which, kinds=kinds, seed=seed, columns=columns
     )
-    check_columns(pieces.parts, common_columns(groups))
+    check_columns(pieces.parts, common_columns(groups), sorted(report.unread))
     sequences = ((group.where, (group.prompt_ids, *group.completion_ids)) for group in groups)
     check_known_tokens(sequences, spec.vocab)
     check_positions(groups, spec)

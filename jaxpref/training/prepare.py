@@ -149,7 +149,10 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     attention = attention_of(config, pieces.source)
     _log.info("attention: %s (%s)", attention.name, attention.why)
     groups, report = read_data(pieces, "train")
+    _log.info("training data: %s", report.summary())
     held_out, eval_report = read_data(pieces, "eval") if config.data.eval else (None, None)
+    if eval_report is not None:
+        _log.info("held-out data: %s", eval_report.summary())
     best = BestRule(config.train.best_metric, config.train.best_mode)
     checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS, keep=config.train.keep, best=best)
     resumed = resume_step(config, checkpoints)

@@ -270,14 +270,6 @@ CHAT = {"prompt": [user("q")], "chosen": [bot("a")], "rejected": [bot("b")]}
 @pytest.mark.parametrize(
     "row, parts",
     [
-        ({"prompt": "q", "chosen": "a"}, ['no key "rejected"', "prompt, chosen"]),
-        ({"prompt": "q", "choosen": "a", "rejected": "b"}, ['no key "chosen"', 'rename "choosen"']),
-        (
-            {"chosen_response": "a", "rejected": "b", "score_chosen": 1},
-            ['rename "chosen_response" to "chosen"'],
-        ),
-        ({"question": "q", "label": 1}, ['no key "chosen"', "question, label", 'add "chosen"']),
-        ({}, ["no keys"]),
         (PAIR | {"chosen": 3}, ['key "chosen": int 3']),
         (PAIR | {"prompt": 3}, ['key "prompt": int 3']),
         (CHAT | {"prompt": 3}, ['key "prompt": int 3']),
@@ -293,6 +285,7 @@ CHAT = {"prompt": [user("q")], "chosen": [bot("a")], "rejected": [bot("b")]}
         ),
         (CHAT | {"rejected": [bot("b") | {"role": 1}]}, ['key "rejected[0]", key "role": int 1']),
         (PAIR | {"weight": True}, ['key "weight": bool True']),
+        (PAIR | {"weight": -0.5}, ['key "weight": -0.5', "exchange chosen and rejected"]),
         (PAIR | {"margin": "1.5"}, ["key \"margin\": str '1.5'"]),
         (PAIR | {"margin": float("nan")}, ['key "margin": float nan']),
         (PAIR | {"score_chosen": 1.0}, ['"score_chosen" has a number, "score_rejected" has none']),
@@ -344,6 +337,20 @@ def test_columns_of_the_wrong_kind_concern_every_row(row, parts):
     [
         (PAIR | {"chosen": None}, ['key "chosen": null'], "missing value"),
         (PAIR | {"prompt": None}, ['key "prompt": null'], "missing value"),
+        ({"prompt": "q", "chosen": "a"}, ['no key "rejected"', "prompt, chosen"], "missing value"),
+        (
+            {"prompt": "q", "choosen": "a", "rejected": "b"},
+            ['no key "chosen"', "data.columns: {chosen: choosen}"],
+            "missing value",
+        ),
+        (
+            {"chosen_response": "a", "rejected": "b", "score_chosen": 1},
+            ["data.columns: {chosen: chosen_response}"],
+            "missing value",
+        ),
+        ({"accepted": "a", "rejected": "b"}, ["data.columns: {chosen: accepted}"], "missing value"),
+        ({"question": "q", "label": 1}, ["question, label", 'add "chosen"'], "missing value"),
+        ({}, ["no keys"], "missing value"),
         (PAIR | {"rejected": ""}, ['key "rejected"'], "empty completion"),
         (PAIR | {"rejected": " \n\t"}, ['key "rejected"'], "empty completion"),
         ({"chosen": " ", "rejected": "b"}, ['key "chosen"'], "empty completion"),
