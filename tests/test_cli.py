@@ -42,7 +42,10 @@ def text_rows(count=4):
 
 
 BAD_ROWS = {
-    "missing column": ({"prompt": "q", "chosen": " a", "rejectd": " b"}, ['no key "rejected"', 'rename "rejectd"']),
+    "missing column": (
+        {"prompt": "q", "chosen": " a", "rejectd": " b"},
+        ['no key "rejected"', "data.columns: {rejected: rejectd}"],
+    ),
     "empty completion": ({"prompt": "q", "chosen": "", "rejected": " b"}, ['key "chosen"']),
     "blank completion": ({"prompt": "q", "chosen": " a", "rejected": " \n"}, ['key "rejected"']),
     "identical pair": ({"prompt": "q", "chosen": " a", "rejected": " a"}, ["chosen", "rejected"]),

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from jaxpref.data.checks import GOLD, MISSING, present, quoted, shown
 from jaxpref.data.columns import KNOWN_COLUMNS, LIKELY
 from jaxpref.data.forms import DIALOG, FORMS
-from jaxpref.data.messages import PROMPT_ROLES
+from jaxpref.data.messages import PROMPT_ROLES, read_messages
 from jaxpref.errors import InputError, RowError
 
 _ANSWERS = ("chosen", "rejected", GOLD, "completion")
@@ -309,17 +309,18 @@ def _sharegpt(values: dict[str, Any], where: str) -> list[dict]:
         )
     name = names[0] if names else "conversations"
     messages = values.pop(name, None)
-    if messages is None:
+    if not messages:
         raise _no_column(values, name, "sharegpt", where)
-    if not (isinstance(messages, list) and all(map(_is_message, messages))):
+    if not isinstance(messages, list):
         raise InputError(
             "a list of messages", f'{where}, key "{name}": {shown(messages)}', "write it as one"
         )
-    if messages and messages[-1]["role"] == "assistant":
+    messages = read_messages(messages, name, where)
+    if messages[-1]["role"] == "assistant":
         raise InputError(
             "a conversation that waits for a reply",
             f'{where}, key "{name}": its last message has role "assistant"',
-            "remove that message, or name the column that holds the prompt: data.columns: "
+            "remove that message from the row, or name the column that holds the prompt: data.columns: "
             "{prompt: ...}, or null for none",
         )
     values["prompt"] = messages
