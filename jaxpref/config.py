@@ -3,6 +3,7 @@
 The help of `jaxpref train` is made from the docstrings below the fields.
 """
 
+from datetime import date
 from os.path import expanduser
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,10 @@ _STRICT = ConfigDict(
 
 LocalPath = Annotated[str, AfterValidator(expanduser)]
 """A path, whose `~` is the home directory, or another name of what may lie at a path."""
+
+
+def _a_day(text: str) -> str:
+    return date.fromisoformat(text).isoformat()
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -124,6 +129,9 @@ class DataConfig:
     other_rewards: list[str] = Field(default_factory=list)
     """Scores that make the column `other_rewards`: those of all objectives but the base, in the
     order of modpo's w[1:]."""
+    date: Annotated[str, AfterValidator(_a_day)] | None = None
+    """Date (YYYY-MM-DD) that a chat template prints as today's; null: the day on which the run
+    begins, which is kept with the run."""
     max_length: int | None = Field(default=1024, ge=2)
     """Tokens of prompt + one completion; null: no limit."""
     truncation: Literal["keep_start", "keep_end", "drop", "error"] = "keep_start"

@@ -320,7 +320,7 @@ def _sharegpt(values: dict[str, Any], where: str) -> list[dict]:
         raise InputError(
             "a conversation that waits for a reply",
             f'{where}, key "{name}": its last message has role "assistant"',
-            "remove that message from the row, or name the column that holds the prompt: data.columns: "
+            "remove that message from the row, or name the column of the prompt: data.columns: "
             "{prompt: ...}, or null for none",
         )
     values["prompt"] = messages

@@ -79,8 +79,8 @@ class _Sweep:
     """One front; its stages in order."""
 
     def __init__(self, front: FrontConfig, watch: Watch):
-        self.front, self.watch, self.out = front, watch, Path(front.run.out)
-        start_front(front, self.out)
+        self.watch, self.out = watch, Path(front.run.out)
+        self.front = start_front(front, self.out)
         self.stages = Stages(self.out / "stages")
         for line in doubtful_bases(front):
             watch.say(f"warning: {line}")

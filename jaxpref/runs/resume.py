@@ -1,13 +1,14 @@
 """Whether a run may go on from what is in its directory."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jaxpref.config import Config
 from jaxpref.errors import InputError
 from jaxpref.runs.checkpoint import Checkpoints
-from jaxpref.runs.directory import RUN_FILE
+from jaxpref.runs.directory import RUN_FILE, is_run
 from jaxpref.settings import load_config, to_dict
 
 # Sections, and keys of other sections, in which a run may differ from the one that it continues.
@@ -44,10 +45,18 @@ def resume_step(config: Config, checkpoints: Checkpoints) -> int | None:
     return latest
 
 
+def with_stored_date(config: Config) -> Config:
+    """With the date of the run in `config.out`, if there is one, where the config names none."""
+    if config.data.date is not None or not is_run(config.out):
+        return config
+    day = load_config(Path(config.out) / RUN_FILE).data.date
+    return replace(config, data=replace(config.data, date=day))
+
+
 def check_unchanged(config: Config) -> None:
     """Errors: InputError when `config.out` was started with other settings."""
     stored = to_dict(load_config(Path(config.out) / RUN_FILE))
-    changed = _differences(stored, to_dict(config))
+    changed = _differences(stored, to_dict(with_stored_date(config)))
     if changed:
         raise InputError(
             f"the settings with which {config.out} was started",

@@ -24,7 +24,7 @@ from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.directory import CHECKPOINTS, DATA_FILE, RUN_FILE, check_run_directory
 from jaxpref.runs.feed import make_loader, read_data
 from jaxpref.runs.params import load_params, reference_overlay, runs_reference
-from jaxpref.runs.resume import resume_step
+from jaxpref.runs.resume import resume_step, with_stored_date
 from jaxpref.settings import save_config
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
@@ -144,6 +144,7 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     began = time.perf_counter()
     check_same_settings(config)
     check_run_directory(config.out)
+    config = with_stored_date(config)
     pieces = build(config, objective)
     check_trainable(pieces.source)
     attention = attention_of(config, pieces.source)
@@ -171,7 +172,7 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     moving_ref, frozen_ref = (reference, None) if pieces.moving else (None, reference)
     schedule = make_schedule(config.optim, loader.plan.steps)
     prepared = Prepared(
-        config=config,
+        config=pieces.config,
         pieces=pieces,
         loader=loader,
         where={group.row_id: group.where for group in groups},

@@ -217,8 +217,10 @@ def _training(
     """
     pieces, frozen = prepared.pieces, prepared.frozen
     if jax.process_index() == 0:
-        for config in (prepared.config, *configs):
-            prepared.write_settings(config)
+        prepared.write_settings(prepared.config)
+        for config in configs:
+            data = dataclasses.replace(config.data, date=prepared.config.data.date)
+            prepared.write_settings(dataclasses.replace(config, data=data))
 
     def first_of_one(params: Any) -> TrainState:
         return prepared.first_state(params, None)
