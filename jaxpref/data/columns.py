@@ -204,19 +204,8 @@ def ranked_columns(row: Mapping[str, Any], count: int, where: str) -> Columns:
 
 
 def group_columns(row: Mapping[str, Any], where: str) -> Columns:
-    """The numbers that any row may have: `weight` and `baseline`.
-
-    Raises: InputError: a value is not a finite number, or a weight below 0.
-    """
-    columns = _numbers(row, ("weight", "baseline"), where)
-    if columns.get("weight", 0) < 0:
-        raise InputError(
-            "a weight of 0 or more",
-            f'{where}, key "weight": {row["weight"]}',
-            "exchange chosen and rejected where the preference is the other way round, or write 0 "
-            "to leave the row out of the loss",
-        )
-    return columns
+    """The numbers that any row may have: `weight` and `baseline`."""
+    return _numbers(row, ("weight", "baseline"), where)
 
 
 def own_columns(row: Mapping[str, Any], names: Sequence[str], where: str) -> Columns:

@@ -57,6 +57,11 @@ class Part:
         """Those, and the ones that are read where the data has them."""
         return self._columns_of((*self.required, *self.sources, *self.optional))
 
+    @property
+    def weight_columns(self) -> tuple[str, ...]:
+        """Those that weigh the groups in the loss."""
+        return self._columns_of([n for n in (*self.required, *self.optional) if n == "weight"])
+
     def _columns_of(self, arrays: Sequence[str]) -> tuple[str, ...]:
         """The data columns behind these array parameters, each once."""
         columns: dict[str, None] = {}

@@ -1,6 +1,6 @@
 """Data into a run: read, laid out in rows, planned as steps, put onto the mesh batch by batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,7 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
         data, pieces.tokenizer, paths, which, kinds=kinds, seed=seed, columns=columns
     )
     check_columns(pieces.parts, common_columns(groups), sorted(report.unread))
+    check_weights(groups, {name for part in pieces.parts for name in part.weight_columns})
     sequences = ((group.where, (group.prompt_ids, *group.completion_ids)) for group in groups)
     check_known_tokens(sequences, spec.vocab)
     check_positions(groups, spec)
@@ -76,6 +77,31 @@ def _check_size(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
 
 def _micro_rows(pieces: Pieces) -> int:
     return pieces.config.train.micro_rows or row_ways(pieces.mesh)
+
+
+def check_weights(groups: Sequence[EncodedGroup], columns: Collection[str]) -> None:
+    """Weights of groups in the loss are 0 or more, and not all 0.
+
+    Args:
+        columns: the data columns that are such weights.
+    Errors: InputError for others.
+    """
+    for name in columns:
+        weights = [group.columns[name] for group in groups if name in group.columns]
+        for group, weight in zip(groups, weights, strict=False):
+            if np.min(weight) < 0:
+                raise InputError(
+                    f"weights of 0 or more ({name})",
+                    f"{group.where}: {weight}",
+                    "exchange chosen and rejected where the preference is the other way round, or "
+                    "write 0 to leave the row out of the loss",
+                )
+        if weights and not np.any(weights):
+            raise InputError(
+                f"a weight above 0 in some row ({name})",
+                f"0 in all {len(weights)} groups, as {groups[0].where}",
+                "mend the column, or remove it",
+            )
 
 
 def check_positions(groups: Sequence[EncodedGroup], spec: ModelSpec) -> None:
