@@ -93,7 +93,6 @@ LIKELY = {
         "problem",
         "context",
         "post",
-        "user",
         "conversation",
         "conversations",
         "dialog",
@@ -103,9 +102,16 @@ LIKELY = {
     ),
     "chosen": ("accepted", "preferred", "better", "winner", "positive"),
     "rejected": ("dispreferred", "worse", "loser", "negative"),
-    "completion": ("response", "answer", "output", "target"),
+    "completion": ("response", "answer", "output", "target", "messages", "conversations"),
 }
 """Names that others give to a column of texts."""
+
+
+def looks_like_prompt(name: str) -> bool:
+    """Whether a column of this name may hold the prompt of a row without one."""
+    name = name.lower()
+    close = difflib.get_close_matches(name, ["prompt"], cutoff=0.85)  # prompts, promt
+    return bool(name in LIKELY["prompt"] or name.endswith("_prompt") or close)
 
 
 def nearest_column(row: Mapping[str, Any], key: str) -> str | None:

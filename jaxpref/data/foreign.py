@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jaxpref.data.checks import GOLD, MISSING, present, quoted, shown
-from jaxpref.data.columns import KNOWN_COLUMNS, LIKELY
+from jaxpref.data.columns import KNOWN_COLUMNS, looks_like_prompt
 from jaxpref.data.forms import DIALOG, FORMS
 from jaxpref.data.messages import PROMPT_ROLES, read_messages
 from jaxpref.errors import InputError, RowError
@@ -223,7 +223,14 @@ def _recognised(
     answers = [holder[key] for holder, key, _ in _answers(dict(values))]
     if values.get("prompt") is not None or "prompt" in columns or any(map(_holds_prompt, answers)):
         return None
-    likely = [name for name in LIKELY["prompt"] if _filled(values.get(name))]
+    likely = [
+        name
+        for name, value in values.items()
+        if isinstance(value, str | list | dict)
+        and _filled(value)
+        and looks_like_prompt(str(name))
+        and name not in _SYSTEM
+    ]
     texts = all(isinstance(answer, str) for answer in answers)
     replies = all(isinstance(answer, list) for answer in answers)
     found = {}
@@ -394,8 +401,8 @@ def _add_system(values: dict[str, Any], where: str) -> None:
         raise InputError(
             "`system` beside messages; a text has no place for it",
             f'{where}: "system" beside plain text',
-            "set data.format: orca with data.columns: {question: prompt} to read the row as a "
-            "conversation, or data.columns: {system: null} to train without it",
+            "to read the row as a conversation, set data.format: orca and data.columns: {question: "
+            "prompt}, the name of the prompt in the rows; to train without it, {system: null}",
         )
     for holder, key, name in answers:
         holder[key] = _begun(system, holder[key], name, where)
@@ -427,6 +434,7 @@ def _refuse_parts(values: Mapping[str, Any], where: str) -> None:
         raise InputError(
             "the whole prompt in `prompt`",
             f'{where}: "history" beside "prompt"',
-            "set data.format: alpaca with data.columns: {instruction: prompt} to read both as a "
-            "conversation, or data.columns: {history: null} to train without it",
+            "to read both as a conversation, set data.format: alpaca and data.columns: "
+            "{instruction: prompt}, the name of the prompt in the rows; to train without it, "
+            "{history: null}",
         )

@@ -93,7 +93,8 @@ def _check_answers(answers: Mapping[str, Any], where: str) -> None:
             raise InputError(
                 "answers of one kind, all text or all lists of messages",
                 f"{where}: {kinds}",
-                'write the text as [{"role": "assistant", "content": TEXT}]',
+                'write the text as [{"role": "assistant", "content": TEXT}], or set `format: '
+                "standard` if all are texts, one of them JSON",
             )
     refuse_identical(answers, where)
 

@@ -106,7 +106,8 @@ def _refuse_foreign_prompt(prompt: str, common: list[dict], where: str) -> None:
         raise InputError(
             "prompt and answers of one kind",
             f'{where}: "prompt" is text, the answers are messages that do not start with it',
-            'write the prompt as [{"role": "user", "content": TEXT}]',
+            'write the prompt as [{"role": "user", "content": TEXT}], or set `format: standard` if '
+            "the answers are JSON text to train on",
         )
 
 

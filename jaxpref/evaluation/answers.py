@@ -15,7 +15,7 @@ from jaxpref.generation.opening import open_source
 from jaxpref.generation.prompts import read_prompts, to_prompt
 from jaxpref.types import Group
 
-_PROMPT_KEYS = ("prompt", "messages", "tools", "chat_template_kwargs")
+_ANSWERS = {"completion", "completions", "chosen", "rejected"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def read_answers(path: str | Path) -> Answers:
                 "add `completion`, the answer to the prompt",
             )
         texts.append(_text(row["completion"], where))
-        of_prompt = {key: row[key] for key in _PROMPT_KEYS if key in row}
+        of_prompt = {key: value for key, value in row.items() if key not in _ANSWERS}
         prompts.append(to_prompt(of_prompt, where, number))
     return Answers(str(path), prompts, texts)
 

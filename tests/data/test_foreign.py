@@ -129,6 +129,9 @@ def test_formats_by_name_read_what_auto_leaves_open():
         ({"instruction": "q", **TEXTS}, ["{prompt: instruction}", "data.format: alpaca for"]),
         ({"input": "q", **TEXTS}, ["{prompt: input}", "data.format: orca with data.columns: {question: input}"]),
         ({"query": "q", "completion": "a"}, ["{prompt: query}"]),
+        ({"Prompt": "q", **TEXTS}, ["{prompt: Prompt}", "data.columns: {question: Prompt}"]),
+        ({"promt": "q", **TEXTS}, ["{prompt: promt}"]),
+        ({"user_prompt": "q", "system_prompt": "s", **TEXTS}, ['"user_prompt" may be it']),
         ({"messages": [user("q")], **TEXTS}, ["data.format: sharegpt for a conversation"]),
         ({"dialog": [user("q")], **REPLIES}, ["sharegpt with data.columns: {conversations: dialog}"]),
         ({"question": "q", **REPLIES}, ["data.format: orca"]),
@@ -149,6 +152,11 @@ def test_answers_that_hold_their_prompt_need_no_other():
     dialogs = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}
     assert read(dialogs | {"question": "q"}) == ([user("q")], ANSWERED)
     assert read({"prompt": "q", "messages": [user("q"), bot("a")], **whole}) == ([user("q")], ANSWERED)
+
+
+def test_other_columns_are_no_prompt():
+    for name, value in (("prompt_id", "7"), ("num_prompt_tokens", 3), ("input", 5), ("source", "x")):
+        assert read({"chosen": "x a", "rejected": "x b", name: value}) == ("x", (" a", " b"))
 
 
 def test_empty_columns_are_no_prompt():
