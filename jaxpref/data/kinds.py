@@ -14,13 +14,12 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from jaxpref.data.checks import GOLD, MISSING, present, shown
+from jaxpref.data.column_names import as_named, nearest_column
 from jaxpref.data.columns import (
     KNOWN_COLUMNS,
-    as_named,
     asked_numbers,
     completion_columns,
     keys_of,
-    nearest_column,
     number_columns,
     number_list,
     padded,

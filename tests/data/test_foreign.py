@@ -5,7 +5,8 @@ import json
 import pytest
 
 from jaxpref.config import DataConfig
-from jaxpref.data.columns import KNOWN_COLUMNS, LIKELY
+from jaxpref.data.column_names import LIKELY
+from jaxpref.data.columns import KNOWN_COLUMNS
 from jaxpref.data.foreign import FOREIGN_COLUMNS, FORMATS, check_columns_key, own_row
 from jaxpref.data.kinds import kind_of_row, read_group
 from jaxpref.errors import InputError, RowError
