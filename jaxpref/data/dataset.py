@@ -42,6 +42,8 @@ class DataReport:
     """Reason -> the first such row."""
     unread: Counter = field(default_factory=Counter)
     """Columns from which nothing is read -> in how many of the usable rows they hold something."""
+    read_as: Counter = field(default_factory=Counter)
+    """Formats of other projects -> how many of the usable rows were read in them."""
     preferred: Preferred | None = None
     """What `data.prefer` did to the pairs."""
     converted: int = 0
@@ -71,16 +73,23 @@ class DataReport:
             f"{encoding.completions_truncated:,} completions and {encoding.prompts_truncated:,} "
             "prompts cut",
         ]
-        return "; ".join([*parts, *self._unread()])
+        return "; ".join([*parts, *self._reading()])
 
-    def _unread(self) -> list[str]:
-        names = ", ".join(f"{name} ({count:,} rows)" for name, count in sorted(self.unread.items()))
-        return [f"columns not read: {names}"] if names else []
+    def _reading(self) -> list[str]:
+        """How rows were read, where that is not plain."""
+        return [
+            f"{what}: " + ", ".join(f"{name} ({count:,} rows)" for name, count in counts)
+            for what, counts in (
+                ("read as", sorted(self.read_as.items())),
+                ("columns not read", sorted(self.unread.items())),
+            )
+            if counts
+        ]
 
     def __str__(self) -> str:
         rows = ", ".join(f"{count} {kind}" for kind, count in sorted(self.rows.items()))
         lines = [", ".join(self.paths), f"kind of groups: {self.kind}; rows: {rows}"]
-        lines += self._unread()
+        lines += self._reading()
         for reason, count in sorted(self.unusable.items()):
             lines.append(f"{count} dropped: {reason}")
         if self.preferred:
@@ -225,6 +234,8 @@ def _groups(
             report.first_unusable.setdefault(error.reason, error.got)
             row_id += 1
             continue
+        if own.read_as:
+            report.read_as[own.read_as] += 1
         report.unread.update((*own.unread, *unread_keys(own.values, kind, columns)))
         if report.preferred:
             kind = kind_of_pairs(kind, where)

@@ -52,6 +52,8 @@ class OwnRow(NamedTuple):
     """One of `FORMS`."""
     unread: list[str]
     """Filled columns that `data.columns` sets aside."""
+    read_as: str | None = None
+    """The format of another project in which it was read."""
 
 
 def own_row(
@@ -83,7 +85,7 @@ def own_row(
     for holder, key, _ in answers_of(values):
         if isinstance(holder[key], str):
             holder[key] = [message_of("assistant", holder[key])]
-    return OwnRow(values, "conversational", unread)
+    return OwnRow(values, "conversational", unread, named)
 
 
 def check_columns_key(columns: Mapping[str, str | None], others: Collection[str] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Parts of a prompt that stand elsewhere in a row: in the answers, `system`, `images`, `history`."""
+"""Parts of a prompt that stand elsewhere in a row: in answers, `system`, `images`, `history`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

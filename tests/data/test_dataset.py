@@ -211,6 +211,8 @@ def test_rows_of_other_projects(load, texts):
     groups, report = load([orca, PAIRS[0]])
     assert texts(groups[0]) == ["blue<|im_end|>\n", "red<|im_end|>\n"]
     assert report.unread == {"source": 1}
+    assert "read as: orca (1 rows)\ncolumns not read: source (1 rows)" in str(report)
+    assert report.summary().endswith("read as: orca (1 rows); columns not read: source (1 rows)")
     named = [{"q": "Sky?", "good": "blue", "bad": "red", "prompt": "old"}]
     groups, report = load(named, format="orca", columns_key={"question": "q", "chosen": "good", "rejected": "bad"})
     assert report.unread == {"prompt": 1} and texts(groups[0]) == texts(load([orca])[0][0])
