@@ -46,9 +46,10 @@ def given_prompts(prompts: Sequence[Any]) -> list[Group]:
 
 def to_prompt(row: Mapping[str, Any], where: str, number: int) -> Group:
     """A row as a group without completions.  Errors: InputError for a row without a prompt."""
-    row, form, _ = own_row(row, where)
+    own = own_row(row, where)
+    row = own.values
     if any(key in row for key in _ANSWERS):
-        answered = read_group(kind_of_row(row, where), row, where, number, form, ())
+        answered = read_group(kind_of_row(row, where), row, where, number, own.form, ())
         return Group(answered.prompt, (), number, where, answered.tools, answered.template_kwargs)
     value = row.get("prompt")
     if value is None:
