@@ -26,13 +26,14 @@ def drawn(
 ) -> Iterator[Any]:
     """Axes [rows, columns] to draw on; written to `png` at the end.
 
+    Without pyplot, which would choose a backend for the whole process: in a notebook, the user's.
+
     Args:
         panel: width and height of one, in inches.
     """
     import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     small: Any = {
         "font.size": 9,
@@ -42,19 +43,14 @@ def drawn(
         "axes.grid": True,
         "grid.alpha": 0.3,
         "axes.axisbelow": True,
-        "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, GREY]),
+        "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, GREY]),
     }
-    with plt.rc_context(small):
-        size = panel[0] * columns, panel[1] * rows
-        figure, axes = plt.subplots(
-            rows, columns, figsize=size, constrained_layout=True, squeeze=False
-        )
-        try:
-            yield axes
-            Path(png).parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(png, dpi=120)
-        finally:
-            plt.close(figure)
+    with matplotlib.rc_context(small):
+        figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure.subplots(rows, columns, squeeze=False)
+        Path(png).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(png, dpi=120)
 
 
 def plot_curves(run: str | Path, png: str | Path | None = None) -> Path:

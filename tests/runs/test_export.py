@@ -4,6 +4,7 @@ import json
 import os
 
 import jax
+import matplotlib
 import numpy as np
 import pytest
 import tiny
@@ -147,3 +148,11 @@ def test_exported_model_answers_as_the_run_does(finished_run, exported, tmp_path
 def test_curves(finished_run, tmp_path):
     png = plot_curves(finished_run.out, tmp_path / "curves.png")
     assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 10_000
+
+
+def test_figures_leave_the_settings_of_matplotlib_alone(finished_run, tmp_path, monkeypatch):
+    """The kernel of a notebook has a backend of its own; with Agg it would show no figure any more."""
+    monkeypatch.setitem(matplotlib.rcParams, "backend", "svg")
+    before = dict(matplotlib.rcParams)
+    plot_curves(finished_run.out, tmp_path / "curves.png")
+    assert dict(matplotlib.rcParams) == before and matplotlib.get_backend() == "svg"
