@@ -33,7 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # transformers warns that there is no torch; only its tokenizers are used.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     options = _parse(sys.argv[1:] if arguments is None else arguments)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every file it writes
     from jaxpref.training.first_step import FirstLossError
     from jaxpref.training.loop import NotFiniteError
     from jaxpref.training.preemption import PREEMPTED, Preempted

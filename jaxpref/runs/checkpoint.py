@@ -34,6 +34,14 @@ from jaxpref.step.state import TrainState
 _log = logging.getLogger(__name__)
 
 
+def _concerns_the_user(record: logging.LogRecord) -> bool:
+    """Not what orbax says below an error: files it writes, options that it derives."""
+    return record.levelno >= logging.ERROR or "orbax" not in Path(record.pathname).parts
+
+
+logging.getLogger("absl").addFilter(_concerns_the_user)
+
+
 class Checkpoints:
     """The checkpoints of a run.
 

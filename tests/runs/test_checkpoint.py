@@ -1,9 +1,12 @@
 """Checkpoints: which are kept, which is the best, and what half-written ones do."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint.checkpoint_manager as orbax_manager
 import pytest
 import tiny
 
@@ -355,3 +358,14 @@ def test_parameters_that_are_not_finite_are_not_read(tmp_path):
         ):
             with pytest.raises(InputError, match=r"step 1 .*NaN or infinite numbers in params/b/c"):
                 checkpoints.restore_parts(1, {"params": like})
+
+
+def test_orbax_is_heard_where_something_is_wrong_only(tmp_path, caplog):
+    """It warns of checkpoints without metrics and of options that it derives, neither of which users can change."""
+    with caplog.at_level(logging.DEBUG, logger="absl"):
+        save_all(tmp_path, [{}]).close()
+        Checkpoints(tmp_path, read_only=True).close()
+        assert not caplog.records
+        # As orbax calls them: its file is where the record comes from.
+        exec(compile("logging.error('a disk is gone')", orbax_manager.__file__, "exec"), vars(orbax_manager))
+    assert [record.message for record in caplog.records] == ["a disk is gone"]
