@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import json
 import logging
 import os
 import sys
@@ -96,7 +95,6 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     _config_arguments(parser)
-    parser.epilog = _keys_help()
     parser.add_argument(
         "--distributed",
         action="store_true",
@@ -107,7 +105,6 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
     _config_arguments(parser)
-    parser.epilog = _keys_help()
     parser.set_defaults(run=_data)
 
 
@@ -117,17 +114,13 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    from jaxpref.settings import keys_help
+
+    parser.epilog = keys_help()
     parser.add_argument("config", help="YAML file")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="as optim.learning_rate=1e-6"
     )
-
-
-def _keys_help() -> str:
-    from jaxpref.settings import keys
-
-    rows = [f"  {key} = {json.dumps(default)}\n      {meaning}" for key, default, meaning in keys()]
-    return "keys, with defaults:\n" + "\n".join(rows)
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from datetime import date
 from os.path import expanduser
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(
@@ -20,6 +20,27 @@ LocalPath = Annotated[str, AfterValidator(expanduser)]
 
 def _a_day(text: str) -> str:
     return date.fromisoformat(text).isoformat()
+
+
+def _as_list(value: Any) -> Any:
+    """A single text or mapping is the only item of a list."""
+    return [value] if isinstance(value, str | dict) else value
+
+
+OneOrMore = BeforeValidator(_as_list)
+"""Of a list: one item may stand alone."""
+Paths = Annotated[list[LocalPath], OneOrMore]
+Names = Annotated[list[str], OneOrMore]
+
+
+def _with_names(parts: Any) -> Any:
+    """An objective's name alone is that objective with all its defaults."""
+    if not isinstance(parts, list):
+        return parts
+    return [{"name": part} if isinstance(part, str) else part for part in parts]
+
+
+Objectives = Annotated[list[dict[str, Any]], BeforeValidator(_with_names), OneOrMore]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -53,7 +74,7 @@ class AdapterConfig:
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Share of the adapter's inputs dropped in training; null: that of the adapter at `path`,
     otherwise none."""
-    targets: list[str] | None = None
+    targets: Names | None = None
     """Adapted weights, as regular expressions: q, attention/q or the checkpoint's q_proj; null: all
     but experts."""
     rslora: bool = False
@@ -85,7 +106,7 @@ class ReferenceConfig:
     adapter: LocalPath | None = None
     """PEFT adapter of the reference, on the frozen weights; null: the one at adapter.path, if set;
     base: none."""
-    extra: list[LocalPath] = Field(default_factory=list)
+    extra: Paths = Field(default_factory=list)
     """Further references (MRPO), or policies of other objectives (modpo_implicit, spo); their
     log-probs are cached."""
     sync_every: int | None = Field(default=None, ge=1)
@@ -98,10 +119,10 @@ class ReferenceConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
-    train: list[LocalPath] = Field(default_factory=list)
+    train: Paths = Field(default_factory=list)
     """Training data: .jsonl, .jsonl.gz or .parquet files, folders of them or from `datasets`, hub
     ids; all are concatenated."""
-    eval: list[LocalPath] = Field(default_factory=list)
+    eval: Paths = Field(default_factory=list)
     """Held-out data, same formats."""
     train_split: str | None = None
     """Split to train on, of folders and hub ids; null: train, where there are several."""
@@ -126,7 +147,7 @@ class DataConfig:
     """Score that decides anew which answer of a pair is chosen (`scores_chosen: {NAME: ...}`); ties
     are dropped and counted, and rows with `completions` give all their pairs; null: as the rows
     say."""
-    other_rewards: list[str] = Field(default_factory=list)
+    other_rewards: Names = Field(default_factory=list)
     """Scores that make the column `other_rewards`: those of all objectives but the base, in the
     order of modpo's w[1:]."""
     date: Annotated[str, AfterValidator(_a_day)] | None = None
@@ -244,9 +265,9 @@ class Config:
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
     data: DataConfig = Field(default_factory=DataConfig)
-    objective: list[dict[str, Any]] = Field(default_factory=lambda: [{"name": "dpo"}])
+    objective: Objectives = Field(default_factory=lambda: [{"name": "dpo"}])
     """Weighted sum of objectives, each with its hyperparameters: [{name: dpo, weight: 1.0, beta:
-    0.1}]."""
+    0.1}]; one of them, or its name, may stand alone. `jaxpref objectives` lists them."""
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     mesh: MeshConfig = Field(default_factory=MeshConfig)

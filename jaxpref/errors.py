@@ -1,8 +1,31 @@
 """The errors that bad input raises: what was expected, what was found and where, what to change."""
 
+LINES, WIDTH = 19, 70
+"""What an error fills at most, whatever was found; a label stands before some of the lines."""
+
+
+def shortened(text: str, lines: int) -> str:
+    """As much of the text as fills so many lines of a terminal, and how much there is besides."""
+    ends = _line_ends(text)
+    if len(ends) <= lines:
+        return text
+    end = ends[lines - 2]
+    return f"{text[:end].rstrip()}\n... and {len(text) - end:,} characters more"
+
+
+def _line_ends(text: str) -> list[int]:
+    """Where the lines end that a text fills, long ones wrapped."""
+    ends, at = [], 0
+    for line in text.splitlines(keepends=True):
+        ends += [*range(at + WIDTH, at + len(line.rstrip("\n")), WIDTH), at + len(line)]
+        at += len(line)
+    return ends
+
 
 class InputError(ValueError):
     """Bad input, reported before anything is compiled.
+
+    The message is shortened where it would be long; the attributes hold all.
 
     Args:
         expected: what would have been accepted.
@@ -11,7 +34,9 @@ class InputError(ValueError):
     """
 
     def __init__(self, expected: str, got: str, fix: str):
-        super().__init__(f"expected: {expected}\n     got: {got}\n     fix: {fix}")
+        wanted, change = shortened(expected, 4), shortened(fix, 4)
+        found = shortened(got, LINES - len(_line_ends(wanted)) - len(_line_ends(change)))
+        super().__init__(f"expected: {wanted}\n     got: {found}\n     fix: {change}")
         self.expected, self.got, self.fix = expected, got, fix
 
 

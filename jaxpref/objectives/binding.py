@@ -188,12 +188,21 @@ def _named(name: Any, registry: Mapping[str, Any], what: str) -> Any:
         return import_named(name)
     if name not in registry:
         raise InputError(
-            f"a known {what}", f"name={name!r} is unknown", _nearest(str(name), registry)
+            f"a known {what}",
+            f"name={name!r:.60} is unknown",
+            _nearest(str(name), registry, listed=what == "objective"),
         )
     return registry[name]
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def _nearest(name: str, known: Iterable[str], *, listed: bool = False) -> str:
+    """The known name that is meant, and the others.
+
+    Args:
+        listed: the names are many, and a command lists them.
+    """
     close = difflib.get_close_matches(name, list(known), 1)
     hint = f"did you mean {close[0]!r}? " if close else ""
+    if listed:
+        return f"{hint}`jaxpref objectives` lists them all"
     return f"{hint}known: {', '.join(sorted(known)) or 'none'}"

@@ -10,11 +10,12 @@ from rich.table import Table
 
 from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import Estimate
+from jaxpref.pareto.config import ParetoConfig
 from jaxpref.pareto.front import Front, read_front
 from jaxpref.pareto.report.write import write_front
 from jaxpref.pareto.settings import load_front_config
 from jaxpref.pareto.sweep import Watch, run_front
-from jaxpref.settings import named, numbers
+from jaxpref.settings import keys_help, named, numbers
 from jaxpref.training.progress import training_bar
 
 EPILOG = """the config is that of a run (`jaxpref train --help`) without `objective`, with a section
@@ -31,7 +32,8 @@ a front that was killed goes on where it was when the same command is given agai
 
     jaxpref pareto CONFIG.yaml
     jaxpref pareto runs/front --reference-point helpful=0 brief=-60      # only the report
-"""
+
+""" + keys_help(ParetoConfig, "pareto.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def train(
     """Runs (or continues) a training run.
 
     Args:
-        objective: in place of `config.objective`, from a notebook; the list may hold functions.
+        objective: in place of `config.objective`; either list may hold functions.
         on_log: called with (step, steps, values of the step) after every step; for progress bars.
     Errors:
         InputError for anything wrong with config, model or data, before anything is compiled.
@@ -58,6 +58,9 @@ def train(
         FirstLossError where policy and reference start equal and the first loss denies it.
         Preempted after SIGTERM, once the state is saved.
     """
+    if objective is None and any(callable(part.get("name")) for part in config.objective):
+        # The config is written down, which functions cannot be.
+        objective, config = config.objective, replace(config, objective=Config().objective)
     term = TermFlag()
     with term.listening_at_once():
         # Not named here, the first parameters are freed as soon as the state holds them.
