@@ -1,5 +1,8 @@
 """The errors that bad input raises: what was expected, what was found and where, what to change."""
 
+import importlib
+from types import ModuleType
+
 LINES, WIDTH = 19, 70
 """What an error fills at most, whatever was found; a label stands before some of the lines."""
 
@@ -52,3 +55,20 @@ class RowError(InputError):
     def __init__(self, reason: str, expected: str, got: str, fix: str):
         super().__init__(expected, got, fix)
         self.reason = reason
+
+
+def optional_package(name: str, purpose: str, extra: str) -> ModuleType:
+    """A package that only some settings need.
+
+    Args:
+        extra: of jaxpref, with which it is installed.
+    Errors: InputError where it cannot be imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"the package {name.partition('.')[0]}, for {purpose}",
+            str(error),
+            f"pip install 'jaxpref[{extra}]'",
+        ) from error

@@ -5,6 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 from jaxpref.runs.metrics import read_jsonl
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
@@ -31,10 +35,6 @@ def drawn(
     Args:
         panel: width and height of one, in inches.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     small: Any = {
         "font.size": 9,
         "axes.titlesize": 10,

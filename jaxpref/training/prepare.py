@@ -15,6 +15,7 @@ from jaxpref.config import Config
 from jaxpref.data.dataset import DataReport
 from jaxpref.data.loader import Loader, Step
 from jaxpref.evaluation import Evaluator
+from jaxpref.models.quantize import qwix
 from jaxpref.objectives import Part
 from jaxpref.runs.adapters import check_trainable
 from jaxpref.runs.best import BestRule
@@ -23,6 +24,7 @@ from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.directory import CHECKPOINTS, DATA_FILE, RUN_FILE, check_run_directory
 from jaxpref.runs.feed import make_loader, read_data
+from jaxpref.runs.metrics import check_trackers
 from jaxpref.runs.params import load_params, reference_overlay, runs_reference
 from jaxpref.runs.resume import resume_step, with_stored_date
 from jaxpref.settings import save_config
@@ -143,6 +145,9 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     """
     began = time.perf_counter()
     check_same_settings(config)
+    check_trackers(config)
+    if config.adapter.quantize:
+        qwix()
     check_run_directory(config.out)
     config = with_stored_date(config)
     pieces = build(config, objective)
