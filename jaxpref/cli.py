@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from jaxpref.training.run import Result
 
 console = Console()
+if not console.is_terminal and "COLUMNS" not in os.environ:
+    console.width = 200  # files and pipes have no width; rich's 80 columns would break paths
 _log = logging.getLogger("jaxpref")
 _log.addHandler(RichHandler(console=console, show_time=False, show_level=False, show_path=False))
 _log.propagate = False  # or it would be printed twice where a library has set up the root logger
@@ -244,12 +246,12 @@ def _join_cluster() -> None:
 
 
 def run_with_progress(config: "Config") -> "Result":
-    """Trains with a progress bar; what a run says of itself at the start is printed."""
-    from jaxpref.training.progress import training_bar
+    """Trains and shows the progress; what a run says of itself at the start is printed."""
+    from jaxpref.training.progress import training_progress
     from jaxpref.training.run import train
 
     _log.setLevel(logging.INFO)
-    with training_bar(console, show=config.log.progress) as on_log:
+    with training_progress(console, config.train.log_every, show=config.log.progress) as on_log:
         return train(config, on_log=on_log)
 
 

@@ -252,7 +252,8 @@ class LogConfig:
     project: str = "jaxpref"
     """Project name in Weights & Biases and trackio."""
     progress: bool = True
-    """Show a progress bar."""
+    """Show the progress: a bar on a terminal and in a notebook, elsewhere a line every
+    train.log_every steps."""
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -16,7 +16,7 @@ from jaxpref.pareto.report.write import write_front
 from jaxpref.pareto.settings import load_front_config
 from jaxpref.pareto.sweep import Watch, run_front
 from jaxpref.settings import keys_help, named, numbers
-from jaxpref.training.progress import training_bar
+from jaxpref.training.progress import training_progress
 
 EPILOG = """the config is that of a run (`jaxpref train --help`) without `objective`, with a section
 `pareto`:
@@ -73,7 +73,10 @@ def run(options: argparse.Namespace, console: Console) -> None:
                 ", ".join(reference),
                 "give one value per objective; write settings before --reference-point",
             )
-        bar = partial(training_bar, console, show=config.run.log.progress)
+        settings = config.run
+        bar = partial(
+            training_progress, console, settings.train.log_every, show=settings.log.progress
+        )
         say = lambda line: console.print(line, highlight=False, markup=False)
         front, out = run_front(config, Watch(say, bar)), Path(config.run.out)
     results = write_front(front, out, reference=reference)

@@ -81,7 +81,7 @@ class _Sweep:
     def __init__(self, front: FrontConfig, watch: Watch):
         self.watch, self.out = watch, Path(front.run.out)
         self.front = start_front(front, self.out)
-        self.stages = Stages(self.out / "stages")
+        self.stages = Stages(self.out / "stages", watch.say)
         for line in doubtful_bases(front):
             watch.say(f"warning: {line}")
 

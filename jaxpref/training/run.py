@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from rich import get_console
 
 from jaxpref.config import Config
 from jaxpref.data.loader import Step
@@ -19,7 +20,7 @@ from jaxpref.training import loop
 from jaxpref.training.loop import Training
 from jaxpref.training.preemption import TermFlag
 from jaxpref.training.prepare import Prepared, prepare
-from jaxpref.training.progress import OnLog
+from jaxpref.training.progress import OnLog, training_progress
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def train(
 
     Args:
         objective: in place of `config.objective`; either list may hold functions.
-        on_log: called with (step, steps, values of the step) after every step; for progress bars.
+        on_log: called with (step, steps, values of the step) after every step; None: the progress
+            is shown, unless `log.progress` is false.
     Errors:
         InputError for anything wrong with config, model or data, before anything is compiled.
         NotFiniteError with the step and its rows.
@@ -61,11 +63,15 @@ def train(
     if objective is None and any(callable(part.get("name")) for part in config.objective):
         # The config is written down, which functions cannot be.
         objective, config = config.objective, replace(config, objective=Config().objective)
+    if on_log is None:
+        console, log = get_console(), config.log.progress
+        with training_progress(console, config.train.log_every, show=log) as on_log:
+            return train(config, objective=objective, on_log=on_log)
     term = TermFlag()
     with term.listening_at_once():
         # Not named here, the first parameters are freed as soon as the state holds them.
         training = _training(objective, *prepare(config, objective))
-        done = loop.run(training, on_log or (lambda *_: None), term)
+        done = loop.run(training, on_log, term)
     return Result(
         out=Path(config.out),
         steps=done.steps,
