@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -84,6 +85,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxpref", description="Aligns Flax language models with preferences."
     )
+    parser.add_argument("--version", action="version", version=f"jaxpref {version('jaxpref')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     called = next((item for item in arguments if not item.startswith("-")), None)
     for name, (summary, add_arguments) in _COMMANDS.items():
@@ -210,6 +212,10 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "pareto": (
         "train a front of policies over weights of objectives, and show it",
         _arguments_of("jaxpref.pareto.command"),
+    ),
+    "objectives": (
+        "list the objectives, or show one with its settings and source",
+        _arguments_of("jaxpref.objectives.command"),
     ),
     "export": ("write a run's checkpoint as a Hugging Face directory", _export_arguments),
     "merge": ("average the parameters of several policies (a soup)", _merge_arguments),

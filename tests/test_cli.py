@@ -3,8 +3,11 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from jaxpref import cli
+from jaxpref.objectives import OBJECTIVES, TRANSFORMS
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -269,7 +273,33 @@ def test_help_and_unknown_commands(capsys):
     assert stop.value.code == 2
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    project = tomllib.loads((Path(cli.__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out == f"jaxpref {project['version']}\n"
+
+
 # ---- what the commands print
+
+
+def test_objectives_are_listed_in_a_line_each(call):
+    code, out, _ = call("objectives")
+    assert code == 0
+    for name in (*OBJECTIVES, *TRANSFORMS):
+        (line,) = [line for line in out.splitlines() if line.startswith(f"  {name} ")]
+        assert len(line) <= 130 and line.endswith(".")
+
+
+def test_an_objective_is_shown_with_its_settings_and_source(call):
+    code, out, _ = call("objectives", "dpo", "kto")
+    assert code == 0
+    assert "Settings: beta = 0.1\n" in out and "Source: Rafailov et al., arXiv 2305.18290" in out
+    assert "column `label`" in out and "desirable_weight = 1.0" in out
+    file, line = re.search(r"^Code: (.*):(\d+)$", out, re.MULTILINE).groups()
+    assert "def dpo(" in "".join(Path(file).read_text().splitlines()[int(line) - 1 : int(line) + 2])
+    refused(call("objectives", "dpoo"), "did you mean dpo?")
 
 
 def test_data_shows_lengths_drops_and_packing(call, tiny_files, tmp_path, any_mesh):
