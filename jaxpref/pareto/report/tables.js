@@ -116,15 +116,6 @@ function drawPoints() {
     row.append(radio("a", p), radio("b", p), ...of.map((column) => cell(column, p)));
     return row;
   });
-  if (!front.points.some((p) => p.method === "morlhf")) {
-    body.push(
-      element(
-        "tr",
-        {},
-        element("td", { className: "open", colSpan: of.length + 2, textContent: "MORLHF (RL baseline): not run" }),
-      ),
-    );
-  }
   at("points").replaceChildren(element("thead", {}, head), element("tbody", {}, ...body));
   at("points-note").textContent =
     "Own: the cost of the point's own training, or its share of a run that trained several. Shared: the cost of " +
