@@ -37,7 +37,7 @@ const small = (text) => element("small", { textContent: text });
 function estimates(title, of) {
   const largest = Math.max(...front.points.map((p) => Math.abs(of(p)?.value ?? 0)), 1e-6);
   const decimals = Math.min(Math.max(2 - Math.floor(Math.log10(largest)), 0), 8);
-  const text = (x) => x.toFixed(decimals);
+  const text = (x) => x.toFixed(decimals).replace(/^-(0\.?0*)$/, "$1"); // no minus before nothing
   const show = (_, p) => {
     const e = of(p);
     if (!e) return ["–"];
