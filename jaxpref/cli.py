@@ -10,7 +10,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.logging import RichHandler
 
 from jaxpref.errors import InputError
 
@@ -21,8 +20,17 @@ if TYPE_CHECKING:
 console = Console()
 if not console.is_terminal and "COLUMNS" not in os.environ:
     console.width = 200  # files and pipes have no width; rich's 80 columns would break paths
+
+
+class _Printed(logging.Handler):
+    """What the package says goes where the results go, above the bars of progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(record.getMessage(), highlight=False, markup=False, soft_wrap=True)
+
+
 _log = logging.getLogger("jaxpref")
-_log.addHandler(RichHandler(console=console, show_time=False, show_level=False, show_path=False))
+_log.addHandler(_Printed())
 _log.propagate = False  # or it would be printed twice where a library has set up the root logger
 
 
@@ -123,7 +131,7 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = keys_help()
     parser.add_argument("config", help="YAML file")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="as optim.learning_rate=1e-6"
+        "overrides", nargs="*", default=[], metavar="key=value", help="as optim.learning_rate=1e-6"
     )
 
 

@@ -33,14 +33,15 @@ Paths = Annotated[list[LocalPath], OneOrMore]
 Names = Annotated[list[str], OneOrMore]
 
 
-def _with_names(parts: Any) -> Any:
-    """An objective's name alone is that objective with all its defaults."""
+def objective_list(parts: Any) -> Any:
+    """An objective may stand alone, and for one with all its defaults its name."""
+    parts = _as_list(parts)
     if not isinstance(parts, list):
         return parts
     return [{"name": part} if isinstance(part, str) else part for part in parts]
 
 
-Objectives = Annotated[list[dict[str, Any]], BeforeValidator(_with_names), OneOrMore]
+Objectives = Annotated[list[dict[str, Any]], BeforeValidator(objective_list)]
 
 
 @dataclass(frozen=True, config=_STRICT)

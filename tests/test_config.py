@@ -174,6 +174,9 @@ def test_override_of_one_item_of_a_list(tmp_path):
     config = load_config(path, ["objective.0.beta=0.3", "objective.1.weight=0.5"])
     assert config.objective == [{"name": "dpo", "beta": 0.3}, {"name": "sft", "weight": 0.5}]
     assert "objective[2]" in problems(path=path, overrides=["objective.2.beta=0.3"])
+    for text in ("# the default\n", "objective: dpo\n", "objective: {name: dpo}\n"):
+        path.write_text(text)
+        assert load_config(path, ["objective.0.beta=0.3"]).objective == [{"name": "dpo", "beta": 0.3}]
 
 
 def test_python_values_that_stand_for_plain_ones():

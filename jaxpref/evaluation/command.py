@@ -103,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "overrides",
         nargs="*",
+        default=[],
         metavar="key=value",
         help="as data.eval=[other.jsonl] or mesh.data=8",
     )

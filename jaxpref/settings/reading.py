@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from jaxpref.config import Config
+from jaxpref.config import Config, objective_list
 from jaxpref.errors import InputError
 from jaxpref.settings.contradictions import contradictions
 from jaxpref.settings.problems import described
@@ -40,6 +40,8 @@ def merged_settings(path: str | Path | None, overrides: Sequence[str]) -> dict[s
     bare = [item for item in overrides if "=" not in item]
     if bare:
         raise InputError("overrides like optim.learning_rate=1e-6", f"{bare}", "write key=value")
+    if any(item.startswith("objective.") for item in overrides):  # reaches into the list
+        raw = {**raw, "objective": objective_list(raw.get("objective", Config().objective))}
     try:
         merged = OmegaConf.create(raw)
         for item in overrides:
@@ -70,7 +72,7 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise InputError(
             "a YAML mapping", f"{path}: a list or nothing", "write section: {key: value}"
         )
-    return raw
+    return OmegaConf.to_container(raw)
 
 
 def make_config(
