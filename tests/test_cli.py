@@ -262,6 +262,22 @@ def test_distributed_without_a_cluster(tmp_path):
     refused((done.returncode, done.stdout, done.stderr), "--distributed", "coordinator_address should be defined")
 
 
+def test_out_below_a_file(call, tiny_files, tmp_path, any_mesh):
+    config, data = written(tmp_path, tiny_files)
+    for out in (data, data / "run"):
+        refused(call("train", config, f"out={out}"), f"{data} is a file")
+
+
+def test_a_directory_is_no_config(call, tmp_path):
+    refused(call("train", tmp_path), f"{tmp_path}: a directory")
+
+
+def test_what_may_be_left_out_is_not_called_required(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: config\n")
+
+
 def test_help_and_unknown_commands(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--help"])

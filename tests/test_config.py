@@ -104,6 +104,7 @@ def test_wrong_type_or_range_names_the_key(raw, key):
         ({"objective": [{"name": "dpo"}, {"name": "sft", "weight": -0.5}]}, "sft.weight=-0.5"),
         ({"objective": [{"name": "dpo", "weight": float("inf")}]}, "dpo.weight=inf"),
         ({"objective": [{"beta": 0.2}]}, "name=None is unknown"),
+        ({"objective": "no_such_module:loss"}, "No module named 'no_such_module' (check the path and the name; a "),
     ],
 )
 def test_contradictions_and_objectives(raw, said):

@@ -33,8 +33,8 @@ def bind(
         transform    a change of the log-probs before the objective: its name,
                      {name: ld, alpha: 0.5}, or a list of these
 
-    Errors: InputError listing everything that is wrong with every part, or parts that cannot share
-        groups.
+    Errors: InputError listing everything that is wrong with every part, in lines, or parts that
+        cannot share groups.
     """
     parts, problems = [], []
     for position, setting in enumerate(settings):
@@ -42,7 +42,8 @@ def bind(
         try:
             parts.append(_bind_one(given, registry, transforms))
         except InputError as error:
-            problems.append(f"objective[{position}]: {error.got} ({error.fix})")
+            line = f"objective[{position}]: {error.got} ({error.fix})"
+            problems.append(" ".join(line.split()))
     if not settings:
         problems.append("objective: an empty list")
     if not problems and not group_kinds(parts):
@@ -53,7 +54,7 @@ def bind(
     if problems:
         raise InputError(
             "a list of objectives with known names and hyperparameters",
-            "; ".join(problems),
+            "\n".join(problems),
             "change each entry as its brackets say; docs/objectives.md lists every objective "
             "with its hyperparameters and groups",
         )

@@ -61,7 +61,8 @@ def merged_settings(path: str | Path | None, overrides: Sequence[str]) -> dict[s
 
 def _read(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
-        raise InputError("a YAML file", f"{path}: no such file", "check the path's spelling")
+        what = "a directory" if Path(path).is_dir() else "no such file"
+        raise InputError("a YAML file", f"{path}: {what}", "check the path's spelling")
     try:
         raw: Any = OmegaConf.load(path)
     except Exception as error:  # yaml's own errors carry line and column
