@@ -4,9 +4,10 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -59,6 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"jaxpref {options.command}: bad input\n{error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if not _is_dependency(error.name):
+            raise
+        print(f"jaxpref {options.command}: {error}: install jaxpref again", file=sys.stderr)
+        return 2
     except (NotFiniteError, FirstLossError) as error:
         print(f"jaxpref {options.command}: {error}", file=sys.stderr)
         return 1
@@ -66,6 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jaxpref {options.command}: {error}", file=sys.stderr)
         return PREEMPTED
     return 0
+
+
+def _is_dependency(module: str | None) -> bool:
+    """Whether a module comes with jaxpref; others are what functions of the user's need."""
+    names = [re.split(r"[^\w-]", needed)[0].replace("-", "_") for needed in requires("jaxpref")]
+    return any(name.startswith((module or " ").partition(".")[0]) for name in names)
 
 
 # ---- the parser
@@ -261,6 +273,8 @@ def _join_cluster() -> None:
 
 def run_with_progress(config: "Config") -> "Result":
     """Trains and shows the progress; what a run says of itself at the start is printed."""
+    # What `report` needs at the end is missed at the beginning.
+    from jaxpref.runs import plots  # noqa: F401
     from jaxpref.training.progress import training_progress
     from jaxpref.training.run import train
 

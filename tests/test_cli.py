@@ -262,6 +262,18 @@ def test_distributed_without_a_cluster(tmp_path):
     refused((done.returncode, done.stdout, done.stderr), "--distributed", "coordinator_address should be defined")
 
 
+def test_a_missing_package_is_told_before_the_run(call, tiny_files, tmp_path, monkeypatch):
+    """One that draws at the end; what a user's own function lacks keeps its traceback."""
+    config, _ = written(tmp_path, tiny_files)
+    monkeypatch.delitem(sys.modules, "jaxpref.runs.plots", raising=False)
+    monkeypatch.delattr("jaxpref.runs.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = call("train", config)
+    assert code == 2 and "matplotlib" in err and "install jaxpref again" in err
+    assert not (tmp_path / "run").exists()
+    assert cli._is_dependency("orbax.checkpoint") and not cli._is_dependency("my_rewards")
+
+
 def test_out_below_a_file(call, tiny_files, tmp_path, any_mesh):
     config, data = written(tmp_path, tiny_files)
     for out in (data, data / "run"):
