@@ -11,16 +11,16 @@ REQUIRED = object()
 """In place of the default of a key that has none."""
 
 
-def keys(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+def keys(cls: Any = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
     """(dotted key, default, meaning) of every setting, in order.
 
     Args:
         cls: the dataclass of a config, or of a part of it.
     """
     for field in dataclasses.fields(cls):
-        key = prefix + field.name
-        if dataclasses.is_dataclass(field.type):
-            yield from keys(field.type, f"{key}.")
+        key, kind = prefix + field.name, field.type
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            yield from keys(kind, f"{key}.")
             continue
         about = cls.__pydantic_fields__[field.name]
         default = REQUIRED if about.is_required() else about.get_default(call_default_factory=True)

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from jaxpref.config import TrainConfig
 from jaxpref.data.loader import Loader, Step
-from jaxpref.errors import InputError
+from jaxpref.errors import InputError, shortened
 from jaxpref.runs.best import BestRule
 from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.feed import batches, own_steps
@@ -270,8 +270,9 @@ def _every(interval: int | None, step: int) -> bool:
 def _check_finite(step: int, item: Step, values: Values, where: Mapping[int, str]) -> None:
     if bad := _not_finite(values):
         rows = sorted({int(r) for r in np.unique(item.batch.row_id_RG) if r >= 0})
+        listed = shortened(", ".join(where[r] for r in rows), 8)
         raise NotFiniteError(
-            f"step {step}: {bad}; rows of the batch: {', '.join(where[r] for r in rows)}. "
+            f"step {step}: {bad}; rows of the batch: {listed}. "
             "Nothing was saved since the last checkpoint; lower optim.learning_rate or look at "
             "these rows, and at the objective where only a metric is named."
         )
