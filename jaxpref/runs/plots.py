@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib import rcsetup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -43,7 +44,7 @@ def drawn(
         "axes.grid": True,
         "grid.alpha": 0.3,
         "axes.axisbelow": True,
-        "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, GREY]),
+        "axes.prop_cycle": rcsetup.cycler(color=[BLUE, ORANGE, GREEN, GREY]),
     }
     with matplotlib.rc_context(small):
         figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), layout="constrained")

@@ -40,6 +40,7 @@ RENAMED = {
     "dataset": "data.train",
     "eval_dataset": "data.eval",
     "test_datasets": "data.eval",
+    "dataset_config": "data.config_name",
     "dataset_train_split": "data.train_split",
     "dataset_test_split": "data.eval_split",
     "truncation_mode": "data.truncation",
@@ -195,7 +196,6 @@ OTHERWISE = {
     "padding_value": "rows are packed, not padded: data.pack",
     "trust_remote_code": "code of models is never run; model.path needs a known model_type",
     # data
-    "dataset_config": "download that part, and name its files in data.train",
     "dataset_streaming": "data.train is read whole before the first step",
     "dataset_num_proc": "data.train is read by one process",
     "dataset_prepared_path": "data.train is tokenised anew in every run",

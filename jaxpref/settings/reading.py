@@ -73,7 +73,8 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise InputError(
             "a YAML mapping", f"{path}: a list or nothing", "write section: {key: value}"
         )
-    return OmegaConf.to_container(raw)
+    read: Any = OmegaConf.to_container(raw)
+    return read
 
 
 def make_config(
