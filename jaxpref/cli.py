@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import requires, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -105,7 +105,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxpref", description="Aligns Flax language models with preferences."
     )
-    parser.add_argument("--version", action="version", version=f"jaxpref {version('jaxpref')}")
+    parser.add_argument("--version", action="version", version=f"jaxpref {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     called = next((item for item in arguments if not item.startswith("-")), None)
     for name, (summary, add_arguments) in _COMMANDS.items():
@@ -115,6 +115,13 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         if name == called:
             add_arguments(command)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("jaxpref")
+    except PackageNotFoundError:  # run from its sources
+        return "of no installed package"
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
