@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         if getattr(options, "distributed", False):
-            _join_cluster()
+            from jaxpref.sharding import join_processes
+
+            join_processes()
         options.run(options)
     except SystemExit as error:
         if error.code in (None, 0):  # no command ends so: a function of the user's does
@@ -257,25 +259,6 @@ def _train(options: argparse.Namespace) -> None:
     from jaxpref.settings import load_config
 
     report(run_with_progress(load_config(options.config, options.overrides)))
-
-
-def _join_cluster() -> None:
-    """Errors: InputError where jax finds no other processes."""
-    import jax
-
-    from jaxpref.errors import InputError
-
-    try:
-        jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            "one of several processes that a cluster started (a TPU pod, Slurm, Open MPI, or what "
-            "jax.distributed.initialize() finds otherwise), for --distributed",
-            f"jax: {str(error).splitlines()[0]}",
-            "leave --distributed out for one process, whatever the number of its devices; without "
-            "a cluster, call jax.distributed.initialize(ADDRESS, COUNT, NUMBER) and jaxpref.train "
-            "in a Python script",
-        ) from error
 
 
 def run_with_progress(config: "Config") -> "Result":
