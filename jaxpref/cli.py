@@ -2,15 +2,15 @@
 
 import argparse
 import importlib
-import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.logging import RichHandler
 
 from jaxpref.errors import InputError, NotWrittenError
 from jaxpref.files import disk_problem
@@ -20,8 +20,19 @@ if TYPE_CHECKING:
     from jaxpref.training.run import Result
 
 console = Console()
+if not console.is_terminal and "COLUMNS" not in os.environ:
+    console.width = 200  # files and pipes have no width; rich's 80 columns would break paths
+
+
+class _Printed(logging.Handler):
+    """What the package says goes where the results go, above the bars of progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(record.getMessage(), highlight=False, markup=False, soft_wrap=True)
+
+
 _log = logging.getLogger("jaxpref")
-_log.addHandler(RichHandler(console=console, show_time=False, show_level=False, show_path=False))
+_log.addHandler(_Printed())
 _log.propagate = False  # or it would be printed twice where a library has set up the root logger
 
 
@@ -34,14 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # transformers warns that there is no torch; only its tokenizers are used.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     options = _parse(sys.argv[1:] if arguments is None else arguments)
+    from jaxpref.training.first_step import FirstLossError
     from jaxpref.training.loop import NotFiniteError
     from jaxpref.training.preemption import INTERRUPTED, PREEMPTED, Preempted
 
     try:
         if getattr(options, "distributed", False):
-            import jax
+            from jaxpref.sharding import join_processes
 
-            jax.distributed.initialize()
+            join_processes()
         options.run(options)
     except SystemExit as error:
         if error.code in (None, 0):  # no command ends so: a function of the user's does
@@ -51,7 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"jaxpref {options.command}: bad input\n{error}", file=sys.stderr)
         return 2
-    except (NotFiniteError, NotWrittenError) as error:
+    except ModuleNotFoundError as error:
+        if not _is_dependency(error.name):
+            raise
+        print(f"jaxpref {options.command}: {error}: install jaxpref again", file=sys.stderr)
+        return 2
+    except (NotFiniteError, FirstLossError, NotWrittenError) as error:
         print(f"jaxpref {options.command}: {error}", file=sys.stderr)
         return 1
     except Preempted as error:
@@ -71,6 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     return 0
+
+
+def _is_dependency(module: str | None) -> bool:
+    """Whether a module comes with jaxpref; others are what functions of the user's need."""
+    names = [re.split(r"[^\w-]", needed)[0].replace("-", "_") for needed in requires("jaxpref")]
+    return any(name.startswith((module or " ").partition(".")[0]) for name in names)
 
 
 # ---- the parser
@@ -98,6 +121,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxpref", description="Aligns Flax language models with preferences."
     )
+    parser.add_argument("--version", action="version", version=f"jaxpref {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     called = next((item for item in arguments if not item.startswith("-")), None)
     for name, (summary, add_arguments) in _COMMANDS.items():
@@ -109,9 +133,15 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _version() -> str:
+    try:
+        return version("jaxpref")
+    except PackageNotFoundError:  # run from its sources
+        return "of no installed package"
+
+
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     _config_arguments(parser)
-    parser.epilog = _keys_help()
     parser.add_argument(
         "--distributed",
         action="store_true",
@@ -122,7 +152,6 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
     _config_arguments(parser)
-    parser.epilog = _keys_help()
     parser.set_defaults(run=_data)
 
 
@@ -132,17 +161,13 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    from jaxpref.settings import keys_help
+
+    parser.epilog = keys_help()
     parser.add_argument("config", help="YAML file")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="as optim.learning_rate=1e-6"
+        "overrides", nargs="*", default=[], metavar="key=value", help="as optim.learning_rate=1e-6"
     )
-
-
-def _keys_help() -> str:
-    from jaxpref.settings import keys
-
-    rows = [f"  {key} = {json.dumps(default)}\n      {meaning}" for key, default, meaning in keys()]
-    return "keys, with defaults:\n" + "\n".join(rows)
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -231,6 +256,10 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         "train a front of policies over weights of objectives, and show it",
         _arguments_of("jaxpref.pareto.command"),
     ),
+    "objectives": (
+        "list the objectives, or show one with its settings and source",
+        _arguments_of("jaxpref.objectives.command"),
+    ),
     "export": ("write a run's checkpoint as a Hugging Face directory", _export_arguments),
     "merge": ("average the parameters of several policies (a soup)", _merge_arguments),
 }
@@ -247,12 +276,14 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def run_with_progress(config: "Config") -> "Result":
-    """Trains with a progress bar; what a run says of itself at the start is printed."""
-    from jaxpref.training.progress import training_bar
+    """Trains and shows the progress; what a run says of itself at the start is printed."""
+    # What `report` needs at the end is missed at the beginning.
+    from jaxpref.runs import plots  # noqa: F401
+    from jaxpref.training.progress import training_progress
     from jaxpref.training.run import train
 
     _log.setLevel(logging.INFO)
-    with training_bar(console, show=config.log.progress) as on_log:
+    with training_progress(console, config.train.log_every, show=config.log.progress) as on_log:
         return train(config, on_log=on_log)
 
 
@@ -276,9 +307,10 @@ def _data(options: argparse.Namespace) -> None:
     from jaxpref.data.inspect import show
     from jaxpref.runs.build import build
     from jaxpref.runs.feed import make_loader, read_data
+    from jaxpref.runs.resume import with_stored_date
     from jaxpref.settings import load_config
 
-    config = load_config(options.config, options.overrides)
+    config = with_stored_date(load_config(options.config, options.overrides))
     pieces = build(config)
     for which in ("train", "eval") if config.data.eval else ("train",):
         groups, data_report = read_data(pieces, which)

@@ -3,16 +3,45 @@
 The help of `jaxpref train` is made from the docstrings below the fields.
 """
 
+from datetime import date
 from os.path import expanduser
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-_STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+_STRICT = ConfigDict(
+    extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+)
 
 LocalPath = Annotated[str, AfterValidator(expanduser)]
 """A path, whose `~` is the home directory, or another name of what may lie at a path."""
+
+
+def _a_day(text: str) -> str:
+    return date.fromisoformat(text).isoformat()
+
+
+def _as_list(value: Any) -> Any:
+    """A single text or mapping is the only item of a list."""
+    return [value] if isinstance(value, str | dict) else value
+
+
+OneOrMore = BeforeValidator(_as_list)
+"""Of a list: one item may stand alone."""
+Paths = Annotated[list[LocalPath], OneOrMore]
+Names = Annotated[list[str], OneOrMore]
+
+
+def objective_list(parts: Any) -> Any:
+    """An objective may stand alone, and for one with all its defaults its name."""
+    parts = _as_list(parts)
+    if not isinstance(parts, list):
+        return parts
+    return [{"name": part} if isinstance(part, str) else part for part in parts]
+
+
+Objectives = Annotated[list[dict[str, Any]], BeforeValidator(objective_list)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -46,7 +75,7 @@ class AdapterConfig:
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Share of the adapter's inputs dropped in training; null: that of the adapter at `path`,
     otherwise none."""
-    targets: list[str] | None = None
+    targets: Names | None = None
     """Adapted weights, as regular expressions: q, attention/q or the checkpoint's q_proj; null: all
     but experts."""
     rslora: bool = False
@@ -78,7 +107,7 @@ class ReferenceConfig:
     adapter: LocalPath | None = None
     """PEFT adapter of the reference, on the frozen weights; null: the one at adapter.path, if set;
     base: none."""
-    extra: list[LocalPath] = Field(default_factory=list)
+    extra: Paths = Field(default_factory=list)
     """Further references (MRPO), or policies of other objectives (modpo_implicit, spo); their
     log-probs are cached."""
     sync_every: int | None = Field(default=None, ge=1)
@@ -91,10 +120,10 @@ class ReferenceConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
-    train: list[LocalPath] = Field(default_factory=list)
+    train: Paths = Field(default_factory=list)
     """Training data: .jsonl, .jsonl.gz or .parquet files, folders of them or from `datasets`, hub
     ids; all are concatenated."""
-    eval: list[LocalPath] = Field(default_factory=list)
+    eval: Paths = Field(default_factory=list)
     """Held-out data, same formats."""
     train_split: str | None = None
     """Split to train on, of folders and hub ids; null: train, where there are several."""
@@ -102,18 +131,29 @@ class DataConfig:
     """Split to evaluate on, of folders and hub ids; null: test, where there are several."""
     config_name: str | None = None
     """Configuration of hub ids or their local copies; null: the default one."""
-    format: Literal["auto", "standard", "conversational", "anthropic"] = "auto"
-    """Form of the rows; auto recognises the form of each row."""
+    format: Literal[
+        "auto", "standard", "conversational", "anthropic", "orca", "alpaca", "sharegpt"
+    ] = "auto"
+    """Form of the rows; auto recognises the form of each row. orca (`question`, `system`), alpaca
+    (`instruction`, `input`, `history`) and sharegpt (`conversations` or `messages`) make
+    conversations of rows with texts or single messages as answers."""
+    columns: dict[str, str | None] = Field(default_factory=dict)
+    """Columns that the rows call otherwise, as {prompt: question}; null, as {system: null}: nothing
+    is read as that column."""
     on_bad_row: Literal["error", "drop"] = "error"
-    """At a row with an empty completion, identical ones or the like: stop (error), or drop and
-    count it."""
+    """At a row without usable answers (a missing or empty one, identical ones, answers to different
+    prompts, messages that the chat template refuses): stop (error), or drop and count it. Values of
+    the wrong type always stop."""
     prefer: str | None = None
     """Score that decides anew which answer of a pair is chosen (`scores_chosen: {NAME: ...}`); ties
     are dropped and counted, and rows with `completions` give all their pairs; null: as the rows
     say."""
-    other_rewards: list[str] = Field(default_factory=list)
+    other_rewards: Names = Field(default_factory=list)
     """Scores that make the column `other_rewards`: those of all objectives but the base, in the
     order of modpo's w[1:]."""
+    date: Annotated[str, AfterValidator(_a_day)] | None = None
+    """Date (YYYY-MM-DD) that a chat template prints as today's; null: the day on which the run
+    begins, which is kept with the run."""
     max_length: int | None = Field(default=1024, ge=2)
     """Tokens of prompt + one completion; null: no limit."""
     truncation: Literal["keep_start", "keep_end", "drop", "error"] = "keep_start"
@@ -136,8 +176,8 @@ class DataConfig:
 class OptimConfig:
     name: Literal["adamw", "adafactor", "lion", "sgd"] = "adamw"
     """Optimizer (optax)."""
-    learning_rate: float = Field(default=1e-6, gt=0)
-    """Peak learning rate."""
+    learning_rate: float = Field(default=1e-6, gt=0, le=1e3)
+    """Peak learning rate, at most 1,000."""
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "linear"
     """Learning rate after the warm-up; linear and cosine reach 0 at the end of the run."""
     warmup_steps: int | None = Field(default=None, ge=0)
@@ -172,9 +212,9 @@ class TrainConfig:
     """Passes over the data."""
     max_steps: int | None = Field(default=None, ge=1)
     """Train exactly this many steps instead of epochs; null: train.epochs."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the data order, of the objectives' draws, and of answers lent to other prompts
-    (KTO)."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the data order, of the objectives' draws, and of answers lent to other prompts (KTO);
+    below 2^32."""
     log_every: int = Field(default=10, ge=1)
     """Steps between log lines; values are averaged over them."""
     eval_every: int | None = Field(default=None, ge=1)
@@ -216,7 +256,8 @@ class LogConfig:
     project: str = "jaxpref"
     """Project name in Weights & Biases and trackio."""
     progress: bool = True
-    """Show a progress bar."""
+    """Show the progress: a bar on a terminal and in a notebook, elsewhere a line every
+    train.log_every steps."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -229,9 +270,9 @@ class Config:
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
     data: DataConfig = Field(default_factory=DataConfig)
-    objective: list[dict[str, Any]] = Field(default_factory=lambda: [{"name": "dpo"}])
+    objective: Objectives = Field(default_factory=lambda: [{"name": "dpo"}])
     """Weighted sum of objectives, each with its hyperparameters: [{name: dpo, weight: 1.0, beta:
-    0.1}]."""
+    0.1}]; one of them, or its name, may stand alone. `jaxpref objectives` lists them."""
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     mesh: MeshConfig = Field(default_factory=MeshConfig)

@@ -1,8 +1,34 @@
 """The errors that bad input raises: what was expected, what was found and where, what to change."""
 
+import importlib
+from types import ModuleType
+
+LINES, WIDTH = 19, 70
+"""What an error fills at most, whatever was found; a label stands before some of the lines."""
+
+
+def shortened(text: str, lines: int) -> str:
+    """As much of the text as fills so many lines of a terminal, and how much there is besides."""
+    ends = _line_ends(text)
+    if len(ends) <= lines:
+        return text
+    end = ends[lines - 2]
+    return f"{text[:end].rstrip()}\n... and {len(text) - end:,} characters more"
+
+
+def _line_ends(text: str) -> list[int]:
+    """Where the lines end that a text fills, long ones wrapped."""
+    ends, at = [], 0
+    for line in text.splitlines(keepends=True):
+        ends += [*range(at + WIDTH, at + len(line.rstrip("\n")), WIDTH), at + len(line)]
+        at += len(line)
+    return ends
+
 
 class InputError(ValueError):
     """Bad input, reported before anything is compiled.
+
+    The message is shortened where it would be long; the attributes hold all.
 
     Args:
         expected: what would have been accepted.
@@ -11,7 +37,9 @@ class InputError(ValueError):
     """
 
     def __init__(self, expected: str, got: str, fix: str):
-        super().__init__(f"expected: {expected}\n     got: {got}\n     fix: {fix}")
+        wanted, change = shortened(expected, 4), shortened(fix, 4)
+        found = shortened(got, LINES - len(_line_ends(wanted)) - len(_line_ends(change)))
+        super().__init__(f"expected: {wanted}\n     got: {found}\n     fix: {change}")
         self.expected, self.got, self.fix = expected, got, fix
 
 
@@ -31,3 +59,20 @@ class RowError(InputError):
     def __init__(self, reason: str, expected: str, got: str, fix: str):
         super().__init__(expected, got, fix)
         self.reason = reason
+
+
+def optional_package(name: str, purpose: str, extra: str) -> ModuleType:
+    """A package that only some settings need.
+
+    Args:
+        extra: of jaxpref, with which it is installed.
+    Errors: InputError where it cannot be imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"the package {name.partition('.')[0]}, for {purpose}",
+            str(error),
+            f"pip install 'jaxpref[{extra}]'",
+        ) from error

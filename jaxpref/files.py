@@ -33,6 +33,9 @@ def check_destination(
     """
     path = Path(path).expanduser()
     target = path.resolve()
+    for parent in target.parents:
+        if parent.exists() and not parent.is_dir():
+            raise InputError(expected, f"{path}: {parent} is a file", "choose another name")
     for source in sources:
         read = Path(source).expanduser().resolve()
         # A source that is no path, as pkg://..., lies nowhere.

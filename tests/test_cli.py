@@ -2,6 +2,12 @@
 
 import gzip
 import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +15,7 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from jaxpref import cli
+from jaxpref.objectives import OBJECTIVES, TRANSFORMS
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -39,7 +46,10 @@ def text_rows(count=4):
 
 
 BAD_ROWS = {
-    "missing column": ({"prompt": "q", "chosen": " a", "rejectd": " b"}, ['no key "rejected"', 'rename "rejectd"']),
+    "missing column": (
+        {"prompt": "q", "chosen": " a", "rejectd": " b"},
+        ['no key "rejected"', "data.columns: {rejected: rejectd}"],
+    ),
     "empty completion": ({"prompt": "q", "chosen": "", "rejected": " b"}, ['key "chosen"']),
     "blank completion": ({"prompt": "q", "chosen": " a", "rejected": " \n"}, ['key "rejected"']),
     "identical pair": ({"prompt": "q", "chosen": " a", "rejected": " a"}, ["chosen", "rejected"]),
@@ -242,6 +252,44 @@ def test_run_without_checkpoints(call, finished_run, tmp_path, any_mesh):
     assert not (run / "checkpoints").exists()
 
 
+def test_distributed_without_a_cluster(tmp_path):
+    """In a process of its own: jax joins a cluster only before it has looked at its devices."""
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "OMPI", "JAX_COORD"))}
+    command = [sys.executable, "-c", "import sys; from jaxpref import cli; sys.exit(cli.main())", "train"]
+    done = subprocess.run(
+        [*command, "--distributed", "any.yaml"], env=alone, capture_output=True, text=True, timeout=120
+    )
+    refused((done.returncode, done.stdout, done.stderr), "--distributed", "coordinator_address should be defined")
+
+
+def test_a_missing_package_is_told_before_the_run(call, tiny_files, tmp_path, monkeypatch):
+    """One that draws at the end; what a user's own function lacks keeps its traceback."""
+    config, _ = written(tmp_path, tiny_files)
+    monkeypatch.delitem(sys.modules, "jaxpref.runs.plots", raising=False)
+    monkeypatch.delattr("jaxpref.runs.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = call("train", config)
+    assert code == 2 and "matplotlib" in err and "install jaxpref again" in err
+    assert not (tmp_path / "run").exists()
+    assert cli._is_dependency("orbax.checkpoint") and not cli._is_dependency("my_rewards")
+
+
+def test_out_below_a_file(call, tiny_files, tmp_path, any_mesh):
+    config, data = written(tmp_path, tiny_files)
+    for out in (data, data / "run"):
+        refused(call("train", config, f"out={out}"), f"{data} is a file")
+
+
+def test_a_directory_is_no_config(call, tmp_path):
+    refused(call("train", tmp_path), f"{tmp_path}: a directory")
+
+
+def test_what_may_be_left_out_is_not_called_required(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: config\n")
+
+
 def test_help_and_unknown_commands(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--help"])
@@ -253,7 +301,33 @@ def test_help_and_unknown_commands(capsys):
     assert stop.value.code == 2
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    project = tomllib.loads((Path(cli.__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out == f"jaxpref {project['version']}\n"
+
+
 # ---- what the commands print
+
+
+def test_objectives_are_listed_in_a_line_each(call):
+    code, out, _ = call("objectives")
+    assert code == 0
+    for name in (*OBJECTIVES, *TRANSFORMS):
+        (line,) = [line for line in out.splitlines() if line.startswith(f"  {name} ")]
+        assert len(line) <= 130 and line.endswith(".")
+
+
+def test_an_objective_is_shown_with_its_settings_and_source(call):
+    code, out, _ = call("objectives", "dpo", "kto")
+    assert code == 0
+    assert "Settings: beta = 0.1\n" in out and "Source: Rafailov et al., arXiv 2305.18290" in out
+    assert "column `label`" in out and "desirable_weight = 1.0" in out
+    file, line = re.search(r"^Code: (.*):(\d+)$", out, re.MULTILINE).groups()
+    assert "def dpo(" in "".join(Path(file).read_text().splitlines()[int(line) - 1 : int(line) + 2])
+    refused(call("objectives", "dpoo"), "did you mean dpo?")
 
 
 def test_data_shows_lengths_drops_and_packing(call, tiny_files, tmp_path, any_mesh):

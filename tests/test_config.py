@@ -2,17 +2,21 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from jaxpref import cli
 from jaxpref.config import Config, DataConfig, ReferenceConfig
 from jaxpref.errors import InputError
-from jaxpref.pareto.config import AnswersConfig, ObjectiveConfig
+from jaxpref.objectives import OBJECTIVES, bind
+from jaxpref.pareto.config import AnswersConfig, ObjectiveConfig, ParetoConfig
 from jaxpref.settings import keys, load_config, make_config, save_config, to_dict
+from jaxpref.settings.other_trainers import OTHERWISE, RENAMED, answer
 
 
 def problems(raw=None, overrides=(), path=None) -> str:
@@ -60,18 +64,19 @@ def test_unknown_key_unlike_any_other_has_no_suggestion():
         ({"train": {"batch_size": 4.5}}, "train.batch_size"),
         ({"train": {"batch_size": True}}, "train.batch_size"),
         ({"train": {"batch_size": 0}}, "train.batch_size"),
+        ({"train": {"seed": 2**32}}, "train.seed"),  # jax would take it for 0
         ({"optim": {"learning_rate": "1e-5x"}}, "optim.learning_rate"),
         ({"optim": {"learning_rate": -1.0}}, "optim.learning_rate"),
         ({"optim": {"warmup_ratio": 1.5}}, "optim.warmup_ratio"),
         ({"optim": {"b1": 1.0}}, "optim.b1"),
         ({"optim": {"schedule": "cosin"}}, "optim.schedule"),
         ({"model": {"compute_dtype": "float16"}}, "model.compute_dtype"),
-        ({"data": {"train": "one.jsonl"}}, "data.train"),
+        ({"data": {"train": 1}}, "data.train"),
         ({"data": {"train": [1]}}, "data.train.0"),
         ({"log": {"wandb": "yes"}}, "log.wandb"),
         ({"out": None}, "out"),
         ({"train": None}, "train"),
-        ({"objective": "dpo"}, "objective"),
+        ({"objective": 0.1}, "objective"),
     ],
 )
 def test_wrong_type_or_range_names_the_key(raw, key):
@@ -95,7 +100,11 @@ def test_wrong_type_or_range_names_the_key(raw, key):
         ({"objective": [{"name": "dpo", "bta": 0.2}]}, "dpo.bta is unknown (did you mean 'beta'"),
         ({"objective": [{"name": "dpo", "beta": "0.2"}]}, "dpo.beta='0.2'"),
         ({"objective": [{"name": "dpo", "weight": True}]}, "weight=True"),
+        ({"objective": [{"name": "dpo", "weight": 0}]}, "dpo.weight=0 (give a finite number above 0"),
+        ({"objective": [{"name": "dpo"}, {"name": "sft", "weight": -0.5}]}, "sft.weight=-0.5"),
+        ({"objective": [{"name": "dpo", "weight": float("inf")}]}, "dpo.weight=inf"),
         ({"objective": [{"beta": 0.2}]}, "name=None is unknown"),
+        ({"objective": "no_such_module:loss"}, "No module named 'no_such_module' (check the path and the name; a "),
     ],
 )
 def test_contradictions_and_objectives(raw, said):
@@ -166,6 +175,9 @@ def test_override_of_one_item_of_a_list(tmp_path):
     config = load_config(path, ["objective.0.beta=0.3", "objective.1.weight=0.5"])
     assert config.objective == [{"name": "dpo", "beta": 0.3}, {"name": "sft", "weight": 0.5}]
     assert "objective[2]" in problems(path=path, overrides=["objective.2.beta=0.3"])
+    for text in ("# the default\n", "objective: dpo\n", "objective: {name: dpo}\n"):
+        path.write_text(text)
+        assert load_config(path, ["objective.0.beta=0.3"]).objective == [{"name": "dpo", "beta": 0.3}]
 
 
 def test_python_values_that_stand_for_plain_ones():
@@ -178,8 +190,109 @@ def test_python_values_that_stand_for_plain_ones():
     )
     assert (config.out, config.optim.learning_rate, config.optim.warmup_steps) == ("runs/mine", 0.5, 3)
     assert config.objective == [{"name": "dpo"}]
-    with pytest.raises(InputError, match="of function(.|\n)*objective=\\[...\\]"):
-        make_config({"objective": [{"name": lambda policy: policy}]})
+    assert make_config({"data": {"train": np.array(["a.jsonl", "b.jsonl"])}}).data.train == ["a.jsonl", "b.jsonl"]
+    with pytest.raises(InputError, match="of function(.|\n)*an objective alone"):
+        make_config({"out": lambda: "runs/mine"})
+
+
+def test_one_item_may_stand_alone_where_a_list_is_wanted():
+    config = make_config(
+        {
+            "objective": "dpo",
+            "data": {"train": Path("a.jsonl"), "eval": "~", "other_rewards": []},
+            "adapter": {"rank": 2, "targets": "q"},
+            "reference": {"extra": []},
+        }
+    )
+    assert config.objective == [{"name": "dpo"}] and config.adapter.targets == ["q"]
+    assert (config.data.train, config.data.eval) == (["a.jsonl"], [str(Path.home())])
+    assert make_config({"objective": {"name": "ipo", "beta": 0.3}}).objective == [{"name": "ipo", "beta": 0.3}]
+    assert make_config({"objective": ["dpo", {"name": "sft"}]}).objective == [{"name": "dpo"}, {"name": "sft"}]
+    assert load_config(overrides=["objective=ipo", "data.train=a.jsonl"]) == Config(
+        objective=[{"name": "ipo"}], data=DataConfig(train=["a.jsonl"])
+    )
+    front = ParetoConfig(methods="dpo", objectives=[ObjectiveConfig("a", train="x")])
+    assert front.methods == ["dpo"] and front.objectives[0].train == ["x"]
+
+
+def own_loss(policy, ref, *, scale: float = 1.0):
+    return scale * (policy.sum - ref.sum)
+
+
+def test_a_function_may_be_an_objective():
+    for given in (own_loss, [own_loss], {"name": own_loss}, ({"name": own_loss},)):
+        assert make_config({"objective": given}).objective == [{"name": own_loss}]
+    config = make_config({"objective": ["dpo", {"name": own_loss, "scale": 2.0, "weight": 0.5}]})
+    assert config.objective == [{"name": "dpo"}, {"name": own_loss, "scale": 2.0, "weight": 0.5}]
+    assert "own_loss.scal is unknown (did you mean 'scale'" in problems({"objective": {"name": own_loss, "scal": 2}})
+
+
+# ---- other trainers' options
+
+
+@pytest.mark.parametrize(
+    "raw, answers",
+    [
+        ({"beta": 0.1}, ["beta: unknown key; set it in each objective, as objective: [{name: dpo, beta: 0.1}]"]),
+        ({"lr": 1e-6}, ["lr: unknown key; here it is optim.learning_rate"]),
+        ({"train": {"num_train_epochs": 3}}, ["train.num_train_epochs: unknown key; here it is train.epochs"]),
+        ({"warmup_ratio": 0.1}, ["warmup_ratio: unknown key; did you mean optim.warmup_ratio?"]),
+        ({"adapter": {"lora_r": 8}}, ["adapter.lora_r: unknown key; here it is adapter.rank"]),
+        ({"path": "a"}, ["path: unknown key; did you mean model.path or adapter.path or reference.path?"]),
+        (
+            {"use_peft": True, "bf16": True},
+            ["use_peft: unknown key; set adapter.rank", "bf16: unknown key; set "],
+        ),
+        ({"adapter": "lora"}, ["adapter: a section with keys (rank, alpha, "]),
+        ({"optim": "adamw_torch"}, ["optim: a section with keys (name, learning_rate, "]),
+    ],
+)
+def test_names_of_other_trainers_are_answered_with_ours(raw, answers):
+    for line, said in zip(listed(problems(raw)), answers, strict=True):
+        assert line.startswith(said)
+
+
+def test_every_answer_names_what_there_is():
+    names = {name for name, _, _ in keys()}
+    last_words = {name.rpartition(".")[2] for name in names}
+    options = RENAMED | OTHERWISE
+    assert len(options) == len(RENAMED) + len(OTHERWISE)
+    assert not set(options) & (last_words | names), "our own names come first, so these would never be said"
+    for option, said in options.items():
+        found = set(re.findall(r"\b(?:model|adapter|reference|data|optim|train|mesh|log)\.\w+", said))
+        assert found <= names, (option, found - names)
+        assert found or re.search(r"\b(out|objective)\b", said), option
+        for parts in re.findall(r"objective: (\[.*?\])", said):
+            bind(yaml.safe_load(parts), OBJECTIVES)
+
+
+def test_the_options_that_people_have_are_known(shared_dir):
+    """Every option of TRL's DPOConfig in the table that was made of its sources has an answer, or our name."""
+    table = (shared_dir / "reference" / "trl_options.md").read_text()
+    own = table.partition("## DPOConfig's own")[2].partition("## KTOConfig's own")[0]
+    inherited = ("output_dir", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "weight_decay")
+    inherited += ("adam_beta1", "max_grad_norm", "bf16", "fp16", "gradient_checkpointing", "logging_steps", "seed")
+    inherited += ("eval_strategy", "eval_steps", "save_steps", "save_total_limit", "report_to", "run_name", "deepspeed")
+    cells = [line.split("|")[1] for line in own.splitlines() if line.startswith("| ")]
+    cells = [cell for cell in cells if not cell.strip().startswith(("ctor", "option ("))]
+    options = [part.split()[0] for cell in cells for part in cell.split(",") if not cell.startswith(" rest")]
+    assert len(options) > 20
+    ours = {name.rpartition(".")[2] for name, _, _ in keys()}
+    assert not [o for o in (*options, *inherited) if o not in ours and not answer(o)]
+
+
+# ---- long errors
+
+
+def test_an_error_is_short_whatever_was_found():
+    """A list of rows given where files are expected: told once, not once a row."""
+    rows = [{"prompt": "p" * 1000, "chosen": "c" * 1000, "rejected": "r" * 1000}] * 2000
+    with pytest.raises(InputError) as caught:
+        make_config({"data": {"train": rows}, "lr": 1e-6})
+    message = str(caught.value)
+    assert len(message) < 1500 and len(message.splitlines()) <= 19
+    assert "data.train.0 (and 1999 more items of data.train): names of files" in message
+    assert "here it is optim.learning_rate" in message
 
 
 def test_overrides_that_are_none():
@@ -246,3 +359,20 @@ def test_help_lists_every_key_with_its_default(command, capsys):
     text = capsys.readouterr().out
     for name, default, meaning in keys():
         assert f"  {name} = {json.dumps(default)}\n      {meaning}\n" in text + "\n"
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("optim.learning_rate=.inf", "optim.learning_rate: Input should be a finite number, got inf"),
+        ("optim.learning_rate=.nan", "optim.learning_rate"),
+        ("optim.learning_rate=1e30", "less than or equal to 1000"),
+        ("optim.weight_decay=.inf", "finite number"),
+        ("optim.clip_norm=.inf", "finite number"),
+        ("adapter.alpha=.inf", "finite number"),
+    ],
+)
+def test_numbers_are_finite_and_rates_within_reason(override, said):
+    with pytest.raises(InputError) as error:
+        load_config(None, [override])
+    assert said in str(error.value)

@@ -229,6 +229,19 @@ def stored_state(out: Path, step: int) -> dict:
         return reader.restore(Path(out).absolute() / "checkpoints" / str(step) / "state")
 
 
+def array_files(out: Path, step: int) -> list[Path]:
+    """Files with the numbers of a checkpoint's state, the largest first."""
+    files = (Path(out) / "checkpoints" / str(step) / "state").rglob("d/*")
+    return sorted(files, key=lambda file: file.stat().st_size, reverse=True)
+
+
+def flip_bit(file: Path, bit: int = 2) -> None:
+    """Of the byte in the middle of a file."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1 << bit
+    file.write_bytes(data)
+
+
 def xla_flags(devices: int) -> str:
     """For another process: so many virtual devices, and the flags given from outside, as an instruction set."""
     return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"  # the last one counts

@@ -60,7 +60,7 @@ class ConditionReport:
 def usable_rows(
     source: Source, scores: Sequence[str], report: ConditionReport
 ) -> Iterator[tuple[dict, Group, str]]:
-    """(row, group, kind) of the rows that have all these scores.
+    """(row under our names, group, kind) of the rows that have all these scores.
 
     Raises:
         RowError: another row, unless the source drops (and the report counts) such rows.
@@ -70,7 +70,7 @@ def usable_rows(
         group: Any = group_of(source, row, where, kind, i)
         error = group if isinstance(group, RowError) else _missing(group, scores)
         if error is None:
-            yield row, group, kind
+            yield source.own(row, where).values, group, kind
         elif source.on_bad_row == "error":
             raise error
         else:

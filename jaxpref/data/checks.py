@@ -10,12 +10,15 @@ from jaxpref.errors import InputError, RowError
 GOLD = "reference"
 """Key of the gold answer beside a pair; it may be the same as another answer."""
 
+MISSING = "missing value"
+"""Reason of the error for what a row lacks: the key, or more than null under it."""
+
 
 def present(value: Any, key: str, where: str) -> Any:
     """The value.  Raises: RowError where it is null."""
     if value is None:
         raise RowError(
-            "missing value",
+            MISSING,
             "a value in every row",
             f'{where}, key "{key}": null',
             "fill it in or drop the row",

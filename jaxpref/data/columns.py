@@ -1,10 +1,9 @@
 """The columns of a row: which are read, and the numbers among them that objectives ask for."""
 
-import difflib
 import math
 import numbers
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jaxpref.data.checks import shown
@@ -20,7 +19,7 @@ KNOWN_COLUMNS = {
     "completions": "two or more answers in a list, best first unless `scores` says otherwise",
     "tools": "tool descriptions for the chat template: a list, or that list as JSON text",
     "chat_template_kwargs": "further variables for the chat template: an object",
-    "weight": "number: weight of the row in the loss",
+    "weight": "number, 0 or more: weight of the row in the loss",
     "baseline": "number: expected reward of an answer to the prompt",
     "margin": "number: by how much chosen is better",
     "probability": "number from 0 to 1: that chosen is better",
@@ -47,11 +46,41 @@ Columns = dict[str, Any]
 numbers."""
 
 
-def nearest_column(row: Mapping[str, Any], key: str) -> str | None:
-    """The column that is not read but could be meant by a key that is missing."""
-    others = [str(name) for name in row if name not in KNOWN_COLUMNS]
-    near = [name for name in others if key in name] or difflib.get_close_matches(key, others, n=1)
-    return near[0] if near else None
+_OTHER_REWARDS = ("other_rewards_chosen", "other_rewards_rejected")
+_FORMER_OTHER_REWARDS = ("margins_chosen", "margins_rejected")
+"""What these two were called before; still read, with a notice."""
+_SCORES = ("scores_chosen", "scores_rejected", "scores", "scores_completions")
+_KEYS = {
+    "score": ("score_chosen", "score_rejected", "score", "reward"),
+    "other_rewards": (*_OTHER_REWARDS, *_FORMER_OTHER_REWARDS),
+}
+"""Column -> the keys of rows that make it, where they are others than those of `keys_of`."""
+
+
+def keys_of(column: str) -> tuple[str, ...]:
+    """The keys of rows that a column may be read from."""
+    if column.startswith("scores/"):
+        return _SCORES
+    return _KEYS.get(column, (column, f"{column}_chosen", f"{column}_rejected"))
+
+
+def asked_numbers(row: Mapping[str, Any], columns: Collection[str] | None) -> Mapping[str, Any]:
+    """What of a row makes these columns: the rest is not looked at, whatever it holds.
+
+    Args:
+        columns: names; None: all of them.
+    """
+    if columns is None:
+        return row
+    names = {name.removeprefix("scores/") for name in columns if name.startswith("scores/")}
+    numbers = {}
+    for key in (key for column in columns for key in keys_of(column) if key in row):
+        value = row[key]
+        # Where one is missing, all stay, for the error to name them.
+        if key in _SCORES and isinstance(value, dict) and names <= value.keys():
+            value = {name: score for name, score in value.items() if name in names}
+        numbers[key] = value
+    return numbers
 
 
 def number_columns(row: Mapping[str, Any], where: str) -> Columns:
@@ -188,11 +217,6 @@ def _both(column: str, chosen: Any, rejected: Any, key: str, where: str) -> Colu
     pair = _number(chosen, key, where), _number(rejected, other, where)
     _refuse_one_side(pair, (key, other), where)
     return {} if pair == (None, None) else {column: pair}
-
-
-_OTHER_REWARDS = ("other_rewards_chosen", "other_rewards_rejected")
-_FORMER_OTHER_REWARDS = ("margins_chosen", "margins_rejected")
-"""What these two were called before; still read, with a notice."""
 
 
 def _other_rewards(row: Mapping[str, Any], where: str) -> Columns:

@@ -16,12 +16,15 @@ from jaxpref.data.dimensions import (
     with_other_rewards,
 )
 from jaxpref.data.encode import EncodeReport, encode_groups
-from jaxpref.data.kinds import kind_of_row, read_group
+from jaxpref.data.foreign import OwnRow, check_columns_key, own_row
+from jaxpref.data.kinds import kind_of_row, read_group, unread_keys
 from jaxpref.data.regroup import choose_kind, regroup, with_other_answers
 from jaxpref.data.sources import read_all
-from jaxpref.data.splits import part_of_side
+from jaxpref.data.splits import Part, part_of_side
 from jaxpref.errors import InputError, RowError
 from jaxpref.types import EncodedGroup, Group
+
+UNUSABLE = "unusable"
 
 
 @dataclass
@@ -32,9 +35,15 @@ class DataReport:
     kind: str = "pair"
     """Of all the groups."""
     rows: Counter = field(default_factory=Counter)
-    """Rows in the files, by their own kind."""
+    """Rows in the files, by their own kind; `UNUSABLE` ones have none."""
     unusable: Counter = field(default_factory=Counter)
     """Rows dropped before tokenisation, by reason (only with data.on_bad_row=drop)."""
+    first_unusable: dict[str, str] = field(default_factory=dict)
+    """Reason -> the first such row."""
+    unread: Counter = field(default_factory=Counter)
+    """Columns from which nothing is read -> in how many of the usable rows they hold something."""
+    read_as: Counter = field(default_factory=Counter)
+    """Formats of other projects -> how many of the usable rows were read in them."""
     preferred: Preferred | None = None
     """What `data.prefer` did to the pairs."""
     converted: int = 0
@@ -47,9 +56,40 @@ class DataReport:
     """Such answers that were cut to fit `max_length`."""
     encoding: EncodeReport | None = None
 
+    def dropped(self) -> Counter:
+        """Rows and groups that are not trained on, by reason."""
+        dropped = self.unusable + self.encoding.dropped
+        if self.preferred and self.preferred.tied:
+            dropped[f"equal in {self.preferred.name}"] = self.preferred.tied
+        return dropped
+
+    def summary(self) -> str:
+        """One line: what is trained on, and what is not."""
+        encoding, dropped = self.encoding, self.dropped()
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(dropped.items()))
+        parts = [
+            f"{sum(self.rows.values()):,} rows, {encoding.groups_kept:,} groups ({self.kind})",
+            f"{dropped.total():,} dropped" + (f" ({reasons})" if reasons else ""),
+            f"{encoding.completions_truncated:,} completions and {encoding.prompts_truncated:,} "
+            "prompts cut",
+        ]
+        return "; ".join([*parts, *self._reading()])
+
+    def _reading(self) -> list[str]:
+        """How rows were read, where that is not plain."""
+        return [
+            f"{what}: " + ", ".join(f"{name} ({count:,} rows)" for name, count in counts)
+            for what, counts in (
+                ("read as", sorted(self.read_as.items())),
+                ("columns not read", sorted(self.unread.items())),
+            )
+            if counts
+        ]
+
     def __str__(self) -> str:
         rows = ", ".join(f"{count} {kind}" for kind, count in sorted(self.rows.items()))
         lines = [", ".join(self.paths), f"kind of groups: {self.kind}; rows: {rows}"]
+        lines += self._reading()
         for reason, count in sorted(self.unusable.items()):
             lines.append(f"{count} dropped: {reason}")
         if self.preferred:
@@ -73,7 +113,7 @@ def load_groups(
     side: str,
     kinds: Sequence[str] = ("pair",),
     seed: int = 0,
-    columns: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
 ) -> tuple[list[EncodedGroup], DataReport]:
     """Groups of all `paths`, one after another, encoded, all of one kind.
 
@@ -85,22 +125,20 @@ def load_groups(
         kinds: of groups, as the objectives accept them (keys of `objectives.KINDS`), the preferred
             first.  A gold answer is read only where a triple is asked for and a pair is not.
         seed: of the draw that lends each group an answer to another prompt (kind `judged_other`).
-        columns: names that objectives ask for; those that jaxpref does not know are read as they
-            stand in the row.
-    Errors: RowError or InputError as `read_rows`, `kind_of_row`, `choose_kind`, `read_group`,
-        `encode_groups`, `with_other_answers` and those of `dimensions.py` raise them.
+        columns: names that objectives ask for; others are neither read nor checked.  Those that
+            jaxpref does not know are read as they stand in the row.  None: all that it knows.
+    Errors: RowError or InputError as `read_rows`, `own_row`, `kind_of_row`, `choose_kind`,
+        `read_group`, `encode_groups`, `with_other_answers` and those of `dimensions.py` raise them;
+        InputError where no row is left, with the reasons and their counts.
     """
     report, gold = DataReport(list(paths)), "triple" in kinds and "pair" not in kinds
     report.preferred = Preferred(config.prefer) if config.prefer else None
-    first_of_kind: dict[str, str] = {}
+    if columns is not None:
+        columns = _with_dimensions(columns, config)
+    check_columns_key(config.columns, columns or ())
     part = part_of_side(config, side)
-    for row, where in read_all(paths, part):
-        kind = kind_of_row(row, where, gold=gold)
-        report.rows[kind] += 1
-        if config.prefer:
-            kind = kind_of_pairs(kind, where)
-        first_of_kind.setdefault(kind, where)
-    report.kind = choose_kind(first_of_kind, kinds)
+    first_of_kind = _first_of_kind(config, paths, part, gold, report)
+    report.kind = choose_kind(first_of_kind, kinds) if first_of_kind else kinds[0]
     groups, report.encoding = encode_groups(
         _groups(
             config, read_all(paths, part), gold, report, columns, pairs="pair" in first_of_kind
@@ -110,6 +148,8 @@ def load_groups(
         truncation=config.truncation,
         on_bad_row=config.on_bad_row,
     )
+    if not groups:
+        raise _nothing_left(report)
     if report.kind == "judged_other":
         groups, report.lent_cut = with_other_answers(
             groups, seed=seed, max_length=config.max_length
@@ -118,25 +158,85 @@ def load_groups(
     return groups, report
 
 
+def _with_dimensions(columns: Sequence[str], config: DataConfig) -> list[str]:
+    """Also what `data.prefer` and `data.other_rewards` read, or would replace."""
+    scores = [*([config.prefer] if config.prefer else []), *config.other_rewards]
+    made = [OTHER_REWARDS] if config.other_rewards else []
+    return list(dict.fromkeys([*columns, *made, *(f"scores/{name}" for name in scores)]))
+
+
+def _first_of_kind(
+    config: DataConfig, paths: Sequence[str], part: Part, gold: bool, report: DataReport
+) -> dict[str, str]:
+    """Kind of rows -> place of the first one; `report` counts the rows.
+
+    Errors: InputError for a column of `data.columns` that no row has.
+    """
+    first_of_kind: dict[str, str] = {}
+    unseen = set(config.columns.values()) - {None}
+    for row, where in read_all(paths, part):
+        unseen -= row.keys()
+        try:
+            own = own_row(row, where, config.format, config.columns)
+            kind = kind_of_row(own.values, where, gold=gold)
+        except RowError:
+            if config.on_bad_row == "error":
+                raise
+            report.rows[UNUSABLE] += 1  # why, is counted when it is read again
+            continue
+        report.rows[kind] += 1
+        if config.prefer:
+            kind = kind_of_pairs(kind, where)
+        first_of_kind.setdefault(kind, where)
+    if unseen:
+        raise InputError(
+            "columns of the data in data.columns",
+            f"{', '.join(sorted(unseen))}: in no row of {', '.join(paths)}",
+            "correct the name, or remove it",
+        )
+    return first_of_kind
+
+
+def _nothing_left(report: DataReport) -> InputError:
+    examples = report.first_unusable | report.encoding.first_dropped
+    reasons = [
+        f"{reason}: {count:,}" + (f" (first: {examples[reason]})" if reason in examples else "")
+        for reason, count in sorted(report.dropped().items())
+    ]
+    return InputError(
+        "at least one row to train on",
+        f"all {sum(report.rows.values()):,} rows of {', '.join(report.paths)} dropped; "
+        + "; ".join(reasons),
+        "mend the rows that the reasons name; raise data.max_length where they are too long",
+    )
+
+
 def _groups(
     config: DataConfig,
     rows: Iterator[tuple[dict, str]],
     gold: bool,
     report: DataReport,
-    columns: Sequence[str],
+    columns: Sequence[str] | None,
     pairs: bool,
 ) -> Iterator[Group]:
     """Args: `pairs` says whether some row is a pair, or becomes one."""
     row_id = 0
     for row, where in rows:
-        kind = kind_of_row(row, where, gold=gold)
         made = []
         try:
-            made = _groups_of_row(config, kind, row, where, row_id, columns, report)
+            own = own_row(row, where, config.format, config.columns)
+            kind = kind_of_row(own.values, where, gold=gold)
+            made = _groups_of_row(config, kind, own, where, row_id, columns, report)
         except RowError as error:
             if config.on_bad_row == "error":
                 raise
             report.unusable[error.reason] += 1
+            report.first_unusable.setdefault(error.reason, error.got)
+            row_id += 1
+            continue
+        if own.read_as:
+            report.read_as[own.read_as] += 1
+        report.unread.update((*own.unread, *unread_keys(own.values, kind, columns)))
         if report.preferred:
             kind = kind_of_pairs(kind, where)
         if kind == "pair" and report.kind != "pair":
@@ -151,17 +251,18 @@ def _groups(
 def _groups_of_row(
     config: DataConfig,
     kind: str,
-    row: dict,
+    row: OwnRow,
     where: str,
     row_id: int,
-    columns: Sequence[str],
+    columns: Sequence[str] | None,
     report: DataReport,
 ) -> list[Group]:
     """The group of a row; or its pairs, with row ids from `row_id` on, where a score decides."""
-    group = read_group(kind, row, where, row_id, config.format)
+    group = read_group(kind, row.values, where, row_id, row.form, columns)
     made_of_scores = {OTHER_REWARDS} if config.other_rewards else set()
-    own = [name for name in columns if name not in {*group.columns, *made_of_scores}]
-    group = dataclasses.replace(group, columns={**group.columns, **own_columns(row, own, where)})
+    own = [name for name in columns or () if name not in {*group.columns, *made_of_scores}]
+    numbers = own_columns(row.values, own, where)
+    group = dataclasses.replace(group, columns={**group.columns, **numbers})
     group = with_other_rewards(group, config.other_rewards)
     if not report.preferred:
         if kind == "ranked" and _has_ties(group.columns):

@@ -27,13 +27,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxpref.data.messages import PROMPT_ROLES
 from jaxpref.data.prefix import common_length
 from jaxpref.data.template import group_texts
 from jaxpref.data.truncation import TRUNCATIONS, Dropped, Parts, fit
 from jaxpref.errors import InputError, RowError
 from jaxpref.types import EncodedGroup, Group
 
-_OTHER_ROLES = {"system", "developer", "user", "tool"}
+_OTHER_ROLES = {*PROMPT_ROLES, "tool"}
 _BATCH = 256
 """Groups tokenised by one call: enough for all cores, and their texts and ids stay small."""
 
@@ -42,14 +43,16 @@ _BATCH = 256
 class EncodeReport:
     """What became of the groups.
 
-    Counts are of groups unless the name says tokens or completions; all but the first and `dropped`
-    are of the groups kept.
+    Counts are of groups unless the name says tokens or completions; all but the first three are
+    of the groups kept.
     """
 
     groups_in: int = 0
     groups_kept: int = 0
     dropped: Counter = field(default_factory=Counter)
     """Groups dropped, by reason."""
+    first_dropped: dict[str, str] = field(default_factory=dict)
+    """Reason -> the first such group."""
     completions_truncated: int = 0
     completion_tokens_cut: int = 0
     prompts_truncated: int = 0
@@ -84,6 +87,12 @@ class EncodeReport:
             ),
         )
         return "\n".join([head, *(f"{count} {text}" for count, text in notes if count)])
+
+    def drop(self, what: Dropped | RowError) -> None:
+        """Counts a dropped group."""
+        self.dropped[what.reason] += 1
+        place = what.got if isinstance(what, RowError) else what.where
+        self.first_dropped.setdefault(what.reason, place)
 
     def count(self, group: Group, prompt_alone: list[int], whole: Parts, kept: Parts) -> None:
         """Counts a kept group.
@@ -120,7 +129,6 @@ def encode_groups(
     max_length: int | None,
     truncation: str = "keep_start",
     on_bad_row: str = "error",
-    may_be_none: bool = False,
 ) -> tuple[list[EncodedGroup], EncodeReport]:
     """Encodes groups in their order, tokenising many at a time.
 
@@ -133,12 +141,11 @@ def encode_groups(
             completion needs (a leading BOS token stays), and completions to `max_length - 1`;
             `drop` drops the row; `error` raises.
         on_bad_row: `error` raises a `RowError`, `drop` drops and counts the row.
-        may_be_none: whether it is no error that no row is left.
 
     Raises:
         RowError: a completion without tokens, or messages that the chat template refuses.
-        InputError: no chat template for messages, no end-of-text token for texts, a row beyond the
-            limit with `truncation="error"`, or no row left (with the reasons and their counts).
+        InputError: no chat template for messages, no end-of-text token for texts, or a row beyond
+            the limit with `truncation="error"`.
     """
     _check_options(max_length, truncation, on_bad_row)
     report, encoded = EncodeReport(), []
@@ -150,14 +157,7 @@ def encode_groups(
             if isinstance(result, EncodedGroup):
                 encoded.append(result)
             else:
-                report.dropped[result.reason] += 1
-    if not encoded and not may_be_none:
-        reasons = dict(report.dropped) or "there were none"
-        raise InputError(
-            "at least one row to train on",
-            f"none of {report.groups_in} groups is left ({reasons})",
-            "look at the rows named by the reasons, or raise `max_length`",
-        )
+                report.drop(result)
     return encoded, report
 
 
@@ -176,7 +176,7 @@ def encode_group(
     if isinstance(result, RowError):
         raise result
     if isinstance(result, Dropped):
-        report.dropped[result.reason] += 1
+        report.drop(result)
     return result
 
 

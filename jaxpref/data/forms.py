@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxpref.data.checks import (
+    MISSING,
     check_text,
     empty_completion,
     present,
@@ -29,7 +30,10 @@ from jaxpref.data.template import template_columns
 from jaxpref.errors import InputError, RowError
 from jaxpref.types import Group
 
-FORMATS = ("auto", "standard", "conversational", "anthropic")
+FORMS = ("auto", "standard", "conversational", "anthropic")
+
+DIALOG = "\n\nHuman:"
+"""How a dialog of the anthropic form begins."""
 
 
 def make_group(
@@ -46,7 +50,7 @@ def make_group(
         answers: {key to name in errors: raw answer}, in the order of the completions.
         where: file and row, for errors.
         row_id: becomes `Group.row_id`.
-        format: one of `FORMATS`; anything but `auto` refuses rows of another form.
+        format: one of `FORMS`; anything but `auto` refuses rows of another form.
 
     Raises:
         RowError: the row has no usable answers (an empty or missing one, twice the same one,
@@ -89,16 +93,17 @@ def _check_answers(answers: Mapping[str, Any], where: str) -> None:
             raise InputError(
                 "answers of one kind, all text or all lists of messages",
                 f"{where}: {kinds}",
-                'write the text as [{"role": "assistant", "content": TEXT}]',
+                'write the text as [{"role": "assistant", "content": TEXT}], or set `format: '
+                "standard` if all are texts, one of them JSON",
             )
     refuse_identical(answers, where)
 
 
 def _form(answers: Mapping[str, Any], prompt: Any, where: str, format: str) -> str:
     """The form of a row's answers, which `format` may name or leave open."""
-    if format not in FORMATS:
+    if format not in FORMS:
         raise InputError(
-            f"`format` one of {', '.join(FORMATS)}", repr(format), "set `format` to one of them"
+            f"`format` one of {', '.join(FORMS)}", repr(format), "set `format` to one of them"
         )
     if any(isinstance(answer, list) for answer in answers.values()):
         form = "conversational"
@@ -116,7 +121,7 @@ def _form(answers: Mapping[str, Any], prompt: Any, where: str, format: str) -> s
 def _form_of_texts(answers: Mapping[str, str], prompt: Any, where: str, format: str) -> str:
     if format == "standard":
         return "standard"  # any text is text
-    plain = [key for key, text in answers.items() if not text.startswith("\n\nHuman:")]
+    plain = [key for key, text in answers.items() if not text.startswith(DIALOG)]
     if 0 < len(plain) < len(answers) and prompt is None:
         raise RowError(
             "broken dialog",
@@ -141,7 +146,8 @@ def _split_texts(prompt: Any, answers: Mapping[str, str], where: str) -> tuple[s
         check_text(prompt, "prompt", where)
         return prompt, dict(answers)
     if tuple(answers) != ("chosen", "rejected"):
-        raise InputError(
+        raise RowError(
+            MISSING,
             "a prompt (the common start of texts is taken for one in pairs only)",
             f'{where}: no key "prompt" beside {quoted(answers)}',
             'add "prompt"',

@@ -10,13 +10,16 @@ each with `prompt`, and in each of the forms of `forms.py`.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from jaxpref.data.checks import GOLD, present, shown
+from jaxpref.data.checks import GOLD, MISSING, present, shown
+from jaxpref.data.column_names import as_named, nearest_column
 from jaxpref.data.columns import (
+    KNOWN_COLUMNS,
+    asked_numbers,
     completion_columns,
-    nearest_column,
+    keys_of,
     number_columns,
     number_list,
     padded,
@@ -35,6 +38,15 @@ WRITTEN = {
     "ranked": "`prompt` and `completions`",
 }
 """The keys of the rows of a kind."""
+
+_ANSWERS = {
+    "pair": ("chosen", "rejected"),
+    "triple": ("chosen", "rejected", GOLD),
+    "single": ("completion",),
+    "judged": ("completion", "label"),
+    "ranked": ("completions", "scores"),
+}
+"""The keys that make the completions of a row of a kind, and their order."""
 
 NAMES = {
     "pair": ("chosen", "rejected"),
@@ -60,7 +72,7 @@ def kind_of_row(row: Mapping[str, Any], where: str, *, gold: bool = False) -> st
         gold: a pair with `reference` is a triple.
 
     Raises:
-        InputError: the row has the keys of no kind.
+        RowError: the row has the keys of no kind.
     """
     filled = {key for key in row if row[key] is not None}
     for keys in (filled, set(row)):
@@ -70,15 +82,16 @@ def kind_of_row(row: Mapping[str, Any], where: str, *, gold: bool = False) -> st
             return "ranked"
         if "completion" in keys:
             return "judged" if "label" in row else "single"
-    renames = [
-        f'rename "{name}" to "{key}"'
+    near = {
+        key: name
         for key in ("chosen", "rejected", "completion")
         if (name := nearest_column(row, key))
-    ]
-    raise InputError(
+    }
+    raise RowError(
+        MISSING,
         "rows with " + ", or ".join(WRITTEN.values()),
         f'{where}: no key "chosen", "completion" or "completions"; the row has {_keys_of(row)}',
-        " and ".join(renames) or 'add "chosen" or the like, or rename the column that holds it',
+        as_named(near) if near else 'add "chosen" or the like, or rename the column that holds it',
     )
 
 
@@ -86,21 +99,47 @@ def _keys_of(row: Mapping[str, Any]) -> str:
     return ", ".join(map(str, row)) or "no keys"
 
 
+def unread_keys(
+    row: Mapping[str, Any], kind: str, columns: Collection[str] | None
+) -> Iterator[str]:
+    """The filled keys of a row from which nothing is read.
+
+    Args:
+        kind: of the row.
+        columns: that are asked for; None: all.
+    """
+    read = {"prompt", "tools", "chat_template_kwargs", *_ANSWERS[kind]}
+    if columns is None:
+        read |= KNOWN_COLUMNS.keys()
+    else:
+        read |= {key for column in columns for key in keys_of(column)}
+    return (key for key, value in row.items() if value is not None and key not in read)
+
+
 def read_group(
-    kind: str, row: Mapping[str, Any], where: str, row_id: int, format: str = "auto"
+    kind: str,
+    row: Mapping[str, Any],
+    where: str,
+    row_id: int,
+    format: str = "auto",
+    columns: Collection[str] | None = None,
 ) -> Group:
     """The group of a row of that kind; arguments and errors as in `forms.make_group`.
 
     The completions of a ranked row are sorted by falling score where there are scores, those of
     equal score in the order of the row.
+
+    Args:
+        columns: that are asked for; others are neither read nor checked.  None: all.
     """
+    numbers = asked_numbers(row, columns)
     if kind in ("pair", "triple"):
-        return to_group(row, where, row_id, format, gold=kind == "triple")
+        return to_group(row, where, row_id, format, gold=kind == "triple", columns=columns)
     if kind == "ranked":
-        return _ranked(row, where, row_id, format)
+        return _ranked(row, numbers, where, row_id, format)
     label = {"label": _label(row["label"], where)} if kind == "judged" else {}
     group = make_group(row, {"completion": row["completion"]}, where, row_id, format)
-    return dataclasses.replace(group, columns=completion_columns(row, where) | label)
+    return dataclasses.replace(group, columns=completion_columns(numbers, where) | label)
 
 
 def _label(value: Any, where: str) -> float:
@@ -113,7 +152,9 @@ def _label(value: Any, where: str) -> float:
     return float(value)
 
 
-def _ranked(row: Mapping[str, Any], where: str, row_id: int, format: str) -> Group:
+def _ranked(
+    row: Mapping[str, Any], numbers: Mapping[str, Any], where: str, row_id: int, format: str
+) -> Group:
     answers = present(row["completions"], "completions", where)
     if not isinstance(answers, list):
         raise InputError(
@@ -136,7 +177,7 @@ def _ranked(row: Mapping[str, Any], where: str, row_id: int, format: str) -> Gro
             f'{where}: {len(answers)} in "completions", {len(scores)} in "scores"',
             "mend or drop the row",
         )
-    order, columns = list(range(len(answers))), ranked_columns(row, len(answers), where)
+    order, columns = list(range(len(answers))), ranked_columns(numbers, len(answers), where)
     if scores:
         order.sort(key=lambda i: -scores[i])
         columns["score"] = scores
@@ -145,7 +186,13 @@ def _ranked(row: Mapping[str, Any], where: str, row_id: int, format: str) -> Gro
 
 
 def to_group(
-    row: Mapping[str, Any], where: str, row_id: int, format: str = "auto", *, gold: bool = False
+    row: Mapping[str, Any],
+    where: str,
+    row_id: int,
+    format: str = "auto",
+    *,
+    gold: bool = False,
+    columns: Collection[str] | None = None,
 ) -> Group:
     """One raw pair as a group of two completions, chosen first; with `gold`, a third.
 
@@ -153,24 +200,26 @@ def to_group(
         row: the columns, see `columns.KNOWN_COLUMNS`.
         where, row_id, format: as in `forms.make_group`.
         gold: read the gold answer too, which may be the chosen one once more.
+        columns: as of `read_group`.
 
     Raises:
         RowError: the row has no usable pair; `reason` says why.
-        InputError: the columns are missing or have the wrong type, which other rows will share.
+        InputError: columns have the wrong type, which other rows will share.
     """
     keys = ("chosen", "rejected", GOLD) if gold else ("chosen", "rejected")
     for key in keys:
         if key not in row:
             raise _no_column(row, key, where)
     group = make_group(row, {key: row[key] for key in keys}, where, row_id, format)
-    return dataclasses.replace(group, columns=padded(number_columns(row, where), len(keys)))
+    numbers = number_columns(asked_numbers(row, columns), where)
+    return dataclasses.replace(group, columns=padded(numbers, len(keys)))
 
 
-def _no_column(row: Mapping[str, Any], key: str, where: str) -> InputError:
+def _no_column(row: Mapping[str, Any], key: str, where: str) -> RowError:
     expected = "the columns `chosen` and `rejected` (and, if not part of them, `prompt`)"
     if key == GOLD:
         expected = "the column `reference`, a gold answer, beside `chosen` and `rejected`"
     fix = f'add "{key}", or rename the column that holds it'
     if near := nearest_column(row, key):
-        fix = f'rename "{near}" to "{key}"'
-    return InputError(expected, f'{where}: no key "{key}"; the row has {_keys_of(row)}', fix)
+        fix = as_named({key: near})
+    return RowError(MISSING, expected, f'{where}: no key "{key}"; the row has {_keys_of(row)}', fix)

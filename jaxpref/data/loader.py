@@ -33,6 +33,9 @@ from jaxpref.data.pack import (
 from jaxpref.errors import InputError
 from jaxpref.types import Batch, EncodedGroup
 
+MOST_STEPS = 1_000_000
+"""Every step is planned before the first one, in 5 to 100 microseconds for each of its groups."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -69,6 +72,22 @@ class Plan:
     """Share of padding among the tokens of all micro-batches that are run."""
 
 
+def check_steps(groups: int, batch_size: int, epochs: int, max_steps: int | None) -> int:
+    """How many steps a run over so many groups has; arguments as of `Loader`.
+
+    Errors: InputError for more than can be planned.
+    """
+    per_epoch = -(-groups // batch_size)
+    steps = max_steps or per_epoch * epochs
+    if steps > MOST_STEPS:
+        raise InputError(
+            f"at most {MOST_STEPS:,} steps, which are planned before the first one",
+            f"{steps:,} steps; an epoch has {per_epoch:,}",
+            "lower train.epochs or train.max_steps, or raise train.batch_size",
+        )
+    return steps
+
+
 class Loader:
     """Plans a run over `groups` and iterates its steps.
 
@@ -85,7 +104,8 @@ class Loader:
         max_steps: train exactly so many steps instead, whatever the epochs.
         rounded: make the arrays' sizes powers of two, so that loaders over parts of a data set
             share compiled programs; micro-batches of padding alone are not run.
-    Errors: InputError when a group is longer than a row, naming it.
+    Errors: InputError when a group is longer than a row, naming it, and for more steps than can be
+        planned.
     """
 
     def __init__(
@@ -115,7 +135,7 @@ class Loader:
         # The last batch of an epoch may be smaller: no row is lost.
         order = order.batch(batch_size, batch_fn=list)
         self._epoch, self._per_epoch = order, len(order)
-        steps = max_steps or self._per_epoch * epochs
+        steps = check_steps(len(groups), batch_size, epochs, max_steps)
         self._order = order.repeat(-(-steps // self._per_epoch))[:steps]
         plan = self._plan(micro_rows)
         self.plan = _rounded(plan) if rounded else plan
@@ -137,6 +157,10 @@ class Loader:
         steps = self._order.map_with_index(build)
         # One thread keeps the steps in order of building and is faster than any step trains.
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+    def groups_of(self, step: int) -> list[EncodedGroup]:
+        """The groups of a step, counted from 0."""
+        return [self.groups[i] for i in self._order[step]]
 
     def _check(self) -> None:
         tokens, row_length = max(self._lengths), self.layout.row_length

@@ -14,6 +14,11 @@ from jaxpref.errors import InputError, RowError
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
+PROMPT_ROLES = {"system", "developer", "user"}
+"""Whose messages ask; an answer begins with none of them."""
+
+_DIFFERENT_PROMPTS = "different prompts"
+
 
 def split_conversations(
     prompt: Any, answers: Mapping[str, list], where: str
@@ -47,9 +52,9 @@ def split_conversations(
             "empty prompt", "a user message", f"{where}, in {quoted(sides)}: none", 'add "prompt"'
         )
     next_roles = {side[end]["role"] for side in sides.values() if len(side) > end}
-    if end == 0 or next_roles & {"user", "system"}:
+    if end == 0 or next_roles & PROMPT_ROLES:
         raise RowError(
-            "different prompts",
+            _DIFFERENT_PROMPTS,
             "answers that reply to the same messages",
             f"{where}: {quoted(sides)} part at message {end}, {sorted(next_roles)}",
             "bring answers to the same prompt together, or drop the row",
@@ -72,15 +77,24 @@ def split_messages(*conversations: list[dict]) -> int:
 
 def _without_repeated_prompt(prompt: list, sides: dict[str, list], where: str) -> dict[str, list]:
     repeats = {key: side[: len(prompt)] == prompt for key, side in sides.items()}
-    if all(repeats.values()):
-        return {key: side[len(prompt) :] for key, side in sides.items()}
-    if any(repeats.values()):
+    if any(repeats.values()) and not all(repeats.values()):
         those = quoted(key for key, does in repeats.items() if does)
         raise RowError(
             "prompt repeated in one answer",
             "answers that all repeat the prompt, or none of them",
             f'{where}: only {those} starts with the messages of "prompt"',
             f"remove the prompt's messages from {those}",
+        )
+    if all(repeats.values()):
+        sides = {key: side[len(prompt) :] for key, side in sides.items()}
+    # What is left of the prompt in an answer would be in the loss.
+    roles = {key: side[0]["role"] for key, side in sides.items() if side}
+    if asking := [key for key, role in roles.items() if role in PROMPT_ROLES]:
+        raise RowError(
+            _DIFFERENT_PROMPTS,
+            'answers that reply to "prompt", and repeat it as it is or not at all',
+            f'{where}: what follows "prompt" in {quoted(asking)} has role "{roles[asking[0]]}"',
+            'write the same messages in "prompt" and the answers, or remove them from the answers',
         )
     return sides
 
@@ -92,7 +106,8 @@ def _refuse_foreign_prompt(prompt: str, common: list[dict], where: str) -> None:
         raise InputError(
             "prompt and answers of one kind",
             f'{where}: "prompt" is text, the answers are messages that do not start with it',
-            'write the prompt as [{"role": "user", "content": TEXT}]',
+            'write the prompt as [{"role": "user", "content": TEXT}], or set `format: standard` if '
+            "the answers are JSON text to train on",
         )
 
 

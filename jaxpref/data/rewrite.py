@@ -5,13 +5,13 @@ import dataclasses
 import gzip
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jaxpref.config import DataConfig
 from jaxpref.data.columns import own_columns
-from jaxpref.data.forms import FORMATS
+from jaxpref.data.foreign import FORMATS, OwnRow, check_columns_key, own_row
 from jaxpref.data.kinds import kind_of_row, read_group
 from jaxpref.data.sources import read_all
 from jaxpref.data.splits import Part, part_of_side
@@ -30,6 +30,12 @@ class Source:
     format: str = "auto"
     on_bad_row: str = "error"
     """`drop` leaves unusable rows out; they are counted."""
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    """Columns that the rows call otherwise, as `data.columns`."""
+
+    def own(self, row: Mapping[str, Any], where: str) -> OwnRow:
+        """A row under our names; errors as of `own_row`."""
+        return own_row(row, where, self.format, self.columns)
 
 
 def as_source(data: str | Sequence[str] | Source) -> Source:
@@ -41,7 +47,7 @@ def as_source(data: str | Sequence[str] | Source) -> Source:
 
 def configured(data: DataConfig, paths: Sequence[str], side: str) -> Source:
     """Paths that are read as a run's training or held-out data are."""
-    return Source(paths, part_of_side(data, side), data.format, data.on_bad_row)
+    return Source(paths, part_of_side(data, side), data.format, data.on_bad_row, data.columns)
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,42 +60,65 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-bad-row",
         default="error",
         choices=["error", "drop"],
-        help="drop unusable rows and count them",
+        help="drop rows without usable answers and count them",
+    )
+    add(
+        "--columns",
+        default=[],
+        action="append",
+        metavar="OURS=THEIRS",
+        help="a column that the rows call otherwise (prompt=question); null: read nothing as it",
     )
 
 
 def source_of(options: argparse.Namespace, paths: Sequence[str]) -> Source:
-    """Paths that are read as those flags say."""
+    """Paths that are read as those flags say.  Errors: InputError for --columns."""
+    columns: dict[str, str | None] = {}
+    for item in options.columns:
+        ours, separator, theirs = item.partition("=")
+        if not (ours and separator and theirs):
+            raise InputError("--columns OURS=THEIRS", item, "write it as prompt=question")
+        columns[ours] = None if theirs == "null" else theirs
+    check_columns_key(columns)
     part = Part(options.split, "train", options.config_name)
-    return Source(paths, part, options.format, options.on_bad_row)
+    return Source(paths, part, options.format, options.on_bad_row, columns)
 
 
-def rows_of(source: Source) -> Iterator[tuple[dict, str, str]]:
-    """(row, where, kind) of all paths, one after another."""
+def rows_of(source: Source) -> Iterator[tuple[dict, str, str | None]]:
+    """(row, where, kind) of all paths, one after another; no kind where it is to be dropped."""
     for row, where in read_all(source.paths, source.part):
-        yield row, where, kind_of_row(row, where)
+        try:
+            kind = kind_of_row(source.own(row, where).values, where)
+        except RowError:
+            if source.on_bad_row == "error":
+                raise
+            kind = None
+        yield row, where, kind
 
 
 def group_of(
     source: Source,
     row: Mapping[str, Any],
     where: str,
-    kind: str,
+    kind: str | None,
     row_id: int,
-    columns: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
 ) -> Group | RowError:
     """The row's answers in its own order, or why it is left out.
 
     Args:
-        columns: further ones that are wanted, as `own_columns` reads them.
+        columns: that are wanted, as `own_columns` reads them; None: all of ours that there are.
     """
-    in_own_order = dict(row)
-    if kind == "ranked":
-        in_own_order.pop("scores", None)  # by which its completions would be sorted
     try:
-        group = read_group(kind, in_own_order, where, row_id, source.format)
-        missing = [name for name in columns if name not in group.columns]
-        own = own_columns(row, missing, where)
+        own_row = source.own(row, where)
+        values = own_row.values
+        kind = kind or kind_of_row(values, where)
+        in_own_order = dict(values)
+        if kind == "ranked":
+            in_own_order.pop("scores", None)  # by which its completions would be sorted
+        group = read_group(kind, in_own_order, where, row_id, own_row.form, columns)
+        missing = [name for name in columns or () if name not in group.columns]
+        own = own_columns(values, missing, where)
     except RowError as error:
         if source.on_bad_row == "error":
             raise
@@ -98,9 +127,9 @@ def group_of(
 
 
 def groups_of(source: Source) -> Iterator[Group]:
-    """The usable rows, of any kind."""
+    """The usable rows, of any kind, without their numbers."""
     for number, (row, where, kind) in enumerate(rows_of(source)):
-        group = group_of(source, row, where, kind, number)
+        group = group_of(source, row, where, kind, number, ())
         if isinstance(group, Group):
             yield group
 
@@ -109,12 +138,12 @@ def read_pairs(source: Source, columns: Sequence[str] = ()) -> list[Group]:
     """The pairs of a data set as groups, chosen first.
 
     Args:
-        columns: further ones that are wanted.
+        columns: that are wanted.
     Errors: InputError for rows of another kind.
     """
     groups = []
     for row, where, kind in rows_of(source):
-        if kind != "pair":
+        if kind not in ("pair", None):
             raise InputError(
                 "rows with `chosen` and `rejected`", f"{where}: a {kind} row", "name data of pairs"
             )

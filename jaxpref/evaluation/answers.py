@@ -2,20 +2,21 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxpref.data.sources import read_rows
 from jaxpref.errors import InputError
-from jaxpref.generation.completions import Completion, Settings, complete
+from jaxpref.generation.completions import Settings, complete
 from jaxpref.generation.mixing import Mix
 from jaxpref.generation.opening import open_source
 from jaxpref.generation.prompts import read_prompts, to_prompt
+from jaxpref.progress import Watch, unwatched
 from jaxpref.types import Group
 
-_PROMPT_KEYS = ("prompt", "messages", "tools", "chat_template_kwargs")
+_ANSWERS = {"completion", "completions", "chosen", "rejected"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def read_answers(path: str | Path) -> Answers:
                 "add `completion`, the answer to the prompt",
             )
         texts.append(_text(row["completion"], where))
-        of_prompt = {key: row[key] for key in _PROMPT_KEYS if key in row}
+        of_prompt = {key: value for key, value in row.items() if key not in _ANSWERS}
         prompts.append(to_prompt(of_prompt, where, number))
     return Answers(str(path), prompts, texts)
 
@@ -78,20 +79,21 @@ def generated_answers(
     *,
     step: str = "best",
     overrides: Sequence[str] = (),
-    watch: Callable[[Iterable[Completion], int], Iterable[Completion]] = lambda made, _: made,
+    watch: Watch = unwatched,
 ) -> Answers:
     """Answers of a run or a model to the prompts of a file; arguments as of `jaxpref.generate`.
 
     Args:
-        watch: (completions, their number) -> the same; for progress bars.
+        watch: told of every answer.
     """
     groups = read_prompts(prompts)
     opened = open_source(source, step=step, overrides=overrides)
     completions = complete(opened.pieces, opened.params, groups, settings, opened.mixed)
-    done = sorted(
-        watch(completions, len(groups) * settings.samples),
-        key=lambda completion: (completion.prompt_index, completion.sample),
-    )
+    done, total = [], len(groups) * settings.samples
+    for completion in completions:
+        done.append(completion)
+        watch(f"answers of {source}", len(done), total)
+    done.sort(key=lambda completion: (completion.prompt_index, completion.sample))
     prompts_of_answers = [groups[completion.prompt_index] for completion in done]
     return Answers(str(source), prompts_of_answers, [completion.text for completion in done])
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import track
 
 from jaxpref.errors import InputError
 from jaxpref.evaluation.answers import Answers, generated_answers, read_answers
@@ -18,8 +17,9 @@ from jaxpref.evaluation.generations import evaluate_answers
 from jaxpref.evaluation.preferences import evaluate_preferences
 from jaxpref.evaluation.report import Report, is_report, write_rows
 from jaxpref.files import check_destination
-from jaxpref.generation.completions import Completion, Settings
+from jaxpref.generation.completions import Settings
 from jaxpref.generation.sampling import Sampling
+from jaxpref.progress import progress
 from jaxpref.rewards import open_reward
 from jaxpref.runs.directory import is_run
 from jaxpref.settings import for_all_models
@@ -103,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "overrides",
         nargs="*",
+        default=[],
         metavar="key=value",
         help="as data.eval=[other.jsonl] or mesh.data=8",
     )
@@ -133,13 +134,15 @@ def _on_preferences(options: argparse.Namespace, bootstrap: Bootstrap, console: 
             "add --reward, or remove these options to evaluate on held-out preferences",
         )
     _given_out(options)  # before anything is computed
-    preferences = evaluate_preferences(
-        options.source,
-        step=options.step,
-        overrides=options.overrides,
-        bootstrap=bootstrap,
-        bins=BINS if options.bins is None else options.bins,
-    )
+    with progress(console, show=jax.process_index() == 0) as watch:
+        preferences = evaluate_preferences(
+            options.source,
+            step=options.step,
+            overrides=options.overrides,
+            bootstrap=bootstrap,
+            bins=BINS if options.bins is None else options.bins,
+            watch=watch,
+        )
     report = preferences.report
     data, step = report.about["data"], report.about["step"]
     name = "_".join(["preferences", *(Path(path).stem for path in data), str(step)])
@@ -249,17 +252,15 @@ def _answers(source: str, options: argparse.Namespace, step: str, console: Conso
     sampling = Sampling(**{name: given.pop(name) for name in _SAMPLING if name in given})
     settings = Settings(sampling, seed=options.seed, **given)
 
-    def watch(made: Iterable[Completion], total: int) -> Iterable[Completion]:
-        return track(made, f"answers of {source}", total, console=console)
-
-    return generated_answers(
-        source,
-        options.prompts,
-        settings,
-        step=step,
-        overrides=for_all_models(options.overrides),
-        watch=watch,
-    )
+    with progress(console, show=jax.process_index() == 0) as watch:
+        return generated_answers(
+            source,
+            options.prompts,
+            settings,
+            step=step,
+            overrides=for_all_models(options.overrides),
+            watch=watch,
+        )
 
 
 def _show(report: Report, written: Iterable[Path], console: Console) -> None:

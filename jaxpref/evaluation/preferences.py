@@ -27,6 +27,7 @@ from jaxpref.evaluation.preference_report import (
 from jaxpref.evaluation.preference_statistics import Evaluated, all_statistics
 from jaxpref.evaluation.records import Records, gather
 from jaxpref.evaluation.report import Report, split_defined
+from jaxpref.progress import Watch, unwatched
 from jaxpref.runs.build import build
 from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.directory import OpenRun, load_run, open_run
@@ -56,6 +57,7 @@ def evaluate_preferences(
     objective: Sequence[Any] | None = None,
     bootstrap: Bootstrap = DEFAULT,
     bins: int = calibration.BINS,
+    watch: Watch = unwatched,
 ) -> Preferences:
     """Evaluates a run's checkpoint on its held-out data (or on `data.eval` of the overrides).
 
@@ -64,6 +66,7 @@ def evaluate_preferences(
         objective: as given to `train`, when it was.
         bootstrap: how intervals are made; prompts are resampled with all their groups.
         bins: of the reliability diagram and the calibration error.
+        watch: told of every batch.
     Errors: InputError as `train` raises it, for a run without checkpoints, and for options out of
         bounds.
     """
@@ -81,7 +84,7 @@ def evaluate_preferences(
         "kind": data.kind,
         "groups": len(groups),
     }
-    return evaluate_groups(opened, groups, data.kind, about, bootstrap, bins)
+    return evaluate_groups(opened, groups, data.kind, about, bootstrap, bins, watch)
 
 
 def evaluate_groups(
@@ -91,6 +94,7 @@ def evaluate_groups(
     about: Mapping[str, Any],
     bootstrap: Bootstrap,
     bins: int,
+    watch: Watch = unwatched,
 ) -> Preferences:
     """The same of groups that were read already.
 
@@ -101,7 +105,7 @@ def evaluate_groups(
     loader = make_loader(pieces, groups, training=False)
     loss_spec = replace(pieces.loss_spec(loader.layout, kind), also=("tokens",))
     sums, records = gather(
-        loss_spec, loader, pieces.mesh, opened.params, opened.ref_params, opened.running
+        loss_spec, loader, pieces.mesh, opened.params, opened.ref_params, opened.running, watch
     )
     _check_finite(records, groups)
     evaluated = Evaluated(kind, groups, records, pieces)
@@ -136,6 +140,7 @@ def _summary(
     metrics: Mapping[str, float],
     bootstrap: Bootstrap,
     bins: int,
+    watch: Watch = unwatched,
 ) -> Preferences:
     """The statistics with their intervals, and everything else that the report holds."""
     margin_B = evaluated.margin_B

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxpref.data.loader import Loader
 from jaxpref.models.logprobs import Logps, sums_of_completions
+from jaxpref.progress import Watch, unwatched
 from jaxpref.runs.feed import batches, own_steps
 from jaxpref.sharding import replicated
 from jaxpref.step.batch_loss import LossSpec, all_logps, group_values
@@ -55,10 +56,18 @@ def make_record_step(
 
 
 def gather(
-    loss_spec: LossSpec, loader: Loader, mesh: Any, params: Any, ref_params: Any, running: Any
+    loss_spec: LossSpec,
+    loader: Loader,
+    mesh: Any,
+    params: Any,
+    ref_params: Any,
+    running: Any,
+    watch: Watch = unwatched,
 ) -> tuple[dict[str, Any], Records]:
     """One pass over the loader's groups.
 
+    Args:
+        watch: told of every batch.
     Returns: the sums that `batch_loss.finish_metrics` takes; the records in the groups' order.
     """
     step = jax.jit(make_record_step(loss_spec), out_shardings=replicated(mesh))
@@ -68,6 +77,7 @@ def gather(
             sums, records = step(params, ref_params, running, batch, micro_batches)
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
             parts.append(jax.device_get(records))
+            watch("batch of held-out data", len(parts), loader.plan.steps)
     return jax.device_get(total), _in_order(parts, loader.groups)
 
 

@@ -1,4 +1,4 @@
-"""`jaxpref generate`: its options, its progress bar, the lines that it writes."""
+"""`jaxpref generate`: its options, its progress, the lines that it writes."""
 
 import argparse
 import json
@@ -13,7 +13,6 @@ from typing import Any, TextIO
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxpref.errors import InputError
 from jaxpref.files import check_destination
@@ -23,6 +22,7 @@ from jaxpref.generation.mixing import Mix, parse_policies
 from jaxpref.generation.opening import open_source
 from jaxpref.generation.prompts import read_prompts
 from jaxpref.generation.sampling import Sampling
+from jaxpref.progress import progress
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -131,6 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "overrides",
         nargs="*",
+        default=[],
         metavar="key=value",
         help="as model.compute_dtype=bfloat16 or mesh.data=8",
     )
@@ -234,23 +235,16 @@ def _write(
 ) -> str:
     """Writes each completion when it comes; returns a summary of them all."""
     count_by_finish, tokens, began = Counter(), 0, time.perf_counter()
-    with Progress(
-        TextColumn("completion"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-        console=console,
-    ) as bar:
-        task = bar.add_task("generate", total=total, speed="compiling")
-        for completion in completions:
+    with progress(console) as update:
+        update("completion", 0, total, "compiling")
+        for done, completion in enumerate(completions, 1):
             line = {**completion.to_json(), "seed": seed}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             count_by_finish[completion.finish] += 1
             tokens += len(completion.token_ids)
             speed = f"{tokens / (time.perf_counter() - began):.0f} tokens/s"
-            bar.update(task, advance=1, speed=speed)
+            update("completion", done, total, speed)
     seconds = time.perf_counter() - began
     ends = ", ".join(f"{count} by {name}" for name, count in sorted(count_by_finish.items()))
     return f"{total} completions, {tokens} tokens in {seconds:.1f} s; ended {ends}"

@@ -106,8 +106,8 @@ class Settings:
             )
         if "" in self.stops:
             problems.append("a stop string without text")
-        if self.seed < 0:
-            problems.append(f"seed={self.seed}: 0 or more")
+        if not 0 <= self.seed < 2**32:  # jax would take the last 32 bits
+            problems.append(f"seed={self.seed}: from 0 to 2^32 - 1")
         if problems:
             raise InputError(
                 "settings for generation that fit together",

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxpref.data.checks import check_text, shown
 from jaxpref.data.encode import check_known_tokens, encode_prompts
+from jaxpref.data.foreign import own_row
 from jaxpref.data.kinds import kind_of_row, read_group
 from jaxpref.data.messages import read_messages
 from jaxpref.data.sources import read_all
@@ -45,31 +46,32 @@ def given_prompts(prompts: Sequence[Any]) -> list[Group]:
 
 def to_prompt(row: Mapping[str, Any], where: str, number: int) -> Group:
     """A row as a group without completions.  Errors: InputError for a row without a prompt."""
+    own = own_row(row, where)
+    row = own.values
     if any(key in row for key in _ANSWERS):
-        answered = read_group(kind_of_row(row, where), row, where, number)
+        answered = read_group(kind_of_row(row, where), row, where, number, own.form, ())
         return Group(answered.prompt, (), number, where, answered.tools, answered.template_kwargs)
-    key = next((key for key in ("prompt", "messages") if row.get(key) is not None), None)
-    if key is None:
+    value = row.get("prompt")
+    if value is None:
         raise InputError(
             'rows with "prompt" (text or messages) or "messages"',
             f"{where}: {', '.join(map(str, row)) or 'no keys'}",
             'rename the key that holds the prompt to "prompt"',
         )
-    value = row[key]
-    if isinstance(value, str) and key == "prompt":
-        check_text(value, key, where)
+    if isinstance(value, str):
+        check_text(value, "prompt", where)
         return Group(value, (), number, where)
     if not isinstance(value, list):
         raise InputError(
             "text or a list of messages",
-            f'{where}, key "{key}": {shown(value)}',
-            f'write "{key}" as text or as [{{"role": ..., "content": ...}}]',
+            f'{where}, key "prompt": {shown(value)}',
+            'write "prompt" as text or as [{"role": ..., "content": ...}]',
         )
     messages = read_messages(value, "prompt", where)
     if messages[-1]["role"] == "assistant":
         raise InputError(
             "a conversation that waits for a reply",
-            f'{where}, key "{key}": its last message has role "assistant"',
+            f'{where}, key "prompt": its last message has role "assistant"',
             "remove that message from the end of the row",
         )
     return Group(messages, (), number, where, *template_columns(row, where))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxpref.errors import InputError
+from jaxpref.models.finite import is_finite
 from jaxpref.models.parameters import axis_sizes, model_shapes, nest
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import Index, ReadSlice, StoredLeaf, stored_shapes, used_leaves
@@ -57,6 +58,16 @@ def check_shapes(
         )
 
 
+def check_finite(tensor: np.ndarray, name: str, where: str) -> None:
+    """Errors: InputError for a tensor that was read, with NaN or infinite numbers."""
+    if not is_finite(tensor):
+        raise InputError(
+            "finite weights",
+            f"NaN or infinite numbers in {name} of {where}",
+            "copy or download the model again; if they were trained so, take an earlier checkpoint",
+        )
+
+
 def whole(path: str, shape: tuple[int, ...], dtype: np.dtype, read_slice: ReadSlice) -> np.ndarray:
     """The default `put`: the whole leaf as a numpy array on this host."""
     return read_slice((slice(None),) * len(shape))
@@ -85,7 +96,8 @@ def load_tree(
         ignored: regular expression of stored names that are knowingly not loaded.
 
     Returns: nested dict of arrays, the tree of `parameters.LEAVES`.
-    Errors: InputError that lists all missing, extra and misshaped tensors.
+    Errors: InputError that lists all missing, extra and misshaped tensors; one for NaN or infinite
+        numbers in what is read.
     """
     stored, sizes, dtype = used_leaves(table, spec), axis_sizes(spec), np.dtype(dtype)
     given = {
@@ -113,9 +125,10 @@ def _slice_reader(
 ) -> ReadSlice:
     depth = len(leaf.stack)
 
-    def read_tensor(place: tuple[int, ...], index: Index) -> np.ndarray:
+    def fill(out: np.ndarray, place: tuple[int, ...], index: Index) -> None:
         name = leaf.stored_name(place)
-        return leaf.read(sizes, index, lambda stored_index: source.read(name, stored_index))
+        out[...] = leaf.read(sizes, index, lambda stored_index: source.read(name, stored_index))
+        check_finite(out, name, source.where)
 
     def read_slice(index: Index) -> np.ndarray:
         spans = [range(*part.indices(size)) for part, size in zip(index, shape, strict=True)]
@@ -123,14 +136,14 @@ def _slice_reader(
         if leaf.stacked:
             for at in np.ndindex(out.shape[:depth]):
                 place = tuple(span[i] for span, i in zip(spans, at, strict=False))
-                out[at] = read_tensor(place, index[depth:])
+                fill(out[at], place, index[depth:])
             return out
         # Some rows at a time: not a whole embedding in the file's dtype beside the converted one.
         rows = max(1, _CONVERTED_BYTES // max(1, out[:1].nbytes))
         for first in range(0, len(out), rows):
             part = out[first : first + rows]
             start = spans[0].start + first
-            part[:] = read_tensor((), (slice(start, start + len(part)), *index[1:]))
+            fill(part, (), (slice(start, start + len(part)), *index[1:]))
         return out
 
     return read_slice

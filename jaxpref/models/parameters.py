@@ -293,8 +293,8 @@ def cast_for_products(params: Any, dtype: Any) -> Any:
 
 
 def leaf_path(path: Any) -> str:
-    """`layers/attention/q` of a tree path of a nested dict."""
-    return "/".join(str(getattr(key, "key", key)) for key in path)
+    """`layers/attention/q` of a tree path; `opt_state/1/mu/layers/attention/q` of a state's."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

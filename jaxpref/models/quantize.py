@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxpref.errors import InputError
+from jaxpref.errors import InputError, optional_package
 from jaxpref.models.parameters import ADAPTABLE
 from jaxpref.models.transposed import Transposed, transposed_back
 
@@ -70,14 +70,14 @@ def as_array(w: Any, dtype: Any) -> jax.Array:
     if isinstance(w, Transposed):
         return transposed_back(w).astype(dtype)
     if is_quantised(w):
-        w = _qwix().dequantize(w)
+        w = qwix().dequantize(w)
     return w.astype(dtype)
 
 
 def quantised(w: jax.Array | np.ndarray, path: str, quantisation: Quantisation) -> Any:
     """A float32 weight, stacked over layers, in codes and float32 scales."""
     kinds = {"int8": jnp.int8, "int4": jnp.int4, "nf4": "nf4"}
-    return _qwix().quantize(w, kinds[quantisation.kind], **quantisation.how(path, w.shape))
+    return qwix().quantize(w, kinds[quantisation.kind], **quantisation.how(path, w.shape))
 
 
 def place_quantised(
@@ -134,13 +134,6 @@ def _part_sharding(path: str, sharding: NamedSharding, part: jax.ShapeDtypeStruc
     return part_sharding
 
 
-def _qwix() -> Any:
-    try:
-        import qwix  # an optional dependency
-    except ImportError as error:
-        raise InputError(
-            "the package qwix, for adapter.quantize",
-            "it is not installed",
-            "pip install 'jaxpref[qlora]'",
-        ) from error
-    return qwix
+def qwix() -> Any:
+    """The package that quantises.  Errors: InputError where it is not installed."""
+    return optional_package("qwix", "adapter.quantize", "qlora")

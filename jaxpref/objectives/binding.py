@@ -33,8 +33,8 @@ def bind(
         transform    a change of the log-probs before the objective: its name,
                      {name: ld, alpha: 0.5}, or a list of these
 
-    Errors: InputError listing everything that is wrong with every part, or parts that cannot share
-        groups.
+    Errors: InputError listing everything that is wrong with every part, in lines, or parts that
+        cannot share groups.
     """
     parts, problems = [], []
     for position, setting in enumerate(settings):
@@ -42,7 +42,8 @@ def bind(
         try:
             parts.append(_bind_one(given, registry, transforms))
         except InputError as error:
-            problems.append(f"objective[{position}]: {error.got} ({error.fix})")
+            line = f"objective[{position}]: {error.got} ({error.fix})"
+            problems.append(" ".join(line.split()))
     if not settings:
         problems.append("objective: an empty list")
     if not problems and not group_kinds(parts):
@@ -53,7 +54,7 @@ def bind(
     if problems:
         raise InputError(
             "a list of objectives with known names and hyperparameters",
-            "; ".join(problems),
+            "\n".join(problems),
             "change each entry as its brackets say; docs/objectives.md lists every objective "
             "with its hyperparameters and groups",
         )
@@ -79,8 +80,12 @@ def _bind_one(
     sources, chain = setting.pop("columns", {}), setting.pop("transform", [])
     function = name if callable(name) else _named(name, registry, "objective")
     label = getattr(function, "__name__", str(name))
-    if not _is_finite_number(weight):
-        raise InputError("a number", f"weight={weight!r}", "give a finite number")
+    if not _is_finite_number(weight) or weight <= 0:
+        raise InputError(
+            "a weight above 0",
+            f"{label}.weight={weight!r}",
+            "give a finite number above 0, or remove the objective",
+        )
     arrays, hyperparameters = _signature(function, label, setting)
     if not arrays or arrays[0].name != "policy":
         raise InputError(
@@ -184,12 +189,21 @@ def _named(name: Any, registry: Mapping[str, Any], what: str) -> Any:
         return import_named(name)
     if name not in registry:
         raise InputError(
-            f"a known {what}", f"name={name!r} is unknown", _nearest(str(name), registry)
+            f"a known {what}",
+            f"name={name!r:.60} is unknown",
+            _nearest(str(name), registry, listed=what == "objective"),
         )
     return registry[name]
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def _nearest(name: str, known: Iterable[str], *, listed: bool = False) -> str:
+    """The known name that is meant, and the others.
+
+    Args:
+        listed: the names are many, and a command lists them.
+    """
     close = difflib.get_close_matches(name, list(known), 1)
     hint = f"did you mean {close[0]!r}? " if close else ""
+    if listed:
+        return f"{hint}`jaxpref objectives` lists them all"
     return f"{hint}known: {', '.join(sorted(known)) or 'none'}"

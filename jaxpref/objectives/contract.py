@@ -16,11 +16,14 @@ Keyword-only parameters are hyperparameters: they are the config schema.
 log-probs: the step divides by its sum over the whole batch before it back-propagates micro-batches.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+from jaxpref.errors import InputError
 
 PAIRS = ("pair", "triple")
 """Kinds of groups whose completion 0 is chosen and 1 rejected."""
@@ -114,3 +117,44 @@ class Transform:
     shortens: bool = False
     """It leaves out tokens; only one such, and before anything that replaces the log-ratios."""
     drops_reference: bool = False
+
+
+def check_output(name: str, out: Any, groups: int, needs: Needs) -> None:
+    """Errors: InputError unless this is what an objective gives for so many groups.
+
+    Another shape would broadcast, and train on something else without a word.
+    """
+    if not isinstance(out, ObjectiveOutput):
+        raise InputError(
+            f"{name} to return an ObjectiveOutput",
+            f"a {type(out).__name__}",
+            "return ObjectiveOutput(loss_B, weight_B, metrics)",
+        )
+    if wrong := list(_wrong_shapes(out, groups)) + list(_wrong_statistics(out, needs)):
+        raise InputError(
+            f"{name} to return arrays of shape [{groups}]: a number for every group, empty places "
+            "of packed rows included; nothing is reduced",
+            "; ".join(wrong),
+            f"mend {name}: no mean or sum over the groups, no axis kept behind them",
+        )
+
+
+def _wrong_shapes(out: ObjectiveOutput, groups: int) -> Iterator[str]:
+    arrays = {"loss_B": out.loss_B, "weight_B": out.weight_B}
+    for i, term in enumerate(out.plus):
+        arrays |= {f"plus[{i}].loss_B": term.loss_B, f"plus[{i}].weight_B": term.weight_B}
+    for key, value in out.metrics.items():
+        terms = value._asdict() if isinstance(value, Term) else {"": value}
+        arrays |= {f"metrics[{key!r}] {field}".rstrip(): x for field, x in terms.items()}
+    for key, x in arrays.items():
+        if jnp.shape(x) != (groups,):
+            yield f"{key} has shape {list(jnp.shape(x))}"
+
+
+def _wrong_statistics(out: ObjectiveOutput, needs: Needs) -> Iterator[str]:
+    """What is carried to the next step must be what the objective says that it carries."""
+    if set(out.running or {}) != set(needs.running):
+        yield f"running has {sorted(out.running or {})}, for needs(running=...) {[*needs.running]}"
+    for key, x in (out.running or {}).items():
+        if jnp.shape(x) != ():
+            yield f"running[{key!r}] has shape {list(jnp.shape(x))} in place of a single number"

@@ -8,7 +8,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxpref.errors import InputError
-from jaxpref.objectives.contract import KINDS, NOT_DATA, Needs, ObjectiveOutput, Transform
+from jaxpref.objectives.contract import (
+    KINDS,
+    NOT_DATA,
+    Needs,
+    ObjectiveOutput,
+    Transform,
+    check_output,
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,11 @@ class Part:
         """Those, and the ones that are read where the data has them."""
         return self._columns_of((*self.required, *self.sources, *self.optional))
 
+    @property
+    def weight_columns(self) -> tuple[str, ...]:
+        """Those that weigh the groups in the loss."""
+        return self._columns_of([n for n in (*self.required, *self.optional) if n == "weight"])
+
     def _columns_of(self, arrays: Sequence[str]) -> tuple[str, ...]:
         """The data columns behind these array parameters, each once."""
         columns: dict[str, None] = {}
@@ -82,7 +94,9 @@ class Part:
             for name in (*self.required, *self.optional)
             if all(column in have for column in self._source(name))
         }
-        return self.function(**arrays, **self.hyperparameters)
+        out = self.function(**arrays, **self.hyperparameters)
+        check_output(self.name, out, len(policy.count), self.needs)
+        return out
 
 
 def group_kinds(parts: Sequence[Part]) -> tuple[str, ...]:
@@ -95,9 +109,14 @@ def asked_logps(parts: Sequence[Part]) -> tuple[str, ...]:
     return tuple(sorted({name for part in parts for name in part.needs.logps}))
 
 
-def check_columns(parts: Sequence[Part], have: Sequence[str]) -> tuple[str, ...]:
+def check_columns(
+    parts: Sequence[Part], have: Sequence[str], unread: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Names of the data columns that the objectives will read.
 
+    Args:
+        have: the columns of the data that were asked for.
+        unread: what else the rows hold, to be named in errors.
     Errors: InputError for a missing required column, with the list of columns that the data has.
     """
     missing = [
@@ -107,9 +126,10 @@ def check_columns(parts: Sequence[Part], have: Sequence[str]) -> tuple[str, ...]
         if column not in have
     ]
     if missing:
+        has = [*sorted(have), *unread]
         raise InputError(
             "data with every column that the objectives ask for",
-            "; ".join(missing) + f"; the data has: {', '.join(sorted(have)) or 'no such columns'}",
+            "; ".join(missing) + f"; the data has: {', '.join(has) or 'no such columns'}",
             "add the column to the data, name another in the objective's `columns`, "
             "or choose another objective",
         )

@@ -10,12 +10,13 @@ from rich.table import Table
 
 from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import Estimate
+from jaxpref.pareto.config import ParetoConfig
 from jaxpref.pareto.front import Front, read_front
 from jaxpref.pareto.report.write import write_front
 from jaxpref.pareto.settings import load_front_config
 from jaxpref.pareto.sweep import Watch, run_front
-from jaxpref.settings import named, numbers
-from jaxpref.training.progress import training_bar
+from jaxpref.settings import keys_help, named, numbers
+from jaxpref.training.progress import training_progress
 
 EPILOG = """the config is that of a run (`jaxpref train --help`) without `objective`, with a section
 `pareto`:
@@ -31,7 +32,8 @@ a front that was killed goes on where it was when the same command is given agai
 
     jaxpref pareto CONFIG.yaml
     jaxpref pareto runs/front --reference-point helpful=0 brief=-60      # only the report
-"""
+
+""" + keys_help(ParetoConfig, "pareto.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "overrides",
         nargs="*",
+        default=[],
         metavar="key=value",
         help="as pareto.beta=0.05 or optim.learning_rate=1e-4",
     )
@@ -71,7 +74,10 @@ def run(options: argparse.Namespace, console: Console) -> None:
                 ", ".join(reference),
                 "give one value per objective; write settings before --reference-point",
             )
-        bar = partial(training_bar, console, show=config.run.log.progress)
+        settings = config.run
+        bar = partial(
+            training_progress, console, settings.train.log_every, show=settings.log.progress
+        )
         say = lambda line: console.print(line, highlight=False, markup=False)
         front, out = run_front(config, Watch(say, bar)), Path(config.run.out)
     results = write_front(front, out, reference=reference)

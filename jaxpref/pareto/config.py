@@ -16,14 +16,16 @@ pareto:
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from jaxpref.config import Config, LocalPath
+from jaxpref.config import Config, LocalPath, OneOrMore, Paths
 
-_STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+_STRICT = ConfigDict(
+    extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+)
 SHARED = "data.train"
 """Name of the pairs of data.train and data.eval beside the objectives' own.
 
@@ -35,10 +37,10 @@ No objective can be named so.
 class ObjectiveConfig:
     name: str
     """For tables, directories and the data's scores: letters, digits, - and _."""
-    train: list[LocalPath] = Field(default_factory=list)
+    train: Paths = Field(default_factory=list)
     """Pairs labelled by this objective; empty: those of data.train, relabelled by its reward (ties
     are dropped)."""
-    eval: list[LocalPath] = Field(default_factory=list)
+    eval: Paths = Field(default_factory=list)
     """Its held-out pairs; empty: those of data.eval, relabelled by its reward."""
     reward: str | None = None
     """Explicit reward, as `jaxpref score --reward` takes it; null: the implicit reward of a DPO
@@ -91,7 +93,7 @@ class ParetoConfig:
     together: bool = True
     """Train the adapters of all points with the same base in one compiled step; false: one run
     after another."""
-    methods: list[Method] = Field(default_factory=_default_methods)
+    methods: Annotated[list[Method], OneOrMore] = Field(default_factory=_default_methods)
     """What is shown.  dpo: the ends of the front, one run per objective; mod mixes these policies
     when decoding; soups average them."""
     answers: AnswersConfig = Field(default_factory=AnswersConfig)

@@ -29,33 +29,50 @@ _PATH_OF_FUNCTION = ".py:"
 """In a reward that is a function in a file, `FILE.py:FUNCTION`."""
 
 
-def start_front(front: FrontConfig, out: Path) -> None:
+def start_front(front: FrontConfig, out: Path) -> FrontConfig:
     """Checks a new front and writes down what it is made from, or compares it with that.
 
+    Returns: the front, with the date that chat templates print, which all its runs share.
     Errors: InputError for settings, prompts, rewards and judges that cannot be used, and for a
         directory that was started with other settings or from other files.
     """
     settings_file, digests_file = out / CONFIG, out / INPUTS
-    if settings_file.is_file() and load_front_config(settings_file) != front:
+    before = load_front_config(settings_file) if settings_file.is_file() else None
+    if before and front.run.data.date is None:
+        front = _dated(front, before.run.data.date)
+    if before and before != front:
         raise InputError(
             f"the settings with which {out} was started",
             f"{settings_file} has others",
             "restore them, or choose another `out` for a new front",
         )
     pieces = build(front.run)
+    front = _dated(front, pieces.config.data.date)
     digests = dict(_digests(front, pieces))
     if digests_file.is_file():
         _check_unchanged(out, json.loads(digests_file.read_text()), digests)
-        return
+    else:
+        _check_usable(front, pieces)
+    if before == front and digests_file.is_file():
+        return front
+    out.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(front_settings(front)), settings_file)
+    digests_file.write_text(json.dumps(digests, indent=1) + "\n")
+    return front
+
+
+def _check_usable(front: FrontConfig, pieces: Pieces) -> None:
+    """Errors: InputError for prompts, rewards and judges that cannot be used."""
     asked_prompts(front, pieces)
     answer_settings(front)
     objectives = front.pareto.objectives
     rewards = {reward for o in objectives for reward in (o.reward, o.judge) if reward}
     for reward in sorted(rewards):
         open_reward(reward)
-    out.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(front_settings(front)), settings_file)
-    digests_file.write_text(json.dumps(digests, indent=1) + "\n")
+
+
+def _dated(front: FrontConfig, day: str | None) -> FrontConfig:
+    return replace(front, run=replace(front.run, data=replace(front.run.data, date=day)))
 
 
 def _check_unchanged(out: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ from jaxpref.pareto.config import FrontConfig
 from jaxpref.pareto.inputs import file_digest
 from jaxpref.pareto.stages import Stages
 from jaxpref.rewards import Limits, Reward, calibrate, open_reward
+from jaxpref.runs.directory import is_run
 
 
 def temperature(front: FrontConfig, name: str, stages: Stages) -> dict[str, float]:
@@ -15,16 +16,24 @@ def temperature(front: FrontConfig, name: str, stages: Stages) -> dict[str, floa
 
     def fit() -> dict[str, float]:
         pairs = configured(front.run.data, front.objective(name).train, "train")
-        fitted = calibrate(open_reward(front.objective(name).reward), pairs, limits=limits(front))
+        reward = _opened(front, front.objective(name).reward)
+        fitted = calibrate(reward, pairs, limits=limits(front))
         return {"temperature": fitted.temperature, "error": fitted.temperature_error}
 
     return stages(f"temperature-{name}", fit)
 
 
+def _opened(front: FrontConfig, what: str) -> Reward:
+    """A reward; the chat template of a model that is no run prints the front's date."""
+    day = front.run.data.date
+    overrides = [] if day is None or is_run(what) else [f"data.date={day}"]
+    return open_reward(what, overrides=overrides)
+
+
 def explicit_reward(front: FrontConfig, name: str, stages: Stages) -> Reward:
     """An objective's explicit reward, divided by its temperature."""
     objective = front.objective(name)
-    reward = open_reward(objective.reward)
+    reward = _opened(front, objective.reward)
     if objective.temperature != "fit":
         return replace(reward, temperature=objective.temperature)
     fitted = temperature(front, name, stages)
@@ -41,7 +50,7 @@ def judge(front: FrontConfig, name: str, stages: Stages) -> Reward:
     objective = front.objective(name)
     if objective.judge is None:
         return explicit_reward(front, name, stages)
-    return open_reward(objective.judge)
+    return _opened(front, objective.judge)
 
 
 def judge_digest(front: FrontConfig, name: str) -> str:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from jaxpref.config import Config
 from jaxpref.errors import InputError
 from jaxpref.pareto.config import FrontConfig, ObjectiveConfig, ParetoConfig, describe
-from jaxpref.settings import make_config, merged_settings, to_dict
+from jaxpref.settings import described, make_config, merged_settings, to_dict
 
 SMALL_BASE = 0.1
 """Below this weight of the base the sigmoid saturates (arXiv 2310.03708).
@@ -45,9 +45,7 @@ def make_front_config(raw: Mapping[str, Any], *, where: str = "configuration") -
     try:
         pareto = TypeAdapter(ParetoConfig).validate_json(json.dumps(section))
     except ValidationError as error:
-        for e in error.errors():
-            key = ".".join(map(str, e["loc"]))
-            problems.append(f"pareto.{key}: {e['msg']}, got {e['input']!r}")
+        problems += described(error, ParetoConfig, "pareto.")
     if pareto is not None:
         problems += _contradictions(pareto, run)
     if problems:

@@ -11,10 +11,14 @@ from jaxpref.pareto.cost import Work
 
 
 class Stages:
-    """Results of finished stages, as JSON files in a directory."""
+    """Results of finished stages, as JSON files in a directory.
 
-    def __init__(self, directory: Path):
-        self._directory = directory
+    Args:
+        say: told when a stage begins.
+    """
+
+    def __init__(self, directory: Path, say: Callable[[str], None] = lambda line: None):
+        self._directory, self._say = directory, say
 
     def __call__(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """What the work returns, with its `seconds`; done once and kept.
@@ -24,6 +28,7 @@ class Stages:
         path = self._path(name)
         if path.is_file():
             return json.loads(path.read_text())
+        self._say(f"stage {name}")
         began = time.perf_counter()
         result = work()
         result = {"seconds": time.perf_counter() - began, **result}

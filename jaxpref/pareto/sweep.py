@@ -81,9 +81,9 @@ class _Sweep:
     """One front; its stages in order."""
 
     def __init__(self, front: FrontConfig, watch: Watch):
-        self.front, self.watch, self.out = front, watch, Path(front.run.out)
-        start_front(front, self.out)
-        self.stages = Stages(self.out / "stages")
+        self.watch, self.out = watch, Path(front.run.out)
+        self.front = start_front(front, self.out)
+        self.stages = Stages(self.out / "stages", watch.say)
         for line in doubtful_bases(front):
             watch.say(f"warning: {line}")
 

@@ -11,7 +11,7 @@ from jaxpref.errors import InputError
 from jaxpref.models.families import FAMILIES, forms, spec_from_hf
 from jaxpref.models.hf import open_safetensors, read_json
 from jaxpref.models.hf.tokenizer import load_tokenizer
-from jaxpref.models.loading import load_tree
+from jaxpref.models.loading import check_finite, load_tree
 from jaxpref.models.source import Checkpoint
 from jaxpref.models.stored import stored_form
 
@@ -66,6 +66,8 @@ def open_classifier(path: str | Path) -> tuple[Checkpoint, Callable[[], np.ndarr
 
     def head() -> np.ndarray:
         with open_safetensors(path) as source:
-            return np.asarray(source.read(_SCORE, (slice(None), slice(None))), np.float32)
+            score = np.asarray(source.read(_SCORE, (slice(None), slice(None))), np.float32)
+        check_finite(score, _SCORE, str(path))
+        return score
 
     return Checkpoint(path, spec, {}, load_params, lambda: load_tokenizer(path)), head

@@ -1,4 +1,4 @@
-"""`jaxpref score`: its options and its progress bar."""
+"""`jaxpref score`: its options, and what it prints."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,18 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from jaxpref.data.rewrite import add_source_arguments, source_of
 from jaxpref.data.truncation import TRUNCATIONS
 from jaxpref.errors import InputError
+from jaxpref.progress import progress
 from jaxpref.rewards import Reward, open_reward
 from jaxpref.rewards.cache import CACHE_DIR, cached
 from jaxpref.rewards.calibrate import calibrate
@@ -128,20 +121,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         name: read_scalariser(text)
         for name, text in named(options.scalarise, "--scalarise").items()
     }
-    columns = (
-        TextColumn("{task.description}"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def watch(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(name, total=total)
-            bar.update(tasks[name], completed=done)
-
+    with progress(console) as watch:
         report = score_data(
             source,
             {name: partial(make, name) for name in rewards},

@@ -4,13 +4,12 @@ Some need the packages of `jaxpref[rewards]`.
 """
 
 import functools
-import importlib
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxpref.data.dimensions import scores_of
-from jaxpref.errors import InputError
+from jaxpref.errors import InputError, optional_package
 from jaxpref.rewards.reward import Limits, Reward, Values
 from jaxpref.rewards.tokens import token_count_reward
 from jaxpref.types import Group
@@ -63,7 +62,8 @@ def column_reward(name: str) -> Reward:
             "take a rule, a function or a model",
         )
 
-    return Reward(f"column:{name}", score, of_groups=of_groups, columns=(name,))
+    columns = (name, f"scores/{name}")
+    return Reward(f"column:{name}", score, of_groups=of_groups, columns=columns)
 
 
 def _column(group: Group, name: str) -> tuple[float, ...]:
@@ -80,19 +80,23 @@ def _words() -> Callable[[str], float]:
 
 
 def _vader() -> Callable[[str], float]:
-    analyzer = _import("vaderSentiment.vaderSentiment", "vader").SentimentIntensityAnalyzer()
+    analyzer = _package("vaderSentiment.vaderSentiment", "vader").SentimentIntensityAnalyzer()
     return lambda answer: analyzer.polarity_scores(answer)["compound"]
 
 
 def _readability() -> Callable[[str], float]:
-    return _import("textstat", "readability").textstat.flesch_reading_ease
+    return _package("textstat", "readability").textstat.flesch_reading_ease
 
 
 def _profanity() -> Callable[[str], float]:
-    judge = _import("better_profanity", "profanity").Profanity()
+    judge = _package("better_profanity", "profanity").Profanity()
     # It compares a word with every word of its list, so each is judged once.
     is_profane = functools.lru_cache(_WORDS_KEPT)(judge.contains_profanity)
     return lambda answer: -sum(map(is_profane, answer.lower().split()))
+
+
+def _package(module: str, rule: str) -> Any:
+    return optional_package(module, f"rule:{rule}", "rewards")
 
 
 _TEXT_RULES = {
@@ -102,14 +106,3 @@ _TEXT_RULES = {
     "profanity": (_profanity, "better-profanity"),
 }
 """Name -> (what makes the function of a text, the package whose version it depends on)."""
-
-
-def _import(module: str, rule: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(
-            f"the package {module.partition('.')[0]}, for rule:{rule}",
-            str(error),
-            "pip install 'jaxpref[rewards]'",
-        ) from error

@@ -16,6 +16,7 @@ import numpy as np
 from jaxpref.data.dimensions import scores_of
 from jaxpref.data.rewrite import Source, as_source, check_out, group_of, rows_of, write_lines
 from jaxpref.errors import InputError, RowError
+from jaxpref.progress import Watch, unwatched
 from jaxpref.rewards.cache import CACHE_DIR, cached
 from jaxpref.rewards.reward import WHOLE, Limits, Reward, Values
 from jaxpref.rewards.scalarise import Scalariser
@@ -31,9 +32,6 @@ _KEYS = {
     "ranked": ("scores_completions",),
 }
 """Kind of a row -> where its scores stand: one key per answer, or one key with a list."""
-
-Watch = Callable[[str, int, int], None]
-"""(reward, rows done, rows in all), for progress bars."""
 
 
 @dataclass
@@ -74,7 +72,7 @@ def score_data(
     replace: bool = False,
     cache: str | Path | None = CACHE_DIR,
     chunk: int = CHUNK,
-    watch: Watch = lambda name, done, total: None,
+    watch: Watch = unwatched,
 ) -> ScoreReport:
     """Writes the rows of a data set again, with scores of all their answers.
 
@@ -126,7 +124,7 @@ def _check_rows(source: Source, names: Sequence[str]) -> int:
     total = 0
     for row, where, kind in rows_of(source):
         total += 1
-        for key in _KEYS[kind]:
+        for key in _KEYS.get(kind, ()):
             had = row.get(key)
             taken = [name for name in names if isinstance(had, dict) and had.get(name) is not None]
             if taken:
@@ -183,7 +181,8 @@ def _scored_rows(
             report.dropped[reason] += 1
             continue
         if scalarise:
-            group = group_of(source, row, where, kind, i, ())
+            made_of = {f"scores/{key}" for one in scalarise.values() for key in one.weights}
+            group = group_of(source, row, where, kind, i, sorted(made_of))
             if isinstance(group, RowError):
                 report.dropped[group.reason] += 1
                 continue

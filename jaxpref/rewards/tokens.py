@@ -8,7 +8,9 @@ from typing import Any
 from jaxpref.data.encode import encode_groups
 from jaxpref.models.source import open_checkpoint
 from jaxpref.rewards.reward import WHOLE, Limits, Reward, Values
+from jaxpref.runs.build import dated_tokenizer
 from jaxpref.runs.directory import is_run, load_run
+from jaxpref.settings import make_config
 from jaxpref.types import EncodedGroup, Group
 
 
@@ -41,7 +43,6 @@ def encode_within(groups: Sequence[Group], tokenizer: Any, limits: Limits) -> li
         tokenizer,
         max_length=limits.max_length,
         truncation=limits.truncation,
-        may_be_none=True,
     )
     return encoded
 
@@ -77,5 +78,6 @@ def token_count_reward(model: str) -> Reward:
 
 
 def _tokenizer(model: str) -> Any:
-    path = load_run(model).model.path if is_run(model) else model
-    return open_checkpoint(path).load_tokenizer()
+    config = load_run(model) if is_run(model) else make_config({"model": {"path": model}})
+    _, tokenizer = dated_tokenizer(config, open_checkpoint(config.model.path))
+    return tokenizer

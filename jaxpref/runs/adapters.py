@@ -1,5 +1,7 @@
 """The adapter of a run, from its config: its shape, where it starts, how its base is kept."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,8 @@ from jaxpref.config import AdapterConfig, Config
 from jaxpref.errors import InputError
 from jaxpref.models import lora, peft
 from jaxpref.models.loading import Put, whole
-from jaxpref.models.lora import LoraSpec
-from jaxpref.models.parameters import LORA
+from jaxpref.models.lora import TARGETS, LoraSpec
+from jaxpref.models.parameters import LORA, axis_sizes
 from jaxpref.models.placement import param_shardings
 from jaxpref.models.quantize import Quantisation
 from jaxpref.models.source import Checkpoint
@@ -28,8 +30,8 @@ BASE = "base"
 def adapter_spec(config: AdapterConfig, model: ModelSpec) -> LoraSpec | None:
     """The adapter that a run trains, or None.
 
-    Errors: InputError for targets that match nothing, an adapter that cannot be read, and quantised
-        experts.
+    Errors: InputError for targets that match nothing, a rank above all of the weights' own, an
+        adapter that cannot be read, and quantised experts.
     """
     if not config.trained:
         return None
@@ -44,8 +46,25 @@ def adapter_spec(config: AdapterConfig, model: ModelSpec) -> LoraSpec | None:
         spec = peft.read_spec(config.path, model, modules=True)
         return spec if config.dropout is None else replace(spec, dropout=config.dropout)
     targets = lora.find_targets(config.targets, peft.target_names(model))
+    _check_rank(config.rank, targets, model)
     alpha = float(config.rank) if config.alpha is None else config.alpha
     return LoraSpec(config.rank, alpha, targets, config.dropout or 0.0, config.rslora, config.dora)
+
+
+def _check_rank(rank: int, targets: Sequence[str], model: ModelSpec) -> None:
+    """Errors: InputError for a rank that no adapted weight can have."""
+    sizes = axis_sizes(model)
+    ranks = {
+        target: min(math.prod(sizes[letter] for letter in axes) for axes in TARGETS[target])
+        for target in targets
+    }
+    if rank > max(ranks.values()):
+        full = ", ".join(f"{target} {full}" for target, full in ranks.items())
+        raise InputError(
+            f"adapter.rank up to {max(ranks.values())}, the largest rank of the adapted weights",
+            f"adapter.rank={rank}; the weights' own: {full}",
+            "lower adapter.rank, or remove it to train the weights themselves",
+        )
 
 
 def below_adapter(source: Checkpoint, path: str | Path | None) -> Checkpoint:

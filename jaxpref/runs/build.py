@@ -1,15 +1,20 @@
 """Config -> the pieces of a run, on the mesh.  Training, evaluation and export start here."""
 
+import datetime
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxpref.config import Config
 from jaxpref.data.pack import Layout
+from jaxpref.data.template_date import fix_date, prints_date
 from jaxpref.errors import InputError
 from jaxpref.models.decoder import build_model
 from jaxpref.models.fused_attention import AttentionChoice, choose_attention
@@ -24,12 +29,15 @@ from jaxpref.sharding import make_mesh, vocab_ways
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.state import MovingReference
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Pieces:
     """What every command needs of a config before data and weights are read."""
 
     config: Config
+    """With the date that the chat template prints, where it prints one."""
     mesh: Mesh
     source: Checkpoint
     tokenizer: Any
@@ -84,7 +92,30 @@ def build(
     attend = attention_of(config, source).attend
     model = make_decoder(config, source, parts, mesh, lora, attend)
     param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide the model
-    return Pieces(config, mesh, source, source.load_tokenizer(), model, parts, lora)
+    config, tokenizer = dated_tokenizer(config, source)
+    return Pieces(config, mesh, source, tokenizer, model, parts, lora)
+
+
+def dated_tokenizer(config: Config, source: Checkpoint) -> tuple[Config, Any]:
+    """A checkpoint's tokenizer whose chat template prints the date of the config, or today's.
+
+    Returns: the config, in which that date is noted if the template prints one; the tokenizer.
+    """
+    tokenizer = source.load_tokenizer()
+    if not prints_date(tokenizer):
+        return config, tokenizer
+    day = config.data.date or _today()
+    fix_date(tokenizer, day)
+    _log.info("the chat template prints today's date: %s, whenever it runs (data.date)", day)
+    return replace(config, data=replace(config.data, date=day)), tokenizer
+
+
+def _today() -> str:
+    """The same day on every process, around midnight too."""
+    ordinal = np.int32(datetime.date.today().toordinal())
+    if jax.process_count() > 1:
+        ordinal = multihost_utils.broadcast_one_to_all(ordinal)
+    return datetime.date.fromordinal(int(ordinal)).isoformat()
 
 
 def make_decoder(

@@ -2,8 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,25 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxpref.errors import InputError
+from jaxpref.models.finite import not_finite
 from jaxpref.models.parameters import VOCAB_LEAVES, leaf_path
+from jaxpref.runs.best import AUTOMATIC, BestRule
+from jaxpref.runs.checksums import checksums, device_checksums
+from jaxpref.runs.damage import (
+    DamagedCheckpoint,
+    anywhere,
+    json_checksum,
+    nothing_whole,
+    read_item,
+    saved_checksums,
+    set_aside,
+    steps_in,
+    unprinted_late_errors,
+    with_damaged_items,
+)
 from jaxpref.step.state import TrainState
+
+_log = logging.getLogger(__name__)
 
 
 def _concerns_the_user(record: logging.LogRecord) -> bool:
@@ -29,53 +46,18 @@ def _concerns_the_user(record: logging.LogRecord) -> bool:
 
 logging.getLogger("absl").addFilter(_concerns_the_user)
 
-ACCURACY, LOSS = "eval/rewards/accuracies", "eval/loss"
-
-
-@dataclass(frozen=True)
-class BestRule:
-    """Which evaluation is the best.
-
-    Args:
-        metric: by which; None: the reward accuracy where the objective logs it, otherwise the loss,
-            which all log.
-        mode: `max` or `min`; None: `min` for the loss or a part of it, otherwise `max`.
-    """
-
-    metric: str | None = None
-    mode: str | None = None
-
-    def deciding(self, metrics: Mapping[str, float]) -> str | None:
-        """Name of the metric that decides; None when it is not among these."""
-        names = (ACCURACY, LOSS) if self.metric is None else (self.metric,)
-        return next((name for name in names if name in metrics), None)
-
-    def mode_of(self, name: str) -> str:
-        """Whether the highest (`max`) or the lowest (`min`) value of a metric is the best."""
-        if self.mode is not None:
-            return self.mode
-        is_loss = name == LOSS or name.startswith(f"{LOSS}/")
-        return "min" if is_loss else "max"
-
-    def rank(self, metrics: Mapping[str, float]) -> float:
-        """A number that is higher the better.  Errors: KeyError without the metric that decides."""
-        name = self.deciding(metrics)
-        if name is None:
-            raise KeyError(self.metric or LOSS)
-        return metrics[name] if self.mode_of(name) == "max" else -metrics[name]
-
-
-AUTOMATIC = BestRule()
-
 
 class Checkpoints:
     """The checkpoints of a run.
+
+    Each holds checksums of all that is in it, and whatever is read is held against them.
 
     Args:
         directory: `RUN/checkpoints`.
         keep: latest ones to keep.
         best: which one is the best; kept besides.
         read_only: leaves everything as it is, also what a run in another process is just writing.
+    Errors: InputError where all checkpoints of a run that goes on are damaged.
     """
 
     def __init__(
@@ -88,18 +70,29 @@ class Checkpoints:
     ):
         self.directory = Path(directory).absolute()
         self._best = best
+        self._checksums: Callable[[Any], dict[str, jax.Array]] = device_checksums
+        self._manager = None if read_only else self._open(keep)
+
+    def _open(self, keep: int) -> ocp.CheckpointManager:
+        """What writes and deletes.  It reads all metrics, so the damaged ones go before."""
+        set_aside(self.directory, with_damaged_items(self.directory))
         keep_best = policies.BestN(
-            get_metric_fn=best.rank, n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=self._best.rank, n=1, keep_checkpoints_without_metrics=False
         )
         options = ocp.CheckpointManagerOptions(
             # What is kept is decided by the policy alone, but without this no metrics are written.
-            best_fn=best.rank,
+            best_fn=self._best.rank,
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), keep_best]),
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
-            read_only=read_only,
+            cleanup_tmp_directories=True,
+            create=True,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        return ocp.CheckpointManager(self.directory, options=options)
+
+    # ---- writing
+
+    def prepare(self, like: TrainState) -> None:
+        """Compiles what `save` runs of states like this, so that no step waits for it."""
+        self._checksums = device_checksums.lower(like._asdict()).compile()
 
     def save(
         self,
@@ -116,23 +109,50 @@ class Checkpoints:
                 decides it is never the best.
         """
         kept = dict(metrics) if self._best.deciding(metrics) else None
+        fields = state._asdict()
+        sums = {path: int(x) for path, x in jax.device_get(self._checksums(fields)).items()}
+        items = {"progress": dict(progress)} | ({} if kept is None else {"metrics": kept})
+        of_items = {name: json_checksum(item) for name, item in items.items()}
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state._asdict()),
-                progress=ocp.args.JsonSave(dict(progress)),
+                state=ocp.args.StandardSave(fields),
+                progress=ocp.args.JsonSave(items["progress"]),
+                checksums=ocp.args.JsonSave({"state": sums, "items": of_items}),
             ),
             metrics=kept,
         )
 
+    def wait(self) -> None:
+        """Until everything is on disk."""
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        if self._manager is not None:
+            self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    # ---- which there are
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints."""
+        return steps_in(self.directory)
+
     def latest(self) -> int | None:
         """Step of the latest complete checkpoint."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
     def best(self) -> int | None:
         """Step of the best one that is still there; None when none has the metric."""
         ranked = []
-        for step in self._manager.all_steps():
+        for step in self.steps():
             metrics = self._metrics(step)
             if metrics is not None:
                 ranked.append((self._best.rank(metrics), step))
@@ -150,8 +170,10 @@ class Checkpoints:
 
     def _metrics(self, step: int) -> Mapping[str, float] | None:
         """Saved with a step; None without the one that decides."""
-        metrics = self._manager.metrics(step)
+        metrics = read_item(self.directory, step, "metrics")
         return metrics if metrics and self._best.deciding(metrics) else None
+
+    # ---- reading
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """State and progress of a step, laid out as `like` says.
@@ -160,15 +182,43 @@ class Checkpoints:
 
         Args:
             like: arrays, or ShapeDtypeStructs with shardings.
+        Errors: DamagedCheckpoint; InputError for parameters that are not finite.
         """
         state = self._read(step, _abstract(like)._asdict(), partial=False)
         return TrainState(**state), self.progress(step)
 
+    def restore_newest(self, like: TrainState) -> tuple[int, TrainState, dict[str, Any]]:
+        """The newest step that is whole, with its state and progress.
+
+        Damaged ones that are newer are kept aside, under another name.
+
+        Errors: InputError where none is whole; those of `restore`.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                state, progress = self.restore(step, like)
+            except DamagedCheckpoint as error:
+                damaged[step] = error.why
+                continue
+            set_aside(self.directory, damaged)
+            self._manager.reload()  # steps that are trained again are saved again
+            return step, state, progress
+        raise nothing_whole(self.directory, damaged)
+
+    def restore_parts(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
+        """Some fields of the state (`params`, `running`, ...), laid out as `like` says.
+
+        Args:
+            like: ShapeDtypeStructs; those without a sharding become numpy arrays on this host, as
+                they were saved: with the vocabulary's padding.
+        Errors: as of `restore`.
+        """
+        return self._read(step, like, partial=True)
+
     def progress(self, step: int) -> dict[str, Any]:
-        """What was saved beside the state of a step."""
-        return self._manager.restore(
-            step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
-        ).progress
+        """What was saved beside the state of a step.  Errors: DamagedCheckpoint."""
+        return read_item(self.directory, step, "progress") or {}
 
     def check_vocabulary(self, step: int, tokens: int) -> None:
         """The model must have as many tokens as when the step was saved.
@@ -185,38 +235,57 @@ class Checkpoints:
                 "restore the model's directory, or start a new run with the changed tokenizer",
             )
 
-    def restore_parts(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
-        """Some fields of the state (`params`, `running`, ...), laid out as `like` says.
-
-        Args:
-            like: ShapeDtypeStructs; those without a sharding become numpy arrays on this host, as
-                they were saved: with the vocabulary's padding.
-        """
-        return self._read(step, like, partial=True)
-
     def _read(self, step: int, like: Mapping[str, Any], *, partial: bool) -> dict[str, Any]:
+        """Fields of the state, held against their checksums."""
         of_leaves = jax.tree_util.tree_map_with_path(_restore_args, like)
         args = ocp.args.PyTreeRestore(item=like, restore_args=of_leaves, partial_restore=partial)
-        with ocp.PyTreeCheckpointer() as reader:
-            return reader.restore(self.directory / str(step) / "state", args=args)
+        tree, wrong = None, ""
+        try:
+            # A handler, not a checkpointer, which would wait for processes that found damage.
+            with unprinted_late_errors(), closing(ocp.PyTreeCheckpointHandler()) as reader:
+                tree = reader.restore(self.directory / str(step) / "state", args=args)
+        except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+            raise  # says nothing about the files
+        except Exception as error:  # orbax raises nothing narrower
+            said = str(error).partition("\n")[0][:200]
+            wrong = f"its state cannot be read ({type(error).__name__}: {said})"
+        if anywhere(bool(wrong)):
+            raise DamagedCheckpoint(self.directory, step, wrong or "another process found damage")
+        self._verify(step, tree)
+        self._check_finite(step, tree)
+        return tree
 
-    def steps(self) -> list[int]:
-        """Steps of the complete checkpoints."""
-        return list(self._manager.all_steps())
+    def _verify(self, step: int, tree: Mapping[str, Any]) -> None:
+        saved = saved_checksums(self.directory, step)
+        if saved is None:
+            _log.warning(
+                "step %d in %s was saved without checksums, by an older version: it is read as it "
+                "is",
+                step,
+                self.directory,
+            )
+            return
+        changed = [path for path, x in checksums(tree).items() if saved["state"].get(path) != x]
+        if changed:
+            raise DamagedCheckpoint(
+                self.directory, step, f"not what was saved: {_some(changed)} (by their checksums)"
+            )
 
-    def wait(self) -> None:
-        """Until everything is on disk."""
-        self._manager.wait_until_finished()
+    def _check_finite(self, step: int, tree: Mapping[str, Any]) -> None:
+        """Parameters that are not finite: nothing that is computed from them means anything."""
+        bad = not_finite({name: tree.get(name) for name in ("params", "ref_params")})
+        if bad:
+            raise InputError(
+                "finite parameters",
+                f"step {step} in {self.directory}: NaN or infinite numbers in {_some(bad)}",
+                f"take another step, of {self.steps()}, or train again with a lower learning rate",
+            )
 
-    def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.close()
 
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+def _some(names: Sequence[str]) -> str:
+    """A few of many names."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def _restore_args(path: Any, leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:

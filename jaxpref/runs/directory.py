@@ -17,8 +17,9 @@ from jaxpref.models.parameters import LORA
 from jaxpref.models.placement import param_shardings
 from jaxpref.models.source import Checkpoint
 from jaxpref.objectives import Part
+from jaxpref.runs.best import BestRule
 from jaxpref.runs.build import Pieces, make_decoder, param_shapes
-from jaxpref.runs.checkpoint import BestRule, Checkpoints, find_step
+from jaxpref.runs.checkpoint import Checkpoints, find_step
 from jaxpref.runs.params import load_params, reference_params, runs_reference, with_adapter
 from jaxpref.settings import load_config
 from jaxpref.sharding import replicated

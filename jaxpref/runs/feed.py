@@ -1,6 +1,6 @@
 """Data into a run: read, laid out in rows, planned as steps, put onto the mesh batch by batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,13 +9,13 @@ from jax.sharding import Mesh
 
 from jaxpref.data.dataset import DataReport, common_columns, load_groups
 from jaxpref.data.encode import check_known_tokens
-from jaxpref.data.loader import Loader, Step
+from jaxpref.data.loader import Loader, Step, check_steps
 from jaxpref.data.pack import MASKS, UNIFORM, Layout, row_tokens
 from jaxpref.errors import InputError
 from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives import asked_logps, check_columns, group_kinds
 from jaxpref.runs.build import Pieces
-from jaxpref.sharding import batch_sharding, place, replicated, row_ways
+from jaxpref.sharding import batch_sharding, device_memory, place, replicated, row_ways
 from jaxpref.step.batch_loss import REFERENCE_COLUMN
 from jaxpref.types import Batch, EncodedGroup
 
@@ -29,7 +29,8 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
     Args:
         which: `train` or `eval`.
     Errors: InputError for data that cannot be read, lack a column that an objective needs, or do
-        not fit the model's vocabulary or positions.
+        not fit the model's vocabulary or positions; for rows beyond a device's memory, and more
+        steps than can be planned.
     """
     data, spec = pieces.config.data, pieces.source.spec
     paths = data.train if which == "train" else data.eval
@@ -42,11 +43,65 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
     groups, report = load_groups(
         data, pieces.tokenizer, paths, which, kinds=kinds, seed=seed, columns=columns
     )
-    check_columns(pieces.parts, common_columns(groups))
+    check_columns(pieces.parts, common_columns(groups), sorted(report.unread))
+    check_weights(groups, {name for part in pieces.parts for name in part.weight_columns})
     sequences = ((group.where, (group.prompt_ids, *group.completion_ids)) for group in groups)
     check_known_tokens(sequences, spec.vocab)
     check_positions(groups, spec)
+    _check_size(pieces, groups, training=which == "train")
     return groups, report
+
+
+def _check_size(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: bool) -> None:
+    """Sizes that no device has room for, and plans that never end, before weights are read.
+
+    The least that a micro-batch needs is its hidden states; training keeps those before every
+    layer.
+    """
+    train, spec = pieces.config.train, pieces.source.spec
+    if training:
+        check_steps(len(groups), train.batch_size, train.epochs, train.max_steps)
+    tokens = _micro_rows(pieces) * row_layout(pieces, groups).row_length
+    states = spec.layers if training else 1
+    least = tokens // row_ways(pieces.mesh) * states * spec.width * pieces.dtype.itemsize
+    memory = device_memory(pieces.mesh)
+    if memory is not None and least > memory:
+        raise InputError(
+            f"rows for which a device's {memory / 2**30:.3g} GiB of memory are enough",
+            f"micro-batches of {tokens:,} tokens, whose hidden states alone are "
+            f"{least / 2**30:,.1f} GiB on a device",
+            "lower data.row_length (where it is null, data.max_length), data.length_buckets or "
+            "train.micro_rows",
+        )
+
+
+def _micro_rows(pieces: Pieces) -> int:
+    return pieces.config.train.micro_rows or row_ways(pieces.mesh)
+
+
+def check_weights(groups: Sequence[EncodedGroup], columns: Collection[str]) -> None:
+    """Weights of groups in the loss are 0 or more, and not all 0.
+
+    Args:
+        columns: the data columns that are such weights.
+    Errors: InputError for others.
+    """
+    for name in columns:
+        weights = [group.columns[name] for group in groups if name in group.columns]
+        for group, weight in zip(groups, weights, strict=False):
+            if np.min(weight) < 0:
+                raise InputError(
+                    f"weights of 0 or more ({name})",
+                    f"{group.where}: {weight}",
+                    "exchange chosen and rejected where the preference is the other way round, or "
+                    "write 0 to leave the row out of the loss",
+                )
+        if weights and not np.any(weights):
+            raise InputError(
+                f"a weight above 0 in some row ({name})",
+                f"0 in all {len(weights)} groups, as {groups[0].where}",
+                "mend the column, or remove it",
+            )
 
 
 def check_positions(groups: Sequence[EncodedGroup], spec: ModelSpec) -> None:
@@ -96,7 +151,7 @@ def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
     return Loader(
         groups,
         batch_size=config.train.batch_size,
-        micro_rows=config.train.micro_rows or row_ways(pieces.mesh),
+        micro_rows=_micro_rows(pieces),
         layout=row_layout(pieces, groups),
         columns=columns,
         masks=[name for name in asked if name in MASKS],

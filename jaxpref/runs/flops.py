@@ -9,17 +9,23 @@ from jaxpref.data.pack import loss_tokens_of, row_tokens
 from jaxpref.models.spec import ModelSpec
 from jaxpref.types import EncodedGroup
 
-# Dense bfloat16 peak of one device, FLOP/s, by jax's device_kind (vendors' data sheets).
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5": 459e12,
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
+    "TPU7x": 2307e12 / 2,  # a chip is two devices
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
     "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
 }
+"""Dense bfloat16 peak of one device, FLOP/s, by jax's device_kind (vendors' data sheets)."""
 
 
 def step_flops(

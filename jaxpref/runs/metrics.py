@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxpref.config import Config
 from jaxpref.data.loader import Step
+from jaxpref.errors import optional_package
 from jaxpref.files import whole_file
 from jaxpref.runs.flops import peak_flops
 from jaxpref.settings import to_dict
@@ -99,10 +100,19 @@ class Writers:
         self._closers.append(events.close)
 
 
-def _wandb_run(out: Path, config: Config) -> Any:
-    import wandb
+def check_trackers(config: Config) -> None:
+    """Errors: InputError where the package of a tracker is missing that the config asks for."""
+    for name in ("wandb", "trackio"):
+        if getattr(config.log, name):
+            _tracker_package(name)
 
-    return wandb.init(
+
+def _tracker_package(name: str) -> Any:
+    return optional_package(name, f"log.{name}", name)
+
+
+def _wandb_run(out: Path, config: Config) -> Any:
+    return _tracker_package("wandb").init(
         project=config.log.project,
         name=out.name,
         config=to_dict(config),
@@ -113,11 +123,9 @@ def _wandb_run(out: Path, config: Config) -> Any:
 
 
 def _trackio_run(out: Path, config: Config) -> Any:
-    import trackio
-
     # trackio knows a run by its name, and a new one ends the last one of its context.
     return contextvars.Context().run(
-        trackio.init,
+        _tracker_package("trackio").init,
         project=config.log.project,
         name=f"{out.name}-{tracker_id(out)[:8]}",
         config=to_dict(config),
@@ -199,5 +207,18 @@ class Window:
         peak = peak_flops()
         if peak is not None:
             means["mfu"] = self.flops / seconds / peak
+        memory = _peak_memory()
+        if memory is not None:
+            means["peak_memory_bytes"] = float(memory)
         means["padding_fraction"] = 1.0 - self.tokens / self.run_tokens
         return means
+
+
+def _peak_memory() -> int | None:
+    """The most bytes that a device of this process has held at once; None where none are counted.
+
+    On CPUs they are not.
+    """
+    counted = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [stats["peak_bytes_in_use"] for stats in counted if "peak_bytes_in_use" in stats]
+    return max(peaks, default=None)

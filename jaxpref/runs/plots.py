@@ -5,6 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib import rcsetup
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 from jaxpref.runs.metrics import read_jsonl
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
@@ -26,14 +31,11 @@ def drawn(
 ) -> Iterator[Any]:
     """Axes [rows, columns] to draw on; written to `png` at the end.
 
+    Without pyplot, which would choose a backend for the whole process: in a notebook, the user's.
+
     Args:
         panel: width and height of one, in inches.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     small: Any = {
         "font.size": 9,
         "axes.titlesize": 10,
@@ -42,19 +44,14 @@ def drawn(
         "axes.grid": True,
         "grid.alpha": 0.3,
         "axes.axisbelow": True,
-        "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, GREY]),
+        "axes.prop_cycle": rcsetup.cycler(color=[BLUE, ORANGE, GREEN, GREY]),
     }
-    with plt.rc_context(small):
-        size = panel[0] * columns, panel[1] * rows
-        figure, axes = plt.subplots(
-            rows, columns, figsize=size, constrained_layout=True, squeeze=False
-        )
-        try:
-            yield axes
-            Path(png).parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(png, dpi=120)
-        finally:
-            plt.close(figure)
+    with matplotlib.rc_context(small):
+        figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure.subplots(rows, columns, squeeze=False)
+        Path(png).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(png, dpi=120)
 
 
 def plot_curves(run: str | Path, png: str | Path | None = None) -> Path:

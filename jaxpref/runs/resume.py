@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jaxpref.config import Config
 from jaxpref.errors import InputError
 from jaxpref.runs.checkpoint import Checkpoints
-from jaxpref.runs.directory import RUN_FILE
+from jaxpref.runs.directory import RUN_FILE, is_run
 from jaxpref.settings import load_config, to_dict
 from jaxpref.step.optim import depends_on_total
 
@@ -56,10 +57,18 @@ def resume_step(config: Config, checkpoints: Checkpoints) -> int | None:
     return latest
 
 
+def with_stored_date(config: Config) -> Config:
+    """With the date of the run in `config.out`, if there is one, where the config names none."""
+    if config.data.date is not None or not is_run(config.out):
+        return config
+    day = load_config(Path(config.out) / RUN_FILE).data.date
+    return replace(config, data=replace(config.data, date=day))
+
+
 def check_unchanged(config: Config) -> None:
     """Errors: InputError when `config.out` was started with other settings."""
     stored = to_dict(load_config(Path(config.out) / RUN_FILE))
-    changed = dict(_differences(stored, to_dict(config)))
+    changed = dict(_differences(stored, to_dict(with_stored_date(config))))
     if not depends_on_total(config.optim):
         changed = {key: told for key, told in changed.items() if key not in _LENGTH_KEYS}
     if changed:

@@ -1,8 +1,9 @@
 """Settings as people write them: read, overridden, checked for contradictions, and written."""
 
 from jaxpref.settings.flags import for_all_models, named, numbers
+from jaxpref.settings.keys import keys, keys_help
+from jaxpref.settings.problems import described
 from jaxpref.settings.reading import (
-    keys,
     load_config,
     make_config,
     merged_settings,
@@ -11,8 +12,10 @@ from jaxpref.settings.reading import (
 )
 
 __all__ = [
+    "described",
     "for_all_models",
     "keys",
+    "keys_help",
     "load_config",
     "make_config",
     "merged_settings",

@@ -28,7 +28,7 @@ def contradictions(config: Config, own_data: bool = True) -> Iterator[str]:
     try:
         parts = bind(config.objective, OBJECTIVES, TRANSFORMS)
     except InputError as error:
-        yield from error.got.split("; ")
+        yield from error.got.splitlines()
     else:
         yield from objective_contradictions(config, parts)
 

@@ -32,15 +32,16 @@ def numbers(named: Mapping[str, str]) -> dict[str, float]:
 
 
 def for_all_models(overrides: Iterable[str]) -> list[str]:
-    """Overrides that fit every model which takes part: where and in which dtype it runs.
+    """Overrides that fit every model which takes part: where, in which dtype, on which date.
 
     Errors: InputError for any other.
     """
     overrides = list(overrides)
-    others = [x for x in overrides if not x.startswith(("mesh.", "model.compute_dtype="))]
+    fitting = ("mesh.", "model.compute_dtype=", "data.date=")
+    others = [x for x in overrides if not x.startswith(fitting)]
     if others:
         raise InputError(
-            "with rewards: overrides of mesh.* or model.compute_dtype",
+            "with rewards: overrides of mesh.*, model.compute_dtype or data.date",
             ", ".join(others),
             "remove the other overrides",
         )

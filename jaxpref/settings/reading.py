@@ -1,11 +1,10 @@
 """Configs as people write them: YAML and overrides, read, checked and written."""
 
 import dataclasses
-import difflib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from jaxpref.config import Config
+from jaxpref.config import Config, objective_list
 from jaxpref.errors import InputError
 from jaxpref.settings.contradictions import contradictions
+from jaxpref.settings.problems import described
 
 # ---- reading a config
 
@@ -40,6 +40,8 @@ def merged_settings(path: str | Path | None, overrides: Sequence[str]) -> dict[s
     bare = [item for item in overrides if "=" not in item]
     if bare:
         raise InputError("overrides like optim.learning_rate=1e-6", f"{bare}", "write key=value")
+    if any(item.startswith("objective.") for item in overrides):  # reaches into the list
+        raw = {**raw, "objective": objective_list(raw.get("objective", Config().objective))}
     try:
         merged = OmegaConf.create(raw)
         for item in overrides:
@@ -59,7 +61,8 @@ def merged_settings(path: str | Path | None, overrides: Sequence[str]) -> dict[s
 
 def _read(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
-        raise InputError("a YAML file", f"{path}: no such file", "check the path's spelling")
+        what = "a directory" if Path(path).is_dir() else "no such file"
+        raise InputError("a YAML file", f"{path}: {what}", "check the path's spelling")
     try:
         raw: Any = OmegaConf.load(path)
     except Exception as error:  # yaml's own errors carry line and column
@@ -70,7 +73,8 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise InputError(
             "a YAML mapping", f"{path}: a list or nothing", "write section: {key: value}"
         )
-    return raw
+    read: Any = OmegaConf.to_container(raw)
+    return read
 
 
 def make_config(
@@ -78,18 +82,20 @@ def make_config(
 ) -> Config:
     """Config of a nested mapping; errors as in `load_config`.
 
-    Paths, tuples and numpy numbers count as the text, lists and numbers that they stand for.
+    Paths, tuples and numpy's numbers and arrays count as the text, lists and numbers that they
+    stand for.  An objective may be a function, or its name alone.
 
     Args:
         own_data: whether data.train and data.eval are all the data that its runs will have.
     """
     adapter = TypeAdapter(Config)
     problems: list[str] = []
+    raw, functions = _without_functions(raw)
     raw = _with_todays_names(_as_json(raw, where))
     try:
         config = adapter.validate_json(json.dumps(raw))
     except ValidationError as error:
-        problems = [_describe(item) for item in error.errors()]
+        problems = described(error)
         # The other keys may hold contradictions, and all problems are told at once.
         others = _without(raw, [item["loc"] for item in error.errors()])
         try:
@@ -97,6 +103,7 @@ def make_config(
         except ValidationError:
             config = None
     if config is not None:
+        config = _with_functions(config, functions)
         problems += contradictions(config, own_data)
     if problems:
         raise InputError(
@@ -107,6 +114,30 @@ def make_config(
     return config
 
 
+def _without_functions(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int, Callable]]:
+    """The settings with names in place of the objectives' functions, and these by position."""
+    parts, functions = raw.get("objective"), {}
+    if callable(parts) or isinstance(parts, Mapping):
+        parts = [parts]
+    if not isinstance(parts, list | tuple):
+        return dict(raw), {}
+    named = []
+    for position, part in enumerate(parts):
+        given = {"name": part} if callable(part) else part
+        if isinstance(given, Mapping) and callable(given.get("name")):
+            functions[position] = given["name"]
+            given = {**given, "name": getattr(given["name"], "__name__", "function")}
+        named.append(given)
+    return {**raw, "objective": named}, functions
+
+
+def _with_functions(config: Config, functions: Mapping[int, Callable]) -> Config:
+    parts = list(config.objective)
+    for position, function in functions.items():
+        parts[position] = {**parts[position], "name": function}
+    return dataclasses.replace(config, objective=parts)
+
+
 def _as_json(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The settings as a YAML file would hold them.  Errors: InputError for what none can hold."""
 
@@ -115,10 +146,12 @@ def _as_json(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
             return os.fspath(value)
         if isinstance(value, np.generic):
             return value.item()
+        if isinstance(value, np.ndarray):
+            return value.tolist()
         raise InputError(
             "settings of text, numbers, lists and mappings",
             f"{where}: {value!r:.200} of {type(value).__name__}",
-            "give what a YAML file could hold; functions go to jaxpref.train(objective=[...])",
+            "give what a YAML file could hold; a function may be an objective alone",
         )
 
     return json.loads(json.dumps(raw, default=plain))
@@ -163,28 +196,6 @@ def _with_todays_names(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return raw
 
 
-def _describe(problem: Mapping[str, Any]) -> str:
-    """One of pydantic's errors as a line."""
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] not in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{key}: {problem['msg']}, got {problem['input']!r}"
-    near = _nearest_key(key)
-    return f"{key}: unknown key" + (f"; did you mean {near}?" if near else "")
-
-
-def _nearest_key(key: str) -> str | None:
-    """The known key that is spelt most like this one.
-
-    Otherwise one whose last word is (a key put into the wrong section).
-    """
-    known = [name for name, _, _ in keys()]
-    if near := difflib.get_close_matches(key, known, 1, 0.75):
-        return near[0]
-    by_last_word = {name.rsplit(".", 1)[-1]: name for name in known}
-    near = difflib.get_close_matches(key.rsplit(".", 1)[-1], by_last_word, 1, 0.6)
-    return by_last_word[near[0]] if near else None
-
-
 def _without(raw: Mapping[str, Any], locations: list[tuple]) -> dict[str, Any]:
     kept = json.loads(json.dumps(raw))
     for location in locations:
@@ -196,19 +207,7 @@ def _without(raw: Mapping[str, Any], locations: list[tuple]) -> dict[str, Any]:
     return kept
 
 
-# ---- listing and writing a config
-
-
-def keys(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(dotted key, default, meaning) of every setting, in order."""
-    schema = TypeAdapter(Config).json_schema()
-    fields = schema if cls is Config else schema["$defs"][cls.__name__]
-    for field in dataclasses.fields(cls):
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            yield from keys(field.type, f"{prefix}{field.name}.")
-        else:
-            meaning = " ".join(fields["properties"][field.name].get("description", "").split())
-            yield prefix + field.name, getattr(cls(), field.name), meaning
+# ---- writing a config
 
 
 def to_dict(config: Config) -> dict[str, Any]:

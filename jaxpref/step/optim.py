@@ -31,11 +31,12 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     - `constant`: the peak.
     - `linear`: falls to 0 at `total_steps`.
     - `cosine`: peak * (1 + cos(pi x)) / 2, x from 0 to 1 over the remaining steps.
-    - `inverse_sqrt`: peak * sqrt(s / (t - W + s)) with s = max(W, 1); the peak at t = W.
+    - `inverse_sqrt`: peak * sqrt(s / (t - W + s)); the peak at t = W.  s is W, and 10,000 without
+      warm-up, as in transformers: a shorter run then keeps to about the peak.
     """
     peak, warmup = config.learning_rate, warmup_steps(config, total_steps)
     rest = max(total_steps - warmup, 1)
-    shift = max(warmup, 1)
+    shift = warmup or 10_000
 
     def inverse_sqrt(t):
         # `join_schedules` evaluates both sides: during the warm-up t is negative here.

@@ -24,8 +24,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Frozen, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, what is frozen, batch [T, R, ...], micro-batches in use) -> (state, metrics).
 
-    Metrics are float32 scalars over the whole batch; `loss` and `grad_norm` (before clipping) are
-    among them.
+    Metrics are float32 scalars over the whole batch.  Among them are `loss`, `grad_norm` (before
+    clipping) and `param_norm`, of the trained parameters after the step.
 
     Args:
         moving: the reference is the state's own and follows the policy.
@@ -52,6 +52,7 @@ def make_train_step(
 
         metrics = finish_metrics(sums, loss_spec.parts) | {
             "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(params),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
         state = TrainState(params, opt_state, state.step + 1, state.rng, running, ref_params)

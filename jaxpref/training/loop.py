@@ -19,9 +19,10 @@ from jax.sharding import Mesh
 
 from jaxpref.config import TrainConfig
 from jaxpref.data.loader import Loader, Step
-from jaxpref.errors import InputError, NotWrittenError
+from jaxpref.errors import InputError, NotWrittenError, shortened
 from jaxpref.files import disk_problem
-from jaxpref.runs.checkpoint import BestRule, Checkpoints
+from jaxpref.runs.best import BestRule
+from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.feed import batches, own_steps
 from jaxpref.runs.made_from import Digests
 from jaxpref.runs.metrics import Window
@@ -37,7 +38,7 @@ Values = dict[str, Any]
 
 
 class NotFiniteError(RuntimeError):
-    """Loss, gradient or evaluation became NaN or infinite; the last checkpoint is untouched."""
+    """A value of a step or an evaluation is NaN or infinite; the last checkpoint is untouched."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,15 @@ class Training:
     checkpoints: Checkpoints
     best: BestRule
     resume_step: int | None
-    """The checkpoint to go on from; None: a new run."""
+    """The latest checkpoint, to go on from it or, where it is damaged, from one before it; None: a
+    new run."""
     start: Callable[[], TrainState]
     """Makes the state before the first step, on the mesh; called once."""
     shardings: TrainState
     """How the state lies there."""
     step: Callable[[TrainState, Frozen, Batch, jax.Array], tuple[TrainState, Values]]
-    """The optimizer step, a pure function as `step.train_step.make_train_step` makes it; `loss` and
-    `grad_norm` are among its metrics."""
+    """The optimizer step, a pure function as `step.train_step.make_train_step` makes it; `loss` is
+    among its metrics, and all of them must be finite."""
     frozen: Frozen
     evaluate: Callable[[TrainState], Values] | None
     """Metrics on held-out data; None: there is none."""
@@ -73,6 +75,8 @@ class Training:
     """(step to go on from) -> where metrics are written: `write(step, values)` and `close()`."""
     where: Mapping[int, str]
     """Row id -> file and row, for messages."""
+    check_first: Callable[[Values], None] | None
+    """Raises for metrics that the first step of this new run cannot have; None: any may be."""
     began: float
     """`time.perf_counter()` before anything was loaded, for the seconds of the run."""
 
@@ -109,11 +113,12 @@ class Finished(NamedTuple):
     """Which checkpoint is the best, and which metric decided it."""
 
 
-def run(training: Training, on_log: OnLog) -> Finished:
+def run(training: Training, on_log: OnLog, term: TermFlag | None = None) -> Finished:
     """Trains to the last step of the plan, closing checkpoints and writers whatever happens.
 
     Args:
         on_log: called with (step, steps, values of the step) after every step.
+        term: one that may have listened before; None: SIGTERM is not expected so far.
     Errors:
         InputError for a checkpoint of another vocabulary, or an evaluation without the metric that
             decides which one is the best.
@@ -122,7 +127,7 @@ def run(training: Training, on_log: OnLog) -> Finished:
         Preempted after SIGTERM and Interrupted after Ctrl-C, once the state is saved.
     """
     try:
-        return _Loop(training, on_log).run()
+        return _Loop(training, on_log, term or TermFlag()).run()
     except Exception as error:
         problem = disk_problem(error)
         if problem is None:
@@ -139,8 +144,8 @@ def run(training: Training, on_log: OnLog) -> Finished:
 
 
 class _Loop:
-    def __init__(self, training: Training, on_log: OnLog):
-        self.training, self.on_log = training, on_log
+    def __init__(self, training: Training, on_log: OnLog, term: TermFlag):
+        self.training, self.on_log, self.term = training, on_log, term
         self.progress = Progress(training.vocabulary, training.made_from)
         self.window = Window()
         self.seconds_before = 0.0
@@ -150,44 +155,44 @@ class _Loop:
         steps = own_steps(training.loader, training.mesh)
         with training.checkpoints as checkpoints:
             self.state = training.start()
-            first = 0
-            if training.resume_step is not None:
-                first = training.resume_step
-                self._restore(first, steps)
+            first = 0 if training.resume_step is None else self._restore(steps)
             self.writers = training.writers(first)
-            with closing(self.writers), TermFlag() as term, jax.set_mesh(training.mesh):
+            with closing(self.writers), self.term.listening(), jax.set_mesh(training.mesh):
                 if first == 0 and training.evaluate:
                     self.progress.first_eval = self._evaluate(0)
-                self._steps(first, steps, term)
+                self._steps(first, steps)
                 checkpoints.wait()
-                if term.interrupted:  # too late to stop this run, but what comes after it
+                if self.term.interrupted:  # too late to stop this run, but what comes after it
                     raise Interrupted(self._saved("Ctrl-C", training.loader.plan.steps))
                 best = checkpoints.about_best()
         self._count_seconds()
         return Finished(self.state, self.progress, training.loader.plan.steps, best)
 
-    def _restore(self, step: int, steps: Any) -> None:
-        """State, progress and the loader's position of a checkpoint."""
+    def _restore(self, steps: Any) -> int:
+        """State, progress and the loader's position of the newest whole checkpoint; its step."""
         training, checkpoints = self.training, self.training.checkpoints
-        checkpoints.check_vocabulary(step, training.vocabulary)
-        self.state, stored = checkpoints.restore(step, self.state)
+        checkpoints.check_vocabulary(training.resume_step, training.vocabulary)
+        step, self.state, stored = checkpoints.restore_newest(self.state)
         own = {"vocabulary": training.vocabulary, "made_from": training.made_from}
         self.progress = Progress(**stored | own)
         self.window = Window(**self.progress.window)
         self.seconds_before = self.progress.seconds
         steps.set_state(self.progress.data)
+        return step
 
-    def _steps(self, first: int, steps: Any, term: TermFlag) -> None:
+    def _steps(self, first: int, steps: Any) -> None:
         """Trains from after step `first` to the end, or until it is told to stop."""
         training, settings = self.training, self.training.settings
         total = training.loader.plan.steps
         feed = batches(steps, training.mesh)
         compiled = None
         pending: deque = deque()
+        self.term.tell(training.mesh)
         for step in range(first + 1, total + 1):
             item, batch, micro_batches = next(feed)
             if compiled is None:
                 compiled = _compile(training, self.state, batch, micro_batches)
+                training.checkpoints.prepare(self.state)
                 self.window.resume()
                 self.saved_at = time.perf_counter()
             self.state, metrics = compiled(self.state, training.frozen, batch, micro_batches)
@@ -195,7 +200,7 @@ class _Loop:
             pending.append((step, item, metrics))
             last = step == total
             evaluate = training.evaluate and (last or _every(settings.eval_every, step))
-            stop = term.agreed(step)
+            stop = self.term.agreed(training.mesh)
             save = last or stop or _every(settings.save_every, step) or self._due(step)
             # One step stays in flight, so the host prepares the next batch meanwhile; everything is
             # read before an evaluation or a checkpoint, which a non-finite step must never reach.
@@ -211,7 +216,7 @@ class _Loop:
                 self._save(step, self.progress.last_eval if evaluate else None)
             if stop and not last:
                 training.checkpoints.wait()
-                if term.interrupted:
+                if self.term.interrupted:
                     raise Interrupted(self._saved("Ctrl-C", step))
                 raise Preempted(self._saved("SIGTERM", step))
 
@@ -222,6 +227,8 @@ class _Loop:
             name: np.asarray(x, float)[()] for name, x in jax.device_get(metrics).items()
         }
         _check_finite(step, item, values, training.where)
+        if step == 1 and training.check_first:
+            training.check_first(values)
         flops = training.step_flops(item)
         self.progress.flops += flops
         self.window.add(values, item, flops)
@@ -239,6 +246,11 @@ class _Loop:
     def _evaluate(self, step: int) -> Values:
         """Evaluates and writes it down; the metric that decides must be among the values."""
         values = self.training.evaluate(self.state)
+        if bad := _not_finite(values):  # NaN would count as the best
+            raise NotFiniteError(
+                f"the evaluation after step {step}: {bad}. The last checkpoint is untouched; lower "
+                "optim.learning_rate, or look at the held-out rows."
+            )
         self.writers.write(step, values)
         best = self.training.best
         name = best.deciding(values)
@@ -247,11 +259,6 @@ class _Loop:
                 "a metric of the evaluation",
                 f"train.best_metric={best.metric}",
                 f"set it to one of {', '.join(sorted(values))}",
-            )
-        if not np.isfinite(values[name]).all():  # it would count as the best
-            raise NotFiniteError(
-                f"the evaluation after step {step}: {name}={values[name]}. The last checkpoint is "
-                "untouched; lower optim.learning_rate, or look at the held-out rows."
             )
         return values
 
@@ -302,12 +309,17 @@ def _every(interval: int | None, step: int) -> bool:
 
 
 def _check_finite(step: int, item: Step, values: Values, where: Mapping[int, str]) -> None:
-    bad = [name for name in ("loss", "grad_norm") if not np.isfinite(values[name]).all()]
-    if bad:
-        numbers = ", ".join(f"{name}={values[name]}" for name in bad)
+    if bad := _not_finite(values):
         rows = sorted({int(r) for r in np.unique(item.batch.row_id_RG) if r >= 0})
+        listed = shortened(", ".join(where[r] for r in rows), 8)
         raise NotFiniteError(
-            f"step {step}: {numbers}; rows of the batch: {', '.join(where[r] for r in rows)}. "
+            f"step {step}: {bad}; rows of the batch: {listed}. "
             "Nothing was saved since the last checkpoint; lower optim.learning_rate or look at "
-            "these rows."
+            "these rows, and at the objective where only a metric is named."
         )
+
+
+def _not_finite(values: Values) -> str:
+    """The values that are NaN or infinite, with their names."""
+    bad = (name for name, value in values.items() if not np.isfinite(value).all())
+    return ", ".join(f"{name}={values[name]}" for name in bad)

@@ -16,10 +16,13 @@ from jaxpref.data.dataset import DataReport
 from jaxpref.data.loader import Loader, Step
 from jaxpref.evaluation import Evaluator
 from jaxpref.files import whole_file
+from jaxpref.models.quantize import qwix
+from jaxpref.objectives import Part
 from jaxpref.runs.adapters import check_trainable
+from jaxpref.runs.best import BestRule
 from jaxpref.runs.build import Pieces, attention_of, build
 from jaxpref.runs.cached_reference import with_reference_logps
-from jaxpref.runs.checkpoint import BestRule, Checkpoints
+from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.directory import CHECKPOINTS, DATA_FILE, RUN_FILE, check_run_directory
 from jaxpref.runs.feed import make_loader, read_data
 from jaxpref.runs.made_from import (
@@ -31,13 +34,16 @@ from jaxpref.runs.made_from import (
     of_references,
     of_rows,
 )
+from jaxpref.runs.metrics import check_trackers
 from jaxpref.runs.params import load_params, reference_overlay, runs_reference
-from jaxpref.runs.resume import check_length, how_to_extend, resume_step
+from jaxpref.runs.resume import check_length, how_to_extend, resume_step, with_stored_date
 from jaxpref.settings import save_config
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
+from jaxpref.training.agreement import check_same_plan, check_same_rows, check_same_settings
+from jaxpref.training.first_step import first_loss_check
 from jaxpref.training.loop import Training, Values
 from jaxpref.types import EncodedGroup
 
@@ -101,8 +107,16 @@ class Prepared:
         deciding: Callable[[Values], dict[str, float]],
         step_flops: Callable[[Step], float],
         writers: Callable[[int], Any],
+        points: Sequence[Sequence[Part]],
     ) -> Training:
-        """The description that the loop takes: what is prepared, and what is the caller's own."""
+        """The description that the loop takes: what is prepared, and what is the caller's own.
+
+        Args:
+            points: the parts of the objective, of each policy that the state holds.
+        """
+        check_first = None
+        if self.resume_step is None:
+            check_first = first_loss_check(self.pieces, self.loader, points)
         return Training(
             settings=self.config.train,
             mesh=self.pieces.mesh,
@@ -121,6 +135,7 @@ class Prepared:
             step_flops=step_flops,
             writers=writers,
             where=self.where,
+            check_first=check_first,
             began=self.began,
         )
 
@@ -142,16 +157,26 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     Errors: InputError for anything wrong with config, model or data.
     """
     began = time.perf_counter()
+    check_same_settings(config)
+    check_trackers(config)
+    if config.adapter.quantize:
+        qwix()
     check_run_directory(config.out)
+    config = with_stored_date(config)
     pieces = build(config, objective)
     check_trainable(pieces.source)
     attention = attention_of(config, pieces.source)
     _log.info("attention: %s (%s)", attention.name, attention.why)
     groups, report = read_data(pieces, "train")
+    _log.info("training data: %s", report.summary())
     held_out, eval_report = read_data(pieces, "eval") if config.data.eval else (None, None)
+    if eval_report is not None:
+        _log.info("held-out data: %s", eval_report.summary())
     best = BestRule(config.train.best_metric, config.train.best_mode)
     checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS, keep=config.train.keep, best=best)
     resumed = resume_step(config, checkpoints)
+    check_same_rows("training rows", groups)
+    check_same_rows("held-out rows", held_out or [])
     before = {} if resumed is None else checkpoints.progress(resumed).get("made_from", {})
     made_from = MadeFrom(before, config.out, resumed)
     of_data = {"data.train": of_rows(groups), "data.eval": of_rows(held_out or [])}
@@ -161,6 +186,7 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     made_from.add({"model.path": of_model(pieces, params)})
     groups, _ = with_reference_logps(pieces, groups, params)
     loader = make_loader(pieces, groups, training=True)
+    check_same_plan(loader.plan, resumed)
     made_from.add({"order": of_order(loader)})
     if resumed is not None:
         _tell_position(config, resumed, loader.plan.steps)
@@ -173,7 +199,7 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     moving_ref, frozen_ref = (reference, None) if pieces.moving else (None, reference)
     schedule = make_schedule(config.optim, loader.plan.steps)
     prepared = Prepared(
-        config=config,
+        config=pieces.config,
         pieces=pieces,
         loader=loader,
         made_from=made_from.known,

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+from rich import get_console
 
 from jaxpref.config import Config
 from jaxpref.data.loader import Step
@@ -19,8 +20,9 @@ from jaxpref.step.state import TrainState, state_shardings
 from jaxpref.step.train_step import make_eval_step, make_train_step
 from jaxpref.training import loop
 from jaxpref.training.loop import Training
+from jaxpref.training.preemption import TermFlag
 from jaxpref.training.prepare import Prepared, prepare
-from jaxpref.training.progress import OnLog
+from jaxpref.training.progress import OnLog, training_progress
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,28 @@ def train(
     """Runs (or continues) a training run; of a finished one the results are returned again.
 
     Args:
-        objective: in place of `config.objective`, from a notebook; the list may hold functions.
-        on_log: called with (step, steps, values of the step) after every step; for progress bars.
+        objective: in place of `config.objective`; either list may hold functions.
+        on_log: called with (step, steps, values of the step) after every step; None: the progress
+            is shown, unless `log.progress` is false.
     Errors:
         InputError for anything wrong with config, model or data, before anything is compiled.
         NotFiniteError with the step and its rows.
+        FirstLossError where policy and reference start equal and the first loss denies it.
         NotWrittenError where the disk takes no more, with what is safe.
         Preempted after SIGTERM and Interrupted after Ctrl-C, once the state is saved.
     """
-    with sole_writer(config.out):
+    if objective is None and any(callable(part.get("name")) for part in config.objective):
+        # The config is written down, which functions cannot be.
+        objective, config = config.objective, replace(config, objective=Config().objective)
+    if on_log is None:
+        console, log = get_console(), config.log.progress
+        with training_progress(console, config.train.log_every, show=log) as on_log:
+            return train(config, objective=objective, on_log=on_log)
+    term = TermFlag()
+    with sole_writer(config.out), term.listening_at_once():
         # Not named here, the first parameters are freed as soon as the state holds them.
         training = _training(objective, *prepare(config, objective))
-        done = loop.run(training, on_log or (lambda *_: None))
+        done = loop.run(training, on_log, term)
     return Result(
         out=Path(config.out),
         steps=done.steps,
@@ -121,4 +133,5 @@ def _training(
         deciding=lambda values: values,
         step_flops=flops,
         writers=lambda first: Writers(Path(config.out), config, first),
+        points=[pieces.parts],
     )

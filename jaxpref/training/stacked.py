@@ -39,6 +39,7 @@ from jaxpref.step.state import TrainState, state_shardings
 from jaxpref.step.train_step import make_eval_step, make_train_step
 from jaxpref.training import loop
 from jaxpref.training.loop import Finished, Training
+from jaxpref.training.preemption import TermFlag
 from jaxpref.training.prepare import Prepared, prepare
 from jaxpref.training.progress import OnLog
 from jaxpref.training.run import Result
@@ -78,9 +79,16 @@ def _train_stacked(configs: Sequence[Config], out: str | Path, on_log: OnLog) ->
             if is_run(config.out):  # killed before it began, a run has none
                 check_unchanged(config)
     numbers = stacked_numbers(configs)
-    prepared, params, _ = prepare(dataclasses.replace(configs[0], out=str(out)))
-    training = _training(configs, numbers, prepared, params)
-    done = loop.run(training, lambda step, steps, values: on_log(step, steps, _means(values)))
+    show = on_log or (lambda *_: None)
+
+    def show_means(step: int, steps: int, values: Mapping[str, Any]) -> None:
+        show(step, steps, _means(values))
+
+    term = TermFlag()
+    with term.listening_at_once():
+        prepared, params, _ = prepare(dataclasses.replace(configs[0], out=str(out)))
+        training = _training(configs, numbers, prepared, params)
+        done = loop.run(training, show_means, term)
     return _split(training, configs, done)
 
 
@@ -220,8 +228,10 @@ def _training(
     """
     pieces, frozen = prepared.pieces, prepared.frozen
     if jax.process_index() == 0:
-        for config in (prepared.config, *configs):
-            prepared.write_settings(config)
+        prepared.write_settings(prepared.config)
+        for config in configs:
+            data = dataclasses.replace(config.data, date=prepared.config.data.date)
+            prepared.write_settings(dataclasses.replace(config, data=data))
 
     def first_of_one(params: Any) -> TrainState:
         return prepared.first_state(params, None)
@@ -255,6 +265,7 @@ def _training(
         deciding=_means,
         step_flops=flops,
         writers=lambda first: _Writers(configs, first),
+        points=[bind(config.objective, OBJECTIVES, TRANSFORMS) for config in configs],
     )
 
 

@@ -47,9 +47,10 @@ def tokenizer():
 def load(tmp_path, tokenizer):
     """Rows (one file a list) to groups and their report."""
 
-    def run(*files, kinds=("pair",), seed=0, **options):
+    def run(*files, kinds=("pair",), seed=0, columns=None, columns_key=None, **options):
         paths = [str(tiny.write_rows(tmp_path / f"{i}.jsonl", rows)) for i, rows in enumerate(files)]
-        return load_groups(DataConfig(**options), tokenizer, paths, "train", kinds=kinds, seed=seed)
+        config = DataConfig(columns=columns_key or {}, **options)
+        return load_groups(config, tokenizer, paths, "train", kinds=kinds, seed=seed, columns=columns)
 
     return run
 
@@ -137,6 +138,90 @@ def test_rows_that_are_dropped_are_counted_by_reason(load):
     assert report.unusable == {"missing value": 1, "empty completion": 2}
     with pytest.raises(InputError, match='0.jsonl, row 5, key "label"'):
         load(JUDGED + bad, kinds=("judged",))
+
+
+def test_a_row_without_a_column_is_dropped_as_one_with_null_is(load, texts):
+    bad = [{"prompt": "q:", "chosen": "a"}, PAIRS[1] | {"rejected": None}, {"prompt": "q:"}, {}]
+    groups, report = load(PAIRS + bad, on_bad_row="drop")
+    assert [texts(g) for g in groups] == [[row["chosen"], row["rejected"]] for row in PAIRS]
+    assert report.unusable == {"missing value": 4} and report.rows == {"pair": 6, "unusable": 2}
+    assert [group.row_id for group in groups] == [0, 1, 2, 3]
+    with pytest.raises(InputError, match='0.jsonl, row 5: no key "rejected"'):
+        load(PAIRS + bad[:2])
+    with pytest.raises(InputError, match='0.jsonl, row 1: no key "chosen"'):
+        load(bad[2:])
+
+
+def test_one_line_says_what_is_dropped_cut_and_not_read(load):
+    assert load(PAIRS)[1].summary() == "4 rows, 4 groups (pair); 0 dropped; 0 completions and 0 prompts cut"
+    rows = [
+        {"prompt": "q" * 30, "chosen": "a", "rejected": "b", "id": 1},
+        {"prompt": "q", "chosen": "a" * 30, "rejected": "b", "id": 2, "margin": "large"},
+        {"prompt": "q", "chosen": "a", "rejected": "b", "id": None},
+        {"prompt": "q", "chosen": "", "rejected": "b", "id": 4},
+    ]
+    _, report = load(rows, max_length=20, on_bad_row="drop", columns=["weight"])
+    assert report.summary() == (
+        "4 rows, 2 groups (pair); 2 dropped (empty completion: 1, prompt as long as max_length: 1); "
+        "1 completions and 0 prompts cut; columns not read: id (2 rows), margin (1 rows)"
+    )
+    assert "columns not read: id (2 rows), margin (1 rows)" in str(report)
+
+
+def test_nothing_left_is_an_error_with_the_counted_reasons(load):
+    rows = [PAIRS[0] | {"rejected": ""}, {"prompt": "q"}, PAIRS[1], PAIRS[2], PAIRS[2] | {"chosen": " "}]
+    with pytest.raises(InputError) as caught:
+        load(rows, on_bad_row="drop", max_length=3)
+    for part in (
+        "all 5 rows of ",
+        "empty completion: 2 (first: ",
+        '0.jsonl, row 1, key "rejected"',
+        "missing value: 1 (first: ",
+        "prompt as long as max_length: 2 (first: ",
+        "0.jsonl, row 3)",
+    ):
+        assert part in caught.value.got, f"{part!r} not in:\n{caught.value}"
+    with pytest.raises(InputError, match="all 1 rows of .*missing value: 1 .*no key"):
+        load([{"text": "x"}], on_bad_row="drop")
+
+
+def test_columns_that_nothing_asks_for_are_not_checked(load):
+    row = PAIRS[0] | {"weight": 2, "margin": "significantly better", "score_chosen": "high"}
+    row |= {"scores_chosen": {"help": 1, "brief": "x"}, "scores_rejected": {"help": 2, "brief": "y"}}
+    rows = [row, PAIRS[1] | {"weight": 1, "scores_chosen": {"help": 1}, "scores_rejected": {"help": 2}}]
+    groups, report = load(rows, columns=["weight", "scores/help"])
+    assert common_columns(groups) == ["scores/help", "weight"]
+    assert report.unread == {"margin": 1, "score_chosen": 1}
+    for asked, key in (("margin", "margin"), ("score", "score_chosen"), ("scores/brief", "scores_chosen.brief")):
+        with pytest.raises(InputError, match=f'row 1, key "{key}"'):
+            load(rows, columns=[asked])
+    assert load(rows, columns=["weight"], prefer="help")[1].preferred.swapped == 2
+    groups, _ = load(rows, columns=["other_rewards"], other_rewards=["help"])
+    assert groups[0].columns == {"scores/help": (1.0, 2.0), "other_rewards": ((1.0,), (2.0,))}
+    judged = JUDGED[0] | {"score": "x", "weight": 3}
+    groups, report = load([judged, JUDGED[1]], columns=["label"], kinds=("judged",))
+    assert groups[0].columns == {"label": 1.0} and report.unread == {"score": 1, "weight": 1}
+    ranked = RANKED[0] | {"scores_completions": ["x"]}
+    groups, report = load([ranked, RANKED[1]], columns=["weight"], kinds=("ranked",))
+    assert report.unread == {"scores_completions": 1} and groups[0].columns == {"score": (3.0, 2.0, 1.0)}
+
+
+def test_rows_of_other_projects(load, texts):
+    orca = {"system": "Be brief.", "question": "Sky?", "chosen": "blue", "rejected": "red", "source": "x"}
+    groups, report = load([orca, PAIRS[0]])
+    assert texts(groups[0]) == ["blue<|im_end|>\n", "red<|im_end|>\n"]
+    assert report.unread == {"source": 1}
+    assert "read as: orca (1 rows)\ncolumns not read: source (1 rows)" in str(report)
+    assert report.summary().endswith("read as: orca (1 rows); columns not read: source (1 rows)")
+    named = [{"q": "Sky?", "good": "blue", "bad": "red", "prompt": "old"}]
+    groups, report = load(named, format="orca", columns_key={"question": "q", "chosen": "good", "rejected": "bad"})
+    assert report.unread == {"prompt": 1} and texts(groups[0]) == texts(load([orca])[0][0])
+    with pytest.raises(InputError, match='row 1: no key "prompt", and "question" may be it'):
+        load([{"question": "Sky?", "chosen": "blue", "rejected": "red"}], on_bad_row="drop")
+    with pytest.raises(InputError, match="questoin: in no row of"):
+        load(PAIRS, columns_key={"prompt": "questoin"})
+    with pytest.raises(InputError, match="promt"):
+        load(PAIRS, columns_key={"promt": "prompt"})
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def tokenizer():
 def load(tmp_path, tokenizer):
     """Rows (one file a list) and options -> [(texts of the completions, group)], report."""
 
-    def run(*files, kinds=("pair",), columns=(), **options):
+    def run(*files, kinds=("pair",), columns=None, **options):
         paths = [str(tiny.write_rows(tmp_path / f"{i}.jsonl", rows)) for i, rows in enumerate(files)]
         groups, report = load_groups(DataConfig(**options), tokenizer, paths, "train", kinds=kinds, columns=columns)
         text = lambda ids: tokenizer.decode(ids.tolist()).removesuffix("<|im_end|>")
@@ -65,8 +65,9 @@ def test_all_numbers_of_a_pair_turn_with_it(load):
         "other_rewards_chosen": [1, 2], "other_rewards_rejected": [3, 4], "mine_chosen": 7, "mine_rejected": 8,
         "ours": 9,
     }  # fmt: skip
-    [(_, kept), (_, turned)], _ = load([pair(0, 2, 1, **own), pair(1, 1, 2, **own)], prefer="help",
-                                       columns=("mine", "ours"))  # fmt: skip
+    asked = ["weight", "baseline", "margin", "probability", "score", "other_rewards", "scores/brief", "mine", "ours"]
+    rows = [pair(0, 2, 1, **own), pair(1, 1, 2, **own)]
+    [(_, kept), (_, turned)], _ = load(rows, prefer="help", columns=asked)
     assert kept.columns["margin"] == 0.75 and kept.columns["mine"] == (7.0, 8.0)
     assert turned.columns == kept.columns | {
         "margin": -0.75, "probability": pytest.approx(0.1), "score": (2.0, 1.0),

@@ -317,11 +317,13 @@ def test_dropped_rows_are_counted_by_reason(tokenizer):
     assert str(report) == "groups: 4 in, 1 kept; dropped: longer than max_length: 3"
 
 
-def test_nothing_left_is_an_error_with_the_reasons(tokenizer):
-    with pytest.raises(InputError, match="none of 2 groups.*'prompt as long as max_length': 2"):
-        encode_groups([LONG, LONG], tokenizer, max_length=3)
-    with pytest.raises(InputError, match="none of 0 groups"):
-        encode_groups([], tokenizer, max_length=3)
+def test_the_first_row_dropped_for_each_reason_is_named(tokenizer):
+    encoded, report = encode_groups([LONG, pair("q" * 9, "a", "b", row_id=1)], tokenizer, max_length=3)
+    assert (encoded, report.dropped) == ([], {"prompt as long as max_length": 2})
+    assert report.first_dropped == {"prompt as long as max_length": LONG.where}
+    refusing = pair([{"role": "bad", "content": "q"}], [{"role": "assistant", "content": "a"}])
+    _, report = encode_groups([refusing], tokenizer, max_length=None, on_bad_row="drop")
+    assert "no such role" in report.first_dropped["refused by the chat template"]
 
 
 # ---- refusals

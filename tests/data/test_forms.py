@@ -154,6 +154,30 @@ def test_text_prompt_beside_conversations_that_hold_it():
     refused({"prompt": "q", "chosen": [bot("a")], "rejected": [bot("b")]}, '"prompt" is text')
 
 
+@pytest.mark.parametrize(
+    "prompt, repeated, role",
+    [
+        ([user("q")], [{"role": "system", "content": "Be kind"}, user("q")], "system"),
+        ([{"role": "system", "content": "Be kind"}, user("q")], [user("q")], "user"),
+        ([user("p"), bot("o"), user("q")], [user("q")], "user"),
+        ([user("q")], [user("q "), bot("o"), user("q")], "user"),
+        ([user("q")], [user("q"), user("r")], "user"),
+        ([user("q")], [{"role": "developer", "content": "Be kind"}, user("q")], "developer"),
+    ],
+)
+def test_a_prompt_that_the_answers_repeat_with_a_difference_is_not_in_the_loss(prompt, repeated, role):
+    row = {"prompt": prompt, "chosen": [*repeated, bot("a")], "rejected": [*repeated, bot("b")]}
+    refused(row, f'"prompt" in "chosen" and "rejected" has role "{role}"', reason="different prompts")
+    one = {"prompt": prompt, "chosen": [bot("a")], "rejected": [user("r"), bot("b")]}
+    refused(one, '"prompt" in "rejected" has role "user"', reason="different prompts")
+
+
+def test_an_answer_may_begin_with_the_result_of_a_tool():
+    prompt, result = [user("q"), bot("call")], {"role": "tool", "content": "7"}
+    row = {"prompt": prompt, "chosen": [result, bot("a")], "rejected": [result, bot("b")]}
+    assert group_of(row).completions == ([result, bot("a")], [result, bot("b")])
+
+
 # ---- anthropic dialogs
 
 
@@ -246,14 +270,6 @@ CHAT = {"prompt": [user("q")], "chosen": [bot("a")], "rejected": [bot("b")]}
 @pytest.mark.parametrize(
     "row, parts",
     [
-        ({"prompt": "q", "chosen": "a"}, ['no key "rejected"', "prompt, chosen"]),
-        ({"prompt": "q", "choosen": "a", "rejected": "b"}, ['no key "chosen"', 'rename "choosen"']),
-        (
-            {"chosen_response": "a", "rejected": "b", "score_chosen": 1},
-            ['rename "chosen_response" to "chosen"'],
-        ),
-        ({"question": "q", "label": 1}, ['no key "chosen"', "question, label", 'add "chosen"']),
-        ({}, ["no keys"]),
         (PAIR | {"chosen": 3}, ['key "chosen": int 3']),
         (PAIR | {"prompt": 3}, ['key "prompt": int 3']),
         (CHAT | {"prompt": 3}, ['key "prompt": int 3']),
@@ -320,6 +336,20 @@ def test_columns_of_the_wrong_kind_concern_every_row(row, parts):
     [
         (PAIR | {"chosen": None}, ['key "chosen": null'], "missing value"),
         (PAIR | {"prompt": None}, ['key "prompt": null'], "missing value"),
+        ({"prompt": "q", "chosen": "a"}, ['no key "rejected"', "prompt, chosen"], "missing value"),
+        (
+            {"prompt": "q", "choosen": "a", "rejected": "b"},
+            ['no key "chosen"', "data.columns: {chosen: choosen}"],
+            "missing value",
+        ),
+        (
+            {"chosen_response": "a", "rejected": "b", "score_chosen": 1},
+            ["data.columns: {chosen: chosen_response}"],
+            "missing value",
+        ),
+        ({"accepted": "a", "rejected": "b"}, ["data.columns: {chosen: accepted}"], "missing value"),
+        ({"question": "q", "label": 1}, ["question, label", 'add "chosen"'], "missing value"),
+        ({}, ["no keys"], "missing value"),
         (PAIR | {"rejected": ""}, ['key "rejected"'], "empty completion"),
         (PAIR | {"rejected": " \n\t"}, ['key "rejected"'], "empty completion"),
         ({"chosen": " ", "rejected": "b"}, ['key "chosen"'], "empty completion"),

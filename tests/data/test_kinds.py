@@ -72,12 +72,13 @@ def test_a_gold_answer_counts_where_it_is_asked_for():
     [
         ({}, ["no keys"]),
         ({"question": "q", "label": 1}, ["question, label", 'no key "chosen"']),
-        ({"prompt": "q", "complation": "a"}, ['rename "complation" to "completion"']),
-        ({"chosen_text": "a", "rejected_text": "b"}, ['rename "chosen_text" to "chosen"', '"rejected_text"']),
+        ({"prompt": "q", "complation": "a"}, ["data.columns: {completion: complation}"]),
+        ({"prompt": "q", "response": "a"}, ["data.columns: {completion: response}"]),
+        ({"chosen_text": "a", "rejected_text": "b"}, ["{chosen: chosen_text, rejected: rejected_text}"]),
     ],
 )
 def test_rows_of_no_kind(row, parts):
-    refused(row, *parts)
+    refused(row, *parts, reason="missing value")
 
 
 def test_every_kind_has_keys_and_names():
@@ -145,7 +146,7 @@ def test_numbers_of_one_completion():
         (ONE | {"completion": "a \ud83d"}, ['key "completion", character 2'], "broken Unicode"),
         (ONE | {"prompt": None}, ['key "prompt": null'], "missing value"),
         (ONE | {"prompt": [user("q")]}, ['"prompt" is a list of messages', '"completion" text'], None),
-        ({"completion": "q a"}, ['no key "prompt" beside "completion"'], None),
+        ({"completion": "q a"}, ['no key "prompt" beside "completion"'], "missing value"),
         ({"completion": [bot("a")]}, ['"completion"', 'add "prompt"'], "empty prompt"),
         ({"completion": [user("q")]}, ['key "completion"'], "empty completion"),
         ({"prompt": [user("q")], "completion": [bot("a"), user("r")]}, ['has role "user"'], "no reply"),
@@ -207,7 +208,7 @@ def test_ranked_conversations():
         (LIST | {"scores": [1, None, 2]}, ['key "scores[1]": null'], None),
         (LIST | {"scores": [1, "2", 3]}, ["key \"scores[1]\": str '2'"], None),
         (LIST | {"scores": {"x": [1, 2, 3]}}, ['key "scores": dict'], None),
-        ({"completions": ["q a", "q b"]}, ['no key "prompt"'], None),
+        ({"completions": ["q a", "q b"]}, ['no key "prompt"'], "missing value"),
         ({"completions": ["\n\nHuman: q\n\nAssistant: a", "b"]}, ['key "completions[1]"'], "broken dialog"),
         ({"completions": [[user("q"), bot("a")], [user("p"), bot("b")]]}, ["message 0"], "different prompts"),
     ],
@@ -252,7 +253,12 @@ def test_a_gold_answer_has_no_numbers():
         (TRIPLE | {"reference": " "}, ['key "reference"'], "empty completion"),
         (TRIPLE | {"reference": 7}, ['key "reference": int 7'], None),
         (TRIPLE | {"reference": [bot("g")]}, ['"chosen" is a str, "reference" a list'], None),
-        ({key: TRIPLE[key] for key in ("chosen", "rejected", "reference")}, ['no key "prompt"'], None),
+        (
+            {key: TRIPLE[key] for key in ("chosen", "rejected", "reference")},
+            ['no key "prompt"'],
+            "missing value",
+        ),
+        ({key: TRIPLE[key] for key in ("prompt", "chosen", "reference")}, ['no key "rejected"'], "missing value"),
     ],
 )
 def test_refused_gold_answers(row, parts, reason):

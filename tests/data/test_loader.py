@@ -50,6 +50,12 @@ def test_max_steps_replaces_epochs():
     assert len(list(loader.iterate())) == loader.plan.steps == 7
 
 
+@pytest.mark.parametrize("asked", [{"epochs": 10**8}, {"max_steps": 10**6 + 1}, {"epochs": 10**30}])
+def test_more_steps_than_can_be_planned(asked):
+    with pytest.raises(InputError, match=r"at most 1,000,000 steps(.|\n)*an epoch has 3(.|\n)*train.epochs"):
+        Loader(make_groups(10), batch_size=4, micro_rows=1, layout=Layout(40), **asked)
+
+
 def test_the_position_is_restored_exactly():
     loader = Loader(make_groups(12), batch_size=3, micro_rows=2, layout=Layout(40), seed=0, epochs=3)
     whole = list(loader.iterate())

@@ -125,6 +125,8 @@ def test_rows_of_answers(tmp_path):
     ]
     read = read_answers(tiny.write_rows(tmp_path / "a.jsonl", rows))
     assert read.texts == ["", "b"] and [p.prompt for p in read.prompts] == ["q", rows[1]["prompt"]]
+    orca = read_answers(tiny.write_rows(tmp_path / "o.jsonl", [{"system": "s", "question": "q", "completion": "a"}]))
+    assert [message["content"] for message in orca.prompts[0].prompt] == ["s", "q"]
     for row, said in (
         ({"prompt": "q"}, "row 3: prompt"),
         ({"prompt": "q", "completion": 3}, 'row 3, key "completion": 3'),

@@ -317,6 +317,8 @@ def test_settings_that_do_not_fit_are_all_named():
         Settings(samples=2, max_new_tokens=0, stops=("",), seed=-1, batch_size=0)
     for part in ("samples=2 at temperature 0", "max_new_tokens=0", "stop string", "seed=-1", "batch_size=0"):
         assert part in str(error.value)
+    with pytest.raises(InputError, match=r"seed=4294967296: from 0 to 2\^32 - 1"):
+        Settings(seed=2**32)
 
 
 def test_prompt_beyond_the_models_positions(opened):

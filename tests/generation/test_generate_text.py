@@ -105,6 +105,10 @@ def test_rows_of_every_form(tmp_path):
     assert [p.prompt for p in prompts] == ["text", *[USER] * 5]
     assert [p.row_id for p in prompts] == list(range(6)) and prompts[2].where.endswith("p.jsonl, row 3")
     assert [p.prompt for p in given_prompts(["text", USER, {"messages": USER}])] == ["text", USER, USER]
+    [alpaca] = given_prompts([{"instruction": "Add.", "input": "1 2"}])
+    assert alpaca.prompt == [{"role": "user", "content": "Add.\n1 2"}]
+    with pytest.raises(InputError, match="{prompt: question}"):
+        given_prompts([{"question": "q"}])
 
 
 def test_lines_of_text(tmp_path):

@@ -250,6 +250,68 @@ def test_missing_shards(tmp_path):
         load_params(directory, SPEC)
 
 
+def rewrite_index(directory, change):
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    index["weight_map"] = change(index["weight_map"])
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("place", ["../outside.safetensors", "{absolute}", "inside/x.safetensors", 3])
+def test_index_names_files_beside_it_only(tmp_path, place):
+    directory = save(tmp_path / "model", max_shard_bytes=800)
+    last = sorted(directory.glob("model-*"))[-1]
+    outside = tmp_path / "outside.safetensors"
+    outside.write_bytes(last.read_bytes())  # it would be read
+    name = place.format(absolute=outside) if isinstance(place, str) else place
+    rewrite_index(directory, lambda names: {k: name if v == last.name else v for k, v in names.items()})
+    with pytest.raises(InputError, match="in the same directory") as caught:
+        load_params(directory, SPEC)
+    assert str(name) in caught.value.got and "model-0" not in caught.value.got
+
+
+@pytest.mark.parametrize("weight_map", [[], "model.safetensors", {"a": ["b"]}])
+def test_index_of_another_shape(tmp_path, weight_map):
+    directory = save(tmp_path / "model", max_shard_bytes=800)
+    rewrite_index(directory, lambda _: weight_map)
+    with pytest.raises(InputError, match=r"index.json"):
+        load_params(directory, SPEC)
+
+
+def test_tensor_in_two_shards(tmp_path):
+    directory = save(tmp_path / "model", max_shard_bytes=800)
+    first, second, *_ = sorted(directory.glob("model-*"))
+    tensors = load_file(second)
+    name, tensor = next(iter(load_file(first).items()))
+    save_file(tensors | {name: tensor + 1}, second)
+    with pytest.raises(InputError, match=rf"(?s)every tensor in one file.*{second.name} and in another.*{name}"):
+        load_params(directory, SPEC)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_not_read(tmp_path, number):
+    directory = save(tmp_path / "model", dtype=BF16)
+    tensors = load_file(directory / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name].copy()
+    tensors[name][3, 2] = number
+    save_file(tensors, directory / "model.safetensors")
+    with pytest.raises(InputError, match=rf"(?s)finite weights.*{name}"):
+        load_params(directory, SPEC)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "got"),
+    [(np.nan, np.float32, "NaN or infinite in"), (-np.inf, BF16, "NaN or infinite in"), (7e4, np.float16, "too large")],
+)
+def test_weights_that_are_not_finite_are_not_written(tmp_path, value, dtype, got):
+    params = random_params(SPEC)
+    params["layers"]["attention"]["k"][2, 1, 1, 1] = value
+    with pytest.raises(InputError, match=rf"(?s)finite weights.*{got}.*model.layers.2.self_attn.k_proj.weight"):
+        save(tmp_path / "model", params=params, dtype=dtype)
+    assert not any(tmp_path.iterdir())
+    save(tmp_path / "model", params=random_params(SPEC), dtype=dtype)
+
+
 def test_not_a_checkpoint(tmp_path):
     with pytest.raises(InputError, match="no such directory"):
         load_spec(tmp_path / "absent")

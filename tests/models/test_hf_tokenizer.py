@@ -1,10 +1,13 @@
 """A directory's token ids are those of its tokenizer.json, whatever class it names; exports keep them."""
 
 import importlib.util
+import io
 import json
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -180,6 +183,72 @@ def test_a_cut_file_is_named(tmp_path):
     file.write_text(file.read_text()[:500])
     with pytest.raises(InputError, match="model/tokenizer.json"):
         load_tokenizer(directory)
+
+
+# ---- tokenizer.model alone
+
+
+def write_sentencepiece(directory: Path, config: dict | None, **options) -> Any:
+    """A directory with a model that SentencePiece trains here; returns its processor."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    lines = (Path(__file__).parents[2] / "docs" / "design.md").read_text().splitlines()
+    usual = {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    options = usual | {"split_digits": True} | options
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=trained, vocab_size=600, byte_fallback=True,
+        character_coverage=0.999, minloglevel=2, **options,
+    )  # fmt: skip
+    directory.mkdir()
+    (directory / "tokenizer.model").write_bytes(trained.getvalue())
+    (directory / "config.json").write_text('{"model_type": "llama"}')
+    if config is not None:
+        (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
+
+
+@pytest.mark.parametrize("config", [None, {"tokenizer_class": "LlamaTokenizer"}], ids=["no_class", "llama"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"add_dummy_prefix": False}, {"model_type": "unigram"}],
+    ids=str,
+)
+def test_sentencepiece_alone_gives_its_ids(tmp_path, options, config):
+    original = write_sentencepiece(tmp_path / "model", config, **options)
+    tokenizer = load_tokenizer(tmp_path / "model")
+    for text in texts():
+        if "<s>" not in text:  # a control token for transformers, text for SentencePiece
+            assert tokenizer(text, add_special_tokens=False).input_ids == original.encode(text), text
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved")(" a\n3").input_ids == tokenizer(" a\n3").input_ids
+
+
+def test_sentencepiece_has_its_special_tokens(tmp_path):
+    original = write_sentencepiece(tmp_path / "model", {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True})
+    tokenizer = load_tokenizer(tmp_path / "model")
+    assert tokenizer(" a").input_ids == [1, *original.encode(" a")]
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    "options, text", [({"remove_extra_whitespaces": True}, "▁"), ({"normalization_rule_name": "nmt_nfkc"}, "line")]
+)
+def test_sentencepiece_that_transformers_converts_with_a_loss_is_refused(tmp_path, options, text):
+    write_sentencepiece(tmp_path / "model", None, **options)
+    with pytest.raises(InputError, match=rf"without loss(.|\n)*the ids of '{text}.*, converted"):
+        load_tokenizer(tmp_path / "model")
+
+
+def test_sentencepiece_alone_that_cannot_be_read(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer.model").write_bytes(b"no such model")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "sentencepiece", None)
+        with pytest.raises(InputError, match=r"(?s)not installed.*pip install jaxpref\[sentencepiece\], or copy"):
+            load_tokenizer(tmp_path)
+    pytest.importorskip("sentencepiece")
+    with pytest.raises(InputError, match=r"(?s)a SentencePiece model.*tokenizer.model: .*copy tokenizer.json"):
+        load_tokenizer(tmp_path)
 
 
 # ---- code in the directory

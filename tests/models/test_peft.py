@@ -208,6 +208,14 @@ def test_a_directory_is_replaced_only_when_it_holds_nothing_but_an_adapter_of_ou
         ({"peft_type": "IA3"}, "IA3"),
         ({"some_new_method": 3}, "some_new_method"),
         ({"r": 5}, "misshaped"),
+        ({"r": "8"}, "(?s)r = '8', not a rank.*without quotes"),
+        ({"r": True}, "r = True, not"),
+        ({"r": -4}, "r = -4, not"),
+        ({"r": 10**12}, "misshaped"),
+        ({"lora_alpha": "16"}, "lora_alpha = '16', not a number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha = nan, not a number"),
+        ({"lora_dropout": "0.1"}, "lora_dropout = '0.1', not a number"),
+        ({"use_rslora": "false"}, "use_rslora = 'false', neither true nor false"),
         ({"use_dora": True}, "missing .*lora_magnitude_vector"),
     ],
 )
@@ -217,6 +225,21 @@ def test_what_is_not_implemented_is_named(change, message, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match=f"(?s){message}"):
         peft.load_adapter(tmp_path / "a", base()[0])
+
+
+def test_an_adapter_that_is_not_finite_is_neither_read_nor_written(tmp_path):
+    shutil.copytree(ADAPTERS / "lora", tmp_path / "a")
+    spec, tree = peft.load_adapter(tmp_path / "a", base()[0])
+    tensors = {name: x.copy() for name, x in load_file(tmp_path / "a" / peft.WEIGHTS_FILE).items()}
+    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
+    tensors[name][0, 0] = np.inf
+    save_file(tensors, tmp_path / "a" / peft.WEIGHTS_FILE)
+    with pytest.raises(InputError, match=f"(?s)finite weights.*{name}"):
+        peft.load_adapter(tmp_path / "a", base()[0])
+    tree["layers"]["attention"]["q"]["b"][1, 0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="(?s)finite weights.*layers/attention/q/b"):
+        peft.save_adapter(tmp_path / "out", tree, spec, base()[0], base="", model_card="")
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_and_extra_tensors_are_listed(tmp_path):

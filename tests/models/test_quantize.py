@@ -1,6 +1,6 @@
 """Quantised frozen weights: what the codes stand for, products with them, and how they are placed on a mesh."""
 
-import builtins
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -97,13 +97,6 @@ def test_blocks_that_do_not_fit_are_refused():
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    found = builtins.__import__
-
-    def missing(name, *args, **kwargs):
-        if name == "qwix":
-            raise ImportError(name)
-        return found(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, "qwix", None)
     with pytest.raises(InputError, match=r"jaxpref\[qlora\]"):
         quantised(jnp.zeros((1, 16, 8)), "layers/mlp/gate", Quantisation("int8", None))

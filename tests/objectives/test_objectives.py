@@ -17,6 +17,7 @@ from jaxpref.objectives import (
     OBJECTIVES,
     TRANSFORMS,
     ObjectiveOutput,
+    Term,
     bind,
     check_columns,
     group_kinds,
@@ -272,3 +273,30 @@ def test_transforms_come_before_the_objective():
 def test_running_statistics_belong_to_coupled_objectives():
     with pytest.raises(AssertionError):
         needs(running={"mean": 0.0})(lambda policy, running: None)
+
+
+LOSS, ONE = jnp.array([0.5, 0.7]), jnp.ones(2)
+WRONG = {
+    "a scalar loss": (ObjectiveOutput(LOSS.mean(), ONE, {}), r"loss_B has shape \[\]"),
+    "a loss with an axis kept": (ObjectiveOutput(LOSS[:, None], ONE, {}), r"loss_B has shape \[2, 1\]"),
+    "a loss of every completion": (ObjectiveOutput(POLICY.sum, ONE, {}), r"loss_B has shape \[2, 2\]"),
+    "too few weights": (ObjectiveOutput(LOSS, ONE[:1], {}), r"weight_B has shape \[1\]"),
+    "a scalar metric": (ObjectiveOutput(LOSS, ONE, {"mine": LOSS.mean()}), r"metrics\['mine'\] has shape \[\]"),
+    "a term": (ObjectiveOutput(LOSS, ONE, {}, (Term(LOSS, jnp.ones(())),)), r"plus\[0\].weight_B has shape \[\]"),
+    "statistics": (ObjectiveOutput(LOSS, ONE, {}, running={"mean": LOSS.mean()}), r"running has \['mean'\]"),
+    "a bare array": (LOSS, "a(n)? .*Array"),
+    "a tuple": ((LOSS, ONE, {}), "a tuple"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_an_objective_returns_has_a_number_for_every_group(name):
+    """Anything else would broadcast, and train on something else."""
+    out, said = WRONG[name]
+
+    def mine(policy):
+        return out
+
+    (part,) = bind([mine], OBJECTIVES)
+    with pytest.raises(InputError, match=f"mine to return (.|\n)*{said}"):
+        jax.eval_shape(lambda policy: part(policy, None, {}), POLICY)

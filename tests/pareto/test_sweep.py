@@ -13,8 +13,9 @@ import tiny
 from jaxpref.cli import main
 from jaxpref.errors import InputError
 from jaxpref.pareto.front import read_front
-from jaxpref.pareto.inputs import asked_prompts
-from jaxpref.pareto.settings import doubtful_bases, make_front_config
+from jaxpref.pareto.inputs import asked_prompts, start_front
+from jaxpref.pareto.run_configs import point_run, single_run
+from jaxpref.pareto.settings import doubtful_bases, load_front_config, make_front_config
 from jaxpref.pareto.sweep import Watch, run_front
 from jaxpref.runs.build import build
 from jaxpref.runs.lock import sole_writer
@@ -282,6 +283,23 @@ def test_what_cannot_be_measured_is_said_before_training(files, tmp_path, change
     with pytest.raises(InputError, match=message):
         run_front(make_front_config(raw), QUIET)
     assert not (tmp_path / "front").exists()  # so that the corrected settings may take its place
+
+
+def test_all_runs_of_a_front_print_the_date_on_which_it_began(files, tmp_path, monkeypatch):
+    model = shutil.copytree(files.model, tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{{ strftime_now('%Y-%m-%d') }}" + tiny.CHATML)
+    out = tmp_path / "front"
+    front = make_front_config(settings(out, replace(files, model=model)))
+    dates = []
+    for day in ("2026-11-27", "2026-11-28"):
+        monkeypatch.setattr("jaxpref.runs.build._today", lambda day=day: day)
+        begun = start_front(front, out)
+        runs = [single_run(begun, "likes", [], []), point_run(begun, begun.points[0], [], [])]
+        dates += [begun.run.data.date, *(run.data.date for run in runs)]
+    assert dates == ["2026-11-27"] * 6 and load_front_config(out / "front.yaml") == begun
+    other = replace(front, run=replace(front.run, data=replace(front.run.data, date="2026-11-28")))
+    with pytest.raises(InputError, match="settings with which"):
+        start_front(other, out)
 
 
 def test_prompts_are_as_long_as_in_training(files, tmp_path):

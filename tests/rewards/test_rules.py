@@ -88,7 +88,7 @@ def pair(**columns):
 def test_columns_are_read_where_they_stand():
     reward = open_reward("column:help")
     assert reward.of([pair(**{"scores/help": (2.0, 1.0), "scores/brief": (0.0, 0.0)})]) == [(2.0, 1.0)]
-    assert reward.of([pair(help=(4.0, 3.0))]) == [(4.0, 3.0)] and reward.columns == ("help",)
+    assert reward.of([pair(help=(4.0, 3.0))]) == [(4.0, 3.0)] and reward.columns == ("help", "scores/help")
     with pytest.raises(RowError, match="(?s)row 3: the scores there are: brief"):
         reward.of([pair(**{"scores/brief": (2.0, 1.0)})])
     with pytest.raises(RowError, match="no scores"):

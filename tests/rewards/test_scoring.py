@@ -359,15 +359,32 @@ def test_the_command_scores_calibrates_and_scalarises(call, data, tmp_path, cach
         (("--reward", "a=rule:words", "--reward", "a=rule:vader"), "each name once"),
         (("--reward", "a=rule:words", "--calibrate", "b=x.jsonl"), "b=x.jsonl"),
         (("--reward", "a=rule:words", "--reward", "b=rule:words", "--calibrate", "c=x"), "--calibrate with a name"),
-        (("--reward", "a=rule:words", "data.max_length=3"), "mesh.* or model.compute_dtype"),
+        (("--reward", "a=rule:words", "data.max_length=3"), "mesh.*, model.compute_dtype or data.date"),
         (("--reward", "a=rule:words", "--chunk", "0"), "--chunk"),
         (("--reward", "a=nothing"), "none of these"),
+        (("--reward", "a=rule:words", "--columns", "prompt"), "--columns OURS=THEIRS"),
+        (("--reward", "a=rule:words", "--columns", "promt=q"), "promt"),
     ],
 )
 def test_bad_commands(call, data, tmp_path, arguments, said):
     code, _, err = call("score", data(PAIRS), "--out", tmp_path / "out.jsonl", "--cache", "none", *arguments)
     assert code == 2 and said in err and "Traceback" not in err, err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_rows_under_other_names_keep_them(call, data, tmp_path):
+    rows = [
+        {"q": "sky?", "system": "Be brief.", "chosen": "blue", "rejected": "it is red", "margin": "large"},
+        {"q": "sea?", "chosen": "green"},
+        {"q": "sun?"},
+    ]
+    out = tmp_path / "out.jsonl"
+    names = ("--format", "orca", "--columns", "question=q", "--on-bad-row", "drop")
+    code, printed, err = call("score", data(rows), "--reward", "a=rule:words", "--out", out, "--cache", "none", *names)
+    assert code == 0, err
+    assert "2 dropped: missing value" in printed
+    scores = {"scores_chosen": {"a": -1}, "scores_rejected": {"a": -3}}
+    assert read(out) == [rows[0] | scores]
 
 
 def test_scores_reach_the_groups(tmp_path, data, tiny_files):

@@ -250,6 +250,11 @@ def test_settings_that_do_not_fit_are_refused(tiny_files, tmp_path):
         build(make(adapter={"rank": 4, "targets": ["lm_head"]}))
     with pytest.raises(InputError, match="adapter_config.json"):
         build(make(adapter={"path": str(tmp_path)}))
+    with pytest.raises(InputError, match="(?s)adapter.rank up to 32.*adapter.rank=33; .*attention/k 24"):
+        build(make(adapter={"rank": 33, "targets": ["k", "q", "down"]}))
+    with pytest.raises(InputError, match="adapter.rank up to 24"):
+        build(make(adapter={"rank": 32, "targets": ["k", "v"]}))
+    build(make(adapter={"rank": 32, "targets": ["k", "q"]}))
 
 
 # ---- single steps

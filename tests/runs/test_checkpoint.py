@@ -12,7 +12,10 @@ import tiny
 
 from jaxpref.config import MeshConfig
 from jaxpref.errors import InputError
-from jaxpref.runs.checkpoint import BestRule, Checkpoints, find_step
+from jaxpref.runs.best import BestRule
+from jaxpref.runs.checkpoint import Checkpoints, find_step
+from jaxpref.runs.checksums import checksums, device_checksums, host_checksum
+from jaxpref.runs.damage import DamagedCheckpoint
 from jaxpref.sharding import make_mesh
 from jaxpref.step.state import init_state
 
@@ -196,6 +199,165 @@ def test_best_without_any_metric_is_the_latest(tmp_path):
 def test_run_keeps_its_best(finished_run):
     """Of steps 3, 6, 9, 10 only the last was saved with an evaluation; two are kept."""
     assert tiny.stored_steps(finished_run.out) == [9, 10]
+
+
+# ---- checksums, and what is damaged
+
+
+def without_checksums(directory, step):
+    """As an older version saved it."""
+    tiny.remove(directory / str(step) / "checksums")
+
+
+def everywhere(tree):
+    """The same arrays on 8 devices, split as far as their axes allow."""
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+
+    def place(x):
+        spec = jax.P("data", ("fsdp", "tensor")) if x.ndim == 2 else jax.P("fsdp") if x.ndim == 1 else jax.P()
+        return jax.device_put(x, jax.NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, tree)
+
+
+def test_checksums_are_the_same_on_any_mesh_and_on_the_host():
+    tree = {
+        "f32": jax.random.normal(jax.random.key(0), (6, 400)),
+        "bf16": jax.random.normal(jax.random.key(1), (2, 40_000)).astype(jnp.bfloat16),
+        "i8": jnp.arange(-8, 8, dtype=jnp.int8),
+        "step": jnp.int32(7),
+    }
+    expected = checksums(tree)
+    assert checksums(jax.tree.map(np.asarray, tree)) == expected == checksums(everywhere(tree))
+    key = {"rng": jax.random.key(3)}
+    assert checksums(key) == checksums({"rng": np.asarray(jax.random.key_data(key["rng"]))})
+    text = device_checksums.lower(everywhere(tree)).compile().as_text()
+    assert "all-reduce" in text and "all-gather" not in text  # every device adds up what it holds
+
+
+def test_checksum_sees_every_bit_and_every_exchange():
+    words = np.random.default_rng(0).integers(0, 2**32, 64, np.uint32)
+    found = {host_checksum(words)}
+    for place in range(64):
+        for bit in range(32):
+            changed = words.copy()
+            changed[place] ^= np.uint32(1 << bit)
+            found.add(host_checksum(changed))
+    for one in range(64):
+        for other in range(one):
+            changed = words.copy()
+            changed[[one, other]] = changed[[other, one]]
+            found.add(host_checksum(changed))
+    assert len(found) == 1 + 64 * 32 + 64 * 63 // 2
+
+
+def test_checksum_passes_over_rows_of_zeros_behind_the_array():
+    table = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    padded = np.concatenate([table, np.zeros((3, 3), np.float32)])
+    assert host_checksum(padded) == host_checksum(table) != host_checksum(padded[::-1])
+
+
+def test_flipped_bits_are_seen_by_every_reader(tmp_path):
+    rng = np.random.default_rng(0)
+    big = {"a": jnp.asarray(rng.normal(size=(64, 64)), jnp.float32), "b": {"c": jnp.arange(8.0)}}
+    saved = init_state(big, OPTIMIZER, seed=3)
+    with Checkpoints(tmp_path / "saved") as checkpoints:
+        checkpoints.save(1, saved, {}, {})
+    on_host = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved.params)
+    for bit in range(5):
+        run = tiny.copy_run(tmp_path / "saved", tmp_path / f"bit_{bit}" / "checkpoints")
+        tiny.flip_bit(tiny.array_files(run.parent, 1)[0], bit)
+        with Checkpoints(run, read_only=True) as damaged:
+            for like in (abstract(saved.params), on_host):
+                with pytest.raises(DamagedCheckpoint, match=r"step 1 in .* is damaged: .*params/a"):
+                    damaged.restore_parts(1, {"params": like})
+
+
+@pytest.mark.parametrize(
+    ("file", "how"),
+    [
+        ("progress/metadata", "half"),
+        ("progress/metadata", "changed"),
+        ("progress/metadata", "missing"),
+        ("metrics/metrics", "half"),
+        ("metrics/metrics", "missing"),
+        ("checksums/metadata", "half"),
+        ("state/_METADATA", "half"),
+        ("state/manifest.ocdbt", "missing"),
+        ("state/arrays", "half"),
+        ("state/arrays", "missing"),
+        ("state/arrays", "changed"),
+    ],
+)
+def test_damaged_latest_falls_back_to_the_newest_whole_one(tmp_path, caplog, file, how):
+    directory = tmp_path / "checkpoints"
+    save_all(directory, [{"eval/acc": 0.1 * x} for x in range(1, 4)], keep=3).close()
+    path = tiny.array_files(tmp_path, 3)[0] if file == "state/arrays" else directory / "3" / file
+    if how == "missing":
+        path.unlink()
+    elif how == "half":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif file.startswith("progress"):
+        path.write_text(path.read_text().replace("3", "4"))
+    else:
+        tiny.flip_bit(path)
+    damaged = {p.name: p.read_bytes() for p in (directory / "3").rglob("*") if p.is_file()}
+    again = Checkpoints(directory, keep=3, best=BestRule("eval/acc"))
+    step, restored, progress = again.restore_newest(state(0))
+    assert (step, int(restored.step), progress) == (2, 2, {"data": {"at": 2}})
+    (message,) = (record.getMessage() for record in caplog.records if record.name == "jaxpref.runs.damage")
+    assert "step 3: " in message and "Kept as damaged-3" in message and "step 2" in message
+    assert {p.name: p.read_bytes() for p in (directory / "damaged-3").rglob("*") if p.is_file()} == damaged
+    again.save(3, state(3), {}, {"eval/acc": 0.9})  # the step is trained and saved again
+    again.wait()
+    assert again.steps() == [1, 2, 3] and again.best() == again.latest() == 3
+    again.close()
+
+
+def test_nothing_is_renamed_where_no_checkpoint_is_whole(tmp_path):
+    directory = tmp_path / "checkpoints"
+    save_all(directory, [{}, {}]).close()
+    for step in (1, 2):
+        tiny.flip_bit(tiny.array_files(tmp_path, step)[0])
+    with Checkpoints(directory) as again, pytest.raises(InputError, match=r"all in .* step 1: .*; step 2: "):
+        again.restore_newest(state(0))
+    (directory / "1" / "progress" / "metadata").write_text("{")
+    (directory / "2" / "progress" / "metadata").write_text("{")
+    with pytest.raises(InputError, match=r"all in .* is no JSON"):
+        Checkpoints(directory)
+    assert steps(again) == [1, 2]
+
+
+def test_readers_name_the_other_steps(tmp_path):
+    save_all(tmp_path, [{}, {}]).close()
+    (tmp_path / "2" / "progress" / "metadata").write_text('{"data')
+    reader = Checkpoints(tmp_path, read_only=True)
+    with pytest.raises(DamagedCheckpoint) as caught:
+        reader.progress(2)
+    assert caught.value.fix == "take another step, of [1] (--step)"
+    assert steps(reader) == [1, 2]
+
+
+def test_checkpoints_of_older_versions_are_read_and_it_is_said(tmp_path, caplog):
+    save_all(tmp_path, [{"eval/acc": 0.5}]).close()
+    without_checksums(tmp_path, 1)
+    again = Checkpoints(tmp_path, best=BestRule("eval/acc"))
+    assert again.best() == 1 and again.restore_newest(state(0))[0] == 1
+    assert "step 1" in caplog.text and "without checksums" in caplog.text
+    again.close()
+
+
+def test_parameters_that_are_not_finite_are_not_read(tmp_path):
+    saved = state(1)._replace(params={"a": jnp.ones((4, 8)), "b": {"c": jnp.array([0.0, jnp.nan] * 4)}})
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, saved, {}, {})
+        checkpoints.wait()
+        for like in (
+            abstract(saved.params),
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved.params),
+        ):
+            with pytest.raises(InputError, match=r"step 1 .*NaN or infinite numbers in params/b/c"):
+                checkpoints.restore_parts(1, {"params": like})
 
 
 def test_orbax_is_heard_where_something_is_wrong_only(tmp_path, caplog):

@@ -4,6 +4,7 @@ import json
 import os
 
 import jax
+import matplotlib
 import numpy as np
 import pytest
 import tiny
@@ -102,6 +103,18 @@ def test_what_an_export_reads_is_not_replaced(finished_run, tmp_path):
 # ---- evaluation
 
 
+def test_a_damaged_checkpoint_is_neither_exported_nor_evaluated(finished_run, tmp_path):
+    run = tiny.copy_run(finished_run.out, tmp_path / "run")
+    for file in tiny.array_files(run, 10):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    for read in (lambda: export_run(run, tmp_path / "model"), lambda: evaluate_run(run)):
+        with pytest.raises(InputError, match=r"step 10 in .* is damaged: (.|\n)*take another step, of \[9\]"):
+            read()
+    assert not (tmp_path / "model").exists()
+    assert tiny.stored_steps(run) == [9, 10]  # a reader renames nothing
+    assert export_run(run, tmp_path / "model", step="9") == 9
+
+
 def test_evaluation_of_a_run_is_the_trainers_last(finished_run):
     values, step = evaluate_run(finished_run.out, step="latest")
     assert step == 10 and values == finished_run.result.last_eval
@@ -135,3 +148,11 @@ def test_exported_model_answers_as_the_run_does(finished_run, exported, tmp_path
 def test_curves(finished_run, tmp_path):
     png = plot_curves(finished_run.out, tmp_path / "curves.png")
     assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 10_000
+
+
+def test_figures_leave_the_settings_of_matplotlib_alone(finished_run, tmp_path, monkeypatch):
+    """The kernel of a notebook has a backend of its own; with Agg it would show no figure any more."""
+    monkeypatch.setitem(matplotlib.rcParams, "backend", "svg")
+    before = dict(matplotlib.rcParams)
+    plot_curves(finished_run.out, tmp_path / "curves.png")
+    assert dict(matplotlib.rcParams) == before and matplotlib.get_backend() == "svg"

@@ -16,7 +16,7 @@ from jaxpref.models.decoder import build_model
 from jaxpref.models.hf import save_pretrained
 from jaxpref.models.spec import ModelSpec
 from jaxpref.runs.build import build
-from jaxpref.runs.feed import check_positions, read_data
+from jaxpref.runs.feed import check_positions, check_weights, read_data
 from jaxpref.types import EncodedGroup
 
 LEARNED = ModelSpec(
@@ -93,6 +93,21 @@ def test_rows_may_be_longer_than_any_sequence(row_length, tmp_path, any_mesh, qu
         read_data(build(held_out), "eval")
 
 
+@pytest.mark.parametrize(
+    "changes, got",
+    [
+        ({"data": {"row_length": 2**34}}, "micro-batches of 17,179,869,184 tokens"),
+        ({"train": {"micro_rows": 2**30}}, "micro-batches of 51,539,607,552 tokens"),
+        ({"train": {"epochs": 10**8}}, "500,000,000 steps; an epoch has 5"),
+    ],
+)
+def test_what_no_machine_has_room_for_is_refused_before_weights_are_read(changes, got, tiny_files, tmp_path, any_mesh):
+    config = tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, **changes)
+    with pytest.raises(InputError) as caught:
+        read_data(build(config), "train")
+    assert got in caught.value.got
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_mix_has_the_positions_that_all_its_policies_have(first, tmp_path, any_mesh, quick_compile):
     shorter = dataclasses.replace(LEARNED, max_positions=32)
@@ -101,3 +116,34 @@ def test_a_mix_has_the_positions_that_all_its_policies_have(first, tmp_path, any
     assert opened.positions == 32
     with pytest.raises(InputError, match="within the model's 32 positions(.|\n)*row 7: 33 tokens"):
         answer_logps(opened, [group(20, 12, 13)])
+
+
+def test_weights_of_rows_are_not_negative_and_not_all_zero(tmp_path, tiny_files, monkeypatch):
+    tiny.allow_any_mesh(monkeypatch)
+
+    def read(weights, objective, key="weight"):
+        rows = [row | {key: weight} for row, weight in zip(tiny.rows(3), weights, strict=True)]
+        path = tiny.write_rows(tmp_path / "weighted.jsonl", rows)
+        return read_data(build(tiny.config(tmp_path / "run", tiny_files.model, path, objective=objective)), "train")
+
+    dpo = {"name": "dpo"}
+    groups, _ = read([0, 1, 2.5], [dpo])
+    assert [group.columns["weight"] for group in groups] == [0, 1, 2.5]
+    with pytest.raises(InputError, match=r"row 2: -1\.0") as caught:
+        read([1, -1, 1], [dpo])
+    assert "exchange chosen and rejected" in caught.value.fix
+    with pytest.raises(InputError, match="0 in all 3 groups"):
+        read([0, 0, 0], [dpo])
+    # The weight may be another column.
+    mapped = [dpo | {"columns": {"weight": "trust"}}]
+    assert len(read([1, 1, 1], mapped, "trust")[0]) == 3
+    with pytest.raises(InputError, match=r"(?s)trust.*row 2: -1\.0"):
+        read([1, -1, 1], mapped, "trust")
+    assert len(read([-1, -1, -1], [dpo], "trust")[0]) == 3, "what nothing reads may be anything"
+
+
+def test_weights_of_completions():
+    groups = [EncodedGroup(np.arange(1), (np.arange(1),) * 2, 0, "w", {"x": (1.0, -0.5)})]
+    with pytest.raises(InputError, match="-0.5"):
+        check_weights(groups, ["x"])
+    check_weights(groups, [])

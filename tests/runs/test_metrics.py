@@ -11,11 +11,13 @@ import tiny
 
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import Layout
+from jaxpref.errors import InputError
 from jaxpref.models.spec import ModelSpec
 from jaxpref.runs import flops
 from jaxpref.runs.flops import peak_flops, step_flops
-from jaxpref.runs.metrics import TRACKER_ID_FILE, Writers, read_jsonl
+from jaxpref.runs.metrics import TRACKER_ID_FILE, Window, Writers, read_jsonl
 from jaxpref.settings import make_config
+from jaxpref.training.run import train
 from jaxpref.types import EncodedGroup
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
@@ -81,6 +83,16 @@ def test_peak_is_known_or_none(monkeypatch):
     assert peak_flops() is None  # nobody's data sheet has this CPU
     monkeypatch.setitem(flops.PEAK_FLOPS, jax.devices()[0].device_kind, 2e12)
     assert peak_flops() == 16e12  # 8 devices
+
+
+def test_memory_is_logged_where_devices_count_it(finished_run, monkeypatch):
+    assert not any("peak_memory_bytes" in line for line in read_jsonl(finished_run.out / "metrics.jsonl"))
+    held = [None, {"bytes_in_use": 5}, {"peak_bytes_in_use": 7, "bytes_in_use": 3}, {"peak_bytes_in_use": 9}]
+    devices = [SimpleNamespace(memory_stats=lambda stats=stats: stats) for stats in held]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    window = Window()
+    window.add({"loss": 1.0}, one_step(3, (2, 4), share_prefix=True), 1.0)
+    assert window.means()["peak_memory_bytes"] == 9.0
 
 
 # ---- files
@@ -250,3 +262,12 @@ def test_runs_of_one_name_are_apart_in_trackers_and_go_on_under_their_own(module
 def test_a_run_without_trackers_has_no_id(tmp_path):
     writers(tmp_path).close()
     assert not (tmp_path / TRACKER_ID_FILE).exists()
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_missing_tracker_is_told_before_the_model_is_opened(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    config = make_config({"out": str(tmp_path / "run"), "model": {"path": "no/such/model"}, "log": {name: True}})
+    with pytest.raises(InputError, match=rf"package {name}, for log.{name}(.|\n)*jaxpref\[{name}\]"):
+        train(config)
+    assert not (tmp_path / "run").exists()

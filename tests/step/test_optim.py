@@ -53,9 +53,12 @@ def test_schedule_is_hugging_faces_after_warmup(name, warmup):
     close(rates(schedule=name, warmup_steps=warmup), wanted)
 
 
-@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
-def test_schedule_without_warmup(name):
-    close(rates(schedule=name), [huggingface(name, step, 0, 10) for step in range(10)])
+@pytest.mark.parametrize("total", [10, 3000])
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "inverse_sqrt"])
+def test_schedule_without_warmup(name, total):
+    steps = range(0, total, total // 10)
+    schedule = make_schedule(OptimConfig(learning_rate=PEAK, schedule=name), total)
+    close([float(schedule(step)) / PEAK for step in steps], [huggingface(name, step, 0, total) for step in steps])
 
 
 def test_hand_values():
@@ -63,8 +66,8 @@ def test_hand_values():
     close(rates(4, schedule="linear", warmup_steps=2), [0.0, 0.5, 1.0, 0.5])
     close(rates(4, schedule="cosine"), [1.0, 0.5 + 0.25 * math.sqrt(2), 0.5, 0.5 - 0.25 * math.sqrt(2)])
     close(rates(4, schedule="constant", warmup_steps=3), [0.0, 1 / 3, 2 / 3, 1.0])
-    # Ours alone: without warm-up the shift is one step, 1/sqrt(1 + t).  Hugging Face takes 10000 steps, nearly flat.
-    close(rates(4, schedule="inverse_sqrt"), [1.0, 2**-0.5, 3**-0.5, 0.5])
+    close(rates(4, schedule="inverse_sqrt"), [1.0, 0.99995, 0.9999, 0.99985])  # (1 + t / 10000)^-1/2
+    close(rates(4, schedule="inverse_sqrt", warmup_steps=1), [0.0, 1.0, 2**-0.5, 3**-0.5])
 
 
 def test_linear_and_cosine_end_at_zero_after_the_run():

@@ -16,7 +16,8 @@ from jaxpref.config import MeshConfig, TrainConfig
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import Layout
 from jaxpref.errors import InputError
-from jaxpref.runs.checkpoint import BestRule, Checkpoints
+from jaxpref.runs.best import BestRule
+from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.metrics import Writers, read_jsonl
 from jaxpref.settings import make_config
 from jaxpref.sharding import make_mesh
@@ -80,6 +81,7 @@ def describe(out: Path, *, rate=0.01, best=NEAREST, vocabulary=VOCABULARY, **cha
         step_flops=lambda item: 10.0 * item.tokens,
         writers=lambda first: Writers(out, config, first),
         where={group.row_id: group.where for group in groups()},
+        check_first=None,
         began=perf_counter(),
     )
 
@@ -255,6 +257,20 @@ def test_a_step_that_is_not_finite_is_named_and_not_saved(tmp_path):
     with pytest.raises(NotFiniteError, match=r"step 1: loss=inf; rows of the batch: rows.jsonl, row \d, "):
         run(tmp_path, rate=np.inf)
     assert tiny.stored_steps(tmp_path) == [] and [line["step"] for line in tiny.logged(tmp_path)] == [0]
+
+
+@pytest.mark.parametrize("name", ["param_norm", "mine/of_my_own"])
+def test_any_value_of_a_step_must_be_finite(name, tmp_path):
+    """At the last step, too, which would be saved."""
+
+    def odd_step(state, *rest):
+        after, metrics = step(state, *rest)
+        return after, metrics | {name: jnp.where(after.step == STEPS, jnp.nan, 1.0)}
+
+    training = dataclasses.replace(describe(tmp_path, save_every=5), step=odd_step)
+    with pytest.raises(NotFiniteError, match=f"step 6: {name}=nan; rows of the batch: rows.jsonl, row"):
+        loop.run(training, lambda *_: None)
+    assert tiny.stored_steps(tmp_path) == [5]
 
 
 def test_what_does_not_fit_is_refused(whole, tmp_path):

@@ -10,29 +10,38 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxpref.training.preemption import PREEMPTED
+
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
 PROCESS_TOLERANCE = 1e-5
 """Relative: collectives between processes add up in another order than those inside one."""
 
-# One process: trains the config, and writes what it saw where it is told.
-WORKER = """
-import json, sys
+# What every process begins with; then comes what it is to do with its arguments.
+STARTED = """
+import json, os, signal, sys
 from dataclasses import replace
 
 import jax
 
-config_path, number, count, port, seen = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+number, count, port = map(int, sys.argv[1:4])
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if count > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+if port:
     jax.distributed.initialize(f"localhost:{port}", count, number)
 assert jax.process_count() == count and jax.device_count() == 4
 
+from jaxpref.errors import InputError
 from jaxpref.settings import load_config
-from jaxpref.training import loop
+from jaxpref.training import loop, prepare
+from jaxpref.training.preemption import PREEMPTED, Preempted
 from jaxpref.training.run import train
+"""
 
+# Trains the config, and writes what it saw where it is told.
+TRAIN = """
+config_path, seen = sys.argv[4:]
 filled = []
 batches = loop.batches
 def watched(steps, mesh):
@@ -49,6 +58,34 @@ result = train(replace(config, reference=own), on_log=lambda step, _, values: lo
 json.dump({"losses": losses, "last_eval": result.last_eval, "filled": filled}, open(seen, "w"))
 """
 
+# Trains the configs one after another, each in its own folder, and writes how each was refused.
+TRY_ALL = """
+*config_paths, seen = sys.argv[4:]
+refused = []
+for path in config_paths:
+    os.chdir(os.path.dirname(path))
+    try:
+        train(load_config(path))
+    except InputError as error:
+        refused.append(str(error))
+json.dump(refused, open(seen, "w"))
+"""
+
+# The last process gets SIGTERM while the run is loaded.
+TERMINATED = """
+config_path, = sys.argv[4:]
+load = prepare.load_params
+def interrupted(pieces):
+    if number == count - 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return load(pieces)
+prepare.load_params = interrupted
+try:
+    train(load_config(config_path))
+except Preempted:
+    sys.exit(PREEMPTED)
+"""
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -56,32 +93,39 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def train_in(count, config, folder, cache):
-    """Runs the config in `count` processes with 4 devices in all; returns what each of them saw."""
-    path, port = tiny.write_config(config, folder / "config.yaml"), free_port()
+def processes(script, arguments, cache, *, distributed=True, code=0):
+    """Runs a script once for each list of arguments, each its own process, with 4 devices in all."""
+    count = len(arguments)
     env = os.environ | {
         "XLA_FLAGS": tiny.xla_flags(4 // count),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
-    seen = [folder / f"seen_{number}.json" for number in range(count)]
+    port = free_port() if distributed else 0
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(path), str(number), str(count), str(port), str(seen[number])],
+            [sys.executable, "-c", STARTED + script, str(number), str(count), str(port), *map(str, own)],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-        )  # fmt: skip
-        for number in range(count)
+        )
+        for number, own in enumerate(arguments)
     ]
     try:
         said = [worker.communicate(timeout=240)[0] for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
-    assert [worker.returncode for worker in workers] == [0] * count, "\n".join(said)
+    assert [worker.returncode for worker in workers] == [code] * count, "\n".join(said)
+
+
+def train_in(count, config, folder, cache):
+    """Runs the config in `count` processes; returns what each of them saw."""
+    path = tiny.write_config(config, folder / "config.yaml")
+    seen = [folder / f"seen_{number}.json" for number in range(count)]
+    processes(TRAIN, [(path, file) for file in seen], cache, distributed=count > 1)
     return [json.loads(file.read_text()) for file in seen]
 
 
@@ -118,8 +162,17 @@ def test_two_processes_train_as_one(mesh, tiny_files, tmp_path, compile_cache):
         assert ours == pytest.approx(theirs, rel=PROCESS_TOLERANCE, abs=PROCESS_TOLERANCE)
     assert tiny.stored_steps(tmp_path / "two") == [3, 6]
 
-    # What two processes saved, one process on one device continues from.
-    tiny.remove(tmp_path / "two" / "checkpoints" / "6")
+    # Of what two processes saved, the last is damaged; two go on from the one before.
+    tiny.flip_bit(tiny.array_files(tmp_path / "two", 6)[0])
+    tiny.copy_run(tmp_path / "two", tmp_path / "again")
+    config = tiny.long_config(tmp_path / "again", tiny_files, mesh=mesh, **settings)
+    for seen in train_in(2, config, tmp_path, compile_cache):
+        assert list(seen["losses"]) == ["4", "5", "6"]
+        np.testing.assert_array_equal(losses_of(seen), losses_of(two[0])[3:])
+    assert (tmp_path / "again" / "checkpoints" / "damaged-6").is_dir()
+    assert tiny.stored_steps(tmp_path / "again") == [3, 6]
+
+    # One process on one device does so too.
     alone = tiny.run(tiny.long_config(tmp_path / "two", tiny_files, **settings))
     assert list(alone.steps) == [4, 5, 6]
     np.testing.assert_allclose(alone.losses, one.losses[3:], rtol=PROCESS_TOLERANCE)
@@ -139,3 +192,51 @@ def test_each_process_has_a_cache_of_its_own_and_the_batch_is_coupled(tiny_files
     for seen in runs:
         np.testing.assert_array_equal(losses_of(seen[0]), losses_of(seen[1]))
         np.testing.assert_allclose(losses_of(seen[0]), one.losses, rtol=PROCESS_TOLERANCE)
+
+
+def test_processes_that_differ_are_refused_by_name(tiny_files, tmp_path, compile_cache):
+    rows = tiny.rows(8)
+    longer = rows[:5] + [rows[5] | {"chosen": [{"role": "assistant", "content": "another"}]}] + rows[6:] + tiny.rows(1)
+    data = {"same": rows, "reversed": rows[::-1], "longer": longer}
+    # Hosts see one path, each its own file; process 0 has the first of the pair.
+    here = [tmp_path / f"host_{number}" for number in range(2)]
+    pairs = {
+        "settings": [{"optim": {"learning_rate": 0.01}, "train": {"max_steps": 2, "save_every": 1}}, {}],
+        "order": ["same", "reversed"],
+        "rows": ["same", "longer"],
+    }
+    paths = [[], []]
+    for name, pair in pairs.items():
+        for number, own in enumerate(pair):
+            file = here[number] / name / "rows.jsonl"
+            file.parent.mkdir(parents=True)
+            changes = own if isinstance(own, dict) else {}
+            tiny.write_rows(file, data[own] if isinstance(own, str) else rows)
+            config = tiny.config(tmp_path / name, tiny_files.model, "rows.jsonl", mesh={"fsdp": 4}, **changes)
+            paths[number].append(tiny.write_config(config, file.parent / "config.yaml"))
+    seen = [folder / "seen.json" for folder in here]
+    processes(TRY_ALL, [(*own, file) for own, file in zip(paths, seen, strict=True)], compile_cache)
+    one, other = (json.loads(file.read_text()) for file in seen)
+    assert one == other and len(one) == 3
+    settings, order, longer = one
+    for said in (
+        "optim.learning_rate: 0.01 on process 0, 0.002 on process 1",
+        "train.max_steps: 2 on process 0, None on process 1",
+        "train.save_every: 1 on process 0, None on process 1",
+    ):
+        assert said in settings
+    assert "8 differ, from number 1 to number 8" in order
+    assert "number 1 is on process 0: rows.jsonl, row 1 (" in order and "on process 1: rows.jsonl, row 1 (" in order
+    assert "2 differ, from number 6 to number 9; number 6 is" in longer
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_sigterm_while_a_resumed_run_loads_is_kept(count, tiny_files, tmp_path, compile_cache):
+    config = tiny.config(
+        tmp_path / "run", tiny_files.model, tiny_files.train, mesh={"fsdp": 4}, train={"max_steps": 6, "save_every": 2}
+    )
+    tiny.run(config, die_at=3)
+    assert tiny.stored_steps(tmp_path / "run") == [2]
+    path = tiny.write_config(config, tmp_path / "config.yaml")
+    processes(TERMINATED, [(path,)] * count, compile_cache, code=PREEMPTED)
+    assert tiny.stored_steps(tmp_path / "run") == [2, 3]

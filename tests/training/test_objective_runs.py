@@ -151,7 +151,8 @@ def test_an_objective_from_python_with_columns_of_its_own(tiny_files, tmp_path):
     rows = [row | {"confidence": 0.5, "quality_chosen": 0.25, "quality_rejected": -1.0} for row in tiny.rows(4)]
     data = tiny.write_rows(tmp_path / "own.jsonl", rows)
     config = tiny.config(tmp_path / "run", tiny_files.model, data, data)
-    result = train(config, objective=[own_loss])
+    in_config = tiny.config(tmp_path / "run", tiny_files.model, data, data, objective=own_loss)
+    result = train(in_config)  # and below beside it: the same run
     assert result.last_eval["eval/quality"] == 0.25
     with pytest.raises(InputError, match="trained with own_loss"):
         evaluate_run(result.out)

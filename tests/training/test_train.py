@@ -134,6 +134,19 @@ def test_killed_run_continues_bit_for_bit(finished_run, tiny_files, tmp_path):
     assert second.result.last_eval == finished_run.result.last_eval
 
 
+def test_run_goes_on_from_the_newest_whole_checkpoint(finished_run, tiny_files, tmp_path):
+    """Step 10 is damaged: it is trained again, and its lines in the log are written again."""
+    config = tiny.long_config(tmp_path / "run", tiny_files)
+    tiny.copy_run(finished_run.out, config.out)
+    assert tiny.stored_steps(config.out) == [9, 10]
+    tiny.flip_bit(tiny.array_files(config.out, 10)[0])
+    again = tiny.run(config)
+    assert list(again.steps) == [10]
+    assert tiny.logged(config.out) == tiny.logged(finished_run.out)
+    assert_equal_trees(tiny.stored_state(config.out, 10), tiny.stored_state(finished_run.out, 10))
+    assert (tmp_path / "run" / "checkpoints" / "damaged-10").is_dir()
+
+
 def test_finished_run_says_so_and_returns_its_results(finished_run, tiny_files, tmp_path, caplog):
     config = tiny.long_config(tmp_path / "run", tiny_files)
     tiny.copy_run(finished_run.out, config.out)
@@ -457,14 +470,25 @@ def test_non_finite_stops_with_step_and_rows_and_saves_nothing(tiny_files, tmp_p
     with pytest.raises(NotFiniteError) as caught:
         tiny.run(config)
     message = str(caught.value)
-    assert message.startswith("step 4: loss=-inf")
+    assert message.startswith("step 4: grad_norm=nan, loss=-inf, param_norm=nan; rows of the batch: ")
     assert all(f"{data}, row {number}" in message for number in (13, 14, 15, 16))
     assert f"{data}, row 12" not in message
     assert tiny.stored_steps(config.out) == [2]  # step 4 would have been saved
     state = tiny.stored_state(config.out, 2)
     assert int(state["step"]) == 2
+    norm = np.sqrt(sum(np.square(np.asarray(leaf, float)).sum() for leaf in jax.tree.leaves(state["params"])))
+    assert tiny.logged(config.out)[1]["param_norm"] == pytest.approx(norm, rel=1e-6)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"]))
     assert [line["step"] for line in tiny.logged(config.out)] == [1, 2, 3]
+
+
+def test_an_update_to_infinite_weights_is_not_saved_even_by_the_last_step(tiny_files, tmp_path):
+    """Loss and gradient are those before it, and finite."""
+    optim = {"weight_decay": 3e38, "decay_mask": "all", "warmup_steps": 0, "learning_rate": 100.0}
+    config = tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, optim=optim, train={"max_steps": 1})
+    with pytest.raises(NotFiniteError, match="step 1: param_norm=(inf|nan); rows of the batch"):
+        tiny.run(config)
+    assert tiny.stored_steps(config.out) == []
 
 
 def test_python_api_takes_a_plain_mapping(tiny_files, tmp_path):

@@ -5,6 +5,7 @@ list: 4 seconds for a vocabulary of 49,152 tokens.  Block formats and dequantisa
 package's.
 """
 
+import math
 import re
 import struct
 from collections.abc import Mapping
@@ -42,6 +43,9 @@ _SCALARS = {
     GGUFValueType.INT64: "<i8",
     GGUFValueType.FLOAT64: "<f8",
 }
+
+_DEEPEST_LIST = 8
+"""Lists in lists are read so deep; the format has no bound, and no metadata of a model has any."""
 
 
 class Tensor(NamedTuple):
@@ -114,7 +118,7 @@ def open_gguf(path: str | Path) -> GgufFile:
     """
     path = Path(path)
     metadata, tensors = _parse(path)
-    if metadata.get("split.count", 1) > 1:
+    if metadata.get("split.count", 1) not in (0, 1):
         raise InputError(
             "a GGUF file in one piece",
             f"{path} is one of {metadata['split.count']}",
@@ -177,15 +181,18 @@ class _Cursor:
     def string(self) -> str:
         return self.take(self.u64()).decode()
 
-    def value(self, kind: GGUFValueType) -> Any:
+    def value(self, kind: GGUFValueType, depth: int = 0) -> Any:
+        """Args: depth: how many lists the value is in."""
         if kind in _SCALARS:
             return self.scalars(kind, 1)[0]
         if kind == GGUFValueType.STRING:
             return self.string()
+        if depth == _DEEPEST_LIST:
+            raise ValueError(f"a list in {depth} lists")
         inner, count = GGUFValueType(self.u32()), self.u64()
         if inner in _SCALARS:
             return self.scalars(inner, count)
-        return [self.value(inner) for _ in range(count)]
+        return [self.value(inner, depth + 1) for _ in range(count)]
 
     def scalars(self, kind: GGUFValueType, count: int) -> list:
         dtype = np.dtype(_SCALARS[kind])
@@ -201,16 +208,22 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if magic != b"GGUF" or version not in (2, 3):
             raise ValueError(f"it begins with {magic!r}, version {version}")
         tensor_count, metadata_count = cursor.u64(), cursor.u64()
-        metadata = {}
+        metadata: dict[str, Any] = {}
         for _ in range(metadata_count):
             key = cursor.string()
+            if key in metadata:
+                raise ValueError(f"it has {key} twice")
             metadata[key] = cursor.value(GGUFValueType(cursor.u32()))
         infos = [_tensor_info(cursor) for _ in range(tensor_count)]
         alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
+        if type(alignment) is not int or alignment < 8 or alignment % 8:
+            raise ValueError(f"general.alignment {alignment!r} is no multiple of 8")
         start = -(-cursor.at // alignment) * alignment
-        tensors = {
-            name: _view(data, start + offset, shape, kind) for name, shape, kind, offset in infos
-        }
+        tensors: dict[str, Tensor] = {}
+        for name, shape, kind, offset in infos:
+            if name in tensors:
+                raise ValueError(f"it has the tensor {name} twice")
+            tensors[name] = _view(data, start + offset, shape, kind)
     # Undecodable text and unknown types are ValueErrors too.
     except (EOFError, ValueError) as error:
         raise InputError(
@@ -230,8 +243,10 @@ def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizatio
 def _view(
     data: np.ndarray, start: int, shape: tuple[int, ...], kind: GGMLQuantizationType
 ) -> Tensor:
+    if not shape:
+        raise ValueError("a tensor without axes")
     byte_shape = gguf.quant_shape_to_byte_shape(shape, kind)
-    end = start + int(np.prod(byte_shape))
+    end = start + math.prod(byte_shape)
     if end > len(data):
         raise EOFError(f"the tensors end at byte {end} or later, the file at {len(data)}")
     return Tensor(shape, kind, data[start:end].reshape(byte_shape))

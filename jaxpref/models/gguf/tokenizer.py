@@ -119,13 +119,14 @@ def build_tokenizer(metadata: Mapping[str, Any], where: str) -> PreTrainedTokeni
         metadata: the file's, key -> value.
         where: the file, for error messages.
 
-    Errors: InputError for another kind of tokenizer, and a vocabulary with repeated tokens.
+    Errors: InputError for another kind of tokenizer, a vocabulary with repeated tokens, and lists
+        or special tokens that are missing or do not fit it.
     """
     model, split = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     architecture = metadata.get("general.architecture")
     add_eos = metadata.get("tokenizer.ggml.add_eos_token", False)
     sentencepiece = model == "llama" and architecture == "llama"
-    byte_level = model == "gpt2" and split in SPLITS
+    byte_level = model == "gpt2" and isinstance(split, str) and split in SPLITS
     if add_eos or not (sentencepiece or byte_level):
         raise InputError(
             "byte-level BPE (tokenizer.ggml.model gpt2) with tokenizer.ggml.pre among "
@@ -134,21 +135,20 @@ def build_tokenizer(metadata: Mapping[str, Any], where: str) -> PreTrainedTokeni
             f"architecture {architecture!r} in {where}",
             _FIX,
         )
-    tokens = metadata["tokenizer.ggml.tokens"]
+    tokens = _listed(metadata, "tokens", str, where)
     vocab = {token: number for number, token in enumerate(tokens)}
-    if len(vocab) != len(tokens):
-        raise InputError("distinct tokens", f"{len(tokens) - len(vocab)} repeated in {where}", _FIX)
+    if not vocab or len(vocab) != len(tokens):
+        got = f"{len(tokens)} tokens, {len(tokens) - len(vocab)} of them repeated"
+        raise InputError("distinct tokens", f"{got}, in {where}", _FIX)
     if sentencepiece:
         tokenizer = _sentencepiece(metadata, vocab, where)
     else:
-        tokenizer = _byte_level(metadata, vocab, SPLITS[split])
-    _add_special_tokens(tokenizer, tokens, metadata.get("tokenizer.ggml.token_type", ()))
-
-    special = {
-        f"{name}_token": tokens[metadata[f"tokenizer.ggml.{key}_token_id"]]
-        for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
-        if f"tokenizer.ggml.{key}_token_id" in metadata
-    }
+        tokenizer = _byte_level(metadata, vocab, SPLITS[split], where)
+    kinds = []
+    if "tokenizer.ggml.token_type" in metadata:
+        kinds = _listed(metadata, "token_type", int, where)
+    _add_special_tokens(tokenizer, tokens, kinds)
+    special = _special_tokens(metadata, tokens, where)
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", sentencepiece or SPLITS[split].add_bos)
     if add_bos and "bos_token" in special:
         bos = special["bos_token"]
@@ -157,26 +157,66 @@ def build_tokenizer(metadata: Mapping[str, Any], where: str) -> PreTrainedTokeni
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        chat_template=_chat_template(metadata),
+        chat_template=_chat_template(metadata, where),
         model_max_length=metadata[f"{architecture}.context_length"],
         clean_up_tokenization_spaces=False,
         **special,
     )
 
 
-def _chat_template(metadata: Mapping[str, Any]) -> str | dict[str, str] | None:
+def _chat_template(metadata: Mapping[str, Any], where: str) -> str | dict[str, str] | None:
     """The template or, where there are further ones (`tool_use`), all by name."""
     default = metadata.get("tokenizer.chat_template")
-    named = {
-        name: metadata[f"tokenizer.chat_template.{name}"]
-        for name in metadata.get("tokenizer.chat_templates", ())
-    }
+    names = metadata.get("tokenizer.chat_templates", [])
+    named = {name: metadata.get(f"tokenizer.chat_template.{name}") for name in names}
+    if not all(isinstance(template, str) for template in (default or "", *named.values())):
+        raise InputError(
+            "chat templates as text", f"{[default, *named.values()]!r:.100} in {where}", _FIX
+        )
     return {"default": default} | named if default and named else default
 
 
-def _byte_level(metadata: Mapping[str, Any], vocab: dict[str, int], split: Split) -> Tokenizer:
-    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=split.whole_words))
+def _listed(metadata: Mapping[str, Any], name: str, kind: type, where: str) -> list[Any]:
+    """A list of the tokenizer, of one kind.  Errors: InputError where it is something else."""
+    key = f"tokenizer.ggml.{name}"
+    value = metadata.get(key)
+    if isinstance(value, list) and all(isinstance(item, kind) for item in value):
+        return value
+    got = "none" if value is None else f"{value!r:.100}"
+    raise InputError(f"{key}, a list of {kind.__name__}", f"{got} in {where}", _FIX)
+
+
+def _special_tokens(
+    metadata: Mapping[str, Any], tokens: Sequence[str], where: str
+) -> dict[str, str]:
+    """`bos_token` and the others -> the token, for those that the file names."""
+    special = {}
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        key = f"tokenizer.ggml.{key}_token_id"
+        if key not in metadata:
+            continue
+        number = metadata[key]
+        if type(number) is not int or not 0 <= number < len(tokens):
+            raise InputError(
+                f"{key} among the {len(tokens)} tokens of the file", f"{number!r} in {where}", _FIX
+            )
+        special[f"{name}_token"] = tokens[number]
+    return special
+
+
+def _byte_level(
+    metadata: Mapping[str, Any], vocab: dict[str, int], split: Split, where: str
+) -> Tokenizer:
+    merges = [merge.split(" ") for merge in _listed(metadata, "merges", str, where)]
+    for pair in merges:
+        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
+            raise InputError(
+                "tokenizer.ggml.merges of two tokens into a third",
+                f"{' '.join(pair)!r} in {where}",
+                _FIX,
+            )
+    pairs = [(left, right) for left, right in merges]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=split.whole_words))
     if split.normalizer is not None:
         tokenizer.normalizer = split.normalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split.steps())
@@ -192,7 +232,12 @@ def _sentencepiece(metadata: Mapping[str, Any], vocab: dict[str, int], where: st
         )
     tokens, unknown_id = list(vocab), metadata.get("tokenizer.ggml.unknown_token_id", 0)
     unknown = tokens[unknown_id] if 0 <= unknown_id < len(tokens) else None
-    merges = _merges(vocab, metadata["tokenizer.ggml.scores"])
+    scores = _listed(metadata, "scores", float, where)
+    if len(scores) != len(tokens):
+        raise InputError(
+            f"tokenizer.ggml.scores of {len(tokens)} tokens", f"{len(scores)} in {where}", _FIX
+        )
+    merges = _merges(vocab, scores)
     bpe = models.BPE(
         vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True
     )

@@ -77,9 +77,10 @@ def load_params(
     embedding and left out.  The rotary buffers of old checkpoints are left out too.
 
     Returns: nested dict of arrays, the tree of `parameters.LEAVES`.
-    Errors: InputError for a directory without safetensors, missing or damaged shards, tensors that
-        are not floats, a tied head that differs from the embedding, and one that lists all missing,
-        extra and misshaped tensors.
+    Errors: InputError for a directory without safetensors, missing or damaged shards, shards in
+        other places, tensors in two of them, tensors that are not floats or not finite, a tied head
+        that differs from the embedding, and one that lists all missing, extra and misshaped
+        tensors.
     """
     ignored = FAMILIES[spec.family].IGNORED_TENSORS
     with open_safetensors(Path(directory), ignored) as source:
@@ -99,7 +100,7 @@ def open_safetensors(directory: Path, ignored: str = r"(?!)") -> Iterator[Tensor
         ignored: regular expression of names that may be of any dtype, for they are not read.
     """
     with ExitStack() as stack:
-        slices = {}
+        slices: dict[str, Any] = {}
         for path in _weight_files(directory):
             try:
                 file = stack.enter_context(safe_open(path, framework="numpy"))
@@ -109,6 +110,13 @@ def open_safetensors(directory: Path, ignored: str = r"(?!)") -> Iterator[Tensor
                     f"{path} ({path.stat().st_size} bytes): {error}",
                     "copy or download the file again",
                 ) from error
+            twice = sorted(slices.keys() & set(file.keys()))
+            if twice:
+                raise InputError(
+                    "every tensor in one file",
+                    f"in {path} and in another file of {directory}: {', '.join(twice)}",
+                    "keep the files of one copy of the model, as its author published it",
+                )
             slices |= {name: file.get_slice(name) for name in file.keys()}
         dtypes = {name: s.get_dtype() for name, s in slices.items()}
         _check_floats({n: d for n, d in dtypes.items() if not re.fullmatch(ignored, n)}, directory)
@@ -132,7 +140,7 @@ def _weight_files(directory: Path) -> list[Path]:
     if (directory / WEIGHTS_FILE).is_file():  # where both are, transformers reads this one too
         return [directory / WEIGHTS_FILE]
     if (directory / INDEX_FILE).is_file():
-        names = sorted(set(read_json(directory / INDEX_FILE).get("weight_map", {}).values()))
+        names = _shard_names(directory / INDEX_FILE)
         missing = [name for name in names if not (directory / name).is_file()]
         if missing or not names:
             raise InputError(
@@ -145,6 +153,20 @@ def _weight_files(directory: Path) -> list[Path]:
     convert = "convert the .bin files: load them with transformers and torch, then save_pretrained"
     fix = f"{_NAME_ONE}, or {convert}"
     raise _not_a_checkpoint(directory, [WEIGHTS_FILE, INDEX_FILE], fix)
+
+
+def _shard_names(index: Path) -> list[str]:
+    """Names of the files beside an index that it names; it may point to no other place."""
+    weight_map = read_json(index).get("weight_map", {})
+    values = list(weight_map.values()) if isinstance(weight_map, dict) else [weight_map]
+    other = [value for value in values if not isinstance(value, str) or Path(value).name != value]
+    if other:
+        raise InputError(
+            "a weight_map from names of tensors to names of files in the same directory",
+            f"{index}: {', '.join(map(repr, dict.fromkeys(map(str, other))))}",
+            "copy or download the index again; it should name the files beside it",
+        )
+    return sorted(set(values))
 
 
 def _not_a_checkpoint(directory: Path, wanted: list[str], fix: str) -> InputError:

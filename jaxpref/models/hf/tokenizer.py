@@ -5,6 +5,10 @@ and others), it takes the vocabulary and the merges from tokenizer.json and rebu
 own code has it: SmolLM2's splitting of digits is lost, and some model types are given another class
 than the one that the directory names.  So the file itself is loaded here; from the class come only
 the special tokens and the padding side that the directory leaves to it.
+
+Where there is tokenizer.model alone, these classes lose spaces in front of a text, among other
+things.  What transformers converts the file to where no class is asked is compared with
+SentencePiece's own ids, and taken.
 """
 
 from pathlib import Path
@@ -14,8 +18,22 @@ from tokenizers import AddedToken, Tokenizer
 
 from jaxpref.errors import InputError
 
-_FILE = "tokenizer.json"
-_FILES = (_FILE, "tokenizer_config.json", "tokenizer.model")
+_FILE, _SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
+_FILES = (_FILE, "tokenizer_config.json", _SENTENCEPIECE)
+_PROBES = (
+    "It's 12,345.67 or so: naïve café, ﬁne Größe.",
+    " one space",
+    "  two  and   three ",
+    "line\n\n\tx\r\n",
+    "漢字とかな",
+    "🙂 e\u0301 Ⅷ ½",
+    "",
+    " ",
+    "▁",
+    "def f(x):\n    return x**2  # squared\n",
+    "xxxxxxxxxxxxxxxx",
+)
+"""Texts whose ids tell apart how spaces, digits, line ends and unknown characters are treated."""
 
 
 def has_tokenizer(directory: Path) -> bool:
@@ -25,8 +43,9 @@ def has_tokenizer(directory: Path) -> bool:
 def load_tokenizer(directory: Path) -> Any:
     """A directory's tokenizer, for transformers.
 
-    Errors: InputError when it has none, when tokenizer.json cannot be read, and when
-        tokenizer_config.json asks for other token ids than tokenizer.json gives.
+    Errors: InputError when it has none, when tokenizer.json cannot be read, when
+        tokenizer_config.json asks for other token ids than tokenizer.json gives, and for
+        tokenizer.model alone without the package sentencepiece, or where it is not read exactly.
     """
     if not has_tokenizer(directory):
         raise InputError(
@@ -39,6 +58,8 @@ def load_tokenizer(directory: Path) -> Any:
     backend = None
     if (directory / _FILE).is_file():
         backend = _read_backend(directory / _FILE)
+    elif (directory / _SENTENCEPIECE).is_file():
+        backend = _converted(directory / _SENTENCEPIECE)
     try:
         # Asked about code in the directory, transformers would run it on a "y": it is never run.
         of_class = AutoTokenizer.from_pretrained(
@@ -49,8 +70,7 @@ def load_tokenizer(directory: Path) -> Any:
         raise InputError(
             "a tokenizer that transformers reads, without code from the directory",
             f"{directory}: {said}",
-            "save it as a fast tokenizer (tokenizer.json) of a class that transformers has; one "
-            "with tokenizer.model alone needs the package sentencepiece",
+            "save it as a fast tokenizer (tokenizer.json) of a class that transformers has",
         ) from error
     if backend is None:
         _check_vocabulary(of_class, directory)
@@ -77,6 +97,37 @@ def _read_backend(file: Path) -> Tokenizer:
             f"{file}: {error}",
             "copy or download the file again",
         ) from error
+
+
+def _converted(file: Path) -> Tokenizer:
+    """A SentencePiece model, as transformers converts it, its ids compared with SentencePiece's."""
+    from transformers import PreTrainedTokenizerFast
+
+    ask_for_json = f"copy {_FILE} from a publication of the model that has it"
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError as error:
+        raise InputError(
+            f"{_FILE}, or the package sentencepiece",
+            f"{file.parent} has {file.name} alone, and the package is not installed",
+            f"pip install jaxpref[sentencepiece], or {ask_for_json}",
+        ) from error
+    try:
+        original = SentencePieceProcessor(model_file=str(file))
+        made = PreTrainedTokenizerFast.from_pretrained(file.parent, local_files_only=True)
+    except Exception as error:  # neither library raises anything narrower
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError("a SentencePiece model", f"{file}: {said}", ask_for_json) from error
+    converted = made.backend_tokenizer
+    for text in _PROBES:
+        wanted, got = original.encode(text), converted.encode(text, add_special_tokens=False).ids
+        if got != wanted:
+            raise InputError(
+                "a SentencePiece model that transformers converts without loss",
+                f"{file}: the ids of {text!r} are {wanted}, converted {got}",
+                ask_for_json,
+            )
+    return converted
 
 
 def _check_vocabulary(tokenizer: Any, directory: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_directory
 from jaxpref.models.families import FAMILIES
+from jaxpref.models.finite import is_finite
 from jaxpref.models.hf.reader import DTYPE_CODES, INDEX_FILE, WEIGHTS_FILE, read_json
 from jaxpref.models.loading import check_shapes
 from jaxpref.models.parameters import (
@@ -81,7 +82,8 @@ def save_pretrained(
         max_shard_bytes: largest safetensors file; a single tensor larger than this gets its own.
 
     Errors: InputError for parameters that do not fit the spec (all listed), a tokenizer larger than
-        the vocabulary, an unsupported dtype, and a directory that holds something else.
+        the vocabulary, an unsupported dtype, numbers that are not finite or not in that dtype, and
+        a directory that holds something else.
     """
     directory, dtype = Path(directory).expanduser(), np.dtype(dtype)
     if dtype not in DTYPE_CODES:
@@ -312,4 +314,19 @@ def _write_shard(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in shard:
-            file.write(np.ascontiguousarray(tensor.build(fetch), dtype=dtype).view(np.uint8).data)
+            values = _cast(tensor.build(fetch), dtype, tensor.name)
+            file.write(np.ascontiguousarray(values).view(np.uint8).data)
+
+
+def _cast(tensor: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """Errors: InputError for numbers that are not finite, or not in this dtype."""
+    with np.errstate(over="ignore"):
+        cast = tensor.astype(dtype, copy=False)
+    if not is_finite(cast):
+        fits = is_finite(tensor)
+        raise InputError(
+            "finite weights",
+            f"numbers too large for {dtype} in {name}" if fits else f"NaN or infinite in {name}",
+            "export with dtype bfloat16 or float32" if fits else "export an earlier checkpoint",
+        )
+    return cast

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxpref.errors import InputError
 from jaxpref.models.hf.reader import read_json
-from jaxpref.models.loading import check_shapes
+from jaxpref.models.loading import check_finite, check_shapes
 from jaxpref.models.lora import LoraSpec
 from jaxpref.models.parameters import axis_sizes, nest
 from jaxpref.models.peft.settings import (
@@ -173,6 +173,8 @@ def _read(directory: Path, model: ModelSpec) -> _Adapter:
         where=str(directory),
         fix="use an adapter of this model, on the attention and MLP weights of its layers",
     )
+    for name, x in tensors.items():
+        check_finite(x, name, str(directory))
     spec = _common_spec(spec, config, parts, model, config_file)
     return _Adapter(spec, parts, modules, tensors)
 

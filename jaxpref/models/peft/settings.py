@@ -47,7 +47,7 @@ _IGNORED = {
 
 
 def check_settings(config: Mapping[str, Any], file: Path) -> None:
-    """Errors: InputError naming every setting that is missing or not implemented."""
+    """Errors: InputError naming every setting that is missing, wrong or not implemented."""
     required = ("peft_type", "r", "lora_alpha")
     problems = [f"{key} is missing" for key in required if not config.get(key)]
     for key, value in config.items():
@@ -56,20 +56,39 @@ def check_settings(config: Mapping[str, Any], file: Path) -> None:
                 problems.append(f"{key} = {value!r}, only {_ONLY[key][0]!r} is")
         elif value and key not in _READ | _IGNORED:
             problems.append(f"{key} = {value!r}")
-    ranks = {"r": config.get("r"), **(config.get("rank_pattern") or {})}
-    alphas = {"lora_alpha": config.get("lora_alpha"), **(config.get("alpha_pattern") or {})}
-    for key, value in ranks.items():
-        if value and (type(value) is not int or value < 1):
-            problems.append(f"{key} = {value!r}, not a rank of 1 or more")
-    for key, value in alphas.items():
-        if value and (isinstance(value, (bool, str)) or not 0 < value < math.inf):
-            problems.append(f"{key} = {value!r}, not a number above 0")
+    wrong = _wrong_values(config)
+    if wrong:
+        raise InputError(
+            "settings of the adapter as PEFT writes them",
+            f"{file}: {'; '.join(wrong)}",
+            "write these values so, numbers without quotes",
+        )
     if problems:
         raise InputError(
             "a LoRA adapter on weights that it leaves as they are",
             f"not implemented in {file}: {'; '.join(problems)}",
             "merge such an adapter into its base with PEFT, and train the result",
         )
+
+
+def _wrong_values(config: Mapping[str, Any]) -> list[str]:
+    """Values of the wrong kind: JSON takes "8" for 8, and "false" would be true."""
+    wrong = []
+    ranks = {"r": config.get("r"), **(config.get("rank_pattern") or {})}
+    alphas = {"lora_alpha": config.get("lora_alpha"), **(config.get("alpha_pattern") or {})}
+    for key, value in ranks.items():
+        if value and (type(value) is not int or value < 1):
+            wrong.append(f"{key} = {value!r}, not a rank of 1 or more")
+    for key, value in alphas.items():
+        if value and (type(value) not in (int, float) or not 0 < value < math.inf):
+            wrong.append(f"{key} = {value!r}, not a number above 0")
+    dropout = config.get("lora_dropout")
+    if dropout and (type(dropout) not in (int, float) or not 0 < dropout < 1):
+        wrong.append(f"lora_dropout = {dropout!r}, not a number from 0 and below 1")
+    for key in ("use_rslora", "use_dora"):
+        if not isinstance(config.get(key), bool | None):
+            wrong.append(f"{key} = {config[key]!r}, neither true nor false")
+    return wrong
 
 
 def says_modules(config: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_directory
+from jaxpref.models.finite import not_finite
 from jaxpref.models.hf import METADATA, foreign_files
 from jaxpref.models.lora import TARGETS, LoraSpec
 from jaxpref.models.parameters import axis_sizes, flatten
@@ -55,6 +56,13 @@ def save_adapter(
     together = _together(spec, model)
     _check_lengths(spec, together, model)
     check_adapter_directory(directory)
+    bad = not_finite(tree)
+    if bad:
+        raise InputError(
+            "finite weights",
+            f"NaN or infinite numbers in {', '.join(bad)}",
+            "write an earlier checkpoint",
+        )
     flat, sizes = flatten(tree), axis_sizes(model) | {"Z": spec.rank}
     modules: dict[str, list[np.ndarray]] = {}
     for tensor in adapter_tensors(model, spec):

@@ -35,7 +35,7 @@ function time(seconds) {
   return seconds < 5400 ? `${(seconds / 60).toFixed(1)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
-// ---- what is chosen: on each side a sweep, a position of its sliders, and the point nearest to it
+// ---- what is chosen: on each side a sweep and one of its points, whose weights its sliders show
 
 const members = (sweep) => [...sweep.points, ...sweep.ends].map((name) => named.get(name));
 const ownSweep = (name) => results.sweeps.find((sweep) => sweep.points.includes(name));
@@ -55,9 +55,27 @@ function choosePoint(side, name, sweep = ownSweep(name)) {
   Object.assign(sides[side], { sweep, point, weights: weightsOf(point) });
 }
 
+/** The point nearest to the weights; the sliders then stand at its own. */
 function chooseWeights(side, weights, sweep = sides[side].sweep) {
-  const point = nearest(sweep, normalised(weights));
-  Object.assign(sides[side], { sweep, point: point ?? members(sweep)[0], weights: point && weights });
+  const point = nearest(sweep, normalised(weights)) ?? members(sweep)[0];
+  choosePoint(side, point.name, sweep);
+}
+
+/** The weights with that of objective j moved, and the others in proportion. */
+function moved(weights, j, value) {
+  const rest = 1 - weights[j];
+  return weights.map((w, i) => {
+    if (i === j) return value;
+    return (1 - value) * (rest > 0 ? w / rest : 1 / (weights.length - 1));
+  });
+}
+
+/** The nearest point with more weight (by > 0) or less on objective j. */
+function chooseNext(side, j, by) {
+  const { sweep, weights } = sides[side];
+  const further = members(sweep).filter((p) => p.weights && (weightsOf(p)[j] - weights[j]) * by > 1e-12);
+  const point = nearest({ points: further.map((p) => p.name), ends: [] }, weights);
+  if (point) choosePoint(side, point.name, sweep);
 }
 
 function start() {
@@ -71,7 +89,7 @@ function start() {
   choosePoint("b", other.name);
 }
 
-/** #w=0.3 or #w=0.2,0.3,0.5 moves A's sliders, #a=METHOD@SEED chooses its sweep and #a=METHOD@SEED/POINT its point;
+/** #w=0.3 or #w=0.2,0.3,0.5 chooses A's point nearest to these weights, #a=METHOD@SEED chooses its sweep and #a=METHOD@SEED/POINT its point;
  * b and wb are B's; prompt counts from 1; theme is light or dark. */
 function readAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
@@ -105,7 +123,7 @@ function address() {
     ["b", "wb"],
   ]) {
     const { sweep, point, weights } = sides[side];
-    const reached = weights && nearest(sweep, normalised(weights)) === point;
+    const reached = weights && nearest(sweep, weights) === point;
     kept.push(`${side}=${encodeURIComponent(sweepKey(sweep))}${reached ? "" : `/${encodeURIComponent(point.name)}`}`);
     if (reached)
       kept.push(`${key}=${(objectives.length === 2 ? weights.slice(0, 1) : weights).map((w) => Number(w.toFixed(3)))}`);

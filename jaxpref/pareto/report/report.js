@@ -158,13 +158,19 @@ function buildSide(side) {
   };
   const several = objectives.length > 2;
   state.sliders = (several ? objectives : [objectives[0]]).map((o) =>
-    element("input", { type: "range", min: 0, max: 1, step: 0.01, ariaLabel: `weight of ${o}, ${side.toUpperCase()}` }),
+    element("input", { type: "range", min: 0, max: 1, step: "any", ariaLabel: `weight of ${o}, ${side.toUpperCase()}` }),
   );
   state.outputs = state.sliders.map(() => element("output"));
-  state.sliders.forEach((slider) => {
+  state.sliders.forEach((slider, j) => {
     slider.oninput = () => {
-      const values = state.sliders.map((s) => Number(s.value));
-      chooseWeights(side, several ? values : [values[0], 1 - values[0]]);
+      chooseWeights(side, moved(state.weights, j, Number(slider.value)));
+      changed();
+    };
+    slider.onkeydown = (event) => {
+      const by = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
+      if (!by) return;
+      event.preventDefault(); // or it would move by less than the way to the next point, and back
+      chooseNext(side, j, by);
       changed();
     };
   });
@@ -218,7 +224,7 @@ function drawAnswers() {
     parts.sliders.forEach((slider, j) => {
       slider.disabled = !weights;
       slider.value = weights ? weights[j] : 0.5;
-      parts.outputs[j].textContent = weights ? normalised(weights)[j].toFixed(2) : "–";
+      parts.outputs[j].textContent = weights ? weights[j].toFixed(2) : "–";
     });
     const answer = point.answers[view.prompt];
     parts.body.replaceChildren(

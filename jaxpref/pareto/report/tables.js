@@ -37,7 +37,7 @@ const small = (text) => element("small", { textContent: text });
 function estimates(title, of) {
   const largest = Math.max(...front.points.map((p) => Math.abs(of(p)?.value ?? 0)), 1e-6);
   const decimals = Math.min(Math.max(2 - Math.floor(Math.log10(largest)), 0), 8);
-  const text = (x) => x.toFixed(decimals);
+  const text = (x) => x.toFixed(decimals).replace(/^-(0\.?0*)$/, "$1"); // no minus before nothing
   const show = (_, p) => {
     const e = of(p);
     if (!e) return ["–"];
@@ -116,15 +116,6 @@ function drawPoints() {
     row.append(radio("a", p), radio("b", p), ...of.map((column) => cell(column, p)));
     return row;
   });
-  if (!front.points.some((p) => p.method === "morlhf")) {
-    body.push(
-      element(
-        "tr",
-        {},
-        element("td", { className: "open", colSpan: of.length + 2, textContent: "MORLHF (RL baseline): not run" }),
-      ),
-    );
-  }
   at("points").replaceChildren(element("thead", {}, head), element("tbody", {}, ...body));
   at("points-note").textContent =
     "Own: the cost of the point's own training, or its share of a run that trained several. Shared: the cost of " +

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import struct
 from pathlib import Path
 
 import gguf
@@ -236,6 +237,67 @@ def test_truncated(tmp_path, keep):
     (tmp_path / "m.gguf").write_bytes(data[:keep])
     with pytest.raises(InputError, match="a complete little-endian GGUF file"):
         open_gguf(tmp_path / "m.gguf")
+
+
+def header(*fields, tensors=()):
+    """A file of metadata alone; a field is (key, type, the bytes of its value)."""
+    text = lambda value: struct.pack("<Q", len(value)) + value.encode()
+    data = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields))
+    for key, kind, value in fields:
+        data += text(key) + struct.pack("<I", kind) + value
+    for name, *dims in tensors:
+        data += text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, Kind.F32, 0)
+    return data + bytes(4096)
+
+
+def lists_in_lists(depth):
+    """The value of a list that holds a list, and so on, around one number."""
+    array, number = int(gguf.GGUFValueType.ARRAY), int(gguf.GGUFValueType.UINT32)
+    return struct.pack("<IQ", array, 1) * (depth - 1) + struct.pack("<IQI", number, 1, 7)
+
+
+UINT32, STRING, ARRAY = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.STRING, gguf.GGUFValueType.ARRAY
+NUMBER = struct.pack("<I", 7)
+
+
+@pytest.mark.parametrize(
+    "data, named",
+    [
+        (header(("general.alignment", UINT32, struct.pack("<I", 0))), "general.alignment 0"),
+        (header(("general.alignment", UINT32, struct.pack("<I", 12))), "general.alignment 12"),
+        (header(("general.alignment", STRING, struct.pack("<Q", 2) + b"32")), "general.alignment '32'"),
+        (header(("a", ARRAY, lists_in_lists(9))), "a list in 8 lists"),
+        (header(("a", ARRAY, lists_in_lists(12))), "a list in 8 lists"),
+        (header(("a", UINT32, NUMBER), ("a", UINT32, NUMBER)), "it has a twice"),
+        (header(tensors=[("t", 2, 2), ("t", 2, 2)]), "the tensor t twice"),
+        (header(tensors=[("t",)]), "a tensor without axes"),
+        (header(tensors=[("t", 2**40, 2**40)]), "the tensors end at byte"),
+    ],
+)
+def test_broken_headers(tmp_path, data, named):
+    (tmp_path / "m.gguf").write_bytes(data)
+    with pytest.raises(InputError, match="a complete little-endian GGUF file") as error:
+        open_gguf(tmp_path / "m.gguf")
+    assert named in str(error.value)
+
+
+def test_lists_in_lists_are_read(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(header(("a", ARRAY, lists_in_lists(8))))
+    with pytest.raises(InputError, match="general.architecture among"):
+        open_gguf(tmp_path / "m.gguf")
+
+
+def test_weights_that_are_not_finite_are_not_read(tmp_path):
+    """A scale of infinity in one block: what it stands for is infinite or NaN."""
+    write(tmp_path / "m.gguf", Kind.Q8_0)
+    opened = open_gguf(tmp_path / "m.gguf")
+    up = opened.tensors["blk.1.ffn_up.weight"].blocks
+    data = bytearray((tmp_path / "m.gguf").read_bytes())
+    start = bytes(data).index(up[3].tobytes())
+    data[start : start + 2] = np.float16(np.inf).tobytes()
+    (tmp_path / "m.gguf").write_bytes(data)
+    with pytest.raises(InputError, match=r"(?s)finite weights.*blk.1.ffn_up.weight"):
+        open_gguf(tmp_path / "m.gguf").load_params()
 
 
 def test_not_gguf(tmp_path):

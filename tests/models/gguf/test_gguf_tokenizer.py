@@ -178,12 +178,33 @@ def test_stories260k(shared_dir):
         ({"tokenizer.ggml.model": "llama", "general.architecture": "gemma2"}, "architecture 'gemma2'"),
         ({"tokenizer.ggml.model": "llama", "general.architecture": "phi3"}, "architecture 'phi3'"),
         ({"tokenizer.ggml.add_eos_token": True}, "add_eos_token True"),
+        ({"tokenizer.ggml.pre": ["gpt-2"]}, "pre ['gpt-2']"),
+        ({"tokenizer.ggml.tokens": None}, "none in m.gguf"),
+        ({"tokenizer.ggml.tokens": []}, "0 tokens"),
+        ({"tokenizer.ggml.tokens": ["a", 1]}, "['a', 1] in m.gguf"),
+        ({"tokenizer.ggml.merges": None}, "none in m.gguf"),
+        ({"tokenizer.ggml.merges": ["a b"]}, "'a b' in m.gguf"),
+        ({"tokenizer.ggml.merges": ["a"]}, "'a' in m.gguf"),
+        ({"tokenizer.ggml.token_type": 3}, "3 in m.gguf"),
+        ({"tokenizer.ggml.padding_token_id": 256}, "256 in m.gguf"),
+        ({"tokenizer.ggml.padding_token_id": -1}, "-1 in m.gguf"),
+        ({"tokenizer.ggml.bos_token_id": "1"}, "'1' in m.gguf"),
+        ({"tokenizer.chat_template": 7}, "[7] in m.gguf"),
     ],
 )
 def test_refused(change, named):
+    metadata = {key: value for key, value in (byte_level([], []) | change).items() if value is not None}
     with pytest.raises(InputError) as error:
-        build_tokenizer(byte_level([], []) | change, "m.gguf")
+        build_tokenizer(metadata, "m.gguf")
     assert named in str(error.value) and "tokenizer.json" in error.value.fix
+
+
+@pytest.mark.parametrize("scores", [None, [0.5], ["0.5"]])
+def test_sentencepiece_needs_a_score_for_every_token(scores):
+    metadata = sentencepiece()
+    del metadata["tokenizer.ggml.scores"]
+    with pytest.raises(InputError, match=r"tokenizer\.ggml\.scores"):
+        build_tokenizer(metadata | ({} if scores is None else {"tokenizer.ggml.scores": scores}), "m.gguf")
 
 
 def test_whitespace_must_be_kept():

@@ -128,7 +128,7 @@ def test_points_table_answers_and_curves_are_there(first_look):
     names = [point.name for point in front.points]
     assert console == []
     assert drawn_points(dom) == set(names) and rows_of(dom) == names
-    assert "MORLHF (RL baseline): not run" in dom.one(id="points").text
+    assert "not run" not in dom.text, "tables hold what was run"
     side_a, side_b = dom.one(id="side-a"), dom.one(id="side-b")
     assert side_a.one("pre").text == "says modpo_0.3, answer 0" and side_b.one("pre").text == "says reference, answer 0"
     for objective, estimate in front.points[3].estimates["reward"].items():
@@ -158,10 +158,31 @@ def test_three_objectives_have_three_sliders_and_an_address(pages, tmp_path):
     assert console == []
     side = dom.one(id="side-a")
     assert side.one("pre").text == "says modpo_0.7, answer 2"
-    assert [output.text for output in side.all("output")] == ["0.80", "0.15", "0.05"]
+    assert [output.text for output in side.all("output")] == ["0.80", "0.10", "0.10"]  # of the point
     assert len(list(side.all("input", type="range"))) == 3
     assert len(list(dom.one(id="parallel").all("path"))) == len(rows_of(dom)) == 8
     assert {option.text for option in dom.one(id="axes").all("option")} == {"correct", "brief", "polite"}
+
+
+@browser
+def test_sliders_stand_at_the_weights_of_the_point(pages, tmp_path):
+    """Also where these are no hundredths, and after one of three sliders was moved."""
+    script = """
+    const sliders = [...document.querySelectorAll("#side-a input[type=range]")];
+    const at = () => `${document.querySelector("#side-a h3").textContent} ${sliders.map((s) => s.value).join(" ")}`;
+    note("start", at());
+    sliders[0].value = 0.75;
+    sliders[0].dispatchEvent(new Event("input", { bubbles: true }));
+    note("moved", at());
+    """
+    page = driven(pages[3], script, tmp_path / "driven.html")
+    dom, console = opened(page, "a=modpo@0&w=0.5,0.25,0.25", tmp_path / "profile")
+    assert console == []
+    weights = {point.name: point.weights for point in fronts.study(("correct", "brief", "polite")).points}
+    for noted, name in (("start", "modpo_0.3"), ("moved", "modpo_0.7")):
+        *words, x, y, z = dom.one("p", id=noted).text.split()
+        assert words == ["A:", name]
+        assert [float(x), float(y), float(z)] == pytest.approx(list(weights[name].values()), abs=1e-12)
 
 
 ADDRESSES = {
@@ -195,10 +216,16 @@ USED = """
 const fire = (node, name) => node.dispatchEvent(new Event(name, { bubbles: true }));
 const key = (node, key, shiftKey) => node.dispatchEvent(new KeyboardEvent("keydown", { key, shiftKey, bubbles: true }));
 const slider = document.querySelector("#side-a input[type=range]");
+const reached = [slider.value];
+for (const name of ["ArrowRight", "ArrowUp", "ArrowRight", "ArrowLeft"]) {
+  key(slider, name);
+  reached.push(slider.value);
+}
+note("keys", reached.join(" "));
 for (const value of [0.75, 0.2]) {
   slider.value = value;
   fire(slider, "input");
-  note(`slider-${value}`, answers());
+  note(`slider-${value}`, `${answers()} | ${slider.value}`);
 }
 fire(document.querySelector('[data-point="dpo_helpful"]'), "click");
 note("click", answers());
@@ -229,8 +256,9 @@ def test_it_answers_to_mouse_and_keyboard(pages, tmp_path):
     dom, console = opened(page, "theme=light", tmp_path / "profile")
     assert console == []
     noted = lambda name: dom.one("p", id=name).text
-    assert noted("slider-0.75") == "says modpo_0.7, answer 0 | says reference, answer 0"
-    assert noted("slider-0.2") == "says modpo_0.3, answer 0 | says reference, answer 0"
+    assert noted("keys") == "0.3 0.7 1 1 0.7"  # the point's weight, and no further than the last
+    assert noted("slider-0.75") == "says modpo_0.7, answer 0 | says reference, answer 0 | 0.7"
+    assert noted("slider-0.2") == "says modpo_0.3, answer 0 | says reference, answer 0 | 0.3"
     assert noted("click") == "says dpo_helpful, answer 0 | says reference, answer 0"
     assert noted("arrow") == "reference dpo_harmless dpo_harmless"  # from left to right; the focus stays
     assert "helpful 0.00 · harmless 1.00" in noted("tip")
