@@ -110,24 +110,27 @@ def anywhere(here: bool) -> bool:
 
 @contextmanager
 def unprinted_late_errors() -> Iterator[None]:
-    """Around reads that may fail: what they leave behind is not printed.
+    """Around reads and writes that may fail: what they leave behind is not printed.
 
-    Reads that were under way beside the one that failed end later, when nobody waits for them and
+    Those that were under way beside the one that failed end later, when nobody waits for them and
     their event loop is closed: Python prints a traceback for each, asyncio another.  So where one
     failed, these stay hidden.
     """
     shown, log = sys.unraisablehook, logging.getLogger("asyncio")
-    level = log.level
 
     def show(error: Any) -> None:
         if str(error.exc_value) != "Event loop is closed":
             shown(error)
 
     sys.unraisablehook = show
-    log.setLevel(logging.CRITICAL)
+    log.addFilter(_is_waited_for)
     yield
     sys.unraisablehook = shown
-    log.setLevel(level)
+    log.removeFilter(_is_waited_for)
+
+
+def _is_waited_for(record: logging.LogRecord) -> bool:
+    return "was never retrieved" not in record.getMessage()
 
 
 def nothing_whole(directory: Path, damaged: Mapping[int, str]) -> InputError:

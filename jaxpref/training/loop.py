@@ -23,6 +23,7 @@ from jaxpref.errors import InputError, NotWrittenError, shortened
 from jaxpref.files import disk_problem
 from jaxpref.runs.best import BestRule
 from jaxpref.runs.checkpoint import Checkpoints
+from jaxpref.runs.damage import unprinted_late_errors
 from jaxpref.runs.feed import batches, own_steps
 from jaxpref.runs.made_from import Digests
 from jaxpref.runs.metrics import Window
@@ -127,7 +128,8 @@ def run(training: Training, on_log: OnLog, term: TermFlag | None = None) -> Fini
         Preempted after SIGTERM and Interrupted after Ctrl-C, once the state is saved.
     """
     try:
-        return _Loop(training, on_log, term or TermFlag()).run()
+        with unprinted_late_errors():
+            return _Loop(training, on_log, term or TermFlag()).run()
     except Exception as error:
         problem = disk_problem(error)
         if problem is None:
