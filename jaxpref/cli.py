@@ -4,15 +4,14 @@ import argparse
 import importlib
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from jaxpref.errors import InputError, NotWrittenError
+from jaxpref.errors import InputError, RunError, is_dependency
 from jaxpref.files import disk_problem
 
 if TYPE_CHECKING:
@@ -45,9 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # transformers warns that there is no torch; only its tokenizers are used.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     options = _parse(sys.argv[1:] if arguments is None else arguments)
-    from jaxpref.training.first_step import FirstLossError
-    from jaxpref.training.loop import NotFiniteError
     from jaxpref.training.preemption import INTERRUPTED, PREEMPTED, Preempted
+
+    def ended(code: int, why: object) -> int:
+        print(f"jaxpref {options.command}: {why}", file=sys.stderr)
+        return code
 
     try:
         if getattr(options, "distributed", False):
@@ -57,43 +58,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except SystemExit as error:
         if error.code in (None, 0):  # no command ends so: a function of the user's does
-            print(f"jaxpref {options.command}: ended by sys.exit() in Python code", file=sys.stderr)
-            return 1
+            return ended(1, "ended by sys.exit() in Python code")
         raise
     except InputError as error:
-        print(f"jaxpref {options.command}: bad input\n{error}", file=sys.stderr)
-        return 2
+        return ended(2, f"bad input\n{error}")
     except ModuleNotFoundError as error:
-        if not _is_dependency(error.name):
+        if not is_dependency(error.name):
             raise
-        print(f"jaxpref {options.command}: {error}: install jaxpref again", file=sys.stderr)
-        return 2
-    except (NotFiniteError, FirstLossError, NotWrittenError) as error:
-        print(f"jaxpref {options.command}: {error}", file=sys.stderr)
-        return 1
+        return ended(2, f"{error}: install jaxpref again")
+    except RunError as error:
+        return ended(1, error)
     except Preempted as error:
-        print(f"jaxpref {options.command}: {error}", file=sys.stderr)
-        return PREEMPTED
+        return ended(PREEMPTED, error)
     except KeyboardInterrupt as error:
-        print(f"\njaxpref {options.command}: {error or 'interrupted'}", file=sys.stderr)
-        return INTERRUPTED
+        print(file=sys.stderr)  # behind the ^C of the terminal
+        return ended(INTERRUPTED, str(error) or "interrupted")
     except Exception as error:
         problem = disk_problem(error)
         if problem is None:
             raise
-        print(
-            f"jaxpref {options.command}: {problem}; files that were there before are as they were. "
-            "Once there is room, and leave to write, run the same command again.",
-            file=sys.stderr,
-        )
-        return 1
+        safe = "files that were there before are as they were"
+        again = "Once there is room, and leave to write, run the same command again."
+        return ended(1, f"{problem}; {safe}. {again}")
     return 0
-
-
-def _is_dependency(module: str | None) -> bool:
-    """Whether a module comes with jaxpref; others are what functions of the user's need."""
-    names = [re.split(r"[^\w-]", needed)[0].replace("-", "_") for needed in requires("jaxpref")]
-    return any(name.startswith((module or " ").partition(".")[0]) for name in names)
 
 
 # ---- the parser

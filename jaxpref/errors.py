@@ -1,6 +1,8 @@
 """The errors that bad input raises: what was expected, what was found and where, what to change."""
 
 import importlib
+import re
+from importlib.metadata import PackageNotFoundError, requires
 from types import ModuleType
 
 LINES, WIDTH = 19, 70
@@ -43,8 +45,12 @@ class InputError(ValueError):
         self.expected, self.got, self.fix = expected, got, fix
 
 
-class NotWrittenError(RuntimeError):
-    """The disk took no more: full, read-only, or at a limit.  It says what is safe, in one line."""
+class RunError(RuntimeError):
+    """A run that cannot go on: why, and what is safe, in one line."""
+
+
+class NotWrittenError(RunError):
+    """The disk took no more: full, read-only, or at a limit."""
 
 
 class RowError(InputError):
@@ -76,3 +82,13 @@ def optional_package(name: str, purpose: str, extra: str) -> ModuleType:
             str(error),
             f"pip install 'jaxpref[{extra}]'",
         ) from error
+
+
+def is_dependency(module: str | None) -> bool:
+    """Whether a module comes with jaxpref; others are what functions of the user's need."""
+    try:
+        needed = requires("jaxpref") or []
+    except PackageNotFoundError:  # run from its sources
+        return False
+    names = [re.split(r"[^\w-]", package)[0].replace("-", "_") for package in needed]
+    return any(name.startswith((module or " ").partition(".")[0]) for name in names)

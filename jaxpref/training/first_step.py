@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import loss_tokens_of
+from jaxpref.errors import RunError
 from jaxpref.objectives import Part
 from jaxpref.objectives.equality import Span, span_at_equality
 from jaxpref.runs.adapters import reference_adapter
@@ -33,7 +34,7 @@ Check = Callable[[Mapping[str, Any]], None]
 """Given the metrics of the first step.  Errors: FirstLossError."""
 
 
-class FirstLossError(RuntimeError):
+class FirstLossError(RunError):
     """Policy and reference are the same model, and the loss is not what it then is."""
 
 

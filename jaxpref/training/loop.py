@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from jaxpref.config import TrainConfig
 from jaxpref.data.loader import Loader, Step
-from jaxpref.errors import InputError, NotWrittenError, shortened
+from jaxpref.errors import InputError, NotWrittenError, RunError, shortened
 from jaxpref.files import disk_problem
 from jaxpref.runs.best import BestRule
 from jaxpref.runs.checkpoint import Checkpoints
@@ -38,7 +38,7 @@ Values = dict[str, Any]
 """Metrics of a step or an evaluation: numbers, or one for each of several policies."""
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(RunError):
     """A value of a step or an evaluation is NaN or infinite; the last checkpoint is untouched."""
 
 
