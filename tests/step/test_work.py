@@ -45,7 +45,7 @@ def step_flops(layout):
 
 
 def test_shared_and_packed_rows_take_two_thirds_of_the_work_of_padded_ones():
-    """Two answers to long prompts: padded to the longest, each with its own copy of the prompt; and as they are packed."""
+    """Pairs with long prompts: every answer padded, beside a prompt of its own; and as they are packed."""
     padded = step_flops(Layout(2 * LONGEST, share_prefix=False, pack=False))
     shared = step_flops(Layout(2 * LONGEST))
     assert padded / shared >= 1.5
