@@ -39,7 +39,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, expected: str, got: str, fix: str):
-        wanted, change = shortened(expected, 4), shortened(fix, 4)
+        wanted, change = shortened(expected, 4), shortened(fix, 6)
         found = shortened(got, LINES - len(_line_ends(wanted)) - len(_line_ends(change)))
         super().__init__(f"expected: {wanted}\n     got: {found}\n     fix: {change}")
         self.expected, self.got, self.fix = expected, got, fix

@@ -15,6 +15,7 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from jaxpref import cli
+from jaxpref.errors import is_dependency
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -271,7 +272,7 @@ def test_a_missing_package_is_told_before_the_run(call, tiny_files, tmp_path, mo
     code, _, err = call("train", config)
     assert code == 2 and "matplotlib" in err and "install jaxpref again" in err
     assert not (tmp_path / "run").exists()
-    assert cli._is_dependency("orbax.checkpoint") and not cli._is_dependency("my_rewards")
+    assert is_dependency("orbax.checkpoint") and not is_dependency("my_rewards")
 
 
 def test_out_below_a_file(call, tiny_files, tmp_path, any_mesh):

@@ -77,9 +77,11 @@ class _Lock:
             directory.mkdir(parents=True, exist_ok=True)
             self._file = self._acquire()
         except OSError as error:
+            above = (path for path in (directory, *directory.parents) if path.is_file())
+            file = next(above, None)
             raise InputError(
                 "a directory that can be written to",
-                f"{directory}: {error.strerror}",
+                f"{directory}: {error.strerror if file is None else f'{file} is a file'}",
                 "choose another `out`, or make this one writable",
             ) from error
         self._released = threading.Event()

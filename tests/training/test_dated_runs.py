@@ -44,6 +44,7 @@ def shown_dates(config):
     return {pieces.tokenizer.decode(group.prompt_ids.tolist())[:10] for group in groups}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_day_it_began_on(dated, tmp_path, calendar, caplog):
     caplog.set_level(logging.INFO, logger="jaxpref")
     config = tiny.config(tmp_path / "run", dated.model, dated.train, train={"max_steps": 4, "save_every": 2})

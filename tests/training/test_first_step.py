@@ -103,6 +103,7 @@ def test_a_wrong_denominator_stops_the_run(tiny_files, tmp_path, monkeypatch, qu
         train(config)
 
 
+@pytest.mark.slow
 def test_packing_that_gives_a_margin_to_another_pair_stops_the_run(tiny_files, tmp_path, monkeypatch, quick_compile):
     """`margin_dpo` alone would be blind to it; with weights beside it is not."""
     rows = [row | {"margin": 0.5 * i, "weight": 1.0 + i * i % 5} for i, row in enumerate(tiny.rows(8))]

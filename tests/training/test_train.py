@@ -164,6 +164,7 @@ STEADY = {"schedule": "constant", "warmup_steps": 2}
 """A learning rate that does not depend on the number of steps."""
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_from_a_shorter_one_where_that_is_exact(tiny_files, tmp_path):
     # Rows are equally long, so that all runs have arrays of the same shape: another rounds otherwise.
     rows = [
@@ -330,7 +331,9 @@ def test_ctrl_c_ends_the_command_with_a_line_and_no_traceback(tiny_files, tmp_pa
     assert f"jaxpref train: Ctrl-C: saved step {saved} of 10 in {config.out}/checkpoints; start the same run" in said
 
 
-@pytest.mark.parametrize("limit, failed", [(20_000, "checkpoints/6"), (2_000, "File too large")])
+@pytest.mark.parametrize(
+    "limit, failed", [(20_000, "checkpoints/6"), pytest.param(2_000, "File too large", marks=pytest.mark.slow)]
+)
 def test_a_disk_that_takes_no_more_is_one_line_and_loses_nothing(
     limit, failed, finished_run, tiny_files, tmp_path, compile_cache
 ):
