@@ -104,6 +104,7 @@ def test_the_merged_export_and_the_peft_directory_are_the_policy(lora_run, tmp_p
     assert np.abs(logits(base, load_params(build(base))) - policy).max() > 0.01
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_an_adapter_with_ranks_and_scales_by_pattern(tiny_files, tmp_path):
     path = str(GOLDEN / "peft" / "patterns")
     settings = dict(adapter={"path": path}, optim={"weight_decay": 0.1}, train={"max_steps": 3})

@@ -43,7 +43,7 @@ def odd_norms(tmp_path_factory):
     return directory / "model"
 
 
-QUICK = [("weights", "copy"), ("weights", "cache"), ("weights", "moving"), ("lora", "copy")]
+QUICK = [("weights", "copy"), ("weights", "cache")]
 CASES = [
     pytest.param(*case, dtype, marks=() if dtype == "bfloat16" and case in QUICK else pytest.mark.slow)
     for case in itertools.product(ADAPTERS, MODES)

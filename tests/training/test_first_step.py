@@ -71,6 +71,7 @@ def test_where_policy_and_reference_start_equal(changes, equal, tiny_files, tmp_
     assert starts_as_reference(pieces) == equal
 
 
+@pytest.mark.slow
 def test_cached_log_probs_that_are_not_the_models_stop_the_run(tiny_files, tmp_path, quick_compile):
     cache = tmp_path / "cache"
     changes = {"reference": {"mode": "cache", "cache_dir": str(cache)}, "train": {"max_steps": 2, "save_every": 1}}

@@ -198,6 +198,7 @@ def test_a_run_that_cannot_be_extended_exactly_says_how_to_go_on(finished_run, t
         assert "start a new run from this one's policy" in caught.value.fix
 
 
+@pytest.mark.slow
 def test_a_run_is_not_cut_short_afterwards(tiny_files, tmp_path):
     config = tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, optim=STEADY)
     train(config)
@@ -426,6 +427,7 @@ def test_a_run_goes_on_with_the_data_weights_and_objective_of_its_start_alone(ti
     assert train(dpo).steps == 2
 
 
+@pytest.mark.slow
 def test_references_that_are_cached_must_stay_too(tiny_files, tmp_path):
     reference = tiny.write_model(tmp_path / "reference")
     cached = {"mode": "cache", "path": str(reference), "extra": [str(reference)], "cache_dir": str(tmp_path / "cache")}
