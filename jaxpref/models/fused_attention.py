@@ -55,7 +55,7 @@ def choose_attention(asked: str, device: Any, spec: ModelSpec, dtype: Any) -> At
     kernels = KERNELS.get(capability)
     obstacles = list(_obstacles(device, kernels, spec, jnp.dtype(dtype)))
     if asked == "auto" and kernels is not None and capability not in MEASURED:
-        obstacles.append(f"tokamax's kernels have not been measured on {device.device_kind}")
+        obstacles.insert(0, f"tokamax's kernels have not been measured on {device.device_kind}")
     if not obstacles:
         why = f"kernels {' or '.join(kernels)} on {device.device_kind}"
         return AttentionChoice("tokamax", why, partial(fused_attention, kernels=kernels))
