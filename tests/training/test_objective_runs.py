@@ -33,7 +33,9 @@ def test_unpaired_objective_on_pairs(tiny_files, tmp_path):
     assert len(runs[1].steps) == 9, "18 pairs are 36 answers, four a step"
     for name in ("loss", "kl", "rewards/signed", "logps/completion"):
         ours, theirs = ([run.steps[step][name] for step in range(1, 10)] for run in runs.values())
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6, err_msg=name)
+        # What is a difference of log-probs, near 0 too, is as far off as they are.
+        atol = tiny.LOGP_TOLERANCE if name == "kl" else 1e-6
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=atol, err_msg=name)
     assert len({round(x, 6) for x in runs[1].losses}) > 5
     assert "36" in (tmp_path / "rows1/data.txt").read_text()
 
