@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -113,9 +114,10 @@ def unprinted_late_errors() -> Iterator[None]:
     """Around reads and writes that may fail: what they leave behind is not printed.
 
     Those that were under way beside the one that failed end later, when nobody waits for them and
-    their event loop is closed: Python prints a traceback for each, asyncio another.  So where one
-    failed, these stay hidden.
+    their event loop is closed: Python prints a traceback for each, asyncio another; those that had
+    not begun are warned of.  So where one failed, these stay hidden.
     """
+    warnings.filterwarnings("ignore", "coroutine 'Store", RuntimeWarning)  # of orbax
     shown, log = sys.unraisablehook, logging.getLogger("asyncio")
 
     def show(error: Any) -> None:

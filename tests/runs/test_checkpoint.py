@@ -225,6 +225,7 @@ def test_checksums_are_the_same_on_any_mesh_and_on_the_host():
         "f32": jax.random.normal(jax.random.key(0), (6, 400)),
         "bf16": jax.random.normal(jax.random.key(1), (2, 40_000)).astype(jnp.bfloat16),
         "i8": jnp.arange(-8, 8, dtype=jnp.int8),
+        "i4": jnp.arange(-8, 8, dtype=jnp.int4),
         "step": jnp.int32(7),
     }
     expected = checksums(tree)
@@ -292,15 +293,16 @@ def test_flipped_bits_are_seen_by_every_reader(tmp_path):
 def test_damaged_latest_falls_back_to_the_newest_whole_one(tmp_path, caplog, file, how):
     directory = tmp_path / "checkpoints"
     save_all(directory, [{"eval/acc": 0.1 * x} for x in range(1, 4)], keep=3).close()
-    path = tiny.array_files(tmp_path, 3)[0] if file == "state/arrays" else directory / "3" / file
-    if how == "missing":
-        path.unlink()
-    elif how == "half":
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    elif file.startswith("progress"):
-        path.write_text(path.read_text().replace("3", "4"))
-    else:
-        tiny.flip_bit(path)
+    # Of the arrays all files, for not every one is read again.
+    for path in tiny.array_files(tmp_path, 3) if file == "state/arrays" else [directory / "3" / file]:
+        if how == "missing":
+            path.unlink()
+        elif how == "half":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        elif file.startswith("progress"):
+            path.write_text(path.read_text().replace("3", "4"))
+        else:
+            tiny.flip_bit(path)
     damaged = {p.name: p.read_bytes() for p in (directory / "3").rglob("*") if p.is_file()}
     again = Checkpoints(directory, keep=3, best=BestRule("eval/acc"))
     step, restored, progress = again.restore_newest(state(0))
@@ -318,7 +320,8 @@ def test_nothing_is_renamed_where_no_checkpoint_is_whole(tmp_path):
     directory = tmp_path / "checkpoints"
     save_all(directory, [{}, {}]).close()
     for step in (1, 2):
-        tiny.flip_bit(tiny.array_files(tmp_path, step)[0])
+        for file in tiny.array_files(tmp_path, step):
+            tiny.flip_bit(file)
     with Checkpoints(directory) as again, pytest.raises(InputError, match=r"all in .* step 1: .*; step 2: "):
         again.restore_newest(state(0))
     (directory / "1" / "progress" / "metadata").write_text("{")
