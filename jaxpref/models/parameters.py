@@ -309,12 +309,13 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
     """`{"a": {"b": x}}` -> `{"a/b": x}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}/")
+            inner = flatten(value, separator)
+            flat |= {f"{key}{separator}{below}": leaf for below, leaf in inner.items()}
         else:
-            flat[prefix + key] = value
+            flat[key] = value
     return flat

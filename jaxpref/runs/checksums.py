@@ -40,6 +40,7 @@ def checksums(tree: Any) -> dict[str, int]:
 
 def host_checksum(array: np.ndarray) -> int:
     """The checksum of an array on this host."""
+    array = _in_bytes(array)
     words = np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
     positions, total = np.arange(_PIECE, dtype=np.uint32), 0
     for first in range(0, len(words), _PIECE):
@@ -52,14 +53,19 @@ def host_checksum(array: np.ndarray) -> int:
 def _device_sum(x: jax.Array) -> jax.Array:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
-    if x.dtype == bool:
-        x = x.astype(jnp.uint8)
+    x = _in_bytes(x)
     words = lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
     positions = jnp.zeros(x.shape, jnp.uint32)
     for axis in range(x.ndim):
         stride = np.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
         positions += stride * lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     return jnp.sum(_mixed(words, positions), dtype=jnp.uint32)
+
+
+def _in_bytes(x: Any) -> Any:
+    """Bools and integers of 4 bits take a byte each; all else is as it is."""
+    small = jnp.issubdtype(x.dtype, jnp.integer) and jnp.iinfo(x.dtype).bits < 8
+    return x.astype(np.int8) if small or x.dtype == bool else x
 
 
 def _mixed(words: Any, positions: Any) -> Any:

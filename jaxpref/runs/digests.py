@@ -6,18 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
-from jax.sharding import Mesh
 
 from jaxpref.models.parameters import leaf_path
 from jaxpref.models.quantize import Quantisation
 from jaxpref.runs.adapters import quantisation, reference_adapter
 from jaxpref.runs.build import Pieces
 from jaxpref.runs.checkpoint import find_step
+from jaxpref.runs.checksums import checksums
 from jaxpref.runs.directory import checkpoints_of
 from jaxpref.runs.params import reference_source
-from jaxpref.sharding import replicated
 
 
 def weights_key(
@@ -84,29 +81,11 @@ def checkpoint_digest(pieces: Pieces, run: str | Path, step: str) -> str:
     return digest.hexdigest()[:32]
 
 
-def placed_digest(params: Any, mesh: Mesh) -> str:
+def placed_digest(params: Any) -> str:
     """Of weights as they lie on the mesh, the same on every mesh: nothing is read or gathered."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    of_leaves = jax.jit(lambda xs: [_checksum(x) for x in xs], out_shardings=replicated(mesh))
-    with jax.set_mesh(mesh):
-        checksums = jax.device_get(of_leaves([leaf for _, leaf in leaves]))
-    named = [
-        [leaf_path(path), leaf.dtype.name, int(checksum)]
-        for (path, leaf), checksum in zip(leaves, checksums, strict=True)
-    ]
-    return hashlib.sha256(json.dumps(sorted(named)).encode()).hexdigest()[:32]
-
-
-def _checksum(x: jax.Array) -> jax.Array:
-    """A sum of the bits, each number's times an odd factor that its place decides, mod 2^32.
-
-    It changes with any one number.  The zeros that pad a vocabulary add nothing, whatever the mesh.
-    """
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        x = lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
-    place = jnp.zeros(x.shape, jnp.uint32)
-    for axis in range(x.ndim):
-        index = lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        place = (place + index) * jnp.uint32(0x9E3779B1)
-    factor = (place ^ (place >> 15)) | jnp.uint32(1)
-    return jnp.sum(x.astype(jnp.uint32) * factor, dtype=jnp.uint32)
+    dtypes = {
+        leaf_path(path): leaf.dtype.name
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    named = sorted([path, dtypes[path], x] for path, x in checksums(params).items())
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]

@@ -33,12 +33,13 @@ def of_rows(groups: Sequence[EncodedGroup]) -> list[list[Any]]:
     for group in groups:
         file = group.where.rpartition(", row ")[0]
         count, digest = files.get(file, (0, hashlib.sha256()))
-        _add_group(digest, group)
+        add_group(digest, group)
         files[file] = count + 1, digest
     return [[file, count, digest.hexdigest()[:32]] for file, (count, digest) in files.items()]
 
 
-def _add_group(digest: Any, group: EncodedGroup) -> None:
+def add_group(digest: Any, group: EncodedGroup) -> None:
+    """Adds what is trained on of a group: token ids and columns."""
     texts = (group.prompt_ids, *group.completion_ids)
     digest.update(np.array([len(texts), *map(len, texts)], "<i8").tobytes())
     for ids in texts:
@@ -67,7 +68,7 @@ def of_model(pieces: Pieces, params: Mapping[str, Any]) -> str:
     """
     drawn = LORA if pieces.config.adapter.path is None else None
     read = {name: tree for name, tree in params.items() if name != drawn}
-    return placed_digest(read, pieces.mesh)
+    return placed_digest(read)
 
 
 def of_references(pieces: Pieces, overlay: Any) -> Digests:
@@ -82,7 +83,7 @@ def of_references(pieces: Pieces, overlay: Any) -> Digests:
     if pieces.needs_reference:
         own_path, adapter = reference.path is not None, reference_adapter(config)
         if overlay is not None and (own_path or adapter):
-            digests["reference"] = placed_digest(overlay, pieces.mesh)
+            digests["reference"] = placed_digest(overlay)
         elif own_path:  # only its log-probs are in memory
             key = partial(weights_key, reference_source(pieces).path, dtype)
             digests["reference"] = _of_first_process(key)

@@ -17,6 +17,8 @@ from jax.experimental import multihost_utils
 from jaxpref.config import Config
 from jaxpref.data.loader import Plan
 from jaxpref.errors import InputError
+from jaxpref.models.parameters import flatten
+from jaxpref.runs.made_from import add_group
 from jaxpref.settings import to_dict
 from jaxpref.types import EncodedGroup
 
@@ -29,7 +31,7 @@ _SHOWN = 5
 
 def check_same_settings(config: Config) -> None:
     """Errors: InputError on every process where some have other settings, with keys and values."""
-    settings = _flat(to_dict(config))
+    settings = flatten(to_dict(config), ".")
     _check_same("settings", {key: x for key, x in settings.items() if not _may_differ(key)})
 
 
@@ -39,7 +41,9 @@ def check_same_plan(plan: Plan, resume_step: int | None) -> None:
     Args:
         resume_step: the checkpoint to go on from; None: a new run.
     """
-    _check_same("plan of the steps", _flat(asdict(plan)) | {"step to go on from": resume_step})
+    _check_same(
+        "plan of the steps", flatten(asdict(plan), ".") | {"step to go on from": resume_step}
+    )
 
 
 def check_same_rows(what: str, groups: Sequence[EncodedGroup]) -> None:
@@ -88,17 +92,6 @@ def _check_same(what: str, values: Mapping[str, Any]) -> None:
     )
 
 
-def _flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """{section.key: value}."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{above}{key}.")
-        else:
-            flat[above + key] = value
-    return flat
-
-
 def _may_differ(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in _MAY_DIFFER)
 
@@ -106,10 +99,7 @@ def _may_differ(key: str) -> bool:
 def _digest(group: EncodedGroup) -> bytes:
     """32 bytes of what is trained on: token ids and columns, and where draws start from."""
     digest = hashlib.sha256(str(group.row_id).encode())
-    for ids in (group.prompt_ids, *group.completion_ids):
-        digest.update(len(ids).to_bytes(4, "little") + np.asarray(ids, "<i4").tobytes())
-    for name in sorted(group.columns):
-        digest.update(name.encode() + np.asarray(group.columns[name], "<f4").tobytes())
+    add_group(digest, group)
     return digest.digest()
 
 
