@@ -5,6 +5,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -51,10 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
 
     try:
-        if getattr(options, "distributed", False):
-            from jaxpref.sharding import join_processes
-
-            join_processes()
+        if options.command not in _ONE_PROCESS:
+            _join_others(options)
         options.run(options)
     except SystemExit as error:
         if error.code in (None, 0):  # no command ends so: a function of the user's does
@@ -81,6 +80,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = "Once there is room, and leave to write, run the same command again."
         return ended(1, f"{problem}; {safe}. {again}")
     return 0
+
+
+def _join_others(options: argparse.Namespace) -> None:
+    """Of several processes the first prints, and all of them say their errors."""
+    import jax
+
+    from jaxpref.processes import join_as_asked
+
+    join_as_asked(options)
+    if jax.distributed.is_initialized() and jax.process_index() > 0:
+        console.quiet = True
+        warnings.simplefilter("ignore")
 
 
 # ---- the parser
@@ -117,6 +128,10 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         )
         if name == called:
             add_arguments(command)
+            if name not in _ONE_PROCESS:
+                from jaxpref.processes import add_process_arguments
+
+                add_process_arguments(command)
     return parser
 
 
@@ -129,11 +144,6 @@ def _version() -> str:
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     _config_arguments(parser)
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="one of several processes (TPU pods, GPU clusters)",
-    )
     parser.set_defaults(run=_train)
 
 
@@ -251,6 +261,8 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "merge": ("average the parameters of several policies (a soup)", _merge_arguments),
 }
 """Name -> what it does in one line, and what adds its arguments."""
+_ONE_PROCESS = {"objectives"}
+"""Commands that have nothing to share among several processes."""
 
 
 # ---- the commands that have no module of their own

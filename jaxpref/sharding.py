@@ -106,18 +106,3 @@ def device_memory(mesh: Mesh) -> int | None:
     if device.platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return (device.memory_stats() or {}).get("bytes_limit")
-
-
-def join_processes() -> None:
-    """Makes this process one of several.  Errors: InputError where jax finds no others."""
-    try:
-        jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            "one of several processes that a cluster started (a TPU pod, Slurm, Open MPI, or what "
-            "jax.distributed.initialize() finds otherwise), for --distributed",
-            f"jax: {str(error).splitlines()[0]}",
-            "leave --distributed out for one process, whatever the number of its devices; without "
-            "a cluster, call jax.distributed.initialize(ADDRESS, COUNT, NUMBER) and jaxpref.train "
-            "in a Python script",
-        ) from error

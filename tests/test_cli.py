@@ -260,7 +260,7 @@ def test_distributed_without_a_cluster(tmp_path):
     done = subprocess.run(
         [*command, "--distributed", "any.yaml"], env=alone, capture_output=True, text=True, timeout=120
     )
-    refused((done.returncode, done.stdout, done.stderr), "--distributed", "coordinator_address should be defined")
+    refused((done.returncode, done.stdout, done.stderr), "--distributed", "SLURM_JOB_ID", "--coordinator HOST:PORT")
 
 
 def test_a_missing_package_is_told_before_the_run(call, tiny_files, tmp_path, monkeypatch):

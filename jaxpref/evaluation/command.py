@@ -78,11 +78,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the bootstrap and of sampled answers (default 0)",
     )
     add("--bins", type=int, help=f"of the reliability diagram (default {BINS})")
-    add(
-        "--distributed",
-        action="store_true",
-        help="one of several processes (TPU pods, GPU clusters)",
-    )
     text = parser.add_argument_group("generated text")
     text.add_argument(
         "--reward",

@@ -124,11 +124,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--batch-size", type=int, default=32, help="rows that are decoded together (default 32)")
     add(
-        "--distributed",
-        action="store_true",
-        help="one of several processes (TPU pods); the first writes",
-    )
-    add(
         "overrides",
         nargs="*",
         default=[],

@@ -1,0 +1,78 @@
+"""The options by which a command becomes one of several processes."""
+
+import argparse
+
+from jaxpref.errors import InputError
+from jaxpref.processes.start import HEARTBEAT_TIMEOUT, START_TIMEOUT, join
+
+_GIVEN = {
+    "coordinator": "--coordinator HOST:PORT",
+    "processes": "--processes N",
+    "process_id": "--process-id I",
+}
+"""Name -> option; all three or none."""
+
+
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds them; alike for every command that runs models."""
+    group = parser.add_argument_group(
+        "several processes", "the same command on every host; the first one writes and prints"
+    )
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of those that a cluster started: a TPU pod, GKE, SLURM, Open MPI",
+    )
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="without a cluster: the host of process 0, and a free port there",
+    )
+    group.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process-id", type=int, metavar="I", help="which this one is, from 0")
+    group.add_argument(
+        "--start-timeout",
+        type=int,
+        default=START_TIMEOUT,
+        metavar="SECONDS",
+        help=f"until all must have started (default {START_TIMEOUT})",
+    )
+    group.add_argument(
+        "--heartbeat-timeout",
+        type=int,
+        default=HEARTBEAT_TIMEOUT,
+        metavar="SECONDS",
+        help="without a sign of life, after which a process is gone and the others end "
+        f"(default {HEARTBEAT_TIMEOUT})",
+    )
+
+
+def join_as_asked(options: argparse.Namespace) -> None:
+    """Joins the other processes where the options of a command ask for it.
+
+    Errors: InputError for options that do not fit together, and as of `join`.
+    """
+    if not hasattr(options, "distributed"):  # a command of one process
+        return
+    given = [option for name, option in _GIVEN.items() if getattr(options, name) is not None]
+    if given and len(given) < len(_GIVEN):
+        missing = [option for option in _GIVEN.values() if option not in given]
+        raise InputError(
+            f"{', '.join(_GIVEN.values())}: all three, or none",
+            f"{', '.join(given)} without {', '.join(missing)}",
+            "add what is missing, or let a cluster say it (--distributed)",
+        )
+    if given and options.distributed:
+        raise InputError(
+            "--distributed, or --coordinator, --processes and --process-id",
+            "both",
+            "leave out --distributed where no cluster is to be asked",
+        )
+    if given or options.distributed:
+        join(
+            options.coordinator,
+            options.processes,
+            options.process_id,
+            start_timeout=options.start_timeout,
+            heartbeat_timeout=options.heartbeat_timeout,
+        )

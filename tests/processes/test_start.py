@@ -1,0 +1,71 @@
+"""How a process learns its place: by a cluster's environment, in processes of their own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from test_meeting import free_port
+
+JOIN = """
+import jax
+from jaxpref.processes import join
+join(start_timeout=60)
+print(jax.process_index(), "of", jax.process_count())
+"""
+
+# Of both processes, and of each.
+CLUSTERS = {
+    "slurm": (
+        {"SLURM_JOB_ID": "77", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"},
+        [{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)],
+    ),
+    "open_mpi": (
+        {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911", "OMPI_COMM_WORLD_SIZE": "2"},
+        [{"OMPI_COMM_WORLD_RANK": str(i), "OMPI_COMM_WORLD_LOCAL_RANK": str(i)} for i in range(2)],
+    ),
+    # As the webhook of GKE sets it for two hosts of a slice; the first variable makes jax believe in TPU chips.
+    "gke": (
+        {
+            "JAX_FORCE_TPU_INIT": "1",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_WORKER_HOSTNAMES": "localhost,localhost",
+            "MEGASCALE_COORDINATOR_ADDRESS": "localhost",
+            "MEGASCALE_NUM_SLICES": "1",
+            "MEGASCALE_SLICE_ID": "0",
+        },
+        [{"TPU_WORKER_ID": str(i)} for i in range(2)],
+    ),
+    "gke_two_slices": (
+        {
+            "JAX_FORCE_TPU_INIT": "1",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_WORKER_ID": "0",
+            "MEGASCALE_COORDINATOR_ADDRESS": "localhost",
+            "MEGASCALE_NUM_SLICES": "2",
+        },
+        [{"MEGASCALE_SLICE_ID": str(i)} for i in range(2)],
+    ),
+}
+
+
+SLOW = ("open_mpi", "gke_two_slices")
+CASES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CLUSTERS]
+
+
+@pytest.mark.parametrize("cluster", CASES)
+def test_a_cluster_says_who_is_who(cluster):
+    shared, own = CLUSTERS[cluster]
+    # jax's own variable for the port: without it all jobs of one number would meet on one.
+    shared = os.environ | shared | {"JAX_COORDINATOR_PORT": str(free_port())}
+    workers = [
+        subprocess.Popen([sys.executable, "-c", JOIN], env=shared | mine, stdout=subprocess.PIPE, text=True)
+        for mine in own
+    ]
+    try:
+        said = [worker.communicate(timeout=120)[0].strip() for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert said == ["0 of 2", "1 of 2"]
