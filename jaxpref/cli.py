@@ -88,8 +88,13 @@ def _join_others(options: argparse.Namespace) -> None:
 
     from jaxpref.processes import join_as_asked
 
-    join_as_asked(options)
-    if jax.distributed.is_initialized() and jax.process_index() > 0:
+    if not join_as_asked(options):
+        return
+    # gloo tells of its connections on the standard output of C, among the lines of `generate`.
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
+    os.dup2(2, 1)
+    if jax.process_index() > 0:
         console.quiet = True
         warnings.simplefilter("ignore")
 
@@ -287,9 +292,12 @@ def run_with_progress(config: "Config") -> "Result":
 
 
 def report(result: "Result") -> None:
-    """Prints where a run's results are, and its held-out accuracy before and after."""
+    """Draws a run's curves; prints where its results are, and its accuracy before and after."""
+    from jaxpref.processes import is_first
     from jaxpref.runs.plots import plot_curves
 
+    if not is_first():
+        return
     name = "eval/rewards/accuracies"
     if name in result.first_eval and name in result.last_eval:
         before, after = result.first_eval[name], result.last_eval[name]

@@ -33,6 +33,7 @@ from jaxpref.data.rewrite import (
 )
 from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_file
+from jaxpref.processes import first_does
 from jaxpref.settings import named, numbers
 from jaxpref.types import Group
 
@@ -135,6 +136,11 @@ def _ric_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
+    """Writes the rows and prints how many.  Of several processes the first does it alone."""
+    first_does(lambda: _run(options, console))
+
+
+def _run(options: argparse.Namespace, console: Console) -> None:
     out, source = check_out(options.out, options.data), source_of(options, options.data)
     change = _change_of_prompts(options)
     if change is not None:

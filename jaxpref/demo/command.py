@@ -13,6 +13,7 @@ from jaxpref.config import Config
 from jaxpref.demo import synthetic
 from jaxpref.generation.completions import Settings, complete
 from jaxpref.generation.prompts import given_prompts
+from jaxpref.processes import first_does
 from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.directory import run_params
 from jaxpref.runs.export import export_run
@@ -35,7 +36,7 @@ def demo(
     """
     began = time.perf_counter()
     data = Path(config.data.train[0]).parent
-    synthetic.write(data, ROWS, SEED, TEST_FRACTION)
+    first_does(lambda: [str(path) for path in synthetic.write(data, ROWS, SEED, TEST_FRACTION)])
     held_out = [json.loads(line) for line in Path(config.data.eval[0]).read_text().splitlines()]
     samples = held_out[:: max(len(held_out) // _SAMPLES, 1)][:_SAMPLES]
     prompts = [row["prompt"] for row in samples]

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 
 from jaxpref.errors import InputError
@@ -19,6 +18,7 @@ from jaxpref.evaluation.report import Report, is_report, write_rows
 from jaxpref.files import check_destination
 from jaxpref.generation.completions import Settings
 from jaxpref.generation.sampling import Sampling
+from jaxpref.processes import first_does, is_first
 from jaxpref.progress import progress
 from jaxpref.rewards import open_reward
 from jaxpref.runs.directory import is_run
@@ -129,7 +129,7 @@ def _on_preferences(options: argparse.Namespace, bootstrap: Bootstrap, console: 
             "add --reward, or remove these options to evaluate on held-out preferences",
         )
     _given_out(options)  # before anything is computed
-    with progress(console, show=jax.process_index() == 0) as watch:
+    with progress(console, show=is_first()) as watch:
         preferences = evaluate_preferences(
             options.source,
             step=options.step,
@@ -141,8 +141,8 @@ def _on_preferences(options: argparse.Namespace, bootstrap: Bootstrap, console: 
     report = preferences.report
     data, step = report.about["data"], report.about["step"]
     name = "_".join(["preferences", *(Path(path).stem for path in data), str(step)])
-    if jax.process_index() == 0:
-        to = _given_out(options, *data) or Path(options.source) / "eval" / f"{name}.json"
+    to = _given_out(options, *data) or Path(options.source) / "eval" / f"{name}.json"
+    if is_first():
         written = [report.write(to), write_rows(preferences.groups, to.with_suffix(".jsonl"))]
         png = plot_preferences(preferences, to.with_suffix(".png"))
         if png is not None:
@@ -174,7 +174,7 @@ def _on_answers(options: argparse.Namespace, bootstrap: Bootstrap, console: Cons
     generations = evaluate_answers(
         answers, rewards, against=against, bootstrap=bootstrap, about=about
     )
-    if jax.process_index() == 0:
+    if is_first():
         written = [
             generations.report.write(to),
             write_rows(generations.rows, to.with_suffix(".jsonl")),
@@ -204,18 +204,22 @@ def _given_out(options: argparse.Namespace, *more: str) -> Path | None:
         raise InputError("--out FILE.json", options.out, "give it a name that ends in .json")
     sources = (options.source, options.against, options.prompts, *more)
     read = [path for path in sources if path]
-    again = is_report(to)
 
-    def foreign(path: Path) -> list[str]:
-        return [] if again and path.is_file() else [path.name]
+    def check() -> None:
+        again = is_report(to)
 
-    for written in (to, to.with_suffix(".jsonl"), to.with_suffix(".png")):
-        check_destination(
-            written,
-            "--out with new names for report, rows and figure, or those of an earlier report",
-            sources=read,
-            foreign=foreign,
-        )
+        def foreign(path: Path) -> list[str]:
+            return [] if again and path.is_file() else [path.name]
+
+        for written in (to, to.with_suffix(".jsonl"), to.with_suffix(".png")):
+            check_destination(
+                written,
+                "--out with new names for report, rows and figure, or those of an earlier report",
+                sources=read,
+                foreign=foreign,
+            )
+
+    first_does(check)
     return to
 
 
@@ -247,7 +251,7 @@ def _answers(source: str, options: argparse.Namespace, step: str, console: Conso
     sampling = Sampling(**{name: given.pop(name) for name in _SAMPLING if name in given})
     settings = Settings(sampling, seed=options.seed, **given)
 
-    with progress(console, show=jax.process_index() == 0) as watch:
+    with progress(console, show=is_first()) as watch:
         return generated_answers(
             source,
             options.prompts,

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
-import jax
 from rich.console import Console
 
 from jaxpref.errors import InputError
@@ -22,6 +21,7 @@ from jaxpref.generation.mixing import Mix, parse_policies
 from jaxpref.generation.opening import open_source
 from jaxpref.generation.prompts import read_prompts
 from jaxpref.generation.sampling import Sampling
+from jaxpref.processes import first_does, is_first
 from jaxpref.progress import progress
 
 INTERRUPTED = 130
@@ -151,11 +151,12 @@ def run(options: argparse.Namespace) -> None:
     if options.out:
         read = [options.prompts]
         read += [source] if isinstance(source, str) else [path for path, _ in source.policies]
-        out = check_destination(options.out, "a new file for the completions", sources=read)
+        new = "a new file for the completions"
+        out = Path(first_does(lambda: str(check_destination(options.out, new, sources=read))))
     opened = open_source(source, step=options.step, overrides=overrides)
     prompts = read_prompts(options.prompts)
     # Standard output is for the lines.
-    console = Console(stderr=True, quiet=jax.process_index() > 0)
+    console = Console(stderr=True, quiet=not is_first())
     if ignored := _ignored_settings(opened.pieces.source.generation_config):
         console.print(
             f"note: the model's generation_config asks for {ignored}, which is not done",
@@ -217,7 +218,7 @@ def _ignored_settings(generation_config: Mapping[str, Any]) -> str:
 
 def _output(path: Path | None) -> AbstractContextManager[TextIO]:
     """Where the lines go: a new file or standard output; of one process only."""
-    if jax.process_index() > 0:  # every process knows every completion
+    if not is_first():  # every process knows every completion
         return open(os.devnull, "w")
     if path is None:
         return nullcontext(sys.stdout)

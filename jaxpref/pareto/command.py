@@ -15,6 +15,7 @@ from jaxpref.pareto.front import Front, read_front
 from jaxpref.pareto.report.write import write_front
 from jaxpref.pareto.settings import load_front_config
 from jaxpref.pareto.sweep import Watch, run_front
+from jaxpref.processes import is_first
 from jaxpref.settings import keys_help, named, numbers
 from jaxpref.training.progress import training_progress
 
@@ -56,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Makes the front; writes its record, table, figure and page; prints the table."""
+    """Makes the front; writes its record, table, figure and page; prints the table.
+
+    Of several processes all make it, and the first writes and prints.
+    """
     reference = numbers(named(options.reference_point, "--reference-point")) or None
     if Path(options.source).is_dir():
         if options.overrides:
@@ -80,6 +84,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
         )
         say = lambda line: console.print(line, highlight=False, markup=False)
         front, out = run_front(config, Watch(say, bar)), Path(config.run.out)
+    if not is_first():
+        return
     results = write_front(front, out, reference=reference)
     show(front, results, console)
     for name in ("front.png", "report.html", "front.csv", "front.json"):

@@ -12,6 +12,7 @@ from jaxpref.pareto.policies import LATEST, FrontPolicies, MakeCandidate
 from jaxpref.pareto.run_configs import point_out, single_out
 from jaxpref.pareto.stage_costs import combined_cost, point_cost, single_cost
 from jaxpref.pareto.stages import Stages
+from jaxpref.processes import first_does
 from jaxpref.runs.build import Pieces
 from jaxpref.runs.merge import How, merge
 
@@ -84,7 +85,7 @@ def _combined_point(
         if method == "mod":
             return policies.mix(weight_of_run)
         soup = Path(front.run.out) / "soups" / name
-        if not soup.is_dir():
+        if not first_does(soup.is_dir):
             how = cast(How, method.removeprefix("soup_"))
             merge(weight_of_run, soup, how=how, adapter=True, step=LATEST)
         return policies.adapter(soup)

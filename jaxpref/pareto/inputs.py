@@ -18,6 +18,7 @@ from jaxpref.generation.prompts import prompt_ids, read_prompts
 from jaxpref.generation.sampling import Sampling
 from jaxpref.pareto.config import FrontConfig, ObjectiveConfig
 from jaxpref.pareto.settings import front_settings, load_front_config
+from jaxpref.processes import first_does
 from jaxpref.rewards import open_reward
 from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.digests import weights_key
@@ -48,16 +49,23 @@ def start_front(front: FrontConfig, out: Path) -> FrontConfig:
         )
     pieces = build(front.run)
     front = _dated(front, pieces.config.data.date)
-    digests = dict(_digests(front, pieces))
-    if digests_file.is_file():
-        _check_unchanged(out, json.loads(digests_file.read_text()), digests)
-    else:
+    digests = first_does(lambda: dict(_digests(front, pieces)))
+    known = first_does(
+        lambda: json.loads(digests_file.read_text()) if digests_file.is_file() else None
+    )
+    if known is None:
         _check_usable(front, pieces)
-    if before == front and digests_file.is_file():
-        return front
-    out.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(front_settings(front)), settings_file)
-    digests_file.write_text(json.dumps(digests, indent=1) + "\n")
+    else:
+        _check_unchanged(out, known, digests)
+        if before == front:
+            return front
+
+    def write() -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(front_settings(front)), settings_file)
+        digests_file.write_text(json.dumps(digests, indent=1) + "\n")
+
+    first_does(write)
     return front
 
 

@@ -8,10 +8,13 @@ from typing import Any
 
 from jaxpref.files import whole_file
 from jaxpref.pareto.cost import Work
+from jaxpref.processes import first_does
 
 
 class Stages:
     """Results of finished stages, as JSON files in a directory.
+
+    Of several processes the first reads and writes them; all do the work.
 
     Args:
         say: told when a stage begins.
@@ -25,21 +28,28 @@ class Stages:
 
         Training stages return their own `seconds`, which count all sessions.
         """
-        path = self._path(name)
-        if path.is_file():
-            return json.loads(path.read_text())
+        kept = first_does(lambda: self._read(name))
+        if kept is not None:
+            return kept
         self._say(f"stage {name}")
         began = time.perf_counter()
         result = work()
         result = {"seconds": time.perf_counter() - began, **result}
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(result, indent=1) + "\n")
-        return result
+        return first_does(lambda: self._write(name, result))
 
     def cost(self, name: str) -> Work:
         """Of a finished stage."""
-        result = json.loads(self._path(name).read_text())
+        result = first_does(lambda: self._read(name))
         return Work(result.get("flops", 0.0), result["seconds"])
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self._path(name)
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def _write(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+        with whole_file(self._path(name)) as partial:
+            partial.write_text(json.dumps(result, indent=1) + "\n")
+        return result
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.json"

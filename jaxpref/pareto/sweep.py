@@ -19,11 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxpref.config import Config
 from jaxpref.data.rewrite import configured
-from jaxpref.errors import InputError
 from jaxpref.pareto.config import SHARED, FrontConfig, describe, point_name
 from jaxpref.pareto.front import Front
 from jaxpref.pareto.inputs import start_front
@@ -33,6 +30,7 @@ from jaxpref.pareto.rewards import explicit_reward, limits, temperature
 from jaxpref.pareto.run_configs import point_run, single_out, single_run
 from jaxpref.pareto.settings import doubtful_bases
 from jaxpref.pareto.stages import Stages
+from jaxpref.processes import first_does
 from jaxpref.rewards import Reward, run_reward, score_data
 from jaxpref.runs.adapters import BASE
 from jaxpref.runs.export import export_run
@@ -63,16 +61,9 @@ class Watch:
 def run_front(front: FrontConfig, watch: Watch = Watch()) -> Front:
     """Trains and measures a front, or goes on with it.
 
-    Errors: InputError for a directory of another front, for several processes, and what training,
-        scoring and generation raise.
+    Errors: InputError for a directory of another front, and what training, scoring and generation
+        raise.
     """
-    if jax.process_count() > 1:
-        raise InputError(
-            "one process (on all devices of its host)",
-            f"{jax.process_count()} processes",
-            "on a pod, `jaxpref score` the data on one host and `jaxpref train` the points, "
-            "with data.other_rewards",
-        )
     with sole_writer(front.run.out):
         return _Sweep(front, watch).run()
 
@@ -157,7 +148,8 @@ class _Sweep:
 
     def _score(self, paths: Sequence[str], side: str, rewards: Rewards, to: Path) -> dict[str, Any]:
         source = configured(self.front.run.data, paths, side)
-        to.unlink(missing_ok=True)  # of a sweep that was killed before the stage was written down
+        # Of a sweep that was killed before the stage was written down.
+        first_does(lambda: to.unlink(missing_ok=True))
         # A score that the rows have under this name may be the raw one of the reward.
         report = score_data(source, rewards, to, limits=limits(self.front), replace=True)
         self.watch.say(str(report))
@@ -219,7 +211,7 @@ class _Sweep:
         if not self.front.pareto.warm_start:
             return config
         adapter = self.out / "adapters" / base
-        if not adapter.is_dir():
+        if not first_does(adapter.is_dir):
             export_run(self.out / "dpo" / base, adapter, step=LATEST, adapter=True)
         shape_of_file: dict[str, Any] = {
             "rank": None,

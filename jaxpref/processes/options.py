@@ -47,13 +47,12 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def join_as_asked(options: argparse.Namespace) -> None:
+def join_as_asked(options: argparse.Namespace) -> bool:
     """Joins the other processes where the options of a command ask for it.
 
+    Returns: whether they did.
     Errors: InputError for options that do not fit together, and as of `join`.
     """
-    if not hasattr(options, "distributed"):  # a command of one process
-        return
     given = [option for name, option in _GIVEN.items() if getattr(options, name) is not None]
     if given and len(given) < len(_GIVEN):
         missing = [option for option in _GIVEN.values() if option not in given]
@@ -68,11 +67,13 @@ def join_as_asked(options: argparse.Namespace) -> None:
             "both",
             "leave out --distributed where no cluster is to be asked",
         )
-    if given or options.distributed:
-        join(
-            options.coordinator,
-            options.processes,
-            options.process_id,
-            start_timeout=options.start_timeout,
-            heartbeat_timeout=options.heartbeat_timeout,
-        )
+    if not given and not options.distributed:
+        return False
+    join(
+        options.coordinator,
+        options.processes,
+        options.process_id,
+        start_timeout=options.start_timeout,
+        heartbeat_timeout=options.heartbeat_timeout,
+    )
+    return True

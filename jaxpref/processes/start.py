@@ -1,7 +1,7 @@
 """The one place where a process becomes one of several."""
 
-import dataclasses
 import os
+from dataclasses import dataclass
 
 import jax
 
@@ -34,7 +34,7 @@ _LOOKED_FOR = {
 """What jax finds several processes by: a kind of cluster -> environment variables."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _Place:
     """Where a process stands among the others."""
 
@@ -72,10 +72,11 @@ def join(
         place = _found(start_timeout)
     else:
         place = _checked(coordinator, processes, process_id)
-    where = dataclasses.astuple(place)
-    meet(*where, start_timeout)
+    meet(place.coordinator, place.processes, place.process_id, start_timeout)
     jax.distributed.initialize(
-        *where,
+        place.coordinator,
+        place.processes,
+        place.process_id,
         initialization_timeout=start_timeout,
         heartbeat_timeout_seconds=heartbeat_timeout,
     )

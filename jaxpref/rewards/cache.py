@@ -7,6 +7,7 @@ was scored before a kill is there after it.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import sqlite3
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jaxpref.errors import InputError
+from jaxpref.processes import first_does
 from jaxpref.rewards.reward import Limits, Reward, Values
 from jaxpref.types import Group
 
@@ -24,22 +26,28 @@ def cached(reward: Reward, directory: str | Path = CACHE_DIR) -> Reward:
     """The same reward, which looks up what it has scored before.
 
     One without an identity stays as it is.  Groups are looked up and run together as they are
-    given: give them in chunks.
+    given: give them in chunks.  Of several processes the first reads and writes the file.
     Errors: InputError for a file that is not such a cache.
     """
     if reward.identity is None:
         return reward
-    name = hashlib.sha256(f"scores v1 {reward.identity()}".encode()).hexdigest()[:32]
-    file = Path(directory).expanduser() / f"{name}.sqlite"
+
+    @functools.cache
+    def file() -> Path:
+        name = hashlib.sha256(f"scores v1 {reward.identity()}".encode()).hexdigest()[:32]
+        return Path(directory).expanduser() / f"{name}.sqlite"
 
     def of_groups(groups: Sequence[Group], limits: Limits) -> list[Values]:
         keys = [group_key(group, limits) for group in groups]
-        known = _read(file, keys)
+        kept = first_does(lambda: _read(file(), keys))
+        known = {
+            key: _values(text) for key, text in zip(keys, kept, strict=True) if text is not None
+        }
         # By key, so that equal groups are scored once.
         missing = {key: group for key, group in zip(keys, groups, strict=True) if key not in known}
         if missing:
             fresh = dict(zip(missing, reward.raw(list(missing.values()), limits), strict=True))
-            _write(file, fresh)
+            first_does(lambda: _write(file(), fresh))
             known |= fresh
         return [known[key] for key in keys]
 
@@ -74,15 +82,19 @@ def _opened(file: Path) -> Iterator[sqlite3.Connection]:
         ) from error
 
 
-def _read(file: Path, keys: Iterable[bytes]) -> dict[bytes, Values]:
-    known: dict[bytes, Values] = {}
+def _read(file: Path, keys: Iterable[bytes]) -> list[str | None]:
+    """What is kept under each key; None: nothing."""
+    kept: list[str | None] = []
     with _opened(file) as connection:
         for key in keys:
             row = connection.execute("SELECT value FROM scores WHERE key = ?", (key,)).fetchone()
-            if row is not None:
-                values = json.loads(row[0])
-                known[key] = None if values is None else tuple(values)
-    return known
+            kept.append(None if row is None else row[0])
+    return kept
+
+
+def _values(text: str) -> Values:
+    values = json.loads(text)
+    return None if values is None else tuple(values)
 
 
 def _write(file: Path, scores: Mapping[bytes, Values]) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from jaxpref.data.rewrite import add_source_arguments, source_of
 from jaxpref.data.truncation import TRUNCATIONS
 from jaxpref.errors import InputError
+from jaxpref.processes import is_first
 from jaxpref.progress import progress
 from jaxpref.rewards import Reward, open_reward
 from jaxpref.rewards.cache import CACHE_DIR, cached
@@ -121,7 +122,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         name: read_scalariser(text)
         for name, text in named(options.scalarise, "--scalarise").items()
     }
-    with progress(console) as watch:
+    with progress(console, show=is_first()) as watch:
         report = score_data(
             source,
             {name: partial(make, name) for name in rewards},

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxpref.errors import InputError
 from jaxpref.objectives.user_code import import_named
+from jaxpref.processes import first_does
 from jaxpref.rewards.reward import Reward
 from jaxpref.types import Group
 
@@ -16,7 +17,8 @@ def function_reward(function: Callable[[Any, str], float] | str, name: str | Non
     """A reward of a Python function (prompt, answer) -> number.
 
     The prompt is a text or a list of messages, as in the data.  Scores of a function that is named
-    by text may be kept under the bytes of its file; what that file imports is not looked at.
+    by text may be kept under the bytes of its file; what that file imports is not looked at.  Of
+    several processes the first calls it, for the others too: it may draw, or cost money.
 
     Args:
         function: itself, or where it is: `package.module:function`, or `file.py:function`.
@@ -29,15 +31,21 @@ def function_reward(function: Callable[[Any, str], float] | str, name: str | Non
         judge, label = function, getattr(function, "__name__", "reward")
 
     def score(prompts: Sequence[Group], answers: Sequence[str]) -> list[float]:
-        return [
-            judge(prompt.prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)
-        ]
+        pairs = zip(prompts, answers, strict=True)
+        return first_does(
+            lambda: [_plain(judge(prompt.prompt, answer)) for prompt, answer in pairs]
+        )
 
     def identity() -> str:
         return f"function {function} {_source_digest(judge)}"
 
     kept = isinstance(function, str) and _source_file(judge) is not None
     return Reward(name or label, score, identity=identity if kept else None)
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy, jax or torch as Python's, which JSON can hold; else what it was."""
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def _source_file(function: Callable) -> str | None:

@@ -4,7 +4,7 @@ One reward after another goes over the data, so that no two models are in memory
 pass writes the rows.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,6 +16,7 @@ import numpy as np
 from jaxpref.data.dimensions import scores_of
 from jaxpref.data.rewrite import Source, as_source, check_out, group_of, rows_of, write_lines
 from jaxpref.errors import InputError, RowError
+from jaxpref.processes import first_does
 from jaxpref.progress import Watch, unwatched
 from jaxpref.rewards.cache import CACHE_DIR, cached
 from jaxpref.rewards.reward import WHOLE, Limits, Reward, Values
@@ -76,9 +77,9 @@ def score_data(
 ) -> ScoreReport:
     """Writes the rows of a data set again, with scores of all their answers.
 
-    Everything else in a row stays.  Killed and called again it goes on where it was: what a reward
-    has scored is kept under the digest of its identity and of the texts, and an unchanged reward is
-    not run again on the same texts.
+    Everything else in a row stays.  Of several processes the first writes.  Killed and called again
+    it goes on where it was: what a reward has scored is kept under the digest of its identity and
+    of the texts, and an unchanged reward is not run again on the same texts.
 
     Args:
         data: paths as `data.train` may name, or a `Source`.
@@ -96,7 +97,7 @@ def score_data(
         refuse.
     """
     source, scalarise = as_source(data), dict(scalarise or {})
-    out = check_out(out, source.paths)
+    out = Path(first_does(lambda: str(check_out(out, source.paths))))
     names = [*rewards, *scalarise]
     if len(set(names)) < len(names) or not names:
         raise InputError(
@@ -115,7 +116,9 @@ def score_data(
             scores[name] += values
             watch(name, len(scores[name]), total)
         del opened
-    write_lines(out, _scored_rows(source, scores, scalarise, report))
+    rows = _scored_rows(source, scores, scalarise, report)
+    first_does(lambda: write_lines(out, rows))
+    deque(rows, maxlen=0)  # the other processes count them for the report
     return report
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxpref.config import Config
@@ -23,6 +21,7 @@ from jaxpref.models.model import Model
 from jaxpref.models.placement import param_shardings
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, asked_logps, bind
+from jaxpref.processes import first_does
 from jaxpref.runs.adapters import adapter_spec, below_adapter
 from jaxpref.settings.contradictions import objective_contradictions
 from jaxpref.sharding import make_mesh, vocab_ways
@@ -112,10 +111,7 @@ def dated_tokenizer(config: Config, source: Checkpoint) -> tuple[Config, Any]:
 
 def _today() -> str:
     """The same day on every process, around midnight too."""
-    ordinal = np.int32(datetime.date.today().toordinal())
-    if jax.process_count() > 1:
-        ordinal = multihost_utils.broadcast_one_to_all(ordinal)
-    return datetime.date.fromordinal(int(ordinal)).isoformat()
+    return first_does(lambda: datetime.date.today().isoformat())
 
 
 def make_decoder(

@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
-from jax.experimental import multihost_utils
-
 from jaxpref.errors import InputError
+from jaxpref.processes import is_first, processes_where
 
 _log = logging.getLogger(__name__)
 
@@ -104,9 +102,7 @@ def _read_json(directory: Path, step: int, item: str) -> dict[str, Any] | None:
 
 def anywhere(here: bool) -> bool:
     """Whether something is so in this process or in another one; asked by all of them at once."""
-    if jax.process_count() == 1:
-        return here
-    return bool(multihost_utils.process_allgather(here).any())
+    return bool(processes_where(here))
 
 
 @contextmanager
@@ -158,7 +154,7 @@ def set_aside(directory: Path, damaged: Mapping[int, str]) -> None:
     whole = [step for step in steps_in(directory) if step not in damaged]
     if not whole:
         raise nothing_whole(directory, damaged)
-    if jax.process_index() == 0:
+    if is_first():
         names = {step: _free_name(directory / f"damaged-{step}") for step in damaged}
         for step, name in names.items():
             (directory / str(step)).rename(name)

@@ -1,6 +1,7 @@
 """A run's checkpoint as a directory that transformers, or PEFT, loads."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxpref.models.quantize import Quantisation, as_array, is_quantisable, quan
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.models.stored import ReadSlice
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
+from jaxpref.processes import first_does
 from jaxpref.runs.adapters import adapter_spec, quantisation
 from jaxpref.runs.directory import host_params, load_run, models_of
 from jaxpref.runs.model_card import model_card
@@ -33,9 +35,10 @@ def export_run(
 ) -> int:
     """Writes the Hugging Face directory of a run's checkpoint; returns the checkpoint's step.
 
-    The host alone does it, whatever devices the run was made on.  A run with a reward head becomes
-    a sequence classifier of one label; a value head is left out.  An adapter is merged into the
-    weights on which it was trained: where these were quantised, into what the codes stand for.
+    The host alone does it, whatever devices the run was made on; of several processes each reads
+    the run, and the first writes.  A run with a reward head becomes a sequence classifier of one
+    label; a value head is left out.  An adapter is merged into the weights on which it was trained:
+    where these were quantised, into what the codes stand for.
 
     Args:
         step: `best`, `latest` or a number.
@@ -48,7 +51,7 @@ def export_run(
     config = load_run(run, objective=objective)
     source = open_checkpoint(config.model.path)
     check = check_adapter_directory if adapter else check_model_directory
-    check(to, sources=[run, source.path, *models_of(config)])
+    first_does(partial(check, to, sources=[run, source.path, *models_of(config)]))
     parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
     lora = adapter_spec(config.adapter, source.spec)
     params, number = host_params(config, source, parts, lora, run, step)
@@ -56,28 +59,38 @@ def export_run(
     rewards = {}
     if "reward" in heads:
         rewards[SCALAR_HEADS] = {"reward": heads["reward"]}
+    card = model_card(
+        run, config, parts, number, adapter=adapter, classifier=bool(rewards) and not adapter
+    )
     if adapter:
         _check_has_adapter(run, lora, rewards)
         source.check_adapter_base()
-        card = model_card(run, config, parts, number, adapter=True)
-        save_adapter(to, params[LORA], lora, source.spec, base=config.model.path, model_card=card)
+        base = config.model.path
+        first_does(
+            lambda: save_adapter(to, params[LORA], lora, source.spec, base=base, model_card=card)
+        )
         return number
-    if lora is not None:
-        params = merged_params(source, params[LORA], lora, quantisation(config.adapter))
-    tokenizer, generation = source.load_tokenizer(), dict(source.generation_config)
-    if rewards:
-        tokenizer = _with_own_pad(tokenizer)
-        # transformers looks here for the padding that ends an answer.
-        generation["pad_token_id"] = tokenizer.pad_token_id
-    save_pretrained(
-        to,
-        source.spec,
-        params | rewards,
-        tokenizer,
-        dtype=np.dtype(dtype),
-        generation_config=generation if source.generation_config else None,
-        model_card=model_card(run, config, parts, number, classifier=bool(rewards)),
-    )
+
+    def write() -> None:
+        weights = params
+        if lora is not None:
+            weights = merged_params(source, params[LORA], lora, quantisation(config.adapter))
+        tokenizer, generation = source.load_tokenizer(), dict(source.generation_config)
+        if rewards:
+            tokenizer = _with_own_pad(tokenizer)
+            # transformers looks here for the padding that ends an answer.
+            generation["pad_token_id"] = tokenizer.pad_token_id
+        save_pretrained(
+            to,
+            source.spec,
+            weights | rewards,
+            tokenizer,
+            dtype=np.dtype(dtype),
+            generation_config=generation if source.generation_config else None,
+            model_card=card,
+        )
+
+    first_does(write)
     return number
 
 

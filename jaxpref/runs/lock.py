@@ -15,11 +15,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
 from jaxpref.errors import InputError
+from jaxpref.processes import first_does, processes_where
 
 try:
     import fcntl
@@ -32,6 +29,9 @@ BEAT = 5.0
 SILENCE = 6 * BEAT
 """Seconds without one after which a writer on another host is gone."""
 
+SHOWN_WITHIN = 10.0
+"""Seconds until all hosts see what one has written: disks on a network take a while."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -39,30 +39,44 @@ _log = logging.getLogger(__name__)
 def sole_writer(directory: str | Path) -> Iterator[None]:
     """Holds the directory, which is made if missing; of several processes, the first does for all.
 
-    Errors: InputError for one that another process writes to, and one that cannot be written to.
+    Errors: InputError for one that another process writes to, one that cannot be written to, and
+        one that the processes do not share.
     """
     lock: _Lock | None = None
-    refusal: InputError | None = None
-    if jax.process_index() == 0:
-        try:
-            lock = _Lock(Path(directory))
-        except InputError as error:
-            refusal = error
-    if jax.process_count() > 1:
-        refused = multihost_utils.broadcast_one_to_all(np.int32(refusal is not None))
-        if refused and refusal is None:
-            refusal = InputError(
-                "a directory that process 0 may write to",
-                f"{directory}: it may not, and says why",
-                "see what process 0 says",
-            )
-    if refusal is not None:
-        raise refusal
+
+    def acquire() -> str:
+        nonlocal lock
+        lock = _Lock(Path(directory))
+        return lock.text
+
+    text = first_does(acquire)
     try:
+        _check_shared(Path(directory), text)
         yield
     finally:
         if lock is not None:
             lock.release()
+
+
+def _check_shared(directory: Path, text: str) -> None:
+    """Errors: InputError where some processes do not see the lock that process 0 wrote."""
+    path, until = directory / LOCK_FILE, time.monotonic() + SHOWN_WITHIN
+    while not (seen := _text_of(path) == text) and time.monotonic() < until:
+        time.sleep(0.1)
+    if blind := processes_where(not seen):
+        raise InputError(
+            "a directory that all processes share, for a run",
+            f"{directory}: what process 0 writes there is not seen by process "
+            f"{', '.join(map(str, blind))}",
+            "choose an `out` on a disk that all hosts have under this path",
+        )
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
 
 
 class _Lock:
@@ -73,6 +87,7 @@ class _Lock:
 
     def __init__(self, directory: Path):
         self._path, self._made = directory / LOCK_FILE, not directory.exists()
+        self.text = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n"
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._file = self._acquire()
@@ -100,8 +115,7 @@ class _Lock:
         if holder:
             _log.warning("%s: taken over from %s, which is gone", self._path, _name(holder))
         os.ftruncate(file, 0)
-        own = {"host": socket.gethostname(), "pid": os.getpid()}
-        os.pwrite(file, json.dumps(own).encode() + b"\n", 0)
+        os.pwrite(file, self.text.encode(), 0)
         return file
 
     def _locked(self) -> tuple[int, bool]:

@@ -7,15 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxpref.data.loader import Loader
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import LORA
 from jaxpref.models.source import open_checkpoint
 from jaxpref.objectives import Part
+from jaxpref.processes import first_does
 from jaxpref.runs.adapters import reference_adapter
 from jaxpref.runs.build import Pieces
 from jaxpref.runs.code_digest import code_digest
@@ -86,22 +85,13 @@ def of_references(pieces: Pieces, overlay: Any) -> Digests:
             digests["reference"] = placed_digest(overlay)
         elif own_path:  # only its log-probs are in memory
             key = partial(weights_key, reference_source(pieces).path, dtype)
-            digests["reference"] = _of_first_process(key)
+            digests["reference"] = first_does(key)
         elif adapter:
-            digests["reference"] = _of_first_process(partial(weights_key, Path(adapter), dtype))
+            digests["reference"] = first_does(partial(weights_key, Path(adapter), dtype))
     for i, extra in enumerate(reference.extra):
         key = partial(weights_key, open_checkpoint(extra).path, dtype)
-        digests[f"reference.extra[{i}]"] = _of_first_process(key)
+        digests[f"reference.extra[{i}]"] = first_does(key)
     return digests
-
-
-def _of_first_process(digest: Callable[[], str]) -> str:
-    """A digest that process 0 alone takes, for all: large files are read once."""
-    if jax.process_count() == 1:
-        return digest()
-    own = bytes.fromhex(digest()) if jax.process_index() == 0 else bytes(16)
-    words = multihost_utils.broadcast_one_to_all(np.frombuffer(own, "<u4"))
-    return np.asarray(words, "<u4").tobytes().hex()
 
 
 # ---- the comparison

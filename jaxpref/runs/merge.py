@@ -18,6 +18,7 @@ training, `generation.mixing.Mix`.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,6 +35,7 @@ from jaxpref.models.quantize import Quantisation
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.models.stored import ReadSlice
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, asked_logps, bind
+from jaxpref.processes import first_does
 from jaxpref.runs.adapters import adapter_spec, below_adapter, quantisation
 from jaxpref.runs.digests import weights_key
 from jaxpref.runs.directory import RUN_FILE, as_policy, host_params, is_run, models_of
@@ -76,6 +78,8 @@ def merge(
 ) -> None:
     """Writes a soup of runs and models; see the module for the three ways.
 
+    Of several processes each reads them, and the first writes.
+
     Args:
         sources: run, model or PEFT adapter directory -> its weight; weights are 0 or more and sum
             to 1.  For `deltas` and `factors`: adapters on one base.
@@ -95,7 +99,7 @@ def merge(
     soup = [_find(source, float(weight), step) for source, weight in given]
     _check_together(soup, how)
     check = check_adapter_directory if adapter else check_model_directory
-    check(to, sources=[path for item in soup for path in _read_by(item)])
+    first_does(partial(check, to, sources=[path for item in soup for path in _read_by(item)]))
     soup = [item for item in soup if item.weight != 0] or soup
     first = soup[0]
     if adapter:
@@ -111,18 +115,22 @@ def merge(
     else:
         spec, tree = _summed_deltas(soup) if how == "deltas" else _mean_of_factors(soup)
         if adapter:
-            return save_adapter(
-                to, tree, spec, first.base.spec, base=first.base_name, model_card=card
+            base = first.base_name
+            first_does(
+                lambda: save_adapter(to, tree, spec, first.base.spec, base=base, model_card=card)
             )
+            return
         params = merged_params(first.base, tree, spec, first.kept)
-    save_pretrained(
-        to,
-        first.base.spec,
-        params,
-        first.base.load_tokenizer(),
-        dtype=np.dtype(dtype),
-        generation_config=first.base.generation_config or None,
-        model_card=card,
+    first_does(
+        lambda: save_pretrained(
+            to,
+            first.base.spec,
+            params,
+            first.base.load_tokenizer(),
+            dtype=np.dtype(dtype),
+            generation_config=first.base.generation_config or None,
+            model_card=card,
+        )
     )
 
 

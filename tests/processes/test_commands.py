@@ -1,0 +1,179 @@
+"""Every command in several processes, against one process on a mesh of the same shape.
+
+`python tests/processes/test_commands.py` prints the table of docs/results.md.
+"""
+
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from launch import run_commands
+from safetensors.numpy import load_file
+
+TOLERANCE = 1e-5
+"""Relative, of numbers below 1 absolute: collectives between processes add up in another order."""
+CLOCK = {
+    "seconds",
+    "shared",
+    "tokens_per_second",
+    "model_flops_per_second",
+    "mfu",
+    "own",
+    "all_shared",
+    "cost",
+    "versions",
+}
+"""Keys of what is measured by the clock, or counted beside it."""
+JUDGE = '''
+from pathlib import Path
+
+def long(prompt, answer):
+    """Notes that it was called."""
+    with Path("calls.txt").open("a") as file:
+        file.write(answer + "\\\\n")
+    return float(len(answer))
+'''
+
+
+def write_inputs(folder: Path, files: tiny.Files) -> None:
+    (folder / "judge.py").write_text(JUDGE.replace("\\\\n", "\\n"))
+    tiny.write_rows(folder / "prompts.jsonl", [{"prompt": row["prompt"]} for row in tiny.rows(5)])
+    settings = dict(mesh={"fsdp": 4}, reference={"mode": "cache", "cache_dir": str(folder / "cache")})
+    for name, seed in (("run", 0), ("other", 1)):
+        train = {"epochs": 1, "save_every": 3, "eval_every": 3, "seed": seed}
+        config = tiny.config(
+            Path(name), files.model, files.train, files.held_out, train=train,
+            adapter={"rank": 2, "alpha": 8.0}, **settings,
+        )  # fmt: skip
+        tiny.write_config(config, folder / f"{name}.yaml")
+    write_front(folder, files)
+
+
+def write_front(folder: Path, files: tiny.Files) -> None:
+    """`likes` are the pairs as they are labelled; `long` relabels them by a function."""
+    raw = tiny.settings(
+        Path("front"), files.model, files.train, files.held_out, adapter={"rank": 2, "alpha": 8.0}, mesh={"fsdp": 4}
+    )
+    raw["train"] |= {"max_steps": 2, "save_every": 2}
+    objectives = [
+        {"name": "likes", "train": [str(files.train)], "eval": [str(files.held_out)]},
+        {"name": "long", "reward": "judge.py:long", "temperature": 4.0},
+    ]
+    raw["pareto"] = {
+        "objectives": objectives,
+        "weights": [[0.2, 0.8], [0.6, 0.4]],
+        "methods": ["dpo", "modpo", "mod", "soup_deltas"],
+        "answers": {"count": 2, "max_new_tokens": 4, "samples": 2},
+    }
+    (folder / "front.yaml").write_text(json.dumps(raw))  # JSON is YAML
+
+
+def commands(files: tiny.Files) -> dict[str, tuple[list, list[str]]]:
+    """What is run -> its arguments, and the files that it writes."""
+    mesh = "mesh.fsdp=4"
+    ask = ["--prompts", "prompts.jsonl", "--max-new-tokens", "6", "--temperature", "1"]
+    return {
+        "train": (["train", "run.yaml"], ["run/metrics.jsonl"]),
+        "train (cached reference)": (["train", "other.yaml"], ["other/metrics.jsonl"]),
+        "data": (["data", "run.yaml"], []),
+        "eval": (["eval", "run", mesh], ["run/eval/preferences_held_out_5.json", "run/eval/preferences_held_out_5.jsonl"]),
+        "eval --reward": (
+            ["eval", "run", *ask, "--samples", "2", "--reward", "judge.py:long", "--against", files.model,
+             "--out", "answers.json", mesh],
+            ["answers.json", "answers.jsonl"],
+        ),
+        "generate": (["generate", "run", *ask, "--out", "generated.jsonl", mesh], ["generated.jsonl"]),
+        "score": (
+            ["score", files.train, "--reward", "good=run", "--reward", "long=judge.py:long", "--cache", "scores",
+             "--chunk", "8", "--out", "scored.jsonl", mesh],
+            ["scored.jsonl"],
+        ),
+        "condition": (["condition", "scored.jsonl", "--as", "ric", "--scores", "good,long", "--out", "ric.jsonl"],
+                      ["ric.jsonl", "ric.statistics.json"]),
+        "export": (["export", "run", "--to", "exported"], ["exported/model.safetensors"]),
+        "export --adapter": (["export", "other", "--adapter", "--to", "adapter"], ["adapter/adapter_model.safetensors"]),
+        "pareto": (["pareto", "front.yaml"], ["front/front.json"]),
+        "merge": (["merge", "run:0.5", "adapter:0.5", "--how", "deltas", "--to", "soup"], ["soup/model.safetensors"]),
+    }  # fmt: skip
+
+
+def contents(path: Path):
+    """A file as nested numbers and texts."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    return json.loads(path.read_text())
+
+
+def difference(ours, theirs, where: str) -> float:
+    """The largest between their numbers; all else must be equal."""
+    if isinstance(ours, dict):
+        assert list(ours) == list(theirs), where
+        return max(
+            [difference(ours[key], theirs[key], f"{where}, {key}") for key in ours if key not in CLOCK], default=0.0
+        )
+    if isinstance(ours, list):
+        assert len(ours) == len(theirs), where
+        return max([difference(*pair, f"{where}, {i}") for i, pair in enumerate(zip(ours, theirs))], default=0.0)
+    if isinstance(ours, np.ndarray):
+        assert ours.shape == theirs.shape, where
+        return float(np.max(np.abs(ours - theirs) / np.maximum(1.0, np.abs(theirs)), initial=0.0))
+    if isinstance(ours, float) and not math.isnan(ours):
+        return abs(ours - theirs) / max(1.0, abs(theirs))
+    assert ours == theirs or (ours != ours and theirs != theirs), f"{where}: {ours} and {theirs}"
+    return 0.0
+
+
+def made_by(count: int, files: tiny.Files, folder: Path, cache: Path) -> Path:
+    """The folder in which so many processes ran all commands."""
+    folder.mkdir()
+    write_inputs(folder, files)
+    first, *others = run_commands([arguments for arguments, _ in commands(files).values()], count, cache, folder)
+    assert "held-out reward accuracy" in first
+    assert not any(others), others
+    return folder
+
+
+def differences(many: Path, one: Path, files: tiny.Files) -> dict[str, float]:
+    """Command -> the largest difference between what it wrote in two folders."""
+    found = {}
+    for name, (_, written) in commands(files).items():
+        pairs = [(contents(many / file), contents(one / file), f"{name}: {file}") for file in written]
+        found[name] = max([difference(*pair) for pair in pairs], default=0.0)
+    calls = [(folder / "calls.txt").read_text() for folder in (many, one)]
+    assert calls[0] == calls[1], "of several processes one asks the judge"
+    return found
+
+
+@pytest.mark.slow
+def test_two_and_four_processes_as_one(tiny_files, tmp_path, compile_cache):
+    one = made_by(1, tiny_files, tmp_path / "one", compile_cache)
+    for count in (2, 4):
+        many = made_by(count, tiny_files, tmp_path / str(count), compile_cache)
+        found = differences(many, one, tiny_files)
+        assert max(found.values()) <= TOLERANCE, found
+
+
+def table() -> str:
+    """Command x number of processes, with the largest difference from one process."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = tiny.write_files(folder)
+        one = made_by(1, files, folder / "one", folder / "cache")
+        found = []
+        for count in (2, 4):
+            found.append(differences(made_by(count, files, folder / str(count), folder / "cache"), one, files))
+            print(count, found[-1], file=sys.stderr, flush=True)
+    lines = ["| command | 2 processes | 4 processes |", "|---|---|---|"]
+    lines += [f"| {name} | {found[0][name]:.1g} | {found[1][name]:.1g} |" for name in found[0]]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
