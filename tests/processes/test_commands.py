@@ -81,7 +81,7 @@ def commands(files: tiny.Files) -> dict[str, tuple[list, list[str]]]:
         "train": (["train", "run.yaml"], ["run/metrics.jsonl"]),
         "train (cached reference)": (["train", "other.yaml"], ["other/metrics.jsonl"]),
         "data": (["data", "run.yaml"], []),
-        "eval": (["eval", "run", mesh], ["run/eval/preferences_held_out_5.json", "run/eval/preferences_held_out_5.jsonl"]),
+        "eval": (["eval", "run", "--out", "held_out.json", mesh], ["held_out.json", "held_out.jsonl"]),
         "eval --reward": (
             ["eval", "run", *ask, "--samples", "2", "--reward", "judge.py:long", "--against", files.model,
              "--out", "answers.json", mesh],
@@ -96,9 +96,9 @@ def commands(files: tiny.Files) -> dict[str, tuple[list, list[str]]]:
         "condition": (["condition", "scored.jsonl", "--as", "ric", "--scores", "good,long", "--out", "ric.jsonl"],
                       ["ric.jsonl", "ric.statistics.json"]),
         "export": (["export", "run", "--to", "exported"], ["exported/model.safetensors"]),
-        "export --adapter": (["export", "other", "--adapter", "--to", "adapter"], ["adapter/adapter_model.safetensors"]),
+        "export --adapter": (["export", "other", "--adapter", "--to", "lora"], ["lora/adapter_model.safetensors"]),
         "pareto": (["pareto", "front.yaml"], ["front/front.json"]),
-        "merge": (["merge", "run:0.5", "adapter:0.5", "--how", "deltas", "--to", "soup"], ["soup/model.safetensors"]),
+        "merge": (["merge", "run:0.5", "lora:0.5", "--how", "deltas", "--to", "soup"], ["soup/model.safetensors"]),
     }  # fmt: skip
 
 
@@ -120,7 +120,9 @@ def difference(ours, theirs, where: str) -> float:
         )
     if isinstance(ours, list):
         assert len(ours) == len(theirs), where
-        return max([difference(*pair, f"{where}, {i}") for i, pair in enumerate(zip(ours, theirs))], default=0.0)
+        return max(
+            [difference(*pair, f"{where}, {i}") for i, pair in enumerate(zip(ours, theirs, strict=True))], default=0.0
+        )
     if isinstance(ours, np.ndarray):
         assert ours.shape == theirs.shape, where
         return float(np.max(np.abs(ours - theirs) / np.maximum(1.0, np.abs(theirs)), initial=0.0))
