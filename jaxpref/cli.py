@@ -240,6 +240,10 @@ def _destination_arguments(parser: argparse.ArgumentParser) -> None:
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("train a run", _train_arguments),
     "data": ("show how rows are formatted, tokenised, masked and packed", _data_arguments),
+    "plan": (
+        "what a run costs on a TPU slice, compiled for it without a TPU",
+        _arguments_of("jaxpref.plan.command"),
+    ),
     "demo": ("align SmolLM2-135M on generated data, on a laptop's CPU", _demo_arguments),
     "generate": ("continue prompts with a run's policy or any model", _generate_arguments),
     "eval": (

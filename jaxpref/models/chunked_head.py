@@ -19,6 +19,9 @@ from jaxpref.models.model import Model
 from jaxpref.sharding import constrain
 from jaxpref.types import Batch
 
+LM_HEAD = "lm_head"
+"""Scope of the loops over chunks: so they are told apart in a profile, and in a plan."""
+
 # Logit of a row of the head that is no token; finite, so that it times a probability of 0 is 0.
 _NO_TOKEN = -1e30
 
@@ -124,7 +127,8 @@ def _over_chunks_saving(x_RLD, w_VD, ref_states, tokens: LossTokens, wanted: Wan
     optional = [name for name in ("collision", "kl") if getattr(wanted, name)]
     names = ["logp", "entropy", "top1", *optional, "lse"]
     zeros = jnp.zeros(tokens.source.shape, jnp.float32)
-    out = lax.fori_loop(0, _chunks_in_use(tokens), body, dict.fromkeys(names, zeros))
+    with jax.named_scope(LM_HEAD):
+        out = lax.fori_loop(0, _chunks_in_use(tokens), body, dict.fromkeys(names, zeros))
     lse_ARC = out.pop("lse")
     return out, (x_RLD, w_VD, ref_states, tokens, lse_ARC)
 
@@ -162,7 +166,8 @@ def _over_chunks_backward(wanted, saved, cotangents):
 
     dw_VD = constrain(jnp.zeros_like(w_VD), "vocab", None) if trained else None
     zeros = jnp.zeros(x_RLD.shape, jnp.float32), dw_VD
-    dx_RLD, dw_VD = lax.fori_loop(0, _chunks_in_use(tokens), body, zeros)
+    with jax.named_scope(LM_HEAD):
+        dx_RLD, dw_VD = lax.fori_loop(0, _chunks_in_use(tokens), body, zeros)
     return dx_RLD.astype(x_RLD.dtype), dw_VD, jax.tree.map(jnp.zeros_like, ref_states), None
 
 

@@ -189,6 +189,14 @@ class Blocks(NamedTuple):
     """int32, blocks that hold something; they come first."""
 
 
+def block_size(pairs: int, experts: int) -> int:
+    """Pairs of a block, given how many (token, choice) pairs there are."""
+    block = _LARGEST_BLOCK
+    while block > _SMALLEST_BLOCK and block * experts > pairs:
+        block //= 2
+    return block
+
+
 def _blocks(expert_QU: jax.Array, experts: int) -> Blocks:
     """Lays the pairs out in blocks, each of one expert.
 
@@ -197,9 +205,7 @@ def _blocks(expert_QU: jax.Array, experts: int) -> Blocks:
     """
     Q, U = expert_QU.shape
     pairs = Q * U
-    block = _LARGEST_BLOCK
-    while block > _SMALLEST_BLOCK and block * experts > pairs:
-        block //= 2
+    block = block_size(pairs, experts)
     # Shapes are static, so there are as many blocks as the pairs may need: every expert may leave
     # one block unfilled.
     blocks = -(-pairs // block) + experts

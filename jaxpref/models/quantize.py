@@ -97,8 +97,8 @@ def place_quantised(
         lie on two devices.
     """
     encode = partial(quantised, path=path, quantisation=quantisation)
-    shapes = jax.eval_shape(encode, jax.ShapeDtypeStruct(shape, jnp.float32))
-    shardings = jax.tree.map(partial(_part_sharding, path, sharding), shapes)
+    shapes = quantised_shapes(path, shape, sharding, quantisation)
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
 
     def zeros():
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -115,6 +115,20 @@ def place_quantised(
         leaf = write(leaf, layer, np.int32(y))
         jax.block_until_ready(leaf)  # layers in flight would pile up on the host
     return leaf
+
+
+def quantised_shapes(
+    path: str, shape: tuple[int, ...], sharding: NamedSharding, quantisation: Quantisation
+) -> Any:
+    """ShapeDtypeStructs of what `place_quantised` gives; arguments and errors as there."""
+    encode = partial(quantised, path=path, quantisation=quantisation)
+    shapes = jax.eval_shape(encode, jax.ShapeDtypeStruct(shape, jnp.float32))
+
+    def laid_out(part):
+        part_sharding = _part_sharding(path, sharding, part)
+        return jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=part_sharding)
+
+    return jax.tree.map(laid_out, shapes)
 
 
 def _part_sharding(path: str, sharding: NamedSharding, part: jax.ShapeDtypeStruct) -> NamedSharding:

@@ -79,7 +79,23 @@ def build(
     Errors: InputError for an unknown model, settings that contradict each other, and a mesh that
         does not fit the devices or does not divide the model.
     """
-    mesh = make_mesh(config.mesh)
+    pieces = build_without_tokenizer(config, objective, source)
+    config, tokenizer = dated_tokenizer(config, pieces.source)
+    return replace(pieces, config=config, tokenizer=tokenizer)
+
+
+def build_without_tokenizer(
+    config: Config,
+    objective: Sequence[Any] | None = None,
+    source: Checkpoint | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Pieces:
+    """As `build`, for what reads no text: a model of which there is a config.json is enough.
+
+    Args:
+        devices: of the mesh; None: all that there are.
+    """
+    mesh = make_mesh(config.mesh, devices=None if devices is None else list(devices))
     source = open_checkpoint(config.model.path) if source is None else source
     source = below_adapter(source, config.adapter.path)
     parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
@@ -88,11 +104,10 @@ def build(
             "settings that fit the objectives", "; ".join(problems), "change or remove these keys"
         )
     lora = adapter_spec(config.adapter, source.spec)
-    attend = attention_of(config, source).attend
+    attend = attention_of(config, source, mesh.devices.flat[0]).attend
     model = make_decoder(config, source, parts, mesh, lora, attend)
     param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide the model
-    config, tokenizer = dated_tokenizer(config, source)
-    return Pieces(config, mesh, source, tokenizer, model, parts, lora)
+    return Pieces(config, mesh, source, None, model, parts, lora)
 
 
 def dated_tokenizer(config: Config, source: Checkpoint) -> tuple[Config, Any]:
@@ -143,13 +158,18 @@ def make_decoder(
     )
 
 
-def attention_of(config: Config, source: Checkpoint) -> AttentionChoice:
+def attention_of(
+    config: Config, source: Checkpoint, device: jax.Device | None = None
+) -> AttentionChoice:
     """Which attention a model of this checkpoint computes.
 
+    Args:
+        device: one of those that compute; None: one of this process's.
     Errors: InputError when `model.attention` asks for one that cannot be used.
     """
     dtype = config.model.compute_dtype
-    return choose_attention(config.model.attention, jax.devices()[0], source.spec, dtype)
+    device = jax.devices()[0] if device is None else device
+    return choose_attention(config.model.attention, device, source.spec, dtype)
 
 
 def param_shapes(model: Model) -> Any:

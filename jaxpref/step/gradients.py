@@ -26,7 +26,7 @@ from jaxpref.step.batch_loss import (
     reference_states,
     total_weights,
 )
-from jaxpref.step.micro_batches import at_used_length, micro_batch, whole_batch
+from jaxpref.step.micro_batches import MICRO_BATCHES, at_used_length, micro_batch, whole_batch
 from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState
 from jaxpref.types import Batch
@@ -70,7 +70,8 @@ def split_gradient(
     # Accumulators of zeros, so that the loop has one body and the micro-batch is compiled once.
     shapes = jax.eval_shape(gradient, state.params, *micro_batch((batch, keys_T), 0))
     grads, sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    grads, sums = lax.fori_loop(0, micro_batches, add, (constrain_params(grads), sums))
+    with jax.named_scope(MICRO_BATCHES):
+        grads, sums = lax.fori_loop(0, micro_batches, add, (constrain_params(grads), sums))
     return grads, (sums, state.running)
 
 
@@ -108,5 +109,6 @@ def coupled_gradient(
         return jax.tree.map(jnp.add, total, gradient_of(t))
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.params)
-    grads = lax.fori_loop(0, micro_batches, add, constrain_params(zeros))
+    with jax.named_scope(MICRO_BATCHES):
+        grads = lax.fori_loop(0, micro_batches, add, constrain_params(zeros))
     return grads, sums_and_running

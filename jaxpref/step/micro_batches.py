@@ -10,6 +10,10 @@ from jax import lax
 from jaxpref.types import Batch
 
 
+MICRO_BATCHES = "micro_batches"
+"""Scope of the loops over them: so they are told apart in a profile, and in a plan."""
+
+
 def micro_batch(tree_T: Any, t) -> Any:
     """Micro-batch t of a tree of arrays [T, ...]."""
     return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, t, 0, keepdims=False), tree_T)
@@ -63,4 +67,5 @@ def collect(function: Callable[[Any], Any], tree_T: Any, micro_batches) -> Any:
 
         return jax.tree.map(at_t, out_T, function(micro_batch(tree_T, t)))
 
-    return lax.fori_loop(0, micro_batches, write, zeros_T)
+    with jax.named_scope(MICRO_BATCHES):
+        return lax.fori_loop(0, micro_batches, write, zeros_T)

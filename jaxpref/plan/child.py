@@ -1,0 +1,125 @@
+"""Runs the compiler in a process of its own, with the environment it needs, and keeps its answers."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jaxpref.config import Config
+from jaxpref.errors import InputError, RunError
+from jaxpref.files import whole_file
+from jaxpref.models.source import open_checkpoint
+from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
+from jaxpref.plan.chips import Slice
+from jaxpref.plan.row_sizes import RowSizes
+from jaxpref.runs.made_from import of_objective
+from jaxpref.settings import save_config
+
+CACHE = "~/.cache/jaxpref/plans"
+
+
+def compile_in_child(
+    config: Config, rows: RowSizes, target: Slice | None, cache: str | Path | None = CACHE
+) -> dict[str, Any]:
+    """What `compiled.compile_and_read` says, from a child process or from the cache.
+
+    Args:
+        target: the slice; None: this machine's own devices.
+        cache: directory of earlier answers; None: none.
+    Errors: InputError where libtpu is missing, and what the child refuses; RunError where it dies.
+    """
+    if target is not None and importlib.util.find_spec("libtpu") is None:
+        raise InputError(
+            "libtpu, which holds the TPU compiler",
+            "no such package in this environment",
+            'pip install "jaxpref[tpu]" (no TPU is needed)',
+        )
+    with tempfile.TemporaryDirectory() as directory:
+        order, answer = Path(directory) / "order.json", Path(directory) / "answer.json"
+        save_config(config, Path(directory) / "config.yaml")
+        rows.save(Path(directory) / "rows.pickle")
+        kept = None if cache is None else _kept(config, Path(cache), Path(directory), target)
+        if kept is not None and kept.is_file():
+            return json.loads(kept.read_text())
+        order.write_text(
+            json.dumps(
+                {
+                    "config": str(Path(directory) / "config.yaml"),
+                    "rows": str(Path(directory) / "rows.pickle"),
+                    "topology": None if target is None else _name(target),
+                    "slices": 1 if target is None else target.slices,
+                }
+            )
+        )
+        command = [sys.executable, "-m", "jaxpref.plan.compiled", str(order), str(answer)]
+        done = subprocess.run(command, env=_environment(target), capture_output=True, text=True)
+        if not answer.is_file():
+            raise _failure(done)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(kept) as partial:
+                partial.write_bytes(answer.read_bytes())
+        return json.loads(answer.read_text())
+
+
+def _name(target: Slice) -> str:
+    return f"{target.chip.name}:{'x'.join(map(str, target.shape))}"
+
+
+def _environment(target: Slice | None) -> dict[str, str]:
+    """The child computes nothing: its JAX is the CPU's, and libtpu is told that there is no TPU."""
+    if target is None:
+        return dict(os.environ)
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5p-128",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        # Several plans may compile at once, beside a program that uses a TPU.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+
+
+def _kept(config: Config, cache: Path, directory: Path, target: Slice | None) -> Path:
+    """The file of this answer: a digest of all that it depends on."""
+    digest = hashlib.sha256(repr(target).encode())
+    digest.update(repr(of_objective(bind(config.objective, OBJECTIVES, TRANSFORMS))).encode())
+    digest.update(repr(open_checkpoint(config.model.path).spec).encode())
+    for package in ("jax", "jaxlib", "libtpu", "flax", "optax"):
+        digest.update(_version(package).encode())
+    for file in ("config.yaml", "rows.pickle"):
+        digest.update((directory / file).read_bytes())
+    package = Path(__file__).parents[1]
+    for source in sorted(package.rglob("*.py")):
+        digest.update(source.read_bytes())
+    return cache.expanduser() / f"{digest.hexdigest()[:32]}.json"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def _failure(done: subprocess.CompletedProcess) -> Exception:
+    lines = done.stderr.strip().splitlines()
+    if lines and lines[-1].startswith(_REFUSED):
+        return InputError(*json.loads(lines[-1].removeprefix(_REFUSED)))
+    said = "\n".join(lines[-15:]) or "nothing"
+    return RunError(f"the compiler's process ended with {done.returncode}; it said:\n{said}")
+
+
+_REFUSED = "jaxpref.plan refused: "
+
+
+def refusal(error: InputError) -> str:
+    """An InputError as the line by which the child tells it to its parent."""
+    return _REFUSED + json.dumps([error.expected, error.got, error.fix])

@@ -1,0 +1,85 @@
+"""TPU generations: what a chip computes, holds and sends."""
+
+import re
+from dataclasses import dataclass
+
+from jaxpref.errors import InputError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A generation, per device as JAX counts them."""
+
+    name: str
+    topology_name: str
+    """What libtpu calls it."""
+    flops: float
+    """Dense bfloat16 peak, FLOP/s."""
+    hbm: float
+    """Bytes that a program may use."""
+    hbm_rate: float
+    """Bytes per second."""
+    ici_rate: float
+    """Bytes per second that it sends to its neighbours over all links together, one way."""
+    dcn_rate: float
+    """Bytes per second between slices, its share of a host's network, one way."""
+    clock: float
+    """Hz, by which the compiler's cycles become seconds: the peak over the arrays' FLOPs a cycle."""
+    per_chip: int = 1
+    """Devices on one chip; the rates are a device's."""
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        # The compiler's v4 has two devices on a chip.
+        Chip("v4", "v4", 137.5e12, 15.25 * GIB, 614e9, 75e9, 3.1e9, 1.05e9, per_chip=2),
+        Chip("v5e", "v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 3.1e9, 1.5e9),
+        Chip("v5p", "v5p", 459e12, 95.74 * GIB, 2765e9, 600e9, 6.25e9, 1.75e9),
+        Chip("v6e", "v6e", 918e12, 31.25 * GIB, 1638e9, 400e9, 12.5e9, 1.75e9),
+        Chip("v7x", "tpu7x", 1153.5e12, 94.75 * GIB, 3690e9, 300e9, 6.25e9, 2.2e9, per_chip=2),
+    )
+}
+"""By the name in `--topology`; rates from the maker's data sheets (November 2026)."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The devices of a plan."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    """Chips along the axes of the torus."""
+    slices: int = 1
+
+    @property
+    def devices(self) -> int:
+        """In all slices together."""
+        count = self.slices * self.chip.per_chip
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def topology(self) -> str:
+        """As libtpu wants it."""
+        return f"{self.chip.topology_name}:{'x'.join(map(str, self.shape))}"
+
+    def __str__(self) -> str:
+        times = f"{self.slices} x " if self.slices > 1 else ""
+        return f"{times}{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+
+def parse_slice(text: str, slices: int = 1) -> Slice:
+    """`v5p:4x4x4` -> the slice.  Errors: InputError for anything else."""
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", text)
+    chip = CHIPS.get(match[1]) if match else None
+    if match is None or chip is None:
+        raise InputError(
+            "--topology GENERATION:SHAPE, the generation one of " + ", ".join(CHIPS),
+            f"--topology {text}",
+            "write for example v5e:2x4 (8 chips), v5p:2x2x4 (16) or v6e:4x4 (16)",
+        )
+    return Slice(chip, tuple(int(n) for n in match[2].split("x")), slices)

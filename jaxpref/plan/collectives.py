@@ -1,0 +1,173 @@
+"""What the devices of a compiled program send each other: bytes, how often, over which mesh axes."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxpref.plan.program import Instruction, Program, Trips
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective of the program, with all of its runs in a step."""
+
+    kind: str
+    axes: tuple[str, ...]
+    """Mesh axes along which its groups lie; empty: none that the mesh has a name for."""
+    devices: int
+    """In a group."""
+    bytes: float
+    """That a device sends in all runs of a step, as a ring sends them."""
+    times: float
+    """Runs in a step."""
+    shape: str
+    """What it gives, as the program writes it."""
+    dcn: bool
+    """Its groups reach over slices."""
+    where: str
+    """In the traced program."""
+
+
+def collectives(program: Program, trips: Trips, devices: np.ndarray, axes: tuple[str, ...]) -> Any:
+    """All collectives of a program, each once.
+
+    The compiler cuts some into steps that ride in several fusions; they share a channel.
+
+    Args:
+        devices: [axis sizes] the mesh's devices, in the order of the program's partitions.
+        axes: names of its axes.
+    Returns: list of `Collective`, most bytes first.
+    """
+    found: dict[tuple, Collective] = {}
+    for computation, line, times in _everywhere(program, trips):
+        kind = line.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        groups = replica_groups(line.attributes, devices.size)
+        size = groups.shape[1]
+        if size == 1:
+            continue
+        channel = re.search(r"channel_id=(\d+)", line.attributes)
+        key = (kind, channel[1]) if channel else (computation, line.name)
+        one = Collective(
+            kind=kind,
+            axes=_axes_of(groups, devices.shape, axes),
+            devices=size,
+            bytes=times * _sent(kind, line, size),
+            times=times,
+            shape=", ".join(f"{a.dtype}{list(a.dims)}" for a in _given(line)),
+            dcn=_crosses(groups, devices),
+            where=line.op_name,
+        )
+        if key not in found or found[key].bytes < one.bytes:
+            found[key] = one
+    return sorted(found.values(), key=lambda one: -one.bytes)
+
+
+def _everywhere(program: Program, trips: Trips) -> Iterator[tuple[str, Instruction, float]]:
+    """As `Program.runs`, and inside of fusions."""
+    for computation, line, times in program.runs(trips):
+        yield computation, line, times
+        if line.opcode == "fusion":
+            for fused in line.called("calls"):
+                yield from _inside(program, fused, times)
+
+
+def _inside(
+    program: Program, name: str, times: float
+) -> Iterator[tuple[str, Instruction, float]]:
+    for line in program.computations[name]:
+        yield name, line, times
+        for called in line.called("calls", "to_apply") if line.opcode == "fusion" else ():
+            yield from _inside(program, called, times)
+
+
+def replica_groups(attributes: str, devices: int) -> np.ndarray:
+    """[groups, devices of a group] partition numbers, in any of the three notations of XLA."""
+    if pairs := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}", attributes):
+        return _linked(re.findall(r"\{(\d+),(\d+)\}", pairs[1]))
+    if listed := re.search(r"replica_groups=\{((?:\{[\d,]+\},?)+)\}", attributes):
+        return np.array([list(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", listed[1])])
+    iota = re.search(
+        r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
+    )
+    if iota:
+        numbers = np.arange(devices).reshape(_integers(iota[3]))
+        if iota[4]:
+            numbers = numbers.transpose(_integers(iota[4]))
+        return numbers.reshape(int(iota[1]), int(iota[2]))
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?: ?\{([^}]*)\})?", attributes)
+    if mesh:
+        sizes = {name: int(n) for name, n in re.findall(r"'([\w]+)'=(\d+)", mesh[1])}
+        order = re.search(r"device_ids=\(?\[?([\d,]+)", mesh[1])
+        numbers = np.arange(math.prod(sizes.values())) if not order else _integers(order[1])
+        chosen = re.findall(r"'(\w+)'", mesh[2] or "") or list(sizes)
+        return _along(np.array(numbers).reshape(tuple(sizes.values())), list(sizes), chosen)
+    return np.arange(devices)[None]
+
+
+def _integers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
+
+
+def _along(numbers: np.ndarray, names: list[str], chosen: list[str]) -> np.ndarray:
+    """Groups along the chosen axes."""
+    last = [names.index(name) for name in chosen]
+    rest = [i for i in range(len(names)) if i not in last]
+    size = math.prod(numbers.shape[i] for i in last)
+    return numbers.transpose(rest + last).reshape(-1, size)
+
+
+def _linked(pairs: list[tuple[str, str]]) -> np.ndarray:
+    """Groups of devices that send to each other, of a permutation's pairs; of unequal ones the first."""
+    group: dict[int, set[int]] = {}
+    for a, b in ((int(a), int(b)) for a, b in pairs):
+        joined = group.get(a, {a}) | group.get(b, {b})
+        for member in joined:
+            group[member] = joined
+    distinct = {tuple(sorted(members)) for members in group.values()}
+    size = max(map(len, distinct))
+    return np.array(sorted(members for members in distinct if len(members) == size))
+
+
+def _axes_of(groups: np.ndarray, shape: tuple[int, ...], axes: tuple[str, ...]) -> tuple[str, ...]:
+    """The mesh axes along which the members of a group differ."""
+    places = np.stack(np.unravel_index(groups[0], shape))
+    return tuple(
+        axis for axis, along in zip(axes, places, strict=True) if len(np.unique(along)) > 1
+    )
+
+
+def _crosses(groups: np.ndarray, devices: np.ndarray) -> bool:
+    """Whether members of a group are on different slices."""
+    slices = np.array([getattr(d, "slice_index", None) or 0 for d in devices.flat])
+    return bool((slices[groups] != slices[groups][:, :1]).any())
+
+
+def _given(line: Instruction) -> tuple:
+    """The arrays that a collective gives; of one that was only started, without its operands."""
+    arrays = line.arrays
+    if not line.opcode.endswith("-start") or len(arrays) < 2:
+        return arrays
+    if line.opcode.startswith("collective-permute"):
+        return arrays[1:2]
+    return arrays[len(line.operands) : 2 * len(line.operands)] if line.shape.startswith("((") else arrays
+
+
+def _sent(kind: str, line: Instruction, devices: int) -> float:
+    """Bytes that a device sends in one run, on a ring of its group."""
+    given = sum(array.bytes for array in _given(line))
+    others = devices - 1
+    if kind == "all-reduce":
+        return 2 * given * others / devices
+    if kind == "reduce-scatter":
+        return given * others
+    if kind == "collective-permute":
+        return given
+    return given * others / devices

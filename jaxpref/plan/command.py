@@ -1,0 +1,97 @@
+"""`jaxpref plan`: what a run costs on a TPU slice, from the real compiler."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jaxpref.config import Config
+from jaxpref.errors import InputError
+from jaxpref.files import whole_file
+from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
+from jaxpref.plan.child import CACHE, compile_in_child
+from jaxpref.plan.chips import CHIPS, parse_slice
+from jaxpref.plan.estimate import estimate, memory_of
+from jaxpref.plan.report import show, warnings
+from jaxpref.plan.row_sizes import RowSizes, made_rows, rows_like
+from jaxpref.settings import load_config
+
+
+EPILOG = """It compiles the very step that `jaxpref train` would run, for devices that need not exist: shapes
+only, so a model's config.json is enough, and no weights or data are read.  docs/plan.md says how
+to read the result.
+
+  jaxpref plan CONFIG.yaml --topology v5p:2x2x4 mesh.fsdp=16
+  jaxpref plan CONFIG.yaml --topology v6e:4x4 --prompt 1024 --answer 512 --json plan.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `jaxpref plan`."""
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as mesh.fsdp=16")
+    parser.add_argument(
+        "--topology",
+        required=True,
+        metavar="GENERATION:SHAPE",
+        help=f"the slice, as v5p:4x4x4; generations: {', '.join(CHIPS)}",
+    )
+    parser.add_argument("--slices", type=int, default=1, help="how many of them (default 1)")
+    parser.add_argument(
+        "--rows-like", metavar="FILE", help="data whose rows give the lengths; in place of --groups"
+    )
+    parser.add_argument("--groups", type=int, help="groups to plan for (default: two batches)")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of a prompt (default 512)")
+    parser.add_argument(
+        "--answer", type=int, default=256, help="tokens of a completion (default 256)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all of it there too")
+    parser.add_argument("--cache", default=CACHE, help=f"earlier compilations (default {CACHE})")
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    """`jaxpref plan CONFIG --topology SLICE`."""
+    target = parse_slice(options.topology, options.slices)
+    config = load_config(options.config, options.overrides)
+    rows = _rows(options, config)
+    said = compile_in_child(config, rows, target, options.cache)
+    show(said, target, console)
+    if options.json:
+        with whole_file(Path(options.json)) as partial:
+            partial.write_text(json.dumps(as_json(said, target), indent=1) + "\n")
+    if "does_not_fit" in said:
+        raise InputError(
+            f"a step that fits {target}",
+            "one that does not (above)",
+            "more chips, mesh.fsdp over more of them, model.remat=full, train.micro_rows lower, "
+            "reference.mode=cache, or an adapter (adapter.rank)",
+        )
+
+
+def as_json(said: dict[str, Any], target: Any) -> dict[str, Any]:
+    """A plan for other programs: what the compiler said, and what follows from it."""
+    out = {"topology": str(target), **said, "memory": vars(memory_of(said, target.chip))}
+    if "does_not_fit" not in said:
+        time = estimate(said, target.chip)
+        out["seconds"] = vars(time) | {"fastest": time.fastest, "slowest": time.slowest}
+        out["mfu"], out["binds"] = time.mfu, time.binds
+        out["warnings"] = list(warnings(said, target))
+    return out
+
+
+def _rows(options: argparse.Namespace, config: Config) -> RowSizes:
+    if options.rows_like:
+        return rows_like(config, options.rows_like)
+    for name in ("groups", "prompt", "answer"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} of 1 or more", str(value), "give a count of tokens or rows")
+    parts = bind(config.objective, OBJECTIVES, TRANSFORMS)
+    return made_rows(
+        parts,
+        groups=options.groups or 2 * config.train.batch_size,
+        prompt=options.prompt,
+        completion=options.answer,
+    )

@@ -1,0 +1,183 @@
+"""Compiles the planned step for a slice, and reads the program: what the child process does.
+
+    python -m jaxpref.plan.compiled ORDER.json ANSWER.json
+
+The TPU compiler reads its environment once and keeps it, so it runs in a process of its own
+(`child.py`), and the user's own JAX stays as it is.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from jaxpref.config import Config
+from jaxpref.errors import InputError
+from jaxpref.models.parameters import LORA
+from jaxpref.plan.chips import Slice, parse_slice
+from jaxpref.plan.child import refusal
+from jaxpref.plan.collectives import collectives
+from jaxpref.plan.flops import program_flops
+from jaxpref.plan.loops import count_loops
+from jaxpref.plan.planned_step import PlannedStep, plan_step
+from jaxpref.plan.program import Instruction, Program
+from jaxpref.plan.row_sizes import RowSizes
+from jaxpref.settings import load_config
+from jaxpref.sharding import AXES
+
+
+def slice_devices(target: Slice) -> list[Any]:
+    """The devices of TPU slices that need not exist."""
+    more = {"num_slices": target.slices} if target.slices > 1 else {}
+    described = topologies.get_topology_desc(
+        platform="tpu", topology_name=target.topology, **more
+    )
+    return list(described.devices)
+
+
+def compile_and_read(config: Config, rows: RowSizes, devices: list[Any]) -> dict[str, Any]:
+    """What the compiler and its program say of a step, as JSON.
+
+    Returns: sizes in bytes and FLOPs of one device, unless the name says otherwise;
+        `does_not_fit`, the compiler's words, in place of what follows from the program.
+    """
+    planned = plan_step(config, rows, devices)
+    loops = count_loops(planned)
+    mesh = planned.pieces.mesh
+    with jax.set_mesh(mesh):
+        traced = planned.jitted.trace(*planned.arguments)
+        answer = _facts(planned) | {
+            "loops": loops.trips,
+            "flops": program_flops(traced.jaxpr, loops.at) / mesh.size,
+        }
+        began = time.perf_counter()
+        try:
+            compiled = traced.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return answer | {"does_not_fit": str(error)}
+        answer["compile_seconds"] = time.perf_counter() - began
+    return answer | _read(compiled, planned, lambda line: loops.at(line.op_name))
+
+
+def _facts(planned: PlannedStep) -> dict[str, Any]:
+    """What is known before the compiler runs."""
+    params = dict(planned.state.params)
+    adapter = params.pop(LORA, {})
+    item, plan = planned.item, planned.loader.plan
+    return {
+        "mesh": dict(planned.pieces.mesh.shape),
+        "devices": planned.pieces.mesh.size,
+        "model_flops_all": planned.model_flops,
+        "tokens_all": item.tokens,
+        "groups_all": item.groups,
+        "run_tokens_all": item.run_tokens,
+        "row_length": plan.shape.length,
+        "micro_rows": plan.micro_rows,
+        "micro_batches": item.micro_batches,
+        "hbm": {
+            "parameters": _on_device(params) + _on_device(planned.frozen.base),
+            "adapter": _on_device(adapter),
+            "optimizer": _on_device(planned.state.opt_state),
+            "reference": _on_device(planned.frozen.reference)
+            + _on_device(planned.state.ref_params),
+        },
+        "replicated": _replicated(planned),
+    }
+
+
+def _on_device(tree: Any) -> int:
+    """Bytes of arrays on one device."""
+    return sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _shard_bytes(leaf: Any) -> int:
+    shard = leaf.sharding.shard_shape(leaf.shape)
+    bits = jax.dtypes.itemsize_bits(leaf.dtype) if _is_small(leaf) else 8 * _itemsize(leaf)
+    return int(np.prod(shard, dtype=np.int64)) * bits // 8
+
+
+def _itemsize(leaf: Any) -> int:
+    return 4 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
+
+
+def _is_small(leaf: Any) -> bool:
+    return getattr(leaf.dtype, "name", "").endswith("int4")
+
+
+def _replicated(planned: PlannedStep) -> dict[str, int]:
+    """{leaf: bytes} of large arrays that every device holds whole, though there are several."""
+    if planned.pieces.mesh.size == 1:
+        return {}
+    trees = {"params": planned.state.params, "base": planned.frozen.base}
+    trees["reference"] = planned.frozen.reference
+    leaves = jax.tree_util.tree_leaves_with_path(trees)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): _shard_bytes(leaf)
+        for path, leaf in leaves
+        if leaf.sharding.is_fully_replicated and _shard_bytes(leaf) > 2**20
+    }
+
+
+def _read(compiled: Any, planned: PlannedStep, trips: Any) -> dict[str, Any]:
+    program = Program.parse(compiled.as_text())
+    memory = compiled.memory_analysis()
+    kernel_flops, kernel_bytes = program.kernels(trips)
+    sent = collectives(program, trips, planned.pieces.mesh.devices, AXES)
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "saved": saved_for_backward(program, planned.pieces.source.spec.layers, planned),
+        "cycles": program.cycles(trips),
+        "bytes_moved": program.bytes_moved(trips),
+        "kernel_flops": kernel_flops,
+        "kernel_bytes": kernel_bytes,
+        "collectives": [vars(one) for one in sent],
+    }
+
+
+def saved_for_backward(program: Program, layers: int, planned: PlannedStep) -> int:
+    """Bytes of what the forward pass keeps of every layer: stacks that a layers' loop fills."""
+    params = planned.state.params, planned.frozen.base, planned.frozen.reference
+    known = {leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(params)}
+    most = 0
+    for lines in program.computations.values():
+        for line in lines:
+            if line.opcode == "while" and _is_layers_forward(line):
+                stacks = [
+                    array.bytes
+                    for array in line.arrays
+                    if array.dims[:1] == (layers,) and array.dims not in known
+                ]
+                most = max(most, sum(stacks))
+    return most
+
+
+def _is_layers_forward(line: Instruction) -> bool:
+    return line.op_name.endswith("_scanned/while") and "jvp(" in line.op_name
+
+
+def main(order_path: str, answer_path: str) -> None:
+    """Does what an order says, and writes the answer."""
+    order = json.loads(Path(order_path).read_text())
+    config = load_config(order["config"])
+    rows = RowSizes.load(Path(order["rows"]))
+    if order["topology"] is None:
+        devices = jax.devices()
+    else:
+        devices = slice_devices(parse_slice(order["topology"], order["slices"]))
+    try:
+        answer = compile_and_read(config, rows, devices)
+    except InputError as error:
+        sys.exit(refusal(error))
+    Path(answer_path).write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,89 @@
+"""The loops of a train step whose trips the data decide, counted on the rows of a plan."""
+
+import re
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpref.models.attention import Mask, _first_visible_block
+from jaxpref.models.chunked_head import LM_HEAD
+from jaxpref.models.experts import block_size
+from jaxpref.plan.planned_step import PlannedStep
+from jaxpref.sharding import row_ways
+from jaxpref.step.micro_batches import MICRO_BATCHES
+from jaxpref.types import Batch
+
+_SCOPES = (MICRO_BATCHES, "attention", "experts", LM_HEAD)
+
+
+@dataclass(frozen=True)
+class Loops:
+    """How often the body of each kind of loop runs, on average."""
+
+    trips: dict[str, float]
+
+    def at(self, scope: str) -> float:
+        """Of the loop at this place of the traced program: its innermost scope tells.
+
+        Args:
+            scope: a name stack, or the `op_name` of an instruction.
+        """
+        names = re.findall("|".join(_SCOPES), scope)
+        return self.trips[names[-1]] if names else 1.0
+
+
+def count_loops(planned: PlannedStep) -> Loops:
+    """The loops of the step, on the batch that is planned for."""
+    config, spec = planned.pieces.config, planned.pieces.source.spec
+    used = planned.item.micro_batches
+    batch: Batch = jax.tree.map(lambda x: np.asarray(x[:used]), planned.item.batch)
+    chunk = config.model.logprob_chunk
+    slots = batch.valid_RG.shape[-1] * batch.slot_count_RGK.shape[-1]
+    real = (batch.loss_slot_RS < slots + batch.valid_RG.shape[-1]).sum(-1).max(-1)
+    return Loops(
+        {
+            MICRO_BATCHES: used,
+            "attention": _visible_blocks(planned, batch),
+            "experts": _expert_blocks(planned, batch),
+            LM_HEAD: float(np.mean(-(-real // chunk))),
+        }
+    )
+
+
+def _expert_blocks(planned: PlannedStep, batch: Batch) -> float:
+    """Blocks of (token, choice) pairs on a device, each of which has one expert.
+
+    Half of an expert's last block is empty on average.
+    """
+    spec = planned.pieces.source.spec
+    if not spec.experts:
+        return 1.0
+    tokens = batch.token_RL[0].size // row_ways(planned.pieces.mesh)
+    pairs = tokens * (spec.experts_per_token or 1)
+    return pairs / block_size(pairs, spec.experts) + spec.experts / 2
+
+
+def _visible_blocks(planned: PlannedStep, batch: Batch) -> float:
+    """Blocks of keys that a block of queries reads, averaged over blocks, rows and layers."""
+    spec, block = planned.pieces.source.spec, planned.pieces.config.model.attention_block
+    windows = [kind.window for kind in spec.kinds] or [None]
+    distinct = sorted(set(windows), key=lambda w: w or 0)
+    weights = [windows.count(window) for window in distinct]
+    means = [
+        np.mean([_mean_blocks(micro, window, block) for micro in _each(batch)])
+        for window in distinct
+    ]
+    return float(np.average(means, weights=weights))
+
+
+def _each(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
+    return list(zip(batch.expiry_RL, batch.position_RL, strict=True))
+
+
+def _mean_blocks(micro: tuple[np.ndarray, np.ndarray], window: int | None, block: int) -> float:
+    expiry_RL, position_RL = (jnp.asarray(x) for x in micro)
+    mask = Mask(expiry_RL, position_RL, None if window is None else jnp.int32(window))
+    first_i = np.asarray(_first_visible_block(mask, block))
+    return float(np.mean(np.arange(1, len(first_i) + 1) - first_i))

@@ -1,0 +1,169 @@
+"""The train step of a config as shapes: what training would compile, without weights or data."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpref.config import Config
+from jaxpref.data.loader import Loader, Step
+from jaxpref.models import lora
+from jaxpref.models.parameters import CAST_BY_PRODUCTS, LORA, cast_for_products, leaf_path
+from jaxpref.models.placement import param_shardings
+from jaxpref.models.quantize import is_quantisable, quantised_shapes
+from jaxpref.plan.row_sizes import RowSizes
+from jaxpref.runs.adapters import quantisation, reference_adapter
+from jaxpref.runs.build import Pieces, build_without_tokenizer, param_shapes
+from jaxpref.runs.cached_reference import with_column
+from jaxpref.runs.feed import EXTRA_COLUMN, make_loader
+from jaxpref.runs.flops import step_flops
+from jaxpref.runs.params import runs_reference
+from jaxpref.sharding import batch_sharding, replicated
+from jaxpref.step.batch_loss import REFERENCE_COLUMN
+from jaxpref.step.optim import make_optimizer, make_schedule
+from jaxpref.step.policy import Frozen, split
+from jaxpref.step.state import TrainState, init_state, state_shardings
+from jaxpref.step.train_step import make_train_step
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A train step and the shapes of its arguments, each with its sharding."""
+
+    pieces: Pieces
+    loader: Loader
+    item: Step
+    """The step with the most micro-batches among the first ones: the one that is planned for."""
+    step: Callable
+    state: TrainState
+    frozen: Frozen
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """(state, what is frozen, batch, micro-batches in use), as the step takes them."""
+        mesh = self.pieces.mesh
+        rows = batch_sharding(mesh, leading=1)
+        batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), self.item.batch
+        )
+        in_use = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+        return self.state, self.frozen, batch, in_use
+
+    @property
+    def jitted(self) -> Any:
+        """The step as the training loop compiles it; lower it under `jax.set_mesh`."""
+        shardings = jax.tree.map(lambda x: x.sharding, self.state)
+        whole = replicated(self.pieces.mesh)
+        return jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, whole))
+
+    @property
+    def model_flops(self) -> float:
+        """As `runs.flops.step_flops` counts them."""
+        reference = self.frozen.reference is not None or self.pieces.moving is not None
+        return step_flops(
+            self.pieces.source.spec,
+            self.item,
+            reference=reference,
+            frozen=bool(self.frozen.base),
+        )
+
+
+def plan_step(config: Config, rows: RowSizes, devices: Sequence[Any]) -> PlannedStep:
+    """The step that training with this config on these devices would compile.
+
+    Errors: InputError for settings, a mesh or rows that training would refuse.
+    """
+    pieces = build_without_tokenizer(config, devices=devices)
+    loader = make_loader(pieces, _with_cached_columns(pieces, rows.groups), training=True)
+    layout = loader.layout
+    params = _loaded(pieces)
+    trained, base = split(params)
+    reference = _reference(pieces, params) if runs_reference(pieces) else None
+    moving, reference = (reference, None) if pieces.moving else (None, reference)
+    schedule = make_schedule(config.optim, loader.plan.steps)
+    optimizer = make_optimizer(config.optim, schedule, pieces.source.spec.vocab)
+
+    def first_state(params, moving):
+        kept = jax.tree.map(lambda x: x.astype(jnp.float32), moving)
+        return init_state(params, optimizer, config.train.seed, pieces.parts, kept)
+
+    shapes = jax.eval_shape(first_state, trained, moving)
+    state = jax.tree.map(_laid_out, shapes, state_shardings(shapes, pieces.mesh))
+    loss_spec = pieces.loss_spec(layout, rows.kind)
+    return PlannedStep(
+        pieces=pieces,
+        loader=loader,
+        item=_fullest(loader),
+        step=make_train_step(loss_spec, optimizer, schedule, pieces.moving),
+        state=state,
+        frozen=Frozen(base, reference),
+    )
+
+
+def _fullest(loader: Loader, among: int = 20) -> Step:
+    steps = loader.iterate()
+    first = (next(steps) for _ in range(min(among, loader.plan.steps)))
+    return max(first, key=lambda item: item.micro_batches)
+
+
+def _with_cached_columns(pieces: Pieces, groups: Sequence[Any]) -> Sequence[Any]:
+    """Columns of log-probs that training would have computed before its first step."""
+    reference = pieces.config.reference
+    completions = [len(group.completion_ids) for group in groups]
+    if pieces.needs_reference and reference.mode == "cache":
+        groups = with_column(groups, REFERENCE_COLUMN, [(0.0,) * k for k in completions])
+    if reference.extra:
+        zeros = [np.zeros((k, len(reference.extra)), np.float32) for k in completions]
+        groups = with_column(groups, EXTRA_COLUMN, zeros)
+    return groups
+
+
+def _laid_out(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _loaded(pieces: Pieces) -> dict[str, Any]:
+    """What `runs.params.load_params` gives."""
+    shapes = param_shapes(pieces.model)
+    shardings = param_shardings(shapes, pieces.mesh)
+    quantised = None if pieces.lora is None else quantisation(pieces.config.adapter)
+
+    def kept(path, leaf, sharding):
+        name = leaf_path(path)
+        if quantised and is_quantisable(name):
+            return quantised_shapes(name, leaf.shape, sharding, quantised)
+        frozen = pieces.lora is not None and name in CAST_BY_PRODUCTS
+        dtype = pieces.dtype if frozen else jnp.float32
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+    params = jax.tree_util.tree_map_with_path(kept, shapes, shardings)
+    return params if pieces.lora is None else {**params, LORA: _adapter(pieces, shapes)}
+
+
+def _adapter(pieces: Pieces, shapes: Any) -> Any:
+    def new(layers):
+        return lora.init(jax.random.key(0), layers, pieces.lora)
+
+    adapter = {LORA: jax.eval_shape(new, shapes["layers"])}
+    return jax.tree.map(_laid_out, adapter, param_shardings(adapter, pieces.mesh))[LORA]
+
+
+def _reference(pieces: Pieces, params: dict[str, Any]) -> Any:
+    """What `runs.params.reference_overlay` gives."""
+    if pieces.config.reference.path is not None:
+        alone = dataclasses.replace(pieces, lora=None)
+        return _cast(pieces, _loaded(alone))
+    if pieces.lora is None:
+        return _cast(pieces, params)
+    if pieces.moving:
+        return _cast(pieces, split(params)[0])
+    return {} if reference_adapter(pieces.config) is None else {LORA: params[LORA]}
+
+
+def _cast(pieces: Pieces, params: Any) -> Any:
+    shapes = jax.eval_shape(lambda tree: cast_for_products(tree, pieces.dtype), params)
+    return jax.tree.map(lambda new, old: _laid_out(new, old.sharding), shapes, params)

@@ -1,0 +1,136 @@
+"""A plan as text: memory, work, traffic, the predicted time, and what to look at."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxpref.plan.chips import GIB, Slice
+from jaxpref.plan.estimate import Estimate, Memory, estimate, memory_of
+
+_SHOWN = 8
+"""Collectives that the table names."""
+
+
+def show(said: dict[str, Any], target: Slice, console: Console) -> None:
+    """Prints a plan.
+
+    Args:
+        said: as `compiled.compile_and_read` gives it.
+    """
+    mesh = " x ".join(f"{axis} {size}" for axis, size in said["mesh"].items() if size > 1)
+    console.print(
+        f"[bold]{target}[/], {said['devices']} devices, mesh {mesh or 'of one device'}; rows of "
+        f"{said['row_length']:,} tokens, {said['micro_batches']} micro-batches of "
+        f"{said['micro_rows']} rows; {said['groups_all']} groups a step"
+    )
+    memory = memory_of(said, target.chip)
+    console.print(_memory_table(memory))
+    if "does_not_fit" in said:
+        console.print("[bold red]It does not fit.[/]  The compiler says:")
+        console.print(said["does_not_fit"], highlight=False, markup=False)
+        return
+    time = estimate(said, target.chip)
+    console.print(_time_table(said, time, target))
+    if said["collectives"]:
+        console.print(_traffic_table(said["collectives"], target))
+    console.print(_prediction(said, time))
+    for warning in warnings(said, target):
+        console.print(f"[yellow]look at:[/] {warning}")
+
+
+def _memory_table(memory: Memory) -> Table:
+    table = Table(title="HBM of a device", title_justify="left")
+    table.add_column("part")
+    table.add_column("GiB", justify="right")
+    for name, size in memory.parts.items():
+        table.add_row(name, f"{size / GIB:.2f}")
+    if memory.total < float("inf"):
+        state = "fits" if memory.fits else f"{(memory.total - memory.capacity) / GIB:.2f} too much"
+        table.add_row(
+            f"all, of {memory.capacity / GIB:.2f} ({memory.share:.0%}; {state})",
+            f"{memory.total / GIB:.2f}",
+            style="bold",
+        )
+    return table
+
+
+def _time_table(said: dict[str, Any], time: Estimate, target: Slice) -> Table:
+    table = Table(title="a step on a device", title_justify="left")
+    table.add_column("what")
+    table.add_column("amount", justify="right")
+    table.add_column("seconds at the chip's rate", justify="right")
+    chip, sent = target.chip, said["collectives"]
+    model = said["model_flops_all"] / said["devices"]
+    ici = sum(one["bytes"] for one in sent if not one["dcn"])
+    dcn = sum(one["bytes"] for one in sent if one["dcn"])
+    table.add_row("model FLOPs", f"{model / 1e12:.3g} T", f"{time.model_seconds:.2g}")
+    table.add_row("FLOPs of the program", f"{said['flops'] / 1e12:.3g} T", f"{time.compute:.2g}")
+    table.add_row("HBM traffic", f"{said['bytes_moved'] / 1e9:.3g} GB", f"{time.hbm:.2g}")
+    if time.by_cycles:
+        cycles, seconds = said["cycles"], {k: v / chip.clock for k, v in said["cycles"].items()}
+        for name, count in cycles.items():
+            table.add_row(
+                f"compiler's cycles, {name}", f"{count / 1e6:,.0f} M", f"{seconds[name]:.2g}"
+            )
+    if said["kernel_flops"]:
+        table.add_row("kernels' own FLOPs", f"{said['kernel_flops'] / 1e12:.3g} T", "")
+    table.add_row("sent in the slice (ICI)", f"{ici / 1e9:.3g} GB", f"{time.ici:.2g}")
+    if dcn or target.slices > 1:
+        table.add_row("sent between slices (DCN)", f"{dcn / 1e9:.3g} GB", f"{time.dcn:.2g}")
+    return table
+
+
+def _traffic_table(sent: list[dict[str, Any]], target: Slice) -> Table:
+    table = Table(title="collectives, most bytes first", title_justify="left")
+    for name in ("kind", "mesh axis", "over"):
+        table.add_column(name)
+    for name in ("MB sent", "times"):
+        table.add_column(name, justify="right")
+    table.add_column("of")
+    for one in sent[:_SHOWN]:
+        table.add_row(
+            one["kind"],
+            "+".join(one["axes"]) or "-",
+            "DCN" if one["dcn"] else "ICI",
+            f"{one['bytes'] / 1e6:,.0f}",
+            f"{one['times']:,.0f}",
+            one["shape"][:48],
+        )
+    rest = sent[_SHOWN:]
+    if rest:
+        mb = sum(one["bytes"] for one in rest) / 1e6
+        table.add_row(f"{len(rest)} more", "", "", f"{mb:,.0f}", "", "")
+    return table
+
+
+def _prediction(said: dict[str, Any], time: Estimate) -> str:
+    fast, slow = time.fastest, time.slowest
+    low, high = time.mfu
+    tokens = said["tokens_all"] / said["devices"]
+    return (
+        f"[bold]predicted:[/] {fast:.2g} to {slow:.2g} s a step (traffic all behind computation, "
+        f"or none of it), {tokens / slow:,.2g} to {tokens / fast:,.2g} tokens/s a device, "
+        f"MFU {low:.0%} to {high:.0%}; {time.binds} binds.  Compiled in "
+        f"{said['compile_seconds']:.0f} s."
+    )
+
+
+def warnings(said: dict[str, Any], target: Slice) -> Iterator[str]:
+    """What deserves a look, in words."""
+    large = 0.01 * target.chip.hbm
+    for name, size in said["replicated"].items():
+        if size > large:
+            yield f"{name} lies whole on every device: {size / GIB:.2f} GiB"
+    for one in said["collectives"]:
+        if one["kind"] == "all-gather" and one["times"] <= said["micro_batches"]:
+            if one["bytes"] > large:
+                yield f"an all-gather outside the layers: {one['shape']} ({one['where'][-60:]})"
+    memory = memory_of(said, target.chip)
+    if memory.fits and memory.share > 0.9:
+        yield f"{memory.share:.0%} of HBM is in use: more than 90 % leaves little for the runtime"
+    padding = 1 - said["tokens_all"] / said["run_tokens_all"]
+    if padding > 0.15:
+        yield f"{padding:.0%} of the tokens that are computed are padding"
+    yield from said.get("warnings", ())

@@ -1,0 +1,208 @@
+"""Which mesh, remat, micro-batch and row length: the best plan that fits, found by compiling few.
+
+Arithmetic rules out what cannot fit and puts the rest in order; the compiler decides among the
+first.  The arithmetic is a lower bound of memory, and of time one that assumes peak rates.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxpref.config import Config
+from jaxpref.data.pack import Layout, assign_rows, row_tokens
+from jaxpref.errors import InputError
+from jaxpref.models.spec import ModelSpec
+from jaxpref.plan.chips import GIB, Slice
+from jaxpref.plan.estimate import estimate, memory_of
+from jaxpref.plan.row_sizes import RowSizes
+
+REMATS = ("none", "dots", "full")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting of what a search varies."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    remat: str
+    micro_rows: int
+    row_length: int
+    reference: str
+    """`reference.mode`."""
+
+    def applied(self, config: Config) -> Config:
+        """The config with it."""
+        mesh = dataclasses.replace(
+            config.mesh, data=self.data, fsdp=self.fsdp, tensor=self.tensor
+        )
+        return dataclasses.replace(
+            config,
+            mesh=mesh,
+            model=dataclasses.replace(config.model, remat=self.remat),
+            train=dataclasses.replace(config.train, micro_rows=self.micro_rows),
+            data=dataclasses.replace(config.data, row_length=self.row_length),
+            reference=dataclasses.replace(config.reference, mode=self.reference),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"mesh {self.data} x {self.fsdp} x {self.tensor}, remat {self.remat}, "
+            f"{self.micro_rows} rows of {self.row_length:,}, reference {self.reference}"
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """A choice that was compiled."""
+
+    choice: Choice
+    said: dict[str, Any]
+
+    def seconds(self, target: Slice) -> float:
+        """Predicted, halfway between all and no traffic hidden; infinite where it does not fit."""
+        if "does_not_fit" in self.said or not memory_of(self.said, target.chip).fits:
+            return math.inf
+        time = estimate(self.said, target.chip)
+        return (time.fastest + time.slowest) / 2
+
+
+def choices(config: Config, spec: ModelSpec, rows: RowSizes, target: Slice) -> list[Choice]:
+    """All that a search considers: meshes that divide model and slice, and what goes with each."""
+    longest = max(row_tokens(group, config.data.share_prefix) for group in rows.groups)
+    block = config.model.attention_block
+    shortest = -(-longest // block) * block
+    lengths = [config.data.row_length] if config.data.row_length else []
+    lengths += [shortest * factor for factor in (1, 2, 4) if shortest * factor <= 16_384]
+    modes = [config.reference.mode]
+    if not config.adapter.trained and config.reference.path is None:
+        modes = ["copy", "cache"]
+    of_step = config.train.batch_size
+    found = []
+    for mesh in meshes(spec, target):
+        ways = mesh[0] * mesh[1]
+        micro = [ways * n for n in (1, 2, 4, 8) if ways * n <= max(of_step, ways)]
+        for rest in itertools.product(REMATS, micro, sorted(set(lengths)), modes):
+            found.append(Choice(*mesh, *rest))
+    return found
+
+
+def meshes(spec: ModelSpec, target: Slice) -> list[tuple[int, int, int]]:
+    """(data, fsdp, tensor) whose product is the slice's devices; data spans the slices."""
+    devices = target.devices // target.slices
+    found = []
+    for tensor in (1, 2, 4, 8):
+        if devices % tensor or spec.kv_heads % tensor or spec.ffn % tensor:
+            continue
+        for data in (1, 2, 4):
+            fsdp, rest = divmod(devices // tensor, data)
+            if rest == 0 and fsdp >= 1 and spec.width % fsdp == 0:
+                found.append((data * target.slices, fsdp, tensor))
+    return found
+
+
+def bound(
+    config: Config, spec: ModelSpec, rows: RowSizes, target: Slice, choice: Choice
+) -> tuple[float, float]:
+    """(bytes of HBM on a device, seconds of a step) that the choice takes at least."""
+    parameters = _parameters(spec)
+    shards = choice.fsdp * choice.tensor
+    trained = 0 if config.adapter.trained else parameters
+    layout = Layout(choice.row_length, config.data.share_prefix, config.data.pack)
+    lengths = [row_tokens(g, layout.share_prefix) for g in rows.groups[: config.train.batch_size]]
+    needed = len(assign_rows(lengths, layout))
+    micro_batches = -(-needed // choice.micro_rows)
+    tokens = choice.micro_rows * choice.row_length
+    own_tokens = tokens / (choice.data * choice.fsdp)
+
+    held = trained * 12 + (2 * parameters if not trained or choice.reference == "copy" else 0)
+    held += 4 * trained * (micro_batches > 1)
+    memory = held / shards + spec.layers * own_tokens * _saved(spec, choice)
+
+    passes = (3 if trained else 2) + (choice.remat == "full") + (choice.reference == "copy")
+    flops = 2.0 * parameters * tokens * micro_batches * passes / target.devices
+    gathers = 2 + (choice.reference == "copy") + 4 * bool(trained)  # gradients are float32, twice
+    sent = 2.0 * parameters / choice.tensor * micro_batches * gathers * (1 - 1 / choice.fsdp)
+    return memory, max(flops / target.chip.flops, sent / target.chip.ici_rate)
+
+
+def _parameters(spec: ModelSpec) -> int:
+    attention = 2 * spec.width * spec.head_dim * (spec.heads + spec.kv_heads)
+    mlp = (3 if spec.gated else 2) * spec.width * spec.ffn * (spec.experts or 1)
+    tables = 1 if spec.tied else 2
+    return spec.layers * (attention + mlp) + tables * spec.vocab * spec.width
+
+
+def _saved(spec: ModelSpec, choice: Choice) -> float:
+    """Bytes that the forward pass keeps for a token in a layer, at least."""
+    between = spec.width
+    heads = (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim / choice.tensor
+    inside = heads + 2 * spec.ffn * (spec.experts_per_token or 1) / choice.tensor
+    return 2.0 * (between + (0 if choice.remat == "full" else inside))
+
+
+def search(
+    config: Config,
+    spec: ModelSpec,
+    rows: RowSizes,
+    target: Slice,
+    compiled: Callable[[Config], dict[str, Any]],
+    *,
+    tries: int,
+    on_try: Callable[[int, int, str], None] = lambda *_: None,
+) -> list[Found]:
+    """The choices that were compiled, best first.
+
+    Args:
+        compiled: config -> what `compiled.compile_and_read` gives.
+        tries: programs to compile at most.
+        on_try: called before each with (number, of how many, what).
+    Errors: InputError where nothing can fit.
+    """
+    ordered = _in_order(config, spec, rows, target)
+    found = []
+    for number, choice in enumerate(ordered[:tries]):
+        on_try(number, min(tries, len(ordered)), str(choice))
+        try:
+            found.append(Found(choice, compiled(choice.applied(config))))
+        except InputError:
+            continue  # a mesh or row that training would refuse: no plan
+    return sorted(found, key=lambda one: one.seconds(target))
+
+
+def _in_order(config: Config, spec: ModelSpec, rows: RowSizes, target: Slice) -> list[Choice]:
+    """The choices that may fit, by the least time they can take."""
+    bounds = [
+        (choice, *bound(config, spec, rows, target, choice))
+        for choice in choices(config, spec, rows, target)
+    ]
+    fitting = [(seconds, i, one) for i, (one, memory, seconds) in enumerate(bounds)
+               if memory < target.chip.hbm]
+    if not fitting:
+        least = min(memory for _, memory, _ in bounds) if bounds else math.inf
+        raise InputError(
+            f"a model that {target} can hold",
+            f"at least {least / GIB:,.1f} GiB on a device of {target.chip.hbm / GIB:.2f} GiB, "
+            f"over {len(bounds)} choices",
+            "plan for more chips, or set adapter.rank",
+        )
+    return [one for _, _, one in sorted(fitting)]
+
+
+def differences(first: Found, second: Found, target: Slice) -> Iterator[str]:
+    """What separates the best from the runner-up."""
+    for field in dataclasses.fields(Choice):
+        own, other = getattr(first.choice, field.name), getattr(second.choice, field.name)
+        if own != other:
+            yield f"{field.name} {own} in place of {other}"
+    one, two = first.seconds(target), second.seconds(target)
+    if math.isfinite(two):
+        yield f"{two / one - 1:.0%} less time than the runner-up" if two > one else "as fast"
+    else:
+        yield "the runner-up does not fit"
