@@ -94,22 +94,32 @@ def replica_groups(attributes: str, devices: int) -> np.ndarray:
         return _linked(re.findall(r"\{(\d+),(\d+)\}", pairs[1]))
     if listed := re.search(r"replica_groups=\{((?:\{[\d,]+\},?)+)\}", attributes):
         return np.array([list(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", listed[1])])
-    iota = re.search(
-        r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
+    if iota := re.search(rf"replica_groups=\[(\d+),(\d+)\]<={_IOTA}", attributes):
+        return _iota(iota[3], iota[4]).reshape(int(iota[1]), int(iota[2]))
+    mesh = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^()]*(?:\([^()]*\))?)\))?"
+        r"(?: \{([^}]*)\})?",
+        attributes,
     )
-    if iota:
-        numbers = np.arange(devices).reshape(_integers(iota[3]))
-        if iota[4]:
-            numbers = numbers.transpose(_integers(iota[4]))
-        return numbers.reshape(int(iota[1]), int(iota[2]))
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?: ?\{([^}]*)\})?", attributes)
     if mesh:
-        sizes = {name: int(n) for name, n in re.findall(r"'([\w]+)'=(\d+)", mesh[1])}
-        order = re.search(r"device_ids=\(?\[?([\d,]+)", mesh[1])
-        numbers = np.arange(math.prod(sizes.values())) if not order else _integers(order[1])
-        chosen = re.findall(r"'(\w+)'", mesh[2] or "") or list(sizes)
-        return _along(np.array(numbers).reshape(tuple(sizes.values())), list(sizes), chosen)
+        sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        numbers = np.arange(math.prod(sizes.values()))
+        if mesh[2]:
+            order = re.match(_IOTA, mesh[2])
+            numbers = _iota(order[1], order[2]) if order else np.array(_integers(mesh[2]))
+        chosen = re.findall(r"'(\w+)'", mesh[3] or "") or list(sizes)
+        return _along(numbers.reshape(tuple(sizes.values())), list(sizes), chosen)
     return np.arange(devices)[None]
+
+
+_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+
+
+def _iota(sizes: str, order: str | None) -> np.ndarray:
+    """0, 1, ... in an array of these sizes, its axes then put into this order; flat."""
+    shape = _integers(sizes)
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    return (numbers.transpose(_integers(order)) if order else numbers).reshape(-1)
 
 
 def _integers(text: str) -> list[int]:

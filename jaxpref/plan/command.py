@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,17 @@ from rich.console import Console
 
 from jaxpref.config import Config
 from jaxpref.errors import InputError
-from jaxpref.files import whole_file
+from jaxpref.files import check_destination, whole_file
+from jaxpref.models.source import open_checkpoint
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
 from jaxpref.plan.child import CACHE, compile_in_child
-from jaxpref.plan.chips import CHIPS, parse_slice
+from jaxpref.plan.chips import CHIPS, Slice, parse_slice
 from jaxpref.plan.estimate import estimate, memory_of
 from jaxpref.plan.report import show, warnings
 from jaxpref.plan.row_sizes import RowSizes, made_rows, rows_like
-from jaxpref.settings import load_config
+from jaxpref.plan.search import differences, search
+from jaxpref.progress import progress
+from jaxpref.settings import load_config, save_config
 
 
 EPILOG = """It compiles the very step that `jaxpref train` would run, for devices that need not exist: shapes
@@ -24,6 +28,7 @@ only, so a model's config.json is enough, and no weights or data are read.  docs
 to read the result.
 
   jaxpref plan CONFIG.yaml --topology v5p:2x2x4 mesh.fsdp=16
+  jaxpref plan CONFIG.yaml --topology v5p:2x2x4 --search --write planned.yaml
   jaxpref plan CONFIG.yaml --topology v6e:4x4 --prompt 1024 --answer 512 --json plan.json
 """
 
@@ -47,6 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--answer", type=int, default=256, help="tokens of a completion (default 256)"
     )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="try meshes, remat, micro_rows, row_length and reference.mode, and show the best",
+    )
+    parser.add_argument(
+        "--tries", type=int, default=8, help="programs that a search compiles (default 8)"
+    )
+    parser.add_argument("--write", metavar="FILE", help="save the config of the best plan there")
     parser.add_argument("--json", metavar="FILE", help="write all of it there too")
     parser.add_argument("--cache", default=CACHE, help=f"earlier compilations (default {CACHE})")
 
@@ -55,9 +69,18 @@ def run(options: argparse.Namespace, console: Console) -> None:
     """`jaxpref plan CONFIG --topology SLICE`."""
     target = parse_slice(options.topology, options.slices)
     config = load_config(options.config, options.overrides)
+    if options.write:
+        check_destination(options.write, "a new file for the config", sources=[options.config])
     rows = _rows(options, config)
-    said = compile_in_child(config, rows, target, options.cache)
+    if options.search:
+        config, said = _searched(options, config, rows, target, console)
+    else:
+        said = compile_in_child(config, rows, target, options.cache)
     show(said, target, console)
+    if options.write and "does_not_fit" not in said:
+        with whole_file(Path(options.write)) as partial:
+            save_config(config, partial)
+        console.print(f"written: {options.write}")
     if options.json:
         with whole_file(Path(options.json)) as partial:
             partial.write_text(json.dumps(as_json(said, target), indent=1) + "\n")
@@ -70,7 +93,38 @@ def run(options: argparse.Namespace, console: Console) -> None:
         )
 
 
-def as_json(said: dict[str, Any], target: Any) -> dict[str, Any]:
+def _searched(
+    options: argparse.Namespace,
+    config: Config,
+    rows: RowSizes,
+    target: Slice,
+    console: Console,
+) -> tuple[Config, dict[str, Any]]:
+    """The best config and its plan, with a line for every program that was compiled."""
+    spec = open_checkpoint(config.model.path).spec
+    with progress(console) as update:
+        found = search(
+            config,
+            spec,
+            rows,
+            target,
+            lambda one: compile_in_child(one, rows, target, options.cache),
+            tries=options.tries,
+            on_try=lambda number, of, what: update("compiling", number, of, what),
+        )
+    for one in found:
+        seconds = one.seconds(target)
+        result = f"{seconds:.2g} s a step" if math.isfinite(seconds) else "does not fit"
+        console.print(f"{one.choice}: {result}")
+    if not found:
+        raise InputError("a choice that training would accept", "none", "set --tries higher")
+    best, *others = found
+    if others:
+        console.print(f"the first: {'; '.join(differences(best, others[0], target))}")
+    return best.choice.applied(config), best.said
+
+
+def as_json(said: dict[str, Any], target: Slice) -> dict[str, Any]:
     """A plan for other programs: what the compiler said, and what follows from it."""
     out = {"topology": str(target), **said, "memory": vars(memory_of(said, target.chip))}
     if "does_not_fit" not in said:

@@ -23,7 +23,7 @@ from jaxpref.plan.chips import Slice, parse_slice
 from jaxpref.plan.child import refusal
 from jaxpref.plan.collectives import collectives
 from jaxpref.plan.flops import program_flops
-from jaxpref.plan.loops import count_loops
+from jaxpref.plan.loops import Loops, count_loops
 from jaxpref.plan.planned_step import PlannedStep, plan_step
 from jaxpref.plan.program import Instruction, Program
 from jaxpref.plan.row_sizes import RowSizes
@@ -63,7 +63,7 @@ def compile_and_read(config: Config, rows: RowSizes, devices: list[Any]) -> dict
                 raise
             return answer | {"does_not_fit": str(error)}
         answer["compile_seconds"] = time.perf_counter() - began
-    return answer | _read(compiled, planned, lambda line: loops.at(line.op_name))
+    return answer | read_program(compiled, planned, loops)
 
 
 def _facts(planned: PlannedStep) -> dict[str, Any]:
@@ -125,7 +125,9 @@ def _replicated(planned: PlannedStep) -> dict[str, int]:
     }
 
 
-def _read(compiled: Any, planned: PlannedStep, trips: Any) -> dict[str, Any]:
+def read_program(compiled: Any, planned: PlannedStep, loops: Loops) -> dict[str, Any]:
+    """What a compiled step holds, moves and sends, on one device."""
+    trips = lambda line: loops.at(line.op_name)
     program = Program.parse(compiled.as_text())
     memory = compiled.memory_analysis()
     kernel_flops, kernel_bytes = program.kernels(trips)

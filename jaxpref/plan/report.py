@@ -67,7 +67,7 @@ def _time_table(said: dict[str, Any], time: Estimate, target: Slice) -> Table:
     dcn = sum(one["bytes"] for one in sent if one["dcn"])
     table.add_row("model FLOPs", f"{model / 1e12:.3g} T", f"{time.model_seconds:.2g}")
     table.add_row("FLOPs of the program", f"{said['flops'] / 1e12:.3g} T", f"{time.compute:.2g}")
-    table.add_row("HBM traffic", f"{said['bytes_moved'] / 1e9:.3g} GB", f"{time.hbm:.2g}")
+    table.add_row("HBM traffic", f"{said['bytes_moved'] / 1e9:,.0f} GB", f"{time.hbm:.2g}")
     if time.by_cycles:
         cycles, seconds = said["cycles"], {k: v / chip.clock for k, v in said["cycles"].items()}
         for name, count in cycles.items():
@@ -111,10 +111,16 @@ def _prediction(said: dict[str, Any], time: Estimate) -> str:
     tokens = said["tokens_all"] / said["devices"]
     return (
         f"[bold]predicted:[/] {fast:.2g} to {slow:.2g} s a step (traffic all behind computation, "
-        f"or none of it), {tokens / slow:,.2g} to {tokens / fast:,.2g} tokens/s a device, "
+        f"or none of it), {_rounded(tokens / slow)} to {_rounded(tokens / fast)} tokens/s a "
+        f"device, "
         f"MFU {low:.0%} to {high:.0%}; {time.binds} binds.  Compiled in "
         f"{said['compile_seconds']:.0f} s."
     )
+
+
+def _rounded(x: float) -> str:
+    """Two digits, and no more: the rest is not known."""
+    return f"{float(f'{x:.2g}'):,.0f}"
 
 
 def warnings(said: dict[str, Any], target: Slice) -> Iterator[str]:

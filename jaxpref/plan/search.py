@@ -7,11 +7,9 @@ first.  The arithmetic is a lower bound of memory, and of time one that assumes 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-
-import jax
 
 from jaxpref.config import Config
 from jaxpref.data.pack import Layout, assign_rows, row_tokens
