@@ -181,8 +181,8 @@ def logged(out: Path) -> list[dict[str, float]]:
 
 
 def allow_any_mesh(monkeypatch) -> None:
-    def first_devices(mesh: MeshConfig):
-        return make_mesh(mesh, devices=jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
+    def first_devices(mesh: MeshConfig, *, devices: list | None = None):
+        return make_mesh(mesh, devices=devices or jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
 
     monkeypatch.setattr("jaxpref.runs.build.make_mesh", first_devices)
 

@@ -51,7 +51,7 @@ def compile_and_read(config: Config, rows: RowSizes, devices: list[Any]) -> dict
     mesh = planned.pieces.mesh
     with jax.set_mesh(mesh):
         traced = planned.jitted.trace(*planned.arguments)
-        answer = _facts(planned) | {
+        answer = step_facts(planned) | {
             "loops": loops.trips,
             "flops": program_flops(traced.jaxpr, loops.at) / mesh.size,
         }
@@ -66,7 +66,7 @@ def compile_and_read(config: Config, rows: RowSizes, devices: list[Any]) -> dict
     return answer | read_program(compiled, planned, loops)
 
 
-def _facts(planned: PlannedStep) -> dict[str, Any]:
+def step_facts(planned: PlannedStep) -> dict[str, Any]:
     """What is known before the compiler runs."""
     params = dict(planned.state.params)
     adapter = params.pop(LORA, {})

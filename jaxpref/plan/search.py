@@ -110,7 +110,6 @@ def bound(
 ) -> tuple[float, float]:
     """(bytes of HBM on a device, seconds of a step) that the choice takes at least."""
     parameters = _parameters(spec)
-    shards = choice.fsdp * choice.tensor
     trained = 0 if config.adapter.trained else parameters
     layout = Layout(choice.row_length, config.data.share_prefix, config.data.pack)
     lengths = [row_tokens(g, layout.share_prefix) for g in rows.groups[: config.train.batch_size]]
@@ -119,15 +118,25 @@ def bound(
     tokens = choice.micro_rows * choice.row_length
     own_tokens = tokens / (choice.data * choice.fsdp)
 
-    held = trained * 12 + (2 * parameters if not trained or choice.reference == "copy" else 0)
-    held += 4 * trained * (micro_batches > 1)
-    memory = held / shards + spec.layers * own_tokens * _saved(spec, choice)
+    memory = held_bytes(config, spec, choice) + spec.layers * own_tokens * _saved(spec, choice)
+    if micro_batches > 1:  # the sum of their gradients
+        memory += 4 * trained / (choice.fsdp * choice.tensor)
 
     passes = (3 if trained else 2) + (choice.remat == "full") + (choice.reference == "copy")
     flops = 2.0 * parameters * tokens * micro_batches * passes / target.devices
     gathers = 2 + (choice.reference == "copy") + 4 * bool(trained)  # gradients are float32, twice
     sent = 2.0 * parameters / choice.tensor * micro_batches * gathers * (1 - 1 / choice.fsdp)
     return memory, max(flops / target.chip.flops, sent / target.chip.ici_rate)
+
+
+def held_bytes(config: Config, spec: ModelSpec, choice: Choice) -> float:
+    """Bytes of parameters, optimizer state and reference on a device, without the smallest leaves.
+
+    An adapter is not counted, and its base as bfloat16.
+    """
+    parameters = _parameters(spec)
+    per_parameter = 2 if config.adapter.trained else 12 + 2 * (choice.reference == "copy")
+    return parameters * per_parameter / (choice.fsdp * choice.tensor)
 
 
 def _parameters(spec: ModelSpec) -> int:

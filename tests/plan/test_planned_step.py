@@ -1,0 +1,98 @@
+"""The planned step is the one that training compiles, and the search's bounds are bounds."""
+
+import dataclasses
+
+import jax
+import pytest
+import tiny
+
+from jaxpref.errors import InputError
+from jaxpref.models.source import open_checkpoint
+from jaxpref.objectives import OBJECTIVES, bind
+from jaxpref.plan import search
+from jaxpref.plan.chips import parse_slice
+from jaxpref.plan.compiled import step_facts
+from jaxpref.plan.planned_step import plan_step
+from jaxpref.plan.row_sizes import made_rows, rows_like
+from jaxpref.runs.build import build
+from jaxpref.runs.params import load_params, reference_overlay
+from jaxpref.step.policy import split
+
+pytestmark = pytest.mark.usefixtures("any_mesh")
+
+
+def of_tiny(files, out, **changes):
+    return tiny.config(out, files.model, files.train, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model": {"compute_dtype": "bfloat16"}},
+        {"adapter": {"rank": 4}},
+        {"adapter": {"rank": 4, "quantize": "int8", "quantize_block": None}},
+    ],
+    ids=["full", "bfloat16", "adapter", "quantised"],
+)
+def test_shapes_are_those_of_a_run(changes, tiny_files, tmp_path):
+    config = of_tiny(tiny_files, tmp_path / "run", mesh={"fsdp": 2}, **changes)
+    planned = plan_step(config, rows_like(config, str(tiny_files.train)), jax.devices()[:2])
+    pieces = build(config)
+    params = load_params(pieces)
+    trained, base = split(params)
+
+    def described(tree):
+        return jax.tree.map(
+            lambda x: (x.shape, x.dtype.name, x.sharding.shard_shape(x.shape)), tree
+        )
+
+    assert described(planned.state.params) == described(trained)
+    assert described(planned.frozen.base) == described(base)
+    reference = reference_overlay(pieces, params)
+    assert described(planned.frozen.reference) == described(reference)
+
+
+def test_rows_like_a_file_are_planned_as_training_plans_them(finished_run, tiny_files):
+    config = finished_run.config
+    planned = plan_step(config, rows_like(config, str(tiny_files.train)), jax.devices()[:1])
+    loader = tiny.loader_of(config)
+    assert dataclasses.asdict(planned.loader.plan) == dataclasses.asdict(loader.plan)
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "modpo", "sft", "odpo", "bradley_terry"])
+def test_rows_are_made_for_every_kind_of_objective(name, tiny_files, tmp_path):
+    settings = {"name": name}
+    if name == "modpo":
+        settings |= {"w": [0.5, 0.5], "columns": {"other_rewards": ["brief"]}}
+    config = of_tiny(tiny_files, tmp_path / "run", objective=[settings])
+    rows = made_rows(bind(config.objective, OBJECTIVES), groups=8, prompt=10, completion=6)
+    planned = plan_step(config, rows, jax.devices()[:1])
+    with jax.set_mesh(planned.pieces.mesh):
+        planned.jitted.trace(*planned.arguments)  # the objective takes what was made
+
+
+def test_a_bound_of_memory_is_one(tiny_files, tmp_path):
+    """What a search rules out could not have fitted."""
+    config = of_tiny(tiny_files, tmp_path / "run")
+    target = parse_slice("v5e:2x2")
+    spec = open_checkpoint(config.model.path).spec
+    rows = made_rows(bind(config.objective, OBJECTIVES), groups=8, prompt=10, completion=6)
+    seen = set()
+    for choice in search.choices(config, spec, rows, target):
+        if (choice.fsdp, choice.tensor, choice.reference) in seen:
+            continue
+        seen.add((choice.fsdp, choice.tensor, choice.reference))
+        planned = plan_step(choice.applied(config), rows, jax.devices()[:4])
+        held = sum(step_facts(planned)["hbm"].values())
+        # The bound takes the reference in bfloat16, and norm scales are not counted.
+        assert 0.75 * held < search.held_bytes(config, spec, choice) < held
+    assert len(seen) > 4
+
+
+def test_slices_are_named_by_generation_and_shape():
+    assert parse_slice("v5p:2x2x4").devices == 16
+    assert parse_slice("v7x:2x2x1", slices=2).devices == 16
+    for wrong in ("v5p", "v5p:16", "v9:2x2", "v5e:2by4"):
+        with pytest.raises(InputError, match="--topology GENERATION:SHAPE"):
+            parse_slice(wrong)
