@@ -22,6 +22,7 @@ ROOMS = (
     "jaxpref/rewards",
     "jaxpref/evaluation",
     "jaxpref/training",
+    "jaxpref/plan",
     "jaxpref/pareto",
     "jaxpref/pareto/report",
     "jaxpref/conditioning",

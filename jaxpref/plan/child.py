@@ -1,4 +1,4 @@
-"""Runs the compiler in a process of its own, with the environment it needs, and keeps its answers."""
+"""Runs the compiler in a process of its own, with its environment, and keeps its answers."""
 
 import hashlib
 import importlib.metadata
@@ -96,8 +96,7 @@ def _kept(config: Config, cache: Path, directory: Path, target: Slice | None) ->
         digest.update(_version(package).encode())
     for file in ("config.yaml", "rows.pickle"):
         digest.update((directory / file).read_bytes())
-    package = Path(__file__).parents[1]
-    for source in sorted(package.rglob("*.py")):
+    for source in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(source.read_bytes())
     return cache.expanduser() / f"{digest.hexdigest()[:32]}.json"
 

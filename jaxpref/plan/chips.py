@@ -26,7 +26,7 @@ class Chip:
     dcn_rate: float
     """Bytes per second between slices, its share of a host's network, one way."""
     clock: float
-    """Hz, by which the compiler's cycles become seconds: the peak over the arrays' FLOPs a cycle."""
+    """Hz, by which cycles become seconds: the peak over the FLOPs of the matrix units per cycle."""
     per_chip: int = 1
     """Devices on one chip; the rates are a device's."""
 

@@ -1,4 +1,4 @@
-"""What the devices of a compiled program send each other: bytes, how often, over which mesh axes."""
+"""What the devices of a compiled program send each other: bytes, times, over which mesh axes."""
 
 import math
 import re
@@ -79,9 +79,7 @@ def _everywhere(program: Program, trips: Trips) -> Iterator[tuple[str, Instructi
                 yield from _inside(program, fused, times)
 
 
-def _inside(
-    program: Program, name: str, times: float
-) -> Iterator[tuple[str, Instruction, float]]:
+def _inside(program: Program, name: str, times: float) -> Iterator[tuple[str, Instruction, float]]:
     for line in program.computations[name]:
         yield name, line, times
         for called in line.called("calls", "to_apply") if line.opcode == "fusion" else ():
@@ -93,7 +91,9 @@ def replica_groups(attributes: str, devices: int) -> np.ndarray:
     if pairs := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}", attributes):
         return _linked(re.findall(r"\{(\d+),(\d+)\}", pairs[1]))
     if listed := re.search(r"replica_groups=\{((?:\{[\d,]+\},?)+)\}", attributes):
-        return np.array([list(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", listed[1])])
+        return np.array(
+            [list(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", listed[1])]
+        )
     if iota := re.search(rf"replica_groups=\[(\d+),(\d+)\]<={_IOTA}", attributes):
         return _iota(iota[3], iota[4]).reshape(int(iota[1]), int(iota[2]))
     mesh = re.search(
@@ -135,7 +135,7 @@ def _along(numbers: np.ndarray, names: list[str], chosen: list[str]) -> np.ndarr
 
 
 def _linked(pairs: list[tuple[str, str]]) -> np.ndarray:
-    """Groups of devices that send to each other, of a permutation's pairs; of unequal ones the first."""
+    """Groups of devices that send to each other, by pairs; of unequal ones the largest."""
     group: dict[int, set[int]] = {}
     for a, b in ((int(a), int(b)) for a, b in pairs):
         joined = group.get(a, {a}) | group.get(b, {b})
@@ -167,7 +167,11 @@ def _given(line: Instruction) -> tuple:
         return arrays
     if line.opcode.startswith("collective-permute"):
         return arrays[1:2]
-    return arrays[len(line.operands) : 2 * len(line.operands)] if line.shape.startswith("((") else arrays
+    return (
+        arrays[len(line.operands) : 2 * len(line.operands)]
+        if line.shape.startswith("((")
+        else arrays
+    )
 
 
 def _sent(kind: str, line: Instruction, devices: int) -> float:

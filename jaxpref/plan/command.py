@@ -22,10 +22,9 @@ from jaxpref.plan.search import differences, search
 from jaxpref.progress import progress
 from jaxpref.settings import load_config, save_config
 
-
-EPILOG = """It compiles the very step that `jaxpref train` would run, for devices that need not exist: shapes
-only, so a model's config.json is enough, and no weights or data are read.  docs/plan.md says how
-to read the result.
+EPILOG = """\
+It compiles the very step that `jaxpref train` would run, for devices that need not exist.  Shapes
+are enough: of the model a config.json, and no data.  docs/plan.md says how to read the result.
 
   jaxpref plan CONFIG.yaml --topology v5p:2x2x4 mesh.fsdp=16
   jaxpref plan CONFIG.yaml --topology v5p:2x2x4 --search --write planned.yaml

@@ -19,8 +19,8 @@ from jax.experimental import topologies
 from jaxpref.config import Config
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import LORA
-from jaxpref.plan.chips import Slice, parse_slice
 from jaxpref.plan.child import refusal
+from jaxpref.plan.chips import Slice, parse_slice
 from jaxpref.plan.collectives import collectives
 from jaxpref.plan.flops import program_flops
 from jaxpref.plan.loops import Loops, count_loops
@@ -34,9 +34,7 @@ from jaxpref.sharding import AXES
 def slice_devices(target: Slice) -> list[Any]:
     """The devices of TPU slices that need not exist."""
     more = {"num_slices": target.slices} if target.slices > 1 else {}
-    described = topologies.get_topology_desc(
-        platform="tpu", topology_name=target.topology, **more
-    )
+    described = topologies.get_topology_desc(platform="tpu", topology_name=target.topology, **more)
     return list(described.devices)
 
 

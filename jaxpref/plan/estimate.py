@@ -1,4 +1,4 @@
-"""From what the compiler says to seconds: how long each part keeps a device busy, and which binds."""
+"""From what the compiler says to seconds: how long each part takes, and which of them binds."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -36,7 +36,7 @@ class Loops:
 
 def count_loops(planned: PlannedStep) -> Loops:
     """The loops of the step, on the batch that is planned for."""
-    config, spec = planned.pieces.config, planned.pieces.source.spec
+    config = planned.pieces.config
     used = planned.item.micro_batches
     batch: Batch = jax.tree.map(lambda x: np.asarray(x[:used]), planned.item.batch)
     chunk = config.model.logprob_chunk

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from jaxpref.config import Config
 from jaxpref.data.pack import Layout, assign_rows, row_tokens
@@ -19,7 +19,8 @@ from jaxpref.plan.chips import GIB, Slice
 from jaxpref.plan.estimate import estimate, memory_of
 from jaxpref.plan.row_sizes import RowSizes
 
-REMATS = ("none", "dots", "full")
+Remat = Literal["none", "dots", "full"]
+Mode = Literal["copy", "cache"]
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,15 @@ class Choice:
     data: int
     fsdp: int
     tensor: int
-    remat: str
+    remat: Remat
     micro_rows: int
     row_length: int
-    reference: str
+    reference: Mode
     """`reference.mode`."""
 
     def applied(self, config: Config) -> Config:
         """The config with it."""
-        mesh = dataclasses.replace(
-            config.mesh, data=self.data, fsdp=self.fsdp, tensor=self.tensor
-        )
+        mesh = dataclasses.replace(config.mesh, data=self.data, fsdp=self.fsdp, tensor=self.tensor)
         return dataclasses.replace(
             config,
             mesh=mesh,
@@ -78,7 +77,7 @@ def choices(config: Config, spec: ModelSpec, rows: RowSizes, target: Slice) -> l
     shortest = -(-longest // block) * block
     lengths = [config.data.row_length] if config.data.row_length else []
     lengths += [shortest * factor for factor in (1, 2, 4) if shortest * factor <= 16_384]
-    modes = [config.reference.mode]
+    modes: list[Mode] = [config.reference.mode]
     if not config.adapter.trained and config.reference.path is None:
         modes = ["copy", "cache"]
     of_step = config.train.batch_size
@@ -86,8 +85,10 @@ def choices(config: Config, spec: ModelSpec, rows: RowSizes, target: Slice) -> l
     for mesh in meshes(spec, target):
         ways = mesh[0] * mesh[1]
         micro = [ways * n for n in (1, 2, 4, 8) if ways * n <= max(of_step, ways)]
-        for rest in itertools.product(REMATS, micro, sorted(set(lengths)), modes):
-            found.append(Choice(*mesh, *rest))
+        for remat, rows_each, length, mode in itertools.product(
+            get_args(Remat), micro, sorted(set(lengths)), modes
+        ):
+            found.append(Choice(*mesh, remat, rows_each, length, mode))
     return found
 
 
@@ -189,8 +190,11 @@ def _in_order(config: Config, spec: ModelSpec, rows: RowSizes, target: Slice) ->
         (choice, *bound(config, spec, rows, target, choice))
         for choice in choices(config, spec, rows, target)
     ]
-    fitting = [(seconds, i, one) for i, (one, memory, seconds) in enumerate(bounds)
-               if memory < target.chip.hbm]
+    fitting = [
+        (seconds, i, one)
+        for i, (one, memory, seconds) in enumerate(bounds)
+        if memory < target.chip.hbm
+    ]
     if not fitting:
         least = min(memory for _, memory, _ in bounds) if bounds else math.inf
         raise InputError(

@@ -9,7 +9,6 @@ from jax import lax
 
 from jaxpref.types import Batch
 
-
 MICRO_BATCHES = "micro_batches"
 """Scope of the loops over them: so they are told apart in a profile, and in a plan."""
 

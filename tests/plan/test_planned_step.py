@@ -43,9 +43,7 @@ def test_shapes_are_those_of_a_run(changes, tiny_files, tmp_path):
     trained, base = split(params)
 
     def described(tree):
-        return jax.tree.map(
-            lambda x: (x.shape, x.dtype.name, x.sharding.shard_shape(x.shape)), tree
-        )
+        return jax.tree.map(lambda x: (x.shape, x.dtype.name, x.sharding.shard_shape(x.shape)), tree)
 
     assert described(planned.state.params) == described(trained)
     assert described(planned.frozen.base) == described(base)

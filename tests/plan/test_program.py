@@ -86,9 +86,7 @@ def test_groups_in_every_notation_of_xla(text, groups):
 
 def test_collectives_of_a_program_by_axis_and_bytes():
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "fsdp"))
-    place = lambda shape, *spec: jax.ShapeDtypeStruct(
-        shape, jnp.float32, sharding=NamedSharding(mesh, P(*spec))
-    )
+    place = lambda shape, *spec: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, P(*spec)))
 
     def loss(w, x):
         whole = jax.lax.with_sharding_constraint(w, NamedSharding(mesh, P()))
