@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
+from jaxpref.data.splits import Part
 from jaxpref.errors import InputError
 from jaxpref.files import check_destination
 from jaxpref.generation.completions import Completion, Settings, complete
@@ -73,8 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts",
         required=True,
         metavar="FILE",
-        help=".txt (one per line), or rows with `prompt` or `messages`",
+        help=".txt (one per line), or as data.eval: rows with `prompt` or `messages`, or of training",
     )
+    add("--split", help="of --prompts with several (default test)")
+    add("--config-name", metavar="NAME", help="configuration of a hub dataset that has several")
     add("--out", metavar="FILE", help="JSON lines; must not exist (default: standard output)")
     add("--step", default="best", help="of runs: best (default), latest or a number")
     add(
@@ -154,7 +157,8 @@ def run(options: argparse.Namespace) -> None:
         new = "a new file for the completions"
         out = Path(first_does(lambda: str(check_destination(options.out, new, sources=read))))
     opened = open_source(source, step=options.step, overrides=overrides)
-    prompts = read_prompts(options.prompts)
+    part = Part(options.split, "test", options.config_name)
+    prompts = read_prompts(options.prompts, part)
     # Standard output is for the lines.
     console = Console(stderr=True, quiet=not is_first())
     if ignored := _ignored_settings(opened.pieces.source.generation_config):

@@ -28,13 +28,14 @@ def read_prompts(path: str | Path, part: Part | None = None) -> list[Group]:
             (.jsonl, .parquet, a folder, a hub id), each row with `prompt` (text or messages) or
             `messages`, or a row of training data, the prompt of which is taken as training takes
             it.
-        part: what to read of a path that has several splits or configurations.
+        part: what to read of a path that has several splits or configurations; None: as held-out
+            data is read.
     Errors: InputError with file and row.
     """
     if str(path).endswith(".txt"):
         rows = _lines(Path(path))
     else:
-        rows = read_all([str(path)], part or Part())
+        rows = read_all([str(path)], part or Part(default="test"))
     return [to_prompt(row, where, number) for number, (row, where) in enumerate(rows)]
 
 

@@ -55,6 +55,20 @@ def test_one_line_per_completion(call, tiny_files, prompts, tmp_path):
         assert f"{sum(c.finish == finish for c in expected)} by {finish}" in err
 
 
+def test_prompts_of_a_split(call, tiny_files, tmp_path):
+    """As evaluation reads it: the test split, unless another one is asked for."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    tiny.write_rows(folder / "train.jsonl", tiny.rows(3))
+    tiny.write_rows(folder / "test.jsonl", tiny.rows(2, first=100))
+    for flags, first in (((), 100), (("--split", "train"), 0)):
+        code, out, _ = call(tiny_files.model, "--prompts", folder, "--max-new-tokens", 2, *flags)
+        asked = sorted((line["prompt_index"], line["prompt"]) for line in map(json.loads, out.splitlines()))
+        assert code == 0
+        assert [prompt for _, prompt in asked] == [row["prompt"] for row in tiny.rows(len(asked), first=first)]
+        assert len(asked) == (3 if flags else 2)
+
+
 def test_standard_output_holds_nothing_but_lines(call, tiny_files, prompts):
     code, out, err = call(tiny_files.model, "--prompts", prompts, "--max-new-tokens", 3)
     assert code == 0 and len([json.loads(line) for line in out.splitlines()]) == 3

@@ -27,8 +27,16 @@ for command in commands:
 """
 
 
-def run_commands(commands: Sequence[Sequence[str | Path]], count: int, cache: Path, folder: Path) -> list[str]:
-    """Runs them one after another in `count` processes that start in `folder`; returns what each of them printed."""
+def run_commands(
+    commands: Sequence[Sequence[str | Path]], count: int, cache: Path, folder: Path | Sequence[Path], code: int = 0
+) -> list[str]:
+    """Runs commands one after another in `count` processes.
+
+    Args:
+        folder: in which they start; or one for each.
+        code: with which they end.
+    Returns: what each of them printed; where they fail, their errors.
+    """
     env = os.environ | {
         "XLA_FLAGS": tiny.xla_flags(4 // count),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -37,12 +45,15 @@ def run_commands(commands: Sequence[Sequence[str | Path]], count: int, cache: Pa
     }
     where = ["--coordinator", f"localhost:{free_port()}", "--processes", str(count)] if count > 1 else []
     texts = json.dumps([[str(word) for word in command] for command in commands])
+    folders = [folder] * count if isinstance(folder, Path) else folder
     workers = []
     for number in range(count):
         join = [*where, "--process-id", str(number)] if where else []
         arguments = [sys.executable, "-c", SCRIPT, json.dumps(join), texts]
         workers.append(
-            subprocess.Popen(arguments, env=env, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            subprocess.Popen(
+                arguments, env=env, cwd=folders[number], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
         )
     try:
         said = [worker.communicate(timeout=900) for worker in workers]
@@ -50,5 +61,5 @@ def run_commands(commands: Sequence[Sequence[str | Path]], count: int, cache: Pa
         for worker in workers:
             worker.kill()
     errors = [f"process {number}\n{out}\n{err}" for number, (out, err) in enumerate(said)]
-    assert [worker.returncode for worker in workers] == [0] * count, "\n".join(errors)
-    return [out for out, _ in said]
+    assert [worker.returncode for worker in workers] == [code] * count, "\n".join(errors)
+    return [err if code else out for out, err in said]

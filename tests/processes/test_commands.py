@@ -153,6 +153,55 @@ def differences(many: Path, one: Path, files: tiny.Files) -> dict[str, float]:
     return found
 
 
+@pytest.mark.usefixtures("quick_compile", "any_mesh")
+def test_two_processes_write_what_one_does(call, finished_run, tiny_files, tmp_path, compile_cache, monkeypatch):
+    """Commands that compile little, in one pair of processes."""
+    run, prompts = finished_run.out, tiny_files.held_out
+    commands = [
+        ["score", tiny_files.train, "--reward", "long=judge.py:long", "--cache", "scores", "--out", "scored.jsonl"],
+        ["export", run, "--to", "exported"],
+        ["merge", f"{run}:0.5", "exported:0.5", "--how", "weights", "--to", "soup"],
+        ["condition", "scored.jsonl", "--as", "ric", "--scores", "long", "--out", "ric.jsonl"],
+        ["generate", run, "--prompts", prompts, "--max-new-tokens", "3", "--temperature", "1", "mesh.fsdp=4"],
+    ]
+    folders = {count: tmp_path / str(count) for count in (1, 2)}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "judge.py").write_text(JUDGE)
+    first, second = run_commands(commands, 2, compile_cache, folders[2])
+    assert second == "", "process 0 alone prints"
+
+    monkeypatch.chdir(folders[1])
+    monkeypatch.syspath_prepend(folders[1])
+    alone = [call(*command) for command in commands]
+    assert [code for code, _, _ in alone] == [0] * len(commands)
+    for file in ("scored.jsonl", "exported/model.safetensors", "soup/model.safetensors", "ric.jsonl", "calls.txt"):
+        ours, theirs = ((folders[count] / file).read_bytes() for count in (2, 1))
+        assert ours == theirs, file
+    lines = [json.loads(line) for line in first.splitlines() if line.startswith("{")]
+    theirs = [json.loads(line) for line in alone[-1][1].splitlines()]
+    assert len(lines) == len(theirs) == 6
+    assert difference(sorted_lines(lines), sorted_lines(theirs), "generate") <= TOLERANCE
+
+
+def sorted_lines(lines: list[dict]) -> list[dict]:
+    return sorted(lines, key=lambda line: line["prompt_index"])
+
+
+@pytest.mark.slow
+def test_a_run_directory_that_hosts_do_not_share_is_refused(tiny_files, tmp_path, compile_cache):
+    """Both see a path of one name, each on its own disk."""
+    config = tiny.config(Path("run"), tiny_files.model, tiny_files.train, mesh={"fsdp": 4}, train={"max_steps": 1})
+    path = tiny.write_config(config, tmp_path / "run.yaml")
+    hosts = [tmp_path / f"host_{number}" for number in range(2)]
+    for host in hosts:
+        host.mkdir()
+    said = run_commands([["train", path]], 2, compile_cache, hosts, code=2)
+    for errors in said:
+        assert "what process 0 writes there is not seen by process 1" in errors
+    assert not any(list(host.iterdir()) for host in hosts)
+
+
 @pytest.mark.slow
 def test_two_and_four_processes_as_one(tiny_files, tmp_path, compile_cache):
     one = made_by(1, tiny_files, tmp_path / "one", compile_cache)
