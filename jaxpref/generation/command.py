@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts",
         required=True,
         metavar="FILE",
-        help=".txt (one per line), or as data.eval: rows with `prompt` or `messages`, or of training",
+        help=".txt (one per line), or as data.eval: rows with `prompt`, `messages` or answers",
     )
     add("--split", help="of --prompts with several (default test)")
     add("--config-name", metavar="NAME", help="configuration of a hub dataset that has several")
