@@ -5,7 +5,6 @@ import importlib
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -18,6 +17,8 @@ from jaxpref.files import disk_problem
 if TYPE_CHECKING:
     from jaxpref.config import Config
     from jaxpref.training.run import Result
+
+AddArguments = Callable[[argparse.ArgumentParser], None]
 
 console = Console()
 if not console.is_terminal and "COLUMNS" not in os.environ:
@@ -53,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         if options.command not in _ONE_PROCESS:
-            _join_others(options)
+            from jaxpref.processes import join_as_asked
+
+            join_as_asked(options, console)
         options.run(options)
     except SystemExit as error:
         if error.code in (None, 0):  # no command ends so: a function of the user's does
@@ -80,23 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = "Once there is room, and leave to write, run the same command again."
         return ended(1, f"{problem}; {safe}. {again}")
     return 0
-
-
-def _join_others(options: argparse.Namespace) -> None:
-    """Of several processes the first prints, and all of them say their errors."""
-    import jax
-
-    from jaxpref.processes import join_as_asked
-
-    if not join_as_asked(options):
-        return
-    # gloo tells of its connections on the standard output of C, among the lines of `generate`.
-    sys.stdout.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
-    os.dup2(2, 1)
-    if jax.process_index() > 0:
-        console.quiet = True
-        warnings.simplefilter("ignore")
 
 
 # ---- the parser
@@ -147,29 +133,24 @@ def _version() -> str:
         return "of no installed package"
 
 
-def _train_arguments(parser: argparse.ArgumentParser) -> None:
-    _config_arguments(parser)
-    parser.set_defaults(run=_train)
+def _of_config(run: Callable[[argparse.Namespace], None]) -> AddArguments:
+    """Those of a command on the config of a run."""
 
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        from jaxpref.settings import keys_help
 
-def _data_arguments(parser: argparse.ArgumentParser) -> None:
-    _config_arguments(parser)
-    parser.set_defaults(run=_data)
+        parser.epilog = keys_help()
+        parser.add_argument("config", help="YAML file")
+        parser.add_argument(
+            "overrides",
+            nargs="*",
+            default=[],
+            metavar="key=value",
+            help="as optim.learning_rate=1e-6",
+        )
+        parser.set_defaults(run=run)
 
-
-def _demo_arguments(parser: argparse.ArgumentParser) -> None:
-    _config_arguments(parser)
-    parser.set_defaults(run=_demo)
-
-
-def _config_arguments(parser: argparse.ArgumentParser) -> None:
-    from jaxpref.settings import keys_help
-
-    parser.epilog = keys_help()
-    parser.add_argument("config", help="YAML file")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="as optim.learning_rate=1e-6"
-    )
+    return add_arguments
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -179,7 +160,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=command.run)
 
 
-def _arguments_of(module: str) -> Callable[[argparse.ArgumentParser], None]:
+def _arguments_of(module: str) -> AddArguments:
     """Those of a command that prints to the console and has examples to show."""
 
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -235,43 +216,6 @@ def _destination_arguments(parser: argparse.ArgumentParser) -> None:
         "--to", required=True, metavar="DIR", help="where to; must not hold anything else"
     )
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-
-
-_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "train": ("train a run", _train_arguments),
-    "data": ("show how rows are formatted, tokenised, masked and packed", _data_arguments),
-    "plan": (
-        "what a run costs on a TPU slice, compiled for it without a TPU",
-        _arguments_of("jaxpref.plan.command"),
-    ),
-    "demo": ("align SmolLM2-135M on generated data, on a laptop's CPU", _demo_arguments),
-    "generate": ("continue prompts with a run's policy or any model", _generate_arguments),
-    "eval": (
-        "evaluate a run on held-out preferences, or answers by reward functions",
-        _arguments_of("jaxpref.evaluation.command"),
-    ),
-    "score": (
-        "write scores of the answers into a data set",
-        _arguments_of("jaxpref.rewards.command"),
-    ),
-    "condition": (
-        "put a preference into prompts",
-        _arguments_of("jaxpref.conditioning.command"),
-    ),
-    "pareto": (
-        "train a front of policies over weights of objectives, and show it",
-        _arguments_of("jaxpref.pareto.command"),
-    ),
-    "objectives": (
-        "list the objectives, or show one with its settings and source",
-        _arguments_of("jaxpref.objectives.command"),
-    ),
-    "export": ("write a run's checkpoint as a Hugging Face directory", _export_arguments),
-    "merge": ("average the parameters of several policies (a soup)", _merge_arguments),
-}
-"""Name -> what it does in one line, and what adds its arguments."""
-_ONE_PROCESS = {"objectives"}
-"""Commands that have nothing to share among several processes."""
 
 
 # ---- the commands that have no module of their own
@@ -364,6 +308,43 @@ def _merge(options: argparse.Namespace) -> None:
         any_weights=options.any_weights,
     )
     console.print(f"soup of {len(sources)} written to {options.to}", highlight=False)
+
+
+_COMMANDS: dict[str, tuple[str, AddArguments]] = {
+    "train": ("train a run", _of_config(_train)),
+    "data": ("show how rows are formatted, tokenised, masked and packed", _of_config(_data)),
+    "plan": (
+        "what a run costs on a TPU slice, compiled for it without a TPU",
+        _arguments_of("jaxpref.plan.command"),
+    ),
+    "demo": ("align SmolLM2-135M on generated data, on a laptop's CPU", _of_config(_demo)),
+    "generate": ("continue prompts with a run's policy or any model", _generate_arguments),
+    "eval": (
+        "evaluate a run on held-out preferences, or answers by reward functions",
+        _arguments_of("jaxpref.evaluation.command"),
+    ),
+    "score": (
+        "write scores of the answers into a data set",
+        _arguments_of("jaxpref.rewards.command"),
+    ),
+    "condition": (
+        "put a preference into prompts",
+        _arguments_of("jaxpref.conditioning.command"),
+    ),
+    "pareto": (
+        "train a front of policies over weights of objectives, and show it",
+        _arguments_of("jaxpref.pareto.command"),
+    ),
+    "objectives": (
+        "list the objectives, or show one with its settings and source",
+        _arguments_of("jaxpref.objectives.command"),
+    ),
+    "export": ("write a run's checkpoint as a Hugging Face directory", _export_arguments),
+    "merge": ("average the parameters of several policies (a soup)", _merge_arguments),
+}
+"""Name -> what it does in one line, and what adds its arguments."""
+_ONE_PROCESS = {"objectives", "plan"}
+"""Commands that have nothing to share among several processes."""
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 import argparse
 
+from rich.console import Console
+
 from jaxpref.errors import InputError
+from jaxpref.processes.output import first_prints
 from jaxpref.processes.start import HEARTBEAT_TIMEOUT, START_TIMEOUT, join
 
 _GIVEN = {
@@ -47,10 +50,11 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def join_as_asked(options: argparse.Namespace) -> bool:
+def join_as_asked(options: argparse.Namespace, console: Console) -> None:
     """Joins the other processes where the options of a command ask for it.
 
-    Returns: whether they did.
+    Args:
+        console: on which then the first one prints.
     Errors: InputError for options that do not fit together, and as of `join`.
     """
     given = [option for name, option in _GIVEN.items() if getattr(options, name) is not None]
@@ -68,7 +72,7 @@ def join_as_asked(options: argparse.Namespace) -> bool:
             "leave out --distributed where no cluster is to be asked",
         )
     if not given and not options.distributed:
-        return False
+        return
     join(
         options.coordinator,
         options.processes,
@@ -76,4 +80,4 @@ def join_as_asked(options: argparse.Namespace) -> bool:
         start_timeout=options.start_timeout,
         heartbeat_timeout=options.heartbeat_timeout,
     )
-    return True
+    first_prints(console)
