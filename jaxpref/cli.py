@@ -142,11 +142,7 @@ def _of_config(run: Callable[[argparse.Namespace], None]) -> AddArguments:
         parser.epilog = keys_help()
         parser.add_argument("config", help="YAML file")
         parser.add_argument(
-            "overrides",
-            nargs="*",
-            default=[],
-            metavar="key=value",
-            help="as optim.learning_rate=1e-6",
+            "overrides", nargs="*", default=[], metavar="key=value", help="as train.epochs=2"
         )
         parser.set_defaults(run=run)
 
