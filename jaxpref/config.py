@@ -245,6 +245,9 @@ class MeshConfig:
     """Devices over which rows and parameters are split."""
     tensor: int = Field(default=1, ge=1)
     """Devices over which heads, ffn and vocabulary are split."""
+    context: int = Field(default=1, ge=1)
+    """Devices over which the tokens of every row, and parameters, are split: for conversations too
+    long for one device."""
 
 
 @dataclass(frozen=True, config=_STRICT)

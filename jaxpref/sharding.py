@@ -1,11 +1,10 @@
 """The mesh, and how logical axes of arrays lie on its axes.
 
-Axes: `data` (rows, parameters replicated), `fsdp` (rows and parameters), `tensor` (heads, ffn,
-vocabulary).  The mesh is Auto (docs/design.md, "Mesh mode"): XLA propagates, and `constrain` pins
+Axes: `data` (rows, parameters replicated), `fsdp` (rows and parameters), `context` (the tokens of
+a row, and parameters), `tensor` (heads, ffn, vocabulary).  The mesh is Auto (docs/design.md, "Mesh mode"): XLA propagates, and `constrain` pins
 the activations that matter.
 """
 
-import dataclasses
 import math
 import os
 from typing import Any
@@ -18,16 +17,19 @@ from jax.sharding import PartitionSpec as P
 from jaxpref.config import MeshConfig
 from jaxpref.errors import InputError
 
-AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
+AXES = ("data", "fsdp", "context", "tensor")
+"""In the order of the mesh, those between whose devices most travels last."""
 
-# Logical axis -> mesh axes.  `vocab` takes both parameter axes, so neither the embedding nor the
-# LM head is ever gathered: a token's logits are computed where the vocabulary lies and only the
-# softmax's sums travel.
+# Logical axis -> mesh axes.  `vocab` takes all parameter axes, so the LM head is never gathered: a
+# token's logits are computed where the vocabulary lies and only the softmax's sums travel.  Nor is
+# the embedding, except over `context`, where the tokens of whole rows would have to travel instead.
 LOGICAL: dict[str, Any] = {
     "rows": ("data", "fsdp"),
     "rows_replicated_fsdp": "data",
-    "vocab": ("fsdp", "tensor"),
-    "width": "fsdp",
+    "tokens": "context",
+    "vocab": ("fsdp", "context", "tensor"),
+    "vocab_replicated_context": ("fsdp", "tensor"),
+    "width": ("fsdp", "context"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "ffn": "tensor",
@@ -98,6 +100,12 @@ def place(x: Any, sharding: NamedSharding) -> jax.Array:
 def row_ways(mesh: Mesh) -> int:
     """How many ways the rows of a micro-batch are split."""
     return math.prod(mesh.shape[axis] for axis in LOGICAL["rows"])
+
+
+def context_ways() -> int:
+    """How many ways the tokens of a row are split on the mesh in force; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[LOGICAL["tokens"]]
 
 
 def device_memory(mesh: Mesh) -> int | None:

@@ -51,29 +51,32 @@ def attention(
     scale: float,
     softcap: float | None = None,
     sink_N: jax.Array | None = None,
+    q_start: jax.Array | int = 0,
 ) -> jax.Array:
     """Softmax attention; grouped queries when N > M (query head n reads key head n // (N/M)).
 
     Args:
-        q_RLNH: queries, rotated.
-        k_RLMH, v_RLMH: keys (rotated) and values.
-        block: tokens of a block; must divide L.
+        q_RLNH: queries, rotated; all of a row or a part of it, whose tokens are this L.
+        k_RLMH, v_RLMH: keys (rotated) and values of whole rows.
+        block: tokens of a block; must divide both L.
         scale: multiplies the attention logits.
         softcap: attention logits become softcap * tanh(logit / softcap), before the mask.
         sink_N: one more logit for every query of a head, of a key whose value is 0.
+        q_start: index along the row of the first query, a multiple of `block`.
     Returns:
         [R, L, N, H] in the dtype of q; zeros where a query sees no key (padding).
     """
     R, L, N, H = q_RLNH.shape
     M = k_RLMH.shape[2]
-    assert L % block == 0 and N % M == 0
+    assert L % block == 0 and k_RLMH.shape[1] % block == 0 and N % M == 0
     # Heads first, the J queries of one key head side by side: every product below is then a plain
     # batched matmul.
     q_RMJLH = q_RLNH.reshape(R, L, M, N // M, H).transpose(0, 2, 3, 1, 4)
     q_RMJLH = scaled(q_RMJLH, scale)
     k_RMLH, v_RMLH = k_RLMH.transpose(0, 2, 1, 3), v_RLMH.transpose(0, 2, 1, 3)
     sink_MJ = None if sink_N is None else sink_N.astype(jnp.float32).reshape(M, N // M)
-    out_RMJLH = _blockwise(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, block, softcap)
+    first_block = jnp.asarray(q_start, jnp.int32) // block
+    out_RMJLH = _blockwise(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, first_block, block, softcap)
     return out_RMJLH.transpose(0, 3, 1, 2, 4).reshape(R, L, N, H)
 
 
@@ -90,33 +93,36 @@ def capped(logits: jax.Array, softcap: float | None) -> jax.Array:
 # The gradient is written out: JAX differentiates no loop whose bounds are data, and over all blocks
 # it would keep their probabilities, [L, L].  Here one number per query is kept (its logsumexp), and
 # the logits are computed again.
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _blockwise(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, block, softcap):
-    return _forward(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, block, softcap)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _blockwise(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, first_block, block, softcap):
+    return _forward(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, first_block, block, softcap)[0]
 
 
 def _block(x, i, block, axis):
     return lax.dynamic_slice_in_dim(x, i * block, block, axis)
 
 
-def _first_visible_block(mask: Mask, block):
-    """[blocks] int32: the first block of keys that some query of block i may see.
+def _first_visible_block(mask: Mask, block, block_i):
+    """[i] int32: the first block of keys that some query of the block may see.
 
-    It is i + 1, behind the last block that is read, where all is padding.
+    It is the one behind the block itself, the last that is read, where all is padding.
+
+    Args:
+        block_i: numbers along the row of the blocks of queries.
     """
     blocks = mask.expiry_RL.shape[1] // block
     if mask.window is None:
         expiry_j = mask.expiry_RL.reshape(-1, blocks, block).max((0, 2))
-        visible_ij = expiry_j[None, :] > (jnp.arange(blocks) * block)[:, None]
+        visible_ij = expiry_j[None, :] > (block_i * block)[:, None]
     else:
-        visible_ij = _within_window(mask, block)
-    visible_ij &= jnp.arange(blocks)[None, :] <= jnp.arange(blocks)[:, None]
-    first_i = jnp.where(visible_ij.any(1), jnp.argmax(visible_ij, axis=1), jnp.arange(blocks) + 1)
+        visible_ij = _within_window(mask, block, block_i)
+    visible_ij &= jnp.arange(blocks)[None, :] <= block_i[:, None]
+    first_i = jnp.where(visible_ij.any(1), jnp.argmax(visible_ij, axis=1), block_i + 1)
     return first_i.astype(jnp.int32)
 
 
-def _within_window(mask: Mask, block):
-    """[blocks, blocks] whether a query of block i is near enough to a key of block j to see it.
+def _within_window(mask: Mask, block, block_i):
+    """[i, j] whether a query of block i is near enough to a key of block j to see it.
 
     Of a key, the queries of a block before its expiry count, which are the block's first ones; the
     one with the smallest position decides.
@@ -125,14 +131,14 @@ def _within_window(mask: Mask, block):
     blocks = L // block
     nearest_RL = lax.cummin(mask.position_RL.reshape(R, blocks, block), axis=2).reshape(R, L)
     expiry_R1L = mask.expiry_RL[:, None, :]
-    end_i = (jnp.arange(1, blocks + 1) * block)[None, :, None]
+    end_i = ((block_i + 1) * block)[None, :, None]
     last_query_RiL = jnp.minimum(expiry_R1L, end_i) - 1
     nearest_R1L = nearest_RL[:, None, :]
     at_RiL = jnp.maximum(last_query_RiL, 0)
     position_RiL = jnp.take_along_axis(nearest_R1L, at_RiL, axis=2)
-    before_expiry_RiL = last_query_RiL >= (jnp.arange(blocks) * block)[None, :, None]
+    before_expiry_RiL = last_query_RiL >= (block_i * block)[None, :, None]
     visible_RiL = before_expiry_RiL & (position_RiL - mask.position_RL[:, None, :] < mask.window)
-    return visible_RiL.reshape(R, blocks, blocks, block).any((0, 3))
+    return visible_RiL.reshape(R, len(block_i), blocks, block).any((0, 3))
 
 
 def _logits(q_RMJqH, k_RMkH, softcap):
@@ -158,12 +164,19 @@ def _masked(logits_RMJqk, mask: Mask, i, j, block):
     return jnp.where(visible_Rqk[:, None, None], logits_RMJqk, MASKED)
 
 
-def _forward(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, block, softcap):
-    R, M, J, L, H = q_RMJLH.shape
-    first = _first_visible_block(mask, block)
+def _numbers_of_blocks(q_RMJLH, mask: Mask, first_block, block):
+    """Of every block of queries: where it is among them, and along the row; its first block of keys."""
+    place_i = jnp.arange(q_RMJLH.shape[3] // block)
+    block_i = first_block + place_i
+    return place_i, block_i, _first_visible_block(mask, block, block_i)
 
-    def query_block(i):
-        q = _block(q_RMJLH, i, block, 3)
+
+def _forward(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, first_block, block, softcap):
+    R, M, J, L, H = q_RMJLH.shape
+
+    def query_block(numbers):
+        place, i, first = numbers
+        q = _block(q_RMJLH, place, block, 3)
 
         def key_block(j, carry):
             top, total, acc = carry
@@ -186,30 +199,29 @@ def _forward(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, block, softcap):
             init = (zero + MASKED, zero, acc0)
         else:  # the sink has been seen, and its value is 0
             init = (zero + sink_MJ[None, :, :, None], zero + 1.0, acc0)
-        top, total, acc = lax.fori_loop(first[i], i + 1, key_block, init)
+        top, total, acc = lax.fori_loop(first, i + 1, key_block, init)
         seen = top > MASKED / 2
         out = jnp.where(seen[..., None], acc / jnp.where(seen, total, 1.0)[..., None], 0.0)
         # +inf where nothing is seen: the backward pass's exp(logit - lse) is then exactly 0.
         lse = jnp.where(seen, top + jnp.log(jnp.where(seen, total, 1.0)), jnp.inf)
         return out.astype(q_RMJLH.dtype), lse
 
-    out, lse = lax.map(query_block, jnp.arange(L // block))
+    out, lse = lax.map(query_block, _numbers_of_blocks(q_RMJLH, mask, first_block, block))
     # [blocks, R, M, J, C, ...] -> [R, M, J, L, ...]
     out_RMJLH = jnp.moveaxis(out, 0, 3).reshape(R, M, J, L, H)
     lse_RMJL = jnp.moveaxis(lse, 0, 3).reshape(R, M, J, L)
     return out_RMJLH, lse_RMJL
 
 
-def _forward_saving(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, block, softcap):
-    both = _forward(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, block, softcap)
+def _forward_saving(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, first_block, block, softcap):
+    both = _forward(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, first_block, block, softcap)
     out, lse = (checkpoint_name(x, ATTENTION) for x in both)
-    return out, (q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, out, lse)
+    return out, (q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, first_block, out, lse)
 
 
 def _backward(block, softcap, saved, dout_RMJLH):
-    q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, out_RMJLH, lse_RMJL = saved
+    q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, first_block, out_RMJLH, lse_RMJL = saved
     f32 = jnp.float32
-    first = _first_visible_block(mask, block)
     # The softmax's gradient is p * (dp - sum(p * dp)).  The sum over all keys is the dot product of
     # the output with its cotangent (FlashAttention's D_i), so one pass over the blocks is enough.
     # "highest", or a TPU might round float32 operands.
@@ -217,9 +229,10 @@ def _backward(block, softcap, saved, dout_RMJLH):
         "RMJLH,RMJLH->RMJL", out_RMJLH, dout_RMJLH, precision="highest", preferred_element_type=f32
     )
 
-    def query_block(carry, i):
-        q, dout = _block(q_RMJLH, i, block, 3), _block(dout_RMJLH, i, block, 3)
-        lse, delta = _block(lse_RMJL, i, block, 3), _block(delta_RMJL, i, block, 3)
+    def query_block(carry, numbers):
+        place, i, first = numbers
+        q, dout = _block(q_RMJLH, place, block, 3), _block(dout_RMJLH, place, block, 3)
+        lse, delta = _block(lse_RMJL, place, block, 3), _block(delta_RMJL, place, block, 3)
 
         def key_block(j, carry):
             dq, dk_RMLH, dv_RMLH = carry
@@ -245,18 +258,18 @@ def _backward(block, softcap, saved, dout_RMJLH):
             return dq, add(dk_RMLH, dk), add(dv_RMLH, dv)
 
         dq0 = jnp.zeros(q.shape, f32)
-        dq, dk_RMLH, dv_RMLH = lax.fori_loop(first[i], i + 1, key_block, (dq0, *carry))
+        dq, dk_RMLH, dv_RMLH = lax.fori_loop(first, i + 1, key_block, (dq0, *carry))
         return (dk_RMLH, dv_RMLH), dq.astype(q.dtype)
 
     zeros = (jnp.zeros(k_RMLH.shape, f32), jnp.zeros(v_RMLH.shape, f32))
-    blocks = q_RMJLH.shape[3] // block
-    (dk, dv), dq = lax.scan(query_block, zeros, jnp.arange(blocks))
+    numbers = _numbers_of_blocks(q_RMJLH, mask, first_block, block)
+    (dk, dv), dq = lax.scan(query_block, zeros, numbers)
     dq_RMJLH = jnp.moveaxis(dq, 0, 3).reshape(q_RMJLH.shape)
     dsink_MJ = None
     if sink_MJ is not None:  # its value is 0, so of p * (dp - delta) the second part is left
         p_RMJL = jnp.exp(sink_MJ[None, :, :, None] - lse_RMJL)
         dsink_MJ = -jnp.sum(p_RMJL * delta_RMJL, axis=(0, 3))
-    return dq_RMJLH, dk.astype(k_RMLH.dtype), dv.astype(v_RMLH.dtype), dsink_MJ, None
+    return dq_RMJLH, dk.astype(k_RMLH.dtype), dv.astype(v_RMLH.dtype), dsink_MJ, None, None
 
 
 _blockwise.defvjp(_forward_saving, _backward)

@@ -148,6 +148,7 @@ class Mlp(nn.Module):
 
 class Experts(nn.Module):
     spec: ModelSpec
+    token_axis: str | None
 
     @nn.compact
     def __call__(self, x_RLD, real_RL):
@@ -172,7 +173,7 @@ class Experts(nn.Module):
             spec.norm_topk,
             bias_if("router_bias"),
         )
-        out_RLD = experts.mix(x_RLD, chosen, real_RL, weights, spec.activation)
+        out_RLD = experts.mix(x_RLD, chosen, real_RL, weights, spec.activation, self.token_axis)
         if (down_bias_ED := bias_if("down_bias")) is not None:
             out_RLD = out_RLD + routing.mixed_bias(chosen, real_RL, down_bias_ED, x_RLD.dtype)
         return out_RLD, chosen
@@ -184,6 +185,8 @@ class Block(nn.Module):
     spec: ModelSpec
     lora: LoraSpec | None
     attend: Callable
+    token_axis: str | None
+    """As of `decoder.Decoder`."""
 
     @nn.compact
     def __call__(self, carry: Carry, shared: Shared, layer):
@@ -202,10 +205,11 @@ class Block(nn.Module):
         x_RLD = added(x_RLD, norm_if(after, "attention_post_norm", mixed_RLD))
         normed_RLD = norm_if(before, "mlp_norm", x_RLD)
         if spec.experts:
-            out_RLD, chosen = Experts(spec, name="experts")(normed_RLD, shared.real_RL)
+            mixture = Experts(spec, self.token_axis, name="experts")
+            out_RLD, chosen = mixture(normed_RLD, shared.real_RL)
             if router_RL2E is not None:
                 router_RL2E = router_RL2E + routing.statistics(chosen)
         else:
             out_RLD = Mlp(spec, self.lora, name="mlp")(normed_RLD)
         x_RLD = added(x_RLD, norm_if(after, "mlp_post_norm", out_RLD))
-        return Carry(constrain(x_RLD, "rows", None, None), memory, router_RL2E), None
+        return Carry(constrain(x_RLD, "rows", self.token_axis, None), memory, router_RL2E), None

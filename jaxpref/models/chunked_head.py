@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxpref.models.context import add_at, tokens_at
 from jaxpref.models.frozen import trained_mark, values_of, without_symbols
 from jaxpref.models.layers import product
 from jaxpref.models.model import Model
@@ -141,7 +142,6 @@ def _over_chunks_forward(x_RLD, w_VD, ref_states, tokens: LossTokens, wanted: Wa
 def _over_chunks_backward(wanted, saved, cotangents):
     (x_RLD, w_VD, ref_states, tokens, lse_ARC), mark = saved
     cotangents, trained = without_symbols(cotangents), mark is not None
-    rows_R1 = jnp.arange(x_RLD.shape[0])[:, None]
 
     def body(a, carry):
         dx_RLD, dw_VD = carry
@@ -161,13 +161,13 @@ def _over_chunks_backward(wanted, saved, cotangents):
             dlogits_RCV += dkl_RC1 * (p_RCV - jnp.exp(logq_RCV))
         dx_RCD, dw = pull(dlogits_RCV)
         # Added, not set: one hidden state may predict the first tokens of several completions.
-        dx_RLD = dx_RLD.at[rows_R1, source_RC].add(dx_RCD.astype(jnp.float32))
+        dx_RLD = add_at(dx_RLD, source_RC, dx_RCD.astype(jnp.float32))
         return dx_RLD, dw_VD + dw if trained else None
 
     dw_VD = constrain(jnp.zeros_like(w_VD), "vocab", None) if trained else None
-    zeros = jnp.zeros(x_RLD.shape, jnp.float32), dw_VD
+    dx_RLD = constrain(jnp.zeros(x_RLD.shape, jnp.float32), "rows", "tokens", None)
     with jax.named_scope(LM_HEAD):
-        dx_RLD, dw_VD = lax.fori_loop(0, _chunks_in_use(tokens), body, zeros)
+        dx_RLD, dw_VD = lax.fori_loop(0, _chunks_in_use(tokens), body, (dx_RLD, dw_VD))
     return dx_RLD.astype(x_RLD.dtype), dw_VD, jax.tree.map(jnp.zeros_like, ref_states), None
 
 
@@ -186,10 +186,9 @@ def _chunks_in_use(tokens: LossTokens) -> jax.Array:
 
 
 def _hidden_of(x_RLD, source_RC):
-    # The vocabulary is sharded over fsdp too, so each holder needs the hidden states of its whole
-    # data shard.
-    x_RCD = jnp.take_along_axis(x_RLD, source_RC[:, :, None], axis=1)
-    return constrain(x_RCD, "rows_replicated_fsdp", None, None)
+    # The vocabulary is sharded over fsdp and context too, so each holder needs the hidden states of
+    # its whole data shard, of one chunk at a time.
+    return constrain(tokens_at(x_RLD, source_RC), "rows_replicated_fsdp", None, None)
 
 
 def _logits(vocabulary: Vocabulary, x_RCD, w_VD):

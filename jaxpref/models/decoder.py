@@ -20,13 +20,14 @@ from jaxpref.errors import InputError
 from jaxpref.models import kv_cache, layers
 from jaxpref.models.attention import ATTENTION, Mask, attention
 from jaxpref.models.blocks import PRODUCT, WEIGHT_INIT, Block, Carry, Norm, Shared
+from jaxpref.models.context import spread_attention
 from jaxpref.models.lora import TARGETS, LoraSpec
 from jaxpref.models.model import Model
 from jaxpref.models.parameters import LORA, SCALAR_HEADS
 from jaxpref.models.quantize import is_quantised
 from jaxpref.models.spec import ClampedSwiglu, LongRope, ModelSpec
 from jaxpref.models.transposed import transposed
-from jaxpref.sharding import constrain
+from jaxpref.sharding import constrain, context_ways
 
 # What the backward pass keeps of a layer's forward pass; everything else is recomputed.
 REMAT_POLICIES: dict[str, Any] = {
@@ -44,23 +45,28 @@ class Embed(nn.Module):
     spec: ModelSpec
     rows: int
     """Of the table: the vocabulary and what pads it."""
+    token_axis: str | None
+    """As of `Decoder`."""
 
     @nn.compact
     def __call__(self, token_RL, position_RL, dtype):
-        spec = self.spec
+        spec, tokens = self.spec, self.token_axis
         table_VD = self.param("table", WEIGHT_INIT, (self.rows, spec.width))
         # The vocabulary lies over fsdp and tensor, so every holder looks up all rows of its data
-        # shard; the rows are spread over fsdp again right after.
-        token_RL = constrain(token_RL, "rows_replicated_fsdp", None)
-        x_RLD = constrain(table_VD[token_RL], "rows_replicated_fsdp", None, None)
-        x_RLD = constrain(x_RLD.astype(dtype), "rows", None, None)
+        # shard; the rows are spread over fsdp again right after.  Where tokens are spread over
+        # context, the vocabulary is not: whole rows of hidden states would be longer.
+        token_RL = constrain(token_RL, "rows_replicated_fsdp", tokens)
+        if tokens is not None:
+            table_VD = constrain(table_VD, "vocab_replicated_context", None)
+        x_RLD = constrain(table_VD[token_RL], "rows_replicated_fsdp", tokens, None)
+        x_RLD = constrain(x_RLD.astype(dtype), "rows", tokens, None)
         if spec.embed_scale is not None:
             # Rounded to the compute dtype first, as in transformers.
             x_RLD = x_RLD * jnp.asarray(spec.embed_scale, dtype)
         if spec.learned_positions:
             position_PD = self.param("position", WEIGHT_INIT, (spec.max_positions, spec.width))
             added_RLD = position_PD[jnp.maximum(position_RL, 0)].astype(dtype)
-            x_RLD = x_RLD + constrain(added_RLD, "rows", None, None)
+            x_RLD = x_RLD + constrain(added_RLD, "rows", tokens, None)
         return x_RLD
 
 
@@ -84,6 +90,9 @@ class Decoder(nn.Module):
     scan: bool
     attend: Callable
     """(q, k, v, sinks or None, memory, visibility, layer) -> attention's output, memory."""
+    token_axis: str | None
+    """Logical axis of the tokens of a row: `tokens` in packed rows, None in decoding, which reads
+    few at a time."""
     router: bool = False
     """Whether the router's statistics are summed."""
     unstacked: bool = False
@@ -92,7 +101,9 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, token_RL, position_RL, real_RL, visibility, memory=()):
         spec = self.spec
-        x_RLD = Embed(spec, self.vocab_rows, name="embed")(token_RL, position_RL, self.dtype)
+        position_RL = constrain(position_RL, "rows", self.token_axis)
+        embed = Embed(spec, self.vocab_rows, self.token_axis, name="embed")
+        x_RLD = embed(token_RL, position_RL, self.dtype)
         router_RL2E = jnp.zeros((*token_RL.shape, 2, spec.experts)) if self.router else None
         rope, numbers = _layer_numbers(spec, position_RL)
         carry, shared = Carry(x_RLD, memory, router_RL2E), Shared(rope, real_RL, visibility)
@@ -107,7 +118,8 @@ class Decoder(nn.Module):
         memories = []
         for y, memory in enumerate(carry.memory):
             layer = jax.tree.map(lambda x, y=y: x[y], numbers)
-            block = Block(self.spec, self.lora, self.attend, name=f"layers_{y}")
+            name = f"layers_{y}"
+            block = Block(self.spec, self.lora, self.attend, self.token_axis, name=name)
             carry, _ = block(carry._replace(memory=memory), shared, layer)
             memories.append(carry.memory)
         return carry._replace(memory=tuple(memories))
@@ -124,7 +136,8 @@ class Decoder(nn.Module):
             length=spec.layers,
             unroll=1 if self.scan else spec.layers,
         )
-        return stacked(spec, self.lora, self.attend, name="layers")(carry, shared, numbers)[0]
+        layers = stacked(spec, self.lora, self.attend, self.token_axis, name="layers")
+        return layers(carry, shared, numbers)[0]
 
 
 def _layer_numbers(spec: ModelSpec, position_RL):
@@ -168,7 +181,8 @@ def build_model(
         remat: a name of REMAT_POLICIES.
         attention_block: tokens of an attention block; L must be a multiple.
         attend: in place of the blockwise attention: (queries, keys, values, Mask, scale=,
-            softcap=, and sink_N= for a model with sinks) -> what `attention` returns.
+            softcap=, sink_N= for a model with sinks, and q_start= on a mesh with a context) -> what
+            `attention` returns.
         scalar_heads: names of linear maps of the final hidden state to one number (`reward`,
             `value`), [1, D] each; they start at zero.
         scan: False unrolls the layers (compile time grows with depth; for tests and inspection).
@@ -206,14 +220,15 @@ def build_model(
         attend_one_row = partial(_attend_rows, partial(blockwise, **options))
         token_RL = jnp.zeros((1, attention_block), jnp.int32)
         inputs = token_RL, token_RL, token_RL > 0, (token_RL, token_RL)
-        params = decoder(attend_one_row).init(key, *inputs)["params"]
+        params = decoder(attend_one_row, "tokens").init(key, *inputs)["params"]
         heads = {name: jnp.zeros((1, spec.width)) for name in scalar_heads}
         return params | {SCALAR_HEADS: heads} if heads else params
 
     def run(router, params, token_RL, position_RL, expiry_RL, key):
         rngs = {} if key is None else {"dropout": key}
         inputs = token_RL, position_RL, expiry_RL > 0, (expiry_RL, position_RL)
-        return decoder(attend_rows, router).apply(_collections(params, lora), *inputs, rngs=rngs)
+        module = decoder(attend_rows, "tokens", router)
+        return module.apply(_collections(params, lora), *inputs, rngs=rngs)
 
     def hidden(params, token_RL, position_RL, expiry_RL, key=None):
         return run(False, params, token_RL, position_RL, expiry_RL, key).x_RLD
@@ -231,7 +246,8 @@ def build_model(
     def extend(params, token_RC, position_RC, cache, index):
         position_RI = lax.dynamic_update_slice_in_dim(cache["position"], position_RC, index, 1)
         positions = kv_cache.CachePositions(position_RC, position_RI, index)
-        module = decoder(partial(kv_cache.attend, **options), unstacked="layers" not in params)
+        attend_cached = partial(kv_cache.attend, **options)
+        module = decoder(attend_cached, None, unstacked="layers" not in params)
         inputs = token_RC, position_RC, position_RC >= 0, positions, cache["layers"]
         carry = module.apply(_collections(params, lora), *inputs)
         return carry.x_RLD, {"layers": carry.memory, "position": position_RI}
@@ -254,8 +270,11 @@ def build_model(
 
 def _attend_rows(attend, q_RLNH, k_RLMH, v_RLMH, sink_N, memory, rows, layer):
     """Attention over packed rows, as a layer calls it: there is no memory."""
+    mask = Mask(*rows, layer.get("window"))
+    if context_ways() > 1:
+        return spread_attention(attend, q_RLNH, k_RLMH, v_RLMH, mask, sink_N), memory
     sinks = {} if sink_N is None else {"sink_N": sink_N}
-    return attend(q_RLNH, k_RLMH, v_RLMH, Mask(*rows, layer.get("window")), **sinks), memory
+    return attend(q_RLNH, k_RLMH, v_RLMH, mask, **sinks), memory
 
 
 def _unstack_layers(params: Any) -> dict[str, Any]:

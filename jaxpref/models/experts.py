@@ -46,38 +46,44 @@ def mix(
     real_RL: jax.Array,
     weights: ExpertWeights,
     activation: Activation,
+    token_axis: str | None,
 ) -> jax.Array:
     """Weighted sum of the chosen experts' gated MLPs, in the dtype of x.
 
     Padding (not `real_RL`) runs through none.
+
+    Args:
+        token_axis: as of `decoder.Decoder`.
     """
     no_expert = weights.gate.shape[0]
     expert_RLU = jnp.where(real_RL[:, :, None], routing.expert_RLU, no_expert)
-    return _mix(x_RLD, expert_RLU, routing.weight_RLU, weights, activation)
+    return _mix(x_RLD, expert_RLU, routing.weight_RLU, weights, activation, token_axis)
 
 
 # The gradient is written out, as the same loop over blocks: how many are in use is known only when
 # the program runs, and JAX differentiates no such loop.
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _mix(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation: Activation):
-    return _mix_saving(x_RLD, expert_RLU, weight_RLU, weights, activation)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _mix(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation, token_axis):
+    return _mix_saving(x_RLD, expert_RLU, weight_RLU, weights, activation, token_axis)[0]
 
 
-def _mix_saving(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation: Activation):
+def _mix_saving(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation, token_axis):
     def local(x_RLD, expert_RLU, weight_RLU, weights):
         out_QD = _forward(_flat(x_RLD), _flat(expert_RLU), _flat(weight_RLU), weights, activation)
         return _sum_over("ffn", out_QD).reshape(x_RLD.shape).astype(x_RLD.dtype)
 
-    out_RLD = _per_device(local, _specs_of(weights), _ROWS)(x_RLD, expert_RLU, weight_RLU, weights)
-    return out_RLD, (x_RLD, expert_RLU, weight_RLU, weights)
+    arguments, tokens = (x_RLD, expert_RLU, weight_RLU, weights), ("rows", token_axis, None)
+    out_RLD = _per_device(local, _axes_of_arguments(weights, tokens), tokens)(*arguments)
+    return out_RLD, arguments
 
 
-def _mix_forward(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation: Activation):
-    out_RLD, saved = _mix_saving(*values_of((x_RLD, expert_RLU, weight_RLU, weights)), activation)
+def _mix_forward(x_RLD, expert_RLU, weight_RLU, weights: ExpertWeights, activation, token_axis):
+    arguments = values_of((x_RLD, expert_RLU, weight_RLU, weights))
+    out_RLD, saved = _mix_saving(*arguments, activation, token_axis)
     return out_RLD, (saved, trained_mark(weights))
 
 
-def _mix_backward(activation: Activation, saved_and_mark, dout_RLD):
+def _mix_backward(activation: Activation, token_axis, saved_and_mark, dout_RLD):
     saved, mark = saved_and_mark
     trained = mark is not None
 
@@ -93,10 +99,11 @@ def _mix_backward(activation: Activation, saved_and_mark, dout_RLD):
         )
         dx_RLD = _sum_over("ffn", dx_QD).reshape(x_RLD.shape).astype(x_RLD.dtype)
         dweight_RLU = _sum_over("ffn", dweight_QU).reshape(weight_RLU.shape)
-        return dx_RLD, dweight_RLU, _sum_of_rows(dweights)
+        return dx_RLD, dweight_RLU, _sum_of_tokens(dweights)
 
-    outputs = _ROWS, _ROWS, _axes_of(saved[3]) if trained else None
-    gradients = _per_device(local, (*_specs_of(saved[3]), _ROWS), outputs)(
+    tokens = ("rows", token_axis, None)
+    outputs = tokens, tokens, _axes_of(saved[3]) if trained else None
+    gradients = _per_device(local, (*_axes_of_arguments(saved[3], tokens), tokens), outputs)(
         *saved, without_symbols(dout_RLD)
     )
     dx_RLD, dweight_RLU, dweights = gradients
@@ -108,9 +115,7 @@ def _mix_backward(activation: Activation, saved_and_mark, dout_RLD):
 _mix.defvjp(_mix_forward, _mix_backward, symbolic_zeros=True)
 
 
-# ---- on a mesh: every device runs its own rows through its part of every expert's ffn
-
-_ROWS = ("rows", None, None)
+# ---- on a mesh: every device runs its own tokens through its part of every expert's ffn
 
 
 def _axes_of(weights: ExpertWeights) -> ExpertWeights:
@@ -122,13 +127,13 @@ def _axes_of(weights: ExpertWeights) -> ExpertWeights:
     return ExpertWeights(*map(axes, ExpertWeights._fields, weights))
 
 
-def _specs_of(weights: ExpertWeights) -> tuple:
+def _axes_of_arguments(weights: ExpertWeights, tokens: tuple) -> tuple:
     """Of x, experts, weights and parameters.
 
-    The parameters are gathered over fsdp before the loop over blocks, and not in every block of it.
+    The parameters' width is gathered before the loop over blocks, and not in every block of it.
     """
     whole = lambda axes: axes and tuple(None if axis == "width" else axis for axis in axes)
-    return _ROWS, _ROWS, _ROWS, ExpertWeights(*map(whole, _axes_of(weights)))
+    return tokens, tokens, tokens, ExpertWeights(*map(whole, _axes_of(weights)))
 
 
 def _per_device(function, inputs, outputs):
@@ -153,16 +158,16 @@ def _sum_over(logical: str, tree: Any) -> Any:
     return lax.psum(tree, LOGICAL[logical])
 
 
-def _sum_of_rows(dweights: ExpertWeights | None) -> ExpertWeights | None:
-    """Over all devices' rows; each keeps its part of the width, as the parameters lie."""
+def _sum_of_tokens(dweights: ExpertWeights | None) -> ExpertWeights | None:
+    """Over all devices' tokens; each keeps its part of the width, as the parameters lie."""
     if dweights is None or jax.sharding.get_abstract_mesh().empty:
         return dweights
-    width = LOGICAL["width"]
-    others = tuple(axis for axis in LOGICAL["rows"] if axis != width)
+    width, tokens = LOGICAL["width"], (*LOGICAL["rows"], LOGICAL["tokens"])
+    others = tuple(axis for axis in tokens if axis not in width)
 
     def scatter(d, axes):
         if d is None or "width" not in axes:
-            return d if d is None else lax.psum(d, LOGICAL["rows"])
+            return d if d is None else lax.psum(d, tokens)
         total = lax.psum(d, others)
         return lax.psum_scatter(total, width, scatter_dimension=axes.index("width"), tiled=True)
 

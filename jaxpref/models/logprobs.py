@@ -12,6 +12,7 @@ from jax import lax
 
 from jaxpref.errors import InputError
 from jaxpref.models.chunked_head import States, Vocabulary, token_values
+from jaxpref.models.context import tokens_at
 from jaxpref.models.model import Model
 from jaxpref.models.parameters import SCALAR_HEADS
 from jaxpref.types import Batch
@@ -199,7 +200,7 @@ def _scalar_head(
 ) -> jax.Array:
     """A scalar head at some tokens [R, ...] of the rows, in float32."""
     index_RC = index.reshape(index.shape[0], -1)
-    x_RCD = jnp.take_along_axis(x_RLD, index_RC[:, :, None], axis=1).astype(jnp.float32)
+    x_RCD = tokens_at(x_RLD, index_RC).astype(jnp.float32)
     return jnp.sum(x_RCD * params[SCALAR_HEADS][name][:, None, :], axis=-1).reshape(shape)
 
 
