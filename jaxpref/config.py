@@ -60,7 +60,8 @@ class ModelConfig:
     soft caps; `pip install jaxpref[cuda]`, Python 3.12 or later); auto: tokamax where it can be
     used and was measured to be faster (Hopper), else xla."""
     attention_block: int = Field(default=128, ge=8)
-    """Tokens of a block of xla's attention; the row length is a multiple of it."""
+    """Tokens of a block of xla's attention; the row length is a multiple of it (with mesh.context,
+    of 2 * mesh.context blocks)."""
     logprob_chunk: int = Field(default=128, ge=1)
     """Loss tokens of each row whose logits over the vocabulary are computed at a time."""
 
@@ -160,7 +161,8 @@ class DataConfig:
     """A longer prompt + completion: cut its end (keep_start, TRL's rule) or the prompt's start
     (keep_end), drop the row, or stop (error)."""
     row_length: int | None = Field(default=None, ge=8)
-    """Tokens of a packed row; null: the longest group, rounded up to whole attention blocks."""
+    """Tokens of a packed row; null: the longest group, rounded up to whole attention blocks (with
+    mesh.context, to 2 * mesh.context of them)."""
     length_buckets: int = Field(default=1, ge=1)
     """How many row lengths are compiled, evenly spaced up to row_length; a micro-batch runs the
     shortest that holds its rows."""
@@ -248,6 +250,9 @@ class MeshConfig:
     context: int = Field(default=1, ge=1)
     """Devices over which the tokens of every row, and parameters, are split: for conversations too
     long for one device."""
+    slices: int = Field(default=1, ge=1)
+    """TPU slices joined by the data centre's network, a divisor of data: of each axis but data, all
+    devices lie in one slice. Other devices have none; there a process counts as a slice."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -280,3 +285,13 @@ class Config:
     train: TrainConfig = Field(default_factory=TrainConfig)
     mesh: MeshConfig = Field(default_factory=MeshConfig)
     log: LogConfig = Field(default_factory=LogConfig)
+
+    @property
+    def row_unit(self) -> int:
+        """Tokens of which the length of a packed row is a multiple.
+
+        Every bucket is whole attention blocks; with a context, of both halves of a device's tokens
+        (`models/context.py`).
+        """
+        halves = 2 * self.mesh.context if self.mesh.context > 1 else 1
+        return self.model.attention_block * halves * self.data.length_buckets

@@ -7,10 +7,12 @@ the activations that matter.
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -37,11 +39,12 @@ LOGICAL: dict[str, Any] = {
 
 
 def make_mesh(config: MeshConfig, *, devices: list | None = None) -> Mesh:
-    """The mesh of the config's section `mesh`, whose fields are the axes.
+    """The mesh of the config's section `mesh`.
 
     Args:
         devices: None: all that there are.
-    Errors: InputError when the product of the sizes is not the number of devices.
+    Errors: InputError when the product of the sizes is not the number of devices, or the slices are
+        not those of the devices or do not divide the axis `data`.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {axis: getattr(config, axis) for axis in AXES}
@@ -52,9 +55,48 @@ def make_mesh(config: MeshConfig, *, devices: list | None = None) -> Mesh:
             " * ".join(f"mesh.{axis}={size}" for axis, size in sizes.items()) + f" = {count}",
             f"choose sizes whose product is {len(devices)}, for example mesh.data={len(devices)}",
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    _check_slices(config, devices)
+    # One slice's part of the mesh, and how many of these lie along each axis.
+    inside = tuple((sizes | {"data": config.data // config.slices}).values())
+    between = tuple(config.slices if axis == "data" else 1 for axis in AXES)
+    if config.slices == 1:
+        array = mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
+    else:
+        array = mesh_utils.create_hybrid_device_mesh(
+            inside,
+            between,
+            devices,
+            process_is_granule=_slice_attribute(devices) == "process_index",
+            allow_split_physical_axes=True,
+        )
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slice_attribute(devices: Sequence[Any]) -> str:
+    """The attribute that tells slices apart; a process is one where the devices have no slices."""
+    return "slice_index" if hasattr(devices[0], "slice_index") else "process_index"
+
+
+def _check_slices(config: MeshConfig, devices: Sequence[Any]) -> None:
+    """Refuses slices that are not there, and a mesh that would reach over slices unasked."""
+    attribute = _slice_attribute(devices)
+    slices = len({getattr(device, attribute) for device in devices})
+    # Only on TPUs are slices joined by another network than their devices: hosts of GPUs are often
+    # one mesh.
+    if config.slices != slices and (config.slices > 1 or devices[0].platform == "tpu"):
+        unit = "slices" if attribute == "slice_index" else "processes, each taken as a slice"
+        raise InputError(
+            f"mesh.slices for {len(devices)} devices of {slices} {unit}",
+            f"mesh.slices={config.slices}",
+            f"set mesh.slices={slices} and mesh.data to a multiple of it",
+        )
+    if config.data % config.slices:
+        raise InputError(
+            "mesh.data as a multiple of mesh.slices: rows alone are split between slices",
+            f"mesh.data={config.data} with mesh.slices={config.slices}",
+            f"set mesh.data to a multiple of {config.slices}, or mesh.slices to a divisor of "
+            f"{config.data}",
+        )
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:

@@ -182,7 +182,8 @@ def logged(out: Path) -> list[dict[str, float]]:
 
 def allow_any_mesh(monkeypatch) -> None:
     def first_devices(mesh: MeshConfig, *, devices: list | None = None):
-        return make_mesh(mesh, devices=devices or jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
+        count = mesh.data * mesh.fsdp * mesh.context * mesh.tensor
+        return make_mesh(mesh, devices=devices or jax.devices()[:count])
 
     monkeypatch.setattr("jaxpref.runs.build.make_mesh", first_devices)
 

@@ -3,6 +3,7 @@
 python tests/tpu_compile.py CASE
 """
 
+import dataclasses
 import json
 import math
 import sys
@@ -35,6 +36,7 @@ from jaxpref.step.state import init_state, state_shardings
 from jaxpref.step.train_step import make_train_step
 
 SMOLLM2 = ModelSpec("llama", 49152, 576, 1536, 30, 9, 3, 64, 8192, 1e5, 1e-5, True)
+EVEN = dataclasses.replace(SMOLLM2, heads=8, kv_heads=4)
 LLAMA = ModelSpec(
     "llama", 128256, 4096, 14336, 32, 32, 8, 128, 131072, 5e5, 1e-5, False, Llama3Rope(8.0, 1.0, 4.0, 8192)
 )
@@ -43,7 +45,10 @@ MIXTURE = ModelSpec(
     kinds=(LayerKind(512), LayerKind(rope=None)) * 3, experts=8, experts_per_token=2,
 )  # fmt: skip
 LONG = RowShape(4096, 3072, 16, 2)
-# name: model, slice, mesh, micro-batches, rows, row shape, objectives, and what differs from the defaults
+# A conversation of 120,000 tokens with two answers, and every row of the batch is one such group.
+CONVERSATION = RowShape(131072, 8192, 1, 2)
+# name: model, slice, mesh (data, fsdp, tensor), micro-batches, rows, row shape, objectives, and what differs from the
+# defaults: sizes of further axes, options of the model, and `key_blocks`, how many of them a block of queries sees
 CASES = {
     "demo": (SMOLLM2, "v5e:2x2", (1, 4, 1), 3, 4, RowShape(512, 320, 7, 2), ["dpo"]),
     # Two phases, a sort over the batch, and the KL to the reference in the head.
@@ -55,16 +60,38 @@ CASES = {
     "llama-3.1-8b-4096-full": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"]),
     "llama-3.1-8b-4096-v6e": (LLAMA, "v6e:4x4", (1, 16, 1), 1, 32, LONG, ["dpo"]),
     "llama-3.1-8b-4096-lora": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"], {"rank": 16}),
+    "two-slices": (EVEN, "v5e:2x2", (2, 2, 2), 3, 4, RowShape(512, 320, 7, 2), ["dpo"], {"slices": 2}),
+    "llama-3.1-8b-131072": (
+        LLAMA, "v5p:4x4x4", (1, 1, 1), 1, 1, CONVERSATION, ["dpo"],
+        {"context": 64, "attention_block": 512, "key_blocks": 128},
+    ),
+    # Activations of four layers, on as many chips as the context has.
+    **{
+        f"context-{ways}": (
+            dataclasses.replace(LLAMA, layers=4), slice_, (1, 1, 1), 1, 1, RowShape(16384, 1024, 1, 2), ["dpo"],
+            {"context": ways, "attention_block": 512, "rank": 16},
+        )
+        for ways, slice_ in ((1, "v5p:1x1x1"), (2, "v5p:2x1x1"), (4, "v5p:2x2x1"), (8, "v5p:2x2x2"))
+    },
 }
 
 
 def main(case: str) -> None:
     spec, topology, mesh_shape, micro_batches, rows, shape, names, *options = CASES[case]
     options = options[0] if options else {}
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    mesh = make_mesh(MeshConfig(*mesh_shape), devices=list(devices))
+    slices = options.get("slices", 1)
+    several = {"num_slices": slices} if slices > 1 else {}
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **several).devices
+    axes = MeshConfig(*mesh_shape, context=options.get("context", 1), slices=slices)
+    mesh = make_mesh(axes, devices=list(devices))
     adapter = adapter_spec(AdapterConfig(rank=options.get("rank")), spec)
-    model = build_model(spec, dtype=jnp.bfloat16, remat=options.get("remat", "full"), lora=adapter)
+    model = build_model(
+        spec,
+        dtype=jnp.bfloat16,
+        remat=options.get("remat", "full"),
+        attention_block=options.get("attention_block", 128),
+        lora=adapter,
+    )
     config = OptimConfig()
     schedule = make_schedule(config, 100)
     optimizer = make_optimizer(config, schedule)
@@ -105,7 +132,7 @@ def main(case: str) -> None:
         "count": sum(math.prod(leaf.shape) for leaf in leaves),
         "layers": spec.layers,
         "tensor": mesh_shape[2],
-        "cycles": cycles(program.read_text()),
+        "cycles": cycles(program.read_text(), options.get("key_blocks", 5)),
         "program": str(program),
     }))  # fmt: skip
 

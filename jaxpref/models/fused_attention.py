@@ -40,13 +40,16 @@ class AttentionChoice(NamedTuple):
     """`fused_attention` with its kernels; None: attention.py."""
 
 
-def choose_attention(asked: str, device: Any, spec: ModelSpec, dtype: Any) -> AttentionChoice:
+def choose_attention(
+    asked: str, device: Any, spec: ModelSpec, dtype: Any, context: int = 1
+) -> AttentionChoice:
     """What `model.attention` means on this device.
 
     Args:
         asked: `xla`, `tokamax` or `auto`.
         device: one of those that compute.
         dtype: compute dtype.
+        context: devices over which the tokens of a row lie.
     Errors: InputError when tokamax is asked for and cannot be used.
     """
     if asked == "xla":
@@ -54,6 +57,8 @@ def choose_attention(asked: str, device: Any, spec: ModelSpec, dtype: Any) -> At
     capability = _capability(device)
     kernels = KERNELS.get(capability)
     obstacles = list(_obstacles(device, kernels, spec, jnp.dtype(dtype)))
+    if context > 1:
+        obstacles.append("tokens lie over mesh.context, and the kernels take whole rows of queries")
     if asked == "auto" and kernels is not None and capability not in MEASURED:
         obstacles.insert(0, f"tokamax's kernels have not been measured on {device.device_kind}")
     if not obstacles:

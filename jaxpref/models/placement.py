@@ -60,7 +60,7 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
         raise InputError(
             "mesh sizes that divide the model's dimensions",
             f"mesh {dict(mesh.shape)} does not divide: " + "; ".join(problems),
-            "change mesh.fsdp or mesh.tensor to divisors of these sizes",
+            "change mesh.fsdp, mesh.context or mesh.tensor to divisors of these sizes",
         )
     return shardings
 

@@ -332,7 +332,7 @@ def _runner(
 def _loader(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Loader:
     """Rows of a power of two times the smallest length that attention and buckets allow."""
     layout = row_layout(pieces, groups)
-    unit = pieces.config.model.attention_block * pieces.config.data.length_buckets
+    unit = pieces.config.row_unit
     units = -(-layout.row_length // unit)
     return Loader(
         groups,

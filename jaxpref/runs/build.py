@@ -167,9 +167,13 @@ def attention_of(
         device: one of those that compute; None: one of this process's.
     Errors: InputError when `model.attention` asks for one that cannot be used.
     """
-    dtype = config.model.compute_dtype
-    device = jax.devices()[0] if device is None else device
-    return choose_attention(config.model.attention, device, source.spec, dtype)
+    return choose_attention(
+        config.model.attention,
+        jax.devices()[0] if device is None else device,
+        source.spec,
+        config.model.compute_dtype,
+        config.mesh.context,
+    )
 
 
 def param_shapes(model: Model) -> Any:

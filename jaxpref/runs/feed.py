@@ -63,7 +63,8 @@ def _check_size(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
         check_steps(len(groups), train.batch_size, train.epochs, train.max_steps)
     tokens = _micro_rows(pieces) * row_layout(pieces, groups).row_length
     states = spec.layers if training else 1
-    least = tokens // row_ways(pieces.mesh) * states * spec.width * pieces.dtype.itemsize
+    ways = row_ways(pieces.mesh) * pieces.config.mesh.context
+    least = tokens // ways * states * spec.width * pieces.dtype.itemsize
     memory = device_memory(pieces.mesh)
     if memory is not None and least > memory:
         raise InputError(
@@ -71,7 +72,7 @@ def _check_size(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
             f"micro-batches of {tokens:,} tokens, whose hidden states alone are "
             f"{least / 2**30:,.1f} GiB on a device",
             "lower data.row_length (where it is null, data.max_length), data.length_buckets or "
-            "train.micro_rows",
+            "train.micro_rows, or raise mesh.context",
         )
 
 
@@ -134,7 +135,7 @@ def row_layout(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Layout:
     data = pieces.config.data
     length = data.row_length
     if length is None:
-        unit = pieces.config.model.attention_block * data.length_buckets
+        unit = pieces.config.row_unit
         longest = max(row_tokens(group, data.share_prefix) for group in groups)
         length = -(-longest // unit) * unit
     return Layout(length, data.share_prefix, data.pack, data.length_buckets)

@@ -55,13 +55,15 @@ def _optimizer(config: Config) -> Iterator[str]:
 
 
 def _batches(config: Config) -> Iterator[str]:
-    data, block = config.data, config.model.attention_block
-    if data.row_length is not None and data.row_length % (block * data.length_buckets):
-        times = f" * data.length_buckets={data.length_buckets}" if data.length_buckets > 1 else ""
-        yield (
-            f"data.row_length={data.row_length} is not a multiple of "
-            f"model.attention_block={block}{times}"
-        )
+    data, context = config.data, config.mesh.context
+    if data.row_length is not None and data.row_length % config.row_unit:
+        factors = [f"model.attention_block={config.model.attention_block}"]
+        if context > 1:
+            factors.append(f"2 * mesh.context={context}")
+        if data.length_buckets > 1:
+            factors.append(f"data.length_buckets={data.length_buckets}")
+        unit = " * ".join(factors) + (f" = {config.row_unit}" if len(factors) > 1 else "")
+        yield f"data.row_length={data.row_length} is not a multiple of {unit}"
     if config.train.micro_rows is not None:
         from jaxpref.sharding import LOGICAL  # needs jax, which `--help` should not wait for
 

@@ -107,11 +107,17 @@ def test_padding_gives_zeros_and_finite_gradients():
     assert np.all(np.asarray(grads[1])[0, 27:] == 0), "a padding key must not matter"
 
 
+def first_blocks(mask, queries=range(8)):
+    """Of blocks of 4 queries."""
+    return _first_visible_block(jax.tree.map(jnp.asarray, mask), 4, jnp.asarray(queries))
+
+
 def test_blocks_that_no_query_sees_are_skipped():
     expiry = np.zeros((1, 32), np.int32)
     expiry[0, :8], expiry[0, 8:20], expiry[0, 20:28] = 8, 20, 28
     # Block 2 (columns 8-11) sees from its own group on; block 5 (20-23) starts a new group; block 7 is padding.
-    assert _first_visible_block(Mask(jnp.asarray(expiry)), 4).tolist() == [0, 0, 2, 2, 2, 5, 5, 8]
+    assert first_blocks(Mask(expiry)).tolist() == [0, 0, 2, 2, 2, 5, 5, 8]
+    assert first_blocks(Mask(expiry), [3, 7, 0]).tolist() == [2, 8, 0]
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5, 6, 9, 30])
@@ -119,8 +125,8 @@ def test_blocks_out_of_the_window_are_skipped_and_no_others(window):
     blocks = L // 4
     visible = seen(window).reshape(R, blocks, 4, blocks, 4).any((0, 2, 4))
     expected = [int(np.argmax(row)) if row.any() else i + 1 for i, row in enumerate(visible)]
-    assert _first_visible_block(jax.tree.map(jnp.asarray, mask_of(window)), 4).tolist() == expected
-    assert window > 6 or expected != _first_visible_block(jax.tree.map(jnp.asarray, mask_of()), 4).tolist()
+    assert first_blocks(mask_of(window)).tolist() == expected
+    assert window > 6 or expected != first_blocks(mask_of()).tolist()
 
 
 def test_without_a_window_or_cap_nothing_of_them_is_in_the_program():

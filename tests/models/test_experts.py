@@ -38,7 +38,7 @@ REAL = jnp.arange(L)[None, :] < jnp.array([20, 20, 3, 0, 11, 20, 1, 20])[:, None
 
 def ours(x, router, weights):
     chosen = routing.route(x, router, U, True)
-    return experts.mix(x, chosen, REAL, weights, activation_of(weights))
+    return experts.mix(x, chosen, REAL, weights, activation_of(weights), "tokens")
 
 
 def activation_of(weights):
@@ -104,7 +104,7 @@ def test_no_token_is_dropped_when_all_choose_the_same_expert():
 
 
 @pytest.mark.parametrize(
-    "sizes", [(2, 2, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in ((8, 1, 1), (1, 2, 4)))]
+    "sizes", [(2, 2, 2), (1, 2, 2, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in ((8, 1, 1), (1, 2, 4)))]
 )
 @pytest.mark.parametrize("weights", [WEIGHTS, BIASED], ids=["plain", "biased"])
 def test_on_a_mesh(sizes, weights):

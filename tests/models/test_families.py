@@ -317,12 +317,12 @@ def test_adapters_and_scalar_heads_lie_as_the_table_says():
     specs = flatten(param_specs({parameters.LORA: adapter, parameters.SCALAR_HEADS: heads}))
     assert len(specs) == 3 * 7 + 2
     wanted = {
-        "lora/layers/attention/q/a": P(None, "fsdp", None),
+        "lora/layers/attention/q/a": P(None, ("fsdp", "context"), None),
         "lora/layers/attention/q/b": P(None, None, "tensor", None),
         "lora/layers/attention/q/m": P(None, "tensor", None),
         "lora/layers/attention/o/a": P(None, "tensor", None, None),
-        "lora/layers/attention/o/b": P(None, None, "fsdp"),
-        "lora/layers/attention/o/m": P(None, "fsdp"),
+        "lora/layers/attention/o/b": P(None, None, ("fsdp", "context")),
+        "lora/layers/attention/o/m": P(None, ("fsdp", "context")),
         "lora/layers/mlp/down/a": P(None, "tensor", None),
         "lora/layers/mlp/up/b": P(None, None, "tensor"),
         "scalar_heads/value": P(None, None),

@@ -44,13 +44,15 @@ def params():
     return jax.jit(make)(jax.random.key(0)), jax.jit(make)(jax.random.key(1))
 
 
-def one_step(params, ref, *, micro_rows, mesh_shape=(1, 1, 1), layout=None, columns=("weight",)):
+def one_step(
+    params, ref, *, micro_rows, mesh_shape=(1, 1, 1), layout=None, columns=("weight",), model=MODEL, parts=PARTS
+):
     """Loss, gradient, new parameters and the compiled step of one SGD step on a mesh."""
     mesh = make_mesh(MeshConfig(*mesh_shape), devices=jax.devices()[: int(np.prod(mesh_shape))])
     loader = Loader(make_groups(), batch_size=8, micro_rows=micro_rows, layout=layout or Layout(32), columns=columns)
     (item,) = list(loader.iterate())
     optimizer = optax.sgd(1.0)  # the update is the gradient
-    step = make_train_step(LossSpec(MODEL, PARTS, 8, loader.layout.lengths), optimizer, lambda _: 1.0)
+    step = make_train_step(LossSpec(model, parts, 8, loader.layout.lengths), optimizer, lambda _: 1.0)
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 0), params)
     shardings = state_shardings(shapes, mesh)
     state = jax.device_put(init_state(params, optimizer, 0), shardings)
@@ -133,7 +135,9 @@ def test_moments_lie_as_their_parameters(params):
     shardings = state_shardings(shapes, mesh)
     moments = shardings.opt_state[0].mu
     assert (
-        moments["layers"]["mlp"]["up"].spec == shardings.params["layers"]["mlp"]["up"].spec == P(None, "fsdp", "tensor")
+        moments["layers"]["mlp"]["up"].spec
+        == shardings.params["layers"]["mlp"]["up"].spec
+        == P(None, ("fsdp", "context"), "tensor")
     )
     assert shardings.opt_state[0].count.spec == P()
 
