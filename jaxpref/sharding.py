@@ -66,29 +66,25 @@ def make_mesh(config: MeshConfig, *, devices: list | None = None) -> Mesh:
             inside,
             between,
             devices,
-            process_is_granule=_slice_attribute(devices) == "process_index",
+            process_is_granule=not hasattr(devices[0], "slice_index"),
             allow_split_physical_axes=True,
         )
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _slice_attribute(devices: Sequence[Any]) -> str:
-    """The attribute that tells slices apart; a process is one where the devices have no slices."""
-    return "slice_index" if hasattr(devices[0], "slice_index") else "process_index"
-
-
 def _check_slices(config: MeshConfig, devices: Sequence[Any]) -> None:
     """Refuses slices that are not there, and a mesh that would reach over slices unasked."""
-    attribute = _slice_attribute(devices)
-    slices = len({getattr(device, attribute) for device in devices})
-    # Only on TPUs are slices joined by another network than their devices: hosts of GPUs are often
-    # one mesh.
-    if config.slices != slices and (config.slices > 1 or devices[0].platform == "tpu"):
-        unit = "slices" if attribute == "slice_index" else "processes, each taken as a slice"
+    tpu = devices[0].platform == "tpu"
+    slices = {
+        getattr(device, "slice_index", 0 if tpu else device.process_index) for device in devices
+    }
+    # Elsewhere one mesh over several hosts is usual, and their network good enough for any axis.
+    if config.slices != len(slices) and (tpu or config.slices > 1):
+        unit = "slice(s)" if tpu else "process(es), each taken as a slice"
         raise InputError(
-            f"mesh.slices for {len(devices)} devices of {slices} {unit}",
+            f"mesh.slices as there are: {len(devices)} devices of {len(slices)} {unit}",
             f"mesh.slices={config.slices}",
-            f"set mesh.slices={slices} and mesh.data to a multiple of it",
+            f"set mesh.slices={len(slices)} and mesh.data to a multiple of it",
         )
     if config.data % config.slices:
         raise InputError(
