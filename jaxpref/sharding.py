@@ -1,8 +1,8 @@
 """The mesh, and how logical axes of arrays lie on its axes.
 
 Axes: `data` (rows, parameters replicated), `fsdp` (rows and parameters), `context` (the tokens of
-a row, and parameters), `tensor` (heads, ffn, vocabulary).  The mesh is Auto (docs/design.md, "Mesh mode"): XLA propagates, and `constrain` pins
-the activations that matter.
+a row, and parameters), `tensor` (heads, ffn, vocabulary).  The mesh is Auto (docs/design.md, "Mesh
+mode"): XLA propagates, and `constrain` pins the activations that matter.
 """
 
 import math
@@ -74,6 +74,13 @@ def make_mesh(config: MeshConfig, *, devices: list | None = None) -> Mesh:
 
 def _check_slices(config: MeshConfig, devices: Sequence[Any]) -> None:
     """Refuses slices that are not there, and a mesh that would reach over slices unasked."""
+    if config.data % config.slices:
+        raise InputError(
+            "mesh.data as a multiple of mesh.slices: rows alone are split between slices",
+            f"mesh.data={config.data} with mesh.slices={config.slices}",
+            f"set mesh.data to a multiple of {config.slices}, or mesh.slices to a divisor of "
+            f"{config.data}",
+        )
     tpu = devices[0].platform == "tpu"
     slices = {
         getattr(device, "slice_index", 0 if tpu else device.process_index) for device in devices
@@ -85,13 +92,6 @@ def _check_slices(config: MeshConfig, devices: Sequence[Any]) -> None:
             f"mesh.slices as there are: {len(devices)} devices of {len(slices)} {unit}",
             f"mesh.slices={config.slices}",
             f"set mesh.slices={len(slices)} and mesh.data to a multiple of it",
-        )
-    if config.data % config.slices:
-        raise InputError(
-            "mesh.data as a multiple of mesh.slices: rows alone are split between slices",
-            f"mesh.data={config.data} with mesh.slices={config.slices}",
-            f"set mesh.data to a multiple of {config.slices}, or mesh.slices to a divisor of "
-            f"{config.data}",
         )
 
 

@@ -155,7 +155,15 @@ def test_position_in_the_batch_changes_no_row(opened):
     assert run([0, 1, 2, 3]) == run([2, 0, 3, 1])
 
 
-@pytest.mark.parametrize("mesh", ["mesh.data=8", "mesh.fsdp=4 mesh.tensor=2", "mesh.data=2 mesh.fsdp=2 mesh.tensor=2"])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        "mesh.data=8",
+        "mesh.fsdp=4 mesh.tensor=2",
+        "mesh.data=2 mesh.fsdp=2 mesh.tensor=2",
+        pytest.param("mesh.fsdp=2 mesh.context=4", marks=pytest.mark.slow),
+    ],
+)
 def test_mesh_changes_no_row(opened, tiny_files, mesh):
     sharded = open_policy(tiny_files.model, overrides=mesh.split())
     assert sharded[0].mesh.size == 8
