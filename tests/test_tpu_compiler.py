@@ -123,3 +123,56 @@ def test_the_cycles_of_a_llama_3_1_8b_step_on_v5p_2x2x4():
     assert "windowed_dot_general" not in "".join(
         line for line in Path(result["program"]).read_text().splitlines() if "layers/" in line
     )
+
+
+def transfers_between_slices(program):
+    """(kind, operation, dtype, elements) of all that the program of one slice sends to others, padded to tiles."""
+    found = []
+    for line in program.splitlines():
+        if "_xla_megascale_transfer_type" in line and (sent := re.search(r"= \((\w+)\[([\d,]*)\].* send\(", line)):
+            kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', line)[1]
+            operation = re.search(r'_xla_megascale_reduce_operation="(\w+)"', line)
+            size = math.prod(int(n) for n in sent[2].split(",") if n)
+            found.append((kind, operation and operation[1], sent[1], size))
+    return found
+
+
+def assert_only_gradients_cross(result, chips):
+    """Args: chips: of a slice, over which the parameters lie."""
+    program = Path(result["program"]).read_text()
+    groups = re.findall(r"replica_groups=\{(\{.*?\})\}", program)
+    assert groups and all(int(n) < chips for group in groups for n in re.findall(r"\d+", group)), "within the slice"
+    gradients = {math.prod(shape[1:] if len(shape) > 2 else shape) / chips for shape in result["parameters"]}
+    sent = transfers_between_slices(program)
+    large = [transfer for transfer in sent if transfer[3] > 16 * 1024]
+    for kind, operation, dtype, size in large:
+        assert (kind, operation, dtype) == ("ALL_REDUCE", "SUM", "f32")
+        # A width of 288 lies in 384 lanes.
+        assert any(gradient <= size <= 1.34 * gradient for gradient in gradients), size
+    # All matrices of a layer, in the loop over layers and once outside, and the embedding.
+    assert len(large) == 2 * 7 + 1
+    assert all(kind == "ALL_REDUCE" for kind, *_ in sent)
+    assert sum(size for *_, size in sent) - sum(size for *_, size in large) < 32 * 1024, (
+        "scalars, norms, blocks of a row"
+    )
+
+
+def test_activations_between_slices_would_be_noticed(tmp_path):
+    program = tmp_path / "program.hlo"
+    result = {"program": str(program), "parameters": [(8, 4, 64, 1024)]}
+    line = (
+        "  %s = (TYPE[64,8,128]{2,1,0}, u32[], token[]) send(%a, %b), channel_id=1, is_host_transfer=true, "
+        'frontend_attributes={_xla_megascale_reduce_operation="SUM",_xla_megascale_transfer_type="ALL_REDUCE"}\n'
+    )
+    inside = "  %g = f32[8] all-reduce(%p), replica_groups={{0,1,2,3}}\n"
+    program.write_text(inside + 15 * line.replace("TYPE", "f32"))
+    assert_only_gradients_cross(result, 4)
+    for other in (15 * line.replace("TYPE", "bf16"), 16 * line.replace("TYPE", "f32")):
+        program.write_text(inside + other)
+        with pytest.raises(AssertionError):
+            assert_only_gradients_cross(result, 4)
+
+
+def test_between_two_slices_only_gradients_are_summed():
+    """Twice v5e 2x2, data=2 x fsdp=2 x tensor=2: neither weights nor activations leave a slice."""
+    assert_only_gradients_cross(compile_for("two-slices"), 4)

@@ -45,8 +45,10 @@ MIXTURE = ModelSpec(
     kinds=(LayerKind(512), LayerKind(rope=None)) * 3, experts=8, experts_per_token=2,
 )  # fmt: skip
 LONG = RowShape(4096, 3072, 16, 2)
-# A conversation of 120,000 tokens with two answers, and every row of the batch is one such group.
-CONVERSATION = RowShape(131072, 8192, 1, 2)
+# One conversation with two answers in a row: of 131,072 tokens, and of 16,384.
+CONVERSATION, CHAPTER = RowShape(131072, 8192, 1, 2), RowShape(16384, 1024, 1, 2)
+FOUR_LAYERS = dataclasses.replace(LLAMA, layers=4)
+SPREAD = {"context": 64, "attention_block": 512, "key_blocks": 128}
 # name: model, slice, mesh (data, fsdp, tensor), micro-batches, rows, row shape, objectives, and what differs from the
 # defaults: sizes of further axes, options of the model, and `key_blocks`, how many of them a block of queries sees
 CASES = {
@@ -61,16 +63,9 @@ CASES = {
     "llama-3.1-8b-4096-v6e": (LLAMA, "v6e:4x4", (1, 16, 1), 1, 32, LONG, ["dpo"]),
     "llama-3.1-8b-4096-lora": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"], {"rank": 16}),
     "two-slices": (EVEN, "v5e:2x2", (2, 2, 2), 3, 4, RowShape(512, 320, 7, 2), ["dpo"], {"slices": 2}),
-    "llama-3.1-8b-131072": (
-        LLAMA, "v5p:4x4x4", (1, 1, 1), 1, 1, CONVERSATION, ["dpo"],
-        {"context": 64, "attention_block": 512, "key_blocks": 128},
-    ),
-    # Activations of four layers, on as many chips as the context has.
+    "llama-3.1-8b-131072": (LLAMA, "v5p:4x4x4", (1, 1, 1), 1, 1, CONVERSATION, ["dpo"], SPREAD),
     **{
-        f"context-{ways}": (
-            dataclasses.replace(LLAMA, layers=4), slice_, (1, 1, 1), 1, 1, RowShape(16384, 1024, 1, 2), ["dpo"],
-            {"context": ways, "attention_block": 512, "rank": 16},
-        )
+        f"context-{ways}": (FOUR_LAYERS, slice_, (1, 1, 1), 1, 1, CHAPTER, ["dpo"], SPREAD | {"context": ways})
         for ways, slice_ in ((1, "v5p:1x1x1"), (2, "v5p:2x1x1"), (4, "v5p:2x2x1"), (8, "v5p:2x2x2"))
     },
 }

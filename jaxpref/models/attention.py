@@ -165,7 +165,7 @@ def _masked(logits_RMJqk, mask: Mask, i, j, block):
 
 
 def _numbers_of_blocks(q_RMJLH, mask: Mask, first_block, block):
-    """Of every block of queries: where it is among them, and along the row; its first block of keys."""
+    """Of every block of queries: its number here and along the row, and its first block of keys."""
     place_i = jnp.arange(q_RMJLH.shape[3] // block)
     block_i = first_block + place_i
     return place_i, block_i, _first_visible_block(mask, block, block_i)

@@ -80,7 +80,9 @@ def tokens_at(x_RLD: jax.Array, index_RC: jax.Array) -> jax.Array:
 
     def sum_of_parts(x_RLD, index_RC):
         local_RC = _local_index(index_RC, x_RLD.shape[1])
-        own_RCD = jnp.take_along_axis(x_RLD, local_RC[:, :, None], axis=1, mode="fill", fill_value=0)
+        own_RCD = jnp.take_along_axis(
+            x_RLD, local_RC[:, :, None], axis=1, mode="fill", fill_value=0
+        )
         return lax.psum(own_RCD, _AXIS)  # one device has the token, the others add zeros
 
     return jax.shard_map(sum_of_parts, in_specs=(_TOKENS, _INDEX), out_specs=_WHOLE)(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tiny
+from test_multihost import PROCESS_TOLERANCE, losses_of, train_in
 
 from jaxpref.config import MeshConfig
 from jaxpref.errors import InputError
@@ -45,6 +46,17 @@ def test_a_run_with_a_context_is_that_of_one_device(name, tiny_files, tmp_path):
     assert len(set(whole.losses)) == 3, "the policy moves"
     expected = pytest.approx(whole.result.last_eval, rel=CONTEXT_TOLERANCE, abs=CONTEXT_TOLERANCE)
     assert spread.result.last_eval == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 2, "slices": 2}, {"context": 4}], ids=str)
+def test_two_processes_as_slices_or_with_halves_of_rows(mesh, tiny_files, tmp_path, compile_cache):
+    """Of two processes with two devices each, a process counts as a slice; with a context both build every row."""
+    settings = dict(train={"max_steps": 3, "save_every": 3}, **GENTLY)
+    two = train_in(2, tiny.long_config(tmp_path / "two", tiny_files, mesh=mesh, **settings), tmp_path, compile_cache)
+    one = tiny.run(tiny.long_config(tmp_path / "one", tiny_files, **settings))
+    np.testing.assert_array_equal(losses_of(two[0]), losses_of(two[1]))
+    np.testing.assert_allclose(losses_of(two[0]), one.losses, rtol=PROCESS_TOLERANCE)
 
 
 # ---- what is refused

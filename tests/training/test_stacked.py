@@ -132,9 +132,10 @@ def test_a_stack_that_was_cut_off_goes_on(both, files, tmp_path):
 
 
 @pytest.mark.slow
-def test_on_a_mesh(both, files, tmp_path):
+@pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2}, {"fsdp": 2, "context": 2}], ids=str)
+def test_on_a_mesh(mesh, both, files, tmp_path):
     _, _, alone = both
-    changes = {"mesh": {"fsdp": 2, "tensor": 2}, "train": {"micro_rows": 2}}
+    changes = {"mesh": mesh, "train": {"micro_rows": 2}}
     configs = [config_of(files, tmp_path / f"point_{i}", w, **changes) for i, w in enumerate(WEIGHTS)]
     for result, separate in zip(train_stacked(configs, tmp_path / "stack"), alone, strict=True):
         assert result.last_eval == pytest.approx(separate.last_eval, rel=1e-3, abs=1e-4)
