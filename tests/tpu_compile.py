@@ -45,10 +45,11 @@ MIXTURE = ModelSpec(
     kinds=(LayerKind(512), LayerKind(rope=None)) * 3, experts=8, experts_per_token=2,
 )  # fmt: skip
 LONG = RowShape(4096, 3072, 16, 2)
-# One conversation with two answers in a row: of 131,072 tokens, and of 16,384.
-CONVERSATION, CHAPTER = RowShape(131072, 8192, 1, 2), RowShape(16384, 1024, 1, 2)
+# One conversation with two answers in a row: of 131,072 tokens, and of half as many.
+CONVERSATION, HALF = RowShape(131072, 8192, 1, 2), RowShape(65536, 1024, 1, 2)
 FOUR_LAYERS = dataclasses.replace(LLAMA, layers=4)
 SPREAD = {"context": 64, "attention_block": 512, "key_blocks": 128}
+FROZEN = {"attention_block": 512, "rank": 16}
 # name: model, slice, mesh (data, fsdp, tensor), micro-batches, rows, row shape, objectives, and what differs from the
 # defaults: sizes of further axes, options of the model, and `key_blocks`, how many of them a block of queries sees
 CASES = {
@@ -65,7 +66,7 @@ CASES = {
     "two-slices": (EVEN, "v5e:2x2", (2, 2, 2), 3, 4, RowShape(512, 320, 7, 2), ["dpo"], {"slices": 2}),
     "llama-3.1-8b-131072": (LLAMA, "v5p:4x4x4", (1, 1, 1), 1, 1, CONVERSATION, ["dpo"], SPREAD),
     **{
-        f"context-{ways}": (FOUR_LAYERS, slice_, (1, 1, 1), 1, 1, CHAPTER, ["dpo"], SPREAD | {"context": ways})
+        f"context-{ways}": (FOUR_LAYERS, slice_, (1, 1, 1), 1, 1, HALF, ["dpo"], FROZEN | {"context": ways})
         for ways, slice_ in ((1, "v5p:1x1x1"), (2, "v5p:2x1x1"), (4, "v5p:2x2x1"), (8, "v5p:2x2x2"))
     },
 }

@@ -124,6 +124,12 @@ def test_kernels_that_cannot_be_used_are_not_chosen_and_refused_when_asked_for(d
     assert choose_attention("xla", device, spec, dtype).name == "xla"
 
 
+def test_rows_over_several_devices_are_computed_in_xla():
+    assert choose_attention("auto", H100, SPEC, "bfloat16", 2).name == "xla"
+    with pytest.raises(InputError, match="tokens lie over mesh.context"):
+        choose_attention("tokamax", H100, SPEC, "bfloat16", 2)
+
+
 def test_a_run_on_a_cpu_computes_in_xla_and_says_why(tiny_files, any_mesh, tmp_path):
     config = tiny.config(tmp_path, tiny_files.model, tiny_files.train)
     assert attention_of(config, build(config).source).why.startswith("the device is cpu")
