@@ -137,7 +137,7 @@ def made_by(count: int, files: tiny.Files, folder: Path, cache: Path) -> Path:
     folder.mkdir()
     write_inputs(folder, files)
     first, *others = run_commands([arguments for arguments, _ in commands(files).values()], count, cache, folder)
-    assert "held-out reward accuracy" in first
+    assert "held-out reward accuracy" in first and "[Gloo]" not in first
     assert not any(others), others
     return folder
 
@@ -155,37 +155,28 @@ def differences(many: Path, one: Path, files: tiny.Files) -> dict[str, float]:
 
 @pytest.mark.usefixtures("quick_compile", "any_mesh")
 def test_two_processes_write_what_one_does(call, finished_run, tiny_files, tmp_path, compile_cache, monkeypatch):
-    """Commands that compile little, in one pair of processes."""
-    run, prompts = finished_run.out, tiny_files.held_out
+    """Commands that compile nothing, in one pair of processes."""
+    run = finished_run.out
     commands = [
         ["score", tiny_files.train, "--reward", "long=judge.py:long", "--cache", "scores", "--out", "scored.jsonl"],
         ["export", run, "--to", "exported"],
         ["merge", f"{run}:0.5", "exported:0.5", "--how", "weights", "--to", "soup"],
         ["condition", "scored.jsonl", "--as", "ric", "--scores", "long", "--out", "ric.jsonl"],
-        ["generate", run, "--prompts", prompts, "--max-new-tokens", "3", "--temperature", "1", "mesh.fsdp=4"],
     ]
     folders = {count: tmp_path / str(count) for count in (1, 2)}
     for folder in folders.values():
         folder.mkdir()
         (folder / "judge.py").write_text(JUDGE)
     first, second = run_commands(commands, 2, compile_cache, folders[2])
+    assert "[Gloo]" not in first, "what libraries print is no output"
     assert second == "", "process 0 alone prints"
 
     monkeypatch.chdir(folders[1])
     monkeypatch.syspath_prepend(folders[1])
-    alone = [call(*command) for command in commands]
-    assert [code for code, _, _ in alone] == [0] * len(commands)
+    assert [call(*command)[0] for command in commands] == [0] * len(commands)
     for file in ("scored.jsonl", "exported/model.safetensors", "soup/model.safetensors", "ric.jsonl", "calls.txt"):
         ours, theirs = ((folders[count] / file).read_bytes() for count in (2, 1))
         assert ours == theirs, file
-    lines = [json.loads(line) for line in first.splitlines() if line.startswith("{")]
-    theirs = [json.loads(line) for line in alone[-1][1].splitlines()]
-    assert len(lines) == len(theirs) == 6
-    assert difference(sorted_lines(lines), sorted_lines(theirs), "generate") <= TOLERANCE
-
-
-def sorted_lines(lines: list[dict]) -> list[dict]:
-    return sorted(lines, key=lambda line: line["prompt_index"])
 
 
 @pytest.mark.slow
