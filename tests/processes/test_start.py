@@ -69,3 +69,21 @@ def test_a_cluster_says_who_is_who(cluster):
         for worker in workers:
             worker.kill()
     assert said == ["0 of 2", "1 of 2"]
+
+
+WRONG = {
+    "--coordinator a:1": "--coordinator HOST:PORT without --processes N, --process-id I",
+    "--processes 2 --process-id 0": "--processes N, --process-id I without --coordinator HOST:PORT",
+    "--coordinator a:1 --processes 2 --process-id 2": "--process-id from 0 to 1",
+    "--coordinator a:1 --processes 0 --process-id 0": "--processes of 1 or more",
+    "--coordinator a --processes 2 --process-id 0": "--coordinator HOST:PORT, of process 0",
+    "--coordinator a:70000 --processes 2 --process-id 0": "a:70000",
+    "--coordinator a:1 --processes 2 --process-id 0 --distributed": "both",
+    "--coordinator a:1 --processes 2 --process-id 0 --start-timeout 0": "--start-timeout of 1 second or more",
+}
+
+
+@pytest.mark.parametrize("options", WRONG)
+def test_options_that_do_not_fit_are_refused(options, call):
+    code, out, err = call("export", "run", "--to", "somewhere", *options.split())
+    assert (code, out) == (2, "") and WRONG[options] in err
