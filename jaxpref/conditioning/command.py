@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from jaxpref.conditioning import (
@@ -137,7 +138,10 @@ def _ric_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> None:
     """Writes the rows and prints how many.  Of several processes the first does it alone."""
-    first_does(lambda: _run(options, console))
+    if jax.distributed.is_initialized():
+        first_does(lambda: _run(options, console))
+    else:  # no device is looked for, which another process may have
+        _run(options, console)
 
 
 def _run(options: argparse.Namespace, console: Console) -> None:
