@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GENERATION:SHAPE",
         help=f"the slice, as v5p:4x4x4; generations: {', '.join(CHIPS)}",
     )
-    parser.add_argument("--slices", type=int, default=1, help="how many of them (default 1)")
+    parser.add_argument("--slices", type=int, help="how many of them, as mesh.slices (its default)")
     parser.add_argument(
         "--rows-like", metavar="FILE", help="data whose rows give the lengths; in place of --groups"
     )
@@ -66,8 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> None:
     """`jaxpref plan CONFIG --topology SLICE`."""
-    target = parse_slice(options.topology, options.slices)
-    config = load_config(options.config, options.overrides)
+    slices = [] if options.slices is None else [f"mesh.slices={options.slices}"]
+    config = load_config(options.config, [*options.overrides, *slices])
+    target = parse_slice(options.topology, config.mesh.slices)
     if options.write:
         check_destination(options.write, "a new file for the config", sources=[options.config])
     rows = _rows(options, config)

@@ -60,7 +60,8 @@ def _expert_blocks(planned: PlannedStep, batch: Batch) -> float:
     spec = planned.pieces.source.spec
     if not spec.experts:
         return 1.0
-    tokens = batch.token_RL[0].size // row_ways(planned.pieces.mesh)
+    mesh = planned.pieces.mesh
+    tokens = batch.token_RL[0].size // (row_ways(mesh) * mesh.shape["context"])
     pairs = tokens * (spec.experts_per_token or 1)
     return pairs / block_size(pairs, spec.experts) + spec.experts / 2
 
@@ -85,5 +86,5 @@ def _each(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
 def _mean_blocks(micro: tuple[np.ndarray, np.ndarray], window: int | None, block: int) -> float:
     expiry_RL, position_RL = (jnp.asarray(x) for x in micro)
     mask = Mask(expiry_RL, position_RL, None if window is None else jnp.int32(window))
-    first_i = np.asarray(_first_visible_block(mask, block))
-    return float(np.mean(np.arange(1, len(first_i) + 1) - first_i))
+    block_i = jnp.arange(expiry_RL.shape[1] // block)
+    return float(np.mean(block_i + 1 - _first_visible_block(mask, block, block_i)))

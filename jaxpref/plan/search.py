@@ -73,8 +73,7 @@ class Found:
 def choices(config: Config, spec: ModelSpec, rows: RowSizes, target: Slice) -> list[Choice]:
     """All that a search considers: meshes that divide model and slice, and what goes with each."""
     longest = max(row_tokens(group, config.data.share_prefix) for group in rows.groups)
-    block = config.model.attention_block
-    shortest = -(-longest // block) * block
+    shortest = -(-longest // config.row_unit) * config.row_unit
     lengths = [config.data.row_length] if config.data.row_length else []
     lengths += [shortest * factor for factor in (1, 2, 4) if shortest * factor <= 16_384]
     modes: list[Mode] = [config.reference.mode]
@@ -82,7 +81,7 @@ def choices(config: Config, spec: ModelSpec, rows: RowSizes, target: Slice) -> l
         modes = ["copy", "cache"]
     of_step = config.train.batch_size
     found = []
-    for mesh in meshes(spec, target):
+    for mesh in meshes(spec, target, config.mesh.context):
         ways = mesh[0] * mesh[1]
         micro = [ways * n for n in (1, 2, 4, 8) if ways * n <= max(of_step, ways)]
         for remat, rows_each, length, mode in itertools.product(
@@ -92,16 +91,16 @@ def choices(config: Config, spec: ModelSpec, rows: RowSizes, target: Slice) -> l
     return found
 
 
-def meshes(spec: ModelSpec, target: Slice) -> list[tuple[int, int, int]]:
-    """(data, fsdp, tensor) whose product is the slice's devices; data spans the slices."""
-    devices = target.devices // target.slices
+def meshes(spec: ModelSpec, target: Slice, context: int) -> list[tuple[int, int, int]]:
+    """(data, fsdp, tensor) that take the devices with the context; data spans the slices."""
+    devices = target.devices // (target.slices * context)
     found = []
     for tensor in (1, 2, 4, 8):
         if devices % tensor or spec.kv_heads % tensor or spec.ffn % tensor:
             continue
         for data in (1, 2, 4):
             fsdp, rest = divmod(devices // tensor, data)
-            if rest == 0 and fsdp >= 1 and spec.width % fsdp == 0:
+            if rest == 0 and fsdp >= 1 and spec.width % (fsdp * context) == 0:
                 found.append((data * target.slices, fsdp, tensor))
     return found
 
@@ -117,16 +116,17 @@ def bound(
     needed = len(assign_rows(lengths, layout))
     micro_batches = -(-needed // choice.micro_rows)
     tokens = choice.micro_rows * choice.row_length
-    own_tokens = tokens / (choice.data * choice.fsdp)
+    spread = choice.fsdp * config.mesh.context  # as parameters are, but for tensor
+    own_tokens = tokens / (choice.data * spread)
 
     memory = held_bytes(config, spec, choice) + spec.layers * own_tokens * _saved(spec, choice)
     if micro_batches > 1:  # the sum of their gradients
-        memory += 4 * trained / (choice.fsdp * choice.tensor)
+        memory += 4 * trained / (spread * choice.tensor)
 
     passes = (3 if trained else 2) + (choice.remat == "full") + (choice.reference == "copy")
     flops = 2.0 * parameters * tokens * micro_batches * passes / target.devices
     gathers = 2 + (choice.reference == "copy") + 4 * bool(trained)  # gradients are float32, twice
-    sent = 2.0 * parameters / choice.tensor * micro_batches * gathers * (1 - 1 / choice.fsdp)
+    sent = 2.0 * parameters / choice.tensor * micro_batches * gathers * (1 - 1 / spread)
     return memory, max(flops / target.chip.flops, sent / target.chip.ici_rate)
 
 
@@ -137,7 +137,8 @@ def held_bytes(config: Config, spec: ModelSpec, choice: Choice) -> float:
     """
     parameters = _parameters(spec)
     per_parameter = 2 if config.adapter.trained else 12 + 2 * (choice.reference == "copy")
-    return parameters * per_parameter / (choice.fsdp * choice.tensor)
+    ways = choice.fsdp * config.mesh.context * choice.tensor
+    return parameters * per_parameter / ways
 
 
 def _parameters(spec: ModelSpec) -> int:

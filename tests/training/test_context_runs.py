@@ -18,7 +18,7 @@ CONTEXT_TOLERANCE = 1e-5
 """Relative: sums over devices are added up in another order."""
 
 # A small learning rate keeps the loss at its size of 0.6, and float32 its digits.
-GENTLY = {"optim": {"learning_rate": 1e-4}}
+GENTLY = {"optim": {"learning_rate": 1e-4, "warmup_steps": 0}}
 RUNS = {
     "copy": {"data": {"length_buckets": 2}},
     "cache": {"reference": {"mode": "cache"}},
