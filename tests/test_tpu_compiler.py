@@ -4,6 +4,7 @@ Each slice compiles in a process of its own: libtpu reads its topology from the 
 """
 
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -176,3 +177,20 @@ def test_activations_between_slices_would_be_noticed(tmp_path):
 def test_between_two_slices_only_gradients_are_summed():
     """Twice v5e 2x2, data=2 x fsdp=2 x tensor=2: neither weights nor activations leave a slice."""
     assert_only_gradients_cross(compile_for("two-slices"), 4)
+
+
+def test_a_conversation_of_131072_tokens_on_v5p_4x4x4():
+    """Llama-3.1-8B, context=64: parameters and tokens of the one row lie over 64 chips of 95 GiB."""
+    result = compile_for("llama-3.1-8b-131072")
+    expected = 14 * result["count"] / 64
+    assert expected <= result["arguments"] < 1.02 * expected
+    assert result["arguments"] + result["temporaries"] < 48 * GIB
+    program = Path(result["program"]).read_text()
+    assert "[1,2048,4096]" in program and "[1,131072,4096]" not in program, "no chip has a row's hidden states"
+
+
+def test_activations_fall_with_the_context():
+    """Four layers, one row of 65,536 tokens: what a chip holds for it, on 1, 2, 4 and 8 chips."""
+    temporaries = [compile_for(f"context-{ways}")["temporaries"] for ways in (1, 2, 4, 8)]
+    for more, fewer in itertools.pairwise(temporaries):
+        assert fewer < 0.75 * more

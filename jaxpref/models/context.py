@@ -57,7 +57,7 @@ def spread_attention(
 
 def _on_one_device(attend, q_RLNH, k_RLMH, v_RLMH, mask, sink_N):
     options = {} if sink_N is None else {"sink_N": sink_N}
-    k_RLMH, v_RLMH = (lax.all_gather(x, _AXIS, axis=1, tiled=True) for x in (k_RLMH, v_RLMH))
+    k_RLMH, v_RLMH = _of_all(k_RLMH), _of_all(v_RLMH)
     ways, here = lax.axis_size(_AXIS), lax.axis_index(_AXIS)
     early, late = jnp.split(q_RLNH, 2, axis=1)
     half = early.shape[1]
@@ -65,6 +65,28 @@ def _on_one_device(attend, q_RLNH, k_RLMH, v_RLMH, mask, sink_N):
     early = attend(early, k_RLMH, v_RLMH, mask, q_start=early_start, **options)
     late = attend(_mirrored(late), k_RLMH, v_RLMH, mask, q_start=late_start, **options)
     return jnp.concatenate([early, _mirrored(late)], axis=1)
+
+
+@jax.custom_vjp
+def _of_all(x: jax.Array) -> jax.Array:
+    """The tokens of all devices of the context.
+
+    The gradient is written out because autodiff would add up the devices' parts in the compute
+    dtype.
+    """
+    return lax.all_gather(x, _AXIS, axis=1, tiled=True)
+
+
+def _of_all_forward(x):
+    return _of_all(x), None
+
+
+def _of_all_backward(_, dy):
+    dx = lax.psum_scatter(dy.astype(jnp.float32), _AXIS, scatter_dimension=1, tiled=True)
+    return (dx.astype(dy.dtype),)
+
+
+_of_all.defvjp(_of_all_forward, _of_all_backward)
 
 
 def _mirrored(x: jax.Array) -> jax.Array:
