@@ -180,11 +180,11 @@ def test_between_two_slices_only_gradients_are_summed():
 
 
 def test_a_conversation_of_131072_tokens_on_v5p_4x4x4():
-    """Llama-3.1-8B, context=64: parameters and tokens of the one row lie over 64 chips of 95 GiB."""
+    """Llama-3.1-8B, context=64: parameters and the tokens of one row over 64 chips of 95 GiB, 9.8 of them used."""
     result = compile_for("llama-3.1-8b-131072")
     expected = 14 * result["count"] / 64
     assert expected <= result["arguments"] < 1.02 * expected
-    assert result["arguments"] + result["temporaries"] < 48 * GIB
+    assert result["arguments"] + result["temporaries"] < 11 * GIB
     program = Path(result["program"]).read_text()
     assert "[1,2048,4096]" in program and "[1,131072,4096]" not in program, "no chip has a row's hidden states"
 

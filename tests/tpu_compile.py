@@ -48,10 +48,11 @@ LONG = RowShape(4096, 3072, 16, 2)
 # One conversation with two answers in a row: of 131,072 tokens, and of half as many.
 CONVERSATION, HALF = RowShape(131072, 8192, 1, 2), RowShape(65536, 1024, 1, 2)
 FOUR_LAYERS = dataclasses.replace(LLAMA, layers=4)
-SPREAD = {"context": 64, "attention_block": 512, "key_blocks": 128}
+SPREAD = {"context": 64, "attention_block": 512, "chunks": 64, "key_blocks": 128}
 FROZEN = {"attention_block": 512, "rank": 16}
 # name: model, slice, mesh (data, fsdp, tensor), micro-batches, rows, row shape, objectives, and what differs from the
-# defaults: sizes of further axes, options of the model, and `key_blocks`, how many of them a block of queries sees
+# defaults: sizes of further axes, options of the model, and how often the loops run whose count the data decide:
+# `chunks` of loss tokens, and `key_blocks` that a block of queries sees
 CASES = {
     "demo": (SMOLLM2, "v5e:2x2", (1, 4, 1), 3, 4, RowShape(512, 320, 7, 2), ["dpo"]),
     # Two phases, a sort over the batch, and the KL to the reference in the head.
@@ -128,7 +129,7 @@ def main(case: str) -> None:
         "count": sum(math.prod(leaf.shape) for leaf in leaves),
         "layers": spec.layers,
         "tensor": mesh_shape[2],
-        "cycles": cycles(program.read_text(), options.get("key_blocks", 5)),
+        "cycles": cycles(program.read_text(), options.get("chunks", 5), options.get("key_blocks", 5)),
         "program": str(program),
     }))  # fmt: skip
 

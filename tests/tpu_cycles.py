@@ -11,12 +11,13 @@ UNKNOWN = 1e15
 """What the compiler writes where it cannot estimate is above this."""
 
 
-def cycles(program: str, trips: int = 5) -> dict[str, float]:
+def cycles(program: str, trips: int = 5, key_blocks: int = 5) -> dict[str, float]:
     """{"attention": cycles, "other": cycles} of one run of the program.
 
     Args:
         program: text of the compiled program.
-        trips: of loops whose count is decided by data: blocks of keys that a block of queries sees.
+        trips: of loops whose count is decided by data, as chunks of loss tokens.
+        key_blocks: the same inside attention: blocks of keys that a block of queries sees.
     """
     computations, entry = _computations(program)
     total = {"attention": 0.0, "other": 0.0}
@@ -27,7 +28,8 @@ def cycles(program: str, trips: int = 5) -> dict[str, float]:
                 total[where] += times * int(estimate[1])
             if loop := re.search(r" while\(.*condition=%([\w.-]+), body=%([\w.-]+)", line):
                 inside = "attention" if re.search(r'op_name="[^"]*layers/attention/', line) else where
-                add(loop[2], times * (_trips(computations, loop[1]) or trips), inside)
+                by_data = key_blocks if inside == "attention" else trips
+                add(loop[2], times * (_trips(computations, loop[1]) or by_data), inside)
             for called in _called(line):
                 add(called, times, where)
 
