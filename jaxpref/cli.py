@@ -41,15 +41,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point.
 
     Returns:
-        The exit code: 0, 1 for a failed run, 2 for bad input, 75 after SIGTERM, 130 after Ctrl-C.
+        The exit code: 0, 1 for a failed run, 2 for bad input, 75 after SIGTERM, 76 where another
+            process was lost, 130 after Ctrl-C.
     """
     # transformers warns that there is no torch; only its tokenizers are used.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     options = _parse(sys.argv[1:] if arguments is None else arguments)
-    from jaxpref.training.preemption import INTERRUPTED, PREEMPTED, Preempted
+    from jaxpref.processes import leave
+    from jaxpref.training.preemption import (
+        INTERRUPTED,
+        PREEMPTED,
+        Interrupted,
+        Preempted,
+        remember_sigterm,
+    )
 
-    def ended(code: int, why: object) -> int:
+    def ended(code: int, why: object, *, alone: bool = True) -> int:
         print(f"jaxpref {options.command}: {why}", file=sys.stderr)
+        if alone:
+            leave(code, str(why))
         return code
 
     try:
@@ -57,10 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from jaxpref.processes import join_as_asked
 
             join_as_asked(options, console)
+            if options.command in _TRAINING:
+                remember_sigterm()
         options.run(options)
     except SystemExit as error:
         if error.code in (None, 0):  # no command ends so: a function of the user's does
             return ended(1, "ended by sys.exit() in Python code")
+        leave(error.code if isinstance(error.code, int) else 1, "sys.exit() in Python code")
         raise
     except InputError as error:
         return ended(2, f"bad input\n{error}")
@@ -71,10 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunError as error:
         return ended(1, error)
     except Preempted as error:
-        return ended(PREEMPTED, error)
+        return ended(PREEMPTED, error, alone=False)
     except KeyboardInterrupt as error:
         print(file=sys.stderr)  # behind the ^C of the terminal
-        return ended(INTERRUPTED, str(error) or "interrupted")
+        alone = not isinstance(error, Interrupted)
+        return ended(INTERRUPTED, str(error) or "interrupted", alone=alone)
     except Exception as error:
         problem = disk_problem(error)
         if problem is None:
@@ -341,6 +355,8 @@ _COMMANDS: dict[str, tuple[str, AddArguments]] = {
 """Name -> what it does in one line, and what adds its arguments."""
 _ONE_PROCESS = {"objectives", "plan"}
 """Commands that have nothing to share among several processes."""
+_TRAINING = {"train", "demo", "pareto"}
+"""Commands that save what they have when they are asked to end."""
 
 
 if __name__ == "__main__":

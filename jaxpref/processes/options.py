@@ -6,7 +6,8 @@ from rich.console import Console
 
 from jaxpref.errors import InputError
 from jaxpref.processes.output import first_prints
-from jaxpref.processes.start import HEARTBEAT_TIMEOUT, START_TIMEOUT, join
+from jaxpref.processes.start import START_TIMEOUT, join
+from jaxpref.processes.watch import HEARTBEAT_TIMEOUT
 
 _GIVEN = {
     "coordinator": "--coordinator HOST:PORT",
@@ -45,7 +46,7 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=HEARTBEAT_TIMEOUT,
         metavar="SECONDS",
-        help="without a sign of life, after which a process is gone and the others end "
+        help="within which the others end, with exit code 76, where a process is lost "
         f"(default {HEARTBEAT_TIMEOUT})",
     )
 

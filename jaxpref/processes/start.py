@@ -10,11 +10,10 @@ from jax._src.clusters import ClusterEnv
 
 from jaxpref.errors import InputError
 from jaxpref.processes.meeting import meet
+from jaxpref.processes.watch import HEARTBEAT_TIMEOUT, watch_others
 
 START_TIMEOUT = 300
 """Seconds until all processes must have started."""
-HEARTBEAT_TIMEOUT = 30
-"""Seconds without a sign of life after which a process is gone, and the others end."""
 
 _LOOKED_FOR = {
     "a TPU VM: TPU chips and the package libtpu, on GKE also": (
@@ -58,7 +57,7 @@ def join(
         coordinator: HOST:PORT of process 0; with `processes` and `process_id`.  None: a cluster
             started the processes, and jax finds all three.
         start_timeout: seconds until all must be there.
-        heartbeat_timeout: seconds without a sign of life after which a process is gone.
+        heartbeat_timeout: seconds within which this process ends where another one is lost.
     Errors: InputError where no cluster is found, for numbers that do not fit, a port that is in
         use, and processes that do not come in time.
     """
@@ -73,13 +72,16 @@ def join(
     else:
         place = _checked(coordinator, processes, process_id)
     meet(place.coordinator, place.processes, place.process_id, start_timeout)
+    # jax would keep SIGTERM to itself, which ends a process or makes a training run save itself.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         place.coordinator,
         place.processes,
         place.process_id,
         initialization_timeout=start_timeout,
-        heartbeat_timeout_seconds=heartbeat_timeout,
+        heartbeat_timeout_seconds=2 * heartbeat_timeout,  # who says more about it comes first
     )
+    watch_others(heartbeat_timeout)
 
 
 def _found(timeout: int) -> _Place:

@@ -31,6 +31,24 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, or a notebook's stop; everything is saved."""
 
 
+class _Early:
+    asked = False
+    """Whether SIGTERM came before there was a run to tell."""
+
+
+def remember_sigterm() -> None:
+    """From now on SIGTERM is kept for the run to come, where this process has joined others.
+
+    One that ended at once would take the others with it, which may be loading for minutes yet.
+    """
+    if jax.distributed.is_initialized():
+        signal.signal(signal.SIGTERM, _ask_early)
+
+
+def _ask_early(*_) -> None:
+    _Early.asked = True
+
+
 class TermFlag:
     """Remembers SIGTERM and Ctrl-C; all processes agree on the step after which to stop.
 
@@ -39,7 +57,7 @@ class TermFlag:
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._asked = _Early.asked
         self._told: jax.Array | None = None
         self.interrupted = False
         """Whether it was Ctrl-C, here."""
@@ -54,8 +72,8 @@ class TermFlag:
     def listening_at_once(self) -> AbstractContextManager[None]:
         """SIGTERM is remembered in here: while a run is loaded, where it would otherwise be lost.
 
-        From `jax.distributed.initialize` on jax keeps it to itself.  Without that it ends a process
-        that has nothing to save yet, as it should.
+        Of several processes all are told; one alone that has nothing to save yet ends, as it
+        should.
         """
         if jax.distributed.is_initialized():
             return _handling({signal.SIGTERM: self._ask})

@@ -12,6 +12,7 @@ from rich import get_console
 from jaxpref.config import Config
 from jaxpref.data.loader import Step
 from jaxpref.files import whole_file
+from jaxpref.processes import watch_others
 from jaxpref.runs.directory import OBJECTIVE_FILE
 from jaxpref.runs.flops import step_flops
 from jaxpref.runs.lock import sole_writer
@@ -70,6 +71,7 @@ def train(
         console, log = get_console(), config.log.progress
         with training_progress(console, config.train.log_every, show=log) as on_log:
             return train(config, objective=objective, on_log=on_log)
+    watch_others()
     term = TermFlag()
     with sole_writer(config.out), term.listening_at_once():
         # Not named here, the first parameters are freed as soon as the state holds them.

@@ -25,6 +25,7 @@ from jaxpref.config import Config
 from jaxpref.data.loader import Step
 from jaxpref.errors import InputError
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, bind
+from jaxpref.processes import watch_others
 from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.directory import CHECKPOINTS, check_run_directory, is_run
 from jaxpref.runs.flops import step_flops
@@ -65,6 +66,7 @@ def train_stacked(
     Errors: InputError for runs that cannot share a step; those of `train`.
     """
     _check(configs)
+    watch_others()
     with ExitStack() as locks:
         for directory in (out, *(config.out for config in configs)):
             locks.enter_context(sole_writer(directory))

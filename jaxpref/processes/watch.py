@@ -1,0 +1,269 @@
+"""Every process watches the others: where one is lost, the rest say which, and end.
+
+A collective waits for ever for a process that is gone.  So each process gives a sign of life in the
+store that the coordinator (process 0) keeps for all, and looks for those of the others, in a thread
+of its own.  jax watches too, but ends the others without a word about which one is lost and how to
+go on; it is the last resort here, where even this thread waits.
+"""
+
+import atexit
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from jaxpref.processes.store import coordinator_address, process_count, process_index, store
+
+LOST = 76
+"""Exit code where another process is lost: start all of them again (EX_PROTOCOL)."""
+HEARTBEAT_TIMEOUT = 30
+"""Seconds within which the others end where one is lost."""
+
+_SIGNS = "jaxpref/signs_of_life"
+_RUNNING, _FAILED, _ENDED = "running", "failed", "ended"
+
+
+def watch_others(heartbeat_timeout: float = HEARTBEAT_TIMEOUT) -> None:
+    """Watches the other processes from now on, if there are any; a second call changes nothing.
+
+    Args:
+        heartbeat_timeout: seconds within which this process ends, with exit code LOST, where
+            another one is lost.
+    """
+    global _watch
+    if _watch is None and process_count() > 1:
+        _watch = _Watch(silence=2 / 3 * heartbeat_timeout)
+        _watch.catch_all_ends()
+
+
+def leave(code: int, why: str) -> None:
+    """Ends this process of several, which has failed; of one alone nothing happens.
+
+    Args:
+        code: its exit code.
+        why: what the others are told, who may not have failed too.
+    """
+    if _watch is not None:
+        _watch.fail(code, why)
+
+
+_watch: "_Watch | None" = None
+
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
+"""A signal handler in C."""
+
+
+@dataclass
+class _Seen:
+    """What is known of another process; times are those of this process's clock."""
+
+    changed: float
+    """When its last sign of life came."""
+    sign: int = -1
+    host: str = "an unknown host"
+    state: str = _RUNNING
+    why: str = ""
+    failed: float | None = None
+    """When it was first seen to have failed."""
+
+
+class _Watch:
+    """Of this process, over the others.
+
+    Args:
+        silence: seconds without a sign of life after which a process is lost.
+    """
+
+    def __init__(self, silence: float):
+        self._silence, self._every = silence, min(1.0, silence / 10)
+        # In which a process may end by itself after another one failed: often for the same reason,
+        # and then it says so better itself.
+        self._grace = silence / 4
+        self._process, self._sign, self._state, self._why = process_index(), 0, _RUNNING, ""
+        self._looked = time.monotonic()
+        others = [process for process in range(process_count()) if process != self._process]
+        self._seen = {process: _Seen(changed=self._looked) for process in others}
+        self._ending, self._stop = threading.Lock(), threading.Event()
+        self._say(_RUNNING)
+        threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    # ---- its own thread
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every):
+            try:
+                self._ask_coordinator()
+                self._give_sign()
+                self._look()
+            except jax.errors.JaxRuntimeError:
+                if self._coordinator_is_lost():
+                    self._end_for_coordinator()
+                continue
+            for process, seen in self._seen.items():
+                if why := self._verdict(seen):
+                    self._end(f"process {process} on {seen.host} {why}")
+
+    def _ask_coordinator(self) -> None:
+        """Errors: JaxRuntimeError where it does not answer in time; other calls may wait longer."""
+        patience = int(1000 * self._silence)
+        store().blocking_key_value_get(f"{_SIGNS}/{self._process}", patience)
+
+    def _give_sign(self) -> None:
+        self._sign += 1
+        said = [self._sign, socket.gethostname(), self._state, self._why]
+        store().key_value_set(f"{_SIGNS}/{self._process}", json.dumps(said), allow_overwrite=True)
+
+    def _look(self) -> None:
+        signs = store().key_value_dir_get(_SIGNS)
+        self._looked = now = time.monotonic()
+        for key, value in signs:
+            seen = self._seen.get(int(key.rpartition("/")[2]))
+            if seen is None:  # this process itself
+                continue
+            sign, seen.host, seen.state, seen.why = json.loads(value)
+            if sign != seen.sign:
+                seen.sign, seen.changed = sign, now
+            if seen.state == _FAILED and seen.failed is None:
+                seen.failed = now
+
+    def _verdict(self, seen: _Seen) -> str:
+        """Why this process must end for that one; empty: it need not."""
+        now = time.monotonic()
+        if self._is_silent(seen):
+            return (
+                f"is lost: no sign of life for {now - seen.changed:.0f} s (it was killed, or its "
+                "host or the network went down)"
+            )
+        if self._state == _RUNNING and seen.failed is not None and now - seen.failed > self._grace:
+            return f"failed: {seen.why}"
+        return ""
+
+    def _is_silent(self, seen: _Seen) -> bool:
+        return seen.state == _RUNNING and time.monotonic() - seen.changed > self._silence
+
+    # ---- the end for another process, in any thread
+
+    def _coordinator_is_lost(self) -> bool:
+        """Whether nobody answers at its address, or has not looked after the store for long."""
+        if self._process == 0:
+            return False
+        host, _, port = coordinator_address().rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+        except OSError:
+            return True
+        return time.monotonic() - self._looked > self._silence
+
+    def _end_for_coordinator(self) -> None:
+        self._tell_user(f"process 0 on {self._seen[0].host}, the coordinator, is lost")
+        os._exit(LOST)
+
+    def _end(self, why: str) -> None:
+        self._tell_user(why)
+        self._say(_ENDED)
+        self._outlive_others()
+        os._exit(LOST)
+
+    def _tell_user(self, why: str) -> None:
+        if not self._ending.acquire(blocking=False):
+            threading.Event().wait()  # another thread does it
+        _flush()
+        text = (
+            f"jaxpref: {why}. Process {self._process} on {socket.gethostname()} ends too. Start "
+            "all of them again by the same commands: a training run goes on from its last "
+            "checkpoint, which is whole.\n"
+        )
+        os.write(2, text.encode())
+
+    def _say(self, state: str, why: str = "") -> None:
+        self._state, self._why = state, why
+        with suppress(jax.errors.JaxRuntimeError):
+            self._give_sign()
+
+    def _outlive_others(self) -> None:
+        """The coordinator goes last: without it the others learn nothing."""
+        until = time.monotonic() + self._grace + 3 * self._every
+        while self._process == 0 and time.monotonic() < until:
+            with suppress(jax.errors.JaxRuntimeError):
+                self._look()
+            if not any(self._lives(seen) for seen in self._seen.values()):
+                return
+            time.sleep(self._every)
+
+    def _lives(self, seen: _Seen) -> bool:
+        return seen.state == _RUNNING and not self._is_silent(seen)
+
+    # ---- the end of this process, in its main thread
+
+    def catch_all_ends(self) -> None:
+        """Sees to it that this process does not end unnoticed, nor by jax without a word."""
+        atexit.register(self.finish)  # runs before jax leaves the others
+        hook = sys.excepthook
+
+        def on_uncaught(
+            kind: type[BaseException], error: BaseException, trace: TracebackType | None
+        ) -> Any:
+            hook(kind, error, trace)
+            self._wait_for_signs()
+            self.fail(1, f"{kind.__name__}: {error}")
+
+        sys.excepthook = on_uncaught
+        if self._process != 0:
+            # Where the coordinator is lost, jax calls abort() in a thread of its own.  A handler of
+            # Python's would come too late; one of C is called on the spot.
+            self._abort_handler = _HANDLER(self._on_abort)
+            ctypes.CDLL(None).signal(ctypes.c_int(signal.SIGABRT), self._abort_handler)
+
+    def _on_abort(self, _: int) -> None:
+        """Says why jax ends this process, where it is for the coordinator."""
+        if self._coordinator_is_lost():
+            self._end_for_coordinator()
+
+    def fail(self, code: int, why: str) -> None:
+        """As `leave`."""
+        self._say(_FAILED, " ".join(why.split()))
+        self._outlive_others()
+        _exit(code)
+
+    def finish(self) -> None:
+        """Lets this process end with the others, all being well."""
+        self._say(_ENDED)
+        while any(seen.state == _RUNNING for seen in self._seen.values()):
+            time.sleep(self._every)  # or its thread ends the process
+        self._stop.set()
+        if any(seen.state == _FAILED for seen in self._seen.values()):
+            _exit(0)  # jax would wait for it
+
+    def _wait_for_signs(self) -> None:
+        """Returns when all others live: the error of this process is then not for a lost one.
+
+        The first new sign may have been given before the error, and be seen after it.
+        """
+        until = {process: seen.sign + 2 for process, seen in self._seen.items()}
+        while any(
+            seen.sign < until[process] or seen.failed for process, seen in self._seen.items()
+        ):
+            time.sleep(self._every)  # or its thread ends the process
+
+
+def _flush() -> None:
+    """What was printed so far; not for ever, where nobody reads it."""
+    flusher = threading.Thread(target=sys.stdout.flush, daemon=True)
+    flusher.start()
+    flusher.join(timeout=1.0)
+
+
+def _exit(code: int) -> None:
+    """Without jax's farewell, for which it waits for all others."""
+    _flush()
+    os._exit(code)
