@@ -9,6 +9,7 @@ import jax
 from jax._src.clusters import ClusterEnv
 
 from jaxpref.errors import InputError
+from jaxpref.processes.agreement import check_same_programs
 from jaxpref.processes.meeting import meet
 from jaxpref.processes.watch import HEARTBEAT_TIMEOUT, watch_others
 
@@ -59,7 +60,7 @@ def join(
         start_timeout: seconds until all must be there.
         heartbeat_timeout: seconds within which this process ends where another one is lost.
     Errors: InputError where no cluster is found, for numbers that do not fit, a port that is in
-        use, and processes that do not come in time.
+        use, processes that do not come in time, and ones of other versions or devices.
     """
     for name, seconds in {
         "--start-timeout": start_timeout,
@@ -82,6 +83,7 @@ def join(
         heartbeat_timeout_seconds=2 * heartbeat_timeout,  # who says more about it comes first
     )
     watch_others(heartbeat_timeout)
+    check_same_programs()
 
 
 def _found(timeout: int) -> _Place:

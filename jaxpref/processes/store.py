@@ -62,6 +62,11 @@ def exchanged(own: bytes) -> list[bytes]:
     return [b"".join(_pieces(f"{at}/{process}")) for process in range(process_count())]
 
 
+def of_first(own: bytes) -> bytes:
+    """What process 0 gives; all must call it."""
+    return exchanged(own if process_index() == 0 else b"")[0]
+
+
 def _pieces(at: str) -> Iterator[bytes]:
     values = store()
     for number in range(int(values.blocking_key_value_get(f"{at}/pieces", _PATIENCE))):

@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxpref.errors import InputError, RunError
+from jaxpref.processes.store import exchanged, of_first
 
 Result = TypeVar("Result")
 
@@ -47,21 +46,11 @@ def first_does(work: Callable[[], Result]) -> Result:
     return outcome["result"]
 
 
-def of_first(own: bytes) -> bytes:
-    """Process 0's bytes, for all."""
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(own))))
-    # As many as a power of two, so that few programs pass them on; as words of 32 bits, for jax
-    # narrows 64.
-    size = 1 << max(length - 1, 64).bit_length()
-    words = np.frombuffer(own.ljust(size, b"\0") if is_first() else bytes(size), "<u4")
-    return np.asarray(multihost_utils.broadcast_one_to_all(words), "<u4").tobytes()[:length]
-
-
 def processes_where(here: bool) -> list[int]:
     """The processes in which something is so; asked by all of them at once."""
     if jax.process_count() == 1:
         return [0] if here else []
-    return np.flatnonzero(multihost_utils.process_allgather(np.bool_(here))).tolist()
+    return [process for process, said in enumerate(exchanged(b"here" if here else b"")) if said]
 
 
 def _described(error: Exception) -> Mapping[str, Any]:

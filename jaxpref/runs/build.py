@@ -4,6 +4,7 @@ import datetime
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +23,8 @@ from jaxpref.models.placement import param_shardings
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, asked_logps, bind
 from jaxpref.processes import first_does
-from jaxpref.runs.adapters import adapter_spec, below_adapter
+from jaxpref.runs.adapters import adapter_spec, below_adapter, reference_adapter
+from jaxpref.runs.same_files import check_same_files
 from jaxpref.settings.contradictions import objective_contradictions
 from jaxpref.sharding import make_mesh, vocab_ways
 from jaxpref.step.batch_loss import LossSpec
@@ -77,7 +79,7 @@ def build(
         objective: in place of `config.objective`; may hold functions.
         source: in place of `config.model.path`, when it is open already.
     Errors: InputError for an unknown model, settings that contradict each other, and a mesh that
-        does not fit the devices or does not divide the model.
+        does not fit the devices or does not divide the model; and where hosts have other models.
     """
     pieces = build_without_tokenizer(config, objective, source)
     config, tokenizer = dated_tokenizer(config, pieces.source)
@@ -98,6 +100,7 @@ def build_without_tokenizer(
     mesh = make_mesh(config.mesh, devices=None if devices is None else list(devices))
     source = open_checkpoint(config.model.path) if source is None else source
     source = below_adapter(source, config.adapter.path)
+    check_same_files(_model_files(config, source))
     parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
     if problems := list(objective_contradictions(config, parts)):
         raise InputError(
@@ -108,6 +111,16 @@ def build_without_tokenizer(
     model = make_decoder(config, source, parts, mesh, lora, attend)
     param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide the model
     return Pieces(config, mesh, source, None, model, parts, lora)
+
+
+def _model_files(config: Config, source: Checkpoint) -> dict[str, Path]:
+    """Config key -> directory or file of the models and adapters that are read."""
+    named = {"reference.path": config.reference.path}
+    named |= {f"reference.extra[{i}]": extra for i, extra in enumerate(config.reference.extra)}
+    models = {key: open_checkpoint(path).path for key, path in named.items() if path is not None}
+    adapters = {"adapter.path": config.adapter.path, "reference.adapter": reference_adapter(config)}
+    of_adapters = {key: Path(path) for key, path in adapters.items() if path is not None}
+    return {"model.path": source.path} | models | of_adapters
 
 
 def dated_tokenizer(config: Config, source: Checkpoint) -> tuple[Config, Any]:

@@ -14,6 +14,7 @@ from jaxpref.data.pack import MASKS, UNIFORM, Layout, row_tokens
 from jaxpref.errors import InputError
 from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives import asked_logps, check_columns, group_kinds
+from jaxpref.runs.agreement import check_same_rows
 from jaxpref.runs.build import Pieces
 from jaxpref.sharding import batch_sharding, device_memory, place, replicated, row_ways
 from jaxpref.step.batch_loss import REFERENCE_COLUMN
@@ -30,7 +31,7 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
         which: `train` or `eval`.
     Errors: InputError for data that cannot be read, lack a column that an objective needs, or do
         not fit the model's vocabulary or positions; for rows beyond a device's memory, and more
-        steps than can be planned.
+        steps than can be planned; where hosts have other rows.
     """
     data, spec = pieces.config.data, pieces.source.spec
     paths = data.train if which == "train" else data.eval
@@ -43,6 +44,7 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
     groups, report = load_groups(
         data, pieces.tokenizer, paths, which, kinds=kinds, seed=seed, columns=columns
     )
+    check_same_rows("training rows" if which == "train" else "held-out rows", groups)
     check_columns(pieces.parts, common_columns(groups), sorted(report.unread))
     check_weights(groups, {name for part in pieces.parts for name in part.weight_columns})
     sequences = ((group.where, (group.prompt_ids, *group.completion_ids)) for group in groups)

@@ -18,7 +18,13 @@ from jaxpref.evaluation import Evaluator
 from jaxpref.files import whole_file
 from jaxpref.models.quantize import qwix
 from jaxpref.objectives import Part
+from jaxpref.processes.agreement import check_same_programs
 from jaxpref.runs.adapters import check_trainable
+from jaxpref.runs.agreement import (
+    check_same_objective,
+    check_same_plan,
+    check_same_settings,
+)
 from jaxpref.runs.best import BestRule
 from jaxpref.runs.build import Pieces, attention_of, build
 from jaxpref.runs.cached_reference import with_reference_logps
@@ -42,7 +48,6 @@ from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
-from jaxpref.training.agreement import check_same_plan, check_same_rows, check_same_settings
 from jaxpref.training.first_step import first_loss_check
 from jaxpref.training.loop import Training, Values
 from jaxpref.types import EncodedGroup
@@ -157,6 +162,7 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     Errors: InputError for anything wrong with config, model or data.
     """
     began = time.perf_counter()
+    check_same_programs()
     check_same_settings(config)
     check_trackers(config)
     if config.adapter.quantize:
@@ -164,6 +170,7 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     check_run_directory(config.out)
     config = with_stored_date(config)
     pieces = build(config, objective)
+    check_same_objective(pieces.parts)
     check_trainable(pieces.source)
     attention = attention_of(config, pieces.source)
     _log.info("attention: %s (%s)", attention.name, attention.why)
@@ -175,8 +182,6 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     best = BestRule(config.train.best_metric, config.train.best_mode)
     checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS, keep=config.train.keep, best=best)
     resumed = resume_step(config, checkpoints)
-    check_same_rows("training rows", groups)
-    check_same_rows("held-out rows", held_out or [])
     before = {} if resumed is None else checkpoints.progress(resumed).get("made_from", {})
     made_from = MadeFrom(before, config.out, resumed)
     of_data = {"data.train": of_rows(groups), "data.eval": of_rows(held_out or [])}
