@@ -13,7 +13,7 @@ from jaxpref.processes import LOST
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
-TIMEOUT = 6
+TIMEOUT = 9
 """Seconds within which the others must end."""
 SCHEDULING = 3.0
 """Seconds by which threads and ends of processes may be late on a busy machine."""
@@ -23,7 +23,7 @@ def train(count, folder, files, **changes):
     """A run that is long enough to be interrupted, and the commands that train it together."""
     config = tiny.config(
         folder / "run", files.model, files.train, mesh={"fsdp": hosts.DEVICES},
-        train={"epochs": 40, "save_every": 2}, **changes,
+        train={"epochs": 40, "save_every": 2}, optim={"schedule": "constant"}, **changes,
     )  # fmt: skip
     path = tiny.write_config(config, folder / "config.yaml")
     return config, hosts.together(count, "-m", "jaxpref.cli", "train", path, "--heartbeat-timeout", TIMEOUT)
