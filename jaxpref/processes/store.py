@@ -53,13 +53,19 @@ def exchanged(own: bytes) -> list[bytes]:
     if process_count() == 1:
         return [own]
     _Calls.made += 1
-    at = f"jaxpref/exchange/{_Calls.made}"
-    values = store()
+    values, mine = store(), _at(_Calls.made, process_index())
     pieces = [own[i : i + _PIECE] for i in range(0, len(own), _PIECE)]
     for number, piece in enumerate(pieces):
-        values.key_value_set_bytes(f"{at}/{process_index()}/{number}", piece)
-    values.key_value_set(f"{at}/{process_index()}/pieces", str(len(pieces)))
-    return [b"".join(_pieces(f"{at}/{process}")) for process in range(process_count())]
+        values.key_value_set_bytes(f"{mine}/{number}", piece)
+    values.key_value_set(f"{mine}/pieces", str(len(pieces)))
+    of_each = [b"".join(_pieces(_at(_Calls.made, process))) for process in range(process_count())]
+    # Who has come here has read what was exchanged before.
+    values.key_value_delete(_at(_Calls.made - 1, process_index()))
+    return of_each
+
+
+def _at(call: int, process: int) -> str:
+    return f"jaxpref/exchange/{call}/{process}"
 
 
 def of_first(own: bytes) -> bytes:
