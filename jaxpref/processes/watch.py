@@ -179,9 +179,9 @@ class _Watch:
             threading.Event().wait()  # another thread does it
         _flush()
         text = (
-            f"jaxpref: {why}. Process {self._process} on {socket.gethostname()} ends too. Start "
-            "all of them again by the same commands: a training run goes on from its last "
-            "checkpoint, which is whole.\n"
+            f"jaxpref: {why}. Process {self._process} on {socket.gethostname()} ends too. To go "
+            "on, start all of them again by the same commands, where one failed after a look at "
+            "what it says: a training run continues from its last checkpoint, which is whole.\n"
         )
         os.write(2, text.encode())
 
