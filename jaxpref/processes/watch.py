@@ -29,6 +29,9 @@ LOST = 76
 HEARTBEAT_TIMEOUT = 30
 """Seconds within which the others end where one is lost."""
 
+_LOST_FOR = (
+    "is lost: no sign of life for {:.0f} s (it was killed, or its host or the network went down)"
+)
 _SIGNS = "jaxpref/signs_of_life"
 _RUNNING, _FAILED, _ENDED = "running", "failed", "ended"
 
@@ -110,8 +113,11 @@ class _Watch:
                     self._end_for_coordinator()
                 continue
             for process, seen in self._seen.items():
-                if why := self._verdict(seen):
-                    self._end(f"process {process} on {seen.host} {why}")
+                name = f"process {process} on {seen.host}"
+                if self._is_silent(seen):
+                    self._end(f"{name} {_LOST_FOR.format(time.monotonic() - seen.changed)}")
+                elif self._is_missed(seen):
+                    self._end(f"{name} failed: {seen.why}", then="Once that is mended, start")
 
     def _ask_coordinator(self) -> None:
         """Errors: JaxRuntimeError where it does not answer in time; other calls may wait longer."""
@@ -136,20 +142,13 @@ class _Watch:
             if seen.state == _FAILED and seen.failed is None:
                 seen.failed = now
 
-    def _verdict(self, seen: _Seen) -> str:
-        """Why this process must end for that one; empty: it need not."""
-        now = time.monotonic()
-        if self._is_silent(seen):
-            return (
-                f"is lost: no sign of life for {now - seen.changed:.0f} s (it was killed, or its "
-                "host or the network went down)"
-            )
-        if self._state == _RUNNING and seen.failed is not None and now - seen.failed > self._grace:
-            return f"failed: {seen.why}"
-        return ""
-
     def _is_silent(self, seen: _Seen) -> bool:
         return seen.state == _RUNNING and time.monotonic() - seen.changed > self._silence
+
+    def _is_missed(self, seen: _Seen) -> bool:
+        """Whether that one has failed and this one, which still runs, cannot do without it."""
+        failed_for = 0.0 if seen.failed is None else time.monotonic() - seen.failed
+        return self._state == _RUNNING and failed_for > self._grace
 
     # ---- the end for another process, in any thread
 
@@ -168,20 +167,20 @@ class _Watch:
         self._tell_user(f"process 0 on {self._seen[0].host}, the coordinator, is lost")
         os._exit(LOST)
 
-    def _end(self, why: str) -> None:
-        self._tell_user(why)
+    def _end(self, why: str, then: str = "Start") -> None:
+        self._tell_user(why, then)
         self._say(_ENDED)
         self._outlive_others()
         os._exit(LOST)
 
-    def _tell_user(self, why: str) -> None:
+    def _tell_user(self, why: str, then: str = "Start") -> None:
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()  # another thread does it
         _flush()
         text = (
-            f"jaxpref: {why}. Process {self._process} on {socket.gethostname()} ends too. To go "
-            "on, start all of them again by the same commands, where one failed after a look at "
-            "what it says: a training run continues from its last checkpoint, which is whole.\n"
+            f"jaxpref: {why}. Process {self._process} on {socket.gethostname()} ends too. {then} "
+            "all of them again by the same commands: a training run goes on from its last "
+            "checkpoint, which is whole.\n"
         )
         os.write(2, text.encode())
 

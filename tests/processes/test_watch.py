@@ -59,7 +59,7 @@ def test_the_others_end_and_say_who_is_lost(count, victim, number, tiny_files, t
     assert codes == [LOST] * len(others)
     name = f"process {victim} on {socket.gethostname()}" + (", the coordinator," if victim == 0 else "")
     for host in others:
-        assert f"jaxpref: {name} is lost" in host.said and "start all of them again" in host.said
+        assert f"jaxpref: {name} is lost" in host.said and "Start all of them again" in host.said
         assert host.ended_at - killed < TIMEOUT + SCHEDULING
 
     # What was saved is whole: one process goes on from it.
