@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from jaxpref.errors import InputError
-from jaxpref.processes.store import exchanged, process_count
+from jaxpref.processes.store import exchanged, process_count, store
 
 _SHOWN = 5
 """Differences that an error names."""
@@ -49,9 +49,11 @@ def check_same(what: str, values: Mapping[str, Any], fix: str) -> None:
 
 def check_same_programs() -> None:
     """Errors: InputError where processes run other versions, or on other numbers of devices."""
-    if process_count() == 1:
+    if process_count() > 1:  # before jax looks for devices, which may fail for other versions
+        check_same("versions", _versions(), "install the same versions on every host")
+    if jax.process_count() == 1:
         return
-    check_same("versions", _versions(), "install the same versions on every host")
+    store()  # there is none where jax found the others by itself
     devices = jax.local_devices()
     check_same(
         "devices",
