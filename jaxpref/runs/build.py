@@ -97,7 +97,8 @@ def build_without_tokenizer(
     Args:
         devices: of the mesh; None: all that there are.
     """
-    mesh = make_mesh(config.mesh, devices=None if devices is None else list(devices))
+    given = {} if devices is None else {"devices": list(devices)}
+    mesh = make_mesh(config.mesh, **given)
     source = open_checkpoint(config.model.path) if source is None else source
     source = below_adapter(source, config.adapter.path)
     check_same_files(_model_files(config, source))
