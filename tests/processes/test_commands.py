@@ -118,7 +118,7 @@ def difference(ours, theirs, where: str) -> float:
     if isinstance(ours, dict):
         assert list(ours) == list(theirs), where
         own = [
-            difference(ours[key], theirs[key], f"{where}, {key}") / ENLARGED.get(key, 1.0)
+            difference(ours[key], theirs[key], f"{where}, {key}") / ENLARGED.get(key.partition("/")[0], 1.0)
             for key in ours
             if key not in CLOCK
         ]
