@@ -111,6 +111,7 @@ SPLITS = [
     (4, (1, 1, 1), Layout(32, share_prefix=False, pack=False)),
     (8, (8, 1, 1), Layout(32)),
     (4, (2, 2, 2), Layout(32)),
+    (4, (2, 1, 1, 2), Layout(64)),
 ]
 
 
