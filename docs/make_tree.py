@@ -28,11 +28,12 @@ ROOMS = (
     "jaxpref/conditioning",
     "jaxpref/demo",
     "configs",
+    "tpu_scripts",
     "benchmarks",
     "docs",
 )
 """Folders in the order of the page, from the bottom layer to the top; others follow."""
-LISTED = {".py", ".js", ".yaml"}
+LISTED = {".py", ".js", ".yaml", ".sh", ".example"}
 """Kinds of files that say in their first line what they are for."""
 
 
@@ -62,9 +63,9 @@ def files(folder: str) -> list[Path]:
 
 
 def _all_files() -> Iterator[Path]:
-    for top in ("jaxpref", "configs", "benchmarks", "docs"):
+    for top in ("jaxpref", "configs", "tpu_scripts", "benchmarks", "docs"):
         for path in (ROOT / top).rglob("*"):
-            if path.suffix in LISTED and path.name != "__init__.py":
+            if (path.suffix in LISTED or path.name == "Dockerfile") and path.name != "__init__.py":
                 yield path
 
 
@@ -83,7 +84,8 @@ def summary(path: Path) -> str:
     if path.suffix == ".py":
         return (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
     marker = "//" if path.suffix == ".js" else "#"
-    comments = (line.removeprefix(marker) for line in text.splitlines() if line.startswith(marker))
+    lines = (line for line in text.splitlines() if not line.startswith("#!"))
+    comments = (line.removeprefix(marker) for line in lines if line.startswith(marker))
     return next(comments, "").strip()
 
 

@@ -59,7 +59,7 @@ def test_the_tree_has_every_source_file_once_and_no_other():
     listed = re.findall(r"^- \[[^]]+\]\(\.\./([^)]+)\): \S", text("docs/tree.md"), re.MULTILINE)
     sources = {
         str(path.relative_to(ROOT))
-        for folder in ("jaxpref", "configs", "benchmarks", "docs")
+        for folder in ("jaxpref", "configs", "tpu_scripts", "benchmarks", "docs")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and path.suffix not in {".md", ".png", ".html", ".css", ".pyc", ".jsonl"}
     }
