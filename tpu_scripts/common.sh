@@ -51,7 +51,7 @@ read_settings() {
   SLICES=1 TIER=on-demand WAIT_MINUTES=60 POLL_SECONDS=30 STOP_SECONDS=60
   JAXPREF='' EXTRAS=tpu,gcs PYTHON='' PYTHON_VERSION=3.12
   START=(--distributed) COMMAND=() FILES=() ENVIRONMENT=() CREATE_OPTIONS=() SSH_OPTIONS=()
-  # shellcheck source=tpu.env.example
+  # shellcheck source-path=SCRIPTDIR source=tpu.env.example
   source "$1"
   local name
   for name in NAME PROJECT ZONE ACCELERATOR RUNTIME; do
@@ -77,9 +77,11 @@ read_command() {
 
 # Runs a command, or prints it.
 doing() {
+  local line
   if [[ $dry_run ]]; then
-    printf '%q ' "$@" >&3
-    echo >&3
+    # Written at once: logs.sh calls gcloud for all slices at the same time.
+    printf -v line '%q ' "$@"
+    echo "${line% }" >&3
   else
     "$@"
   fi

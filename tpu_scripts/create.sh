@@ -6,7 +6,7 @@
 # Run again it goes on waiting, or says that all is there. Chips that do not come within
 # WAIT_MINUTES stay asked for.
 set -euo pipefail
-# shellcheck source=common.sh
+# shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_options "$@"
 no_arguments

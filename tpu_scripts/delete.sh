@@ -5,7 +5,7 @@
 #
 # Buckets stay as they are. Nothing is left that costs anything on behalf of this queued resource.
 set -euo pipefail
-# shellcheck source=common.sh
+# shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_options "$@"
 no_arguments

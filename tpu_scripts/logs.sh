@@ -5,7 +5,7 @@
 #
 # jaxpref's own lines come from worker 0 of the first slice; errors come from the worker that has them.
 set -euo pipefail
-# shellcheck source=common.sh
+# shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_options "$@"
 lines=100 action=follow

@@ -10,7 +10,7 @@
 # Exit code: as run.sh. This goes on through any number of preemptions:
 #   tpu_scripts/run.sh; while [ $? -eq 75 ]; do tpu_scripts/resume.sh; done
 set -euo pipefail
-# shellcheck source=common.sh
+# shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_options "$@"
 read_command

@@ -9,7 +9,7 @@
 # Exit code: 0 when all workers ended with 0; 2 for bad input; 75 when the run was interrupted and
 # resume.sh goes on; 1 for all else.
 set -euo pipefail
-# shellcheck source=common.sh
+# shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_options "$@"
 read_command

@@ -5,7 +5,7 @@
 #
 # Run it again after a change to FILES or to jaxpref; what is installed already is left alone.
 set -euo pipefail
-# shellcheck source=common.sh
+# shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_options "$@"
 no_arguments

@@ -3,7 +3,7 @@
 #
 #   tpu_scripts/status.sh [--env FILE] [--dry-run]
 set -euo pipefail
-# shellcheck source=common.sh
+# shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 read_options "$@"
 no_arguments

@@ -43,9 +43,11 @@ setup() {
 # What pip is to install: a requirement with its extras, or the wheel of the parcel.
 installed() {
   local requirement=$1 wheel
-  if [[ $requirement ]]; then
+  if [[ $requirement == jaxpref* ]]; then
     # jaxpref==0.1.0 and tpu: jaxpref[tpu]==0.1.0
-    echo "${requirement/#jaxpref/jaxpref[$3]}"
+    echo "jaxpref[$3]${requirement#jaxpref}"
+  elif [[ $requirement ]]; then
+    echo "jaxpref[$3] @ $requirement"
   else
     wheel=$(echo "$2"/jaxpref-*.whl)
     echo "jaxpref[$3] @ file://$wheel"

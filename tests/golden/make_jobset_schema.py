@@ -2,7 +2,7 @@
 
     python tests/golden/make_jobset_schema.py jobset.x-k8s.io_jobsets.yaml
 
-The file is config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml of kubernetes-sigs/jobset (here: of August 2026). Of
+The file is config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml of kubernetes-sigs/jobset (of August 2026). Of
 every object that the manifest has, all keys are kept with their types; what it does not have is not gone into.
 """
 

@@ -10,89 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import stand_in_gcloud
-from stand_in_gcloud import ERRORS, Cloud
-
-ROOT = Path(__file__).parents[2]
-SCRIPTS = ROOT / "tpu_scripts"
-ALL = ("create", "setup", "run", "status", "logs", "resume", "delete")
-
-
-class Site:
-    """A folder with tpu.env and the stand-in's machines."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.env_file = root / "tpu.env"
-        programs = root / "bin"
-        programs.mkdir()
-        gcloud = programs / "gcloud"
-        gcloud.write_text(f'#!/bin/sh\nexec {sys.executable} -S {stand_in_gcloud.__file__} "$@"\n')
-        gcloud.chmod(0o755)
-        self.environment = os.environ | {
-            "PATH": f"{programs}:{os.environ['PATH']}",
-            "STAND_IN": str(root),
-            "XDG_CACHE_HOME": str(root / "cache"),
-        }
-        (root / "rows.jsonl").write_text("{}\n")
-        self.settings()
-
-    def settings(self, **changes: str) -> None:
-        """Writes tpu.env: two workers on which this Python has jaxpref, and a command that takes no time."""
-        values = {
-            "NAME": "pod",
-            "PROJECT": "project",
-            "ZONE": "us-east5-a",
-            "ACCELERATOR": "v5p-16",
-            "RUNTIME": "v2-alpha-tpuv5",
-            "TIER": "spot",
-            "POLL_SECONDS": "0.1",
-            "PYTHON": sys.executable,
-            "FILES": f"({self.root}/rows.jsonl)",
-            "COMMAND": "(--version)",
-            "START": "()",
-            "ENVIRONMENT": f"(PYTHONPATH={ROOT})",
-        }
-        lines = [f"{name}={value}\n" for name, value in (values | changes).items()]
-        self.env_file.write_text("".join(lines))
-
-    def start(self, script: str, *arguments: str, fail: str = "", **environment: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [SCRIPTS / f"{script}.sh", "--env", self.env_file, *arguments],
-            env=self.environment | {"STAND_IN_FAIL": fail} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def call(self, script: str, *arguments: str, **options: str) -> tuple[int, str, str]:
-        """(exit code, stdout, stderr)"""
-        process = self.start(script, *arguments, **options)
-        out, err = process.communicate(timeout=240)
-        return process.returncode, out, err
-
-    def works(self, script: str, *arguments: str, **options: str) -> str:
-        code, out, err = self.call(script, *arguments, **options)
-        assert code == 0, out + err
-        return out
-
-    def calls(self) -> list[list[str]]:
-        """The arguments of all calls of gcloud since the last time."""
-        file = self.root / "calls.jsonl"
-        if not file.exists():
-            return []
-        calls = [json.loads(line) for line in file.read_text().splitlines()]
-        file.unlink()
-        return calls
-
-    @property
-    def cloud(self) -> Cloud:
-        return Cloud(self.root)
-
-
-@pytest.fixture
-def site(tmp_path) -> Site:
-    return Site(tmp_path)
+from site_of_scripts import ALL, ROOT, SCRIPTS, Site
+from stand_in_gcloud import ERRORS
 
 
 def distinct(calls: list[list[str]]) -> list[list[str]]:
@@ -265,27 +184,29 @@ def test_waiting_has_an_end_and_goes_on(site):
 # ---- runs
 
 
-@pytest.mark.parametrize(
-    ("codes", "expected", "said"),
-    [
-        ((0, 0), 0, "all workers ended with 0"),
-        ((0, 1), 1, "not all workers ended well"),
-        ((2, 1), 2, "bad input"),
-        ((75, 75), 75, "resume.sh goes on"),
-        ((75, 1), 75, "resume.sh goes on"),
-    ],
-)
-def test_the_exit_codes_of_all_workers_count(codes, expected, said, site):
+VERDICTS = {
+    (0, 0): (0, "all workers ended with 0"),
+    (0, 1): (1, "not all workers ended well"),
+    (2, 1): (2, "bad input"),
+    (75, 75): (75, "resume.sh goes on"),
+    (75, 1): (75, "resume.sh goes on"),
+}
+"""Exit codes of the workers -> exit code of run.sh, and what it says."""
+
+
+def test_the_exit_codes_of_all_workers_count(site):
     """`python -m jaxpref.cli` is a program of the test's here, which ends with the code of its worker."""
     ready_for(site, "run")
     package = site.root / "program" / "jaxpref"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    (package / "cli.py").write_text(f"import sys; sys.exit({codes}[int(sys.argv[1])])\n")
-    site.settings(COMMAND="({worker})", ENVIRONMENT=f"(PYTHONPATH={package.parent})")
-    code, out, err = site.call("run")
-    assert code == expected and said in out + err
-    assert [f"pod\t{number}\tended {code}" in out for number, code in enumerate(codes)] == [True, True]
+    (package / "cli.py").write_text("import sys; sys.exit(int(sys.argv[1].split(':')[int(sys.argv[2])]))\n")
+    for codes, (expected, said) in VERDICTS.items():
+        command = ":".join(map(str, codes))
+        site.settings(COMMAND=f"({command} {{worker}})", ENVIRONMENT=f"(PYTHONPATH={package.parent})")
+        code, out, err = site.call("run")
+        assert code == expected and said in out + err
+        assert all(f"pod\t{number}\tended {code}\n" in out for number, code in enumerate(codes))
 
 
 def test_unset_and_wrong_settings(site):
@@ -326,7 +247,7 @@ def test_shellcheck():
         pytest.skip("shellcheck is not installed")
     scripts = sorted(SCRIPTS.glob("*.sh"))
     assert len(scripts) == len(ALL) + 2
-    subprocess.run([shellcheck, "--external-sources", *scripts], cwd=SCRIPTS, check=True)
+    subprocess.run([shellcheck, "--external-sources", *scripts], check=True)
     subprocess.run([shellcheck, "--shell=bash", "--exclude=SC2034", SCRIPTS / "tpu.env.example"], check=True)
 
 

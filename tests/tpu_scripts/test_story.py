@@ -7,8 +7,8 @@ import time
 
 import pytest
 import tiny
+from site_of_scripts import ROOT, Site
 from test_multihost import free_port
-from test_scripts import ROOT, Site
 
 STEPS = 60
 
@@ -50,11 +50,8 @@ def finished(process, expected: int) -> str:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_and_machines_taken_away(tiny_files, tmp_path, compile_cache):
+def test_a_killed_worker_and_machines_taken_away(site, tiny_files, tmp_path, compile_cache):
     """The metrics are those of a run that nothing happened to, to the bit."""
-    site_folder = tmp_path / "site"
-    site_folder.mkdir()
-    site = Site(site_folder)
 
     def config_of(name: str):
         config = tiny.config(
