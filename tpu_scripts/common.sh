@@ -142,10 +142,17 @@ nodes() {
 }
 
 require_active() {
-  local state
+  local state code=1
   state=$(queued_state)
+  if [[ $state == SUSPEND* ]]; then code=$CONTINUE; fi
   [[ $dry_run || $state == ACTIVE ]] ||
-    die "$NAME is ${state:-not there}, not ACTIVE: create.sh makes it, resume.sh makes it again"
+    die "$NAME is ${state:-not there}, not ACTIVE: create.sh makes it, resume.sh makes it again" "$code"
+}
+
+# Whether the machines were taken away; not where gcloud could not be asked.
+taken_away() {
+  local state
+  state=$(queued_state) && [[ $state != ACTIVE ]]
 }
 
 # ---- workers

@@ -30,8 +30,8 @@ settled_state() {
   echo "$state"
 }
 
-# Whether the request failed, or one of its machines was taken away.
-taken_away() {
+# Whether the request failed, or one of its machines is no more.
+unusable() {
   local node state
   case $1 in
     SUSPENDED | FAILED) return 0 ;;
@@ -50,10 +50,13 @@ taken_away() {
 }
 
 state=$(settled_state)
-if [[ $dry_run ]] || taken_away "$state"; then "$scripts/delete.sh" "${shared_options[@]}"; fi
+if [[ $dry_run ]] || unusable "$state"; then "$scripts/delete.sh" "${shared_options[@]}"; fi
 "$scripts/create.sh" "${shared_options[@]}"
 
-states=$(worker_states)
+states=$(worker_states) || {
+  ! taken_away || die "$NAME was taken away again" "$CONTINUE"
+  die "not all workers answer: docs/tpu.md, \"One worker is down\""
+}
 codes=$(cut -f 3 <<<"$states" | sort -u)
 case $codes in
   "ended 0")

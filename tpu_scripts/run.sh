@@ -34,18 +34,12 @@ wait_for_all() {
       failures=0
       [[ $states == *$'\trunning\t'* ]] || break
     else
-      ! gone || return "$CONTINUE"
+      ! taken_away || return "$CONTINUE"
       ((++failures < 3)) || die "the workers do not answer; the run goes on without being watched"
     fi
     sleep "$POLL_SECONDS"
   done
   echo "$states"
-}
-
-# Whether the machines were taken away; not where gcloud could not be asked.
-gone() {
-  local state
-  state=$(queued_state) && [[ $state != ACTIVE ]]
 }
 
 # The exit code of the whole from the workers' states.
@@ -54,7 +48,8 @@ verdict() {
   codes=$(cut -f 3 <<<"$1" | sort -u)
   if [[ $codes == "ended 0" ]]; then return 0; fi
   if grep -qx "ended 2" <<<"$codes"; then return 2; fi
-  if grep -qx "ended 75" <<<"$codes" || gone; then return "$CONTINUE"; fi
+  # `lost` and `not set up`: the machine was started anew, or is another one.
+  if grep -qxE "ended 75|lost|not set up" <<<"$codes" || taken_away; then return "$CONTINUE"; fi
   return 1
 }
 

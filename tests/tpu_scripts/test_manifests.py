@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import subprocess
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ def test_all_three_run_the_same(jobset):
 
     _, config, *overrides = command.split()
     loaded = load_config(ROOT / config, overrides)
-    assert loaded.mesh.data * loaded.mesh.fsdp * loaded.mesh.tensor == 16
+    assert math.prod([loaded.mesh.data, loaded.mesh.fsdp, loaded.mesh.tensor, loaded.mesh.context]) == 16
     assert loaded.train.resume == "auto"
 
 
