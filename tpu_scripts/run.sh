@@ -48,8 +48,10 @@ verdict() {
   codes=$(cut -f 3 <<<"$1" | sort -u)
   if [[ $codes == "ended 0" ]]; then return 0; fi
   if grep -qx "ended 2" <<<"$codes"; then return 2; fi
-  # `lost` and `not set up`: the machine was started anew, or is another one.
-  if grep -qxE "ended 75|lost|not set up" <<<"$codes" || taken_away; then return "$CONTINUE"; fi
+  if grep -qx "ended 75" <<<"$codes" || taken_away; then return "$CONTINUE"; fi
+  # 76 is of those that lost another; `lost` and `not set up`: the machine was started anew, or is
+  # another one. Any other code belongs to a worker that failed by itself.
+  if ! grep -qvxE "ended (0|76)|lost|not set up" <<<"$codes"; then return "$CONTINUE"; fi
   return 1
 }
 

@@ -192,6 +192,8 @@ VERDICTS = {
     (2, 1): (2, "bad input"),
     (75, 75): (75, "resume.sh goes on"),
     (75, 1): (75, "resume.sh goes on"),
+    (76, 76): (75, "resume.sh goes on"),
+    (76, 137): (1, "not all workers ended well"),
 }
 """Exit codes of the workers -> exit code of run.sh, and what it says."""
 

@@ -8,7 +8,7 @@ import time
 import pytest
 import tiny
 from site_of_scripts import ROOT, Site
-from test_multihost import free_port
+from test_meeting import free_port
 
 STEPS = 60
 
@@ -23,7 +23,7 @@ def settings(site: Site, config, cache) -> None:
         "JAX_COMPILATION_CACHE_DIR": cache,
         "HF_HUB_OFFLINE": "1",
     }
-    start = f"--coordinator localhost:{free_port()} --processes 2 --process-id {{worker}} --heartbeat-timeout 5"
+    start = f"--coordinator localhost:{free_port()} --processes 2 --process-id {{worker}} --heartbeat-timeout 20"
     site.settings(
         COMMAND=f"(train {config})",
         START=f"({start})",
