@@ -175,6 +175,7 @@ def train(job: dict) -> dict:
         "optim.schedule=constant",
         f"train.batch_size={job['batch']}",
         f"train.max_steps={job['steps']}",
+        "compilation_cache=none",  # compiling is measured too
         "train.log_every=1",  # every step is waited for, so the callback's times are whole steps
         "train.resume=never",
         "log.progress=false",

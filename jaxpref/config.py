@@ -274,6 +274,10 @@ class Config:
 
     out: LocalPath = "runs/run"
     """Directory of the run: config, metrics, checkpoints."""
+    compilation_cache: LocalPath = "auto"
+    """Directory in which compiled programs are kept for later runs, or a bucket (gs://); none: they
+    are not kept; auto: what JAX_COMPILATION_CACHE_DIR names, or else jaxpref/compiled among the
+    user's caches (with several processes: none)."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     reference: ReferenceConfig = Field(default_factory=ReferenceConfig)

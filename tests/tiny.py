@@ -196,8 +196,9 @@ def quick_compile(cache: Path) -> Iterator[None]:
     if jax.config.jax_compilation_cache_dir == str(cache):
         yield
         return
-    settings = {  # name: (for these tests, jax's default)
+    settings = {  # name: (for these tests, for the others)
         "jax_disable_most_optimizations": (True, False),
+        "jax_enable_compilation_cache": (True, False),
         "jax_compilation_cache_dir": (str(cache), None),
         "jax_persistent_cache_min_compile_time_secs": (0.2, 1.0),
     }

@@ -24,6 +24,7 @@ from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, asked_logps, bind
 from jaxpref.processes import first_does
 from jaxpref.runs.adapters import adapter_spec, below_adapter, reference_adapter
+from jaxpref.runs.compilation_cache import use_compilation_cache
 from jaxpref.runs.same_files import check_same_files
 from jaxpref.settings.contradictions import objective_contradictions
 from jaxpref.sharding import make_mesh, vocab_ways
@@ -81,6 +82,7 @@ def build(
     Errors: InputError for an unknown model, settings that contradict each other, and a mesh that
         does not fit the devices or does not divide the model; and where hosts have other models.
     """
+    use_compilation_cache(config.compilation_cache)
     pieces = build_without_tokenizer(config, objective, source)
     config, tokenizer = dated_tokenizer(config, pieces.source)
     return replace(pieces, config=config, tokenizer=tokenizer)

@@ -14,7 +14,7 @@ from jaxpref.settings import load_config, to_dict
 from jaxpref.step.optim import depends_on_total
 
 # Sections, and keys of other sections, in which a run may differ from the one that it continues.
-_MAY_CHANGE = ("mesh", "log", "out")
+_MAY_CHANGE = ("mesh", "log", "out", "compilation_cache")
 _MAY_CHANGE_KEYS = {
     "train": (
         "log_every",

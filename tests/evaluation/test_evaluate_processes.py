@@ -42,6 +42,7 @@ def test_two_processes_find_what_one_does(finished_run, tmp_path, compile_cache)
     port, seen = free_port(), [tmp_path / f"seen_{number}.json" for number in range(2)]
     env = os.environ | {
         "XLA_FLAGS": tiny.xla_flags(2),
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(compile_cache),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }

@@ -116,6 +116,7 @@ def processes(script, arguments, cache, *, distributed=True, code=0):
     count = len(arguments)
     env = os.environ | {
         "XLA_FLAGS": tiny.xla_flags(4 // count),
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
