@@ -174,7 +174,7 @@ def jaxpref(job: dict) -> dict:
     from jaxpref.generation.opening import open_policy
     from jaxpref.generation.prompts import given_prompts
 
-    pieces, params = open_policy(job["model"])
+    pieces, params = open_policy(job["model"], overrides=["model.compute_dtype=float32"])
     settings = Settings(
         max_new_tokens=job["new_tokens"], stop_tokens=(), batch_size=len(job["chats"])
     )

@@ -272,10 +272,10 @@ def _data(options: argparse.Namespace) -> None:
     from jaxpref.data.inspect import show
     from jaxpref.runs.build import build
     from jaxpref.runs.feed import make_loader, read_data
-    from jaxpref.runs.resume import with_stored_date
+    from jaxpref.runs.resume import with_stored
     from jaxpref.settings import load_config
 
-    config = with_stored_date(load_config(options.config, options.overrides))
+    config = with_stored(load_config(options.config, options.overrides))
     pieces = build(config)
     for which in ("train", "eval") if config.data.eval else ("train",):
         groups, data_report = read_data(pieces, which)

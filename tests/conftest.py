@@ -28,6 +28,14 @@ def pytest_configure(config):
         config.pluginmanager.register(margins.Recorder(Path(file).absolute()))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def float32_on_every_processor():
+    """`model.compute_dtype: auto` is float32, whatever processor the tests run on."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("jaxpref.runs.compute_dtype._instructions", lambda: set())
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """Optional folder with larger reference material beside the project; tests that want it skip without it."""

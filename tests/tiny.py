@@ -88,7 +88,7 @@ def settings(out: Path, model_dir: Path, rows_file: Path, held_out: Path | None 
     """The raw config of a tiny run; `changes` are sections that are merged over it."""
     raw = {
         "out": str(out),
-        "model": {"path": str(model_dir), "attention_block": 16, "logprob_chunk": 16},
+        "model": {"path": str(model_dir), "compute_dtype": "float32", "attention_block": 16, "logprob_chunk": 16},
         "data": {"train": [str(rows_file)], "eval": [str(held_out)] if held_out else []},
         "optim": {"learning_rate": 2e-3, "warmup_steps": 1},
         "train": {"batch_size": 4, "log_every": 1},

@@ -1,6 +1,6 @@
 """Metrics of a policy on held-out groups, as training logs them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.directory import load_run, open_run
 from jaxpref.runs.feed import batches, make_loader, own_steps, read_data
 from jaxpref.sharding import replicated
-from jaxpref.step.batch_loss import finish_metrics
+from jaxpref.step.batch_loss import LossSpec, finish_metrics
 from jaxpref.step.train_step import make_eval_step
 from jaxpref.types import EncodedGroup
 
@@ -22,8 +22,9 @@ class Evaluator:
     """Plans the evaluation data and compiles its step once, at the first call.
 
     Args:
-        make_step: loss specification -> the step; stacked training evaluates several policies at
-            once.
+        make_step: (loss specification, numbers) -> the step; stacked training evaluates several
+            policies at once.
+        numbers: what `make_step` takes, traced; None: those of the objective's parts.
     """
 
     def __init__(
@@ -31,12 +32,19 @@ class Evaluator:
         pieces: Pieces,
         groups: list[EncodedGroup],
         kind: str,
-        make_step: Callable = make_eval_step,
+        make_step: Callable | None = None,
+        numbers: Any = None,
     ):
         self._pieces = pieces
         self._loader = make_loader(pieces, groups, training=False)
-        step = make_step(pieces.loss_spec(self._loader.layout, kind))
-        self._step = jax.jit(step, out_shardings=replicated(pieces.mesh))
+        self._numbers = [part.numbers for part in pieces.parts] if numbers is None else numbers
+        loss_spec = pieces.loss_spec(self._loader.layout, kind)
+        make_step = make_step or _one_policy
+
+        def eval_step(numbers: Any, *arguments: Any) -> dict[str, Any]:
+            return make_step(loss_spec, numbers)(*arguments)
+
+        self._step = jax.jit(eval_step, out_shardings=replicated(pieces.mesh))
 
     def __call__(self, params: Any, ref_params: Any, running: Any) -> dict[str, float]:
         """`eval/...` means over all groups.
@@ -46,9 +54,14 @@ class Evaluator:
         mesh, total = self._pieces.mesh, None
         with jax.set_mesh(mesh):
             for _, batch, micro_batches in batches(own_steps(self._loader, mesh), mesh):
-                sums = self._step(params, ref_params, running, batch, micro_batches)
+                arguments = params, ref_params, running, batch, micro_batches
+                sums = self._step(self._numbers, *arguments)
                 total = sums if total is None else jax.tree.map(jnp.add, total, sums)
         return as_metrics(jax.device_get(total), self._pieces)
+
+
+def _one_policy(loss_spec: LossSpec, numbers: Sequence[Mapping[str, Any]]) -> Callable:
+    return make_eval_step(loss_spec.with_numbers(numbers))
 
 
 def as_metrics(sums: dict[str, Any], pieces: Pieces) -> dict[str, float]:

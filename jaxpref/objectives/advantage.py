@@ -36,7 +36,7 @@ RewardWeights = Annotated[tuple[Finite, ...], Field(min_length=1)]
 AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
 
-@needs(groups=("pair",))
+@needs(groups=("pair",), constants=("w_max",))
 def hpo_dpo(
     policy: Logps,
     ref: Logps,
@@ -82,7 +82,7 @@ def hpo_dpo(
     return plus_term(out, gamma, *_weighted_likelihood(policy, advantage_BK, weight, alpha, w_max))
 
 
-@needs(groups=("judged_other",), coupled=True)
+@needs(groups=("judged_other",), coupled=True, constants=("w_max",))
 def hpo_kto(
     policy: Logps,
     ref: Logps,
@@ -137,7 +137,7 @@ def hpo_kto(
     return plus_term(out, gamma, *_weighted_likelihood(judged, advantage_B1, weight, alpha, w_max))
 
 
-@needs(groups=_OWN_SCORES)
+@needs(groups=_OWN_SCORES, constants=("w_max",))
 def advantage_mle(
     policy: Logps,
     scores: jax.Array,
@@ -187,7 +187,7 @@ def advantage_mle(
     return ObjectiveOutput(*term, metrics)
 
 
-@needs(groups=_OWN_SCORES, logps=("value",))
+@needs(groups=_OWN_SCORES, logps=("value",), constants=("w_max",))
 def advantage_mle_value(
     policy: Logps,
     scores: jax.Array,

@@ -10,7 +10,9 @@ Positional parameters are arrays, found by name:
     running      {name: scalar}, statistics carried from step to step (`needs(running=...)`)
     uniform      [B] numbers in [0, 1), drawn anew every step by the data loader
     any other    the data column of that name, [B] or [B, K], required unless it has a default
-Keyword-only parameters are hyperparameters: they are the config schema.
+Keyword-only parameters are hyperparameters: they are the config schema.  Those of jaxpref's own
+objectives that are numbers are traced, but for `Needs.constants`: with others the compiled step is
+the same.
 
 `weight_B` of an objective that is not coupled must depend on data only (counts, columns), never on
 log-probs: the step divides by its sum over the whole batch before it back-propagates micro-batches.
@@ -60,6 +62,8 @@ class Needs:
     counts."""
     running: Mapping[str, float] = field(default_factory=dict)
     """Initial values of statistics that it carries from step to step; for coupled objectives."""
+    constants: tuple[str, ...] = ()
+    """Hyperparameters that the function needs as Python numbers: others compile the step again."""
 
     def __post_init__(self) -> None:
         assert self.coupled or not self.running, "statistics need the whole batch: set coupled=True"

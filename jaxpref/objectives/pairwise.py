@@ -187,7 +187,7 @@ def dpo_norm(
     return pair_output(loss_B, beta * rho_BK, policy, weight)
 
 
-@needs(groups=PAIRS, transformable=True)
+@needs(groups=PAIRS, transformable=True, constants=("eps",))
 def exo(
     policy: Logps,
     ref: Logps,

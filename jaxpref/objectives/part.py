@@ -17,6 +17,8 @@ from jaxpref.objectives.contract import (
     check_output,
 )
 
+_PACKAGE = __name__.partition(".")[0] + "."
+
 
 @dataclass(frozen=True)
 class Part:
@@ -62,6 +64,26 @@ class Part:
         """Those that weigh the groups in the loss."""
         return self._columns_of([n for n in (*self.required, *self.optional) if n == "weight"])
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Its weight and those hyperparameters that may be traced, as the config names them.
+
+        They are floats and tuples of floats.  A function of the user's own may ask Python about
+        its hyperparameters, so it gets them as they are.
+        """
+        traced = {"weight": self.weight}
+        if getattr(self.function, "__module__", "").startswith(_PACKAGE):
+            for name, value in self.hyperparameters.items():
+                if name not in self.needs.constants and _all_floats(value):
+                    traced[name] = value
+        return traced
+
+    def with_numbers(self, values: Mapping[str, Any]) -> "Part":
+        """With another weight or other hyperparameters, which may be traced."""
+        hyperparameters = {**self.hyperparameters, **values}
+        weight = hyperparameters.pop("weight", self.weight)
+        return dataclasses.replace(self, weight=weight, hyperparameters=hyperparameters)
+
     def _columns_of(self, arrays: Sequence[str]) -> tuple[str, ...]:
         """The data columns behind these array parameters, each once."""
         columns: dict[str, None] = {}
@@ -97,6 +119,11 @@ class Part:
         out = self.function(**arrays, **self.hyperparameters)
         check_output(self.name, out, len(policy.count), self.needs)
         return out
+
+
+def _all_floats(value: Any) -> bool:
+    values = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(x, float) for x in values)
 
 
 def group_kinds(parts: Sequence[Part]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from jaxpref.processes import first_does
 from jaxpref.rewards import open_reward
 from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.digests import weights_key
+from jaxpref.runs.resume import settled_as
 from jaxpref.types import Group
 
 CONFIG = "front.yaml"
@@ -33,14 +34,15 @@ _PATH_OF_FUNCTION = ".py:"
 def start_front(front: FrontConfig, out: Path) -> FrontConfig:
     """Checks a new front and writes down what it is made from, or compares it with that.
 
-    Returns: the front, with the date that chat templates print, which all its runs share.
+    Returns: the front, with the compute dtype and the date that chat templates print, which all its
+        runs share.
     Errors: InputError for settings, prompts, rewards and judges that cannot be used, and for a
         directory that was started with other settings or from other files.
     """
     settings_file, digests_file = out / CONFIG, out / INPUTS
     before = load_front_config(settings_file) if settings_file.is_file() else None
-    if before and front.run.data.date is None:
-        front = _dated(front, before.run.data.date)
+    if before:
+        front = replace(front, run=settled_as(front.run, before.run))
     if before and before != front:
         raise InputError(
             f"the settings with which {out} was started",
@@ -48,7 +50,7 @@ def start_front(front: FrontConfig, out: Path) -> FrontConfig:
             "restore them, or choose another `out` for a new front",
         )
     pieces = build(front.run)
-    front = _dated(front, pieces.config.data.date)
+    front = replace(front, run=settled_as(front.run, pieces.config))
     digests = first_does(lambda: dict(_digests(front, pieces)))
     known = first_does(
         lambda: json.loads(digests_file.read_text()) if digests_file.is_file() else None
@@ -77,10 +79,6 @@ def _check_usable(front: FrontConfig, pieces: Pieces) -> None:
     rewards = {reward for o in objectives for reward in (o.reward, o.judge) if reward}
     for reward in sorted(rewards):
         open_reward(reward)
-
-
-def _dated(front: FrontConfig, day: str | None) -> FrontConfig:
-    return replace(front, run=replace(front.run, data=replace(front.run.data, date=day)))
 
 
 def _check_unchanged(out: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:

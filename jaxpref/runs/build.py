@@ -25,6 +25,7 @@ from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, asked_logps, bind
 from jaxpref.processes import first_does
 from jaxpref.runs.adapters import adapter_spec, below_adapter, reference_adapter
 from jaxpref.runs.compilation_cache import use_compilation_cache
+from jaxpref.runs.compute_dtype import choose_compute_dtype
 from jaxpref.runs.same_files import check_same_files
 from jaxpref.settings.contradictions import objective_contradictions
 from jaxpref.sharding import make_mesh, vocab_ways
@@ -39,7 +40,7 @@ class Pieces:
     """What every command needs of a config before data and weights are read."""
 
     config: Config
-    """With the date that the chat template prints, where it prints one."""
+    """With the compute dtype, and the date that the chat template prints, where it prints one."""
     mesh: Mesh
     source: Checkpoint
     tokenizer: Any
@@ -101,6 +102,7 @@ def build_without_tokenizer(
     """
     given = {} if devices is None else {"devices": list(devices)}
     mesh = make_mesh(config.mesh, **given)
+    config = with_compute_dtype(config, mesh)
     source = open_checkpoint(config.model.path) if source is None else source
     source = below_adapter(source, config.adapter.path)
     check_same_files(_model_files(config, source))
@@ -114,6 +116,14 @@ def build_without_tokenizer(
     model = make_decoder(config, source, parts, mesh, lora, attend)
     param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide the model
     return Pieces(config, mesh, source, None, model, parts, lora)
+
+
+def with_compute_dtype(config: Config, mesh: Mesh) -> Config:
+    """With a dtype in place of `auto`."""
+    if config.model.compute_dtype != "auto":
+        return config
+    name = choose_compute_dtype(mesh.devices.flat[0]).name
+    return replace(config, model=replace(config.model, compute_dtype=name))
 
 
 def _model_files(config: Config, source: Checkpoint) -> dict[str, Path]:

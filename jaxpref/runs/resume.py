@@ -57,18 +57,27 @@ def resume_step(config: Config, checkpoints: Checkpoints) -> int | None:
     return latest
 
 
-def with_stored_date(config: Config) -> Config:
-    """With the date of the run in `config.out`, if there is one, where the config names none."""
-    if config.data.date is not None or not is_run(config.out):
+def with_stored(config: Config) -> Config:
+    """With what the run in `config.out` settled, if there is one."""
+    if not is_run(config.out):
         return config
-    day = load_config(Path(config.out) / RUN_FILE).data.date
-    return replace(config, data=replace(config.data, date=day))
+    return settled_as(config, load_config(Path(config.out) / RUN_FILE))
+
+
+def settled_as(config: Config, before: Config) -> Config:
+    """With the date and the compute dtype of `before` where the config leaves them open."""
+    data, model = config.data, config.model
+    if data.date is None:
+        data = replace(data, date=before.data.date)
+    if model.compute_dtype == "auto":
+        model = replace(model, compute_dtype=before.model.compute_dtype)
+    return replace(config, data=data, model=model)
 
 
 def check_unchanged(config: Config) -> None:
     """Errors: InputError when `config.out` was started with other settings."""
     stored = to_dict(load_config(Path(config.out) / RUN_FILE))
-    changed = dict(_differences(stored, to_dict(with_stored_date(config))))
+    changed = dict(_differences(stored, to_dict(with_stored(config))))
     if not depends_on_total(config.optim):
         changed = {key: told for key, told in changed.items() if key not in _LENGTH_KEYS}
     if changed:

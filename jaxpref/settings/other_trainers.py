@@ -156,7 +156,7 @@ OTHERWISE = {
     "bf16_full_eval": _DTYPE,
     "fp16": _HALF,
     "fp16_full_eval": _HALF,
-    "tf32": "leave model.compute_dtype: float32 and set JAX_DEFAULT_MATMUL_PRECISION",
+    "tf32": "set model.compute_dtype: float32 and JAX_DEFAULT_MATMUL_PRECISION",
     "load_in_4bit": _QUANTIZE,
     "load_in_8bit": _QUANTIZE,
     "quantization": _QUANTIZE,

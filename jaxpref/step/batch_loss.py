@@ -7,7 +7,7 @@ and the denominators of the whole batch may be given.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -60,6 +60,11 @@ class LossSpec:
     @property
     def coupled(self) -> bool:
         return any(part.needs.coupled for part in self.parts)
+
+    def with_numbers(self, numbers: Sequence[Mapping[str, Any]]) -> "LossSpec":
+        """With other numbers in the parts of the objective, as `Part.with_numbers` takes them."""
+        parts = [part.with_numbers(own) for part, own in zip(self.parts, numbers, strict=True)]
+        return replace(self, parts=parts)
 
 
 def init_running(parts: Sequence[Part]) -> dict[str, dict[str, jax.Array]]:

@@ -1,7 +1,7 @@
 """Optimizers and schedules (optax)."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,22 @@ import optax
 
 from jaxpref.config import OptimConfig
 from jaxpref.models.parameters import UNDECAYED, VOCAB_LEAVES, leaf_path
+
+
+class OptimNumbers(NamedTuple):
+    """Numbers of a config that may be traced, so that a step with others is the same program.
+
+    The others are constants: 1 - b1, say, is rounded otherwise where b1 is an argument.
+    """
+
+    learning_rate: Any
+    weight_decay: Any
+    """None: there is none, and its work is left out."""
+
+
+def optim_numbers(config: OptimConfig) -> OptimNumbers:
+    """The numbers of a config."""
+    return OptimNumbers(config.learning_rate, config.weight_decay or None)
 
 
 def warmup_steps(config: OptimConfig, total_steps: int) -> int:
@@ -23,7 +39,9 @@ def depends_on_total(config: OptimConfig) -> bool:
     return config.schedule in ("linear", "cosine") or bool(config.warmup_ratio)
 
 
-def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
+def make_schedule(
+    config: OptimConfig, total_steps: int, numbers: OptimNumbers | None = None
+) -> optax.Schedule:
     """Learning rate of step t = 0, 1, ...: linear warm-up, then the schedule of the config.
 
     During W warm-up steps it is t/W of the peak, so the first step's is 0.  After them:
@@ -33,8 +51,12 @@ def make_schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     - `cosine`: peak * (1 + cos(pi x)) / 2, x from 0 to 1 over the remaining steps.
     - `inverse_sqrt`: peak * sqrt(s / (t - W + s)); the peak at t = W.  s is W, and 10,000 without
       warm-up, as in transformers: a shorter run then keeps to about the peak.
+
+    Args:
+        numbers: in place of those of the config.
     """
-    peak, warmup = config.learning_rate, warmup_steps(config, total_steps)
+    peak = (numbers or optim_numbers(config)).learning_rate
+    warmup = warmup_steps(config, total_steps)
     rest = max(total_steps - warmup, 1)
     shift = warmup or 10_000
 
@@ -63,14 +85,21 @@ def decay_mask(config: OptimConfig, params: Any) -> Any:
 
 
 def make_optimizer(
-    config: OptimConfig, schedule: optax.Schedule, vocab: int | None = None
+    config: OptimConfig,
+    schedule: optax.Schedule,
+    vocab: int | None = None,
+    numbers: OptimNumbers | None = None,
 ) -> optax.GradientTransformation:
     """Global-norm clipping, then the optimizer of `config.name`; moments are float32.
 
     Args:
         vocab: true rows of the leaves in `VOCAB_LEAVES`, which may be padded with zeros; None: they
             are not.
+        numbers: in place of those of the config.
     """
+    weight_decay = (numbers or optim_numbers(config)).weight_decay
+    if weight_decay is None:
+        weight_decay = 0.0
 
     def mask(params):
         return decay_mask(config, params)
@@ -81,18 +110,18 @@ def make_optimizer(
             b1=config.b1,
             b2=config.b2,
             eps=config.eps,
-            weight_decay=config.weight_decay,
+            weight_decay=weight_decay,
             mask=mask,
         )
     elif config.name == "lion":
         rule = optax.lion(
-            schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=mask
+            schedule, b1=config.b1, b2=config.b2, weight_decay=weight_decay, mask=mask
         )
     elif config.name == "adafactor":
         # optax's own decay for adafactor ignores the learning rate, and so the warm-up: it is added
         # here instead.
         def rate(t):
-            return -config.weight_decay * schedule(t)
+            return -weight_decay * schedule(t)
 
         rule = optax.chain(_adafactor(schedule, vocab), optax.add_decayed_weights(rate, mask))
     else:

@@ -62,9 +62,11 @@ class Training:
     """Makes the state before the first step, on the mesh; called once."""
     shardings: TrainState
     """How the state lies there."""
-    step: Callable[[TrainState, Frozen, Batch, jax.Array], tuple[TrainState, Values]]
-    """The optimizer step, a pure function as `step.train_step.make_train_step` makes it; `loss` is
-    among its metrics, and all of them must be finite."""
+    step: Callable[[TrainState, Frozen, Batch, jax.Array, Any], tuple[TrainState, Values]]
+    """The optimizer step, a pure function as `step.train_step.make_train_step` makes it, but for
+    its last argument; `loss` is among its metrics, and all of them must be finite."""
+    numbers: Any
+    """The step's last argument: what would otherwise be constants in it."""
     frozen: Frozen
     evaluate: Callable[[TrainState], Values] | None
     """Metrics on held-out data; None: there is none."""
@@ -197,7 +199,8 @@ class _Loop:
                 training.checkpoints.prepare(self.state)
                 self.window.resume()
                 self.saved_at = time.perf_counter()
-            self.state, metrics = compiled(self.state, training.frozen, batch, micro_batches)
+            arguments = self.state, training.frozen, batch, micro_batches, training.numbers
+            self.state, metrics = compiled(*arguments)
             self.progress.num_tokens += item.tokens_unshared
             pending.append((step, item, metrics))
             last = step == total
@@ -303,7 +306,7 @@ def _compile(
     step = jax.jit(training.step, donate_argnums=0, out_shardings=(training.shardings, whole))
     if any(x.dtype.name.endswith("int4") for x in jax.tree.leaves(training.frozen)):
         return step  # jax 0.10 passes arrays of 4 bits to no program compiled ahead of time
-    return step.lower(state, training.frozen, batch, micro_batches).compile()
+    return step.lower(state, training.frozen, batch, micro_batches, training.numbers).compile()
 
 
 def _every(interval: int | None, step: int) -> bool:

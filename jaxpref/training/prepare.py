@@ -2,10 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from jaxpref.runs.best import BestRule
 from jaxpref.runs.build import Pieces, attention_of, build
 from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.checkpoint import Checkpoints
+from jaxpref.runs.compute_dtype import choose_compute_dtype
 from jaxpref.runs.directory import CHECKPOINTS, DATA_FILE, RUN_FILE, check_run_directory
 from jaxpref.runs.feed import make_loader, read_data
 from jaxpref.runs.made_from import (
@@ -42,17 +43,30 @@ from jaxpref.runs.made_from import (
 )
 from jaxpref.runs.metrics import check_trackers
 from jaxpref.runs.params import load_params, reference_overlay, runs_reference
-from jaxpref.runs.resume import check_length, how_to_extend, resume_step, with_stored_date
+from jaxpref.runs.resume import check_length, how_to_extend, resume_step, with_stored
 from jaxpref.settings import save_config
 from jaxpref.step.batch_loss import LossSpec
-from jaxpref.step.optim import make_optimizer, make_schedule
+from jaxpref.step.optim import OptimNumbers, make_optimizer, make_schedule, optim_numbers
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
+from jaxpref.step.train_step import make_train_step
 from jaxpref.training.first_step import first_loss_check
 from jaxpref.training.loop import Training, Values
 from jaxpref.types import EncodedGroup
 
 _log = logging.getLogger(__name__)
+
+
+class StepNumbers(NamedTuple):
+    """The numbers of a run that a sweep changes.
+
+    They are arguments of the compiled step, not constants in it: with others it is the same
+    program, which is found where compiled programs are kept.
+    """
+
+    objective: Sequence[Mapping[str, Any]]
+    """As of `LossSpec.with_numbers`."""
+    optim: OptimNumbers
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,6 @@ class Prepared:
     checkpoints: Checkpoints
     best: BestRule
     resume_step: int | None
-    schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     frozen: Frozen
     began: float
@@ -81,15 +94,26 @@ class Prepared:
         """How a training batch becomes losses."""
         return self.pieces.loss_spec(self.loader.layout, self.reports[0].kind)
 
-    def evaluator(self, make_step: Callable) -> Evaluator | None:
-        """Of the held-out data; None without any.
+    @property
+    def numbers(self) -> StepNumbers:
+        """Those of the config."""
+        objective = [part.numbers for part in self.pieces.parts]
+        return StepNumbers(objective, optim_numbers(self.config.optim))
 
-        Args:
-            make_step: loss spec -> evaluation step.
-        """
+    def train_step(self, numbers: StepNumbers) -> Callable:
+        """The optimizer step with these numbers, as `make_train_step` makes it."""
+        optim, vocab = self.config.optim, self.pieces.source.spec.vocab
+        schedule = make_schedule(optim, self.loader.plan.steps, numbers.optim)
+        optimizer = make_optimizer(optim, schedule, vocab, numbers.optim)
+        loss_spec = self.loss_spec.with_numbers(numbers.objective)
+        return make_train_step(loss_spec, optimizer, schedule, self.pieces.moving)
+
+    def evaluator(self, make_step: Callable | None = None, numbers: Any = None) -> Evaluator | None:
+        """Of the held-out data; None without any.  Args: as of `Evaluator`."""
         if self.held_out is None:
             return None
-        return Evaluator(self.pieces, self.held_out, self.reports[1].kind, make_step)
+        kind = self.reports[1].kind
+        return Evaluator(self.pieces, self.held_out, kind, make_step, numbers)
 
     def first_state(self, params: Any, moving_ref: Any) -> TrainState:
         """The state before the first step; pure.
@@ -108,6 +132,7 @@ class Prepared:
         start: Callable[[], TrainState],
         shardings: TrainState,
         step: Callable,
+        numbers: Any,
         evaluate: Callable[[TrainState], Values] | None,
         deciding: Callable[[Values], dict[str, float]],
         step_flops: Callable[[Step], float],
@@ -134,6 +159,7 @@ class Prepared:
             start=start,
             shardings=shardings,
             step=step,
+            numbers=numbers,
             frozen=self.frozen,
             evaluate=evaluate,
             deciding=deciding,
@@ -168,11 +194,12 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     if config.adapter.quantize:
         qwix()
     check_run_directory(config.out)
-    config = with_stored_date(config)
+    asked_dtype, config = config.model.compute_dtype, with_stored(config)
     pieces = build(config, objective)
     check_same_objective(pieces.parts)
     check_trainable(pieces.source)
-    attention = attention_of(config, pieces.source)
+    _tell_dtype(pieces, asked_dtype, config.model.compute_dtype)
+    attention = attention_of(pieces.config, pieces.source)
     _log.info("attention: %s (%s)", attention.name, attention.why)
     groups, report = read_data(pieces, "train")
     _log.info("training data: %s", report.summary())
@@ -202,7 +229,6 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     made_from.add(of_references(pieces, reference))
     # A reference that moves is a part of the state.
     moving_ref, frozen_ref = (reference, None) if pieces.moving else (None, reference)
-    schedule = make_schedule(config.optim, loader.plan.steps)
     prepared = Prepared(
         config=pieces.config,
         pieces=pieces,
@@ -214,12 +240,30 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
         checkpoints=checkpoints,
         best=best,
         resume_step=resumed,
-        schedule=schedule,
-        optimizer=make_optimizer(config.optim, schedule, pieces.source.spec.vocab),
+        optimizer=make_optimizer(
+            config.optim,
+            make_schedule(config.optim, loader.plan.steps),
+            pieces.source.spec.vocab,
+        ),
         frozen=Frozen(base, frozen_ref),
         began=began,
     )
     return prepared, trained, moving_ref
+
+
+def _tell_dtype(pieces: Pieces, asked: str, stored: str) -> None:
+    """Says in which dtype products are computed, and why.
+
+    Args:
+        stored: what was asked for, or what the run began with.
+    """
+    if asked != "auto":
+        why = "as model.compute_dtype says"
+    elif stored != "auto":
+        why = "with which the run began"
+    else:
+        why = choose_compute_dtype(pieces.mesh.devices.flat[0]).why
+    _log.info("compute dtype: %s (%s)", pieces.config.model.compute_dtype, why)
 
 
 def _tell_position(config: Config, step: int, steps: int) -> None:

@@ -17,13 +17,14 @@ from jaxpref.runs.directory import OBJECTIVE_FILE
 from jaxpref.runs.flops import step_flops
 from jaxpref.runs.lock import sole_writer
 from jaxpref.runs.metrics import Writers
+from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState, state_shardings
-from jaxpref.step.train_step import make_eval_step, make_train_step
 from jaxpref.training import loop
 from jaxpref.training.loop import Training
 from jaxpref.training.preemption import TermFlag
 from jaxpref.training.prepare import Prepared, prepare
 from jaxpref.training.progress import OnLog, training_progress
+from jaxpref.types import Batch
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _training(
         if objective:
             with whole_file(Path(config.out) / OBJECTIVE_FILE) as partial:
                 partial.write_text(json.dumps([part.name for part in pieces.parts]) + "\n")
-    evaluator = prepared.evaluator(make_eval_step)
+    evaluator = prepared.evaluator()
     shardings = state_shardings(
         jax.eval_shape(prepared.first_state, params, moving_ref), pieces.mesh
     )
@@ -114,6 +115,11 @@ def _training(
             state = init(params, moving_ref)
         params = moving_ref = None  # only the state holds them now
         return state
+
+    def train_step(
+        state: TrainState, frozen: Frozen, batch: Batch, micro_batches: jax.Array, numbers
+    ):
+        return prepared.train_step(numbers)(state, frozen, batch, micro_batches)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         now = pieces.moving.laid_over(frozen.base, state.ref_params) if pieces.moving else frozen
@@ -128,9 +134,8 @@ def _training(
     return prepared.training(
         start=start,
         shardings=shardings,
-        step=make_train_step(
-            prepared.loss_spec, prepared.optimizer, prepared.schedule, pieces.moving
-        ),
+        step=train_step,
+        numbers=prepared.numbers,
         evaluate=evaluate if evaluator else None,
         deciding=lambda values: values,
         step_flops=flops,

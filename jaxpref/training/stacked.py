@@ -32,16 +32,16 @@ from jaxpref.runs.flops import step_flops
 from jaxpref.runs.lock import sole_writer
 from jaxpref.runs.made_from import of_objective
 from jaxpref.runs.metrics import Writers
-from jaxpref.runs.resume import check_unchanged
+from jaxpref.runs.resume import check_unchanged, settled_as
 from jaxpref.settings import to_dict
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, state_shardings
-from jaxpref.step.train_step import make_eval_step, make_train_step
+from jaxpref.step.train_step import make_eval_step
 from jaxpref.training import loop
 from jaxpref.training.loop import Finished, Training
 from jaxpref.training.preemption import TermFlag
-from jaxpref.training.prepare import Prepared, prepare
+from jaxpref.training.prepare import Prepared, StepNumbers, prepare
 from jaxpref.training.progress import OnLog
 from jaxpref.training.run import Result
 from jaxpref.types import Batch
@@ -155,30 +155,32 @@ def _varied(parts: Sequence[Part]) -> dict[str, np.ndarray]:
 
 
 def make_stacked_step(
-    loss_spec: LossSpec, numbers: Sequence[Mapping[str, np.ndarray]], optimizer: Any, schedule: Any
-) -> Callable[[TrainState, Frozen, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """`make_train_step` for P states on a leading axis, each with its own hyperparameters.
+    make_step: Callable[[StepNumbers], Callable], parts: Sequence[Part]
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """A train step for P states on a leading axis, each with its own hyperparameters.
 
-    Metrics are [P].
+    Its last argument are the numbers that all have in common, and for every part of the objective
+    those that vary, as `stacked_numbers` gives them.  Metrics are [P].
 
     Args:
-        numbers: of every part of the objective, as `stacked_numbers` gives them.
+        make_step: makes the step of one state, as `Prepared.train_step`.
     Errors: InputError for a hyperparameter that decides more than numbers do.
     """
 
-    def one(state: TrainState, own, frozen: Frozen, batch: Batch, micro_batches: jax.Array):
-        train_step = make_train_step(_with_numbers(loss_spec, own), optimizer, schedule)
-        return train_step(state, frozen, batch, micro_batches)
+    def one(state: TrainState, own, common: StepNumbers, *arguments):
+        numbers = common._replace(objective=_laid_over(common.objective, own))
+        return make_step(numbers)(state, *arguments)
 
-    def step(state: TrainState, frozen: Frozen, batch: Batch, micro_batches: jax.Array):
-        mapped = jax.vmap(one, in_axes=(0, 0, None, None, None))
+    def step(state: TrainState, frozen: Frozen, batch: Batch, micro_batches: jax.Array, numbers):
+        mapped = jax.vmap(one, in_axes=(0, 0, None, None, None, None))
+        common, own = numbers
         try:
-            return mapped(state, list(numbers), frozen, batch, micro_batches)
+            return mapped(state, own, common, frozen, batch, micro_batches)
         except jax.errors.ConcretizationTypeError as error:
             names = [
                 f"{part.name}.{name}"
-                for part, own in zip(loss_spec.parts, numbers, strict=True)
-                for name in own
+                for part, varied in zip(parts, own, strict=True)
+                for name in varied
             ]
             raise InputError(
                 "hyperparameters that enter the loss as numbers, to train runs together",
@@ -189,31 +191,32 @@ def make_stacked_step(
     return step
 
 
-def make_stacked_eval_step(
-    loss_spec: LossSpec, numbers: Sequence[Mapping[str, np.ndarray]]
-) -> Callable:
-    """`make_eval_step` for P adapters on a leading axis; sums are [P]."""
+def make_stacked_eval_step(loss_spec: LossSpec, numbers: tuple[StepNumbers, Any]) -> Callable:
+    """`make_eval_step` for P adapters on a leading axis; sums are [P].
+
+    Args:
+        numbers: the last argument of the stacked train step.
+    """
+    common, own_of_all = numbers
 
     def one(own, params, ref_params, running, batch: Batch, micro_batches: jax.Array):
-        eval_step = make_eval_step(_with_numbers(loss_spec, own))
+        eval_step = make_eval_step(loss_spec.with_numbers(_laid_over(common.objective, own)))
         return eval_step(params, ref_params, running, batch, micro_batches)
 
     def step(params, ref_params, running, batch: Batch, micro_batches: jax.Array):
         trained, _ = split(params)
         axes = {name: 0 if name in trained else None for name in params}
         mapped = jax.vmap(one, in_axes=(0, axes, None, 0, None, None))
-        return mapped(list(numbers), params, ref_params, running, batch, micro_batches)
+        return mapped(own_of_all, params, ref_params, running, batch, micro_batches)
 
     return step
 
 
-def _with_numbers(loss_spec: LossSpec, own: Sequence[Mapping[str, Any]]) -> LossSpec:
-    """The loss of one run: `own` are its numbers, per part of the objective."""
-    parts = [
-        dataclasses.replace(part, hyperparameters={**part.hyperparameters, **values})
-        for part, values in zip(loss_spec.parts, own, strict=True)
-    ]
-    return dataclasses.replace(loss_spec, parts=parts)
+def _laid_over(
+    common: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The numbers of one run, per part of the objective."""
+    return [{**below, **above} for below, above in zip(common, own, strict=True)]
 
 
 def _training(
@@ -232,8 +235,7 @@ def _training(
     if jax.process_index() == 0:
         prepared.write_settings(prepared.config)
         for config in configs:
-            data = dataclasses.replace(config.data, date=prepared.config.data.date)
-            prepared.write_settings(dataclasses.replace(config, data=data))
+            prepared.write_settings(settled_as(config, prepared.config))
 
     def first_of_one(params: Any) -> TrainState:
         return prepared.first_state(params, None)
@@ -244,7 +246,8 @@ def _training(
 
     one_shardings = state_shardings(jax.eval_shape(first_of_one, params), pieces.mesh)
     shardings = jax.tree.map(lambda one: NamedSharding(one.mesh, P(None, *one.spec)), one_shardings)
-    evaluator = prepared.evaluator(lambda loss_spec: make_stacked_eval_step(loss_spec, numbers))
+    common_and_own = prepared.numbers, list(numbers)
+    evaluator = prepared.evaluator(make_stacked_eval_step, common_and_own)
 
     def start() -> TrainState:
         with jax.set_mesh(pieces.mesh):
@@ -262,7 +265,8 @@ def _training(
     return prepared.training(
         start=start,
         shardings=shardings,
-        step=make_stacked_step(prepared.loss_spec, numbers, prepared.optimizer, prepared.schedule),
+        step=make_stacked_step(prepared.train_step, pieces.parts),
+        numbers=common_and_own,
         evaluate=evaluate if evaluator else None,
         deciding=_means,
         step_flops=flops,

@@ -68,6 +68,45 @@ def batch_of(part, seed=0, pairs=4):
     return logps(draw(), count), logps(draw(), count), columns(part, pairs, K, seed)
 
 
+def of_numbers(part):
+    """numbers -> the part's value with these."""
+    policy, ref, arrays = batch_of(part)
+    return lambda numbers: value(part.with_numbers(numbers)(policy, ref, arrays))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_numbers_may_be_traced(name):
+    """All but the constants; else a step with other numbers could not be the same program."""
+    part = part_of(name)
+    floats = {key for key, x in part.hyperparameters.items() if isinstance(x, float)}
+    assert {"weight", *floats} - set(part.needs.constants) <= part.numbers.keys()
+    assert not part.numbers.keys() & set(part.needs.constants)
+    assert jax.eval_shape(of_numbers(part), part.numbers).shape == ()
+    for key in part.needs.constants:
+        with pytest.raises(jax.errors.ConcretizationTypeError):
+            jax.eval_shape(of_numbers(part), {key: part.hyperparameters[key]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_traced_numbers_give_the_same_value(name):
+    """Those of the config, and others: each is a constant only where nothing is traced."""
+    part = part_of(name)
+    traced, numbers = jax.jit(of_numbers(part)), part.numbers
+    others = jax.tree.map(lambda x: 0.9 * x, numbers)
+    for own in (numbers, others):
+        np.testing.assert_allclose(traced(own), of_numbers(part)(own), rtol=1e-5, atol=1e-6)
+    assert traced._cache_size() == 1
+
+
+def test_numbers_of_a_users_function_are_not_traced():
+    def own(policy, *, beta: float = 0.1):
+        return ObjectiveOutput(beta * policy.sum[:, 0], policy.count[:, 0], {})
+
+    (part,) = bind([{"name": own, "weight": 2.0}], OBJECTIVES)
+    assert part.numbers == {"weight": 2.0}
+
+
 def test_every_public_function_is_listed():
     public = {
         f.__name__

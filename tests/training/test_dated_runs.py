@@ -14,7 +14,7 @@ from jaxpref.runs.build import build
 from jaxpref.runs.directory import load_run
 from jaxpref.runs.export import export_run
 from jaxpref.runs.feed import read_data
-from jaxpref.runs.resume import with_stored_date
+from jaxpref.runs.resume import with_stored
 
 DATED = "{{ strftime_now('%Y-%m-%d') }}\n" + tiny.CHATML
 
@@ -60,7 +60,7 @@ def test_a_run_goes_on_with_the_day_it_began_on(dated, tmp_path, calendar, caplo
 
     calendar("2026-11-28")
     assert shown_dates(config) == {"2026-11-28"}, "the template does print the day"
-    assert shown_dates(with_stored_date(config)) == {"2026-11-27"}
+    assert shown_dates(with_stored(config)) == {"2026-11-27"}
     assert shown_dates(load_run(config.out)) == {"2026-11-27"}
     resumed = tiny.run(config)
     assert resumed.losses == whole.losses[2:] and len(resumed.losses) == 2
