@@ -202,6 +202,10 @@ class OptimConfig:
     """Added to the root of the second moment (adamw)."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """Momentum (sgd)."""
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype in which the first moment (adamw, lion) or the momentum (sgd) is kept: bfloat16 takes 2
+    bytes less of every trained parameter. The second moment stays float32: bfloat16 would round the
+    change of a step, at most 1 - b2 of it, away."""
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -89,6 +89,7 @@ def test_wrong_type_or_range_names_the_key(raw, key):
     [
         ({"optim": {"warmup_steps": 3, "warmup_ratio": 0.1}}, "optim.warmup_steps and optim.warmup_ratio"),
         ({"optim": {"momentum": 0.9}}, "optim.momentum is for sgd; optim.name is adamw"),
+        ({"optim": {"name": "adafactor", "moment_dtype": "bfloat16"}}, "adafactor keeps no first moment"),
         ({"optim": {"name": "sgd", "weight_decay": 0.1}}, "optim.weight_decay has no effect with sgd"),
         ({"data": {"row_length": 200}}, "data.row_length=200 is not a multiple of model.attention_block=128"),
         ({"data": {"row_length": 256, "length_buckets": 4}}, "attention_block=128 * data.length_buckets=4"),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from jaxpref.config import Config, ReferenceConfig
+from jaxpref.config import Config, OptimConfig, ReferenceConfig
 from jaxpref.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,12 +44,18 @@ def objective_contradictions(config: Config, parts: Sequence["Part"]) -> Iterato
         yield from _other_rewards(config.data.other_rewards, parts)
 
 
+def _keeps_first_moment(optim: OptimConfig) -> bool:
+    return optim.name in ("adamw", "lion") or optim.momentum > 0
+
+
 def _optimizer(config: Config) -> Iterator[str]:
     optim = config.optim
     if optim.warmup_steps is not None and optim.warmup_ratio is not None:
         yield "optim.warmup_steps and optim.warmup_ratio are both set: give one"
     if optim.momentum and optim.name != "sgd":
         yield f"optim.momentum is for sgd; optim.name is {optim.name}"
+    if optim.moment_dtype != "float32" and not _keeps_first_moment(optim):
+        yield f"optim.moment_dtype={optim.moment_dtype}, but {optim.name} keeps no first moment"
     if optim.weight_decay and optim.name == "sgd":
         yield "optim.weight_decay has no effect with sgd"
 

@@ -90,7 +90,9 @@ def make_optimizer(
     vocab: int | None = None,
     numbers: OptimNumbers | None = None,
 ) -> optax.GradientTransformation:
-    """Global-norm clipping, then the optimizer of `config.name`; moments are float32.
+    """Global-norm clipping, then the optimizer of `config.name`.
+
+    Moments are float32, but for the first one where `config.moment_dtype` says so.
 
     Args:
         vocab: true rows of the leaves in `VOCAB_LEAVES`, which may be padded with zeros; None: they
@@ -110,12 +112,18 @@ def make_optimizer(
             b1=config.b1,
             b2=config.b2,
             eps=config.eps,
+            mu_dtype=config.moment_dtype,
             weight_decay=weight_decay,
             mask=mask,
         )
     elif config.name == "lion":
         rule = optax.lion(
-            schedule, b1=config.b1, b2=config.b2, weight_decay=weight_decay, mask=mask
+            schedule,
+            b1=config.b1,
+            b2=config.b2,
+            mu_dtype=config.moment_dtype,
+            weight_decay=weight_decay,
+            mask=mask,
         )
     elif config.name == "adafactor":
         # optax's own decay for adafactor ignores the learning rate, and so the warm-up: it is added
@@ -125,7 +133,9 @@ def make_optimizer(
 
         rule = optax.chain(_adafactor(schedule, vocab), optax.add_decayed_weights(rate, mask))
     else:
-        rule = optax.sgd(schedule, momentum=config.momentum or None)
+        rule = optax.sgd(
+            schedule, momentum=config.momentum or None, accumulator_dtype=config.moment_dtype
+        )
     clip = optax.identity()
     if config.clip_norm is not None:
         clip = optax.clip_by_global_norm(config.clip_norm)

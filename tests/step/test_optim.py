@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -224,6 +225,27 @@ def test_momentum_of_sgd_adds_up():
         updates, state = optimizer.update(GRADS, state, PARAMS)
         values.append(float(updates["final_norm"]["scale"][0]))
     np.testing.assert_allclose(values, [-0.05, -0.075, -0.0875], rtol=VALUE_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "sgd"])
+def test_first_moments_in_bfloat16(name):
+    """They are rounded to 8 bits when they are kept; what a step makes of them is float32."""
+    config = OptimConfig(name=name, momentum=0.9 if name == "sgd" else 0.0, moment_dtype="bfloat16", b1=0.7)
+    halved, whole = (make_optimizer(c, lambda _: 0.1) for c in (config, replace(config, moment_dtype="float32")))
+    states = [halved.init(PARAMS), whole.init(PARAMS)]
+    for i in range(5):
+        grads = jax.tree.map(lambda x, i=i: x * (1.0 + 0.37 * i), GRADS)
+        updates, states[0] = halved.update(grads, states[0], PARAMS)
+        expected, states[1] = whole.update(grads, states[1], PARAMS)
+        differ = False
+        for a, b in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
+            assert a.dtype == jnp.float32
+            np.testing.assert_allclose(a, b, rtol=10 * 2.0**-8)  # positive numbers, rounded twice in each of 5 steps
+            differ |= bool(jnp.any(a != b))
+        exact = name == "lion" or i == 0  # lion's updates are signs, and at first there is nothing to round
+        assert differ is not exact
+    sizes = [{leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if leaf.ndim} for state in states]
+    assert sizes == [{2, 4} if name == "adamw" else {2}, {4}]
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "sgd"])
