@@ -23,7 +23,7 @@ from jaxpref.models.blocks import PRODUCT, WEIGHT_INIT, Block, Carry, Norm, Shar
 from jaxpref.models.context import spread_attention
 from jaxpref.models.lora import TARGETS, LoraSpec
 from jaxpref.models.model import Model
-from jaxpref.models.parameters import LORA, SCALAR_HEADS
+from jaxpref.models.parameters import LORA, SCALAR_HEADS, cast_for_products
 from jaxpref.models.quantize import is_quantised
 from jaxpref.models.spec import ClampedSwiglu, LongRope, ModelSpec
 from jaxpref.models.transposed import transposed
@@ -252,6 +252,10 @@ def build_model(
         carry = module.apply(_collections(params, lora), *inputs)
         return carry.x_RLD, {"layers": carry.memory, "position": position_RI}
 
+    def unstack_layers(params):
+        # Cast here, once: a product would cast its weight at every token.
+        return _unstack_layers(cast_for_products(params, dtype))
+
     return Model(
         init=init,
         hidden=hidden,
@@ -263,7 +267,7 @@ def build_model(
         hidden_and_router=hidden_and_router if spec.experts else None,
         init_cache=new_cache,
         extend=extend,
-        unstack_layers=_unstack_layers,
+        unstack_layers=unstack_layers,
         unstack_cache=kv_cache.unstack_layers,
     )
 

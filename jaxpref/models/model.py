@@ -50,7 +50,7 @@ class Model:
     unstack_layers: Callable[[Any], Any] | None = None
     """params -> the same for `extend`, every layer in arrays of its own.
 
-    Weights are transposed, as a CPU reads them fastest (`transposed.py`).
+    Weights are transposed, as a CPU reads them fastest (`transposed.py`), in the compute dtype.
     """
     unstack_cache: Callable[[Any], Any] | None = None
     """A cache -> the same, for `extend` with such params."""

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxpref.models.decoder import build_model
+from jaxpref.models.source import open_checkpoint
 from jaxpref.models.transposed import in_rows, product, transposed
 
 
@@ -28,3 +30,13 @@ def test_the_weight_is_read_as_it_lies(rows, dtype):
     program = jax.jit(lambda x, head: product(x, in_rows(head), 2)).lower(x, head).compile()
     logits = 4 * rows * len(head)
     assert program.memory_analysis().temp_size_in_bytes < 2 * logits + head.nbytes // 4
+
+
+def test_weights_are_cast_once(tiny_files):
+    """Those of a run that is trained are float32; what a product reads at every token is in its own dtype."""
+    source = open_checkpoint(tiny_files.model)
+    model, params = build_model(source.spec, dtype=jnp.bfloat16), source.load_params(dtype=np.float32)
+    unstacked = jax.eval_shape(model.unstack_layers, params)
+    matrices = [leaf for leaf in jax.tree.leaves(unstacked) if leaf.ndim == 2]
+    assert len(matrices) > 4 and {leaf.dtype for leaf in matrices} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(unstacked) if leaf.ndim == 1} == {jnp.dtype("float32")}
