@@ -135,6 +135,11 @@ def place(x: Any, sharding: NamedSharding) -> jax.Array:
     )
 
 
+def place_numbers(numbers: Any, mesh: Mesh) -> Any:
+    """A tree of numbers as float32, whole on every device."""
+    return jax.tree.map(lambda x: place(np.asarray(x, np.float32), replicated(mesh)), numbers)
+
+
 def row_ways(mesh: Mesh) -> int:
     """How many ways the rows of a micro-batch are split."""
     return math.prod(mesh.shape[axis] for axis in LOGICAL["rows"])

@@ -12,7 +12,7 @@ from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.directory import load_run, open_run
 from jaxpref.runs.feed import batches, make_loader, own_steps, read_data
-from jaxpref.sharding import replicated
+from jaxpref.sharding import place_numbers, replicated
 from jaxpref.step.batch_loss import LossSpec, finish_metrics
 from jaxpref.step.train_step import make_eval_step
 from jaxpref.types import EncodedGroup
@@ -37,7 +37,8 @@ class Evaluator:
     ):
         self._pieces = pieces
         self._loader = make_loader(pieces, groups, training=False)
-        self._numbers = [part.numbers for part in pieces.parts] if numbers is None else numbers
+        numbers = [part.numbers for part in pieces.parts] if numbers is None else numbers
+        self._numbers = place_numbers(numbers, pieces.mesh)
         loss_spec = pieces.loss_spec(self._loader.layout, kind)
         make_step = make_step or _one_policy
 

@@ -27,7 +27,7 @@ from jaxpref.runs.damage import unprinted_late_errors
 from jaxpref.runs.feed import batches, own_steps
 from jaxpref.runs.made_from import Digests
 from jaxpref.runs.metrics import Window
-from jaxpref.sharding import replicated
+from jaxpref.sharding import place_numbers, replicated
 from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState
 from jaxpref.training.preemption import Interrupted, Preempted, TermFlag
@@ -195,11 +195,12 @@ class _Loop:
         for step in range(first + 1, total + 1):
             item, batch, micro_batches = next(feed)
             if compiled is None:
-                compiled = _compile(training, self.state, batch, micro_batches)
+                numbers = place_numbers(training.numbers, training.mesh)
+                compiled = _compile(training, self.state, batch, micro_batches, numbers)
                 training.checkpoints.prepare(self.state)
                 self.window.resume()
                 self.saved_at = time.perf_counter()
-            arguments = self.state, training.frozen, batch, micro_batches, training.numbers
+            arguments = self.state, training.frozen, batch, micro_batches, numbers
             self.state, metrics = compiled(*arguments)
             self.progress.num_tokens += item.tokens_unshared
             pending.append((step, item, metrics))
@@ -299,14 +300,14 @@ class _Loop:
 
 
 def _compile(
-    training: Training, state: TrainState, batch: Batch, micro_batches: jax.Array
+    training: Training, state: TrainState, batch: Batch, micro_batches: jax.Array, numbers: Any
 ) -> Callable:
     """The step compiled ahead of time: another shape is then an error, not a second compile."""
     whole = replicated(training.mesh)
     step = jax.jit(training.step, donate_argnums=0, out_shardings=(training.shardings, whole))
     if any(x.dtype.name.endswith("int4") for x in jax.tree.leaves(training.frozen)):
         return step  # jax 0.10 passes arrays of 4 bits to no program compiled ahead of time
-    return step.lower(state, training.frozen, batch, micro_batches, training.numbers).compile()
+    return step.lower(state, training.frozen, batch, micro_batches, numbers).compile()
 
 
 def _every(interval: int | None, step: int) -> bool:

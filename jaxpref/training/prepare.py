@@ -68,6 +68,11 @@ class StepNumbers(NamedTuple):
     """As of `LossSpec.with_numbers`."""
     optim: OptimNumbers
 
+    def with_own(self, own: Sequence[Mapping[str, Any]]) -> "StepNumbers":
+        """Those of one of several runs, which has its own in parts of the objective."""
+        objective = [{**each, **own_} for each, own_ in zip(self.objective, own, strict=True)]
+        return self._replace(objective=objective)
+
 
 @dataclass(frozen=True)
 class Prepared:

@@ -168,8 +168,7 @@ def make_stacked_step(
     """
 
     def one(state: TrainState, own, common: StepNumbers, *arguments):
-        numbers = common._replace(objective=_laid_over(common.objective, own))
-        return make_step(numbers)(state, *arguments)
+        return make_step(common.with_own(own))(state, *arguments)
 
     def step(state: TrainState, frozen: Frozen, batch: Batch, micro_batches: jax.Array, numbers):
         mapped = jax.vmap(one, in_axes=(0, 0, None, None, None, None))
@@ -200,7 +199,7 @@ def make_stacked_eval_step(loss_spec: LossSpec, numbers: tuple[StepNumbers, Any]
     common, own_of_all = numbers
 
     def one(own, params, ref_params, running, batch: Batch, micro_batches: jax.Array):
-        eval_step = make_eval_step(loss_spec.with_numbers(_laid_over(common.objective, own)))
+        eval_step = make_eval_step(loss_spec.with_numbers(common.with_own(own).objective))
         return eval_step(params, ref_params, running, batch, micro_batches)
 
     def step(params, ref_params, running, batch: Batch, micro_batches: jax.Array):
@@ -210,13 +209,6 @@ def make_stacked_eval_step(loss_spec: LossSpec, numbers: tuple[StepNumbers, Any]
         return mapped(own_of_all, params, ref_params, running, batch, micro_batches)
 
     return step
-
-
-def _laid_over(
-    common: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """The numbers of one run, per part of the objective."""
-    return [{**below, **above} for below, above in zip(common, own, strict=True)]
 
 
 def _training(
