@@ -38,7 +38,7 @@ def groups() -> list[EncodedGroup]:
     return [EncodedGroup(ids[i], (ids[i],), i, f"rows.jsonl, row {i + 1}") for i in range(GROUPS)]
 
 
-def step(state: TrainState, frozen: Frozen, batch, micro_batches):
+def step(state: TrainState, frozen: Frozen, batch, micro_batches, numbers):
     """Adds to `w` the tokens of the batch times a frozen rate, and one draw of the state's own generator."""
     tokens = batch.loss_tok_RS.sum().astype(jnp.float32)
     draw = jax.random.uniform(jax.random.fold_in(state.rng, state.step))
@@ -75,6 +75,7 @@ def describe(out: Path, *, rate=0.01, best=NEAREST, vocabulary=VOCABULARY, **cha
         start=start,
         shardings=jax.tree.map(lambda _: replicated, shapes),
         step=step,
+        numbers={},
         frozen=Frozen({"rate": jax.device_put(jnp.float32(rate), replicated)}, None),
         evaluate=evaluate,
         deciding=lambda values: {"eval/distance": values["eval/distance"]},
