@@ -80,7 +80,7 @@ def measure(name: str, model: dict, changes: dict, sizes: tuple[int, int], optio
         prompt=prompt,
         completion=completion,
     )
-    planned = plan_step(config, rows, jax.devices()[:1])
+    planned = plan_step([config], rows, jax.devices()[:1])
     loops = count_loops(planned)
     with jax.set_mesh(planned.pieces.mesh):
         traced = planned.jitted.trace(*planned.arguments)

@@ -5,9 +5,11 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,22 @@ from jaxpref.models.source import open_checkpoint
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
 from jaxpref.plan.chips import Slice
 from jaxpref.plan.row_sizes import RowSizes
-from jaxpref.runs.made_from import of_objective
-from jaxpref.settings import save_config
+from jaxpref.runs.made_from import add_group, of_objective
+from jaxpref.settings import save_config, to_dict
 
 CACHE = "~/.cache/jaxpref/plans"
 
 
 def compile_in_child(
-    config: Config, rows: RowSizes, target: Slice | None, cache: str | Path | None = CACHE
+    configs: Sequence[Config],
+    rows: RowSizes,
+    target: Slice | None,
+    cache: str | Path | None = CACHE,
 ) -> dict[str, Any]:
     """What `compiled.compile_and_read` says, from a child process or from the cache.
 
     Args:
+        configs: as of `plan_step`.
         target: the slice; None: this machine's own devices.
         cache: directory of earlier answers; None: none.
     Errors: InputError where libtpu is missing, and what the child refuses; RunError where it dies.
@@ -42,15 +48,17 @@ def compile_in_child(
         )
     with tempfile.TemporaryDirectory() as directory:
         order, answer = Path(directory) / "order.json", Path(directory) / "answer.json"
-        save_config(config, Path(directory) / "config.yaml")
+        files = [Path(directory) / f"{i}.yaml" for i in range(len(configs))]
+        for config, file in zip(configs, files, strict=True):
+            save_config(config, file)
         rows.save(Path(directory) / "rows.pickle")
-        kept = None if cache is None else _kept(config, Path(cache), Path(directory), target)
+        kept = None if cache is None else _kept(configs, rows, Path(cache), target)
         if kept is not None and kept.is_file():
             return json.loads(kept.read_text())
         order.write_text(
             json.dumps(
                 {
-                    "config": str(Path(directory) / "config.yaml"),
+                    "configs": [str(file) for file in files],
                     "rows": str(Path(directory) / "rows.pickle"),
                     "topology": None if target is None else _name(target),
                     "slices": 1 if target is None else target.slices,
@@ -61,11 +69,19 @@ def compile_in_child(
         done = subprocess.run(command, env=_environment(target), capture_output=True, text=True)
         if not answer.is_file():
             raise _failure(done)
+        said = json.loads(answer.read_text())
+        said["rematerialised"] = _rematerialised(done.stderr)
+        answer.write_text(json.dumps(said))
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(kept) as partial:
                 partial.write_bytes(answer.read_bytes())
-        return json.loads(answer.read_text())
+        return said
+
+
+def _rematerialised(log: str) -> list[str]:
+    """What the partitioner says it could only reshard by making it whole on every device."""
+    return re.findall(r"Involuntary full rematerialization\.(.*)", log)
 
 
 def _name(target: Slice) -> str:
@@ -82,20 +98,24 @@ def _environment(target: Slice | None) -> dict[str, str]:
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5p-128",
         "TPU_WORKER_HOSTNAMES": "localhost",
+        # Warnings of the partitioner are read from it (`_rematerialised`).
+        "TPU_STDERR_LOG_LEVEL": "1",
         # Several plans may compile at once, beside a program that uses a TPU.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
 
 
-def _kept(config: Config, cache: Path, directory: Path, target: Slice | None) -> Path:
+def _kept(configs: Sequence[Config], rows: RowSizes, cache: Path, target: Slice | None) -> Path:
     """The file of this answer: a digest of all that it depends on."""
     digest = hashlib.sha256(repr(target).encode())
-    digest.update(repr(of_objective(bind(config.objective, OBJECTIVES, TRANSFORMS))).encode())
-    digest.update(repr(open_checkpoint(config.model.path).spec).encode())
+    for config in configs:
+        objective = of_objective(bind(config.objective, OBJECTIVES, TRANSFORMS))
+        model = open_checkpoint(config.model.path).spec
+        digest.update(f"{to_dict(config)} {objective} {model}".encode())
+    for group in rows.groups:
+        add_group(digest, group)
     for package in ("jax", "jaxlib", "libtpu", "flax", "optax"):
         digest.update(_version(package).encode())
-    for file in ("config.yaml", "rows.pickle"):
-        digest.update((directory / file).read_bytes())
     for source in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(source.read_bytes())
     return cache.expanduser() / f"{digest.hexdigest()[:32]}.json"

@@ -13,6 +13,8 @@ from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_file
 from jaxpref.models.source import open_checkpoint
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
+from jaxpref.pareto.run_configs import point_run
+from jaxpref.pareto.settings import load_front_config
 from jaxpref.plan.child import CACHE, compile_in_child
 from jaxpref.plan.chips import CHIPS, Slice, parse_slice
 from jaxpref.plan.estimate import estimate, memory_of
@@ -20,7 +22,7 @@ from jaxpref.plan.report import show, warnings
 from jaxpref.plan.row_sizes import RowSizes, made_rows, rows_like
 from jaxpref.plan.search import differences, search
 from jaxpref.progress import progress
-from jaxpref.settings import load_config, save_config
+from jaxpref.settings import load_config, merged_settings, save_config
 
 EPILOG = """\
 It compiles the very step that `jaxpref train` would run, for devices that need not exist.  Shapes
@@ -66,20 +68,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> None:
     """`jaxpref plan CONFIG --topology SLICE`."""
-    slices = [] if options.slices is None else [f"mesh.slices={options.slices}"]
-    config = load_config(options.config, [*options.overrides, *slices])
-    target = parse_slice(options.topology, config.mesh.slices)
+    configs = _configs(options)
+    target = parse_slice(options.topology, configs[0].mesh.slices)
     if options.write:
         check_destination(options.write, "a new file for the config", sources=[options.config])
-    rows = _rows(options, config)
+    rows = _rows(options, configs[0])
     if options.search:
-        config, said = _searched(options, config, rows, target, console)
+        configs, said = _searched(options, configs, rows, target, console)
     else:
-        said = compile_in_child(config, rows, target, options.cache)
+        said = compile_in_child(configs, rows, target, options.cache)
     show(said, target, console)
     if options.write and "does_not_fit" not in said:
         with whole_file(Path(options.write)) as partial:
-            save_config(config, partial)
+            save_config(configs[0], partial)
         console.print(f"written: {options.write}")
     if options.json:
         with whole_file(Path(options.json)) as partial:
@@ -93,14 +94,38 @@ def run(options: argparse.Namespace, console: Console) -> None:
         )
 
 
+def _configs(options: argparse.Namespace) -> list[Config]:
+    """The run of a config; of a front's the MODPO runs that are trained in one step.
+
+    Of several such stacks, the largest.
+    """
+    slices = [] if options.slices is None else [f"mesh.slices={options.slices}"]
+    overrides = [*options.overrides, *slices]
+    if "pareto" not in merged_settings(options.config, overrides):
+        return [load_config(options.config, overrides)]
+    if options.search:
+        raise InputError(
+            "the config of one run, for --search", f"{options.config}: a front", "leave it out"
+        )
+    front = load_front_config(options.config, overrides)
+    if not front.pareto.together:
+        return [point_run(front, front.points[0], ["none"], [])]
+    bases = [front.base(point) for point in front.points]
+    most = max(bases, key=bases.count)
+    return [
+        point_run(front, point, ["none"], []) for point in front.points if front.base(point) == most
+    ]
+
+
 def _searched(
     options: argparse.Namespace,
-    config: Config,
+    configs: list[Config],
     rows: RowSizes,
     target: Slice,
     console: Console,
-) -> tuple[Config, dict[str, Any]]:
+) -> tuple[list[Config], dict[str, Any]]:
     """The best config and its plan, with a line for every program that was compiled."""
+    (config,) = configs
     spec = open_checkpoint(config.model.path).spec
     with progress(console) as update:
         found = search(
@@ -108,7 +133,7 @@ def _searched(
             spec,
             rows,
             target,
-            lambda one: compile_in_child(one, rows, target, options.cache),
+            lambda one: compile_in_child([one], rows, target, options.cache),
             tries=options.tries,
             on_try=lambda number, of, what: update("compiling", number, of, what),
         )
@@ -121,7 +146,7 @@ def _searched(
     best, *others = found
     if others:
         console.print(f"the first: {'; '.join(differences(best, others[0], target))}")
-    return best.choice.applied(config), best.said
+    return [best.choice.applied(config)], best.said
 
 
 def as_json(said: dict[str, Any], target: Slice) -> dict[str, Any]:
@@ -148,4 +173,5 @@ def _rows(options: argparse.Namespace, config: Config) -> RowSizes:
         groups=options.groups or 2 * config.train.batch_size,
         prompt=options.prompt,
         completion=options.answer,
+        others=len(config.data.other_rewards),
     )

@@ -9,6 +9,7 @@ The TPU compiler reads its environment once and keeps it, so it runs in a proces
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,18 @@ def slice_devices(target: Slice) -> list[Any]:
     return list(described.devices)
 
 
-def compile_and_read(config: Config, rows: RowSizes, devices: list[Any]) -> dict[str, Any]:
+def compile_and_read(
+    configs: Sequence[Config], rows: RowSizes, devices: list[Any]
+) -> dict[str, Any]:
     """What the compiler and its program say of a step, as JSON.
+
+    Args:
+        configs: as of `plan_step`.
 
     Returns: sizes in bytes and FLOPs of one device, unless the name says otherwise;
         `does_not_fit`, the compiler's words, in place of what follows from the program.
     """
-    planned = plan_step(config, rows, devices)
+    planned = plan_step(configs, rows, devices)
     loops = count_loops(planned)
     mesh = planned.pieces.mesh
     with jax.set_mesh(mesh):
@@ -79,6 +85,7 @@ def step_facts(planned: PlannedStep) -> dict[str, Any]:
         "row_length": plan.shape.length,
         "micro_rows": plan.micro_rows,
         "micro_batches": item.micro_batches,
+        "points": planned.points,
         "hbm": {
             "parameters": _on_device(params) + _on_device(planned.frozen.base),
             "adapter": _on_device(adapter),
@@ -87,7 +94,15 @@ def step_facts(planned: PlannedStep) -> dict[str, Any]:
             + _on_device(planned.state.ref_params),
         },
         "replicated": _replicated(planned),
+        "head_dim": planned.pieces.source.spec.head_dim,
+        "vocabulary_padding": _padded_rows(planned),
     }
+
+
+def _padded_rows(planned: PlannedStep) -> int:
+    """Rows of zeros behind the vocabulary, for the mesh to divide it."""
+    params = {**planned.frozen.base, **planned.state.params}
+    return params["embed"]["table"].shape[-2] - planned.pieces.source.spec.vocab
 
 
 def _on_device(tree: Any) -> int:
@@ -166,14 +181,14 @@ def _is_layers_forward(line: Instruction) -> bool:
 def main(order_path: str, answer_path: str) -> None:
     """Does what an order says, and writes the answer."""
     order = json.loads(Path(order_path).read_text())
-    config = load_config(order["config"])
+    configs = [load_config(path) for path in order["configs"]]
     rows = RowSizes.load(Path(order["rows"]))
     if order["topology"] is None:
         devices = jax.devices()
     else:
         devices = slice_devices(parse_slice(order["topology"], order["slices"]))
     try:
-        answer = compile_and_read(config, rows, devices)
+        answer = compile_and_read(configs, rows, devices)
     except InputError as error:
         sys.exit(refusal(error))
     Path(answer_path).write_text(json.dumps(answer))

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxpref.config import Config
 from jaxpref.data.loader import Loader, Step
@@ -28,6 +30,7 @@ from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state, state_shardings
 from jaxpref.step.train_step import make_train_step
+from jaxpref.training.stacked import make_stacked_step, stacked_numbers
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class PlannedStep:
     step: Callable
     state: TrainState
     frozen: Frozen
+    points: int = 1
+    """Adapters that the step trains at once, on a leading axis of the state."""
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -69,14 +74,18 @@ class PlannedStep:
             self.item,
             reference=reference,
             frozen=bool(self.frozen.base),
+            policies=self.points,
         )
 
 
-def plan_step(config: Config, rows: RowSizes, devices: Sequence[Any]) -> PlannedStep:
+def plan_step(configs: Sequence[Config], rows: RowSizes, devices: Sequence[Any]) -> PlannedStep:
     """The step that training with this config on these devices would compile.
 
+    Args:
+        configs: one, or those of adapters that are trained together (training/stacked.py).
     Errors: InputError for settings, a mesh or rows that training would refuse.
     """
+    config = configs[0]
     pieces = build_without_tokenizer(config, devices=devices)
     loader = make_loader(pieces, _with_cached_columns(pieces, rows.groups), training=True)
     layout = loader.layout
@@ -94,14 +103,26 @@ def plan_step(config: Config, rows: RowSizes, devices: Sequence[Any]) -> Planned
     shapes = jax.eval_shape(first_state, trained, moving)
     state = jax.tree.map(_laid_out, shapes, state_shardings(shapes, pieces.mesh))
     loss_spec = pieces.loss_spec(layout, rows.kind)
+    if len(configs) == 1:
+        step = make_train_step(loss_spec, optimizer, schedule, pieces.moving)
+    else:
+        step = make_stacked_step(loss_spec, stacked_numbers(configs), optimizer, schedule)
+        state = jax.tree.map(lambda x: _stacked(x, len(configs)), state)
     return PlannedStep(
         pieces=pieces,
         loader=loader,
         item=_fullest(loader),
-        step=make_train_step(loss_spec, optimizer, schedule, pieces.moving),
+        step=step,
         state=state,
         frozen=Frozen(base, reference),
+        points=len(configs),
     )
+
+
+def _stacked(x: jax.ShapeDtypeStruct, points: int) -> jax.ShapeDtypeStruct:
+    """With a leading axis that no mesh axis divides."""
+    sharding = NamedSharding(x.sharding.mesh, P(None, *x.sharding.spec))
+    return jax.ShapeDtypeStruct((points, *x.shape), x.dtype, sharding=sharding)
 
 
 def _fullest(loader: Loader, among: int = 20) -> Step:

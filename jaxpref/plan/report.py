@@ -139,4 +139,12 @@ def warnings(said: dict[str, Any], target: Slice) -> Iterator[str]:
     padding = 1 - said["tokens_all"] / said["run_tokens_all"]
     if padding > 0.15:
         yield f"{padding:.0%} of the tokens that are computed are padding"
-    yield from said.get("warnings", ())
+    for what in said["rematerialised"]:
+        yield f"made whole on every device between two shardings: {what.strip()[:160]}"
+    if said["head_dim"] % 128:
+        yield (
+            f"heads of {said['head_dim']}: the matrix unit is 128 wide, and attention fills "
+            f"{said['head_dim'] / (128 * -(-said['head_dim'] // 128)):.0%} of it"
+        )
+    if said["vocabulary_padding"]:
+        yield f"{said['vocabulary_padding']} rows of zeros behind the vocabulary, for the mesh"

@@ -5,11 +5,13 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxpref.config import Config, MeshConfig
+from jaxpref.data.dimensions import OTHER_REWARDS
 from jaxpref.objectives import Part, group_kinds
 from jaxpref.objectives.contract import KINDS
 from jaxpref.runs.build import build
@@ -45,6 +47,7 @@ def made_rows(
     prompt: int,
     completion: int,
     completions: int | None = None,
+    others: int = 0,
 ) -> RowSizes:
     """Groups of one size, of the first kind that the objectives take; columns they require are 0.
 
@@ -52,17 +55,20 @@ def made_rows(
         groups: how many.
         prompt, completion: tokens of a prompt, and of every completion.
         completions: per prompt; None: as many as the kind has, 4 in a ranked list.
+        others: rewards of other objectives that `data.other_rewards` names; 0: none.
     """
     kind = group_kinds(parts)[0]
     count = completions or (4 if kind == "ranked" else len(KINDS[kind].split(", ")))
     if kind == "judged":
         count = 1  # "one completion with a label, 1 ..." has commas of its own
-    columns = {
+    columns: dict[str, Any] = {
         column: 0.0 if array in GROUP_ARRAYS else (0.0,) * count
         for part in parts
         for array in (*part.required, *part.sources)
         for column in _columns_of(part, array)
     }
+    if others and OTHER_REWARDS in columns:
+        columns[OTHER_REWARDS] = np.zeros((count, others), np.float32)
     ids = lambda n: np.zeros(n, np.int32)
     return RowSizes(
         tuple(

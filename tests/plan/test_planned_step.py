@@ -37,7 +37,7 @@ def of_tiny(files, out, **changes):
 )
 def test_shapes_are_those_of_a_run(changes, tiny_files, tmp_path):
     config = of_tiny(tiny_files, tmp_path / "run", mesh={"fsdp": 2}, **changes)
-    planned = plan_step(config, rows_like(config, str(tiny_files.train)), jax.devices()[:2])
+    planned = plan_step([config], rows_like(config, str(tiny_files.train)), jax.devices()[:2])
     pieces = build(config)
     params = load_params(pieces)
     trained, base = split(params)
@@ -53,7 +53,7 @@ def test_shapes_are_those_of_a_run(changes, tiny_files, tmp_path):
 
 def test_rows_like_a_file_are_planned_as_training_plans_them(finished_run, tiny_files):
     config = finished_run.config
-    planned = plan_step(config, rows_like(config, str(tiny_files.train)), jax.devices()[:1])
+    planned = plan_step([config], rows_like(config, str(tiny_files.train)), jax.devices()[:1])
     loader = tiny.loader_of(config)
     assert dataclasses.asdict(planned.loader.plan) == dataclasses.asdict(loader.plan)
 
@@ -65,7 +65,7 @@ def test_rows_are_made_for_every_kind_of_objective(name, tiny_files, tmp_path):
         settings |= {"w": [0.5, 0.5], "columns": {"other_rewards": ["brief"]}}
     config = of_tiny(tiny_files, tmp_path / "run", objective=[settings])
     rows = made_rows(bind(config.objective, OBJECTIVES), groups=8, prompt=10, completion=6)
-    planned = plan_step(config, rows, jax.devices()[:1])
+    planned = plan_step([config], rows, jax.devices()[:1])
     with jax.set_mesh(planned.pieces.mesh):
         planned.jitted.trace(*planned.arguments)  # the objective takes what was made
 
@@ -81,7 +81,7 @@ def test_a_bound_of_memory_is_one(tiny_files, tmp_path):
         if (choice.fsdp, choice.tensor, choice.reference) in seen:
             continue
         seen.add((choice.fsdp, choice.tensor, choice.reference))
-        planned = plan_step(choice.applied(config), rows, jax.devices()[:4])
+        planned = plan_step([choice.applied(config)], rows, jax.devices()[:4])
         held = sum(step_facts(planned)["hbm"].values())
         # The bound takes the reference in bfloat16, and norm scales are not counted.
         assert 0.75 * held < search.held_bytes(config, spec, choice) < held
