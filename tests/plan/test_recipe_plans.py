@@ -1,0 +1,50 @@
+"""The recipes for TPU slices, compiled for them: they fit, and nothing large is on every device."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+from published import CONFIGS
+
+from jaxpref.settings import merged_settings
+
+RECIPES = Path(__file__).parents[2] / "configs"
+PLANNED = {
+    path.stem: match
+    for path in sorted(RECIPES.glob("*.yaml"))
+    if (match := re.search(r"--topology (\S+) (.*)", path.read_text().partition("\nout:")[0]))
+}
+"""Recipe -> its slice, and the other options of the plan in its header."""
+
+EIGHT_BILLION_IN_FULL = ("llama31_8b_dpo_v5p", "llama31_8b_dpo_v6e", "qwen3_8b_kto_v6e")
+
+
+def test_every_recipe_for_a_tpu_has_a_plan():
+    assert len(PLANNED) >= 8
+    for name, match in PLANNED.items():
+        generation = re.search(r"_(v\d\w)", name)
+        assert generation is None or match[1].startswith(generation[1]), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install "jax[tpu]"')
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_recipe_fits_its_slice(name, call, tmp_path):
+    recipe = RECIPES / f"{name}.yaml"
+    path = merged_settings(recipe, [])["model"]["path"]
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS[path]))
+    out = tmp_path / "plan.json"
+    topology, options = PLANNED[name].groups()
+    code, text, err = call(
+        "plan", recipe, "--topology", topology, *options.split(), f"model.path={tmp_path}",
+        "--json", out,
+    )  # fmt: skip
+    assert code == 0, err + text
+    plan = json.loads(out.read_text())
+    print(text)
+    assert plan["memory"]["total"] < 0.9 * plan["memory"]["capacity"]
+    assert not plan["replicated"] and not plan["rematerialised"]
+    if name in EIGHT_BILLION_IN_FULL:
+        assert plan["mfu"][1] >= 0.5
