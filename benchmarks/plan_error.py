@@ -25,6 +25,7 @@ from jaxpref.plan.planned_step import PlannedStep, plan_step
 from jaxpref.plan.row_sizes import made_rows
 from jaxpref.runs.feed import put_batch
 from jaxpref.settings import make_config
+from jaxpref.sharding import place_numbers
 
 # Widths and depths between a toy and SmolLM2-135M.
 MODEL = {
@@ -133,10 +134,11 @@ def timed(compiled: Any, planned: PlannedStep, steps: int) -> list[float]:
     frozen = jax.tree.map(lambda x: jax.device_put(values(x), x.sharding), planned.frozen)
     batch = put_batch(planned.item.batch, mesh)
     used = jax.device_put(np.int32(planned.item.micro_batches))
+    numbers = place_numbers(planned.numbers, mesh)
     times = []
     for _ in range(steps + 1):
         began = time.perf_counter()
-        state, metrics = compiled(state, frozen, batch, used)
+        state, metrics = compiled(state, frozen, batch, used, numbers)
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - began)
     return times[1:]

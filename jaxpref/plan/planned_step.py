@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ from jaxpref.step.batch_loss import REFERENCE_COLUMN
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state, state_shardings
-from jaxpref.step.train_step import make_train_step
+from jaxpref.training.prepare import StepNumbers, step_with
 from jaxpref.training.stacked import make_stacked_step, stacked_numbers
 
 
@@ -44,19 +45,25 @@ class PlannedStep:
     step: Callable
     state: TrainState
     frozen: Frozen
+    numbers: Any
+    """The step's last argument (training/prepare.py: StepNumbers)."""
     points: int = 1
     """Adapters that the step trains at once, on a leading axis of the state."""
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """(state, what is frozen, batch, micro-batches in use), as the step takes them."""
+        """(state, what is frozen, batch, micro-batches in use, numbers), as the step takes them."""
         mesh = self.pieces.mesh
+        whole = replicated(mesh)
         rows = batch_sharding(mesh, leading=1)
         batch = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), self.item.batch
         )
-        in_use = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-        return self.state, self.frozen, batch, in_use
+        in_use = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+        numbers = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.float32, sharding=whole), self.numbers
+        )
+        return self.state, self.frozen, batch, in_use, numbers
 
     @property
     def jitted(self) -> Any:
@@ -103,10 +110,13 @@ def plan_step(configs: Sequence[Config], rows: RowSizes, devices: Sequence[Any])
     shapes = jax.eval_shape(first_state, trained, moving)
     state = jax.tree.map(_laid_out, shapes, state_shardings(shapes, pieces.mesh))
     loss_spec = pieces.loss_spec(layout, rows.kind)
+    make_step = partial(step_with, pieces=pieces, loss_spec=loss_spec, steps=loader.plan.steps)
+    numbers: Any = StepNumbers.of(pieces)
     if len(configs) == 1:
-        step = make_train_step(loss_spec, optimizer, schedule, pieces.moving)
+        step = lambda *arguments: make_step(arguments[-1])(*arguments[:-1])
     else:
-        step = make_stacked_step(loss_spec, stacked_numbers(configs), optimizer, schedule)
+        step = make_stacked_step(make_step, pieces.parts)
+        numbers = numbers, stacked_numbers(configs)
         state = jax.tree.map(lambda x: _stacked(x, len(configs)), state)
     return PlannedStep(
         pieces=pieces,
@@ -115,6 +125,7 @@ def plan_step(configs: Sequence[Config], rows: RowSizes, devices: Sequence[Any])
         step=step,
         state=state,
         frozen=Frozen(base, reference),
+        numbers=numbers,
         points=len(configs),
     )
 

@@ -68,10 +68,29 @@ class StepNumbers(NamedTuple):
     """As of `LossSpec.with_numbers`."""
     optim: OptimNumbers
 
+    @classmethod
+    def of(cls, pieces: Pieces) -> "StepNumbers":
+        """Those of the config."""
+        objective = [part.numbers for part in pieces.parts]
+        return cls(objective, optim_numbers(pieces.config.optim))
+
     def with_own(self, own: Sequence[Mapping[str, Any]]) -> "StepNumbers":
         """Those of one of several runs, which has its own in parts of the objective."""
         objective = [{**each, **own_} for each, own_ in zip(self.objective, own, strict=True)]
         return self._replace(objective=objective)
+
+
+def step_with(numbers: StepNumbers, pieces: Pieces, loss_spec: LossSpec, steps: int) -> Callable:
+    """The optimizer step with these numbers, as `make_train_step` makes it.
+
+    Args:
+        steps: of the run.
+    """
+    optim, vocab = pieces.config.optim, pieces.source.spec.vocab
+    schedule = make_schedule(optim, steps, numbers.optim)
+    optimizer = make_optimizer(optim, schedule, vocab, numbers.optim)
+    loss_spec = loss_spec.with_numbers(numbers.objective)
+    return make_train_step(loss_spec, optimizer, schedule, pieces.moving)
 
 
 @dataclass(frozen=True)
@@ -102,16 +121,11 @@ class Prepared:
     @property
     def numbers(self) -> StepNumbers:
         """Those of the config."""
-        objective = [part.numbers for part in self.pieces.parts]
-        return StepNumbers(objective, optim_numbers(self.config.optim))
+        return StepNumbers.of(self.pieces)
 
     def train_step(self, numbers: StepNumbers) -> Callable:
         """The optimizer step with these numbers, as `make_train_step` makes it."""
-        optim, vocab = self.config.optim, self.pieces.source.spec.vocab
-        schedule = make_schedule(optim, self.loader.plan.steps, numbers.optim)
-        optimizer = make_optimizer(optim, schedule, vocab, numbers.optim)
-        loss_spec = self.loss_spec.with_numbers(numbers.objective)
-        return make_train_step(loss_spec, optimizer, schedule, self.pieces.moving)
+        return step_with(numbers, self.pieces, self.loss_spec, self.loader.plan.steps)
 
     def evaluator(self, make_step: Callable | None = None, numbers: Any = None) -> Evaluator | None:
         """Of the held-out data; None without any.  Args: as of `Evaluator`."""
