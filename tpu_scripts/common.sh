@@ -180,7 +180,7 @@ worker_states() {
     [[ ! $answers ]] || echo "$answers"
     if (($(grep -c . <<<"$answers") != expected)); then
       warn "$node has $expected workers, and $(grep -c . <<<"$answers") answered"
-      failed=1
+      ((failed)) || failed=1
     fi
   done
   return "$failed"

@@ -14,6 +14,18 @@ SCRIPTS = ROOT / "tpu_scripts"
 ALL = ("create", "setup", "run", "status", "logs", "resume", "delete")
 
 
+PATIENCE = 900  # seconds; a script that works takes a few, and a training on a busy machine minutes
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr)"""
+    try:
+        out, err = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
 class Site:
     """A folder with tpu.env and the stand-in's machines."""
 
@@ -63,9 +75,7 @@ class Site:
 
     def call(self, script: str, *arguments: str, **options: str) -> tuple[int, str, str]:
         """(exit code, stdout, stderr)"""
-        process = self.start(script, *arguments, **options)
-        out, err = process.communicate(timeout=240)
-        return process.returncode, out, err
+        return ended(self.start(script, *arguments, **options))
 
     def works(self, script: str, *arguments: str, **options: str) -> str:
         code, out, err = self.call(script, *arguments, **options)

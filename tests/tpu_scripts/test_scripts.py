@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from site_of_scripts import ALL, ROOT, SCRIPTS, Site
+from site_of_scripts import ALL, ROOT, SCRIPTS, Site, ended
 from stand_in_gcloud import ERRORS, end_session
 
 
@@ -233,8 +233,8 @@ def test_machines_that_vanish_while_a_run_goes_on(site):
         run = site.start("run")
         time.sleep(1)
         vanish()
-        out, err = run.communicate(timeout=240)
-        assert run.returncode == 75 and said in out + err and "resume.sh goes on" in err
+        code, out, err = ended(run)
+        assert code == 75 and said in out + err and "resume.sh goes on" in err
     assert site.call("run")[0] == 75
 
 

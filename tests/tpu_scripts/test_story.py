@@ -7,7 +7,7 @@ import time
 
 import pytest
 import tiny
-from site_of_scripts import ROOT, Site
+from site_of_scripts import PATIENCE, ROOT, Site, ended
 from test_meeting import free_port
 
 STEPS = 60
@@ -37,15 +37,15 @@ def logged_steps(out) -> int:
 
 
 def wait_until(condition) -> None:
-    end = time.monotonic() + 240
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
 
 
 def finished(process, expected: int) -> str:
-    out, err = process.communicate(timeout=400)
-    assert process.returncode == expected, out + err
+    code, out, err = ended(process)
+    assert code == expected, out + err
     return out + err
 
 
