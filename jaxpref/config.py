@@ -56,10 +56,11 @@ class ModelConfig:
     remat: Literal["none", "full", "dots"] = "full"
     """What the backward pass recomputes: nothing (none), whole layers (full), or all but attention
     and the products with weights (dots; experts and tokamax's attention are computed again)."""
-    attention: Literal["xla", "tokamax", "auto"] = "auto"
-    """Attention in plain XLA (xla), or by tokamax's kernels for NVIDIA GPUs (tokamax: bfloat16, no
-    soft caps; `pip install jaxpref[cuda]`, Python 3.12 or later); auto: tokamax where it can be
-    used and was measured to be faster (Hopper), else xla."""
+    attention: Literal["xla", "tokamax", "pallas", "auto"] = "auto"
+    """Attention in plain XLA (xla); by tokamax's kernels for NVIDIA GPUs (tokamax: bfloat16, no
+    soft caps; `pip install jaxpref[cuda]`, Python 3.12 or later); by kernels for TPUs (pallas: head
+    sizes 64 to 256).  auto: tokamax where it can be used and was measured to be faster (Hopper),
+    pallas on TPU v5e, v5p and v6e, by the compiler's estimates, else xla."""
     attention_block: int = Field(default=128, ge=8)
     """Tokens of a block of xla's attention; the row length is a multiple of it (with mesh.context,
     of 2 * mesh.context blocks)."""

@@ -22,6 +22,7 @@ from jaxpref.config import AdapterConfig, MeshConfig, OptimConfig
 from jaxpref.data.pack import RowShape, empty_batch
 from jaxpref.models import lora
 from jaxpref.models.decoder import build_model
+from jaxpref.models.fused_attention import choose_attention
 from jaxpref.models.parameters import LORA
 from jaxpref.models.placement import param_shardings
 from jaxpref.models.spec import LayerKind, Llama3Rope, ModelSpec
@@ -61,6 +62,7 @@ CASES = {
     "mixture": (MIXTURE, "v5e:2x2", (1, 2, 2), 2, 4, RowShape(1024, 512, 7, 2), ["dpo", "router_balance"]),
     "llama-3.1-8b": (LLAMA, "v5p:2x2x4", (1, 4, 4), 1, 32, RowShape(2048, 1536, 8, 2), ["dpo"]),
     "llama-3.1-8b-4096": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"], {"remat": "dots"}),
+    "llama-3.1-8b-4096-xla": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"], {"remat": "dots", "attention": "xla"}),
     "llama-3.1-8b-4096-full": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"]),
     "llama-3.1-8b-4096-v6e": (LLAMA, "v6e:4x4", (1, 16, 1), 1, 32, LONG, ["dpo"]),
     "llama-3.1-8b-4096-lora": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"], {"rank": 16}),
@@ -82,11 +84,15 @@ def main(case: str) -> None:
     axes = MeshConfig(*mesh_shape, context=options.get("context", 1), slices=slices)
     mesh = make_mesh(axes, devices=list(devices))
     adapter = adapter_spec(AdapterConfig(rank=options.get("rank")), spec)
+    attend = choose_attention(
+        options.get("attention", "auto"), devices[0], spec, jnp.bfloat16, axes.context
+    ).attend
     model = build_model(
         spec,
         dtype=jnp.bfloat16,
         remat=options.get("remat", "full"),
         attention_block=options.get("attention_block", 128),
+        attend=attend,
         lora=adapter,
     )
     config = OptimConfig()

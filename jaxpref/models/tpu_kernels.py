@@ -1,0 +1,471 @@
+"""The Pallas kernels of tpu_attention.py: attention and its gradients over blocks of tokens.
+
+A program of `forward` and `query_gradient` has a block of queries and goes over the blocks of keys
+that they see; one of `key_gradients` has a block of keys and goes over the queries that see them.
+
+The logits of a block are [keys, queries]: what there is one of per query (maximum, sum, logsumexp)
+is a row then, and is found without crossing the lanes of the vector unit.  The letters are those of
+types.py; query heads are [n, J], J of them to a program.  Queries, keys and values end on [L, H] or,
+if `tokens_last`, on [H, L]: the last axis is padded to 128 in memory, as H need not be then.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from jaxpref.models.attention import MASKED, capped
+
+F32 = jnp.float32
+
+VMEM_BYTES = 48 * 2**20
+"""What a kernel may use of the vector memory (VMEM): at least 64 MiB on the supported chips."""
+
+
+class Blocks(NamedTuple):
+    """Sizes in tokens: of what is computed at a time, and of what is brought into VMEM for it."""
+
+    queries: int
+    """Divides their number in a row; so does `keys`."""
+    keys: int
+    fetched_queries: int
+    """A multiple of `queries`; the last part may be filled only partly.  So `fetched_keys`."""
+    fetched_keys: int
+
+
+class Options(NamedTuple):
+    """What is known when the kernels are compiled."""
+
+    blocks: Blocks
+    tokens_last: bool
+    softcap: float | None
+    interpret: bool
+
+
+class Ranges(NamedTuple):
+    """Which blocks a program goes over; in scalar memory, so that they decide what is fetched."""
+
+    first: Any
+    """Of keys, per block of queries [R, i]; or of queries, per block of keys [R, j]."""
+    end: Any
+    """One past the last; 0 where there are none."""
+    expiry_Rj: Any
+    """The last expiry in a block of keys: of those from `first` to `end` some may be unseen."""
+    start_1: Any
+    """Index of the first query in its row."""
+
+
+class Inputs(NamedTuple):
+    """What all kernels read."""
+
+    q: Any
+    """[R, n, J, L, H] or [R, n, J, H, L], scaled."""
+    k: Any
+    """[R, M, L, H] or [R, M, H, L]."""
+    v: Any
+    limits_R2L: Any
+    """Of keys: expiry and, with a window, the position from which on queries are too far away."""
+    position_R1L: Any
+    """Of queries; None without a window."""
+
+
+class Cotangents(NamedTuple):
+    """What the backward kernels read beside it."""
+
+    dout: Any
+    """As q."""
+    lse_RnJL: Any
+    delta_RnJL: Any
+    """sum(out * dout) over a head."""
+
+
+def forward(x: Inputs, sink_nJ1: jax.Array, ranges: Ranges, options: Options):
+    """(out, as q; logsumexp [R, n, J, L]).
+
+    The logsumexp of a query that sees nothing is +inf: exp(logit - logsumexp) is then exactly 0.
+    """
+    size, specs, grid = _sizes(x, options), *_over_keys(x, options)
+    bq = options.blocks.queries
+    return _call(
+        _forward_kernel,
+        grid,
+        (x, sink_nJ1),
+        (specs.inputs, specs.sink),
+        (specs.inputs.q, specs.per_query),
+        (x.q, jax.ShapeDtypeStruct((size.R, size.n, size.J, size.L), F32)),
+        [(size.J, bq), (size.J, bq), (size.J, size.H, bq)],
+        2,
+        ranges,
+        options,
+    )
+
+
+def query_gradient(x: Inputs, d: Cotangents, ranges: Ranges, options: Options) -> jax.Array:
+    """dq of the scaled queries, as q."""
+    size, specs, grid = _sizes(x, options), *_over_keys(x, options)
+    return _call(
+        _query_gradient_kernel,
+        grid,
+        (x, d),
+        (specs.inputs, specs.cotangents),
+        specs.inputs.q,
+        x.q,
+        [(size.J, size.H, options.blocks.queries)],
+        3,
+        ranges,
+        options,
+    )
+
+
+def key_gradients(x: Inputs, d: Cotangents, ranges: Ranges, options: Options):
+    """(dk, dv), as k and v."""
+    accumulator = _axes(options.blocks.keys, _sizes(x, options).H, options)
+    specs, grid = _over_queries(x, options)
+    return _call(
+        _key_gradients_kernel,
+        grid,
+        (x, d),
+        (specs.inputs, specs.cotangents),
+        (specs.inputs.k, specs.inputs.v),
+        (x.k, x.v),
+        [accumulator, accumulator],
+        4,
+        ranges,
+        options,
+    )
+
+
+def _call(
+    kernel: Callable,
+    grid: tuple[int, ...],
+    operands: tuple[Any, ...],
+    in_specs: Any,
+    out_specs: Any,
+    outs: Any,
+    scratch: list[tuple[int, ...]],
+    products: int,
+    ranges: Ranges,
+    options: Options,
+) -> Any:
+    """`pallas_call`, with what is alike for all kernels; `products` are those of a block's."""
+    size = _sizes(operands[0], options)
+    pairs = size.R * size.n * size.J * size.L * size.keys // 2  # as one causal sequence would see
+    moved = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves((operands, outs)))
+    return pl.pallas_call(
+        partial(kernel, options=options),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(ranges),
+            grid=grid,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            scratch_shapes=[pltpu.VMEM(shape, F32) for shape in scratch],
+        ),
+        out_shape=jax.tree.map(lambda out: jax.ShapeDtypeStruct(out.shape, out.dtype), outs),
+        compiler_params=pltpu.CompilerParams(
+            # Where a chip has two cores, each takes some of the rows or heads.
+            dimension_semantics=("parallel", "parallel", *["arbitrary"] * (len(grid) - 2)),
+            vmem_limit_bytes=VMEM_BYTES,
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * products * size.H * pairs, transcendentals=pairs, bytes_accessed=moved
+        ),
+        interpret=options.interpret,
+    )(*ranges, *operands)
+
+
+class _Sizes(NamedTuple):
+    R: int
+    n: int
+    J: int
+    M: int
+    H: int
+    L: int
+    """Queries."""
+    keys: int
+
+
+def _sizes(x: Inputs, options: Options) -> _Sizes:
+    R, n, J, *q_axes = x.q.shape
+    _, M, *k_axes = x.k.shape
+    (L, H), (keys, _) = _axes(*q_axes, options), _axes(*k_axes, options)
+    return _Sizes(R, n, J, M, H, L, keys)
+
+
+def _axes(tokens, rest, options: Options):
+    """[tokens, rest] in the order of memory, or from that order back."""
+    return (rest, tokens) if options.tokens_last else (tokens, rest)
+
+
+class _Place(NamedTuple):
+    """What a program works on, each counted in blocks."""
+
+    row: Any
+    heads: Any
+    key_head: Any
+    queries: Any
+    keys: Any
+
+
+class _Specs(NamedTuple):
+    inputs: Inputs
+    per_query: pl.BlockSpec
+    """Of one number per query and head."""
+    cotangents: Cotangents
+    sink: pl.BlockSpec
+
+
+def _over_keys(x: Inputs, options: Options) -> tuple[_Specs, tuple[int, ...]]:
+    """Specs and grid of (row, query heads, block of queries, fetched part of the keys)."""
+    size, blocks = _sizes(x, options), options.blocks
+    per_part = blocks.fetched_keys // blocks.keys
+
+    def place(row, heads, i, part, *ranges):
+        part = _needed(part, row, i, Ranges(*ranges), per_part)
+        return _Place(row, heads, lax.div(heads, size.n // size.M), i, part)
+
+    grid = (size.R, size.n, size.L // blocks.queries, pl.cdiv(size.keys, blocks.fetched_keys))
+    return _specs(x, blocks.queries, blocks.fetched_keys, place, options), grid
+
+
+def _over_queries(x: Inputs, options: Options) -> tuple[_Specs, tuple[int, ...]]:
+    """Specs and grid of (row, key head, block of keys, its query heads, fetched part of them)."""
+    size, blocks = _sizes(x, options), options.blocks
+    per_part, shared = blocks.fetched_queries // blocks.queries, size.n // size.M
+
+    def place(row, key_head, j, some, part, *ranges):
+        part = _needed(part, row, j, Ranges(*ranges), per_part)
+        return _Place(row, key_head * shared + some, key_head, part, j)
+
+    parts = pl.cdiv(size.L, blocks.fetched_queries)
+    grid = (size.R, size.M, size.keys // blocks.keys, shared, parts)
+    return _specs(x, blocks.fetched_queries, blocks.keys, place, options), grid
+
+
+def _needed(part, row, block, ranges: Ranges, per_part: int):
+    """The part if any of it is seen, else one that is in VMEM already, which costs nothing."""
+    lowest = lax.div(ranges.first[row, block], per_part)
+    highest = lax.div(ranges.end[row, block] - 1, per_part)
+    return jnp.clip(part, lowest, jnp.maximum(highest, lowest))
+
+
+def _specs(
+    x: Inputs, queries: int, keys: int, place: Callable[..., _Place], options: Options
+) -> _Specs:
+    """Args: queries, keys: tokens in VMEM."""
+
+    def spec(shape, index):
+        return pl.BlockSpec(shape, lambda *ids: index(place(*ids)))
+
+    def order(tokens, rest):
+        return _axes(tokens, rest, options)
+
+    J, H = x.q.shape[2], _sizes(x, options).H
+    q = spec((1, 1, J, *order(queries, H)), lambda at: (at.row, at.heads, 0, *order(at.queries, 0)))
+    per_query = spec((1, 1, J, queries), lambda at: (at.row, at.heads, 0, at.queries))
+    k = spec((1, 1, *order(keys, H)), lambda at: (at.row, at.key_head, *order(at.keys, 0)))
+    limits = spec((1, x.limits_R2L.shape[1], keys), lambda at: (at.row, 0, at.keys))
+    position = spec((1, 1, queries), lambda at: (at.row, 0, at.queries))
+    inputs = Inputs(q, k, k, limits, None if x.position_R1L is None else position)
+    sink = spec((1, J, 1), lambda at: (at.heads, 0, 0))
+    return _Specs(inputs, per_query, Cotangents(q, per_query, per_query), sink)
+
+
+def _forward_kernel(
+    first, end, expiry, start, x: Inputs, sink, out, lse, top, total, acc, *, options: Options
+):
+    """Scratch: of each query the maximum so far, and sums relative to it (attention.py)."""
+    ranges, J = Ranges(first, end, expiry, start), out.shape[2]
+
+    @pl.when(pl.program_id(3) == 0)
+    def begin():  # the sink has been seen, and its value is 0
+        top[...] = jnp.broadcast_to(sink[0], top.shape)
+        total[...] = jnp.ones_like(total)
+        acc[...] = jnp.zeros_like(acc)
+
+    def add(tokens, visible_kq):
+        k_kH = _per_token(_tokens(x.k, tokens, options), options)
+        v_Hk = _per_number(_tokens(x.v, tokens, options), options)
+        for h in range(J):
+            logits_kq = _logits(x.q[0, 0, h], k_kH, options)
+            logits_kq = jnp.where(visible_kq, logits_kq, MASKED)
+            head = slice(h, h + 1)
+            new_top_1q = jnp.maximum(top[head], logits_kq.max(0, keepdims=True))
+            p_kq = jnp.exp(logits_kq - new_top_1q)
+            shrink_1q = jnp.exp(top[head] - new_top_1q)
+            top[head] = new_top_1q
+            total[head] = total[head] * shrink_1q + p_kq.sum(0, keepdims=True)
+            acc[h] = acc[h] * shrink_1q + _dot(v_Hk, p_kq.astype(v_Hk.dtype))
+
+    _for_seen_keys(add, x, ranges, options)
+
+    @pl.when(pl.program_id(3) == pl.num_programs(3) - 1)
+    def finish():
+        seen = top[...] > MASKED / 2
+        sums = jnp.where(seen, total[...], 1.0)
+        lse[0, 0] = jnp.where(seen, top[...] + jnp.log(sums), jnp.inf)
+        factor = jnp.where(seen, 1.0 / sums, 0.0)
+        for h in range(J):
+            out_Hq = (acc[h] * factor[h : h + 1]).astype(out.dtype)
+            out[0, 0, h] = _in_memory(out_Hq, options)
+
+
+def _query_gradient_kernel(
+    first, end, expiry, start, x: Inputs, d: Cotangents, dq, acc, *, options: Options
+):
+    ranges, J = Ranges(first, end, expiry, start), dq.shape[2]
+
+    @pl.when(pl.program_id(3) == 0)
+    def begin():
+        acc[...] = jnp.zeros_like(acc)
+
+    def add(tokens, visible_kq):
+        k, v = (_tokens(array, tokens, options) for array in (x.k, x.v))
+        k_kH, v_kH, k_Hk = _per_token(k, options), _per_token(v, options), _per_number(k, options)
+        for h in range(J):
+            q, dout = x.q[0, 0, h], d.dout[0, 0, h]
+            lse_1q, delta_1q = d.lse_RnJL[0, 0, h : h + 1], d.delta_RnJL[0, 0, h : h + 1]
+            _, dlogits_kq = _softmax_gradient(
+                q, k_kH, v_kH, dout, lse_1q, delta_1q, visible_kq, options
+            )
+            acc[h] += _dot(k_Hk, dlogits_kq)
+
+    _for_seen_keys(add, x, ranges, options)
+
+    @pl.when(pl.program_id(3) == pl.num_programs(3) - 1)
+    def finish():
+        for h in range(J):
+            dq[0, 0, h] = _in_memory(acc[h].astype(dq.dtype), options)
+
+
+def _key_gradients_kernel(
+    first, end, expiry, start, x: Inputs, d: Cotangents, dk, dv, dk_acc, dv_acc, *, options
+):
+    row, j, some, part = (pl.program_id(axis) for axis in (0, 2, 3, 4))
+    bq, bk = options.blocks.queries, options.blocks.keys
+
+    @pl.when((some == 0) & (part == 0))
+    def begin():
+        dk_acc[...] = jnp.zeros_like(dk_acc)
+        dv_acc[...] = jnp.zeros_like(dv_acc)
+
+    k_kH, v_kH = (_per_token(array[0, 0], options) for array in (x.k, x.v))
+
+    def add(i, tokens):
+        position_1q = None if x.position_R1L is None else x.position_R1L[0, :, tokens]
+        visible_kq = _visible(start[0] + i * bq, j * bk, (bk, bq), x.limits_R2L[0], position_1q)
+        for h in range(x.q.shape[2]):
+            q, dout = (_tokens(array, tokens, options, h) for array in (x.q, d.dout))
+            head = slice(h, h + 1)
+            lse_1q, delta_1q = d.lse_RnJL[0, 0, head, tokens], d.delta_RnJL[0, 0, head, tokens]
+            p_kq, dlogits_kq = _softmax_gradient(
+                q, k_kH, v_kH, dout, lse_1q, delta_1q, visible_kq, options
+            )
+            dk_acc[...] += _summed(dlogits_kq, q, options)
+            dv_acc[...] += _summed(p_kq, dout, options)
+
+    _for_blocks(add, first[row, j], end[row, j], part, options.blocks.fetched_queries, bq)
+
+    @pl.when((some == pl.num_programs(3) - 1) & (part == pl.num_programs(4) - 1))
+    def finish():
+        dk[0, 0] = dk_acc[...].astype(dk.dtype)
+        dv[0, 0] = dv_acc[...].astype(dv.dtype)
+
+
+def _for_seen_keys(add, x: Inputs, ranges: Ranges, options: Options) -> None:
+    """add(tokens, visible [keys, queries]) for the fetched blocks of keys that a query may see."""
+    row, i, part = (pl.program_id(axis) for axis in (0, 2, 3))
+    bq, bk = options.blocks.queries, options.blocks.keys
+    first_query = ranges.start_1[0] + i * bq
+    position_1q = None if x.position_R1L is None else x.position_R1L[0]
+
+    def add_if_seen(j, tokens):
+        @pl.when(ranges.expiry_Rj[row, j] > first_query)
+        def seen():
+            limits_2k = x.limits_R2L[0, :, tokens]
+            add(tokens, _visible(first_query, j * bk, (bk, bq), limits_2k, position_1q))
+
+    first, end = ranges.first[row, i], ranges.end[row, i]
+    _for_blocks(add_if_seen, first, end, part, options.blocks.fetched_keys, bk)
+
+
+def _for_blocks(body, first, end, part, fetched: int, size: int) -> None:
+    """body(block, its tokens in VMEM) for the blocks from first to end in the fetched part."""
+    per_part = fetched // size
+    begin = part * per_part
+
+    def step(block, _):
+        body(block, pl.ds(pl.multiple_of((block - begin) * size, size), size))
+
+    lax.fori_loop(jnp.maximum(first, begin), jnp.minimum(end, begin + per_part), step, None)
+
+
+def _visible(first_query, first_key, shape, limits_2k, position_1q):
+    """[keys, queries] which keys of a block are seen."""
+    query = first_query + lax.broadcasted_iota(jnp.int32, shape, 1)
+    key = first_key + lax.broadcasted_iota(jnp.int32, shape, 0)
+    visible_kq = (key <= query) & (query < _column(limits_2k[:1]))
+    if position_1q is not None:
+        visible_kq &= position_1q < _column(limits_2k[1:])
+    return visible_kq
+
+
+def _column(x_1k):
+    """[k, 1]; eight rows, since it is whole registers that are transposed."""
+    return jnp.broadcast_to(x_1k, (8, x_1k.shape[1])).T[:, :1]
+
+
+def _tokens(array, tokens, options: Options, *head):
+    """Some tokens of what is in VMEM."""
+    return array[0, 0, *head, *_axes(tokens, slice(None), options)]
+
+
+def _per_token(x, options: Options):
+    """[L, H] of what is in the order of memory."""
+    return x.T if options.tokens_last else x
+
+
+def _per_number(x, options: Options):
+    """[H, L] of what is in the order of memory."""
+    return x if options.tokens_last else x.T
+
+
+def _in_memory(x_HL, options: Options):
+    return x_HL if options.tokens_last else x_HL.T
+
+
+def _logits(q, k_kH, options: Options):
+    return capped(_with_queries(k_kH, q, options), options.softcap)
+
+
+def _softmax_gradient(q, k_kH, v_kH, dout, lse_1q, delta_1q, visible_kq, options: Options):
+    """Probabilities, and the gradient of the logits, [keys, queries] in the dtype of q."""
+    logits_kq = _logits(q, k_kH, options)
+    p_kq = jnp.exp(jnp.where(visible_kq, logits_kq, MASKED) - lse_1q)
+    dlogits_kq = p_kq * (_with_queries(v_kH, dout, options) - delta_1q)
+    if options.softcap is not None:  # d(c tanh(x / c)) / dx = 1 - tanh(x / c)^2
+        dlogits_kq *= 1.0 - (logits_kq / options.softcap) ** 2
+    return p_kq.astype(q.dtype), dlogits_kq.astype(q.dtype)
+
+
+def _with_queries(x_kH, q, options: Options):
+    """Dot products of what keys have with what queries have: [keys, queries]."""
+    return _dot(x_kH, q, over=(1, 0 if options.tokens_last else 1))
+
+
+def _summed(weights_kq, q, options: Options):
+    """What queries have, weighted and summed for every key, in the order of memory."""
+    if options.tokens_last:
+        return _dot(q, weights_kq, over=(1, 1))
+    return _dot(weights_kq, q, over=(1, 0))
+
+
+def _dot(a, b, over: tuple[int, int] = (1, 0)):
+    """Float32 sum over an axis of each; float32 operands are not rounded."""
+    axes = (((over[0],), (over[1],)), ((), ()))
+    precision = "highest" if a.dtype == F32 else None
+    return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=F32)
