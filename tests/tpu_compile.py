@@ -45,6 +45,7 @@ MIXTURE = ModelSpec(
     "mixtral", 32768, 1024, 2048, 6, 16, 8, 64, 8192, 1e5, 1e-5, False, qk_norm="head", attention_softcap=50.0,
     kinds=(LayerKind(512), LayerKind(rope=None)) * 3, experts=8, experts_per_token=2,
 )  # fmt: skip
+XLA = {"remat": "dots", "attention": "xla"}
 LONG = RowShape(4096, 3072, 16, 2)
 # One conversation with two answers in a row: of 131,072 tokens, and of half as many.
 CONVERSATION, HALF = RowShape(131072, 8192, 1, 2), RowShape(65536, 1024, 1, 2)
@@ -62,7 +63,7 @@ CASES = {
     "mixture": (MIXTURE, "v5e:2x2", (1, 2, 2), 2, 4, RowShape(1024, 512, 7, 2), ["dpo", "router_balance"]),
     "llama-3.1-8b": (LLAMA, "v5p:2x2x4", (1, 4, 4), 1, 32, RowShape(2048, 1536, 8, 2), ["dpo"]),
     "llama-3.1-8b-4096": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"], {"remat": "dots"}),
-    "llama-3.1-8b-4096-xla": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"], {"remat": "dots", "attention": "xla"}),
+    "llama-3.1-8b-4096-xla": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"], XLA),
     "llama-3.1-8b-4096-full": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"]),
     "llama-3.1-8b-4096-v6e": (LLAMA, "v6e:4x4", (1, 16, 1), 1, 32, LONG, ["dpo"]),
     "llama-3.1-8b-4096-lora": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"], {"rank": 16}),

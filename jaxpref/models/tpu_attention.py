@@ -26,8 +26,8 @@ from jaxpref.models.tpu_kernels import (
 )
 
 FETCHED_BYTES = 2 * 2**20
-"""Of queries that `key_gradients` brings into VMEM at a time; it has room for four times that twice:
-queries and cotangents, each while the next ones are on their way."""
+"""Of queries that `key_gradients` has in VMEM at a time.  As much of their cotangents is there too,
+and room for what comes next of both."""
 
 LANES = 128
 """To a multiple of this the last axis of an array is padded in memory."""
@@ -72,9 +72,8 @@ def tpu_attention(
     J = _heads_at_once(N // M)
     blocks = blocks or choose_blocks(J * H * q_RLNH.dtype.itemsize)
     options = Options(blocks, H % LANES != 0, softcap, interpret)
-    place = partial(_in_memory, tokens_last=options.tokens_last)
-    q = place(scaled(q_RLNH, scale), blocks.queries)
-    k, v = place(k_RLMH, blocks.keys), place(v_RLMH, blocks.keys)
+    q_RNHL = _tokens_last(scaled(q_RLNH, scale), blocks.queries)
+    k_RMHL, v_RMHL = (_tokens_last(x, blocks.keys) for x in (k_RLMH, v_RLMH))
     limits, position_R1L = [mask.expiry_RL], None
     if mask.window is not None:
         limits.append(mask.position_RL + mask.window)
@@ -84,11 +83,10 @@ def tpu_attention(
     masks = Masks(limits_R2L, position_R1L, jnp.asarray(q_start, jnp.int32).reshape(1))
     # Without sinks, a logit that adds nothing.
     sink_N = jnp.full(N, MASKED) if sink_N is None else sink_N.astype(jnp.float32)
-    side_by_side = (N // J, J)
-    q = q.reshape(R, *side_by_side, *q.shape[2:])
-    out = _attend(q, k, v, sink_N.reshape(side_by_side), masks, options)
+    q_RnJHL, sink_nJ = q_RNHL.reshape(R, N // J, J, H, -1), sink_N.reshape(N // J, J)
+    out = _attend(q_RnJHL, k_RMHL, v_RMHL, sink_nJ, masks, options)
     out = out.reshape(R, N, *out.shape[3:])
-    return jnp.moveaxis(out, -1 if options.tokens_last else 2, 1)[:, :L]
+    return jnp.moveaxis(out, 3 if options.out_tokens_last else 2, 1)[:, :L]
 
 
 def choose_blocks(query_bytes: int) -> Blocks:
@@ -103,9 +101,9 @@ def _padded(x_RL: jax.Array, unit: int) -> jax.Array:
     return jnp.pad(x_RL, [(0, 0), (0, missing), *[(0, 0)] * (x_RL.ndim - 2)]) if missing else x_RL
 
 
-def _in_memory(x_RLNH: jax.Array, unit: int, *, tokens_last: bool) -> jax.Array:
-    """[R, N, L, H] or [R, N, H, L], padded to a multiple of `unit` tokens."""
-    return jnp.moveaxis(_padded(x_RLNH, unit), 1, -1 if tokens_last else 2)
+def _tokens_last(x_RLNH: jax.Array, unit: int) -> jax.Array:
+    """[R, N, H, L], padded to a multiple of `unit` tokens."""
+    return jnp.moveaxis(_padded(x_RLNH, unit), 1, -1)
 
 
 def _heads_at_once(heads: int) -> int:
@@ -150,14 +148,14 @@ def _ranges(masks: Masks, queries: int, blocks: Blocks) -> tuple[Ranges, Ranges]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(q, k, v, sink_nJ, masks: Masks, options: Options):
-    return _attend_saving(q, k, v, sink_nJ, masks, options)[0]
+def _attend(q_RnJHL, k_RMHL, v_RMHL, sink_nJ, masks: Masks, options: Options):
+    return _attend_saving(q_RnJHL, k_RMHL, v_RMHL, sink_nJ, masks, options)[0]
 
 
-def _attend_saving(q, k, v, sink_nJ, masks, options):
-    inputs = Inputs(q, k, v, masks.limits_R2L, masks.position_R1L)
-    ranges, _ = _ranges(masks, _count(q, options), options.blocks)
-    both = forward(inputs, sink_nJ[:, :, None], ranges, options)
+def _attend_saving(q_RnJHL, k_RMHL, v_RMHL, sink_nJ, masks, options):
+    inputs = Inputs(q_RnJHL, k_RMHL, v_RMHL, masks.limits_R2L, masks.position_R1L)
+    keys, _ = _ranges(masks, q_RnJHL.shape[-1], options.blocks)
+    both = forward(inputs, sink_nJ[:, :, None], keys, options)
     out, lse = (checkpoint_name(x, ATTENTION) for x in both)
     return out, (inputs, sink_nJ, masks, out, lse)
 
@@ -166,18 +164,14 @@ def _attend_backward(options, saved, dout):
     inputs, sink_nJ, masks, out, lse_RnJL = saved
     # The sum over all keys of p * dp (attention.py).
     products = out.astype(jnp.float32) * dout.astype(jnp.float32)
-    delta_RnJL = products.sum(axis=3 if options.tokens_last else 4)
-    cotangents = Cotangents(dout, lse_RnJL, delta_RnJL)
-    keys, queries = _ranges(masks, _count(out, options), options.blocks)
+    delta_RnJL = products.sum(axis=3 if options.out_tokens_last else 4)
+    dout_RnJHL = dout if options.out_tokens_last else jnp.swapaxes(dout, 3, 4)
+    cotangents = Cotangents(dout_RnJHL, lse_RnJL, delta_RnJL)
+    keys, queries = _ranges(masks, lse_RnJL.shape[-1], options.blocks)
     dq = query_gradient(inputs, cotangents, keys, options)
     dk, dv = key_gradients(inputs, cotangents, queries, options)
     dsink_nJ = -jnp.sum(jnp.exp(sink_nJ[None, :, :, None] - lse_RnJL) * delta_RnJL, axis=(0, 3))
     return dq, dk, dv, dsink_nJ, None
-
-
-def _count(q, options: Options) -> int:
-    """Queries of a row."""
-    return q.shape[4 if options.tokens_last else 3]
 
 
 _attend.defvjp(_attend_saving, _attend_backward)

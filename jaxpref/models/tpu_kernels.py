@@ -5,8 +5,8 @@ that they see; one of `key_gradients` has a block of keys and goes over the quer
 
 The logits of a block are [keys, queries]: what there is one of per query (maximum, sum, logsumexp)
 is a row then, and is found without crossing the lanes of the vector unit.  The letters are those of
-types.py; query heads are [n, J], J of them to a program.  Queries, keys and values end on [L, H] or,
-if `tokens_last`, on [H, L]: the last axis is padded to 128 in memory, as H need not be then.
+types.py; query heads are [n, J], J of them to a program.  Arrays end on [H, L]: the last axis is
+padded to 128 in memory, which a head size need not be, and XLA rotates halves of heads best so.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,8 @@ class Options(NamedTuple):
     """What is known when the kernels are compiled."""
 
     blocks: Blocks
-    tokens_last: bool
+    out_tokens_last: bool
+    """Attention's output, too, ends on [H, L]; else on [L, H]."""
     softcap: float | None
     interpret: bool
 
@@ -63,11 +64,10 @@ class Ranges(NamedTuple):
 class Inputs(NamedTuple):
     """What all kernels read."""
 
-    q: Any
-    """[R, n, J, L, H] or [R, n, J, H, L], scaled."""
-    k: Any
-    """[R, M, L, H] or [R, M, H, L]."""
-    v: Any
+    q_RnJHL: Any
+    """Scaled."""
+    k_RMHL: Any
+    v_RMHL: Any
     limits_R2L: Any
     """Of keys: expiry and, with a window, the position from which on queries are too far away."""
     position_R1L: Any
@@ -77,27 +77,28 @@ class Inputs(NamedTuple):
 class Cotangents(NamedTuple):
     """What the backward kernels read beside it."""
 
-    dout: Any
-    """As q."""
+    dout_RnJHL: Any
     lse_RnJL: Any
     delta_RnJL: Any
     """sum(out * dout) over a head."""
 
 
 def forward(x: Inputs, sink_nJ1: jax.Array, ranges: Ranges, options: Options):
-    """(out, as q; logsumexp [R, n, J, L]).
+    """(out [R, n, J, H, L] or [R, n, J, L, H], logsumexp [R, n, J, L]).
 
     The logsumexp of a query that sees nothing is +inf: exp(logit - logsumexp) is then exactly 0.
     """
-    size, specs, grid = _sizes(x, options), *_over_keys(x, options)
+    size, specs, grid = _sizes(x), *_over_keys(x, options)
     bq = options.blocks.queries
+    R, n, J, *axes = x.q_RnJHL.shape
+    out = jax.ShapeDtypeStruct((R, n, J, *_in_order(*axes, options)), x.q_RnJHL.dtype)
     return _call(
         _forward_kernel,
         grid,
         (x, sink_nJ1),
         (specs.inputs, specs.sink),
-        (specs.inputs.q, specs.per_query),
-        (x.q, jax.ShapeDtypeStruct((size.R, size.n, size.J, size.L), F32)),
+        (specs.out, specs.per_query),
+        (out, jax.ShapeDtypeStruct((size.R, size.n, size.J, size.L), F32)),
         [(size.J, bq), (size.J, bq), (size.J, size.H, bq)],
         2,
         ranges,
@@ -106,15 +107,15 @@ def forward(x: Inputs, sink_nJ1: jax.Array, ranges: Ranges, options: Options):
 
 
 def query_gradient(x: Inputs, d: Cotangents, ranges: Ranges, options: Options) -> jax.Array:
-    """dq of the scaled queries, as q."""
-    size, specs, grid = _sizes(x, options), *_over_keys(x, options)
+    """dq [R, n, J, H, L] of the scaled queries, in their dtype."""
+    size, specs, grid = _sizes(x), *_over_keys(x, options)
     return _call(
         _query_gradient_kernel,
         grid,
         (x, d),
         (specs.inputs, specs.cotangents),
-        specs.inputs.q,
-        x.q,
+        specs.inputs.q_RnJHL,
+        x.q_RnJHL,
         [(size.J, size.H, options.blocks.queries)],
         3,
         ranges,
@@ -123,16 +124,16 @@ def query_gradient(x: Inputs, d: Cotangents, ranges: Ranges, options: Options) -
 
 
 def key_gradients(x: Inputs, d: Cotangents, ranges: Ranges, options: Options):
-    """(dk, dv), as k and v."""
-    accumulator = _axes(options.blocks.keys, _sizes(x, options).H, options)
+    """(dk, dv) [R, M, H, L] in the dtypes of k and v."""
+    accumulator = _sizes(x).H, options.blocks.keys
     specs, grid = _over_queries(x, options)
     return _call(
         _key_gradients_kernel,
         grid,
         (x, d),
         (specs.inputs, specs.cotangents),
-        (specs.inputs.k, specs.inputs.v),
-        (x.k, x.v),
+        (specs.inputs.k_RMHL, specs.inputs.v_RMHL),
+        (x.k_RMHL, x.v_RMHL),
         [accumulator, accumulator],
         4,
         ranges,
@@ -153,7 +154,7 @@ def _call(
     options: Options,
 ) -> Any:
     """`pallas_call`, with what is alike for all kernels; `products` are those of a block's."""
-    size = _sizes(operands[0], options)
+    size = _sizes(operands[0])
     pairs = size.R * size.n * size.J * size.L * size.keys // 2  # as one causal sequence would see
     moved = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves((operands, outs)))
     return pl.pallas_call(
@@ -189,16 +190,14 @@ class _Sizes(NamedTuple):
     keys: int
 
 
-def _sizes(x: Inputs, options: Options) -> _Sizes:
-    R, n, J, *q_axes = x.q.shape
-    _, M, *k_axes = x.k.shape
-    (L, H), (keys, _) = _axes(*q_axes, options), _axes(*k_axes, options)
+def _sizes(x: Inputs) -> _Sizes:
+    (R, n, J, H, L), (_, M, _, keys) = x.q_RnJHL.shape, x.k_RMHL.shape
     return _Sizes(R, n, J, M, H, L, keys)
 
 
-def _axes(tokens, rest, options: Options):
-    """[tokens, rest] in the order of memory, or from that order back."""
-    return (rest, tokens) if options.tokens_last else (tokens, rest)
+def _in_order(numbers, tokens, options: Options):
+    """What is [numbers, tokens], in the order of attention's output."""
+    return (numbers, tokens) if options.out_tokens_last else (tokens, numbers)
 
 
 class _Place(NamedTuple):
@@ -217,11 +216,12 @@ class _Specs(NamedTuple):
     """Of one number per query and head."""
     cotangents: Cotangents
     sink: pl.BlockSpec
+    out: pl.BlockSpec
 
 
 def _over_keys(x: Inputs, options: Options) -> tuple[_Specs, tuple[int, ...]]:
     """Specs and grid of (row, query heads, block of queries, fetched part of the keys)."""
-    size, blocks = _sizes(x, options), options.blocks
+    size, blocks = _sizes(x), options.blocks
     per_part = blocks.fetched_keys // blocks.keys
 
     def place(row, heads, i, part, *ranges):
@@ -234,7 +234,7 @@ def _over_keys(x: Inputs, options: Options) -> tuple[_Specs, tuple[int, ...]]:
 
 def _over_queries(x: Inputs, options: Options) -> tuple[_Specs, tuple[int, ...]]:
     """Specs and grid of (row, key head, block of keys, its query heads, fetched part of them)."""
-    size, blocks = _sizes(x, options), options.blocks
+    size, blocks = _sizes(x), options.blocks
     per_part, shared = blocks.fetched_queries // blocks.queries, size.n // size.M
 
     def place(row, key_head, j, some, part, *ranges):
@@ -261,18 +261,19 @@ def _specs(
     def spec(shape, index):
         return pl.BlockSpec(shape, lambda *ids: index(place(*ids)))
 
-    def order(tokens, rest):
-        return _axes(tokens, rest, options)
-
-    J, H = x.q.shape[2], _sizes(x, options).H
-    q = spec((1, 1, J, *order(queries, H)), lambda at: (at.row, at.heads, 0, *order(at.queries, 0)))
+    J, H = x.q_RnJHL.shape[2:4]
+    q = spec((1, 1, J, H, queries), lambda at: (at.row, at.heads, 0, 0, at.queries))
     per_query = spec((1, 1, J, queries), lambda at: (at.row, at.heads, 0, at.queries))
-    k = spec((1, 1, *order(keys, H)), lambda at: (at.row, at.key_head, *order(at.keys, 0)))
+    k = spec((1, 1, H, keys), lambda at: (at.row, at.key_head, 0, at.keys))
     limits = spec((1, x.limits_R2L.shape[1], keys), lambda at: (at.row, 0, at.keys))
     position = spec((1, 1, queries), lambda at: (at.row, 0, at.queries))
     inputs = Inputs(q, k, k, limits, None if x.position_R1L is None else position)
     sink = spec((1, J, 1), lambda at: (at.heads, 0, 0))
-    return _Specs(inputs, per_query, Cotangents(q, per_query, per_query), sink)
+    out = spec(
+        (1, 1, J, *_in_order(H, queries, options)),
+        lambda at: (at.row, at.heads, 0, *_in_order(0, at.queries, options)),
+    )
+    return _Specs(inputs, per_query, Cotangents(q, per_query, per_query), sink, out)
 
 
 def _forward_kernel(
@@ -288,10 +289,9 @@ def _forward_kernel(
         acc[...] = jnp.zeros_like(acc)
 
     def add(tokens, visible_kq):
-        k_kH = _per_token(_tokens(x.k, tokens, options), options)
-        v_Hk = _per_number(_tokens(x.v, tokens, options), options)
+        k_kH, v_Hk = x.k_RMHL[0, 0, :, tokens].T, x.v_RMHL[0, 0, :, tokens]
         for h in range(J):
-            logits_kq = _logits(x.q[0, 0, h], k_kH, options)
+            logits_kq = _logits(x.q_RnJHL[0, 0, h], k_kH, options)
             logits_kq = jnp.where(visible_kq, logits_kq, MASKED)
             head = slice(h, h + 1)
             new_top_1q = jnp.maximum(top[head], logits_kq.max(0, keepdims=True))
@@ -311,7 +311,7 @@ def _forward_kernel(
         factor = jnp.where(seen, 1.0 / sums, 0.0)
         for h in range(J):
             out_Hq = (acc[h] * factor[h : h + 1]).astype(out.dtype)
-            out[0, 0, h] = _in_memory(out_Hq, options)
+            out[0, 0, h] = out_Hq if options.out_tokens_last else out_Hq.T
 
 
 def _query_gradient_kernel(
@@ -324,13 +324,13 @@ def _query_gradient_kernel(
         acc[...] = jnp.zeros_like(acc)
 
     def add(tokens, visible_kq):
-        k, v = (_tokens(array, tokens, options) for array in (x.k, x.v))
-        k_kH, v_kH, k_Hk = _per_token(k, options), _per_token(v, options), _per_number(k, options)
+        k_Hk = x.k_RMHL[0, 0, :, tokens]
+        k_kH, v_kH = k_Hk.T, x.v_RMHL[0, 0, :, tokens].T
         for h in range(J):
-            q, dout = x.q[0, 0, h], d.dout[0, 0, h]
+            q_Hq, dout_Hq = x.q_RnJHL[0, 0, h], d.dout_RnJHL[0, 0, h]
             lse_1q, delta_1q = d.lse_RnJL[0, 0, h : h + 1], d.delta_RnJL[0, 0, h : h + 1]
             _, dlogits_kq = _softmax_gradient(
-                q, k_kH, v_kH, dout, lse_1q, delta_1q, visible_kq, options
+                q_Hq, k_kH, v_kH, dout_Hq, lse_1q, delta_1q, visible_kq, options
             )
             acc[h] += _dot(k_Hk, dlogits_kq)
 
@@ -338,8 +338,7 @@ def _query_gradient_kernel(
 
     @pl.when(pl.program_id(3) == pl.num_programs(3) - 1)
     def finish():
-        for h in range(J):
-            dq[0, 0, h] = _in_memory(acc[h].astype(dq.dtype), options)
+        dq[0, 0] = acc[...].astype(dq.dtype)
 
 
 def _key_gradients_kernel(
@@ -353,20 +352,21 @@ def _key_gradients_kernel(
         dk_acc[...] = jnp.zeros_like(dk_acc)
         dv_acc[...] = jnp.zeros_like(dv_acc)
 
-    k_kH, v_kH = (_per_token(array[0, 0], options) for array in (x.k, x.v))
+    k_kH, v_kH = x.k_RMHL[0, 0].T, x.v_RMHL[0, 0].T
 
     def add(i, tokens):
         position_1q = None if x.position_R1L is None else x.position_R1L[0, :, tokens]
         visible_kq = _visible(start[0] + i * bq, j * bk, (bk, bq), x.limits_R2L[0], position_1q)
-        for h in range(x.q.shape[2]):
-            q, dout = (_tokens(array, tokens, options, h) for array in (x.q, d.dout))
+        for h in range(x.q_RnJHL.shape[2]):
+            q_Hq = x.q_RnJHL[0, 0, h, :, tokens]
+            dout_Hq = d.dout_RnJHL[0, 0, h, :, tokens]
             head = slice(h, h + 1)
             lse_1q, delta_1q = d.lse_RnJL[0, 0, head, tokens], d.delta_RnJL[0, 0, head, tokens]
             p_kq, dlogits_kq = _softmax_gradient(
-                q, k_kH, v_kH, dout, lse_1q, delta_1q, visible_kq, options
+                q_Hq, k_kH, v_kH, dout_Hq, lse_1q, delta_1q, visible_kq, options
             )
-            dk_acc[...] += _summed(dlogits_kq, q, options)
-            dv_acc[...] += _summed(p_kq, dout, options)
+            dk_acc[...] += _dot(q_Hq, dlogits_kq, over=(1, 1))
+            dv_acc[...] += _dot(dout_Hq, p_kq, over=(1, 1))
 
     _for_blocks(add, first[row, j], end[row, j], part, options.blocks.fetched_queries, bq)
 
@@ -419,49 +419,18 @@ def _column(x_1k):
     return jnp.broadcast_to(x_1k, (8, x_1k.shape[1])).T[:, :1]
 
 
-def _tokens(array, tokens, options: Options, *head):
-    """Some tokens of what is in VMEM."""
-    return array[0, 0, *head, *_axes(tokens, slice(None), options)]
+def _logits(q_Hq, k_kH, options: Options):
+    return capped(_dot(k_kH, q_Hq), options.softcap)
 
 
-def _per_token(x, options: Options):
-    """[L, H] of what is in the order of memory."""
-    return x.T if options.tokens_last else x
-
-
-def _per_number(x, options: Options):
-    """[H, L] of what is in the order of memory."""
-    return x if options.tokens_last else x.T
-
-
-def _in_memory(x_HL, options: Options):
-    return x_HL if options.tokens_last else x_HL.T
-
-
-def _logits(q, k_kH, options: Options):
-    return capped(_with_queries(k_kH, q, options), options.softcap)
-
-
-def _softmax_gradient(q, k_kH, v_kH, dout, lse_1q, delta_1q, visible_kq, options: Options):
+def _softmax_gradient(q_Hq, k_kH, v_kH, dout_Hq, lse_1q, delta_1q, visible_kq, options: Options):
     """Probabilities, and the gradient of the logits, [keys, queries] in the dtype of q."""
-    logits_kq = _logits(q, k_kH, options)
+    logits_kq = _logits(q_Hq, k_kH, options)
     p_kq = jnp.exp(jnp.where(visible_kq, logits_kq, MASKED) - lse_1q)
-    dlogits_kq = p_kq * (_with_queries(v_kH, dout, options) - delta_1q)
+    dlogits_kq = p_kq * (_dot(v_kH, dout_Hq) - delta_1q)
     if options.softcap is not None:  # d(c tanh(x / c)) / dx = 1 - tanh(x / c)^2
         dlogits_kq *= 1.0 - (logits_kq / options.softcap) ** 2
-    return p_kq.astype(q.dtype), dlogits_kq.astype(q.dtype)
-
-
-def _with_queries(x_kH, q, options: Options):
-    """Dot products of what keys have with what queries have: [keys, queries]."""
-    return _dot(x_kH, q, over=(1, 0 if options.tokens_last else 1))
-
-
-def _summed(weights_kq, q, options: Options):
-    """What queries have, weighted and summed for every key, in the order of memory."""
-    if options.tokens_last:
-        return _dot(q, weights_kq, over=(1, 1))
-    return _dot(weights_kq, q, over=(1, 0))
+    return p_kq.astype(q_Hq.dtype), dlogits_kq.astype(q_Hq.dtype)
 
 
 def _dot(a, b, over: tuple[int, int] = (1, 0)):
