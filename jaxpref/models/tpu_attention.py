@@ -32,6 +32,9 @@ and room for what comes next of both."""
 LANES = 128
 """To a multiple of this the last axis of an array is padded in memory."""
 
+FAR = 2**30
+"""More than any position and any window."""
+
 HEADS_AT_ONCE = 8
 """Query heads of one key head for which code is laid out side by side."""
 
@@ -74,13 +77,7 @@ def tpu_attention(
     options = Options(blocks, H % LANES != 0, softcap, interpret)
     q_RNHL = _tokens_last(scaled(q_RLNH, scale), blocks.queries)
     k_RMHL, v_RMHL = (_tokens_last(x, blocks.keys) for x in (k_RLMH, v_RLMH))
-    limits, position_R1L = [mask.expiry_RL], None
-    if mask.window is not None:
-        limits.append(mask.position_RL + mask.window)
-        position_RL = lax.dynamic_slice_in_dim(mask.position_RL, q_start, L, axis=1)
-        position_R1L = _padded(position_RL, blocks.queries)[:, None]
-    limits_R2L = jnp.stack([_padded(x, blocks.keys) for x in limits], axis=1)
-    masks = Masks(limits_R2L, position_R1L, jnp.asarray(q_start, jnp.int32).reshape(1))
+    masks = _masks(mask, L, jnp.asarray(q_start, jnp.int32), blocks)
     # Without sinks, a logit that adds nothing.
     sink_N = jnp.full(N, MASKED) if sink_N is None else sink_N.astype(jnp.float32)
     q_RnJHL, sink_nJ = q_RNHL.reshape(R, N // J, J, H, -1), sink_N.reshape(N // J, J)
@@ -95,10 +92,25 @@ def choose_blocks(query_bytes: int) -> Blocks:
     return Blocks(256, 256, fetched_queries, 2048)
 
 
-def _padded(x_RL: jax.Array, unit: int) -> jax.Array:
-    """Zeros up to a multiple of `unit` tokens: keys that expire at 0."""
+def _masks(mask: Mask, queries: int, q_start: jax.Array, blocks: Blocks) -> Masks:
+    limits, position_R1L = [mask.expiry_RL], None
+    if mask.window is not None:
+        limits.append(mask.position_RL + mask.window)
+        # Padding is near nothing, whatever its position.
+        position_RL = jnp.where(mask.expiry_RL > 0, mask.position_RL, FAR)
+        position_RL = lax.dynamic_slice_in_dim(position_RL, q_start, queries, axis=1)
+        position_R1L = _padded(position_RL, blocks.queries, FAR)[:, None]
+    limits_R2L = jnp.stack([_padded(x, blocks.keys) for x in limits], axis=1)
+    return Masks(limits_R2L, position_R1L, q_start.reshape(1))
+
+
+def _padded(x_RL: jax.Array, unit: int, value: int = 0) -> jax.Array:
+    """Up to a multiple of `unit` tokens; a key that expires at 0 is not seen."""
     missing = -x_RL.shape[1] % unit
-    return jnp.pad(x_RL, [(0, 0), (0, missing), *[(0, 0)] * (x_RL.ndim - 2)]) if missing else x_RL
+    if not missing:
+        return x_RL
+    behind = [(0, 0), (0, missing), *[(0, 0)] * (x_RL.ndim - 2)]
+    return jnp.pad(x_RL, behind, constant_values=value)
 
 
 def _tokens_last(x_RLNH: jax.Array, unit: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Attention by tokamax against the blockwise one, with tokamax's plain XLA for its kernels; the choice between them."""
+"""Attention by tokamax against the blockwise one, with tokamax's plain XLA for its kernels; which is chosen when."""
 
 import dataclasses
 import importlib.util
@@ -16,7 +16,7 @@ from jaxpref.config import MeshConfig
 from jaxpref.errors import InputError
 from jaxpref.models.attention import attention
 from jaxpref.models.decoder import build_model
-from jaxpref.models.fused_attention import KERNELS, choose_attention, fused_attention
+from jaxpref.models.fused_attention import KERNELS, choose_attention, fused_attention, pallas_attention
 from jaxpref.models.placement import param_shardings
 from jaxpref.models.spec import LayerKind, ModelSpec
 from jaxpref.runs.build import attention_of, build
@@ -91,8 +91,10 @@ OTHERS = {
     "T4": SimpleNamespace(platform="gpu", device_kind="Tesla T4", compute_capability="7.5"),
     "B200": SimpleNamespace(platform="gpu", device_kind="NVIDIA B200", compute_capability="10.0"),
     "MI300X": SimpleNamespace(platform="gpu", device_kind="AMD Instinct MI300X", compute_capability="gfx942"),
-    "TPU": SimpleNamespace(platform="tpu", device_kind="TPU v5p"),
+    "TPU v4": SimpleNamespace(platform="tpu", device_kind="TPU v4"),
 }
+V5P = SimpleNamespace(platform="tpu", device_kind="TPU v5p")
+WIDE = dataclasses.replace(SPEC, head_dim=64)
 
 
 @needs_tokamax
@@ -114,13 +116,14 @@ def test_other_devices_compute_in_xla_and_say_why(device):
         (H100, {}, "float32", "the compute dtype is float32"),
         (H100, {"attention_softcap": 50.0}, "bfloat16", "caps its attention logits"),
         (jax.devices()[0], {}, "bfloat16", "the device is cpu"),
+        (V5P, {}, "bfloat16", "the head size is 8"),
     ],
 )
 def test_kernels_that_cannot_be_used_are_not_chosen_and_refused_when_asked_for(device, changes, dtype, why):
     spec = dataclasses.replace(SPEC, **changes)
     assert why in choose_attention("auto", device, spec, dtype).why
     with pytest.raises(InputError, match=why):
-        choose_attention("tokamax", device, spec, dtype)
+        choose_attention("pallas" if device is V5P else "tokamax", device, spec, dtype)
     assert choose_attention("xla", device, spec, dtype).name == "xla"
 
 
@@ -128,6 +131,25 @@ def test_rows_over_several_devices_are_computed_in_xla():
     assert choose_attention("auto", H100, SPEC, "bfloat16", 2).name == "xla"
     with pytest.raises(InputError, match="tokens lie over mesh.context"):
         choose_attention("tokamax", H100, SPEC, "bfloat16", 2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"attention_softcap": 50.0}, {"attention_sinks": True}, {"head_dim": 256}])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_auto_takes_the_pallas_kernels_on_tpus(changes, dtype):
+    spec = dataclasses.replace(WIDE, **changes)
+    choice = choose_attention("auto", V5P, spec, dtype)
+    assert choice == ("pallas", "Pallas kernels on TPU v5p", pallas_attention)
+    assert choose_attention("pallas", V5P, spec, dtype) == choice
+
+
+def test_on_a_tpu_of_another_kind_they_are_taken_when_asked_for():
+    assert choose_attention("auto", OTHERS["TPU v4"], WIDE, "bfloat16").name == "xla"
+    assert choose_attention("pallas", OTHERS["TPU v4"], WIDE, "bfloat16").name == "pallas"
+
+
+def test_kernels_for_tpus_are_refused_elsewhere():
+    with pytest.raises(InputError, match="the kernels are for TPUs"):
+        choose_attention("pallas", H100, WIDE, "bfloat16")
 
 
 def test_a_run_on_a_cpu_computes_in_xla_and_says_why(tiny_files, any_mesh, tmp_path):

@@ -1,5 +1,6 @@
 """Attention by Pallas kernels, interpreted, against the plain softmax; what they skip; the model on a mesh."""
 
+import dataclasses
 import itertools
 from functools import partial
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_attention import EXPIRY, POSITION, SCALE, H, J, L, M, R, inputs, mask_of, plain, seen
+from test_attention import EXPIRY, SCALE, J, L, M, R, inputs, mask_of, plain, seen
 
 from jaxpref.config import MeshConfig
 from jaxpref.models import tpu_attention as tpu
@@ -15,6 +16,7 @@ from jaxpref.models.attention import Mask
 from jaxpref.models.decoder import build_model
 from jaxpref.models.fused_attention import pallas_attention
 from jaxpref.models.placement import param_shardings
+from jaxpref.models.spec import LayerKind, ModelSpec
 from jaxpref.models.tpu_kernels import Blocks
 from jaxpref.sharding import batch_sharding, make_mesh
 
@@ -24,9 +26,9 @@ SMALL = Blocks(8, 16, 16, 32)  # of 32 tokens: two parts of two blocks of querie
 SINKS = 1.0 + jnp.arange(-2.0, M * J - 2)
 
 
-@pytest.fixture(params=[True, False], ids=["tokens last", "numbers last"])
+@pytest.fixture(params=[True, False], ids=["as of 64", "as of 128"])
 def any_layout(request, monkeypatch):
-    """Heads of 8 stand for those of 64, whose tokens are the last axis, or for those of 128."""
+    """Attention's output is laid out as for heads of 64, or of 128."""
     monkeypatch.setattr(tpu, "LANES", 128 if request.param else 8)
 
 
@@ -126,10 +128,8 @@ def test_policies_that_are_stacked_each_get_their_own():
 
 
 def ranges_of(mask, blocks, start=0, queries=L):
-    limits = [mask.expiry_RL] if mask.window is None else [mask.expiry_RL, mask.position_RL + mask.window]
-    position = None if mask.window is None else jnp.asarray(mask.position_RL)[:, None, start : start + queries]
-    masks = tpu.Masks(jnp.stack(limits, 1), position, jnp.array([start]))
-    return tpu._ranges(masks, queries, blocks)
+    masks = tpu._masks(mask, queries, jnp.int32(start), blocks)
+    return jax.tree.map(np.asarray, tpu._ranges(masks, queries, blocks))
 
 
 def test_blocks_that_no_query_sees_are_neither_computed_nor_fetched():
@@ -165,3 +165,34 @@ def test_a_part_of_the_row_sees_what_it_sees_in_the_whole():
     part, _ = ranges_of(jax.tree.map(jnp.asarray, mask_of(5)), Blocks(4, 4, 8, 8), start=12, queries=16)
     np.testing.assert_array_equal(part.first, whole.first[:, 3:7])
     np.testing.assert_array_equal(part.end, whole.end[:, 3:7])
+
+
+SPEC = ModelSpec("llama", 64, 16, 32, 2, 4, 2, 8, 64, 1e4, 1e-5, True, kinds=(LayerKind(), LayerKind(5)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh_shape", [(2, 2, 2), (4, 1, 2)], ids=str)
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_a_model_on_a_mesh_equals_the_blockwise_one_without(mesh_shape, remat, monkeypatch):
+    """Rows over data and fsdp, heads and their sinks over tensor; windows that differ from layer to layer."""
+    monkeypatch.setattr(tpu, "choose_blocks", lambda query_bytes: SMALL)
+    spec = dataclasses.replace(SPEC, attention_sinks=True)
+    rng = np.random.default_rng(0)
+    token_RL = rng.integers(0, spec.vocab, (8, L)).astype(np.int32)
+    expiry_RL, position_RL = np.tile(mask_of(1).expiry_RL, (4, 1)), np.tile(mask_of(1).position_RL, (4, 1))
+    weight_RLD = np.where(expiry_RL[:, :, None] > 0, rng.standard_normal((8, L, spec.width)), 0).astype(np.float32)
+
+    def gradient(model, params, *batch):
+        loss = lambda params: jnp.sum(weight_RLD * model.hidden(params, *batch))
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    blockwise = build_model(spec, attention_block=8)
+    params = blockwise.init(jax.random.key(1))
+    theirs = gradient(blockwise, params, token_RL, position_RL, expiry_RL)
+    mesh = make_mesh(MeshConfig(*mesh_shape))
+    attend = partial(pallas_attention, interpret=True)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(params, param_shardings(params, mesh))
+        batch = jax.device_put((token_RL, position_RL, expiry_RL), batch_sharding(mesh))
+        ours = gradient(build_model(spec, attention_block=8, attend=attend, remat=remat), params, *batch)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), ours, theirs)
