@@ -1,6 +1,6 @@
 """Compiles a training step for a TPU slice, shapes only, and prints what it takes; run by test_tpu_compiler.py.
 
-python tests/tpu_compile.py CASE
+python tests/tpu_compile.py CASE, or attention-CHIP: attention's kernels alone, with all that they can be asked for.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from tpu_cycles import cycles
 from jaxpref.config import AdapterConfig, MeshConfig, OptimConfig
 from jaxpref.data.pack import RowShape, empty_batch
 from jaxpref.models import lora
+from jaxpref.models.attention import Mask
 from jaxpref.models.decoder import build_model
 from jaxpref.models.fused_attention import choose_attention
 from jaxpref.models.parameters import LORA
@@ -52,6 +53,14 @@ CONVERSATION, HALF = RowShape(131072, 8192, 1, 2), RowShape(65536, 1024, 1, 2)
 FOUR_LAYERS = dataclasses.replace(LLAMA, layers=4)
 SPREAD = {"context": 64, "attention_block": 512, "chunks": 64, "key_blocks": 128}
 FROZEN = {"attention_block": 512, "rank": 16}
+# Of attention: dtype, head size, key heads of 8, row length, window, and whether policies are stacked.
+ATTENTION = [
+    *(("bfloat16", size, 2, 2048, 512, False) for size in (64, 72, 80, 96, 112, 128, 192, 256)),
+    ("bfloat16", 128, 8, 1152, None, False),
+    ("bfloat16", 64, 1, 128, None, True),
+    ("float32", 64, 2, 1152, 512, False),
+    ("float32", 256, 1, 4096, 512, False),
+]
 # name: model, slice, mesh (data, fsdp, tensor), micro-batches, rows, row shape, objectives, and what differs from the
 # defaults: sizes of further axes, options of the model, and how often the loops run whose count the data decide:
 # `chunks` of loss tokens, and `key_blocks` that a block of queries sees
@@ -136,10 +145,45 @@ def main(case: str) -> None:
         "count": sum(math.prod(leaf.shape) for leaf in leaves),
         "layers": spec.layers,
         "tensor": mesh_shape[2],
-        "cycles": cycles(program.read_text(), options.get("chunks", 5), options.get("key_blocks", 5)),
+        "cycles": cycles(
+            program.read_text(), topology.split(":")[0], options.get("chunks", 5), options.get("key_blocks", 5)
+        ),
         "program": str(program),
     }))  # fmt: skip
 
 
+def attention(chip: str) -> None:
+    """Attention and its gradient for one chip: head sizes, dtypes and options."""
+    topology = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}[chip]
+    device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    mesh = make_mesh(MeshConfig(1, 1, 1), devices=[device])
+    kernels = {}
+    for dtype, head_size, kv_heads, length, window, stacked in ATTENTION:
+        spec = dataclasses.replace(SMOLLM2, head_dim=head_size)
+        choice = choose_attention("auto", device, spec, dtype)
+        assert choice.name == "pallas", choice
+
+        def loss(q, k, v, sink, expiry, position, window, attend=choice.attend):
+            mask = Mask(expiry, position, window)
+            out = attend(q, k, v, mask, scale=0.1, softcap=None if window is None else 50.0, sink_N=sink)
+            return out.astype(jnp.float32).sum()
+
+        gradient = jax.grad(loss, argnums=(0, 1, 2, 3))
+        stack = (3,) if stacked else ()
+        if stacked:
+            gradient = jax.vmap(gradient, in_axes=(0, 0, 0, None, None, None, None))
+        place = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P()))
+        q = place(dtype, *stack, 2, length, 8, head_size)
+        k = place(dtype, *stack, 2, length, kv_heads, head_size)
+        numbers = place(jnp.int32, 2, length)
+        window = None if window is None else place(jnp.int32)
+        with jax.set_mesh(mesh):
+            program = jax.jit(gradient).lower(q, k, k, place(jnp.float32, 8), numbers, numbers, window).compile()
+        name = f"{dtype} {head_size} {kv_heads} {length} {stacked}"
+        kernels[name] = program.as_text().count('custom_call_target="tpu_custom_call"')
+    print(json.dumps(kernels))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    case = sys.argv[1]
+    attention(case.removeprefix("attention-")) if case.startswith("attention-") else main(case)

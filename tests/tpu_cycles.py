@@ -1,31 +1,37 @@
-"""Estimated cycles of a program compiled for a TPU, inside the loops of attention and outside.
+"""Estimated cycles of a program compiled for a TPU: of attention's loops, of its Pallas kernels, and of all else.
 
 The TPU compiler writes `estimated_cycles` beside every fusion.  They count arithmetic and memory; what travels between
-chips, and Pallas kernels, have none.
+chips has none.  A kernel has none either, but a number of operations and bytes: the chip's rates bound it from below.
 """
 
 import re
 from collections.abc import Iterator
 
+RATES = {"v5e": (197e12, 819e9, 1.5e9), "v5p": (459e12, 2765e9, 1.75e9), "v6e": (918e12, 1640e9, 1.75e9)}
+"""bfloat16 FLOP/s, bytes/s of memory and cycles/s of a chip (Google's data sheets; the cycles are peak / MXU size)."""
+
 UNKNOWN = 1e15
 """What the compiler writes where it cannot estimate is above this."""
 
 
-def cycles(program: str, trips: int = 5, key_blocks: int = 5) -> dict[str, float]:
-    """{"attention": cycles, "other": cycles} of one run of the program.
+def cycles(program: str, chip: str, trips: int = 5, key_blocks: int = 5) -> dict[str, float]:
+    """{"attention": cycles, "kernels": cycles, "other": cycles} of one run of the program.
 
     Args:
         program: text of the compiled program.
+        chip: of RATES.
         trips: of loops whose count is decided by data, as chunks of loss tokens.
         key_blocks: the same inside attention: blocks of keys that a block of queries sees.
     """
     computations, entry = _computations(program)
-    total = {"attention": 0.0, "other": 0.0}
+    total = {"attention": 0.0, "kernels": 0.0, "other": 0.0}
 
     def add(name: str, times: float, where: str) -> None:
         for line in computations[name]:
             if (estimate := re.search(r'"estimated_cycles":"(\d+)"', line)) and int(estimate[1]) < UNKNOWN:
                 total[where] += times * int(estimate[1])
+            if 'custom_call_target="tpu_custom_call"' in line:
+                total["kernels"] += times * _bound(line, chip)
             if loop := re.search(r" while\(.*condition=%([\w.-]+), body=%([\w.-]+)", line):
                 inside = "attention" if re.search(r'op_name="[^"]*layers/attention/', line) else where
                 by_data = key_blocks if inside == "attention" else trips
@@ -35,6 +41,13 @@ def cycles(program: str, trips: int = 5, key_blocks: int = 5) -> dict[str, float
 
     add(entry, 1.0, "other")
     return total
+
+
+def _bound(kernel: str, chip: str) -> float:
+    """Cycles in which no chip of this kind can do a kernel's operations, or move its bytes, any faster."""
+    flops, moved = (int(re.search(rf'"{what}":"(\d+)"', kernel)[1]) for what in ("flops", "bytes_accessed"))
+    flops_rate, memory_rate, clock = RATES[chip]
+    return clock * max(flops / flops_rate, moved / memory_rate)
 
 
 def _computations(program: str) -> tuple[dict[str, list[str]], str]:

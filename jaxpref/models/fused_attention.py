@@ -157,11 +157,19 @@ def pallas_attention(
     scale: float,
     softcap: float | None = None,
     sink_N: jax.Array | None = None,
+    q_start: jax.Array | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Softmax attention, as `attention.attention`, by the kernels of tpu_attention.py."""
-    options = {"scale": scale, "softcap": softcap, "interpret": interpret}
-    return _on_each_device(partial(tpu_attention, **options), q_RLNH, k_RLMH, v_RLMH, mask, sink_N)
+    """Softmax attention, as `attention.attention`, by the kernels of tpu_attention.py.
+
+    Args:
+        q_start: index along the row of the first query, on a device that has a part of the queries
+            (`context.py`); None: every device has whole rows.
+    """
+    run = partial(tpu_attention, scale=scale, softcap=softcap, interpret=interpret)
+    if q_start is not None:
+        return run(q_RLNH, k_RLMH, v_RLMH, mask, sink_N=sink_N, q_start=q_start)
+    return _on_each_device(run, q_RLNH, k_RLMH, v_RLMH, mask, sink_N)
 
 
 def fused_attention(

@@ -281,8 +281,8 @@ def rope_tables(
 def rotate(x_RLNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotate pairs (i, i + half) of the front of every head, Hugging Face's order, in float32.
 
-    The gradient is written out, a rotation back: of autodiff's the TPU compiler makes six passes
-    over memory in place of one.
+    The gradient is written out, a rotation back: the compilers make fewer passes over memory of it
+    than of autodiff's, which is the same.
     """
     half = cos.shape[-1]
     x32 = x_RLNH.astype(jnp.float32)

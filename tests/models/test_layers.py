@@ -87,6 +87,14 @@ def test_product_equals_autodiff_of_einsum():
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_rotation_equals_its_autodiff():
+    """Scaled, as by YaRN, and with a rest of the head that is not rotated."""
+    angle = normal(8, 2, 5, 1, 3)
+    x, cotangent, tables = normal(9, 2, 5, 4, 8), normal(10, 2, 5, 4, 8), (1.2 * jnp.cos(angle), 1.2 * jnp.sin(angle))
+    ours, theirs = (jax.vjp(f, x, *tables)[1](cotangent) for f in (layers.rotate, layers.rotate.fun))
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6, atol=1e-6)
+
+
 ROPES = json.loads((Path(__file__).parents[1] / "golden" / "rope.json").read_text())
 # transformers rounds the exponent, a power of up to 1e6, and its inverse to float32: ln(1e6) + 2 roundings of 2^-24.
 FREQUENCY = 16 * 2.0**-24
