@@ -94,9 +94,7 @@ def main(case: str) -> None:
     axes = MeshConfig(*mesh_shape, context=options.get("context", 1), slices=slices)
     mesh = make_mesh(axes, devices=list(devices))
     adapter = adapter_spec(AdapterConfig(rank=options.get("rank")), spec)
-    attend = choose_attention(
-        options.get("attention", "auto"), devices[0], spec, jnp.bfloat16, axes.context
-    ).attend
+    attend = choose_attention(options.get("attention", "auto"), devices[0], spec, jnp.bfloat16, axes.context).attend
     model = build_model(
         spec,
         dtype=jnp.bfloat16,
