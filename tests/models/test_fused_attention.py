@@ -127,7 +127,7 @@ def test_kernels_that_cannot_be_used_are_not_chosen_and_refused_when_asked_for(d
     assert choose_attention("xla", device, spec, dtype).name == "xla"
 
 
-def test_rows_over_several_devices_are_computed_in_xla():
+def test_on_gpus_rows_over_several_devices_are_computed_in_xla():
     assert choose_attention("auto", H100, SPEC, "bfloat16", 2).name == "xla"
     with pytest.raises(InputError, match="tokens lie over mesh.context"):
         choose_attention("tokamax", H100, SPEC, "bfloat16", 2)
@@ -137,7 +137,7 @@ def test_rows_over_several_devices_are_computed_in_xla():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_auto_takes_the_pallas_kernels_on_tpus(changes, dtype):
     spec = dataclasses.replace(WIDE, **changes)
-    choice = choose_attention("auto", V5P, spec, dtype)
+    choice = choose_attention("auto", V5P, spec, dtype, context=4)
     assert choice == ("pallas", "Pallas kernels on TPU v5p", pallas_attention)
     assert choose_attention("pallas", V5P, spec, dtype) == choice
 

@@ -171,10 +171,9 @@ SPEC = ModelSpec("llama", 64, 16, 32, 2, 4, 2, 8, 64, 1e4, 1e-5, True, kinds=(La
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh_shape", [(2, 2, 2), (4, 1, 2)], ids=str)
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("mesh_shape, remat", [((2, 2, 2), "full"), ((4, 1, 2), "dots"), ((1, 2, 2, 2), "full")])
 def test_a_model_on_a_mesh_equals_the_blockwise_one_without(mesh_shape, remat, monkeypatch):
-    """Rows over data and fsdp, heads and their sinks over tensor; windows that differ from layer to layer."""
+    """Rows over data and fsdp, heads over tensor, a row's tokens over context; windows that differ by layer, sinks."""
     monkeypatch.setattr(tpu, "choose_blocks", lambda query_bytes: SMALL)
     spec = dataclasses.replace(SPEC, attention_sinks=True)
     rng = np.random.default_rng(0)
