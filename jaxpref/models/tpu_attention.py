@@ -25,6 +25,12 @@ from jaxpref.models.tpu_kernels import (
     query_gradient,
 )
 
+BLOCK = 256
+"""Tokens of a block of queries and of keys; docs/design.md says why."""
+
+FETCHED_KEYS = 2048
+"""At most so many keys are in VMEM at a time."""
+
 FETCHED_BYTES = 2 * 2**20
 """Of queries that `key_gradients` has in VMEM at a time.  As much of their cotangents is there too,
 and room for what comes next of both."""
@@ -73,7 +79,7 @@ def tpu_attention(
     """
     (R, L, N, H), M = q_RLNH.shape, k_RLMH.shape[2]
     J = _heads_at_once(N // M)
-    blocks = blocks or choose_blocks(J * H * q_RLNH.dtype.itemsize)
+    blocks = blocks or choose_blocks(L, k_RLMH.shape[1], J * H * q_RLNH.dtype.itemsize)
     options = Options(blocks, H % LANES != 0, softcap, interpret)
     q_RNHL = _tokens_last(scaled(q_RLNH, scale), blocks.queries)
     k_RMHL, v_RMHL = (_tokens_last(x, blocks.keys) for x in (k_RLMH, v_RLMH))
@@ -86,10 +92,18 @@ def tpu_attention(
     return jnp.moveaxis(out, 3 if options.out_tokens_last else 2, 1)[:, :L]
 
 
-def choose_blocks(query_bytes: int) -> Blocks:
+def choose_blocks(queries: int, keys: int, query_bytes: int) -> Blocks:
     """Args: query_bytes: of a token's queries that one program works through."""
-    fetched_queries = 256 * max(1, min(8, FETCHED_BYTES // (256 * query_bytes)))
-    return Blocks(256, 256, fetched_queries, 2048)
+    return Blocks(
+        BLOCK, BLOCK, _part(queries, FETCHED_BYTES // query_bytes), _part(keys, FETCHED_KEYS)
+    )
+
+
+def _part(tokens: int, most: int) -> int:
+    """The largest part of the blocks of a row, up to `most` tokens, or a block."""
+    blocks = -(-tokens // BLOCK)
+    sizes = (n for n in range(1, most // BLOCK + 1) if blocks % n == 0)
+    return BLOCK * max(sizes, default=1)
 
 
 def _masks(mask: Mask, queries: int, q_start: jax.Array, blocks: Blocks) -> Masks:

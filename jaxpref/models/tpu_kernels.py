@@ -34,7 +34,7 @@ class Blocks(NamedTuple):
     """Divides their number in a row; so does `keys`."""
     keys: int
     fetched_queries: int
-    """A multiple of `queries`; the last part may be filled only partly.  So `fetched_keys`."""
+    """A multiple of `queries` that divides their number in a row; `fetched_keys` likewise."""
     fetched_keys: int
 
 
@@ -228,7 +228,7 @@ def _over_keys(x: Inputs, options: Options) -> tuple[_Specs, tuple[int, ...]]:
         part = _needed(part, row, i, Ranges(*ranges), per_part)
         return _Place(row, heads, lax.div(heads, size.n // size.M), i, part)
 
-    grid = (size.R, size.n, size.L // blocks.queries, pl.cdiv(size.keys, blocks.fetched_keys))
+    grid = (size.R, size.n, size.L // blocks.queries, size.keys // blocks.fetched_keys)
     return _specs(x, blocks.queries, blocks.fetched_keys, place, options), grid
 
 
@@ -241,7 +241,7 @@ def _over_queries(x: Inputs, options: Options) -> tuple[_Specs, tuple[int, ...]]
         part = _needed(part, row, j, Ranges(*ranges), per_part)
         return _Place(row, key_head * shared + some, key_head, part, j)
 
-    parts = pl.cdiv(size.L, blocks.fetched_queries)
+    parts = size.L // blocks.fetched_queries
     grid = (size.R, size.M, size.keys // blocks.keys, shared, parts)
     return _specs(x, blocks.fetched_queries, blocks.keys, place, options), grid
 

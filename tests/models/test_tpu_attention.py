@@ -63,7 +63,7 @@ def test_equals_plain_attention_in_value_and_gradient(any_layout):
 
 
 OPTIONS = [(window, softcap, sinks) for window in (None, 1, 30) for softcap in (None, 3.0) for sinks in (False, True)]
-SIZES = [Blocks(4, 4, 4, 4), Blocks(8, 4, 24, 12), Blocks(32, 8, 32, 8), Blocks(16, 32, 16, 32), Blocks(24, 24, 24, 48)]
+SIZES = [Blocks(4, 4, 4, 4), Blocks(8, 4, 16, 8), Blocks(32, 8, 32, 8), Blocks(16, 32, 16, 32), Blocks(24, 24, 24, 48)]
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_every_option_in_value_and_gradient(window, softcap, sinks, any_layout):
 @pytest.mark.parametrize("blocks", SIZES)
 @pytest.mark.parametrize("window", [None, 5])
 def test_every_size_of_blocks_in_value_and_gradient(window, blocks):
-    """Parts that are fetched but partly filled, parts of one block, and rows that are padded."""
+    """Parts of one block and of several, and rows that are padded."""
     check(inputs(), window, None, blocks)
 
 
@@ -174,7 +174,7 @@ SPEC = ModelSpec("llama", 64, 16, 32, 2, 4, 2, 8, 64, 1e4, 1e-5, True, kinds=(La
 @pytest.mark.parametrize("mesh_shape, remat", [((2, 2, 2), "full"), ((4, 1, 2), "dots"), ((1, 2, 2, 2), "full")])
 def test_a_model_on_a_mesh_equals_the_blockwise_one_without(mesh_shape, remat, monkeypatch):
     """Rows over data and fsdp, heads over tensor, a row's tokens over context; windows that differ by layer, sinks."""
-    monkeypatch.setattr(tpu, "choose_blocks", lambda query_bytes: SMALL)
+    monkeypatch.setattr(tpu, "choose_blocks", lambda *sizes: SMALL)
     spec = dataclasses.replace(SPEC, attention_sinks=True)
     rng = np.random.default_rng(0)
     token_RL = rng.integers(0, spec.vocab, (8, L)).astype(np.int32)
@@ -195,3 +195,12 @@ def test_a_model_on_a_mesh_equals_the_blockwise_one_without(mesh_shape, remat, m
         batch = jax.device_put((token_RL, position_RL, expiry_RL), batch_sharding(mesh))
         ours = gradient(build_model(spec, attention_block=8, attend=attend, remat=remat), params, *batch)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "queries, keys, query_bytes, fetched",
+    [(4096, 4096, 1024, (2048, 2048)), (4096, 4096, 4096, (512, 2048)), (1200, 131072, 1024, (1280, 2048))],
+)
+def test_parts_that_are_fetched_fit_and_divide_the_row(queries, keys, query_bytes, fetched):
+    assert tpu.choose_blocks(queries, keys, query_bytes) == (256, 256, *fetched)
+    assert tpu.choose_blocks(17 * 256, 17 * 256, 2**20) == (256, 256, 256, 256), "a prime number of blocks"
