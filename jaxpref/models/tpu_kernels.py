@@ -88,18 +88,17 @@ def forward(x: Inputs, sink_nJ1: jax.Array, ranges: Ranges, options: Options):
 
     The logsumexp of a query that sees nothing is +inf: exp(logit - logsumexp) is then exactly 0.
     """
-    size, specs, grid = _sizes(x), *_over_keys(x, options)
-    bq = options.blocks.queries
-    R, n, J, *axes = x.q_RnJHL.shape
-    out = jax.ShapeDtypeStruct((R, n, J, *_in_order(*axes, options)), x.q_RnJHL.dtype)
+    (R, n, J, H, L), bq = x.q_RnJHL.shape, options.blocks.queries
+    specs, grid = _over_keys(x, options)
+    out = jax.ShapeDtypeStruct((R, n, J, *_in_order(H, L, options)), x.q_RnJHL.dtype)
     return _call(
         _forward_kernel,
         grid,
         (x, sink_nJ1),
         (specs.inputs, specs.sink),
         (specs.out, specs.per_query),
-        (out, jax.ShapeDtypeStruct((size.R, size.n, size.J, size.L), F32)),
-        [(size.J, bq), (size.J, bq), (size.J, size.H, bq)],
+        (out, jax.ShapeDtypeStruct((R, n, J, L), F32)),
+        [(J, bq), (J, bq), (J, H, bq)],
         2,
         ranges,
         options,
@@ -108,7 +107,8 @@ def forward(x: Inputs, sink_nJ1: jax.Array, ranges: Ranges, options: Options):
 
 def query_gradient(x: Inputs, d: Cotangents, ranges: Ranges, options: Options) -> jax.Array:
     """dq [R, n, J, H, L] of the scaled queries, in their dtype."""
-    size, specs, grid = _sizes(x), *_over_keys(x, options)
+    J, H = x.q_RnJHL.shape[2:4]
+    specs, grid = _over_keys(x, options)
     return _call(
         _query_gradient_kernel,
         grid,
@@ -116,7 +116,7 @@ def query_gradient(x: Inputs, d: Cotangents, ranges: Ranges, options: Options) -
         (specs.inputs, specs.cotangents),
         specs.inputs.q_RnJHL,
         x.q_RnJHL,
-        [(size.J, size.H, options.blocks.queries)],
+        [(J, H, options.blocks.queries)],
         3,
         ranges,
         options,
@@ -169,7 +169,7 @@ def _call(
         out_shape=jax.tree.map(lambda out: jax.ShapeDtypeStruct(out.shape, out.dtype), outs),
         compiler_params=pltpu.CompilerParams(
             # Where a chip has two cores, each takes some of the rows or heads.
-            dimension_semantics=("parallel", "parallel", *["arbitrary"] * (len(grid) - 2)),
+            dimension_semantics=(pltpu.PARALLEL,) * 2 + (pltpu.ARBITRARY,) * (len(grid) - 2),
             vmem_limit_bytes=VMEM_BYTES,
         ),
         cost_estimate=pl.CostEstimate(
