@@ -100,10 +100,8 @@ def test_programs_that_a_killed_process_did_not_finish_are_removed(caches):
 @pytest.mark.parametrize("asked, level", [("auto", logging.INFO), ("{file}/below", logging.WARNING)])
 def test_a_directory_that_cannot_be_written_is_told_and_done_without(asked, level, caches, tmp_path, caplog):
     caches.write_text("a file\n")
-    logging.getLogger("jaxpref").addHandler(caplog.handler)
     with caplog.at_level(logging.INFO, "jaxpref"):
         use_compilation_cache(asked.format(file=caches))
-    logging.getLogger("jaxpref").removeHandler(caplog.handler)
     assert [record.levelno for record in caplog.records] == [level]
     assert "cannot be written" in caplog.records[0].getMessage()
     assert compile_anew(6.0) == {"cache_hits": 0, "cache_misses": 0}
