@@ -35,7 +35,7 @@ def saved(out, step):
 
 CASES = [
     (2, 1, signal.SIGKILL),
-    (2, 0, signal.SIGKILL),
+    pytest.param(2, 0, signal.SIGKILL, marks=pytest.mark.slow),
     pytest.param(2, 1, signal.SIGSTOP, marks=pytest.mark.slow),
     pytest.param(2, 0, signal.SIGSTOP, marks=pytest.mark.slow),
     pytest.param(4, 2, signal.SIGKILL, marks=pytest.mark.slow),
@@ -67,3 +67,15 @@ def test_the_others_end_and_say_who_is_lost(count, victim, number, tiny_files, t
     assert steps and steps[-1] >= 4
     config = replace(config, train=replace(config.train, max_steps=steps[-1] + 1))
     assert list(tiny.run(config).steps) == [steps[-1] + 1]
+
+
+@pytest.mark.slow
+def test_the_others_end_where_one_fails(tiny_files, tmp_path, compile_cache):
+    """One host has no such config: it says so, and the other does not wait for it for ever."""
+    _, commands = train(2, tmp_path, tiny_files)
+    path = tmp_path / "config.yaml"
+    commands[1] = [word if word != path else tmp_path / "none.yaml" for word in commands[1]]
+    with hosts.running(commands, tmp_path, compile_cache) as both:
+        assert hosts.wait_for_all(both) == [LOST, 2], both[0].said + both[1].said
+    assert "none.yaml" in both[1].said
+    assert f"process 1 on {socket.gethostname()} failed: bad input" in both[0].said and "none.yaml" in both[0].said
