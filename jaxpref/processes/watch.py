@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 
+from jaxpref.errors import InputError
 from jaxpref.processes.store import coordinator_address, process_count, process_index, store
 
 LOST = 76
@@ -32,6 +33,8 @@ HEARTBEAT_TIMEOUT = 30
 _LOST_FOR = (
     "is lost: no sign of life for {:.0f} s (it was killed, or its host or the network went down)"
 )
+_UNANSWERED = (jax.errors.JaxRuntimeError, InputError)
+"""By the coordinator; by a store that is left already."""
 _SIGNS = "jaxpref/signs_of_life"
 _RUNNING, _FAILED, _ENDED = "running", "failed", "ended"
 
@@ -103,13 +106,15 @@ class _Watch:
     # ---- its own thread
 
     def _run(self) -> None:
-        while not self._stop.wait(self._every):
+        while self._is_joined() and not self._stop.wait(self._every):
             try:
                 self._ask_coordinator()
                 self._give_sign()
                 self._look()
-            except jax.errors.JaxRuntimeError:
-                if self._coordinator_is_lost():
+            except _UNANSWERED:
+                lost = self._coordinator_is_lost()
+                time.sleep(self._every)
+                if lost and self._is_joined():
                     self._end_for_coordinator()
                 continue
             for process, seen in self._seen.items():
@@ -118,6 +123,10 @@ class _Watch:
                     self._end(f"{name} {_LOST_FOR.format(time.monotonic() - seen.changed)}")
                 elif self._is_missed(seen):
                     self._end(f"{name} failed: {seen.why}", then="Once that is mended, start")
+
+    def _is_joined(self) -> bool:
+        """False once the user's own code has called `jax.distributed.shutdown`."""
+        return jax.distributed.is_initialized()
 
     def _ask_coordinator(self) -> None:
         """Errors: JaxRuntimeError where it does not answer in time; other calls may wait longer."""
@@ -186,14 +195,14 @@ class _Watch:
 
     def _say(self, state: str, why: str = "") -> None:
         self._state, self._why = state, why
-        with suppress(jax.errors.JaxRuntimeError):
+        with suppress(*_UNANSWERED):
             self._give_sign()
 
     def _outlive_others(self) -> None:
         """The coordinator goes last: without it the others learn nothing."""
         until = time.monotonic() + self._grace + 3 * self._every
         while self._process == 0 and time.monotonic() < until:
-            with suppress(jax.errors.JaxRuntimeError):
+            with suppress(*_UNANSWERED):
                 self._look()
             if not any(self._lives(seen) for seen in self._seen.values()):
                 return
@@ -236,6 +245,8 @@ class _Watch:
 
     def finish(self) -> None:
         """Lets this process end with the others, all being well."""
+        if not self._is_joined():
+            return
         self._say(_ENDED)
         while any(seen.state == _RUNNING for seen in self._seen.values()):
             time.sleep(self._every)  # or its thread ends the process
