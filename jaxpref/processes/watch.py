@@ -178,7 +178,7 @@ class _Watch:
 
     def _end(self, why: str, then: str = "Start") -> None:
         self._tell_user(why, then)
-        self._say(_ENDED)
+        self._say(_FAILED, why)  # for those who may have seen it otherwise
         self._outlive_others()
         os._exit(LOST)
 

@@ -15,6 +15,9 @@ pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 RESUMED_TOLERANCE = 1e-5
 """Relative: another mesh adds up in another order, and Adam takes it along."""
 
+PATIENT = ("--heartbeat-timeout", 300)
+"""No process is lost here, however busy the machine is."""
+
 # As `python -m jaxpref.cli`, but the last process gets SIGTERM once it has joined, before its run begins.
 STOPPED_EARLY = """
 import os, signal, sys
@@ -35,7 +38,7 @@ def test_sigterm_before_the_run_begins_is_kept(tiny_files, tmp_path, compile_cac
         tmp_path / "run", tiny_files.model, tiny_files.train, mesh={"fsdp": hosts.DEVICES}, train={"max_steps": 8}
     )
     path = tiny.write_config(config, tmp_path / "config.yaml")
-    commands = hosts.together(2, "-c", STOPPED_EARLY, "train", path)
+    commands = hosts.together(2, "-c", STOPPED_EARLY, "train", path, *PATIENT)
     with hosts.running(commands, tmp_path, compile_cache) as both:
         assert hosts.wait_for_all(both) == [PREEMPTED] * 2, both[0].said + both[1].said
     assert tiny.stored_steps(tmp_path / "run") == [1]
@@ -46,7 +49,7 @@ def stopped(count, stopping, signals, config, folder, cache):
     """Trains in so many processes until three more steps are logged, then signals one of them; the step saved."""
     path = tiny.write_config(config, folder / "config.yaml")
     before = len(tiny.logged(config.out)) if (folder / "run/metrics.jsonl").is_file() else 0
-    commands = hosts.together(count, "-m", "jaxpref.cli", "train", path)
+    commands = hosts.together(count, "-m", "jaxpref.cli", "train", path, *PATIENT)
     with hosts.running(commands, folder, cache) as all_hosts:
         end = time.monotonic() + hosts.LIMIT
         metrics = folder / "run/metrics.jsonl"
