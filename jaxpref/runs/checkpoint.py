@@ -30,6 +30,7 @@ from jaxpref.runs.damage import (
     with_damaged_items,
 )
 from jaxpref.step.state import TrainState
+from jaxpref.storage.paths import as_path
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Checkpoints:
         best: BestRule = AUTOMATIC,
         read_only: bool = False,
     ):
-        self.directory = Path(directory).absolute()
+        self.directory = as_path(directory).absolute()
         self._best = best
         self._checksums: Callable[[Any], dict[str, jax.Array]] = device_checksums
         self._manager = None if read_only else self._open(keep)

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -42,6 +41,7 @@ from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
+from jaxpref.storage.paths import as_path
 from jaxpref.training.agreement import check_same_plan, check_same_rows, check_same_settings
 from jaxpref.training.first_step import first_loss_check
 from jaxpref.training.loop import Training, Values
@@ -141,7 +141,7 @@ class Prepared:
 
     def write_settings(self, config: Config) -> None:
         """Config and an account of the data into the config's directory."""
-        out = Path(config.out)
+        out = as_path(config.out)
         report, eval_report = self.reports
         with whole_file(out / DATA_FILE) as partial:
             partial.write_text(f"{report}\n{eval_report or ''}\n{self.loader.plan}\n")
@@ -173,7 +173,7 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     if eval_report is not None:
         _log.info("held-out data: %s", eval_report.summary())
     best = BestRule(config.train.best_metric, config.train.best_mode)
-    checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS, keep=config.train.keep, best=best)
+    checkpoints = Checkpoints(as_path(config.out) / CHECKPOINTS, keep=config.train.keep, best=best)
     resumed = resume_step(config, checkpoints)
     check_same_rows("training rows", groups)
     check_same_rows("held-out rows", held_out or [])

@@ -15,6 +15,7 @@ from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_directory
 from jaxpref.models.families import FAMILIES
 from jaxpref.models.finite import is_finite
+from jaxpref.models.hf.ranges import RangedFile
 from jaxpref.models.hf.reader import DTYPE_CODES, INDEX_FILE, WEIGHTS_FILE, read_json
 from jaxpref.models.loading import check_shapes
 from jaxpref.models.parameters import (
@@ -26,6 +27,7 @@ from jaxpref.models.parameters import (
 )
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import StoredLeaf, StoredTensor, stored_tensors, used_leaves
+from jaxpref.storage.paths import as_path, is_bucket
 
 # transformers asks for "format"; by "producer" a later export knows that it may replace the
 # directory.
@@ -85,7 +87,7 @@ def save_pretrained(
         the vocabulary, an unsupported dtype, numbers that are not finite or not in that dtype, and
         a directory that holds something else.
     """
-    directory, dtype = Path(directory).expanduser(), np.dtype(dtype)
+    directory, dtype = as_path(directory), np.dtype(dtype)
     if dtype not in DTYPE_CODES:
         raise InputError(
             f"dtype among {', '.join(str(d) for d in DTYPE_CODES)}",
@@ -213,11 +215,18 @@ def _written_by_us(directory: Path) -> bool:
     """Whether there are safetensors files and jaxpref wrote all of them."""
     files = sorted(directory.glob("*.safetensors"))
     try:
-        metadata = [safe_open(path, framework="numpy").metadata() or {} for path in files]
-    except SafetensorError:
+        metadata = [_metadata(path) for path in files]
+    except (SafetensorError, InputError):
         return False
     producers = {entry.get("producer") for entry in metadata}
     return producers == {METADATA["producer"]}
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    if is_bucket(path):
+        return RangedFile(path).metadata
+    return safe_open(path, framework="numpy").metadata() or {}
 
 
 def _special_ids(tokenizer: Any) -> dict[str, int | None]:
