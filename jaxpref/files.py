@@ -95,7 +95,8 @@ def disk_problem(error: BaseException | None) -> str | None:
             path = getattr(error, "filename", None)
             if path is None and (found := re.search(r'"(/[^"]+)": Failed to', str(error))):
                 path = found[1]
-            return f"{path}: {os.strerror(code)}" if path else os.strerror(code)
+            said = getattr(error, "strerror", None) or os.strerror(code)
+            return f"{path}: {said}" if path else said
         error = error.__cause__ or error.__context__
     return None
 
@@ -111,11 +112,14 @@ def _disk_code(error: BaseException) -> int | None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors of the disk say what could not be written."""
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the disk, and of a bucket whatever they are, say what could not be written."""
     try:
         yield
     except Exception as error:
+        if is_bucket(path):
+            said = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise OSError(errno.EIO, said, str(path)) from error
         code = _disk_code(error)
         if code is None or getattr(error, "filename", None) is not None:
             raise
@@ -132,14 +136,17 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = as_path(path).resolve()
     if is_bucket(path):
-        with tempfile.TemporaryDirectory() as scratch, _naming(path):
-            yield Path(scratch) / path.name
-            upload_file(Path(scratch) / path.name, path)
+        with tempfile.TemporaryDirectory() as scratch:
+            local = Path(scratch) / path.name
+            with naming(local):
+                yield local
+            with naming(path):
+                upload_file(local, path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with _naming(path):
+        with naming(path):
             yield partial
         partial.replace(path)
     finally:
@@ -161,9 +168,12 @@ def whole_directory(path: str | Path, key_file: str = "config.json") -> Iterator
     """
     path = as_path(path).resolve()
     if is_bucket(path):
-        with tempfile.TemporaryDirectory() as scratch, _naming(path):
-            yield Path(scratch)
-            _upload(Path(scratch), path, key_file)
+        with tempfile.TemporaryDirectory() as scratch:
+            local = Path(scratch)
+            with naming(local):
+                yield local
+            with naming(path):
+                _upload(local, path, key_file)
         return
     old = _kept(path)
     if old.exists() and not path.exists():  # a process was killed between the two renamings
@@ -172,7 +182,7 @@ def whole_directory(path: str | Path, key_file: str = "config.json") -> Iterator
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)
     try:
-        with _naming(path):
+        with naming(path):
             yield partial
         _replace_directory(partial, path)
     finally:
@@ -188,6 +198,14 @@ def _upload(new: Path, path: Path, key_file: str) -> None:
     names = sorted((file.name for file in new.iterdir()), key=lambda name: name == key_file)
     for name in names:
         upload_file(new / name, path / name)
+
+
+def rename_directory(old: Path, new: Path) -> None:
+    """In a bucket each file is copied and deleted: a kill leaves some under either name."""
+    if is_bucket(old):
+        file_system(old).mv(key_of(old), key_of(new), recursive=True)
+    else:
+        old.rename(new)
 
 
 def _kept(path: Path) -> Path:
@@ -250,6 +268,6 @@ class GrowingFile:
             self._upload()
 
     def _upload(self) -> None:
-        with _naming(self._path):
+        with naming(self._path):
             self._path.write_text(self._text, encoding="utf-8")
         self._written, self._whole = time.monotonic(), True

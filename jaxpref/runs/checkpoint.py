@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxpref.errors import InputError
@@ -29,6 +30,7 @@ from jaxpref.runs.damage import (
     unprinted_late_errors,
     with_damaged_items,
 )
+from jaxpref.runs.uploaded import UploadingManager, is_uploaded, readable
 from jaxpref.step.state import TrainState
 from jaxpref.storage.paths import as_path
 
@@ -74,9 +76,11 @@ class Checkpoints:
         self._checksums: Callable[[Any], dict[str, jax.Array]] = device_checksums
         self._manager = None if read_only else self._open(keep)
 
-    def _open(self, keep: int) -> ocp.CheckpointManager:
+    def _open(self, keep: int) -> ocp.CheckpointManager | UploadingManager:
         """What writes and deletes.  It reads all metrics, so the damaged ones go before."""
         set_aside(self.directory, with_damaged_items(self.directory))
+        if is_uploaded(self.directory):
+            return UploadingManager(self.directory, keep, self._best)
         keep_best = policies.BestN(
             get_metric_fn=self._best.rank, n=1, keep_checkpoints_without_metrics=False
         )
@@ -87,7 +91,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             create=True,
         )
-        return ocp.CheckpointManager(self.directory, options=options)
+        return ocp.CheckpointManager(epath.Path(str(self.directory)), options=options)
 
     # ---- writing
 
@@ -244,7 +248,7 @@ class Checkpoints:
         try:
             # A handler, not a checkpointer, which would wait for processes that found damage.
             with unprinted_late_errors(), closing(ocp.PyTreeCheckpointHandler()) as reader:
-                tree = reader.restore(self.directory / str(step) / "state", args=args)
+                tree = reader.restore(readable(self.directory / str(step) / "state"), args=args)
         except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
             raise  # says nothing about the files
         except Exception as error:  # orbax raises nothing narrower
