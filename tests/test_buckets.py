@@ -1,0 +1,170 @@
+"""Buckets, at servers on this machine: what is read and written there, killed and resumed; `make test-buckets`."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import bucket_servers
+import numpy as np
+import pytest
+import tiny
+
+from jaxpref.errors import InputError
+from jaxpref.runs.damage import COMMITTED, steps_in
+from jaxpref.runs.lock import sole_writer
+from jaxpref.settings import make_config
+from jaxpref.storage.paths import as_path, file_system, key_of
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("quick_compile", "any_mesh"),
+    # Connections that the libraries keep until the end of the process.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+RESUMED_TOLERANCE = 1e-6
+"""Relative: a run that goes on, or reads its files elsewhere, does the same arithmetic."""
+
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def store(request, tmp_path_factory):
+    """A bucket, with files of the tiny run in it: `model`, `train.jsonl`, `held_out.jsonl`."""
+    start = {"s3": bucket_servers.s3_server, "gs": bucket_servers.gcs_server}[request.param]
+    with pytest.MonkeyPatch.context() as monkeypatch, start(monkeypatch) as bucket:
+        monkeypatch.setenv("JAXPREF_CACHE_DIR", str(tmp_path_factory.mktemp("copies")))
+        yield bucket
+
+
+@pytest.fixture(scope="module")
+def files(store, tiny_files) -> tiny.Files:
+    """The files of the tiny run, in the bucket."""
+    names = {"model": tiny_files.model, "train.jsonl": tiny_files.train, "held_out.jsonl": tiny_files.held_out}
+    for name, source in names.items():
+        bucket_servers.upload(source, as_path(f"{store}/{name}"))
+    return tiny.Files(*(f"{store}/{name}" for name in names))
+
+
+DIE = """
+import os, signal, sys
+from jaxpref.settings import load_config
+from jaxpref.training.run import train
+
+def on_log(step, steps, values):
+    if step == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(load_config(sys.argv[1]), on_log=on_log)
+"""
+
+
+def assert_same_lines(found: list[dict], expected: list[dict]) -> None:
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=RESUMED_TOLERANCE, atol=1e-7, err_msg=name)
+
+
+def lines_of(path) -> list[dict]:
+    clock = ("tokens_per_second", "model_flops_per_second", "mfu")
+    lines = [json.loads(line) for line in as_path(str(path)).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def run_in_bucket(store, files, tmp_path_factory, compile_cache, finished_run):
+    """A run from the bucket into the bucket, killed at step 7 and started again; and where it stood when killed."""
+    folder, out = tmp_path_factory.mktemp("killed"), f"{store}/run"
+    config = tiny.write_config(tiny.long_config(out, files), folder / "config.yaml")
+    environment = bucket_servers.environment(folder / "copies", compile_cache)
+    environment["XLA_FLAGS"] = tiny.xla_flags(1)
+    killed = subprocess.run(
+        [sys.executable, "-c", DIE, str(config)], env=environment, capture_output=True, text=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    after_kill = {"lines": lines_of(f"{out}/metrics.jsonl"), "steps": steps_in(as_path(f"{out}/checkpoints"))}
+    again = subprocess.run(
+        [sys.executable, "-m", "jaxpref.cli", "train", str(config)], env=environment, capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    return out, after_kill, again.stdout
+
+
+def test_a_killed_run_goes_on_and_ends_as_one_on_a_local_disk(run_in_bucket, finished_run):
+    out, after_kill, said = run_in_bucket
+    expected = tiny.logged(finished_run.out)
+    # Killed in step 7, at most the line of that step is lost.
+    logged = [line["step"] for line in after_kill["lines"]]
+    assert logged in ([0, 1, 2, 3, 4, 5, 5, 6], [0, 1, 2, 3, 4, 5, 5, 6, 7])
+    assert_same_lines(after_kill["lines"], expected[: len(logged)])
+    assert set(after_kill["steps"]) in ({3}, {3, 6})
+    assert f"goes on from step {max(after_kill['steps'])} of 10" in said
+    assert f"is gone" in said and "taken over" in said
+    assert_same_lines(lines_of(f"{out}/metrics.jsonl"), expected)
+    assert steps_in(as_path(f"{out}/checkpoints")) == tiny.stored_steps(finished_run.out)
+    assert not as_path(f"{out}/.lock").exists()
+
+
+def test_it_is_evaluated_answered_with_and_exported_there(run_in_bucket, finished_run, store, files, call, tmp_path):
+    out, _, _ = run_in_bucket
+    prompts = as_path(f"{store}/prompts.txt")
+    prompts.write_text("".join(f"{row['prompt']}\n" for row in tiny.rows(3)))
+    for run, where in ((out, f"{store}/results"), (finished_run.out, str(tmp_path))):
+        assert call("eval", run, "--out", f"{where}/eval.json", "--resamples", 100)[0] == 0
+        code, _, error = call(
+            "generate", run, "--prompts", prompts, "--out", f"{where}/answers.jsonl", "--max-new-tokens", 8
+        )
+        assert code == 0, error
+        assert call("export", run, f"{where}/exported")[0] == 0
+    for name in ("eval.jsonl", "answers.jsonl"):
+        here, there = (tmp_path / name).read_text(), as_path(f"{store}/results/{name}").read_text()
+        assert len(here.splitlines()) > 2 and here.count("\n") == there.count("\n")
+    ours, theirs = (
+        [json.loads(line)["completion"] for line in as_path(path).read_text().splitlines()]
+        for path in (f"{store}/results/answers.jsonl", str(tmp_path / "answers.jsonl"))
+    )
+    assert ours == theirs
+    # What was exported to the bucket is a model again.
+    code, printed, error = call("generate", f"{store}/results/exported", "--prompts", prompts, "--max-new-tokens", 8)
+    assert code == 0, error
+    assert [json.loads(line)["completion"] for line in printed.splitlines()] == ours
+    for command in (("eval", out, "--out", f"{store}/train.jsonl"), ("export", out, files.model)):
+        assert call(*command)[0] == 2, "what is not ours is not replaced"
+
+
+def test_half_a_checkpoint_does_not_count(run_in_bucket, store):
+    checkpoints = as_path(f"{run_in_bucket[0]}/checkpoints")
+    half = as_path(f"{store}/half/checkpoints")
+    last = steps_in(checkpoints)[-1]
+    for key in file_system(checkpoints).find(key_of(checkpoints / str(last))):
+        name = key.removeprefix(key_of(checkpoints / str(last)) + "/")
+        if name != COMMITTED:
+            (half / str(last) / name).write_bytes((checkpoints / str(last) / name).read_bytes())
+    assert steps_in(half) == []
+    (half / str(last) / COMMITTED).write_text("")
+    assert steps_in(half) == [last]
+
+
+def test_one_writer_at_a_time(store):
+    out = f"{store}/locked"
+    with sole_writer(out):
+        with pytest.raises(InputError, match="in use by process"), sole_writer(out):
+            pass
+        assert as_path(f"{out}/.lock").is_file()
+    assert not as_path(f"{out}/.lock").exists()
+    with sole_writer(out):
+        pass
+
+
+def test_mistakes_are_told_in_one_error(store, files, call, tmp_path, monkeypatch):
+    for changes, told in (
+        ({"out": store.replace("store", "nowhere") + "/run"}, "there is no bucket nowhere"),
+        ({"data": {"train": [f"{store}/nothing.jsonl"]}}, "nothing.jsonl"),
+        ({"model": {"path": f"{store}/no-model"}}, "no-model"),
+    ):
+        config = tiny.long_config(f"{store}/new", files, **changes)
+        code, _, error = call("train", tiny.write_config(config, tmp_path / "config.yaml"))
+        assert code == 2 and told in error and "Traceback" not in error, error
+    make_config({})  # nothing above has spoiled the defaults
