@@ -265,7 +265,8 @@ class Config:
     """Everything that a run is made from."""
 
     out: LocalPath = "runs/run"
-    """Directory of the run: config, metrics, checkpoints."""
+    """Directory of the run: config, metrics, checkpoints. This and all other paths may be local, or
+    in a bucket: gs://BUCKET/PATH, s3://BUCKET/PATH (`pip install jaxpref[gcs]`, `jaxpref[s3]`)."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     reference: ReferenceConfig = Field(default_factory=ReferenceConfig)

@@ -29,9 +29,7 @@ def free_port() -> int:
 @contextmanager
 def server(command: list[str], port: int) -> Iterator[str]:
     """A server while it is needed -> its URL."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 120
         while True:

@@ -14,6 +14,7 @@ from jaxpref.errors import InputError
 from jaxpref.runs.damage import COMMITTED, steps_in
 from jaxpref.runs.lock import sole_writer
 from jaxpref.settings import make_config
+from jaxpref.storage import local_copies
 from jaxpref.storage.paths import as_path, file_system, key_of
 
 pytestmark = [
@@ -80,9 +81,7 @@ def run_in_bucket(store, files, tmp_path_factory, compile_cache, finished_run):
     config = tiny.write_config(tiny.long_config(out, files), folder / "config.yaml")
     environment = bucket_servers.environment(folder / "copies", compile_cache)
     environment["XLA_FLAGS"] = tiny.xla_flags(1)
-    killed = subprocess.run(
-        [sys.executable, "-c", DIE, str(config)], env=environment, capture_output=True, text=True
-    )
+    killed = subprocess.run([sys.executable, "-c", DIE, str(config)], env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     after_kill = {"lines": lines_of(f"{out}/metrics.jsonl"), "steps": steps_in(as_path(f"{out}/checkpoints"))}
     again = subprocess.run(
@@ -101,7 +100,7 @@ def test_a_killed_run_goes_on_and_ends_as_one_on_a_local_disk(run_in_bucket, fin
     assert_same_lines(after_kill["lines"], expected[: len(logged)])
     assert set(after_kill["steps"]) in ({3}, {3, 6})
     assert f"goes on from step {max(after_kill['steps'])} of 10" in said
-    assert f"is gone" in said and "taken over" in said
+    assert "is gone" in said and "taken over" in said
     assert_same_lines(lines_of(f"{out}/metrics.jsonl"), expected)
     assert steps_in(as_path(f"{out}/checkpoints")) == tiny.stored_steps(finished_run.out)
     assert not as_path(f"{out}/.lock").exists()
@@ -168,3 +167,117 @@ def test_mistakes_are_told_in_one_error(store, files, call, tmp_path, monkeypatc
         code, _, error = call("train", tiny.write_config(config, tmp_path / "config.yaml"))
         assert code == 2 and told in error and "Traceback" not in error, error
     make_config({})  # nothing above has spoiled the defaults
+
+
+def test_no_credentials_and_no_permission(tmp_path, monkeypatch):
+    monkeypatch.setenv("INITIAL_NO_AUTH_ACTION_COUNT", "1")  # of moto: after that, keys are looked at
+    with bucket_servers.s3_server(monkeypatch) as bucket:
+        with pytest.raises(InputError, match="exists and may be read") as unknown:
+            as_path(f"{bucket}/a")
+        assert "AWS_PROFILE" in unknown.value.fix and f"{bucket}/a: " in unknown.value.got
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        file_system_class = type(__import__("s3fs").S3FileSystem())
+        file_system_class.clear_instance_cache()
+        with pytest.raises(InputError, match="NoCredentialsError") as none:
+            as_path(f"{bucket}/b")
+        assert "AWS_ACCESS_KEY_ID" in none.value.fix
+        file_system_class.clear_instance_cache()
+
+
+# ---- weights by ranges of bytes
+
+LOAD = """
+import logging, sys
+import jax
+number, port = map(int, sys.argv[1:3])
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"localhost:{port}", 2, number)
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+from jaxpref.config import MeshConfig
+from jaxpref.models.hf import ranges
+from jaxpref.models.placement import param_shardings
+from jaxpref.models.source import open_checkpoint
+from jaxpref.models.streaming import place_leaf
+from jaxpref.models.parameters import flatten, model_shapes, nest
+from jaxpref.sharding import make_mesh
+import numpy as np
+
+ranges.GAP = int(sys.argv[4])
+checkpoint = open_checkpoint(sys.argv[3])
+mesh = make_mesh(MeshConfig(fsdp=2))
+shapes = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in model_shapes(checkpoint.spec).items()}
+shardings = flatten(param_shardings(nest(shapes), mesh))
+put = lambda path, shape, dtype, read: place_leaf(shape, dtype, shardings[path], read)
+params = flatten(checkpoint.load_params(put=put))
+held = sum(x.addressable_shards[0].data.nbytes for x in params.values())
+print("held", held, "of", sum(x.nbytes for x in params.values()), flush=True)
+"""
+
+
+def test_each_process_reads_the_bytes_that_its_devices_hold(store, files, tiny_files, tmp_path):
+    """With no gap read along, to the byte; the header is read besides, and the file says how long it is."""
+    weights = tiny_files.model / "model.safetensors"
+    header = 8 + int.from_bytes(weights.read_bytes()[:8], "little")
+    environment = bucket_servers.environment(tmp_path / "copies", tmp_path / "compiled")
+    environment["XLA_FLAGS"] = tiny.xla_flags(1)
+    port = bucket_servers.free_port()
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOAD, str(number), str(port), files.model, "0"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    for worker in workers:
+        out, err = worker.communicate(timeout=900)
+        assert worker.returncode == 0, err
+        [held, whole] = map(int, out.split("held ")[1].split()[::2])
+        [read] = [int(line.split(": ")[1].split()[0]) for line in err.splitlines() if "bytes read" in line]
+        assert held < 0.6 * whole
+        assert read == header + held
+
+
+def test_any_part_of_a_tensor_is_that_of_the_file(store, files, tiny_files, monkeypatch):
+    from safetensors.numpy import load_file
+
+    from jaxpref.models.hf import ranges
+
+    opened = ranges.RangedFile(as_path(f"{files.model}/model.safetensors"))
+    whole, remote, rng = load_file(tiny_files.model / "model.safetensors"), opened.slices(), np.random.default_rng(0)
+    assert whole.keys() == remote.keys()
+    for gap in (0, 64, ranges.GAP):
+        monkeypatch.setattr(ranges, "GAP", gap)
+        for name, tensor in whole.items():
+            ends = [sorted(rng.integers(0, size + 1, 2).tolist()) for size in tensor.shape]
+            index = tuple(slice(*pair) for pair in ends)
+            np.testing.assert_array_equal(remote[name][index], tensor[index])
+    damaged = as_path(f"{store}/damaged.safetensors")
+    damaged.write_bytes(as_path(f"{files.model}/model.safetensors").read_bytes()[:-1])
+    with pytest.raises(InputError, match="a complete safetensors file"):
+        ranges.RangedFile(damaged)
+
+
+# ---- copies on this host
+
+
+def test_copies_are_made_once_and_the_oldest_goes(store, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(local_copies.DIRECTORY, str(tmp_path))
+    monkeypatch.setenv(local_copies.LIMIT, "0.000003")  # 3,000 bytes
+    paths = [as_path(f"{store}/copies/{name}") for name in "abc"]
+    for path in paths:
+        path.write_bytes(path.name.encode() * 1200)
+    copies = [local_copies.local_file(path) for path in paths[:2]]
+    assert [copy.read_bytes() for copy in copies] == [b"a" * 1200, b"b" * 1200]
+    inode = copies[0].stat().st_ino
+    assert local_copies.local_file(paths[0]).stat().st_ino == inode, "not downloaded again, and used last now"
+    with caplog.at_level("INFO", "jaxpref"):
+        local_copies.local_file(paths[2])
+    assert copies[0].exists() and not copies[1].exists()
+    assert "removed the copy of b" in caplog.text and local_copies.LIMIT in caplog.text
+    paths[0].write_bytes(b"new" * 100)
+    assert local_copies.local_file(paths[0]).read_bytes() == b"new" * 100, "another version is another copy"

@@ -38,7 +38,6 @@ def write_front(
     """
     reference = checked_reference(front, reference)
     directory = as_path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     volumes = sweep_volumes(front, reference, bootstrap)
     results = _results(front, volumes, reference, bootstrap)
     record = {"front": front_json(front), "results": results}
