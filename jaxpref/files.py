@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jaxpref.errors import InputError
+from jaxpref.errors import InputError, RunError
 from jaxpref.storage.paths import as_path, file_system, is_bucket, is_within, key_of
 
 
@@ -112,18 +112,29 @@ def _disk_code(error: BaseException) -> int | None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors of the disk, and of a bucket whatever they are, say what could not be written."""
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the disk say what could not be written."""
     try:
         yield
     except Exception as error:
-        if is_bucket(path):
-            said = f"{type(error).__name__}: {error}".partition("\n")[0]
-            raise OSError(errno.EIO, said, str(path)) from error
         code = _disk_code(error)
         if code is None or getattr(error, "filename", None) is not None:
             raise
         raise OSError(code, os.strerror(code), str(path)) from error
+
+
+@contextmanager
+def as_disk_problem(path: Path) -> Iterator[None]:
+    """Around what writes: where the path lies in a bucket, errors of its library are the disk's."""
+    try:
+        yield
+    except (InputError, RunError):
+        raise
+    except Exception as error:
+        if not is_bucket(path):
+            raise
+        said = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise OSError(errno.EIO, said, str(path)) from error
 
 
 @contextmanager
@@ -138,15 +149,14 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     if is_bucket(path):
         with tempfile.TemporaryDirectory() as scratch:
             local = Path(scratch) / path.name
-            with naming(local):
+            with _naming(local):
                 yield local
-            with naming(path):
-                upload_file(local, path)
+            upload_file(local, path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with naming(path):
+        with _naming(path):
             yield partial
         partial.replace(path)
     finally:
@@ -155,7 +165,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 def upload_file(file: Path, to: Path) -> None:
     """A local file into a bucket, whole or not at all."""
-    file_system(to).put_file(str(file), key_of(to))
+    with as_disk_problem(to):
+        file_system(to).put_file(str(file), key_of(to))
 
 
 @contextmanager
@@ -170,9 +181,9 @@ def whole_directory(path: str | Path, key_file: str = "config.json") -> Iterator
     if is_bucket(path):
         with tempfile.TemporaryDirectory() as scratch:
             local = Path(scratch)
-            with naming(local):
+            with _naming(local):
                 yield local
-            with naming(path):
+            with as_disk_problem(path):
                 _upload(local, path, key_file)
         return
     old = _kept(path)
@@ -182,7 +193,7 @@ def whole_directory(path: str | Path, key_file: str = "config.json") -> Iterator
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)
     try:
-        with naming(path):
+        with _naming(path):
             yield partial
         _replace_directory(partial, path)
     finally:
@@ -268,6 +279,6 @@ class GrowingFile:
             self._upload()
 
     def _upload(self) -> None:
-        with naming(self._path):
+        with as_disk_problem(self._path):
             self._path.write_text(self._text, encoding="utf-8")
         self._written, self._whole = time.monotonic(), True

@@ -92,7 +92,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def _tokenizer_in(directory: Path) -> Any:
     """A directory's tokenizer, for transformers, which reads local files alone."""
-    return load_tokenizer(local_directory(directory, _may_be_read_with_tokenizers))
+    if has_tokenizer(directory):
+        directory = local_directory(directory, _may_be_read_with_tokenizers)
+    return load_tokenizer(directory)
 
 
 def _may_be_read_with_tokenizers(name: str) -> bool:

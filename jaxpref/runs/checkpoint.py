@@ -14,6 +14,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxpref.errors import InputError
+from jaxpref.files import as_disk_problem
 from jaxpref.models.finite import not_finite
 from jaxpref.models.parameters import VOCAB_LEAVES, leaf_path
 from jaxpref.runs.best import AUTOMATIC, BestRule
@@ -118,20 +119,19 @@ class Checkpoints:
         sums = {path: int(x) for path, x in jax.device_get(self._checksums(fields)).items()}
         items = {"progress": dict(progress)} | ({} if kept is None else {"metrics": kept})
         of_items = {name: json_checksum(item) for name, item in items.items()}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(fields),
-                progress=ocp.args.JsonSave(items["progress"]),
-                checksums=ocp.args.JsonSave({"state": sums, "items": of_items}),
-            ),
-            metrics=kept,
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(fields),
+            progress=ocp.args.JsonSave(items["progress"]),
+            checksums=ocp.args.JsonSave({"state": sums, "items": of_items}),
         )
+        with as_disk_problem(self.directory):
+            self._manager.save(step, args=args, metrics=kept)
 
     def wait(self) -> None:
         """Until everything is on disk."""
         if self._manager is not None:
-            self._manager.wait_until_finished()
+            with as_disk_problem(self.directory):
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for what is being written."""

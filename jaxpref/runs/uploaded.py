@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxpref.errors import InputError
-from jaxpref.files import naming, upload_file
+from jaxpref.files import as_disk_problem, upload_file
 from jaxpref.runs.best import BestRule
 from jaxpref.runs.damage import COMMITTED, read_item, steps_in
 from jaxpref.storage.local_copies import local_directory
@@ -81,7 +81,7 @@ class UploadingManager:
     def _finish(self, step: int) -> None:
         self._manager.wait_until_finished()
         saved, to = Path(self._scratch.name) / str(step), self._directory / str(step)
-        with naming(to):
+        with as_disk_problem(to):
             _remove(to)  # of an upload that was killed
             for file in sorted(path for path in saved.rglob("*") if path.is_file()):
                 upload_file(file, to / str(file.relative_to(saved)))

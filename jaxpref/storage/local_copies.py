@@ -47,7 +47,8 @@ def local_directory(path: Path, wanted: Callable[[str], bool] = lambda name: Tru
         return path
     above = key_of(path.parent).rstrip("/")
     names = [key.removeprefix(f"{above}/") for key in file_system(path).find(key_of(path))]
-    names = [name for name in names if wanted(name.rpartition("/")[2])]
+    # Some tools make objects whose names end with a slash, in place of directories.
+    names = [name for name in names if name[-1] != "/" and wanted(name.rpartition("/")[2])]
     return _copied({name: path.parent / name for name in names}, path) / path.name
 
 
@@ -78,7 +79,8 @@ def _copied(files: dict[str, Path], source: Path) -> Path:
                     file_system(file).get_file(key_of(file), str(whole / name))
                 whole.rename(entry)
         os.utime(entry)
-    _remove_old(top, entry)
+    with _alone(top / "removal.lock"):
+        _remove_old(top, entry)
     return entry
 
 

@@ -23,13 +23,13 @@ _WAYS_TO_LOG_IN = {
 
 
 def as_path(name: str | Path) -> Path:
-    """The path that a name means, `~` expanded; a path stays as it is.
+    """The path that a name means, `~` expanded; one that is a path already stays one.
 
     Errors: InputError for a name with a scheme that is not known or misspelt, a package that is
         missing, and a bucket that does not exist or cannot be read.
     """
     if not isinstance(name, str):
-        return name
+        return name.expanduser()
     scheme = _scheme(name)
     if scheme is None:
         return Path(name).expanduser()
