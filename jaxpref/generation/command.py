@@ -23,7 +23,7 @@ from jaxpref.generation.prompts import read_prompts
 from jaxpref.generation.sampling import Sampling
 from jaxpref.processes import first_does, is_first
 from jaxpref.progress import progress
-from jaxpref.storage.paths import is_bucket
+from jaxpref.storage.paths import as_path, is_bucket
 
 _UPLOAD_SECONDS = 30.0
 """Between two times that completions are uploaded to a bucket."""
@@ -155,7 +155,7 @@ def run(options: argparse.Namespace) -> None:
         read = [options.prompts]
         read += [source] if isinstance(source, str) else [path for path, _ in source.policies]
         new = "a new file for the completions"
-        out = Path(first_does(lambda: str(check_destination(options.out, new, sources=read))))
+        out = as_path(first_does(lambda: str(check_destination(options.out, new, sources=read))))
     opened = open_source(source, step=options.step, overrides=overrides)
     prompts = read_prompts(options.prompts)
     # Standard output is for the lines.
