@@ -163,7 +163,7 @@ def test_mistakes_are_told_in_one_error(store, files, call, tmp_path, monkeypatc
         ({"data": {"train": [f"{store}/nothing.jsonl"]}}, "nothing.jsonl"),
         ({"model": {"path": f"{store}/no-model"}}, "no-model"),
     ):
-        config = tiny.long_config(f"{store}/new", files, **changes)
+        config = tiny.long_config(changes.pop("out", f"{store}/new"), files, **changes)
         code, _, error = call("train", tiny.write_config(config, tmp_path / "config.yaml"))
         assert code == 2 and told in error and "Traceback" not in error, error
     make_config({})  # nothing above has spoiled the defaults
