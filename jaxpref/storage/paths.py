@@ -79,12 +79,16 @@ def _scheme(name: str) -> str | None:
 @cache
 def _opened(scheme: str, name: str) -> Path:
     """A path in a bucket that can be read, asked for once."""
+    from fsspec.config import conf  # here: local paths need none of it
+
     package, extra = _LIBRARIES[scheme]
     optional_package(package, f"paths in {scheme}:// buckets", extra)
     upath = optional_package("upath", f"paths in {scheme}:// buckets", extra)
     logging.getLogger(package).setLevel(logging.CRITICAL)  # its errors are raised besides
-    # Listings that are kept would not show what other processes write.
-    path = upath.UPath(name.rstrip("/"), use_listings_cache=False)
+    # Listings that are kept would not show what other processes write.  As a default of fsspec it
+    # holds for orbax too.
+    conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
+    path = upath.UPath(name.rstrip("/"))
     files, key = path.fs, path.path
     bucket = key.partition("/")[0]
     expected = "a bucket that exists and may be read"
