@@ -116,7 +116,7 @@ def test_it_is_evaluated_answered_with_and_exported_there(run_in_bucket, finishe
             "generate", run, "--prompts", prompts, "--out", f"{where}/answers.jsonl", "--max-new-tokens", 8
         )
         assert code == 0, error
-        assert call("export", run, f"{where}/exported")[0] == 0
+        assert call("export", run, "--to", f"{where}/exported")[0] == 0
     for name in ("eval.jsonl", "answers.jsonl"):
         here, there = (tmp_path / name).read_text(), as_path(f"{store}/results/{name}").read_text()
         assert len(here.splitlines()) > 2 and here.count("\n") == there.count("\n")
@@ -129,7 +129,7 @@ def test_it_is_evaluated_answered_with_and_exported_there(run_in_bucket, finishe
     code, printed, error = call("generate", f"{store}/results/exported", "--prompts", prompts, "--max-new-tokens", 8)
     assert code == 0, error
     assert [json.loads(line)["completion"] for line in printed.splitlines()] == ours
-    for command in (("eval", out, "--out", f"{store}/train.jsonl"), ("export", out, files.model)):
+    for command in (("eval", out, "--out", f"{store}/train.jsonl"), ("export", out, "--to", files.model)):
         assert call(*command)[0] == 2, "what is not ours is not replaced"
 
 
