@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,7 @@ def foreign_files(path: Path, own: Sequence[str]) -> list[str]:
     if not path.is_dir():
         return [path.name]
     content = sorted(path.iterdir())
-    others = [file.name for file in content if not any(file.match(name) for name in own)]
+    others = [file.name for file in content if not any(fnmatch(file.name, name) for name in own)]
     if others or _written_by_us(path):
         return others
     return [file.name for file in content]
