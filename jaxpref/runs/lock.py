@@ -180,6 +180,7 @@ class _BucketLock:
         self._own = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
         self.text = self._line().decode()
         try:
+            self._remove_if_left()  # asked first, for stores that know no conditions
             while not self._created():
                 self._remove_if_left()
         except OSError as error:
