@@ -108,8 +108,8 @@ def test_a_killed_run_goes_on_and_ends_as_one_on_a_local_disk(run_in_bucket, fin
 
 def test_it_is_evaluated_answered_with_and_exported_there(run_in_bucket, finished_run, store, files, call, tmp_path):
     out, _, _ = run_in_bucket
-    prompts = as_path(f"{store}/prompts.txt")
-    prompts.write_text("".join(f"{row['prompt']}\n" for row in tiny.rows(3)))
+    prompts = as_path(f"{store}/prompts.jsonl")
+    prompts.write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in tiny.rows(3)))
     for run, where in ((out, f"{store}/results"), (finished_run.out, str(tmp_path))):
         assert call("eval", run, "--out", f"{where}/eval.json", "--resamples", 100)[0] == 0
         code, _, error = call(
