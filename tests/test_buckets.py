@@ -1,5 +1,6 @@
 """Buckets, at servers on this machine: what is read and written there, killed and resumed; `make test-buckets`."""
 
+import gzip
 import json
 import signal
 import subprocess
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxpref.data.sources import read_rows
 from jaxpref.errors import InputError
+from jaxpref.runs.cached_reference import cached_logps
 from jaxpref.runs.damage import COMMITTED, steps_in
 from jaxpref.runs.lock import sole_writer
 from jaxpref.settings import make_config
@@ -282,3 +285,56 @@ def test_copies_are_made_once_and_the_oldest_goes(store, tmp_path, monkeypatch, 
     assert "removed the copy of b" in caplog.text and local_copies.LIMIT in caplog.text
     paths[0].write_bytes(b"new" * 100)
     assert local_copies.local_file(paths[0]).read_bytes() == b"new" * 100, "another version is another copy"
+
+
+def test_every_form_of_data_is_read_as_from_a_local_disk(store, tmp_path):
+    import datasets
+
+    rows = [{"prompt": f"n {i}", "chosen": "n 1", "rejected": "n 2"} for i in range(4)]
+    for name in ("train.jsonl", "train.json"):
+        tiny.write_rows(tmp_path / name, rows)
+    with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    table = datasets.Dataset.from_list(rows)
+    table.to_parquet(tmp_path / "train.parquet")
+    table.save_to_disk(tmp_path / "saved")
+    (tmp_path / "folder").mkdir()
+    tiny.write_rows(tmp_path / "folder/train.jsonl", rows)
+    tiny.write_rows(tmp_path / "folder/test.jsonl", rows[:1])
+    bucket_servers.upload(tmp_path, as_path(f"{store}/data"))
+    for name, split in (
+        ("train.jsonl", None),
+        ("train.json", None),
+        ("train.jsonl.gz", None),
+        ("train.parquet", None),
+        ("saved", None),
+        ("folder", "test"),
+        ("folder", "train"),
+    ):
+        here = list(read_rows(f"{tmp_path}/{name}", split))
+        there = list(read_rows(f"{store}/data/{name}", split))
+        assert there == [(row, where.replace(str(tmp_path), f"{store}/data")) for row, where in here]
+        assert len(there) == (1 if split == "test" else 4)
+    with pytest.raises(InputError, match=r"did you mean train\.jsonl"):
+        list(read_rows(f"{store}/data/trian.jsonl"))
+
+
+def test_scores_and_the_cache_of_reference_log_probs_lie_there(store, tmp_path, call, files, tiny_files):
+    rows = [{"prompt": f"n {i}", "chosen": "n 1 2", "rejected": "n 2"} for i in range(3)]
+    local = tiny.write_rows(tmp_path / "pairs.jsonl", rows)
+    bucket_servers.upload(local, as_path(f"{store}/pairs.jsonl"))
+    for path, out in ((f"{store}/pairs.jsonl", f"{store}/scored.jsonl"), (local, tmp_path / "scored.jsonl")):
+        code, _, error = call("score", path, "--reward", "brief=rule:words", "--out", out, "--cache", "none")
+        assert code == 0, error
+    assert as_path(f"{store}/scored.jsonl").read_text() == (tmp_path / "scored.jsonl").read_text()
+    code, _, error = call("score", local, "--reward", "brief=rule:words", "--out", tmp_path / "b", "--cache", store)
+    assert code == 2
+    file, group = as_path(f"{store}/cache/key.npz"), tiny.groups_of(tiny.long_config(tmp_path / "run", tiny_files))[0]
+    computed = []
+
+    def compute(missing):
+        computed.append(len(missing))
+        return {g.row_id: np.arange(len(g.completion_ids), dtype=np.float32) for g in missing}
+
+    first, again = (cached_logps([group], lambda: file, compute) for _ in range(2))
+    assert computed == [1] and first[0] == again[0] and file.is_file()
