@@ -11,7 +11,7 @@ NUMERIC = tests/step tests/generation/test_generate.py tests/generation/test_mix
 	tests/runs/test_padded_vocab.py $(addprefix tests/models/test_,attention.py kv_cache.py decoder.py experts.py \
 	features.py layers.py logprobs.py lora.py)
 
-.PHONY: demo demo-pareto test test-isa test-slow test-tpu lint clean
+.PHONY: demo demo-pareto test test-isa test-slow test-tpu test-buckets lint clean
 
 demo: $(VENV)/.ready
 	JAX_PLATFORMS=cpu $(VENV)/bin/jaxpref demo configs/demo.yaml train.resume=auto
@@ -35,6 +35,11 @@ test-slow: $(VENV)/.ready
 test-tpu:
 	$(MAKE) VENV=.venv-tpu EXTRAS=test,tpu .venv-tpu/.ready
 	.venv-tpu/bin/python -m pytest -m tpu_compiler tests/test_tpu_compiler.py
+
+# Buckets, at servers on this machine; in an environment of its own, for these bring much along.
+test-buckets:
+	$(MAKE) VENV=.venv-buckets EXTRAS=test,gcs,s3,test-buckets .venv-buckets/.ready
+	.venv-buckets/bin/python -m pytest tests/test_buckets.py
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

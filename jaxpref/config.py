@@ -279,7 +279,8 @@ class Config:
     """Everything that a run is made from."""
 
     out: LocalPath = "runs/run"
-    """Directory of the run: config, metrics, checkpoints."""
+    """Directory of the run: config, metrics, checkpoints. This and all other paths may be local, or
+    in a bucket: gs://BUCKET/PATH, s3://BUCKET/PATH (`pip install jaxpref[gcs]`, `jaxpref[s3]`)."""
     compilation_cache: LocalPath = "auto"
     """Directory in which compiled programs are kept for later runs, or a bucket (gs://); none: they
     are not kept; auto: what JAX_COMPILATION_CACHE_DIR names, or else jaxpref/compiled among the

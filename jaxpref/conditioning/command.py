@@ -36,6 +36,7 @@ from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_file
 from jaxpref.processes import first_does
 from jaxpref.settings import named, numbers
+from jaxpref.storage.paths import as_path
 from jaxpref.types import Group
 
 EPILOG = """for training, from data with scores (`jaxpref score`)
@@ -219,13 +220,13 @@ def _targets(weights: Mapping[str, float], path: str | None, method: str) -> lis
 
 
 def _read_statistics(path: str | None) -> dict[str, ScoreStatistics]:
-    if path is None or not Path(path).is_file():
+    if path is None or not as_path(path).is_file():
         raise InputError(
             "--statistics FILE, which the conditioning of the training data wrote",
             "none" if path is None else f"{path}: no such file",
             "name the .statistics.json beside the file of training data",
         )
-    stored = json.loads(Path(path).read_text())
+    stored = json.loads(as_path(path).read_text())
     return {name: ScoreStatistics(**values) for name, values in stored.items()}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxpref.errors import InputError
+from jaxpref.storage.local_copies import local_file
 
 if TYPE_CHECKING:
     import pyarrow
@@ -21,7 +22,7 @@ Rows = Iterator[tuple[dict, str]]
 
 
 def file_rows(path: Path) -> Rows:
-    """The rows of a file.
+    """The rows of a file; of one in a bucket, out of its copy on this host.
 
     Errors: InputError for an unknown kind of file; while rows are read, for an empty file, text
         that is not UTF-8 or not JSON (with line and column; `NaN` and `Infinity` are not JSON), and
@@ -76,7 +77,7 @@ def _json(path: Path) -> Rows:
 def _lines(path: Path) -> Iterator[bytes]:
     open_file = gzip.open if path.name.lower().endswith(".gz") else open
     try:
-        with open_file(path, "rb") as file:
+        with open_file(local_file(path), "rb") as file:
             yield from file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(
@@ -145,7 +146,7 @@ def _parquet(path: Path) -> Rows:
 
     index = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(local_file(path)) as file:
             for row in arrow_rows(file.iter_batches()):
                 yield row, f"{path}, index {index}"
                 index += 1

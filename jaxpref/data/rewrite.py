@@ -17,6 +17,7 @@ from jaxpref.data.sources import read_all
 from jaxpref.data.splits import Part, part_of_side
 from jaxpref.errors import InputError, RowError
 from jaxpref.files import check_destination, whole_file
+from jaxpref.storage.paths import as_path
 from jaxpref.types import Group
 
 
@@ -158,7 +159,7 @@ def check_out(out: str | Path, sources: Iterable[str | Path]) -> Path:
 
     Errors: InputError for a file that exists, or is no .jsonl or .jsonl.gz, and for a source.
     """
-    out = Path(out)
+    out = as_path(out)
     if not out.name.endswith((".jsonl", ".jsonl.gz")):
         raise InputError("a .jsonl or .jsonl.gz file to write", str(out), "choose such a name")
     return check_destination(out, "a new file for the rows", sources=sources)

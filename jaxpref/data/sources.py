@@ -13,6 +13,8 @@ from typing import Any
 from jaxpref.data.readers import ENDINGS, Rows, arrow_rows, file_rows, suffix
 from jaxpref.data.splits import Part, choose, split_in_name
 from jaxpref.errors import InputError
+from jaxpref.storage.local_copies import local_directory
+from jaxpref.storage.paths import as_path
 
 # Files of a dataset that hold no rows, as `datasets` has them.
 _NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
@@ -25,7 +27,8 @@ def read_rows(path: str, split: str | None = None, *, name: str | None = None) -
         path: a file (`.jsonl`, `.json` holding JSON lines or one list, either with `.gz`;
             `.parquet`), a folder written by `datasets` (`save_to_disk`), a folder of such files, a
             copy of a hub dataset (its files in folders, or named in its README.md), or a hub id
-            (`owner/name`).  What exists on disk wins over a hub id of the same spelling.
+            (`owner/name`).  What exists on disk wins over a hub id of the same spelling.  Files and
+            folders may lie in a bucket.
         split: which split of a folder or a hub dataset; needed wherever there is more than one.  In
             a folder of files their names say it, see `splits.split_in_name`.
         name: which configuration of a hub dataset or its copy.
@@ -43,11 +46,11 @@ def read_rows(path: str, split: str | None = None, *, name: str | None = None) -
 def read_all(paths: Iterable[str], wanted: Part) -> Rows:
     """The rows of all `paths`, one after another.  A file has no parts: it is read whole."""
     for path in paths:
-        yield from _part_of(path, Part() if Path(path).expanduser().is_file() else wanted)
+        yield from _part_of(path, Part() if as_path(path).is_file() else wanted)
 
 
 def _part_of(path: str, wanted: Part) -> Rows:
-    local = Path(path).expanduser()
+    local = as_path(path)
     if local.is_dir():
         return _folder_rows(local, wanted)
     if local.is_file():
@@ -56,8 +59,6 @@ def _part_of(path: str, wanted: Part) -> Rows:
         return file_rows(local)
     if _is_hub_id(path):
         return _loaded_rows(path, path, wanted)
-    if "://" in path:
-        raise InputError("a local path or a hub id", path, "copy it to a local disk first")
     raise _missing(local)
 
 
@@ -71,7 +72,7 @@ def _refuse(value: str | None, key: str, got: str) -> None:
 
 
 def _is_hub_id(path: str) -> bool:
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and suffix(Path(path)) is None
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and suffix(as_path(path)) is None
 
 
 def _missing(path: Path) -> InputError:
@@ -129,7 +130,7 @@ def _saved_rows(folder: Path, wanted: Part) -> Rows:
     import datasets  # takes seconds to import, so only where it is needed
 
     try:
-        loaded = datasets.load_from_disk(str(folder))
+        loaded = datasets.load_from_disk(str(local_directory(folder)))
     except Exception as error:  # the library raises many types for a damaged folder
         raise InputError(
             "a folder written by `Dataset.save_to_disk`",
@@ -148,7 +149,7 @@ def _copied_rows(folder: Path, wanted: Part) -> Rows:
     import datasets
 
     # Absolute, for a relative path may be taken for something else (`json` for a file format).
-    absolute = str(folder.absolute())
+    absolute = str(local_directory(folder).absolute())
     try:
         found = datasets.load_dataset_builder(absolute, name=wanted.config_name).config
     except FileNotFoundError as error:

@@ -23,6 +23,7 @@ from jaxpref.progress import progress
 from jaxpref.rewards import open_reward
 from jaxpref.runs.directory import is_run
 from jaxpref.settings import for_all_models
+from jaxpref.storage.paths import as_path
 
 EPILOG = """\
 without --reward: accuracy, margins, log-probs, KL estimates, lengths, calibration on held-out data
@@ -140,8 +141,8 @@ def _on_preferences(options: argparse.Namespace, bootstrap: Bootstrap, console: 
         )
     report = preferences.report
     data, step = report.about["data"], report.about["step"]
-    name = "_".join(["preferences", *(Path(path).stem for path in data), str(step)])
-    to = _given_out(options, *data) or Path(options.source) / "eval" / f"{name}.json"
+    name = "_".join(["preferences", *(as_path(path).stem for path in data), str(step)])
+    to = _given_out(options, *data) or as_path(options.source) / "eval" / f"{name}.json"
     if is_first():
         written = [report.write(to), write_rows(preferences.groups, to.with_suffix(".jsonl"))]
         png = plot_preferences(preferences, to.with_suffix(".png"))
@@ -199,7 +200,7 @@ def _given_out(options: argparse.Namespace, *more: str) -> Path | None:
     """
     if not options.out:
         return None
-    to = Path(options.out).expanduser()
+    to = as_path(options.out)
     if to.suffix != ".json":
         raise InputError("--out FILE.json", options.out, "give it a name that ends in .json")
     sources = (options.source, options.against, options.prompts, *more)
@@ -232,9 +233,9 @@ def _destination(options: argparse.Namespace) -> Path:
             f"{options.source} without it",
             "add --out FILE.json",
         )
-    against = f"_against_{Path(options.against).stem}" if options.against else ""
-    prompts = Path(options.prompts).stem if options.prompts else "prompts"
-    return Path(options.source) / "eval" / f"answers_{prompts}_{options.step}{against}.json"
+    against = f"_against_{as_path(options.against).stem}" if options.against else ""
+    prompts = as_path(options.prompts).stem if options.prompts else "prompts"
+    return as_path(options.source) / "eval" / f"answers_{prompts}_{options.step}{against}.json"
 
 
 def _answers(source: str, options: argparse.Namespace, step: str, console: Console) -> Answers:

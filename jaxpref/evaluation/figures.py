@@ -10,6 +10,7 @@ from jaxpref.evaluation.bootstrap import Estimate
 from jaxpref.evaluation.generations import Generations
 from jaxpref.evaluation.preferences import Preferences
 from jaxpref.runs.plots import BLUE, GREY, ORANGE, drawn
+from jaxpref.storage.paths import as_path
 
 
 def plot_preferences(preferences: Preferences, png: str | Path) -> Path | None:
@@ -24,7 +25,7 @@ def plot_preferences(preferences: Preferences, png: str | Path) -> Path | None:
         _margins(axes[0, 1], preferences)
         _margins_by_length(axes[1, 0], preferences)
         _length_differences(axes[1, 1], preferences)
-    return Path(png)
+    return as_path(png)
 
 
 def _reliability(axis: Any, preferences: Preferences) -> None:
@@ -130,7 +131,7 @@ def plot_generations(generations: Generations, png: str | Path) -> Path:
                 _wins(right, generations, name)
             else:
                 _rewards_by_length(right, generations, name)
-    return Path(png)
+    return as_path(png)
 
 
 def _distribution(axis: Any, generations: Generations, name: str) -> None:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from jaxpref.evaluation.bootstrap import Estimate
 from jaxpref.files import whole_file
+from jaxpref.storage.paths import as_path
 
 _UNITS = {
     "rewards/accuracies": "share of groups",
@@ -99,7 +100,7 @@ class Report:
             partial.write_text(
                 json.dumps(_finite(self.as_dict()), indent=1, allow_nan=False) + "\n"
             )
-        return Path(path)
+        return as_path(path)
 
     def show(self, console: Console) -> None:
         """Prints a table of the estimates, then what was left out and the notes."""
@@ -162,7 +163,7 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: str | Path) -> Path:
         stream.writelines(
             json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows
         )
-    return Path(path)
+    return as_path(path)
 
 
 def _finite(value: Any) -> Any:

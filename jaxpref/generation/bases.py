@@ -10,6 +10,7 @@ from jaxpref.runs.adapters import quantisation
 from jaxpref.runs.directory import run_params
 from jaxpref.runs.params import load_params, with_adapter
 from jaxpref.step.policy import split
+from jaxpref.storage.paths import as_path
 
 
 class _BaseKey(NamedTuple):
@@ -79,7 +80,7 @@ def _base_key(source: Source, step: str) -> _BaseKey:
         kept, modules_of = quantisation(pieces.config.adapter), pieces.source.modules_of
         return _BaseKey(model, dtype, kept, modules_of=modules_of)
     if source.is_run:
-        return _BaseKey(str(Path(source.path).resolve()), dtype, None, step)
+        return _BaseKey(str(as_path(source.path).resolve()), dtype, None, step)
     return _BaseKey(model, dtype, None)
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from jaxpref.data.splits import Part
 from jaxpref.errors import InputError
-from jaxpref.files import check_destination
+from jaxpref.files import GrowingFile, check_destination
 from jaxpref.generation.completions import Completion, Settings, complete
 from jaxpref.generation.mixed_distribution import DIVERGENCES
 from jaxpref.generation.mixing import Mix, parse_policies
@@ -24,7 +24,10 @@ from jaxpref.generation.prompts import read_prompts
 from jaxpref.generation.sampling import Sampling
 from jaxpref.processes import first_does, is_first
 from jaxpref.progress import progress
+from jaxpref.storage.paths import as_path, is_bucket
 
+_UPLOAD_SECONDS = 30.0
+"""Between two times that completions are uploaded to a bucket."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 _UNCHANGED = {
@@ -155,7 +158,7 @@ def run(options: argparse.Namespace) -> None:
         read = [options.prompts]
         read += [source] if isinstance(source, str) else [path for path, _ in source.policies]
         new = "a new file for the completions"
-        out = Path(first_does(lambda: str(check_destination(options.out, new, sources=read))))
+        out = as_path(first_does(lambda: str(check_destination(options.out, new, sources=read))))
     opened = open_source(source, step=options.step, overrides=overrides)
     part = Part(options.split, "test", options.config_name)
     prompts = read_prompts(options.prompts, part)
@@ -220,18 +223,24 @@ def _ignored_settings(generation_config: Mapping[str, Any]) -> str:
     )
 
 
-def _output(path: Path | None) -> AbstractContextManager[TextIO]:
+def _output(path: Path | None) -> AbstractContextManager[TextIO | GrowingFile]:
     """Where the lines go: a new file or standard output; of one process only."""
     if not is_first():  # every process knows every completion
         return open(os.devnull, "w")
     if path is None:
         return nullcontext(sys.stdout)
+    if is_bucket(path):
+        return closing(GrowingFile(path, seconds=_UPLOAD_SECONDS))
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("x", encoding="utf-8")
 
 
 def _write(
-    completions: Iterable[Completion], file: TextIO, total: int, seed: int, console: Console
+    completions: Iterable[Completion],
+    file: TextIO | GrowingFile,
+    total: int,
+    seed: int,
+    console: Console,
 ) -> str:
     """Writes each completion when it comes; returns a summary of them all."""
     count_by_finish, tokens, began = Counter(), 0, time.perf_counter()

@@ -15,6 +15,7 @@ from jaxpref.data.sources import read_all
 from jaxpref.data.splits import Part
 from jaxpref.data.template import template_columns
 from jaxpref.errors import InputError
+from jaxpref.storage.paths import as_path
 from jaxpref.types import Group
 
 _ANSWERS = ("chosen", "rejected", "completion", "completions")
@@ -33,7 +34,7 @@ def read_prompts(path: str | Path, part: Part | None = None) -> list[Group]:
     Errors: InputError with file and row.
     """
     if str(path).endswith(".txt"):
-        rows = _lines(Path(path))
+        rows = _lines(as_path(path))
     else:
         rows = read_all([str(path)], part or Part(default="test"))
     return [to_prompt(row, where, number) for number, (row, where) in enumerate(rows)]

@@ -14,6 +14,8 @@ from jaxpref.models.families import TEXT_PARTS
 from jaxpref.models.gguf import reader as gguf
 from jaxpref.models.hf.tokenizer import has_tokenizer, load_tokenizer
 from jaxpref.models.spec import ModelSpec
+from jaxpref.storage.local_copies import local_directory, local_file
+from jaxpref.storage.paths import as_path
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 # Further copies of the weights: in folders (which may hold chat templates too), in the format of
@@ -26,7 +28,7 @@ class Checkpoint:
     """A model that was found and understood; weights and tokenizer are read when asked for."""
 
     path: Path
-    """The local directory or file."""
+    """The directory or file, local or in a bucket."""
     spec: ModelSpec
     generation_config: dict[str, Any]
     """As in generation_config.json."""
@@ -54,10 +56,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Finds a model and reads its config.
 
     Args:
-        path: a Hugging Face directory; a `.gguf` file, whose own tokenizer is used where there are
-            no tokenizer files beside it; `pkg://package/path` for either inside an installed Python
-            package; or a Hub id `org/name`, with `@revision` if wanted, which is downloaded or
-            taken from the cache.
+        path: a Hugging Face directory, local or in a bucket (whose weights are read as they are
+            asked for, as ranges of bytes); a `.gguf` file, whose own tokenizer is used where there
+            are no tokenizer files beside it; `pkg://package/path` for either inside an installed
+            Python package; or a Hub id `org/name`, with `@revision` if wanted, which is downloaded
+            or taken from the cache.
 
     Errors: InputError when nothing is found there, saying what was looked for, or the model is not
         supported.
@@ -71,7 +74,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             spec=spec,
             generation_config=_generation_config(local),
             load_params=partial(hf.load_params, local, spec),
-            load_tokenizer=partial(load_tokenizer, local),
+            load_tokenizer=partial(_tokenizer_in, local),
             text_part_of=model_type if model_type in TEXT_PARTS else None,
         )
     if local.suffix != ".gguf":
@@ -80,11 +83,22 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             str(local),
             "name the directory that holds config.json",
         )
-    opened = gguf.open_gguf(local)
+    opened = gguf.open_gguf(local_file(local))
     tokenizer = opened.load_tokenizer
     if has_tokenizer(local.parent):
-        tokenizer = partial(load_tokenizer, local.parent)
+        tokenizer = partial(_tokenizer_in, local.parent)
     return Checkpoint(local, opened.spec, opened.generation_config, opened.load_params, tokenizer)
+
+
+def _tokenizer_in(directory: Path) -> Any:
+    """A directory's tokenizer, for transformers, which reads local files alone."""
+    if has_tokenizer(directory):
+        directory = local_directory(directory, _may_be_read_with_tokenizers)
+    return load_tokenizer(directory)
+
+
+def _may_be_read_with_tokenizers(name: str) -> bool:
+    return name.endswith((".json", ".jinja", ".model", ".txt"))
 
 
 def _generation_config(directory: Path) -> dict[str, Any]:
@@ -100,7 +114,7 @@ def _generation_config(directory: Path) -> dict[str, Any]:
 def _local_path(path: str) -> Path:
     if path.startswith("pkg://"):
         return _package_path(path)
-    local = Path(path).expanduser()
+    local = as_path(path)
     if local.exists():
         return local
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", path) and not path.endswith(".gguf"):

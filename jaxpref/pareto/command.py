@@ -2,7 +2,6 @@
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -17,6 +16,7 @@ from jaxpref.pareto.settings import load_front_config
 from jaxpref.pareto.sweep import Watch, run_front
 from jaxpref.processes import is_first
 from jaxpref.settings import keys_help, named, numbers
+from jaxpref.storage.paths import as_path
 from jaxpref.training.progress import training_progress
 
 EPILOG = """the config is that of a run (`jaxpref train --help`) without `objective`, with a section
@@ -62,14 +62,14 @@ def run(options: argparse.Namespace, console: Console) -> None:
     Of several processes all make it, and the first writes and prints.
     """
     reference = numbers(named(options.reference_point, "--reference-point")) or None
-    if Path(options.source).is_dir():
+    if as_path(options.source).is_dir():
         if options.overrides:
             raise InputError(
                 "no settings for a finished front",
                 ", ".join(options.overrides),
                 "remove them, or give the config of a new front",
             )
-        front, out = read_front(options.source), Path(options.source)
+        front, out = read_front(options.source), as_path(options.source)
     else:
         config = load_front_config(options.source, options.overrides)
         if reference is not None and set(reference) != set(config.names):
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
             training_progress, console, settings.train.log_every, show=settings.log.progress
         )
         say = lambda line: console.print(line, highlight=False, markup=False)
-        front, out = run_front(config, Watch(say, bar)), Path(config.run.out)
+        front, out = run_front(config, Watch(say, bar)), as_path(config.run.out)
     if not is_first():
         return
     results = write_front(front, out, reference=reference)

@@ -15,6 +15,7 @@ from jaxpref.pareto.stages import Stages
 from jaxpref.processes import first_does
 from jaxpref.runs.build import Pieces
 from jaxpref.runs.merge import How, merge
+from jaxpref.storage.paths import as_path
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _combined_point(
     def make(policies: FrontPolicies) -> Candidate:
         if method == "mod":
             return policies.mix(weight_of_run)
-        soup = Path(front.run.out) / "soups" / name
+        soup = as_path(front.run.out) / "soups" / name
         if not first_does(soup.is_dir):
             how = cast(How, method.removeprefix("soup_"))
             merge(weight_of_run, soup, how=how, adapter=True, step=LATEST)

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import Estimate
 from jaxpref.pareto.cost import Cost, Work
+from jaxpref.storage.paths import as_path
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def read_front(path: str | Path) -> Front:
         path: front.json, or its directory.
     Errors: InputError where there is none.
     """
-    path = Path(path)
+    path = as_path(path)
     path = path / "front.json" if path.is_dir() else path
     fix = "name a directory that `jaxpref pareto` wrote"
     try:

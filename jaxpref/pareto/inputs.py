@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from jaxpref.data.encode import encode_prompts
 from jaxpref.data.rewrite import configured, groups_of
 from jaxpref.errors import InputError
+from jaxpref.files import whole_file
 from jaxpref.generation.completions import Settings
 from jaxpref.generation.prompts import prompt_ids, read_prompts
 from jaxpref.generation.sampling import Sampling
@@ -23,6 +24,8 @@ from jaxpref.rewards import open_reward
 from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.digests import weights_key
 from jaxpref.runs.resume import settled_as
+from jaxpref.storage.local_copies import version_of
+from jaxpref.storage.paths import as_path, is_bucket
 from jaxpref.types import Group
 
 CONFIG = "front.yaml"
@@ -63,9 +66,10 @@ def start_front(front: FrontConfig, out: Path) -> FrontConfig:
             return front
 
     def write() -> None:
-        out.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(front_settings(front)), settings_file)
-        digests_file.write_text(json.dumps(digests, indent=1) + "\n")
+        with whole_file(settings_file) as partial:
+            OmegaConf.save(OmegaConf.create(front_settings(front)), partial)
+        with whole_file(digests_file) as partial:
+            partial.write_text(json.dumps(digests, indent=1) + "\n")
 
     first_does(write)
     return front
@@ -105,7 +109,7 @@ def _digests(front: FrontConfig, pieces: Pieces) -> Iterator[tuple[str, str]]:
     for objective in front.pareto.objectives:
         paths |= _files_of(objective)
     for path in sorted(paths):
-        local = Path(path).expanduser()
+        local = as_path(path)
         for file in sorted(local.rglob("*")) if local.is_dir() else [local]:
             if file.is_file():
                 yield str(file), file_digest(file)
@@ -119,8 +123,11 @@ def _files_of(objective: ObjectiveConfig) -> set[str]:
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    with Path(path).open("rb") as stream:
+    """SHA-256 of a file; of one in a bucket, of what that knows of its bytes."""
+    file = as_path(path)
+    if is_bucket(file):
+        return hashlib.sha256(version_of(file).encode()).hexdigest()
+    with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxpref.config import Config
@@ -22,6 +21,7 @@ from jaxpref.pareto.settings import front_settings
 from jaxpref.pareto.stages import Stages
 from jaxpref.runs.feed import read_data
 from jaxpref.runs.metrics import read_jsonl
+from jaxpref.storage.paths import as_path
 from jaxpref.types import Group
 
 
@@ -66,7 +66,7 @@ def measured_front(front: FrontConfig, singles: Mapping[str, Config], stages: St
         measured = _Measured(answers[i], accuracies[i], under_reference[i], own_rewards)
         points.append(_point(front, entry, measured))
     prompts = [_text(evaluation.prompts[i]) for i in answers[0]["prompts"]]
-    title = f"{' against '.join(front.names)}: {Path(front.run.model.path).name}"
+    title = f"{' against '.join(front.names)}: {as_path(front.run.model.path).name}"
     return Front(title, front.names, "reward", points, prompts, _about(front))
 
 
@@ -157,7 +157,7 @@ def _point(front: FrontConfig, entry: Entry, measured: _Measured) -> Point:
         entry.run,
         measures,
         entry.cost,
-        curves=[] if entry.run is None else read_jsonl(Path(entry.run) / "metrics.jsonl"),
+        curves=[] if entry.run is None else read_jsonl(as_path(entry.run) / "metrics.jsonl"),
         answers=answers["texts"],
         rewards=measured.rewards,
     )

@@ -1,7 +1,6 @@
 """The objectives' explicit rewards and judges, on their scales."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from jaxpref.data.rewrite import configured
 from jaxpref.pareto.config import FrontConfig
@@ -9,6 +8,7 @@ from jaxpref.pareto.inputs import file_digest
 from jaxpref.pareto.stages import Stages
 from jaxpref.rewards import Limits, Reward, calibrate, open_reward
 from jaxpref.runs.directory import is_run
+from jaxpref.storage.paths import as_path
 
 
 def temperature(front: FrontConfig, name: str, stages: Stages) -> dict[str, float]:
@@ -56,7 +56,7 @@ def judge(front: FrontConfig, name: str, stages: Stages) -> Reward:
 def judge_digest(front: FrontConfig, name: str) -> str:
     """Part of a stage's name, which changes with the file of a judge that is a function."""
     path, colon, _ = (front.objective(name).judge or "").rpartition(":")
-    return f"-{file_digest(path)[:12]}" if colon and Path(path).is_file() else ""
+    return f"-{file_digest(path)[:12]}" if colon and as_path(path).is_file() else ""
 
 
 def limits(front: FrontConfig) -> Limits:

@@ -2,20 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from jaxpref.config import Config
 from jaxpref.pareto.config import FrontConfig, point_name
+from jaxpref.storage.paths import as_path
 
 
 def single_out(front: FrontConfig, name: str) -> str:
     """Directory of the DPO run of one objective."""
-    return str(Path(front.run.out) / "dpo" / name)
+    return str(as_path(front.run.out) / "dpo" / name)
 
 
 def point_out(front: FrontConfig, weights: Mapping[str, float]) -> str:
     """Directory of the MODPO run of one weight vector."""
-    return str(Path(front.run.out) / "points" / point_name("modpo", weights))
+    return str(as_path(front.run.out) / "points" / point_name("modpo", weights))
 
 
 def single_run(front: FrontConfig, name: str, train: Sequence[str], eval: Sequence[str]) -> Config:

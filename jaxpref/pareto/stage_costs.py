@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from jaxpref.data.rewrite import configured, groups_of
 from jaxpref.pareto.config import SHARED, FrontConfig, point_name
@@ -12,6 +11,7 @@ from jaxpref.pareto.stages import Stages
 from jaxpref.rewards.tokens import encode_within
 from jaxpref.runs.build import Pieces
 from jaxpref.runs.flops import forward_flops
+from jaxpref.storage.paths import as_path
 
 
 def single_cost(front: FrontConfig, name: str, stages: Stages) -> Cost:
@@ -73,7 +73,9 @@ def _explicit_costs(front: FrontConfig, pool: str, stages: Stages) -> dict[str, 
     """Of the explicit scores of some pairs; FLOPs of models among the rewards are not counted."""
     rewards = {o.name: o.reward for o in front.pareto.objectives if o.reward}
     work = stages.cost(f"score-explicit-{pool}-train")
-    if any(reward.startswith("adapter:") or Path(reward).exists() for reward in rewards.values()):
+    if any(
+        reward.startswith("adapter:") or as_path(reward).exists() for reward in rewards.values()
+    ):
         work = replace(work, flops=None)
     costs = {f"explicit scores of {pool}": work}
     for name in rewards:

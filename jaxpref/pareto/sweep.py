@@ -35,6 +35,7 @@ from jaxpref.rewards import Reward, run_reward, score_data
 from jaxpref.runs.adapters import BASE
 from jaxpref.runs.export import export_run
 from jaxpref.runs.lock import sole_writer
+from jaxpref.storage.paths import as_path
 from jaxpref.training.run import Result, train
 from jaxpref.training.stacked import train_stacked
 
@@ -72,7 +73,7 @@ class _Sweep:
     """One front; its stages in order."""
 
     def __init__(self, front: FrontConfig, watch: Watch):
-        self.watch, self.out = watch, Path(front.run.out)
+        self.watch, self.out = watch, as_path(front.run.out)
         self.front = start_front(front, self.out)
         self.stages = Stages(self.out / "stages", watch.say)
         for line in doubtful_bases(front):

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -79,11 +78,11 @@ def run(options: argparse.Namespace, console: Console) -> None:
         said = compile_in_child(configs, rows, target, options.cache)
     show(said, target, console)
     if options.write and "does_not_fit" not in said:
-        with whole_file(Path(options.write)) as partial:
+        with whole_file(options.write) as partial:
             save_config(configs[0], partial)
         console.print(f"written: {options.write}")
     if options.json:
-        with whole_file(Path(options.json)) as partial:
+        with whole_file(options.json) as partial:
             partial.write_text(json.dumps(as_json(said, target), indent=1) + "\n")
     if "does_not_fit" in said:
         raise InputError(

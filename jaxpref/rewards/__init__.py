@@ -1,7 +1,6 @@
 """Rewards of answers: by functions, rules, data columns, reward models and policies."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxpref.data.rewrite import Source, read_pairs
 from jaxpref.errors import InputError
@@ -14,6 +13,7 @@ from jaxpref.rewards.rules import column_reward, rule_reward
 from jaxpref.rewards.scalarise import Scalariser, scalarised
 from jaxpref.rewards.scoring import ScoreReport, score_data
 from jaxpref.runs.directory import is_run
+from jaxpref.storage.paths import as_path
 
 __all__ = [
     "Limits",
@@ -60,7 +60,7 @@ def open_reward(what: str, *, step: str = "best", overrides: Sequence[str] = ())
         return classifier_reward(what, overrides=overrides)
     if ":" in what and "://" not in what:
         return function_reward(what)
-    is_model = Path(what).is_dir()
+    is_model = as_path(what).is_dir()
     raise InputError(
         "a run, a directory with a reward model, adapter:DIR,base=MODEL,beta=0.1, rule:NAME, "
         "column:NAME, module:function or FILE.py:function",

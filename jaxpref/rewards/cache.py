@@ -17,6 +17,7 @@ from pathlib import Path
 from jaxpref.errors import InputError
 from jaxpref.processes import first_does
 from jaxpref.rewards.reward import Limits, Reward, Values
+from jaxpref.storage.paths import is_bucket
 from jaxpref.types import Group
 
 CACHE_DIR = "~/.cache/jaxpref/scores"
@@ -27,8 +28,14 @@ def cached(reward: Reward, directory: str | Path = CACHE_DIR) -> Reward:
 
     One without an identity stays as it is.  Groups are looked up and run together as they are
     given: give them in chunks.  Of several processes the first reads and writes the file.
-    Errors: InputError for a file that is not such a cache.
+    Errors: InputError for a file that is not such a cache, and for a directory in a bucket.
     """
+    if is_bucket(directory):
+        raise InputError(
+            "a local directory for the cache of scores (SQLite)",
+            str(directory),
+            "leave out --cache, or name a directory on this host",
+        )
     if reward.identity is None:
         return reward
 

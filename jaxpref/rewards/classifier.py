@@ -14,6 +14,7 @@ from jaxpref.models.hf.tokenizer import load_tokenizer
 from jaxpref.models.loading import check_finite, load_tree
 from jaxpref.models.source import Checkpoint
 from jaxpref.models.stored import stored_form
+from jaxpref.storage.paths import as_path
 
 _SCORE = "score.weight"
 _LABELS = ("architectures", "num_labels", "id2label", "label2id", "problem_type")
@@ -21,7 +22,7 @@ _LABELS = ("architectures", "num_labels", "id2label", "label2id", "problem_type"
 
 def is_classifier(path: str | Path) -> bool:
     """Whether a directory's config.json names a sequence classifier."""
-    config = Path(path) / "config.json"
+    config = as_path(path) / "config.json"
     names = (read_json(config).get("architectures") or []) if config.is_file() else []
     return any(name.endswith("ForSequenceClassification") for name in names)
 
@@ -32,7 +33,7 @@ def open_classifier(path: str | Path) -> tuple[Checkpoint, Callable[[], np.ndarr
     Returns: the checkpoint; () -> the scalar head [1, D] in float32.
     Errors: InputError for a directory that is none, and for a score of more than one label.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if not is_classifier(path):
         raise InputError(
             "a reward model: a Hugging Face directory with a ForSequenceClassification "

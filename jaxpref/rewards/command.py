@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from rich.console import Console
 
@@ -20,6 +19,7 @@ from jaxpref.rewards.rules import RULES_HELP
 from jaxpref.rewards.scalarise import read_scalariser
 from jaxpref.rewards.scoring import CHUNK, score_data
 from jaxpref.settings import for_all_models, named
+from jaxpref.storage.paths import as_path
 
 EPILOG = f"""rewards
     a run                            its scalar head, or its implicit reward beta * log(pi / ref)
@@ -139,7 +139,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
 def _paths(data: Sequence[str]) -> list[str]:
     """Those that are no `key=value`, which may stand between them."""
-    return [item for item in data if "=" not in item or Path(item).exists()]
+    return [item for item in data if "=" not in item or as_path(item).exists()]
 
 
 def _calibration(options: argparse.Namespace) -> dict[str, str]:

@@ -21,6 +21,7 @@ from jaxpref.progress import Watch, unwatched
 from jaxpref.rewards.cache import CACHE_DIR, cached
 from jaxpref.rewards.reward import WHOLE, Limits, Reward, Values
 from jaxpref.rewards.scalarise import Scalariser
+from jaxpref.storage.paths import as_path
 from jaxpref.types import Group
 
 CHUNK = 256
@@ -97,7 +98,7 @@ def score_data(
         refuse.
     """
     source, scalarise = as_source(data), dict(scalarise or {})
-    out = Path(first_does(lambda: str(check_out(out, source.paths))))
+    out = as_path(first_does(lambda: str(check_out(out, source.paths))))
     names = [*rewards, *scalarise]
     if len(set(names)) < len(names) or not names:
         raise InputError(

@@ -22,6 +22,7 @@ from jaxpref.models.source import Checkpoint
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import ReadSlice
 from jaxpref.sharding import place
+from jaxpref.storage.paths import as_path
 
 BASE = "base"
 """As `reference.adapter`: the frozen weights without an adapter."""
@@ -82,7 +83,7 @@ def below_adapter(source: Checkpoint, path: str | Path | None) -> Checkpoint:
 
         return source.load_params(dtype=dtype, put=put_own)
 
-    return replace(source, load_params=load_params, modules_of=Path(path).resolve())
+    return replace(source, load_params=load_params, modules_of=as_path(path).resolve())
 
 
 def check_trainable(source: Checkpoint) -> None:

@@ -26,6 +26,7 @@ from jaxpref.runs.feed import EXTRA_COLUMN
 from jaxpref.runs.params import load_params, reference_params, reference_source
 from jaxpref.runs.sequence_logps import compute_logps
 from jaxpref.step.batch_loss import REFERENCE_COLUMN
+from jaxpref.storage.paths import as_path
 from jaxpref.types import EncodedGroup
 
 
@@ -106,7 +107,7 @@ def _through_cache(
         key: -> digest of the weights, which names the file.
         load: -> parameters; called only where some log-probs are not in the cache.
     """
-    directory = Path(pieces.config.reference.cache_dir).expanduser()
+    directory = as_path(pieces.config.reference.cache_dir)
 
     def compute(missing: Sequence[EncodedGroup]) -> Mapping[int, np.ndarray]:
         return compute_logps(pieces, load(), missing)
@@ -173,7 +174,7 @@ def with_column(
 def _read(path: Path) -> dict[bytes, float]:
     if not path.is_file():
         return {}
-    with np.load(path) as stored:
+    with path.open("rb") as file, np.load(file) as stored:
         keys = [key.tobytes() for key in stored["keys"]]
         return dict(zip(keys, stored["logps"], strict=True))
 

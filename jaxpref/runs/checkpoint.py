@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxpref.errors import InputError
+from jaxpref.files import as_disk_problem
 from jaxpref.models.finite import not_finite
 from jaxpref.models.parameters import VOCAB_LEAVES, leaf_path
 from jaxpref.runs.best import AUTOMATIC, BestRule
@@ -29,7 +31,9 @@ from jaxpref.runs.damage import (
     unprinted_late_errors,
     with_damaged_items,
 )
+from jaxpref.runs.uploaded import UploadingManager, is_uploaded, readable
 from jaxpref.step.state import TrainState
+from jaxpref.storage.paths import as_path
 
 _log = logging.getLogger(__name__)
 
@@ -68,14 +72,16 @@ class Checkpoints:
         best: BestRule = AUTOMATIC,
         read_only: bool = False,
     ):
-        self.directory = Path(directory).absolute()
+        self.directory = as_path(directory).absolute()
         self._best = best
         self._checksums: Callable[[Any], dict[str, jax.Array]] = device_checksums
         self._manager = None if read_only else self._open(keep)
 
-    def _open(self, keep: int) -> ocp.CheckpointManager:
+    def _open(self, keep: int) -> ocp.CheckpointManager | UploadingManager:
         """What writes and deletes.  It reads all metrics, so the damaged ones go before."""
         set_aside(self.directory, with_damaged_items(self.directory))
+        if is_uploaded(self.directory):
+            return UploadingManager(self.directory, keep, self._best)
         keep_best = policies.BestN(
             get_metric_fn=self._best.rank, n=1, keep_checkpoints_without_metrics=False
         )
@@ -86,7 +92,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             create=True,
         )
-        return ocp.CheckpointManager(self.directory, options=options)
+        return ocp.CheckpointManager(epath.Path(str(self.directory)), options=options)
 
     # ---- writing
 
@@ -113,20 +119,19 @@ class Checkpoints:
         sums = {path: int(x) for path, x in jax.device_get(self._checksums(fields)).items()}
         items = {"progress": dict(progress)} | ({} if kept is None else {"metrics": kept})
         of_items = {name: json_checksum(item) for name, item in items.items()}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(fields),
-                progress=ocp.args.JsonSave(items["progress"]),
-                checksums=ocp.args.JsonSave({"state": sums, "items": of_items}),
-            ),
-            metrics=kept,
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(fields),
+            progress=ocp.args.JsonSave(items["progress"]),
+            checksums=ocp.args.JsonSave({"state": sums, "items": of_items}),
         )
+        with as_disk_problem(self.directory):
+            self._manager.save(step, args=args, metrics=kept)
 
     def wait(self) -> None:
         """Until everything is on disk."""
         if self._manager is not None:
-            self._manager.wait_until_finished()
+            with as_disk_problem(self.directory):
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -243,7 +248,7 @@ class Checkpoints:
         try:
             # A handler, not a checkpointer, which would wait for processes that found damage.
             with unprinted_late_errors(), closing(ocp.PyTreeCheckpointHandler()) as reader:
-                tree = reader.restore(self.directory / str(step) / "state", args=args)
+                tree = reader.restore(readable(self.directory / str(step) / "state"), args=args)
         except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
             raise  # says nothing about the files
         except Exception as error:  # orbax raises nothing narrower

@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from jaxpref.errors import InputError
+from jaxpref.files import rename_directory
 from jaxpref.processes import is_first, processes_where
+from jaxpref.storage.paths import is_bucket
 
 _log = logging.getLogger(__name__)
 
 _FILES = {"progress": "metadata", "metrics": "metrics", "checksums": "metadata"}
 """Item of a checkpoint that is JSON -> the file that orbax makes of it."""
+
+
+COMMITTED = "commit_success.txt"
+"""In a bucket, the file of a checkpoint that is written last; orbax's own name for it."""
 
 
 class DamagedCheckpoint(InputError):
@@ -35,11 +41,14 @@ class DamagedCheckpoint(InputError):
 def steps_in(directory: Path) -> list[int]:
     """Steps whose checkpoint was written to the end, ascending.
 
-    Until then it has another name, and so has a damaged one.
+    Until then it has another name, or in a bucket lacks a file; a damaged one has another name.
     """
     if not directory.is_dir():
         return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+    steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+    if is_bucket(directory):
+        return [step for step in steps if (directory / str(step) / COMMITTED).is_file()]
+    return steps
 
 
 def read_item(directory: Path, step: int, item: str) -> dict[str, Any] | None:
@@ -157,7 +166,7 @@ def set_aside(directory: Path, damaged: Mapping[int, str]) -> None:
     if is_first():
         names = {step: _free_name(directory / f"damaged-{step}") for step in damaged}
         for step, name in names.items():
-            (directory / str(step)).rename(name)
+            rename_directory(directory / str(step), name)
         _log.warning(
             "damaged checkpoints in %s: %s. Kept as %s; the newest of the others is step %d.",
             directory,

@@ -15,6 +15,8 @@ from jaxpref.runs.checkpoint import find_step
 from jaxpref.runs.checksums import checksums
 from jaxpref.runs.directory import checkpoints_of
 from jaxpref.runs.params import reference_source
+from jaxpref.storage.local_copies import version_of
+from jaxpref.storage.paths import as_path, is_bucket
 
 
 def weights_key(
@@ -32,7 +34,7 @@ def weights_key(
     digest = hashlib.sha256(f"summed log-probs v2 {dtype}{kept}".encode())
     files = _files(path)
     if adapter:
-        files += _files(Path(adapter))
+        files += _files(as_path(adapter))
     for file in files:
         _add(digest, file.name, file)
     return digest.hexdigest()[:32]
@@ -45,8 +47,11 @@ def _files(path: Path) -> list[Path]:
 
 
 def _add(digest: Any, name: str, file: Path) -> None:
-    """Adds a file's name and bytes."""
+    """Adds a file's name and bytes; of one in a bucket, what that knows of its bytes."""
     digest.update(name.encode())
+    if is_bucket(file):
+        digest.update(version_of(file).encode())
+        return
     with file.open("rb") as stream:
         digest.update(hashlib.file_digest(stream, "sha256").digest())
 
@@ -63,7 +68,7 @@ def model_digest(pieces: Pieces, adapter: str | Path | None = None) -> str:
     if config.reference.path is not None:
         keys.append(weights_key(reference_source(pieces).path, dtype))
     if adapter is not None:
-        keys.append(weights_key(Path(adapter), dtype))
+        keys.append(weights_key(as_path(adapter), dtype))
     return " ".join(keys)
 
 

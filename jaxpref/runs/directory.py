@@ -25,6 +25,7 @@ from jaxpref.settings import load_config
 from jaxpref.sharding import replicated
 from jaxpref.step.batch_loss import init_running
 from jaxpref.step.policy import split
+from jaxpref.storage.paths import as_path
 
 RUN_FILE = "config.yaml"
 DATA_FILE = "data.txt"
@@ -36,12 +37,12 @@ OBJECTIVE_FILE = "objective.json"
 
 def is_run(path: str | Path) -> bool:
     """Whether a directory is that of a run."""
-    return (Path(path) / RUN_FILE).is_file()
+    return (as_path(path) / RUN_FILE).is_file()
 
 
 def check_run_directory(out: str | Path) -> None:
     """Errors: InputError where a run's files would replace some that no run wrote."""
-    out = Path(out)
+    out = as_path(out)
     data = out / DATA_FILE
     ours = data.is_file() and "\nPlan(" in data.read_text(errors="replace")
     files = [] if ours else [DATA_FILE]
@@ -62,10 +63,10 @@ def load_run(
     if not is_run(run):
         raise InputError(
             f"the directory of a run, with {RUN_FILE} and checkpoints/",
-            f"{run} {'has none' if Path(run).is_dir() else 'does not exist'}",
+            f"{run} {'has none' if as_path(run).is_dir() else 'does not exist'}",
             "name the directory that `out` gave the run",
         )
-    from_python = Path(run) / OBJECTIVE_FILE
+    from_python = as_path(run) / OBJECTIVE_FILE
     if from_python.is_file() and objective is None:
         raise InputError(
             "the objective that was given to `train` in Python",
@@ -73,7 +74,7 @@ def load_run(
             "pass it again as objective=[...]; of new runs, `name: module:function` in the config "
             "is found without",
         )
-    return load_config(Path(run) / RUN_FILE, overrides)
+    return load_config(as_path(run) / RUN_FILE, overrides)
 
 
 def models_of(config: Config) -> list[str]:
@@ -88,7 +89,7 @@ def read_config(run: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Objective and reference play no part then, so one from Python need not be known.
     """
-    return as_policy(load_config(Path(run) / RUN_FILE, overrides))
+    return as_policy(load_config(as_path(run) / RUN_FILE, overrides))
 
 
 def as_policy(config: Config) -> Config:
@@ -103,7 +104,7 @@ def as_policy(config: Config) -> Config:
 
 def checkpoints_of(run: str | Path, config: Config) -> Checkpoints:
     """The checkpoints of a run, to read.  Errors: InputError when it has none."""
-    directory = Path(run) / CHECKPOINTS
+    directory = as_path(run) / CHECKPOINTS
     if not directory.is_dir():
         raise InputError(
             "a run that has saved checkpoints",

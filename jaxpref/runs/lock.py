@@ -1,7 +1,8 @@
 """One writer to a directory: a lock file that names it, and what becomes of one that was left.
 
 The lock proper is the kernel's, which no process outlives.  Hosts that share a disk may not share
-such locks, so the file also shows by its time that its writer lives.
+such locks, so the file also shows by its time that its writer lives.  In a bucket the lock is the
+file itself: it is made only where there is none, and written again as a sign of life.
 """
 
 import contextlib
@@ -12,11 +13,13 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from jaxpref.errors import InputError
 from jaxpref.processes import first_does, processes_where
+from jaxpref.storage.paths import as_path, file_system, is_bucket, key_of
 
 try:
     import fcntl
@@ -42,16 +45,18 @@ def sole_writer(directory: str | Path) -> Iterator[None]:
     Errors: InputError for one that another process writes to, one that cannot be written to, and
         one that the processes do not share.
     """
-    lock: _Lock | None = None
+    path = as_path(directory)
+    lock: _Lock | _BucketLock | None = None
 
     def acquire() -> str:
         nonlocal lock
-        lock = _Lock(Path(directory))
+        lock = _BucketLock(path) if is_bucket(path) else _Lock(path)
         return lock.text
 
     text = first_does(acquire)
     try:
-        _check_shared(Path(directory), text)
+        if not is_bucket(path):
+            _check_shared(path, text)
         yield
     finally:
         if lock is not None:
@@ -108,7 +113,7 @@ class _Lock:
             holder = _holder(file)
             if holder and self._lives(holder, kernel_locks):
                 os.close(file)
-                raise self._refusal(holder)
+                raise _refusal(self._path.parent, holder)
             if _same_file(self._path, file):
                 break
             os.close(file)  # its holder removed it meanwhile
@@ -128,7 +133,7 @@ class _Lock:
         except BlockingIOError:
             holder = _holder(file)
             os.close(file)
-            raise self._refusal(holder) from None
+            raise _refusal(self._path.parent, holder) from None
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
                 raise
@@ -147,13 +152,6 @@ class _Lock:
                 return now is not None
         return False
 
-    def _refusal(self, holder: dict) -> InputError:
-        return InputError(
-            "a directory that no other process writes to",
-            f"{self._path.parent} is in use by {_name(holder)}",
-            "wait for it or stop it, or choose another `out`",
-        )
-
     def _show_life(self) -> None:
         while not self._released.wait(BEAT):
             with contextlib.suppress(OSError):
@@ -168,6 +166,99 @@ class _Lock:
         if self._made:
             with contextlib.suppress(OSError):
                 self._path.parent.rmdir()
+
+
+class _BucketLock:
+    """The lock of a directory in a bucket; methods and errors as of `_Lock`.
+
+    A store that does not know conditions (some emulators) would let two writers begin in the same
+    instant.
+    """
+
+    def __init__(self, directory: Path):
+        self._path, self._beats = directory / LOCK_FILE, 0
+        self._own = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
+        self.text = self._line().decode()
+        try:
+            self._remove_if_left()  # asked first, for stores that know no conditions
+            while not self._created():
+                self._remove_if_left()
+        except OSError as error:
+            raise InputError(
+                "a directory that can be written to",
+                f"{directory}: {error.strerror or error}",
+                "choose another `out`, or use an account that may write and delete there",
+            ) from error
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._show_life, daemon=True)
+        self._thread.start()
+
+    def _created(self) -> bool:
+        try:
+            file_system(self._path).pipe_file(key_of(self._path), self._line(), mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def _line(self) -> bytes:
+        return json.dumps({**self._own, "beats": self._beats}).encode() + b"\n"
+
+    def _read(self) -> dict | None:
+        """What the lock says; None: it is gone."""
+        try:
+            return json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def _remove_if_left(self) -> None:
+        """Removes the lock of a process that is gone.  Errors: InputError for one that lives."""
+        holder = self._read()
+        if holder is None:
+            return
+        if self._lives(holder):
+            raise _refusal(self._path.parent, holder)
+        if self._read() == holder:  # or another process has taken over
+            _log.warning("%s: taken over from %s, which is gone", self._path, _name(holder))
+            self._path.unlink(missing_ok=True)
+
+    def _lives(self, holder: dict) -> bool:
+        if holder["host"] == socket.gethostname():
+            return _runs(holder["pid"])
+        _log.warning("%s: waiting whether %s shows life", self._path, _name(holder))
+        end = time.monotonic() + SILENCE
+        while time.monotonic() < end:
+            time.sleep(BEAT / 5)
+            if (now := self._read()) != holder:
+                return now is not None
+        return False
+
+    def _holds(self) -> bool:
+        holder = self._read()
+        return holder is not None and holder["id"] == self._own["id"]
+
+    def _show_life(self) -> None:
+        while not self._released.wait(BEAT):
+            with contextlib.suppress(OSError):  # the network may be back for the next one
+                if not self._holds():
+                    _log.error("%s: another process has taken the directory over", self._path)
+                    return
+                self._beats += 1
+                self._path.write_bytes(self._line())
+
+    def release(self) -> None:
+        self._released.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            if self._holds():
+                self._path.unlink()
+
+
+def _refusal(directory: Path, holder: dict) -> InputError:
+    return InputError(
+        "a directory that no other process writes to",
+        f"{directory} is in use by {_name(holder)}",
+        "wait for it or stop it, or choose another `out`",
+    )
 
 
 def _holder(file: int) -> dict:

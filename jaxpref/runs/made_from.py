@@ -20,6 +20,7 @@ from jaxpref.runs.build import Pieces
 from jaxpref.runs.code_digest import code_digest
 from jaxpref.runs.digests import placed_digest, weights_key
 from jaxpref.runs.params import reference_source
+from jaxpref.storage.paths import as_path
 from jaxpref.types import EncodedGroup
 
 Digests = dict[str, Any]
@@ -87,7 +88,7 @@ def of_references(pieces: Pieces, overlay: Any) -> Digests:
             key = partial(weights_key, reference_source(pieces).path, dtype)
             digests["reference"] = first_does(key)
         elif adapter:
-            digests["reference"] = first_does(partial(weights_key, Path(adapter), dtype))
+            digests["reference"] = first_does(partial(weights_key, as_path(adapter), dtype))
     for i, extra in enumerate(reference.extra):
         key = partial(weights_key, open_checkpoint(extra).path, dtype)
         digests[f"reference.extra[{i}]"] = first_does(key)

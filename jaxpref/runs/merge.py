@@ -42,6 +42,7 @@ from jaxpref.runs.directory import RUN_FILE, as_policy, host_params, is_run, mod
 from jaxpref.runs.export import merged_params
 from jaxpref.runs.model_card import soup_card
 from jaxpref.settings import load_config
+from jaxpref.storage.paths import as_path
 
 How = Literal["weights", "deltas", "factors"]
 HOWS = get_args(How)
@@ -147,7 +148,7 @@ def _find(source: str | Path, weight: float, step: str) -> Ingredient:
 
 
 def _run(run: str | Path, weight: float, step: str) -> Ingredient:
-    trained = load_config(Path(run) / RUN_FILE)
+    trained = load_config(as_path(run) / RUN_FILE)
     if "reward" in asked_logps(bind(trained.objective, OBJECTIVES, TRANSFORMS)):
         raise InputError(
             "policies", f"{run} trained a reward model", "merge policies only, without it"

@@ -2,9 +2,11 @@
 
 import contextvars
 import json
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ import numpy as np
 from jaxpref.config import Config
 from jaxpref.data.loader import Step
 from jaxpref.errors import optional_package
-from jaxpref.files import whole_file
+from jaxpref.files import GrowingFile, upload_file, whole_file
 from jaxpref.runs.flops import peak_flops
 from jaxpref.settings import to_dict
+from jaxpref.storage.paths import as_path, is_bucket
 
 TRACKER_ID_FILE = "tracker_id.txt"
 _FLUSH_SECONDS = 30.0
@@ -34,7 +37,7 @@ class Writers:
     """
 
     def __init__(self, out: Path, config: Config, resumed_at: int = 0):
-        self._closers, self._sinks = [], []
+        self._opened, self._sinks = ExitStack(), []
         if jax.process_index() != 0:
             return
         self._jsonl(out / "metrics.jsonl", resumed_at)
@@ -49,12 +52,11 @@ class Writers:
             sink(step, values)
 
     def close(self) -> None:
-        for close in self._closers:
-            close()
+        self._opened.close()
 
     def _tracker(self, run: Any) -> None:
         self._sinks.append(lambda step, values: run.log(dict(values), step=step))
-        self._closers.append(run.finish)
+        self._opened.callback(run.finish)
 
     def _jsonl(self, path: Path, resumed_at: int) -> None:
         kept = []
@@ -62,16 +64,13 @@ class Writers:
             lines = path.read_text().splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]  # a crash may cut the last one
             kept = [line for line in whole if json.loads(line)["step"] <= resumed_at]
-        with whole_file(path) as partial:
-            partial.write_text("".join(kept))
-        stream = path.open("a")
+        file = GrowingFile(path, "".join(kept))
 
         def sink(step: int, values: Mapping[str, float]) -> None:
-            stream.write(json.dumps({"step": step, **values}) + "\n")
-            stream.flush()
+            file.write(json.dumps({"step": step, **values}) + "\n")
 
         self._sinks.append(sink)
-        self._closers.append(stream.close)
+        self._opened.callback(file.close)
 
     def _tensorboard(self, directory: Path, resumed_at: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter
@@ -80,8 +79,18 @@ class Writers:
 
         # Its `SummaryWriter` writes in a thread, which a full disk ends; training would then wait
         # for it for ever.
-        directory.mkdir(parents=True, exist_ok=True)
-        events = EventsWriter(str(directory / "events"))
+        local = directory
+        if is_bucket(directory):  # written here, and uploaded whole
+            scratch = self._opened.enter_context(tempfile.TemporaryDirectory())
+            local = Path(scratch)
+        local.mkdir(parents=True, exist_ok=True)
+        events = EventsWriter(str(local / "events"))
+
+        def save() -> None:
+            events.flush()
+            for file in () if local == directory else local.iterdir():
+                upload_file(file, directory / file.name)
+
         if resumed_at:
             later = SessionLog(status=SessionLog.START)
             events.write_event(Event(wall_time=time.time(), step=resumed_at + 1, session_log=later))
@@ -93,11 +102,12 @@ class Writers:
                 summary = scalar(name, value)
                 events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
             if time.monotonic() > flushed + _FLUSH_SECONDS:
-                events.flush()
+                save()
                 flushed = time.monotonic()
 
         self._sinks.append(sink)
-        self._closers.append(events.close)
+        self._opened.callback(events.close)
+        self._opened.callback(save)
 
 
 def check_trackers(config: Config) -> None:
@@ -147,7 +157,7 @@ def tracker_id(out: Path) -> str:
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    return [json.loads(line) for line in as_path(path).read_text().splitlines()]
 
 
 @dataclass

@@ -13,6 +13,7 @@ from jaxpref.objectives import Part
 from jaxpref.runs.adapters import reference_adapter
 from jaxpref.runs.metrics import read_jsonl
 from jaxpref.settings import to_dict
+from jaxpref.storage.paths import as_path
 
 _FILES = (".gguf", ".json", ".jsonl", ".gz", ".parquet")
 _PACKAGES = ("jaxpref", "jax", "flax", "optax", "transformers")
@@ -37,13 +38,13 @@ def model_card(
         classifier: a reward model, written as a sequence classifier.
         adapter: a PEFT directory.
     """
-    run, data = Path(run), ", ".join(config.data.train)
+    run, data = as_path(run), ", ".join(config.data.train)
     about = f"{config.model.path}, trained with jaxpref for {step} steps on {data}."
     if classifier:
         about += " It scores an answer at its last token: one label, higher is better."
     sections = [
         _front_matter(_metadata(config, parts, classifier, adapter)),
-        f"# {Path(config.out).name}",
+        f"# {as_path(config.out).name}",
         about,
         "## Recipe",
         _table(("setting", "value"), _recipe(config, parts, step)),
@@ -118,7 +119,7 @@ def _metadata(
 def _hub_id(path: str) -> str | None:
     """The path, where it names something on the Hub: `owner/name` that is no file here."""
     named = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path) and Path(path).suffix not in _FILES
-    return path if named and not Path(path).expanduser().exists() else None
+    return path if named and not as_path(path).exists() else None
 
 
 def _recipe(config: Config, parts: Sequence[Part], step: int) -> dict[str, str]:

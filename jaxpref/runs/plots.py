@@ -10,7 +10,9 @@ from matplotlib import rcsetup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxpref.files import whole_file
 from jaxpref.runs.metrics import read_jsonl
+from jaxpref.storage.paths import as_path
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
@@ -50,8 +52,8 @@ def drawn(
         figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure.subplots(rows, columns, squeeze=False)
-        Path(png).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(png, dpi=120)
+        with whole_file(png) as partial:
+            figure.savefig(partial, format="png", dpi=120)
 
 
 def plot_curves(run: str | Path, png: str | Path | None = None) -> Path:
@@ -61,8 +63,8 @@ def plot_curves(run: str | Path, png: str | Path | None = None) -> Path:
         png: None: `curves.png` in the run's directory.
     Returns: the path of the PNG.
     """
-    lines = read_jsonl(Path(run) / "metrics.jsonl")
-    png = Path(png) if png else Path(run) / "curves.png"
+    lines = read_jsonl(as_path(run) / "metrics.jsonl")
+    png = as_path(png) if png else as_path(run) / "curves.png"
     with drawn(png, 2, 3) as axes:
         for axis, (title, names) in zip(axes.flat, _PANELS, strict=True):
             for name in names:

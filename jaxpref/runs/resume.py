@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from jaxpref.config import Config
@@ -12,6 +11,7 @@ from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.directory import RUN_FILE, is_run
 from jaxpref.settings import load_config, to_dict
 from jaxpref.step.optim import depends_on_total
+from jaxpref.storage.paths import as_path
 
 # Sections, and keys of other sections, in which a run may differ from the one that it continues.
 _MAY_CHANGE = ("mesh", "log", "out", "compilation_cache")
@@ -61,7 +61,7 @@ def with_stored(config: Config) -> Config:
     """With what the run in `config.out` settled, if there is one."""
     if not is_run(config.out):
         return config
-    return settled_as(config, load_config(Path(config.out) / RUN_FILE))
+    return settled_as(config, load_config(as_path(config.out) / RUN_FILE))
 
 
 def settled_as(config: Config, before: Config) -> Config:
@@ -76,7 +76,7 @@ def settled_as(config: Config, before: Config) -> Config:
 
 def check_unchanged(config: Config) -> None:
     """Errors: InputError when `config.out` was started with other settings."""
-    stored = to_dict(load_config(Path(config.out) / RUN_FILE))
+    stored = to_dict(load_config(as_path(config.out) / RUN_FILE))
     changed = dict(_differences(stored, to_dict(with_stored(config))))
     if not depends_on_total(config.optim):
         changed = {key: told for key, told in changed.items() if key not in _LENGTH_KEYS}

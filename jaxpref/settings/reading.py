@@ -17,6 +17,7 @@ from jaxpref.config import Config, objective_list
 from jaxpref.errors import InputError
 from jaxpref.settings.contradictions import contradictions
 from jaxpref.settings.problems import described
+from jaxpref.storage.paths import as_path
 
 # ---- reading a config
 
@@ -60,11 +61,12 @@ def merged_settings(path: str | Path | None, overrides: Sequence[str]) -> dict[s
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    if not Path(path).is_file():
-        what = "a directory" if Path(path).is_dir() else "no such file"
+    if not as_path(path).is_file():
+        what = "a directory" if as_path(path).is_dir() else "no such file"
         raise InputError("a YAML file", f"{path}: {what}", "check the path's spelling")
     try:
-        raw: Any = OmegaConf.load(path)
+        with as_path(path).open(encoding="utf-8") as file:
+            raw: Any = OmegaConf.load(file)
     except Exception as error:  # yaml's own errors carry line and column
         raise InputError(
             "valid YAML", f"{path}: {error}", "mend the file at that line and column"

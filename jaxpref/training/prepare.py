@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +49,7 @@ from jaxpref.step.optim import OptimNumbers, make_optimizer, make_schedule, opti
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
 from jaxpref.step.train_step import make_train_step
+from jaxpref.storage.paths import as_path
 from jaxpref.training.first_step import first_loss_check
 from jaxpref.training.loop import Training, Values
 from jaxpref.types import EncodedGroup
@@ -191,7 +191,7 @@ class Prepared:
 
     def write_settings(self, config: Config) -> None:
         """Config and an account of the data into the config's directory."""
-        out = Path(config.out)
+        out = as_path(config.out)
         report, eval_report = self.reports
         with whole_file(out / DATA_FILE) as partial:
             partial.write_text(f"{report}\n{eval_report or ''}\n{self.loader.plan}\n")
@@ -226,7 +226,7 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     if eval_report is not None:
         _log.info("held-out data: %s", eval_report.summary())
     best = BestRule(config.train.best_metric, config.train.best_mode)
-    checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS, keep=config.train.keep, best=best)
+    checkpoints = Checkpoints(as_path(config.out) / CHECKPOINTS, keep=config.train.keep, best=best)
     resumed = resume_step(config, checkpoints)
     before = {} if resumed is None else checkpoints.progress(resumed).get("made_from", {})
     made_from = MadeFrom(before, config.out, resumed)

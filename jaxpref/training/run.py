@@ -19,6 +19,7 @@ from jaxpref.runs.lock import sole_writer
 from jaxpref.runs.metrics import Writers
 from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState, state_shardings
+from jaxpref.storage.paths import as_path
 from jaxpref.training import loop
 from jaxpref.training.loop import Training
 from jaxpref.training.preemption import TermFlag
@@ -79,7 +80,7 @@ def train(
         training = _training(objective, *prepare(config, objective))
         done = loop.run(training, on_log, term)
     return Result(
-        out=Path(config.out),
+        out=as_path(config.out),
         steps=done.steps,
         metrics=done.progress.last_log,
         first_eval=done.progress.first_eval,
@@ -101,7 +102,7 @@ def _training(
     if jax.process_index() == 0:
         prepared.write_settings(config)
         if objective:
-            with whole_file(Path(config.out) / OBJECTIVE_FILE) as partial:
+            with whole_file(as_path(config.out) / OBJECTIVE_FILE) as partial:
                 partial.write_text(json.dumps([part.name for part in pieces.parts]) + "\n")
     evaluator = prepared.evaluator()
     shardings = state_shardings(
@@ -139,6 +140,6 @@ def _training(
         evaluate=evaluate if evaluator else None,
         deciding=lambda values: values,
         step_flops=flops,
-        writers=lambda first: Writers(Path(config.out), config, first),
+        writers=lambda first: Writers(as_path(config.out), config, first),
         points=[pieces.parts],
     )

@@ -38,6 +38,7 @@ from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, state_shardings
 from jaxpref.step.train_step import make_eval_step
+from jaxpref.storage.paths import as_path
 from jaxpref.training import loop
 from jaxpref.training.loop import Finished, Training
 from jaxpref.training.preemption import TermFlag
@@ -76,7 +77,7 @@ def train_stacked(
 def _train_stacked(configs: Sequence[Config], out: str | Path, on_log: OnLog) -> list[Result]:
     for config in configs:
         check_run_directory(config.out)
-    if (Path(out) / CHECKPOINTS).is_dir():
+    if (as_path(out) / CHECKPOINTS).is_dir():
         for config in configs:
             if is_run(config.out):  # killed before it began, a run has none
                 check_unchanged(config)
@@ -298,7 +299,7 @@ def _finish(
         "last_eval": last_eval,
         "last_log": last_log,
     }
-    with Checkpoints(Path(config.out) / CHECKPOINTS, keep=1, best=training.best) as checkpoints:
+    with Checkpoints(as_path(config.out) / CHECKPOINTS, keep=1, best=training.best) as checkpoints:
         if checkpoints.latest() != done.steps:
             with jax.set_mesh(training.mesh):
                 state = state_of_point(done.state, i)
@@ -306,7 +307,7 @@ def _finish(
             checkpoints.wait()
         best = checkpoints.about_best()
     return Result(
-        out=Path(config.out),
+        out=as_path(config.out),
         steps=done.steps,
         metrics=last_log,
         first_eval=first_eval,
@@ -321,7 +322,7 @@ class _Writers:
     """The metrics of every point into its own directory."""
 
     def __init__(self, points: Sequence[Config], start: int):
-        self._writers = [Writers(Path(point.out), point, start) for point in points]
+        self._writers = [Writers(as_path(point.out), point, start) for point in points]
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         for i, writers in enumerate(self._writers):

@@ -155,7 +155,7 @@ def test_missing_file_names_its_neighbours():
     refused("tain.jsonl", "tain.jsonl", "did you mean train.jsonl?")
     refused("nowhere/train.jsonl", "nowhere does not exist")  # not taken for a hub id: it has a file's ending
     refused("pairs", "owner/name")
-    refused("gs://bucket/train.jsonl", "local disk")
+    refused("az://bucket/train.jsonl", "gs://BUCKET/PATH", "copy it")
 
 
 def test_options_that_do_not_apply():

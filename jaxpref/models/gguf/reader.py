@@ -29,6 +29,7 @@ from jaxpref.models.gguf.families import (
 from jaxpref.models.loading import Put, TensorSource, load_tree
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import Index
+from jaxpref.storage.paths import as_path
 
 _SCALARS = {
     GGUFValueType.UINT8: "u1",
@@ -116,7 +117,7 @@ def open_gguf(path: str | Path) -> GgufFile:
     Errors: InputError for a file that is not GGUF, is damaged or split, or whose architecture is
         not supported; unknown metadata of the model is refused by name.
     """
-    path = Path(path)
+    path = as_path(path)
     metadata, tensors = _parse(path)
     if metadata.get("split.count", 1) not in (0, 1):
         raise InputError(

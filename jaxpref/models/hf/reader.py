@@ -1,6 +1,7 @@
 """Hugging Face model directories, read: config.json and safetensors."""
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,9 +14,11 @@ from safetensors import SafetensorError, safe_open
 
 from jaxpref.errors import InputError
 from jaxpref.models.families import FAMILIES, forms, quantised, spec_from_hf
+from jaxpref.models.hf.ranges import RangedFile
 from jaxpref.models.loading import Put, TensorSource, load_tree
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import Index, stored_form
+from jaxpref.storage.paths import as_path, is_bucket
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 # dtype -> its name in the header of a safetensors file.
@@ -27,6 +30,7 @@ DTYPE_CODES = {
 
 # What GPTQ, AWQ and ModelOpt write beside a config.json that may say nothing of it.
 _QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+_log = logging.getLogger(__name__)
 _NAME_ONE = "name a directory written by save_pretrained"
 
 
@@ -52,9 +56,9 @@ def load_spec(directory: str | Path) -> ModelSpec:
 
     Errors: InputError when there is none, it is refused, or the weights are quantised.
     """
-    path = Path(directory) / "config.json"
+    path = as_path(directory) / "config.json"
     if not path.is_file():
-        raise _not_a_checkpoint(Path(directory), ["config.json"], _NAME_ONE)
+        raise _not_a_checkpoint(as_path(directory), ["config.json"], _NAME_ONE)
     for name in _QUANTISED_FILES:
         if (path.parent / name).is_file():
             raise quantised(f"{name} in {directory}")
@@ -83,7 +87,7 @@ def load_params(
         tensors.
     """
     ignored = FAMILIES[spec.family].IGNORED_TENSORS
-    with open_safetensors(Path(directory), ignored) as source:
+    with open_safetensors(as_path(directory), ignored) as source:
         table = stored_form(source.shapes, forms(spec.family), spec)
         head, embedding = table["head/kernel"].name, table["embed/table"].name
         if spec.tied and {head, embedding} <= source.shapes.keys():
@@ -94,7 +98,7 @@ def load_params(
 
 @contextmanager
 def open_safetensors(directory: Path, ignored: str = r"(?!)") -> Iterator[TensorSource]:
-    """All tensors of a directory's safetensors files; they stay on disk until read.
+    """All tensors of a directory's safetensors files; they stay where they are until read.
 
     Args:
         ignored: regular expression of names that may be of any dtype, for they are not read.
@@ -102,22 +106,15 @@ def open_safetensors(directory: Path, ignored: str = r"(?!)") -> Iterator[Tensor
     with ExitStack() as stack:
         slices: dict[str, Any] = {}
         for path in _weight_files(directory):
-            try:
-                file = stack.enter_context(safe_open(path, framework="numpy"))
-            except SafetensorError as error:
-                raise InputError(
-                    "a complete safetensors file",
-                    f"{path} ({path.stat().st_size} bytes): {error}",
-                    "copy or download the file again",
-                ) from error
-            twice = sorted(slices.keys() & set(file.keys()))
+            in_file = _slices_of(path, stack)
+            twice = sorted(slices.keys() & in_file.keys())
             if twice:
                 raise InputError(
                     "every tensor in one file",
                     f"in {path} and in another file of {directory}: {', '.join(twice)}",
                     "keep the files of one copy of the model, as its author published it",
                 )
-            slices |= {name: file.get_slice(name) for name in file.keys()}
+            slices |= in_file
         dtypes = {name: s.get_dtype() for name, s in slices.items()}
         _check_floats({n: d for n, d in dtypes.items() if not re.fullmatch(ignored, n)}, directory)
         shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
@@ -126,6 +123,27 @@ def open_safetensors(directory: Path, ignored: str = r"(?!)") -> Iterator[Tensor
             return slices[name][index]
 
         yield TensorSource(str(directory), shapes, read)
+
+
+def _slices_of(path: Path, stack: ExitStack) -> dict[str, Any]:
+    """Name -> tensor of a file, of which parts may be taken until the stack is left."""
+    if is_bucket(path):
+        ranged = RangedFile(path)
+        stack.callback(_tell_share, ranged)
+        return ranged.slices()
+    try:
+        file = stack.enter_context(safe_open(path, framework="numpy"))
+    except SafetensorError as error:
+        raise InputError(
+            "a complete safetensors file",
+            f"{path} ({path.stat().st_size} bytes): {error}",
+            "copy or download the file again",
+        ) from error
+    return {name: file.get_slice(name) for name in file.keys()}
+
+
+def _tell_share(file: RangedFile) -> None:
+    _log.info("%s: %d of its %d bytes read", file.path, file.bytes_read, file.size)
 
 
 def _check_floats(dtypes: Mapping[str, str], directory: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_directory
 from jaxpref.models.families import FAMILIES
 from jaxpref.models.finite import is_finite
+from jaxpref.models.hf.ranges import RangedFile
 from jaxpref.models.hf.reader import DTYPE_CODES, INDEX_FILE, WEIGHTS_FILE, read_json
 from jaxpref.models.loading import check_shapes
 from jaxpref.models.parameters import (
@@ -26,6 +28,7 @@ from jaxpref.models.parameters import (
 )
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import StoredLeaf, StoredTensor, stored_tensors, used_leaves
+from jaxpref.storage.paths import as_path, is_bucket
 
 # transformers asks for "format"; by "producer" a later export knows that it may replace the
 # directory.
@@ -85,7 +88,7 @@ def save_pretrained(
         the vocabulary, an unsupported dtype, numbers that are not finite or not in that dtype, and
         a directory that holds something else.
     """
-    directory, dtype = Path(directory).expanduser(), np.dtype(dtype)
+    directory, dtype = as_path(directory), np.dtype(dtype)
     if dtype not in DTYPE_CODES:
         raise InputError(
             f"dtype among {', '.join(str(d) for d in DTYPE_CODES)}",
@@ -203,7 +206,7 @@ def foreign_files(path: Path, own: Sequence[str]) -> list[str]:
     if not path.is_dir():
         return [path.name]
     content = sorted(path.iterdir())
-    others = [file.name for file in content if not any(file.match(name) for name in own)]
+    others = [file.name for file in content if not any(fnmatch(file.name, name) for name in own)]
     if others or _written_by_us(path):
         return others
     return [file.name for file in content]
@@ -213,11 +216,18 @@ def _written_by_us(directory: Path) -> bool:
     """Whether there are safetensors files and jaxpref wrote all of them."""
     files = sorted(directory.glob("*.safetensors"))
     try:
-        metadata = [safe_open(path, framework="numpy").metadata() or {} for path in files]
-    except SafetensorError:
+        metadata = [_metadata(path) for path in files]
+    except (SafetensorError, InputError):
         return False
     producers = {entry.get("producer") for entry in metadata}
     return producers == {METADATA["producer"]}
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    if is_bucket(path):
+        return RangedFile(path).metadata
+    return safe_open(path, framework="numpy").metadata() or {}
 
 
 def _special_ids(tokenizer: Any) -> dict[str, int | None]:

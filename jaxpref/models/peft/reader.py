@@ -35,11 +35,13 @@ from jaxpref.models.peft.tensors import (
 )
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import StoredLeaf
+from jaxpref.storage.local_copies import local_file
+from jaxpref.storage.paths import as_path
 
 
 def is_adapter(path: str | Path) -> bool:
     """Whether a directory is a PEFT adapter's."""
-    return (Path(path) / CONFIG_FILE).is_file()
+    return (as_path(path) / CONFIG_FILE).is_file()
 
 
 def base_of(directory: str | Path) -> str:
@@ -47,7 +49,7 @@ def base_of(directory: str | Path) -> str:
 
     Errors: InputError for an adapter that names none.
     """
-    file = Path(directory) / CONFIG_FILE
+    file = as_path(directory) / CONFIG_FILE
     config = read_json(file)
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not name:
@@ -56,13 +58,13 @@ def base_of(directory: str | Path) -> str:
             f"{file}: no base_model_name_or_path",
             "write the base model there, or set model.path",
         )
-    is_local = Path(name).expanduser().exists()
+    is_local = as_path(name).exists()
     return f"{name}@{revision}" if revision and not is_local else name
 
 
 def read_spec(directory: str | Path, model: ModelSpec, *, modules: bool = False) -> LoraSpec:
     """What the adapter in a PEFT directory is; arguments and errors as of `load_adapter`."""
-    return _without_modules(_read(Path(directory), model), directory, modules).spec
+    return _without_modules(_read(as_path(directory), model), directory, modules).spec
 
 
 def load_adapter(
@@ -77,7 +79,7 @@ def load_adapter(
     Errors: InputError for a directory that holds none; one that names every setting that is not
         implemented; one that lists all missing, extra and misshaped tensors.
     """
-    read = _without_modules(_read(Path(directory), model), directory, modules)
+    read = _without_modules(_read(as_path(directory), model), directory, modules)
     sizes, flat = axis_sizes(model), {}
     for tensor, rank in read.parts:
         stored = tensor.stored
@@ -91,7 +93,7 @@ def load_adapter(
 
 def saved_modules(directory: str | Path, model: ModelSpec) -> dict[str, np.ndarray]:
     """The embedding and head that an adapter brings whole, by the path of the leaf."""
-    read = _read(Path(directory), model)
+    read = _read(as_path(directory), model)
     sizes = axis_sizes(model)
     return {path: _whole(leaf, sizes, read.tensors) for path, leaf in read.modules.items()}
 
@@ -143,7 +145,7 @@ def _read(directory: Path, model: ModelSpec) -> _Adapter:
     config = read_json(config_file)
     check_settings(config, config_file)
     try:
-        with safe_open(weights_file, framework="numpy") as file:
+        with safe_open(local_file(weights_file), framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise InputError(

@@ -26,6 +26,7 @@ from jaxpref.models.peft.tensors import (
     stored_targets,
 )
 from jaxpref.models.spec import ModelSpec
+from jaxpref.storage.paths import as_path
 
 _OUR_FILES = (CONFIG_FILE, WEIGHTS_FILE, "README.md")
 
@@ -52,7 +53,7 @@ def save_adapter(
     Errors: InputError for DoRA on some of such weights, and for a directory that holds anything but
         an adapter that was written so before.
     """
-    directory = Path(directory).expanduser()
+    directory = as_path(directory)
     together = _together(spec, model)
     _check_lengths(spec, together, model)
     check_adapter_directory(directory)
@@ -70,7 +71,7 @@ def save_adapter(
         modules.setdefault(tensor.stored.name, []).append(_in_module(tensor, part, sizes))
     tensors = {name: np.ascontiguousarray(_joined(name, parts)) for name, parts in modules.items()}
     config = _peft_config(spec, model, base)
-    with whole_directory(directory) as partial:
+    with whole_directory(directory, CONFIG_FILE) as partial:
         save_file(tensors, partial / WEIGHTS_FILE, METADATA)
         (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(model_card, encoding="utf-8")
@@ -130,7 +131,7 @@ def _peft_config(spec: LoraSpec, model: ModelSpec, base: str) -> dict[str, Any]:
     leaves = stored_targets(model)
     example = spec.targets[0]
     name, revision = base, ""
-    if not Path(base).expanduser().exists():
+    if not as_path(base).exists():
         name, _, revision = base.partition("@")
     ranks, alphas = {}, {}
     for module, targets in _together(spec, model).items():

@@ -23,6 +23,7 @@ from jaxpref.pareto.report.style import (
     weight_label,
 )
 from jaxpref.runs.plots import drawn
+from jaxpref.storage.paths import as_path
 
 _MARKERS = {
     "circle": "o",
@@ -76,7 +77,7 @@ def plot_front(
         )
         if left_out:
             figure.text(0.995, 0.005, f"labels without room: {left_out}", ha="right", fontsize=7)
-    return Path(png)
+    return as_path(png)
 
 
 def _panel(axis: Any, front: Front, sweeps: Sequence[Sweep], pair: tuple[int, int]) -> None:

@@ -16,6 +16,7 @@ from jaxpref.pareto.hypervolume import SweepVolume, checked_reference, sweep_vol
 from jaxpref.pareto.report.figure import plot_front
 from jaxpref.pareto.report.page import report_html
 from jaxpref.pareto.report.style import sweep_label
+from jaxpref.storage.paths import as_path
 
 
 def write_front(
@@ -36,8 +37,7 @@ def write_front(
     Errors: InputError for a reference point that does not fit.
     """
     reference = checked_reference(front, reference)
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = as_path(directory)
     volumes = sweep_volumes(front, reference, bootstrap)
     results = _results(front, volumes, reference, bootstrap)
     record = {"front": front_json(front), "results": results}

@@ -1,0 +1,106 @@
+"""Checkpoints in s3:// buckets: saved on this host's disk, then uploaded.
+
+orbax writes to gs:// itself, and to no other bucket.  A file that marks the end is uploaded last,
+the one that orbax writes last to gs://, so half a checkpoint never counts.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from jaxpref.errors import InputError
+from jaxpref.files import as_disk_problem, upload_file
+from jaxpref.runs.best import BestRule
+from jaxpref.runs.damage import COMMITTED, read_item, steps_in
+from jaxpref.storage.local_copies import local_directory
+from jaxpref.storage.paths import file_system, key_of
+
+
+def is_uploaded(directory: Path) -> bool:
+    """Whether checkpoints there are uploaded, as orbax does not write there."""
+    return str(directory).startswith("s3://")
+
+
+def readable(directory: Path) -> epath.Path:
+    """A directory of a checkpoint as orbax reads it: where it does not, a copy on this host."""
+    return epath.Path(str(local_directory(directory) if is_uploaded(directory) else directory))
+
+
+class UploadingManager:
+    """Has those methods of orbax's CheckpointManager that runs use.
+
+    Args:
+        directory: in the bucket.
+        keep: latest checkpoints to keep, beside the best.
+    Errors: InputError under several processes: each has a part of a checkpoint on its own disk.
+    """
+
+    def __init__(self, directory: Path, keep: int, best: BestRule):
+        if jax.process_count() > 1:
+            raise InputError(
+                "a gs:// bucket or a disk that all processes share, for a run of several processes",
+                f"{directory}, {jax.process_count()} processes",
+                "choose such an `out`; s3:// takes the checkpoints of one process",
+            )
+        self._directory, self._keep, self._best = directory, keep, best
+        self._scratch = tempfile.TemporaryDirectory(prefix="jaxpref-checkpoints-")
+        options = ocp.CheckpointManagerOptions(best_fn=best.rank, max_to_keep=1)
+        self._manager = ocp.CheckpointManager(self._scratch.name, options=options)
+        self._pool = ThreadPoolExecutor(1, "upload")
+        self._upload: Future | None = None
+
+    def save(self, step: int, args: Any, metrics: Mapping[str, float] | None) -> None:
+        """Starts saving, once the checkpoint before is in the bucket."""
+        self.wait_until_finished()
+        self._manager.save(step, args=args, metrics=metrics)
+        self._upload = self._pool.submit(self._finish, step)
+
+    def wait_until_finished(self) -> None:
+        """Until the last checkpoint is in the bucket.  Errors: OSError where it cannot be."""
+        upload, self._upload = self._upload, None
+        if upload is not None:
+            upload.result()
+
+    def reload(self) -> None:
+        """Nothing is remembered of the checkpoints in the bucket."""
+
+    def close(self) -> None:
+        try:
+            self.wait_until_finished()
+        finally:
+            self._pool.shutdown()
+            self._manager.close()
+            self._scratch.cleanup()
+
+    def _finish(self, step: int) -> None:
+        self._manager.wait_until_finished()
+        saved, to = Path(self._scratch.name) / str(step), self._directory / str(step)
+        with as_disk_problem(to):
+            _remove(to)  # of an upload that was killed
+            for file in sorted(path for path in saved.rglob("*") if path.is_file()):
+                upload_file(file, to / str(file.relative_to(saved)))
+            (to / COMMITTED).write_text("whole\n")
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        steps = steps_in(self._directory)
+        metrics = {step: read_item(self._directory, step, "metrics") for step in steps}
+        ranks = [
+            (self._best.rank(m), s) for s, m in metrics.items() if m and self._best.deciding(m)
+        ]
+        kept = {*steps[-self._keep :], *(step for _, step in sorted(ranks)[-1:])}
+        for step in set(steps) - kept:
+            _remove(self._directory / str(step))
+
+
+def _remove(directory: Path) -> None:
+    """Removes a checkpoint, and first what says that it is whole."""
+    (directory / COMMITTED).unlink(missing_ok=True)
+    if directory.is_dir():
+        file_system(directory).rm(key_of(directory), recursive=True)

@@ -1,0 +1,1 @@
+"""Local disks and buckets: paths, copies on this host, files that grow."""
