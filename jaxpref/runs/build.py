@@ -31,6 +31,7 @@ from jaxpref.settings.contradictions import objective_contradictions
 from jaxpref.sharding import make_mesh, vocab_ways
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.state import MovingReference
+from jaxpref.storage.paths import as_path
 
 _log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def _model_files(config: Config, source: Checkpoint) -> dict[str, Path]:
     named |= {f"reference.extra[{i}]": extra for i, extra in enumerate(config.reference.extra)}
     models = {key: open_checkpoint(path).path for key, path in named.items() if path is not None}
     adapters = {"adapter.path": config.adapter.path, "reference.adapter": reference_adapter(config)}
-    of_adapters = {key: Path(path) for key, path in adapters.items() if path is not None}
+    of_adapters = {key: as_path(path) for key, path in adapters.items() if path is not None}
     return {"model.path": source.path} | models | of_adapters
 
 

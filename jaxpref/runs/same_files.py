@@ -10,6 +10,8 @@ from pathlib import Path
 
 from jaxpref.processes.agreement import check_same
 from jaxpref.processes.store import process_count
+from jaxpref.storage.local_copies import version_of
+from jaxpref.storage.paths import as_path, is_bucket
 
 _SUFFIXES = (".json", ".safetensors", ".gguf", ".jinja", ".model", ".txt")
 _WHOLE = 64 * 2**20
@@ -31,7 +33,7 @@ def check_same_files(paths: Mapping[str, str | Path | None]) -> None:
         f"{key}/{file.name}": _digest(file)
         for key, path in paths.items()
         if path is not None
-        for file in _files(Path(path))
+        for file in _files(as_path(path))
     }
     check_same("model files (digests)", digests, "copy the same model and tokenizer to every host")
 
@@ -44,7 +46,9 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _digest(file: Path) -> str:
-    """Of a file's size and bytes; of a large one's pieces."""
+    """Of a file's size and bytes; of a large one's pieces; in a bucket, what that says of it."""
+    if is_bucket(file):
+        return hashlib.sha256(version_of(file).encode()).hexdigest()[:12]
     size = file.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with file.open("rb") as stream:
