@@ -145,7 +145,8 @@ def test_unknown_model_type():
 
 # ---- stored tensors
 
-SIZES = {"D": 6, "F": 5, "V": 7, "N": 4, "M": 2, "H": 3, "P": 8, "E": 3, "Y": 2}
+SIZES = {"D": 6, "F": 5, "V": 7, "N": 4, "M": 2, "H": 3, "P": 8, "E": 3, "Y": 2, "1": 1}
+SIZES |= {"g": 2, "m": 2, "n": 4, "h": 3, "v": 5, "t": 3}
 LAYOUTS = {(w.name, w.layout): w for family in FAMILIES for form in forms(family) for w in form.values()}
 
 
