@@ -202,12 +202,12 @@ CASES: dict[str, Case] = {
         "Qwen3_5Config",
         dict(
             text_config={
-                **_BASE, "num_hidden_layers": 4, "head_dim": 16, "linear_num_key_heads": 1, "linear_num_value_heads": 3,
+                **_BASE, "num_hidden_layers": 4, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
                 "linear_key_head_dim": 6, "linear_value_head_dim": 5, "linear_conv_kernel_dim": 3,
                 "tie_word_embeddings": True,
                 "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"],
                 "rope_parameters": dict(
-                    _ROPE, partial_rotary_factor=0.5, mrope_section=[2, 1, 1], mrope_interleaved=True,
+                    _YARN, partial_rotary_factor=0.5, mrope_section=[2, 1, 1], mrope_interleaved=True,
                 ),
             },
             vision_config=dict(

@@ -133,7 +133,7 @@ def _read_rope(read: ConfigReader) -> dict[str, Any]:
     if all(form.get(part) is None for form in (read.config, *forms.values())):
         forms |= {part: _PARTIAL_ROTARY}
     read.config |= forms
-    return read_rope(read, types=("default",), partial=True)
+    return read_rope(read, partial=True)
 
 
 def _read_kinds(read: ConfigReader, layers: int) -> tuple[LayerKind, ...]:
@@ -156,9 +156,16 @@ def text_part(config: dict[str, Any], where: str) -> dict[str, Any]:
 
 def to_hf(spec: ModelSpec) -> dict[str, Any]:
     """The config.json of `spec`, without dtype and token ids."""
-    assert spec.delta is not None
-    rope = written_rope(spec)
+    rope, sizes = written_rope(spec), {}
     rope["rope_parameters"] |= {"partial_rotary_factor": spec.partial_rotary}
+    if spec.delta is not None:
+        sizes = {
+            "linear_num_key_heads": spec.delta.key_heads,
+            "linear_num_value_heads": spec.delta.value_heads,
+            "linear_key_head_dim": spec.delta.key_size,
+            "linear_value_head_dim": spec.delta.value_size,
+            "linear_conv_kernel_dim": spec.delta.taps,
+        }
     names = {"delta": LINEAR, "attention": FULL}
     return {
         **written_sizes(spec, "Qwen3_5ForCausalLM"),
@@ -168,9 +175,5 @@ def to_hf(spec: ModelSpec) -> dict[str, Any]:
         "attention_bias": False,
         "attn_output_gate": True,
         "layer_types": [names[mixer] for mixer in spec.mixers],
-        "linear_num_key_heads": spec.delta.key_heads,
-        "linear_num_value_heads": spec.delta.value_heads,
-        "linear_key_head_dim": spec.delta.key_size,
-        "linear_value_head_dim": spec.delta.value_size,
-        "linear_conv_kernel_dim": spec.delta.taps,
+        **sizes,
     }
