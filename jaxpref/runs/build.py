@@ -150,7 +150,7 @@ def make_decoder(
         raise InputError(
             "mesh.context=1 for a model with layers of Gated DeltaNet",
             f"mesh.context={config.mesh.context} and model_type {source.spec.family}",
-            "spread the weights by mesh.fsdp and mesh.tensor; lower data.row_length for less memory",
+            "spread weights by mesh.fsdp and mesh.tensor; lower data.row_length for less memory",
         )
     heads = [name for name in asked_logps(parts) if name in ("reward", "value")]
     return build_model(

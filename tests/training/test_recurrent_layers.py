@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from jaxpref import export_run
+from jaxpref.errors import InputError
 from jaxpref.models import hf
 from jaxpref.models.decoder import build_model
 from jaxpref.models.parameters import flatten
@@ -46,6 +47,11 @@ def test_sharing_prompts_and_the_mesh_change_no_loss(model, tiny_files, tmp_path
     assert before.keys() == after.keys() and hf.load_spec(tmp_path / "exported") == hf.load_spec(model)
     for path, leaf in after.items():
         assert np.abs(leaf - before[path]).max() > 1e-5, f"{path} was not trained"
+
+
+def test_tokens_over_several_devices_are_refused(model, tiny_files, tmp_path):
+    with pytest.raises(InputError, match="mesh.context=2 and model_type qwen3_5_text"):
+        run(tmp_path / "run", model, tiny_files, mesh={"data": 1, "context": 2})
 
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
