@@ -54,7 +54,8 @@ class ModelConfig:
     float32."""
     remat: Literal["none", "full", "dots"] = "full"
     """What the backward pass recomputes: nothing (none), whole layers (full), or all but attention
-    and the products with weights (dots; experts and tokamax's attention are computed again)."""
+    and the products with weights (dots; experts, Gated DeltaNet and tokamax's attention are
+    computed again)."""
     attention: Literal["xla", "tokamax", "auto"] = "auto"
     """Attention in plain XLA (xla), or by tokamax's kernels for NVIDIA GPUs (tokamax: bfloat16, no
     soft caps; `pip install jaxpref[cuda]`, Python 3.12 or later); auto: tokamax where it can be
