@@ -190,7 +190,7 @@ class ModelSpec:
     @property
     def mixers(self) -> tuple[Mixer, ...]:
         """One per layer."""
-        return tuple(kind.mixer for kind in self.kinds) or ("attention",) * self.layers
+        return tuple(kind.mixer for kind in self.kinds or (LayerKind(),) * self.layers)
 
     @property
     def longest_sequence(self) -> int:
