@@ -68,7 +68,7 @@ SPECS = {
 
 
 # A whole model is compiled for each; these have every feature between them.
-QUICK = ("gemma2", "gemma3", "gpt2", "gpt_oss", "qwen3_5", "qwen3_moe")
+QUICK = ("gemma2", "gemma3", "gpt2", "gpt_oss", "qwen3_moe")
 EACH = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SPECS]
 
 
