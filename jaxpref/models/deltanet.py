@@ -138,18 +138,19 @@ def cached_paths(real_RL: jax.Array, taps: int, chunk: int) -> Paths:
 def _compacted(real_RL, taps: int):
     """Sources of the taps, and of the window that later tokens will read, [R, t - 1]."""
     window = taps - 1
-    kept_RW = jnp.pad(real_RL, ((0, 0), (window, 0)), constant_values=True)
-    order_RW = jnp.argsort(~kept_RW, axis=1, stable=True).astype(jnp.int32)  # the real ones first
-    number_RW = jnp.cumsum(kept_RW, axis=1) - 1  # of a real one among them
+    # Of the window and the row behind it, [R, t - 1 + L].
+    kept = jnp.pad(real_RL, ((0, 0), (window, 0)), constant_values=True)
+    order = jnp.argsort(~kept, axis=1, stable=True).astype(jnp.int32)  # the real ones first
+    number = jnp.cumsum(kept, axis=1) - 1  # of a real one among them
     back_t = jnp.arange(taps) - window
 
     def real_ones(number):
-        return jnp.take_along_axis(order_RW, number, axis=1)
+        return jnp.take_along_axis(order, number, axis=1)
 
     R, L = real_RL.shape
-    number_RLt = jnp.maximum(number_RW[:, window:, None] + back_t[None, None], 0)
+    number_RLt = jnp.maximum(number[:, window:, None] + back_t[None, None], 0)
     source_RLt = real_ones(number_RLt.reshape(R, L * taps)).reshape(R, L, taps)
-    return source_RLt, real_ones(number_RW[:, -1:] + 1 + back_t[None, :-1])
+    return source_RLt, real_ones(number[:, -1:] + 1 + back_t[None, :-1])
 
 
 def convolve(

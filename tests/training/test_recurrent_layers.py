@@ -30,8 +30,8 @@ def model(tmp_path_factory):
     return directory
 
 
-def run(out, model, tiny_files, **changes):
-    return tiny.run(tiny.config(out, model, tiny_files.train, **{"train": {"max_steps": 3}} | changes))
+def run(out, directory, tiny_files, **changes):
+    return tiny.run(tiny.config(out, directory, tiny_files.train, **{"train": {"max_steps": 3}} | changes))
 
 
 def test_sharing_prompts_and_the_mesh_change_no_loss(model, tiny_files, tmp_path):
