@@ -55,7 +55,8 @@ class ModelConfig:
     float32; a run keeps what it began with."""
     remat: Literal["none", "full", "dots"] = "full"
     """What the backward pass recomputes: nothing (none), whole layers (full), or all but attention
-    and the products with weights (dots; experts and tokamax's attention are computed again)."""
+    and the products with weights (dots; experts, Gated DeltaNet and tokamax's attention are
+    computed again)."""
     attention: Literal["xla", "tokamax", "pallas", "auto"] = "auto"
     """Attention in plain XLA (xla); by tokamax's kernels for NVIDIA GPUs (tokamax: bfloat16, no
     soft caps; `pip install jaxpref[cuda]`, Python 3.12 or later); by kernels for TPUs (pallas: head

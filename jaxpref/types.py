@@ -30,6 +30,14 @@ Dimension letters, suffixes of array names and of einsum strings; each has one m
         U  experts per token
         Y  layers
         Z  rank of an adapter
+        g  queries and gate of a head that has both: 2
+    models, Gated DeltaNet
+        m  key heads
+        n  value heads
+        h  size of a query or key
+        v  size of a value
+        s  states that are carried from chunk to chunk
+        t  taps of the convolution
     objectives, generation, evaluation, pareto
         O  objectives, or their policies and references
         W  resamples of a bootstrap

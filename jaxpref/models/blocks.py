@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxpref.models import experts, layers, parameters, routing
+from jaxpref.models import deltanet, experts, kv_cache, layers, parameters, routing
 from jaxpref.models.attention import scaled
 from jaxpref.models.lora import LoraSpec, adapted
-from jaxpref.models.spec import ModelSpec
+from jaxpref.models.spec import Mixer, ModelSpec
 from jaxpref.models.transposed import Transposed
 from jaxpref.sharding import constrain
 
@@ -34,14 +34,16 @@ class Shared(NamedTuple):
     """Which tokens are not padding."""
     visibility: Any
     """What `attend` decides by which keys a query sees."""
+    paths: deltanet.Paths | None
+    """How tokens follow one another, for layers of Gated DeltaNet."""
 
 
 class Carry(NamedTuple):
     """What every layer takes from the one before."""
 
     x_RLD: jax.Array
-    memory: Any
-    """What `attend` keeps; () in training."""
+    memory: dict[Mixer, Any]
+    """What layers of each kind keep of earlier tokens (`kv_cache.py`); empty in training."""
     router_RL2E: jax.Array | None
     """Sum of `routing.statistics` over the layers, where asked for."""
 
@@ -101,7 +103,11 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_RLD, memory, shared: Shared, layer):
         spec = self.spec
-        q_RLNH = _product(self, "q", "RLD,DNH->RLNH", x_RLD, bias=spec.qkv_bias)
+        if spec.attention_gate:
+            both_RLNgH = _product(self, "q_gate", "RLD,DNgH->RLNgH", x_RLD)
+            q_RLNH, gate_RLNH = both_RLNgH[..., 0, :], both_RLNgH[..., 1, :]
+        else:
+            q_RLNH = _product(self, "q", "RLD,DNH->RLNH", x_RLD, bias=spec.qkv_bias)
         k_RLMH = _product(self, "k", "RLD,DMH->RLMH", x_RLD, bias=spec.qkv_bias)
         v_RLMH = _product(self, "v", "RLD,DMH->RLMH", x_RLD, bias=spec.qkv_bias)
         if spec.qk_norm:
@@ -118,6 +124,8 @@ class Attention(nn.Module):
         out_RLNH, memory = self.attend(
             q_RLNH, k_RLMH, v_RLMH, sink_N, memory, shared.visibility, layer
         )
+        if spec.attention_gate:
+            out_RLNH = out_RLNH * jax.nn.sigmoid(gate_RLNH)
         return _product(self, "o", "RLNH,NHD->RLD", out_RLNH, bias=spec.o_bias), memory
 
 
@@ -127,6 +135,63 @@ def _rotation_of_layer(rope, layer):
         return rope
     choose = lambda x: lax.dynamic_index_in_dim(x, layer["rope"], 0, keepdims=False)
     return jax.tree.map(choose, rope)
+
+
+class Delta(nn.Module):
+    """Gated DeltaNet: a short convolution, the delta rule, and a norm whose result is gated."""
+
+    spec: ModelSpec
+    lora: LoraSpec | None
+
+    @nn.compact
+    def __call__(self, x_RLD, memory, shared: Shared, layer):
+        spec, paths, dtype = self.spec, shared.paths, x_RLD.dtype
+        kept = None if memory is None else kv_cache.kept_states(memory, layer)
+        projected = {
+            "q": _product(self, "q", "RLD,Dmh->RLmh", x_RLD),
+            "k": _product(self, "k", "RLD,Dmh->RLmh", x_RLD),
+            "v": _product(self, "v", "RLD,Dnv->RLnv", x_RLD),
+        }
+        mixed = {
+            name: deltanet.convolve(
+                x,
+                None if kept is None else kept.windows[name],
+                self.param(f"{name}_taps", WEIGHT_INIT, _shape(self, f"{name}_taps")),
+                paths,
+            )
+            for name, x in projected.items()
+        }
+        beta_RLn = _product(self, "beta", "RLD,Dn->RLn", x_RLD)
+        decay_RLn = _product(self, "decay", "RLD,Dn->RLn", x_RLD)
+        a_log_n = self.param("a_log", _a_log_init, _shape(self, "a_log"))
+        dt_bias_n = self.param("dt_bias", nn.initializers.ones, _shape(self, "dt_bias"))
+        out_RLnv, states = deltanet.gated_delta(
+            mixed["q"],
+            mixed["k"],
+            mixed["v"],
+            beta_RLn,
+            decay_RLn,
+            a_log_n,
+            dt_bias_n,
+            None if kept is None else kept.state,
+            paths,
+        )
+        if kept is not None:
+            windows = {
+                name: deltanet.next_window(x, kept.windows[name], paths)
+                for name, x in projected.items()
+            }
+            memory = kv_cache.with_states(memory, layer, kv_cache.States(windows, states))
+        z_RLnv = _product(self, "z", "RLD,Dnv->RLnv", x_RLD)
+        scale_v = self.param("norm", nn.initializers.ones, _shape(self, "norm"))
+        normed_RLnv = layers.rms_norm(out_RLnv, scale_v, spec.norm_eps)
+        gated_RLnv = layers.gated(z_RLnv.astype(jnp.float32), normed_RLnv, "silu").astype(dtype)
+        return _product(self, "o", "RLnv,nvD->RLD", gated_RLnv), memory
+
+
+def _a_log_init(key, shape):
+    """Rates of decay up to 16, as transformers starts them."""
+    return jnp.log(jax.random.uniform(key, shape, minval=0.01, maxval=16.0))
 
 
 class Mlp(nn.Module):
@@ -187,6 +252,7 @@ class Block(nn.Module):
     attend: Callable
     token_axis: str | None
     """As of `decoder.Decoder`."""
+    mixer: Mixer = "attention"
 
     @nn.compact
     def __call__(self, carry: Carry, shared: Shared, layer):
@@ -199,9 +265,14 @@ class Block(nn.Module):
             return x + (part if spec.residual_scale is None else scaled(part, spec.residual_scale))
 
         before, after = spec.norm_at in ("pre", "both"), spec.norm_at in ("post", "both")
-        attention = Attention(spec, self.lora, self.attend, name="attention")
+        if self.mixer == "delta":
+            mix = Delta(spec, self.lora, name="delta")
+        else:
+            mix = Attention(spec, self.lora, self.attend, name="attention")
         normed_RLD = norm_if(before, "attention_norm", x_RLD)
-        mixed_RLD, memory = attention(normed_RLD, memory, shared, layer)
+        mixed_RLD, own = mix(normed_RLD, memory.get(self.mixer), shared, layer)
+        if memory:
+            memory = memory | {self.mixer: own}
         x_RLD = added(x_RLD, norm_if(after, "attention_post_norm", mixed_RLD))
         normed_RLD = norm_if(before, "mlp_norm", x_RLD)
         if spec.experts:

@@ -3,11 +3,12 @@
 Outside `jaxpref/models/` nobody sees a Module: `build_model` gives a `Model`, functions over a
 nested dict of arrays, the tree of `parameters.LEAVES`.
 
-The layers are one scan whatever the pattern in which they alternate: what differs between them is
-numbers (a window, which rotation), scanned beside the parameters.
+The layers are one scan whatever the pattern in which they alternate.  What differs between layers
+of attention is numbers (a window, which rotation), scanned beside the parameters; where some layers
+are of another kind, the scan goes over the periods of the pattern (`periods.py`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,16 +18,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpref.errors import InputError
-from jaxpref.models import kv_cache, layers
+from jaxpref.models import deltanet, kv_cache, layers, periods, unstacked
 from jaxpref.models.attention import ATTENTION, Mask, attention
 from jaxpref.models.blocks import PRODUCT, WEIGHT_INIT, Block, Carry, Norm, Shared
 from jaxpref.models.context import spread_attention
-from jaxpref.models.lora import TARGETS, LoraSpec
+from jaxpref.models.lora import LoraSpec
+from jaxpref.models.misfits import misfits
 from jaxpref.models.model import Model
 from jaxpref.models.parameters import LORA, SCALAR_HEADS, cast_for_products
-from jaxpref.models.quantize import is_quantised
-from jaxpref.models.spec import ClampedSwiglu, LongRope, ModelSpec
-from jaxpref.models.transposed import transposed
+from jaxpref.models.spec import Mixer, ModelSpec
 from jaxpref.sharding import constrain, context_ways
 
 # What the backward pass keeps of a layer's forward pass; everything else is recomputed.
@@ -96,30 +96,37 @@ class Decoder(nn.Module):
     router: bool = False
     """Whether the router's statistics are summed."""
     unstacked: bool = False
-    """Whether every layer has its own subtree, `layers_0`, ..., and memory (`_unstack_layers`)."""
+    """Whether every layer has its own subtree, `layers_0`, ..., and memory (`unstacked.py`)."""
 
     @nn.compact
-    def __call__(self, token_RL, position_RL, real_RL, visibility, memory=()):
+    def __call__(self, token_RL, position_RL, real_RL, visibility, paths=None, memory=None):
         spec = self.spec
         position_RL = constrain(position_RL, "rows", self.token_axis)
         embed = Embed(spec, self.vocab_rows, self.token_axis, name="embed")
         x_RLD = embed(token_RL, position_RL, self.dtype)
         router_RL2E = jnp.zeros((*token_RL.shape, 2, spec.experts)) if self.router else None
         rope, numbers = _layer_numbers(spec, position_RL)
-        carry, shared = Carry(x_RLD, memory, router_RL2E), Shared(rope, real_RL, visibility)
-        run_layers = self._one_by_one if self.unstacked else self._scanned
-        carry = run_layers(carry, shared, numbers)
+        carry = Carry(x_RLD, {} if memory is None else memory, router_RL2E)
+        shared = Shared(rope, real_RL, visibility, paths)
+        if self.unstacked:
+            carry = self._one_by_one(carry, shared, numbers)
+        elif len(set(spec.mixers)) == 1:
+            carry = self._scanned(carry, shared, numbers)
+        else:
+            carry = self._by_period(carry, shared, numbers)
         x_RLD = Norm(spec, name="final_norm")(carry.x_RLD)
         if not spec.tied:
             Head(self.vocab_rows, spec.width, name="head")()
         return carry._replace(x_RLD=x_RLD)
 
+    def _block(self, mixer: Mixer, **options):
+        return Block(self.spec, self.lora, self.attend, self.token_axis, mixer, **options)
+
     def _one_by_one(self, carry, shared, numbers):
         memories = []
         for y, memory in enumerate(carry.memory):
             layer = jax.tree.map(lambda x, y=y: x[y], numbers)
-            name = f"layers_{y}"
-            block = Block(self.spec, self.lora, self.attend, self.token_axis, name=name)
+            block = self._block(self.spec.mixers[y], name=f"layers_{y}")
             carry, _ = block(carry._replace(memory=memory), shared, layer)
             memories.append(carry.memory)
         return carry._replace(memory=tuple(memories))
@@ -136,8 +143,36 @@ class Decoder(nn.Module):
             length=spec.layers,
             unroll=1 if self.scan else spec.layers,
         )
-        layers = stacked(spec, self.lora, self.attend, self.token_axis, name="layers")
-        return layers(carry, shared, numbers)[0]
+        options = self.lora, self.attend, self.token_axis, spec.mixers[0]
+        return stacked(spec, *options, name="layers")(carry, shared, numbers)[0]
+
+    def _by_period(self, carry, shared, numbers):
+        spec = self.spec
+        make_block = partial(self._block, parent=None)
+        if self.is_initializing():
+            inputs = make_block, spec.mixers, carry, shared, jax.tree.map(lambda x: x[0], numbers)
+            self.param("layers", periods.init, *inputs)
+        variables = {
+            name: self.get_variable(name, "layers")
+            for name in ("params", "lora")
+            if self.has_variable(name, "layers")
+        }
+        keys = None
+        if self.has_rng("dropout"):
+            keys = jax.random.split(self.make_rng("dropout"), spec.layers)
+        checkpoint = lambda run: run
+        if self.remat != "none":
+            policy = REMAT_POLICIES[self.remat]
+            checkpoint = partial(jax.checkpoint, policy=policy, prevent_cse=not self.scan)
+        return periods.run(
+            make_block,
+            spec.mixers,
+            periods.Stacks(variables, numbers, keys),
+            carry,
+            shared,
+            checkpoint=checkpoint,
+            unroll=not self.scan,
+        )
 
 
 def _layer_numbers(spec: ModelSpec, position_RL):
@@ -145,7 +180,8 @@ def _layer_numbers(spec: ModelSpec, position_RL):
 
     What no layer has is not in the program.
     """
-    numbers = {"index": jnp.arange(spec.layers)}
+    mixers = spec.mixers
+    numbers = {"index": jnp.asarray([mixers[:y].count(mixer) for y, mixer in enumerate(mixers)])}
     if any(kind.window is not None for kind in spec.kinds):
         numbers["window"] = jnp.asarray(
             [kind.window or _NO_WINDOW for kind in spec.kinds], jnp.int32
@@ -179,7 +215,8 @@ def build_model(
         dtype: compute dtype of activations and weight products; norms, softmax and log-probs stay
             float32.
         remat: a name of REMAT_POLICIES.
-        attention_block: tokens of an attention block; L must be a multiple.
+        attention_block: tokens of an attention block, and of a chunk of Gated DeltaNet unless that
+            is too many; L must be a multiple.
         attend: in place of the blockwise attention: (queries, keys, values, Mask, scale=,
             softcap=, sink_N= for a model with sinks, and q_start= on a mesh with a context) -> what
             `attention` returns.
@@ -198,7 +235,7 @@ def build_model(
             f"model.remat={remat!r}",
             "choose one of them",
         )
-    if problems := list(_problems(spec)):
+    if problems := list(misfits(spec)):
         raise InputError(
             "sizes that fit together",
             "; ".join(problems),
@@ -210,23 +247,28 @@ def build_model(
         "softcap": spec.attention_softcap,
     }
     blockwise = partial(attention, block=attention_block)
+    chunk = min(attention_block, deltanet.LONGEST_CHUNK)
     if attend is None:
         attend = blockwise
     attend_rows = partial(_attend_rows, partial(attend, **options))
     decoder = partial(Decoder, spec, lora, vocab_rows, dtype, remat, scan)
 
+    def paths_of(expiry_RL):
+        return deltanet.packed_paths(expiry_RL, spec.delta.taps, chunk) if spec.delta else None
+
     def init(key):
         # Blockwise: on a mesh, another attention may not take a single row.
         attend_one_row = partial(_attend_rows, partial(blockwise, **options))
         token_RL = jnp.zeros((1, attention_block), jnp.int32)
-        inputs = token_RL, token_RL, token_RL > 0, (token_RL, token_RL)
+        inputs = token_RL, token_RL, token_RL > 0, (token_RL, token_RL), paths_of(token_RL)
         params = decoder(attend_one_row, "tokens").init(key, *inputs)["params"]
         heads = {name: jnp.zeros((1, spec.width)) for name in scalar_heads}
         return params | {SCALAR_HEADS: heads} if heads else params
 
     def run(router, params, token_RL, position_RL, expiry_RL, key):
         rngs = {} if key is None else {"dropout": key}
-        inputs = token_RL, position_RL, expiry_RL > 0, (expiry_RL, position_RL)
+        rows = expiry_RL, position_RL
+        inputs = token_RL, position_RL, expiry_RL > 0, rows, paths_of(expiry_RL)
         module = decoder(attend_rows, "tokens", router)
         return module.apply(_collections(params, lora), *inputs, rngs=rngs)
 
@@ -248,13 +290,16 @@ def build_model(
         positions = kv_cache.CachePositions(position_RC, position_RI, index)
         attend_cached = partial(kv_cache.attend, **options)
         module = decoder(attend_cached, None, unstacked="layers" not in params)
-        inputs = token_RC, position_RC, position_RC >= 0, positions, cache["layers"]
+        real_RC, paths = position_RC >= 0, None
+        if spec.delta is not None:
+            paths = deltanet.cached_paths(real_RC, spec.delta.taps, chunk)
+        inputs = token_RC, position_RC, real_RC, positions, paths, cache["layers"]
         carry = module.apply(_collections(params, lora), *inputs)
         return carry.x_RLD, {"layers": carry.memory, "position": position_RI}
 
     def unstack_layers(params):
         # Cast here, once: a product would cast its weight at every token.
-        return _unstack_layers(cast_for_products(params, dtype))
+        return unstacked.unstack_layers(spec.mixers, cast_for_products(params, dtype))
 
     return Model(
         init=init,
@@ -268,7 +313,7 @@ def build_model(
         init_cache=new_cache,
         extend=extend,
         unstack_layers=unstack_layers,
-        unstack_cache=kv_cache.unstack_layers,
+        unstack_cache=partial(kv_cache.unstack_layers, spec),
     )
 
 
@@ -279,38 +324,6 @@ def _attend_rows(attend, q_RLNH, k_RLMH, v_RLMH, sink_N, memory, rows, layer):
         return spread_attention(attend, q_RLNH, k_RLMH, v_RLMH, mask, sink_N), memory
     sinks = {} if sink_N is None else {"sink_N": sink_N}
     return attend(q_RLNH, k_RLMH, v_RLMH, mask, **sinks), memory
-
-
-def _unstack_layers(params: Any) -> dict[str, Any]:
-    """`layers_0`, `layers_1`, ... in place of `layers`, in the adapter too; weights transposed.
-
-    Args:
-        params: all, or the base or the adapter alone.
-    """
-
-    def split(tree, finish):
-        if "layers" not in tree:
-            return dict(tree)
-        unstacked = {name: leaf for name, leaf in tree.items() if name != "layers"}
-        for y in range(len(jax.tree.leaves(tree["layers"])[0])):
-            layer = jax.tree.map(lambda x, y=y: x[y], tree["layers"])
-            unstacked[f"layers_{y}"] = finish(layer)
-        return unstacked
-
-    unstacked = split(params, _transposed_weights)
-    if LORA in params:
-        unstacked[LORA] = split(params[LORA], lambda layer: layer)
-    return unstacked
-
-
-def _transposed_weights(layer: Mapping[str, Any]) -> dict[str, Any]:
-    groups = {group: dict(leaves) for group, leaves in layer.items()}
-    for target, (inputs, _) in TARGETS.items():
-        group, name = target.split("/")
-        w = groups.get(group, {}).get(name)
-        if w is not None and not is_quantised(w):
-            groups[group][name] = transposed(w, len(inputs))
-    return groups
 
 
 def _collections(params, lora: LoraSpec | None):
@@ -325,27 +338,3 @@ def _collections(params, lora: LoraSpec | None):
     if LORA in params:
         collections["lora"] = params[LORA]
     return collections
-
-
-def _problems(spec: ModelSpec) -> Iterator[str]:
-    """What does not fit together in a spec."""
-    if spec.heads % spec.kv_heads:
-        yield f"{spec.heads} query heads are no multiple of {spec.kv_heads} key/value heads"
-    if spec.kinds and len(spec.kinds) != spec.layers:
-        yield f"{len(spec.kinds)} kinds of layers for {spec.layers} layers"
-    if layers.rotary_dim(spec) % 2:
-        yield f"{layers.rotary_dim(spec)} rotated numbers of a head are odd"
-    if spec.rope_local_theta is None and any(kind.rope == "local" for kind in spec.kinds):
-        yield "a layer with the local rope, and no rope_local_theta"
-    rope = spec.rope_scaling
-    if isinstance(rope, LongRope) and len(rope.short_factor) != layers.rotary_dim(spec) // 2:
-        pairs = layers.rotary_dim(spec) // 2
-        yield f"{len(rope.short_factor)} short factors for {pairs} rotated pairs"
-    if spec.experts and not 0 < spec.experts_per_token <= spec.experts:
-        yield f"{spec.experts_per_token} of {spec.experts} experts per token"
-    if spec.experts and (spec.mlp_bias or not spec.gated):
-        yield "experts that are not gated or have biases of a dense MLP"
-    if spec.expert_bias and not spec.experts:
-        yield "biases of experts, and no experts"
-    if isinstance(spec.activation, ClampedSwiglu) and not spec.gated:
-        yield "a clamped SwiGLU without a gate"

@@ -1,4 +1,4 @@
-"""Keys and values of earlier tokens, kept for decoding: the KV cache and attention over it.
+"""What layers keep of earlier tokens for decoding: the KV cache, attention over it, and states.
 
 A row's tokens lie at the indices of the cache in the order in which they came; what a query sees is
 decided by positions alone, so rows may be padded on either side and differ in length.
@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpref.models.attention import MASKED, capped, scaled
-from jaxpref.models.spec import ModelSpec
+from jaxpref.models.parameters import one_layer
+from jaxpref.models.spec import DeltaNet, ModelSpec
 from jaxpref.sharding import constrain
 
 
@@ -27,28 +28,75 @@ class CachePositions(NamedTuple):
     """int32 scalar, the first index of the cache that is written."""
 
 
+class States(NamedTuple):
+    """What a layer of Gated DeltaNet keeps, in place of keys and values."""
+
+    windows: dict[str, jax.Array]
+    """Of q, k and v: the last t - 1 tokens before the convolution, in the compute dtype."""
+    state: jax.Array
+    """[R, n, h, v] float32."""
+
+
 def init_cache(spec: ModelSpec, rows: int, length: int, dtype: Any) -> dict[str, Any]:
     """An empty cache.
 
-    It holds `layers`, keys [Y, R, M, H, I] and values [Y, R, M, I, H] in the compute dtype, and
-    `position` [R, I] int32, -1 where unused.  Keys lie as the product with a query reads them
-    fastest on a CPU.
+    It holds `layers`, by the kind of layer, and `position` [R, I] int32, -1 where unused.  Layers
+    of attention have keys [Y, R, M, H, I] and values [Y, R, M, I, H] in the compute dtype; those of
+    Gated DeltaNet have `States` with a leading axis Y.  Keys lie as the product with a query reads
+    them fastest on a CPU.
     """
-    shape = spec.layers, rows, spec.kv_heads
-    keys = _placed(jnp.zeros((*shape, spec.head_dim, length), dtype))
-    values = _placed(jnp.zeros((*shape, length, spec.head_dim), dtype))
+    layers: dict[str, Any] = {}
+    if "attention" in spec.mixers:
+        shape = spec.mixers.count("attention"), rows, spec.kv_heads
+        keys = _placed(jnp.zeros((*shape, spec.head_dim, length), dtype))
+        values = _placed(jnp.zeros((*shape, length, spec.head_dim), dtype))
+        layers["attention"] = keys, values
+    if spec.delta is not None:
+        layers["delta"] = _empty_states(spec.delta, spec.mixers.count("delta"), rows, dtype)
     position_RI = constrain(jnp.full((rows, length), -1, jnp.int32), "rows", None)
-    return {"layers": (keys, values), "position": position_RI}
+    return {"layers": layers, "position": position_RI}
 
 
-def unstack_layers(cache: Mapping[str, Any]) -> dict[str, Any]:
+def _empty_states(delta: DeltaNet, layers: int, rows: int, dtype: Any) -> States:
+    tokens = layers, rows, delta.taps - 1
+    queries = jnp.zeros((*tokens, delta.key_heads, delta.key_size), dtype)
+    values = jnp.zeros((*tokens, delta.value_heads, delta.value_size), dtype)
+    state = jnp.zeros((layers, rows, delta.value_heads, delta.key_size, delta.value_size))
+    return _placed_states(States({"q": queries, "k": queries, "v": values}, state))
+
+
+def unstack_layers(spec: ModelSpec, cache: Mapping[str, Any]) -> dict[str, Any]:
     """The same with a tuple of layers in place of the leading axis.
 
     From a stack XLA would copy a layer before it multiplies it.
     """
-    keys, values = cache["layers"]
-    unstacked = tuple((keys[y], values[y]) for y in range(len(keys)))
+    unstacked = tuple(one_layer(cache["layers"], y, spec.mixers) for y in range(spec.layers))
     return {"layers": unstacked, "position": cache["position"]}
+
+
+def kept_states(memory: States, layer) -> States:
+    """The states of one layer; arguments as of `attend`."""
+    if memory.state.ndim == 4:
+        return memory
+    at = lambda x: lax.dynamic_index_in_dim(x, layer["index"], 0, keepdims=False)
+    return jax.tree.map(at, memory)
+
+
+def with_states(memory: States, layer, new: States) -> States:
+    """The memory with new states of one layer."""
+    if memory.state.ndim == 4:
+        return new
+    put = lambda x, part: lax.dynamic_update_index_in_dim(x, part, layer["index"], 0)
+    return _placed_states(jax.tree.map(put, memory, new))
+
+
+def _placed_states(states: States) -> States:
+    heads = {"q": "kv_heads", "k": "kv_heads", "v": "heads"}
+    windows = {
+        name: constrain(x, None, "rows", None, heads[name], None)
+        for name, x in states.windows.items()
+    }
+    return States(windows, constrain(states.state, None, "rows", "heads", None, None))
 
 
 def _placed(kept):
@@ -73,7 +121,7 @@ def attend(
         memory: keys and values as in the cache, of all layers: carried from layer to layer, so that
             XLA writes in place; or of this layer alone, without the leading axis.
         sink_N: as of `attention.attention`.
-        layer: `index` of the layer; `window` where there is one.
+        layer: `index` of the layer among those of its kind; `window` where there is one.
     Returns: [R, C, N, H] and the memory.
     """
     y, start = layer["index"], positions.start

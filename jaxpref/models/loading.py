@@ -5,14 +5,14 @@ checkpoint is never in memory twice, and `put` can ask for the part of a leaf th
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxpref.errors import InputError
 from jaxpref.models.finite import is_finite
-from jaxpref.models.parameters import axis_sizes, model_shapes, nest
+from jaxpref.models.parameters import axis_sizes, layers_with, model_shapes, nest
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import Index, ReadSlice, StoredLeaf, stored_shapes, used_leaves
 
@@ -111,7 +111,8 @@ def load_tree(
     )
     shapes, flat = model_shapes(spec), {}
     for path, leaf in stored.items():
-        read = _slice_reader(source, leaf, sizes, shapes[path], dtype)
+        layers = layers_with(path, spec)
+        read = _slice_reader(source, leaf, layers, sizes, shapes[path], dtype)
         flat[path] = (put or whole)(path, shapes[path], dtype, read)
     return nest(flat)
 
@@ -119,6 +120,7 @@ def load_tree(
 def _slice_reader(
     source: TensorSource,
     leaf: StoredLeaf,
+    layers: Sequence[int],
     sizes: Mapping[str, int],
     shape: tuple[int, ...],
     dtype: np.dtype,
@@ -135,8 +137,8 @@ def _slice_reader(
         out = np.empty([len(span) for span in spans], dtype)
         if leaf.stacked:
             for at in np.ndindex(out.shape[:depth]):
-                place = tuple(span[i] for span, i in zip(spans, at, strict=False))
-                fill(out[at], place, index[depth:])
+                number, *expert = (span[i] for span, i in zip(spans, at, strict=False))
+                fill(out[at], (layers[number], *expert), index[depth:])
             return out
         # Some rows at a time: not a whole embedding in the file's dtype beside the converted one.
         rows = max(1, _CONVERTED_BYTES // max(1, out[:1].nbytes))

@@ -7,13 +7,14 @@ whether weight decay pulls on it (step/optim.py) and whether a policy that is on
 the compute dtype (generation/bases.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
-from jaxpref.models.spec import ModelSpec
+from jaxpref.models import presence as has
+from jaxpref.models.spec import DeltaNet, Mixer, ModelSpec
 
 LORA = "lora"
 """Top level of the parameter tree under which an adapter is kept; its tree mirrors the model's."""
@@ -21,71 +22,8 @@ LORA = "lora"
 SCALAR_HEADS = "scalar_heads"
 """Top level of the parameter tree for linear maps of the hidden state to one number."""
 
-Present = Callable[[ModelSpec], bool]
-
-
-# ---- which models have a leaf
-
-
-def _always(spec: ModelSpec) -> bool:
-    return True
-
-
-def _norm_before(spec: ModelSpec) -> bool:
-    return spec.norm_at in ("pre", "both")
-
-
-def _norm_after(spec: ModelSpec) -> bool:
-    return spec.norm_at in ("post", "both")
-
-
-def _norm_per_head(spec: ModelSpec) -> bool:
-    return spec.qk_norm == "head"
-
-
-def _norm_over_heads(spec: ModelSpec) -> bool:
-    return spec.qk_norm == "whole"
-
-
-def _qkv_bias(spec: ModelSpec) -> bool:
-    return spec.qkv_bias
-
-
-def _o_bias(spec: ModelSpec) -> bool:
-    return spec.o_bias
-
-
-def _mlp(spec: ModelSpec) -> bool:
-    return not spec.experts
-
-
-def _gated_mlp(spec: ModelSpec) -> bool:
-    return spec.gated and not spec.experts
-
-
-def _mlp_bias(spec: ModelSpec) -> bool:
-    return spec.mlp_bias and not spec.experts
-
-
-def _sinks(spec: ModelSpec) -> bool:
-    return spec.attention_sinks
-
-
-def _expert_bias(spec: ModelSpec) -> bool:
-    return spec.expert_bias
-
-
-def _mixture(spec: ModelSpec) -> bool:
-    return spec.experts > 0
-
-
-def _learned_positions(spec: ModelSpec) -> bool:
-    return spec.learned_positions
-
-
-def _own_head(spec: ModelSpec) -> bool:
-    return not spec.tied
-
+MIXERS = get_args(Mixer)
+"""Groups below `layers` that only some layers have, where a model's layers mix in several ways."""
 
 # ---- the table
 
@@ -96,10 +34,13 @@ class Leaf:
 
     path: str
     letters: str
-    """Its axes, letters as in `jaxpref.types`; below `layers` leaves are stacked over layers, Y."""
+    """Its axes, letters as in `jaxpref.types`.
+
+    Below `layers` leaves are stacked over the layers that have them, Y (`layers_with`).
+    """
     axes: tuple[str | None, ...]
     """The logical axis of every letter (`sharding.LOGICAL`); None: whole on every device."""
-    present: Present = _always
+    present: has.Present = has.always
     """Whether a model has this leaf."""
     summed: str = ""
     """Letters that its product with an activation sums over; empty: not a factor of a product."""
@@ -111,8 +52,9 @@ class Leaf:
     decay: bool = True
     """Whether weight decay applies: not to norm scales and biases, as in Hugging Face's Trainer."""
 
-    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Args: sizes: of the letters (`axis_sizes`)."""
+    def shape(self, spec: ModelSpec, rank: int = 0) -> tuple[int, ...]:
+        """Args: rank: of the adapter whose leaf it is."""
+        sizes = axis_sizes(spec) | {"Y": len(layers_with(self.path, spec)), "Z": rank}
         return tuple(sizes[letter] for letter in self.letters)
 
     @property
@@ -126,7 +68,7 @@ class Leaf:
         return tuple(self.letters.index(letter) for letter in self.summed)
 
 
-def _norm(path: str, letters: str, present: Present = _always) -> tuple[Leaf, Leaf]:
+def _norm(path: str, letters: str, present: has.Present = has.always) -> tuple[Leaf, Leaf]:
     """The scale of a norm, and its bias where norms are LayerNorm."""
 
     def with_bias(spec: ModelSpec) -> bool:
@@ -139,6 +81,8 @@ def _norm(path: str, letters: str, present: Present = _always) -> tuple[Leaf, Le
     )
 
 
+_Q_GATE = (None, "width", "heads", None, None)
+
 # The order of adaptable leaves decides the random numbers of a new adapter (`lora.init`).
 #
 # `embed/table` is a factor of a product where it is the LM head too.  Elsewhere its rows are cast
@@ -150,39 +94,63 @@ def _norm(path: str, letters: str, present: Present = _always) -> tuple[Leaf, Le
 LEAVES: tuple[Leaf, ...] = (
     # path, letters, logical axes, present, summed, adaptable, decay
     Leaf("embed/table", "VD", ("vocab", None), summed="D"),
-    Leaf("embed/position", "PD", (None, None), _learned_positions),
-    *_norm("layers/attention_norm", "YD", _norm_before),
-    *_norm("layers/attention_post_norm", "YD", _norm_after),
-    Leaf("layers/attention/q", "YDNH", (None, "width", "heads", None), _always, "D", True),
-    Leaf("layers/attention/k", "YDMH", (None, "width", "kv_heads", None), _always, "D", True),
-    Leaf("layers/attention/v", "YDMH", (None, "width", "kv_heads", None), _always, "D", True),
-    Leaf("layers/attention/o", "YNHD", (None, "heads", None, "width"), _always, "NH", True),
-    Leaf("layers/attention/q_bias", "YNH", (None, "heads", None), _qkv_bias, decay=False),
-    Leaf("layers/attention/k_bias", "YMH", (None, "kv_heads", None), _qkv_bias, decay=False),
-    Leaf("layers/attention/v_bias", "YMH", (None, "kv_heads", None), _qkv_bias, decay=False),
-    Leaf("layers/attention/o_bias", "YD", (None, None), _o_bias, decay=False),
-    Leaf("layers/attention/q_norm", "YH", (None, None), _norm_per_head, decay=False),
-    Leaf("layers/attention/k_norm", "YH", (None, None), _norm_per_head, decay=False),
-    Leaf("layers/attention/q_norm", "YNH", (None, "heads", None), _norm_over_heads, decay=False),
-    Leaf("layers/attention/k_norm", "YMH", (None, "kv_heads", None), _norm_over_heads, decay=False),
-    Leaf("layers/attention/sinks", "YN", (None, "heads"), _sinks),
-    *_norm("layers/mlp_norm", "YD", _norm_before),
-    *_norm("layers/mlp_post_norm", "YD", _norm_after),
-    Leaf("layers/mlp/gate", "YDF", (None, "width", "ffn"), _gated_mlp, "D", True),
-    Leaf("layers/mlp/up", "YDF", (None, "width", "ffn"), _mlp, "D", True),
-    Leaf("layers/mlp/down", "YFD", (None, "ffn", "width"), _mlp, "F", True),
-    Leaf("layers/mlp/up_bias", "YF", (None, "ffn"), _mlp_bias, decay=False),
-    Leaf("layers/mlp/down_bias", "YD", (None, None), _mlp_bias, decay=False),
-    Leaf("layers/experts/router", "YDE", (None, "width", None), _mixture, "D"),
-    Leaf("layers/experts/gate", "YEDF", (None, None, "width", "ffn"), _mixture, "D"),
-    Leaf("layers/experts/up", "YEDF", (None, None, "width", "ffn"), _mixture, "D"),
-    Leaf("layers/experts/down", "YEFD", (None, None, "ffn", "width"), _mixture, "F"),
-    Leaf("layers/experts/router_bias", "YE", (None, None), _expert_bias, decay=False),
-    Leaf("layers/experts/gate_bias", "YEF", (None, None, "ffn"), _expert_bias, decay=False),
-    Leaf("layers/experts/up_bias", "YEF", (None, None, "ffn"), _expert_bias, decay=False),
-    Leaf("layers/experts/down_bias", "YED", (None, None, None), _expert_bias, decay=False),
+    Leaf("embed/position", "PD", (None, None), has.learned_positions),
+    *_norm("layers/attention_norm", "YD", has.norm_before),
+    *_norm("layers/attention_post_norm", "YD", has.norm_after),
+    Leaf(
+        "layers/attention/q",
+        "YDNH",
+        (None, "width", "heads", None),
+        has.plain_queries,
+        "D",
+        True,
+    ),
+    Leaf("layers/attention/k", "YDMH", (None, "width", "kv_heads", None), has.always, "D", True),
+    Leaf("layers/attention/v", "YDMH", (None, "width", "kv_heads", None), has.always, "D", True),
+    Leaf("layers/attention/o", "YNHD", (None, "heads", None, "width"), has.always, "NH", True),
+    Leaf("layers/attention/q_bias", "YNH", (None, "heads", None), has.qkv_bias, decay=False),
+    Leaf("layers/attention/k_bias", "YMH", (None, "kv_heads", None), has.qkv_bias, decay=False),
+    Leaf("layers/attention/v_bias", "YMH", (None, "kv_heads", None), has.qkv_bias, decay=False),
+    Leaf("layers/attention/o_bias", "YD", (None, None), has.o_bias, decay=False),
+    Leaf("layers/attention/q_norm", "YH", (None, None), has.head_norm, decay=False),
+    Leaf("layers/attention/k_norm", "YH", (None, None), has.head_norm, decay=False),
+    Leaf("layers/attention/q_norm", "YNH", (None, "heads", None), has.whole_norm, decay=False),
+    Leaf("layers/attention/k_norm", "YMH", (None, "kv_heads", None), has.whole_norm, decay=False),
+    Leaf("layers/attention/sinks", "YN", (None, "heads"), has.sinks),
+    *_norm("layers/mlp_norm", "YD", has.norm_before),
+    *_norm("layers/mlp_post_norm", "YD", has.norm_after),
+    Leaf("layers/mlp/gate", "YDF", (None, "width", "ffn"), has.gated_mlp, "D", True),
+    Leaf("layers/mlp/up", "YDF", (None, "width", "ffn"), has.mlp, "D", True),
+    Leaf("layers/mlp/down", "YFD", (None, "ffn", "width"), has.mlp, "F", True),
+    Leaf("layers/mlp/up_bias", "YF", (None, "ffn"), has.mlp_bias, decay=False),
+    Leaf("layers/mlp/down_bias", "YD", (None, None), has.mlp_bias, decay=False),
+    Leaf("layers/experts/router", "YDE", (None, "width", None), has.mixture, "D"),
+    Leaf("layers/experts/gate", "YEDF", (None, None, "width", "ffn"), has.mixture, "D"),
+    Leaf("layers/experts/up", "YEDF", (None, None, "width", "ffn"), has.mixture, "D"),
+    Leaf("layers/experts/down", "YEFD", (None, None, "ffn", "width"), has.mixture, "F"),
+    Leaf("layers/experts/router_bias", "YE", (None, None), has.expert_bias, decay=False),
+    Leaf("layers/experts/gate_bias", "YEF", (None, None, "ffn"), has.expert_bias, decay=False),
+    Leaf("layers/experts/up_bias", "YEF", (None, None, "ffn"), has.expert_bias, decay=False),
+    Leaf("layers/experts/down_bias", "YED", (None, None, None), has.expert_bias, decay=False),
     *_norm("final_norm", "D"),
-    Leaf("head/kernel", "VD", ("vocab", None), _own_head, "D"),
+    Leaf("head/kernel", "VD", ("vocab", None), has.own_head, "D"),
+    # The queries of every head, and behind them its gate.
+    Leaf("layers/attention/q_gate", "YDNgH", _Q_GATE, has.gated_queries, "D", True),
+    # Gated DeltaNet; its heads lie over tensor as those of attention do.
+    Leaf("layers/delta/q", "YDmh", (None, "width", "kv_heads", None), has.delta, "D", True),
+    Leaf("layers/delta/k", "YDmh", (None, "width", "kv_heads", None), has.delta, "D", True),
+    Leaf("layers/delta/v", "YDnv", (None, "width", "heads", None), has.delta, "D", True),
+    Leaf("layers/delta/z", "YDnv", (None, "width", "heads", None), has.delta, "D", True),
+    Leaf("layers/delta/beta", "YDn", (None, "width", "heads"), has.delta, "D", True),
+    Leaf("layers/delta/decay", "YDn", (None, "width", "heads"), has.delta, "D", True),
+    Leaf("layers/delta/o", "YnvD", (None, "heads", None, "width"), has.delta, "nv", True),
+    Leaf("layers/delta/q_taps", "Ymht", (None, "kv_heads", None, None), has.delta),
+    Leaf("layers/delta/k_taps", "Ymht", (None, "kv_heads", None, None), has.delta),
+    Leaf("layers/delta/v_taps", "Ynvt", (None, "heads", None, None), has.delta),
+    # Hugging Face's Trainer decays this one, which its name does not except.
+    Leaf("layers/delta/a_log", "Yn", (None, "heads"), has.delta),
+    Leaf("layers/delta/dt_bias", "Yn", (None, "heads"), has.delta, decay=False),
+    Leaf("layers/delta/norm", "Yv", (None, None), has.delta, decay=False),
 )
 """Every leaf of a decoder; of two lines with one path (`qk_norm`) a model has at most one."""
 
@@ -245,7 +213,8 @@ _BY_PATH_AND_RANK = {
 
 
 def axis_sizes(spec: ModelSpec) -> dict[str, int]:
-    """Letter -> size, for the letters of `LEAVES`."""
+    """Letter -> size, for the letters of `LEAVES`; Y of all layers."""
+    delta = spec.delta or DeltaNet(0, 0, 0, 0, 0)
     return {
         "1": 1,
         "D": spec.width,
@@ -257,6 +226,12 @@ def axis_sizes(spec: ModelSpec) -> dict[str, int]:
         "H": spec.head_dim,
         "Y": spec.layers,
         "E": spec.experts,
+        "g": 2,
+        "m": delta.key_heads,
+        "n": delta.value_heads,
+        "h": delta.key_size,
+        "v": delta.value_size,
+        "t": delta.taps,
     }
 
 
@@ -267,8 +242,29 @@ def model_leaves(spec: ModelSpec) -> dict[str, Leaf]:
 
 def model_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every leaf of a model, without scalar heads and adapter."""
-    sizes = axis_sizes(spec)
-    return {path: leaf.shape(sizes) for path, leaf in model_leaves(spec).items()}
+    return {path: leaf.shape(spec) for path, leaf in model_leaves(spec).items()}
+
+
+def layers_with(path: str, spec: ModelSpec) -> tuple[int, ...]:
+    """Numbers of the layers that have the leaf at a path, below `layers` or an adapter's."""
+    (group,) = [part for part in path.split("/") if part in MIXERS][:1] or [None]
+    return tuple(y for y, mixer in enumerate(spec.mixers) if group in (None, mixer))
+
+
+def one_layer(layers: Mapping[str, Any], y: int, mixers: Sequence[str]) -> dict[str, Any]:
+    """The leaves of layer y out of a stack of layers, or what lies in place of them.
+
+    Args:
+        layers: the tree below `layers`, of a model or an adapter.
+        mixers: of the layers of the stack (`ModelSpec.mixers`).
+    """
+    number = {None: y, mixers[y]: mixers[:y].count(mixers[y])}
+    groups = {name: name if name in MIXERS else None for name in layers}
+    return {
+        name: jax.tree.map(lambda x, at=number[group]: x[at], layers[name])
+        for name, group in groups.items()
+        if group in number
+    }
 
 
 def find_leaf(path: str, rank: int) -> Leaf | None:

@@ -91,6 +91,24 @@ class ClampedSwiglu:
 
 
 @dataclass(frozen=True)
+class DeltaNet:
+    """Sizes of the layers that are Gated DeltaNet (`deltanet.py`)."""
+
+    key_heads: int
+    """Of queries and keys."""
+    value_heads: int
+    """Each with a state of its own; several in succession share the queries and keys of a head."""
+    key_size: int
+    value_size: int
+    taps: int
+    """Of the short convolution: a token is mixed with the taps - 1 before it."""
+
+
+Mixer = Literal["attention", "delta"]
+"""What mixes the tokens of a layer: a group of the parameter tree that only such layers have."""
+
+
+@dataclass(frozen=True)
 class LayerKind:
     """How one layer of a decoder differs from the others."""
 
@@ -98,6 +116,8 @@ class LayerKind:
     """Tokens: a key is visible iff position[query] - position[key] < window."""
     rope: Literal["global", "local"] | None = "global"
     """`local`: rotated by `rope_local_theta`, without rescaling; None: not rotated."""
+    mixer: Mixer = "attention"
+    """`delta`: Gated DeltaNet, without rotation and window."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +156,8 @@ class ModelSpec:
     """RMS norm of queries and keys before rotation: over each head, or over all heads together."""
     attention_sinks: bool = False
     """One more attention logit per head, of no key and without a value."""
+    attention_gate: bool = False
+    """What a head's attention gives is multiplied by sigmoid(gate x)."""
     attention_softcap: float | None = None
     """Attention logits become cap * tanh(logit / cap), before the mask."""
     logit_softcap: float | None = None
@@ -162,6 +184,13 @@ class ModelSpec:
     """The chosen experts' probabilities are divided by their sum."""
     expert_bias: bool = False
     """Of router and experts."""
+    delta: DeltaNet | None = None
+    """Of the layers whose `LayerKind.mixer` says so."""
+
+    @property
+    def mixers(self) -> tuple[Mixer, ...]:
+        """One per layer."""
+        return tuple(kind.mixer for kind in self.kinds or (LayerKind(),) * self.layers)
 
     @property
     def longest_sequence(self) -> int:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxpref.models.parameters import axis_sizes, model_leaves
+from jaxpref.models.parameters import axis_sizes, layers_with, model_leaves
 from jaxpref.models.spec import ModelSpec
 
 Index = tuple[slice, ...]
@@ -63,7 +63,8 @@ class StoredLeaf:
       is a stored `[N*H, D]` matrix whose leaf is `[D, N, H]`;
     - a stored axis that holds several leaves one behind the other names all parts and brackets the
       leaf's own: `NH+[MH]+MH,D -> DMH` is the keys' part of a fused `[(N+2M)*H, D]` matrix;
-    - with `|` in place of `+` their elements alternate: `D,F|[F] -> DF` is every second column.
+    - with `|` in place of `+` their elements alternate: `D,F|[F] -> DF` is every second column;
+    - a stored axis 1 that the leaf does not name is left out.
     """
 
     name: str
@@ -108,7 +109,7 @@ class StoredLeaf:
         Letters behind the first of a flattened axis are read whole and cut afterwards: a stored
         file offers contiguous ranges only.  So are the elements between those that alternate.
         """
-        part = dict(zip(self.leaf_axes, index, strict=True))
+        part = {"1": slice(0, 1), **dict(zip(self.leaf_axes, index, strict=True))}
         stored_index, steps, unflat_shape, cut = [], [], [], []
         for axis in self.stored_axes:
             first, rest = axis.letters[0], axis.letters[1:]
@@ -122,7 +123,9 @@ class StoredLeaf:
         stored = read_stored(tuple(stored_index))[tuple(steps)]
         unflat = stored.reshape(unflat_shape)[tuple(cut)]
         order = "".join(axis.letters for axis in self.stored_axes)
-        return unflat.transpose([order.index(a) for a in self.leaf_axes])
+        left_out = tuple(i for i, a in enumerate(order) if a not in self.leaf_axes)
+        own = "".join(a for a in order if a in self.leaf_axes)
+        return unflat.squeeze(left_out).transpose([own.index(a) for a in self.leaf_axes])
 
     def stored(self, leaf: np.ndarray) -> np.ndarray:
         """One stored tensor's leaf, whole, in the stored layout: the inverse of `read`.
@@ -130,9 +133,10 @@ class StoredLeaf:
         Of a fused tensor it is the leaf's own part.
         """
         groups = [axis.letters for axis in self.stored_axes]
-        sizes = dict(zip(self.leaf_axes, leaf.shape, strict=True))
+        sizes = {"1": 1, **dict(zip(self.leaf_axes, leaf.shape, strict=True))}
         own_shape = [_product(letters, sizes) for letters in groups]
-        return leaf.transpose([self.leaf_axes.index(a) for a in "".join(groups)]).reshape(own_shape)
+        order = [self.leaf_axes.index(a) for a in "".join(groups) if a in self.leaf_axes]
+        return leaf.transpose(order).reshape(own_shape)
 
 
 def _stored_axis(text: str) -> StoredAxis:
@@ -150,7 +154,10 @@ class StoredTensor(NamedTuple):
 
     name: str
     at: tuple[int, ...]
-    """Layer and expert: where it lies in the stacked leaves; empty when they are not stacked."""
+    """Layer, among those that have the leaves, and expert: where it lies in the stacked leaves.
+
+    Empty when they are not stacked.
+    """
     parts: tuple[tuple[str, StoredLeaf], ...]
     """Path and `StoredLeaf` of every part, in their order."""
 
@@ -208,7 +215,7 @@ def stored_tensors(table: Mapping[str, StoredLeaf], spec: ModelSpec) -> list[Sto
         tensor
         for layer in range(spec.layers)
         for parts in groups
-        for tensor in _tensors_of_layer(parts, layer, sizes)
+        for tensor in _tensors_of_layer(parts, layer, sizes, spec)
     ]
     return single[:1] + stacked + single[1:]
 
@@ -222,12 +229,16 @@ def _parts_in_front(part: tuple[str, StoredLeaf]) -> int:
 
 
 def _tensors_of_layer(
-    parts: tuple[tuple[str, StoredLeaf], ...], layer: int, sizes: Mapping[str, int]
+    parts: tuple[tuple[str, StoredLeaf], ...],
+    layer: int,
+    sizes: Mapping[str, int],
+    spec: ModelSpec,
 ) -> Iterator[StoredTensor]:
-    """One tensor, or one per expert; none where the leaves are not stacked."""
-    stack = _stack(parts)
-    if not stack:
+    """One tensor, or one per expert; none where leaves are not stacked or the layer has none."""
+    (path, leaf), stack = parts[0], _stack(parts)
+    layers = layers_with(path, spec)
+    if not stack or layer not in layers:
         return
     for expert in np.ndindex(*(sizes[letter] for letter in stack[1:])):
-        at = (layer, *expert)
-        yield StoredTensor(parts[0][1].stored_name(at), at, parts)
+        at = (layers.index(layer), *expert)
+        yield StoredTensor(leaf.stored_name((layer, *expert)), at, parts)

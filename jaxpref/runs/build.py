@@ -171,7 +171,14 @@ def make_decoder(
         mesh: for which the vocabulary is padded; None: it is not.
         lora: the adapter that it reads beside the weights.
         attend: as of `build_model`.
+    Errors: InputError for a context where layers keep states, which go from token to token.
     """
+    if source.spec.delta is not None and config.mesh.context > 1:
+        raise InputError(
+            "mesh.context=1 for a model with layers of Gated DeltaNet",
+            f"mesh.context={config.mesh.context} and model_type {source.spec.family}",
+            "spread weights by mesh.fsdp and mesh.tensor; lower data.row_length for less memory",
+        )
     heads = [name for name in asked_logps(parts) if name in ("reward", "value")]
     return build_model(
         source.spec,

@@ -6,7 +6,7 @@ import jax
 
 from jaxpref.data.loader import Step, visible_pairs
 from jaxpref.data.pack import loss_tokens_of, row_tokens
-from jaxpref.models.spec import ModelSpec
+from jaxpref.models.spec import DeltaNet, ModelSpec
 from jaxpref.types import EncodedGroup
 
 PEAK_FLOPS = {
@@ -35,8 +35,8 @@ def step_flops(
 
     2 per multiply-add; the backward pass is twice the forward, once where weights are frozen (an
     adapter's own products are not counted).  A shared prompt counts once, it runs once; the
-    vocabulary is multiplied at loss tokens only; attention counts visible (query, key) pairs; a
-    mixture's token runs through the experts chosen for it.
+    vocabulary is multiplied at loss tokens only; attention counts visible (query, key) pairs, Gated
+    DeltaNet its recurrence; a mixture's token runs through the experts chosen for it.
 
     Args:
         reference: a reference model runs beside the policy.
@@ -60,15 +60,33 @@ def forward_flops(spec: ModelSpec, groups: Sequence[EncodedGroup], *, share_pref
 
 
 def _multiply_adds(spec: ModelSpec, tokens: int, loss_tokens: int, visible: int) -> tuple[int, int]:
-    """Of a forward pass: with weights, and of queries with keys and values.
+    """Of a forward pass: with weights, and of queries with keys and values (or with states).
 
     Args:
         visible: (query, key) pairs that the mask allows.
     """
-    attention = 2 * spec.width * spec.head_dim * (spec.heads + spec.kv_heads)
+    query_parts = 2 if spec.attention_gate else 1
+    attention = spec.width * spec.head_dim * ((query_parts + 1) * spec.heads + 2 * spec.kv_heads)
     mlp = (3 if spec.gated else 2) * spec.width * spec.ffn * (spec.experts_per_token or 1)
-    weights = spec.layers * (attention + mlp) * tokens + spec.vocab * spec.width * loss_tokens
-    return weights, spec.layers * 2 * spec.heads * spec.head_dim * visible
+    layers = spec.mixers.count("attention")
+    weights = (layers * attention + spec.layers * mlp) * tokens
+    weights += spec.vocab * spec.width * loss_tokens
+    pairs = layers * 2 * spec.heads * spec.head_dim * visible
+    if spec.delta is not None:
+        delta_weights, delta_states = _delta_multiply_adds(spec.delta, spec.width)
+        weights += (spec.layers - layers) * delta_weights * tokens
+        pairs += (spec.layers - layers) * delta_states * tokens
+    return weights, pairs
+
+
+def _delta_multiply_adds(delta: DeltaNet, width: int) -> tuple[int, int]:
+    """Of a token in a layer of Gated DeltaNet: with weights, and with states.
+
+    A state is read with the key, changed, and read with the query.
+    """
+    keys, values = delta.key_heads * delta.key_size, delta.value_heads * delta.value_size
+    products = width * (2 * keys + 3 * values + 2 * delta.value_heads)  # q, k; v, z, o; beta, decay
+    return products + delta.taps * (2 * keys + values), 3 * delta.key_size * values
 
 
 def peak_flops() -> float | None:

@@ -29,7 +29,7 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 import family_cases as cases  # noqa: E402
@@ -40,16 +40,21 @@ WEIGHTS = "model.safetensors"
 def load(case: str, directory: Path):
     """The case's model with its weights, and the shapes of its stored tensors; `directory` holds it afterwards."""
     config = getattr(transformers, cases.CASES[case].config_class)(**cases.CASES[case].config)
-    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    auto_class(config).from_config(config).save_pretrained(directory)
     with safe_open(directory / WEIGHTS, "numpy") as file:
         shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
     values = {name: cases.tensor(case, name, tuple(shape)) for name, shape in shapes.items()}
     save_file(values, directory / WEIGHTS, metadata={"format": "pt"})
-    return read(directory), shapes
+    return read(directory, config), shapes
 
 
-def read(directory: Path):
-    model, info = AutoModelForCausalLM.from_pretrained(
+def auto_class(config):
+    """AutoModelForCausalLM would take the text part alone of some multimodal models."""
+    return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+
+
+def read(directory: Path, config):
+    model, info = auto_class(config).from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info

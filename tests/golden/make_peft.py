@@ -2,7 +2,7 @@
 
 python tests/golden/make_peft.py [NAME ...]
 
-Those of FUSED lie on the tiny Phi-3 and GPT-2 of the families' golden values (make_families.py).
+Those of FUSED lie on the tiny Phi-3, GPT-2 and Qwen3.5 of the families' golden values (make_families.py).
 """
 
 import json
@@ -37,6 +37,7 @@ ADAPTERS = {
 FUSED = {
     "phi3": dict(r=2, lora_alpha=5, target_modules=["qkv_proj", "o_proj", "gate_up_proj"]),
     "gpt2": dict(r=2, lora_alpha=4, use_dora=True, target_modules=["attn.c_attn", "c_fc"], fan_in_fan_out=True),
+    "qwen3_5": dict(r=2, lora_alpha=6, target_modules=["in_proj_qkv", "in_proj_a", "out_proj", "q_proj", "up_proj"]),
 }
 
 

@@ -188,6 +188,36 @@ CASES: dict[str, Case] = {
         "Mixtral", {"window": dict(sliding_window=None), "second expert": dict(num_experts_per_tok=1)},
         sliding_window=6, num_local_experts=4, num_experts_per_tok=2, head_dim=12,
     ),
+    "qwen3_5": _case(
+        "Qwen3_5Text",
+        {
+            "part": dict(rope_parameters=dict(_ROPE, partial_rotary_factor=0.25)),
+            "theta": dict(rope_parameters=dict(_ROPE, partial_rotary_factor=0.75, rope_theta=20.0)),
+        },
+        num_hidden_layers=6, head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=6,
+        linear_value_head_dim=10, linear_conv_kernel_dim=4, full_attention_interval=3,
+        rope_parameters=dict(_ROPE, partial_rotary_factor=0.75),
+    ),
+    "qwen3_5_multimodal": Case(
+        "Qwen3_5Config",
+        dict(
+            text_config={
+                **_BASE, "num_hidden_layers": 4, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+                "linear_key_head_dim": 6, "linear_value_head_dim": 5, "linear_conv_kernel_dim": 3,
+                "tie_word_embeddings": True,
+                "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"],
+                "rope_parameters": dict(
+                    _YARN, partial_rotary_factor=0.5, mrope_section=[2, 1, 1], mrope_interleaved=True,
+                ),
+            },
+            vision_config=dict(
+                hidden_size=16, intermediate_size=16, depth=1, num_heads=2, patch_size=4, out_hidden_size=32,
+                num_position_embeddings=4,
+            ),
+            image_token_id=63, video_token_id=62, vision_start_token_id=60, vision_end_token_id=61,
+            tie_word_embeddings=True,
+        ),
+    ),
     "qwen3_moe": _case(
         "Qwen3Moe", {"window": dict(use_sliding_window=False), "probabilities as they are": dict(norm_topk_prob=True)},
         attention_bias=True, head_dim=12, use_sliding_window=True, sliding_window=5, moe_intermediate_size=24,
@@ -214,9 +244,9 @@ def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def text_name(name: str) -> str | None:
     """A stored name of a multimodal model as its text model's checkpoint has it; None: it is of images."""
-    if re.match(r"vision_tower|multi_modal_projector", name):
+    if re.match(r"vision_tower|multi_modal_projector|model\.visual", name):
         return None
-    return name.removeprefix("language_model.")
+    return name.removeprefix("language_model.").replace("model.language_model.", "model.")
 
 
 def text_tensors(stored: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -230,8 +260,11 @@ def tensor(case: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     drawn = draw(f"{case}/{name}", shape)
     kind = name.split(".")[-2]
     if "norm" in kind or kind.startswith("ln_"):
-        centre = 0.0 if case.startswith("gemma") or name.endswith("bias") else 1.0
+        one_is_added = case.startswith(("gemma", "qwen3_5")) and "linear_attn" not in name
+        centre = 0.0 if one_is_added or name.endswith("bias") else 1.0
         return np.float32(centre + 0.3 * drawn)
+    if name.endswith("A_log"):  # so that states last for some tokens
+        return np.float32(-1.5 + 0.7 * drawn)
     if name.endswith(("bias", "sinks")):
         return np.float32(0.4 * drawn)
     if kind in ("embed_tokens", "wte", "wpe", "lm_head"):

@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpref.models.spec import ClampedSwiglu, LayerKind, LinearRope, Llama3Rope, LongRope, ModelSpec, YarnRope
+from jaxpref.models.spec import (
+    ClampedSwiglu,
+    DeltaNet,
+    LayerKind,
+    LinearRope,
+    Llama3Rope,
+    LongRope,
+    ModelSpec,
+    YarnRope,
+)
 
 LLAMA = ModelSpec("llama", 61, 32, 48, 3, 4, 2, 8, 128, 1e4, 1e-5, True)
 _windowed = (LayerKind(5, "local"), LayerKind(None, "global"), LayerKind(3, "local"))
@@ -49,6 +58,10 @@ SPECS = {
             "kinds": (LayerKind(5), LayerKind(), LayerKind(5)),
         },
         "mixtral": {"experts": 4, "experts_per_token": 2},
+        "qwen3_5": {
+            "layers": 4, "kinds": (LayerKind(mixer="delta"), LayerKind()) * 2, "delta": DeltaNet(2, 4, 6, 5, 3),
+            "norm": "rms_plus_one", "qk_norm": "head", "attention_gate": True, "partial_rotary": 0.5, "tied": False,
+        },
         "qwen3_moe": {"experts": 6, "experts_per_token": 3, "norm_topk": False, "qk_norm": "head", "ffn": 16},
     }.items()
 }  # fmt: skip
@@ -78,15 +91,26 @@ def hidden(spec: ModelSpec, params, token_L, router=None):
         x = x * spec.embed_scale
     if spec.learned_positions:
         x = x + params["embed"]["position"][position]
-    for y in range(spec.layers):
-        layer = jax.tree.map(lambda leaf, y=y: leaf[y], params["layers"])
-        x = _layer(spec, spec.kinds[y] if spec.kinds else LayerKind(), layer, x, router)
+    kinds = spec.kinds or (LayerKind(),) * spec.layers
+    for y, kind in enumerate(kinds):
+        own = sum(other.mixer == kind.mixer for other in kinds[:y])
+        at = {"attention": None, "delta": None} | {kind.mixer: own}
+        layer = {name: _taken(group, at.get(name, y)) for name, group in params["layers"].items()}
+        x = _layer(spec, kind, layer, x, router)
     return _norm(spec, params["final_norm"], x)
+
+
+def _taken(group, at):
+    return None if at is None else jax.tree.map(lambda leaf: leaf[at], group)
 
 
 def _layer(spec, kind, layer, x, router):
     scale = spec.residual_scale or 1.0
-    x = x + scale * _around(spec, layer, "attention", x, lambda x: _attention(spec, layer["attention"], kind, x))
+    if kind.mixer == "delta":
+        mix = lambda x: _delta(spec, layer["delta"], x)
+    else:
+        mix = lambda x: _attention(spec, layer["attention"], kind, x)
+    x = x + scale * _around(spec, layer, "attention", x, mix)
     if spec.experts:
         return x + scale * _around(spec, layer, "mlp", x, lambda x: _experts(spec, layer["experts"], x, router))
     return x + scale * _around(spec, layer, "mlp", x, lambda x: _mlp(spec, layer["mlp"], x))
@@ -113,7 +137,40 @@ def _rms(spec, x, scale, axes):
     return x / jnp.sqrt((x**2).mean(axes, keepdims=True) + spec.norm_eps) * scale
 
 
+def _delta(spec, leaves, x):
+    """Gated DeltaNet, token by token."""
+    sizes, dot = spec.delta, lambda name: jnp.tensordot(x, leaves[name], 1, precision="highest")
+    silu = lambda x: x / (1 + jnp.exp(-x))
+    sigmoid = lambda x: 1 / (1 + jnp.exp(-x))
+
+    def mixed(name):
+        y, taps = dot(name), leaves[f"{name}_taps"]
+        y = jnp.concatenate([jnp.zeros((sizes.taps - 1, *y.shape[1:])), y])
+        return silu(sum(y[t : t + len(x)] * taps[None, :, :, t] for t in range(sizes.taps)))
+
+    def unit(y):
+        y = y / jnp.sqrt((y**2).sum(-1, keepdims=True) + 1e-6)
+        return jnp.repeat(y, sizes.value_heads // sizes.key_heads, axis=1)
+
+    def step(state, token):
+        q, k, v, beta, alpha = token
+        state = alpha[:, None, None] * state
+        error = v - jnp.einsum("nhv,nh->nv", state, k, precision="highest")
+        state = state + jnp.einsum("n,nh,nv->nhv", beta, k, error, precision="highest")
+        return state, jnp.einsum("nhv,nh->nv", state, q, precision="highest")
+
+    q, k, v = unit(mixed("q")) / math.sqrt(sizes.key_size), unit(mixed("k")), mixed("v")
+    alpha = jnp.exp(-jnp.exp(leaves["a_log"])[None] * jnp.log1p(jnp.exp(dot("decay") + leaves["dt_bias"][None])))
+    start = jnp.zeros((sizes.value_heads, sizes.key_size, sizes.value_size))
+    out = jax.lax.scan(step, start, (q, k, v, sigmoid(dot("beta")), alpha))[1]
+    out = out / jnp.sqrt((out**2).mean(-1, keepdims=True) + spec.norm_eps) * leaves["norm"][None, None]
+    return jnp.einsum("qnv,nvd->qd", out * silu(dot("z")), leaves["o"], precision="highest")
+
+
 def _attention(spec, leaves, kind, x):
+    if spec.attention_gate:
+        both = jnp.tensordot(x, leaves["q_gate"], 1, precision="highest")
+        leaves = leaves | {"q": leaves["q_gate"][:, :, 0]}
     q, k, v = (jnp.tensordot(x, leaves[name], 1, precision="highest") for name in "qkv")
     if spec.qkv_bias:
         q, k, v = (a + leaves[f"{name}_bias"][None] for a, name in ((q, "q"), (k, "k"), (v, "v")))
@@ -134,6 +191,9 @@ def _attention(spec, leaves, kind, x):
         p = jax.nn.softmax(jnp.concatenate([s, sinks], axis=-1), axis=-1)[..., :-1]
     else:
         p = jax.nn.softmax(s, axis=-1)
+    if spec.attention_gate:
+        heads = jnp.einsum("nqk,knh->qnh", p, v, precision="highest") / (1 + jnp.exp(-both[:, :, 1]))
+        return jnp.einsum("qnh,nhd->qd", heads, leaves["o"], precision="highest")
     out = jnp.einsum("nqk,knh,nhd->qd", p, v, leaves["o"], precision="highest")
     return out + leaves["o_bias"][None] if spec.o_bias else out
 

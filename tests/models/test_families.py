@@ -16,7 +16,7 @@ from jaxpref.models.families.llama import from_hf, to_hf
 from jaxpref.models.loading import TensorSource, load_tree
 from jaxpref.models.parameters import axis_sizes, flatten
 from jaxpref.models.placement import param_specs
-from jaxpref.models.spec import ClampedSwiglu, LinearRope, Llama3Rope, ModelSpec
+from jaxpref.models.spec import ClampedSwiglu, DeltaNet, LayerKind, LinearRope, Llama3Rope, ModelSpec
 from jaxpref.models.stored import StoredLeaf, stored_form, stored_shapes, stored_tensors, used_leaves
 from jaxpref.sharding import LOGICAL
 
@@ -145,7 +145,8 @@ def test_unknown_model_type():
 
 # ---- stored tensors
 
-SIZES = {"D": 6, "F": 5, "V": 7, "N": 4, "M": 2, "H": 3, "P": 8, "E": 3, "Y": 2}
+SIZES = {"D": 6, "F": 5, "V": 7, "N": 4, "M": 2, "H": 3, "P": 8, "E": 3, "Y": 2, "1": 1}
+SIZES |= {"g": 2, "m": 2, "n": 4, "h": 3, "v": 5, "t": 3}
 LAYOUTS = {(w.name, w.layout): w for family in FAMILIES for form in forms(family) for w in form.values()}
 
 
@@ -201,6 +202,9 @@ SPECS = {
     "gpt2": ModelSpec("gpt2", 20, 8, 12, 3, 4, 4, 2, 32, 1e4, 1e-5, True, gated=False, norm="layer", qkv_bias=True,
                       o_bias=True, mlp_bias=True, learned_positions=True),
     "phi3": ModelSpec("phi3", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-5, False),
+    "qwen3_5": ModelSpec("qwen3_5_text", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-5, True, norm="rms_plus_one",
+                         qk_norm="head", attention_gate=True, delta=DeltaNet(2, 4, 3, 5, 3),
+                         kinds=(LayerKind(mixer="delta"), LayerKind(), LayerKind(mixer="delta"))),
     "qwen3": ModelSpec("qwen3", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-5, True, qk_norm="head", qkv_bias=True, o_bias=True),
     "olmo2": ModelSpec("olmo2", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-5, True, norm_at="post", qk_norm="whole"),
     "gemma2": ModelSpec("gemma2", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-5, True, norm="rms_plus_one", norm_at="both"),
@@ -312,7 +316,8 @@ def test_axis_sizes_have_every_letter():
 
 def test_adapters_and_scalar_heads_lie_as_the_table_says():
     layers = parameters.nest({path: np.zeros(shape) for path, shape in parameters.model_shapes(SPECS["llama"]).items()})
-    adapter = lora.init(jax.random.key(0), layers["layers"], lora.LoraSpec(2, 2.0, tuple(lora.TARGETS), dora=True))
+    targets = tuple(target for target in lora.TARGETS if f"layers/{target}" in parameters.model_leaves(SPECS["llama"]))
+    adapter = lora.init(jax.random.key(0), layers["layers"], lora.LoraSpec(2, 2.0, targets, dora=True))
     heads = {"reward": np.zeros((1, 8)), "value": np.zeros((1, 8))}
     specs = flatten(param_specs({parameters.LORA: adapter, parameters.SCALAR_HEADS: heads}))
     assert len(specs) == 3 * 7 + 2
@@ -334,6 +339,9 @@ def test_what_follows_from_the_table():
     assert list(lora.TARGETS.items()) == [
         ("attention/q", ("D", "NH")), ("attention/k", ("D", "MH")), ("attention/v", ("D", "MH")),
         ("attention/o", ("NH", "D")), ("mlp/gate", ("D", "F")), ("mlp/up", ("D", "F")), ("mlp/down", ("F", "D")),
+        ("attention/q_gate", ("D", "NgH")), ("delta/q", ("D", "mh")), ("delta/k", ("D", "mh")),
+        ("delta/v", ("D", "nv")), ("delta/z", ("D", "nv")), ("delta/beta", ("D", "n")), ("delta/decay", ("D", "n")),
+        ("delta/o", ("nv", "D")),
     ], "and in this order, by which a new adapter's numbers are drawn"  # fmt: skip
     assert parameters.ADAPTABLE["layers/attention/o"].summed_axes == (1, 2)
     assert parameters.VOCAB_LEAVES == ("embed/table", "head/kernel")

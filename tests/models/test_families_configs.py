@@ -9,7 +9,7 @@ import pytest
 from jaxpref.errors import InputError
 from jaxpref.models.families import FAMILIES, spec_from_hf
 from jaxpref.models.families.attributes import NO_EFFECT
-from jaxpref.models.spec import ClampedSwiglu, LayerKind, LinearRope, LongRope, ModelSpec, YarnRope
+from jaxpref.models.spec import ClampedSwiglu, DeltaNet, LayerKind, LinearRope, LongRope, ModelSpec, YarnRope
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -46,6 +46,25 @@ PUBLISHED = {
             "use_sliding_window": False, "vocab_size": 151936,
         },
         ModelSpec("qwen2", 151936, 896, 4864, 24, 14, 2, 64, 32768, 1e6, 1e-6, True, qkv_bias=True),
+    ),
+    "Qwen3.5-27B": (  # its text part
+        {
+            **_COMMON, "architectures": ["Qwen3_5ForCausalLM"], "attention_bias": False, "attn_output_gate": True,
+            "eos_token_id": 248044, "full_attention_interval": 4, "head_dim": 256, "hidden_act": "silu",
+            "hidden_size": 5120, "intermediate_size": 17408, "layer_types": [*["linear_attention"] * 3, FULL] * 16,
+            "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_num_key_heads": 16,
+            "linear_num_value_heads": 48, "linear_value_head_dim": 128, "mamba_ssm_dtype": "float32",
+            "max_position_embeddings": 262144, "mlp_only_layers": [], "model_type": "qwen3_5_text",
+            "mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False, "num_attention_heads": 24,
+            "num_hidden_layers": 64, "num_key_value_heads": 4, "output_gate_type": "swish", "rms_norm_eps": 1e-06,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25},
+            "tie_word_embeddings": False, "vocab_size": 248320,
+        },
+        ModelSpec(
+            "qwen3_5_text", 248320, 5120, 17408, 64, 24, 4, 256, 262144, 1e7, 1e-6, False, norm="rms_plus_one",
+            qk_norm="head", attention_gate=True, partial_rotary=0.25, delta=DeltaNet(16, 48, 128, 128, 4),
+            kinds=(*[LayerKind(mixer="delta")] * 3, LayerKind()) * 16,
+        ),
     ),
     "Qwen3-0.6B": (
         {
@@ -282,6 +301,8 @@ NOT_WRITTEN = {
     "max_window_layers", "use_mrope", "no_rope_layer_interval", "attn_pdrop", "embd_pdrop", "resid_pdrop",
     "summary_first_dropout", "task_specific_params", "hidden_act", "intermediate_size", "sliding_window_pattern",
     "_sliding_window_pattern", "initial_context_length", "experts_per_token", "full_attn_mod",
+    "attn_output_gate", "full_attention_interval", "mamba_ssm_dtype", "mlp_only_layers", "mtp_num_hidden_layers",
+    "mtp_use_dedicated_embeddings", "output_gate_type",
     "interpolate_factor", "lm_head_bias", "mlp_bias", "attention_bias",
     "head_dim", "n_inner", "n_ctx", "rope_local_base_freq", "rope_scaling", "rope_theta", "partial_rotary_factor",
 }  # fmt: skip
@@ -594,6 +615,41 @@ def test_quantised_weights_are_named_alone(quantised):
     assert str(how.get("quant_method", how)) in str(error.value) and "mystery" not in str(error.value)
 
 
+def test_qwen3_5_multimodal_is_read_as_its_text_part():
+    text = published("Qwen3.5-27B", architectures=None)
+    text["rope_parameters"] |= {"mrope_interleaved": True, "mrope_section": [11, 11, 10]}
+    config = {
+        "architectures": ["Qwen3_5ForConditionalGeneration"], "image_token_id": 248056, "model_type": "qwen3_5",
+        "text_config": text, "tie_word_embeddings": False, "transformers_version": "4.57.0.dev0",
+        "video_token_id": 248057, "vision_config": {"depth": 27, "model_type": "qwen3_5"},
+        "vision_end_token_id": 248054, "vision_start_token_id": 248053,
+    }  # fmt: skip
+    assert spec_from_hf(config, "config.json") == PUBLISHED["Qwen3.5-27B"][1]
+    assert spec_from_hf(theirs(config).to_dict(), "config.json") == PUBLISHED["Qwen3.5-27B"][1]
+
+
+def test_qwen3_5_without_a_word_on_its_layers_and_rotation():
+    config = {"model_type": "qwen3_5_text", "num_hidden_layers": 8, "full_attention_interval": 2}
+    spec = spec_from_hf(config, "config.json")
+    assert spec.mixers == ("delta", "attention") * 4 and spec.partial_rotary == 0.25
+    assert spec == spec_from_hf(theirs(config).to_dict(), "config.json")
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"linear_num_key_heads": 32}, "linear_num_value_heads = 48 is not a multiple of linear_num_key_heads = 32"),
+        ({"layer_types": ["sliding_attention"] * 64}, "only full_attention and linear_attention are implemented"),
+        ({"attn_output_gate": False}, "attn_output_gate = False, only True is implemented"),
+        ({"num_experts": 8}, "num_experts = 8 is unknown"),
+    ],
+)
+def test_qwen3_5_refused(change, named):
+    with pytest.raises(InputError, match="my/config.json") as error:
+        spec_from_hf(published("Qwen3.5-27B", **change), "my/config.json")
+    assert named in str(error.value)
+
+
 @pytest.mark.parametrize(
     "config, said",
     [
@@ -604,8 +660,8 @@ def test_quantised_weights_are_named_alone(quantised):
         ({"model_type": "t5", "is_encoder_decoder": True}, "t5 is an encoder with a decoder"),
         ({"model_type": "bert"}, "bert is an encoder and does not generate"),
         ({"model_type": "mamba2"}, "mamba2 has recurrent layers"),
-        ({"model_type": "qwen3_5_text", "layer_types": ["linear_attention", FULL]}, "layers of Gated DeltaNet"),
-        ({"model_type": "qwen3_5", "text_config": {"model_type": "qwen3_5_text"}}, "qwen3_5 has layers of Gated Delta"),
+        ({"model_type": "qwen3_5_moe_text", "layer_types": ["linear_attention", FULL]}, "has the layers of qwen3_5_te"),
+        ({"model_type": "qwen3_5_moe", "text_config": {"model_type": "qwen3_5_moe_text"}}, "use a dense Qwen3.5"),
         ({"model_type": "lfm2", "layer_types": ["conv", FULL]}, "lfm2 has recurrent layers"),
         ({"model_type": "deepseek_v3", "kv_lora_rank": 512, "n_routed_experts": 256}, "latent attention"),
         ({"model_type": "olmoe", "num_experts": 64}, "mixture of experts; near in kind are mixtral and qwen3_moe"),

@@ -11,7 +11,7 @@ from jaxpref.models.lora import TARGETS, LoraSpec
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-SIZES = {"R": 2, "L": 5, "D": 8, "N": 3, "M": 1, "H": 4, "F": 6, "Z": 2}
+SIZES = {"R": 2, "L": 5, "D": 8, "N": 3, "M": 1, "H": 4, "F": 6, "Z": 2} | {"g": 2, "m": 2, "n": 4, "h": 3, "v": 5}
 EQUATIONS = {
     "attention/q": "RLD,DNH->RLNH",
     "attention/k": "RLD,DMH->RLMH",

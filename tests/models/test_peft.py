@@ -19,7 +19,7 @@ from jaxpref.errors import InputError
 from jaxpref.models import lora, peft
 from jaxpref.models.decoder import build_model
 from jaxpref.models.families import spec_from_hf
-from jaxpref.models.lora import TARGETS, LoraSpec
+from jaxpref.models.lora import LoraSpec
 from jaxpref.models.parameters import LORA
 from jaxpref.models.peft.writer import _peft_config as peft_config
 from jaxpref.models.source import open_checkpoint
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 GOLDEN = Path(__file__).parents[1] / "golden"
 ADAPTERS = GOLDEN / "peft"
 NAMES = ["lora", "rslora", "dora", "patterns"]
-FUSED = {"phi3": "qkv_proj", "gpt2": "c_attn"}
-"""Adapters on weights that are stored in one tensor -> one of these."""
+FUSED = {"phi3": ("attention", "qkv_proj"), "gpt2": ("attention", "c_attn"), "qwen3_5": ("delta", "in_proj_qkv")}
+"""Adapters on weights that are stored in one tensor -> the module of q, k and v, and what it is here."""
 IDS = json.loads((ADAPTERS / "versions.json").read_text())["ids"]
 
 
@@ -90,9 +90,9 @@ def test_gradients_are_pefts(name, tmp_path):
 
 def test_ranks_and_scales_by_pattern():
     spec, tree = peft.load_adapter(ADAPTERS / "patterns", base()[0])
-    assert spec.rank == 6 and spec.targets == tuple(TARGETS)
+    assert spec.rank == 6 and spec.targets == tuple(peft.target_names(base()[0]))
     scales = {target: spec.on(target).scale for target in spec.targets}
-    assert scales == {target: 2.0 for target in TARGETS} | {"attention/q": 3.0, "attention/v": 1.5}
+    assert scales == {target: 2.0 for target in spec.targets} | {"attention/q": 3.0, "attention/v": 1.5}
     ranks = lambda target: [int((np.abs(a).reshape(-1, 6).max(0) > 0).sum()) for a in leaf(tree, target, "a")]
     assert [ranks(t) for t in ("attention/q", "attention/k", "mlp/up")] == [[2, 2], [6, 6], [4, 2]]
 
@@ -129,13 +129,14 @@ def test_adapters_on_fused_weights(name, tmp_path):
     source = open_checkpoint(write(name, tmp_path / "base"))
     model, params = source.spec, source.load_params()
     spec, tree = peft.load_adapter(ADAPTERS / name, model)
-    assert {"attention/q", "attention/k", "attention/v"} <= set(spec.targets)
+    group, module = FUSED[name]
+    assert {f"{group}/q", f"{group}/k", f"{group}/v"} <= set(spec.targets)
     wanted = values(name)
     np.testing.assert_allclose(logits(params | {LORA: tree}, spec, model), wanted["logits"], rtol=1e-4, atol=1e-4)
     assert np.abs(logits(params, None, model) - wanted["logits"]).max() > 0.1, "the adapter does nothing"
     slopes = gradient(tree, params, spec, model)
-    (fused,) = {n for n in wanted if f"{FUSED[name]}.lora_A" in n and ("layers.1." in n or "h.1." in n)}
-    summed = sum(leaf(slopes, f"attention/{part}", "a")[1] for part in "qkv")  # PEFT's factor A is common to them
+    (fused,) = {n for n in wanted if f"{module}.lora_A" in n and ("layers.1." in n or "h.1." in n)}
+    summed = sum(leaf(slopes, f"{group}/{part}", "a")[1] for part in "qkv")  # PEFT's factor A is common to them
     np.testing.assert_allclose(summed.T, wanted[fused], atol=1e-3 * np.abs(wanted[fused]).max())
 
     # Written with a factor for each, and read again, it is the same function.

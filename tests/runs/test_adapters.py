@@ -330,5 +330,6 @@ def test_dropout_differs_from_step_to_step_and_from_micro_batch_to_micro_batch()
 
 
 def test_the_adapters_directory_is_pefts(lora_run, adapter_directory):
-    spec = peft.read_spec(adapter_directory, open_checkpoint(lora_run.config.model.path).spec)
-    assert spec == LoraSpec(4, 4.0, tuple(lora.TARGETS))
+    model = open_checkpoint(lora_run.config.model.path).spec
+    spec = peft.read_spec(adapter_directory, model)
+    assert spec == LoraSpec(4, 4.0, tuple(peft.target_names(model)))

@@ -3,6 +3,7 @@
 import contextvars
 import struct
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -12,7 +13,7 @@ import tiny
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import Layout
 from jaxpref.errors import InputError
-from jaxpref.models.spec import ModelSpec
+from jaxpref.models.spec import DeltaNet, LayerKind, ModelSpec
 from jaxpref.runs import flops
 from jaxpref.runs.flops import peak_flops, step_flops
 from jaxpref.runs.metrics import TRACKER_ID_FILE, Window, Writers, read_jsonl
@@ -77,6 +78,20 @@ def test_flops_of_the_first_token_of_an_empty_prompt():
     step = one_step(0, (2, 4), share_prefix=True)
     wanted = by_hand(columns=6, pairs=3 + 10, scored=1 + 3)
     assert step_flops(SPEC, step, reference=False) == 3 * wanted
+
+
+def test_flops_of_layers_of_gated_deltanet():
+    """One of the two layers; with gates, the other one's attention has 72 weights more.
+
+    Weights: q and k 6*2*3 each, v, z and o 6*4*5 each, beta and decay 6*4 each, and 4 taps on 6 + 6 + 20 numbers =
+    72 + 360 + 48 + 128 = 608. States: 4 heads of 3*5 numbers, read with the key, changed, read with the query = 180.
+    """
+    kinds = LayerKind(mixer="delta"), LayerKind()
+    spec = replace(SPEC, kinds=kinds, delta=DeltaNet(2, 4, 3, 5, 4), attention_gate=True)
+    step = one_step(3, (2, 4), share_prefix=True)
+    weights = (608 + 180 + 396 + 72) * 9 + 11 * 6 * 6
+    assert step_flops(spec, step, reference=False) == 3 * 2 * (weights + 180 * 9 + 24 * 37)
+    assert step_flops(spec, step, reference=False, frozen=True) == 2 * (2 * weights + 3 * (180 * 9 + 24 * 37))
 
 
 def test_peak_is_known_or_none(monkeypatch):

@@ -11,9 +11,9 @@ import pytest
 
 from jaxpref.config import OptimConfig
 from jaxpref.models.families import FAMILIES, forms
-from jaxpref.models.lora import TARGETS, LoraSpec
+from jaxpref.models.lora import LoraSpec
 from jaxpref.models.parameters import LORA, SCALAR_HEADS, flatten, nest
-from jaxpref.models.peft.tensors import adapter_tensors
+from jaxpref.models.peft.tensors import adapter_tensors, stored_targets
 from jaxpref.models.spec import ModelSpec
 from jaxpref.step.optim import decay_mask, make_optimizer, make_schedule, warmup_steps
 
@@ -184,7 +184,7 @@ def test_every_leaf_of_an_adapter_decays_as_in_transformers():
     """The magnitudes of DoRA too: they are vectors, but not by their names."""
     sizes = dict(vocab=8, width=4, ffn=4, layers=1, heads=1, kv_heads=1, head_dim=4, max_positions=8)
     model = ModelSpec("llama", **sizes, rope_theta=1e4, norm_eps=1e-5, tied=False)
-    adapter = LoraSpec(rank=2, alpha=2.0, targets=tuple(TARGETS), dora=True)
+    adapter = LoraSpec(rank=2, alpha=2.0, targets=tuple(stored_targets(model)), dora=True)
     names = {f"{LORA}/{tensor.path}": tensor.stored.name for tensor in adapter_tensors(model, adapter)}
     assert {path.rpartition("/")[2] for path in names} == {"a", "b", "m"}
     assert decays(names) == {path: decays_in_transformers(name) for path, name in names.items()}

@@ -35,6 +35,7 @@ from jaxpref.models.families import (
     phi3,
     qwen2,
     qwen3,
+    qwen3_5,
     qwen3_moe,
     smollm3,
 )
@@ -55,11 +56,12 @@ FAMILIES = {
     "phi3": phi3,
     "qwen2": qwen2,
     "qwen3": qwen3,
+    "qwen3_5_text": qwen3_5,
     "qwen3_moe": qwen3_moe,
     "smollm3": smollm3,
 }
 
-TEXT_PARTS = {"gemma3": gemma3.text_part}
+TEXT_PARTS = {"gemma3": gemma3.text_part, "qwen3_5": qwen3_5.text_part}
 """By the `model_type` of multimodal models: what finds the config of the text part."""
 
 

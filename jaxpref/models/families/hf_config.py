@@ -107,19 +107,21 @@ class ConfigReader:
         if value is not None and value not in implemented:
             self.problems.append(f"{key} = {value!r}, only {implemented[0]!r} is implemented")
 
-    def layer_types(self, layers: int, default: Sequence[str]) -> list[str]:
-        """`layer_types`, one per layer, FULL or SLIDING."""
+    def layer_types(
+        self, layers: int, default: Sequence[str], known: tuple[str, str] = (FULL, SLIDING)
+    ) -> list[str]:
+        """`layer_types`, one per layer, each of the known ones."""
         value = self.get("layer_types", default)
-        unknown = sorted({str(kind) for kind in value} - {FULL, SLIDING})
+        unknown = sorted({str(kind) for kind in value} - {*known})
         if unknown:
             self.problems.append(
-                f"layer_types with {', '.join(unknown)}, only {FULL} and {SLIDING} are implemented"
+                f"layer_types with {', '.join(unknown)}, only {' and '.join(known)} are implemented"
             )
         elif len(value) != layers:
             self.problems.append(f"{len(value)} layer_types for num_hidden_layers = {layers}")
         else:
             return value
-        return [FULL] * layers
+        return [known[0]] * layers
 
     def finish(self) -> None:
         """Refuses the config if there are problems.

@@ -7,8 +7,8 @@ from typing import Any
 _RECURRENT = ("linear_attention", "mamba", "conv", "recurrent", "sliding_recurrent")
 """Of `layer_types` and `layers_block_type`."""
 _RECURRENT_TYPES = "mamba mamba2 falcon_mamba rwkv xlstm recurrent_gemma jamba".split()
-# Qwen3.5 and what has its layers, as text models and with encoders of images.
-_DELTA_TYPES = "qwen3_next qwen3_5 qwen3_5_text qwen3_5_moe qwen3_5_moe_text".split()
+# Layers of Qwen3.5 with experts and one that is shared by all tokens.
+_DELTA_TYPES = "qwen3_next qwen3_5_moe qwen3_5_moe_text".split()
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Dense decoders -> the supported family whose layers are most like theirs.
 _RELATIVES = {
@@ -34,9 +34,8 @@ def kind(config: Mapping[str, Any], supported: Collection[str]) -> str:
         return "this config names none: take config.json of the model that the weights belong to"
     if name in _DELTA_TYPES:
         return (
-            f"{name} has layers of Gated DeltaNet (linear_attention), which are missing here: "
-            "their state runs from token to token, and packed rows with shared prompts would need "
-            "it anew for every completion; near in kind, with attention in every layer, is qwen3"
+            f"{name} has the layers of qwen3_5_text (Gated DeltaNet) with a mixture of experts and "
+            "one that all tokens share, which is missing here: use a dense Qwen3.5"
         )
     text = config.get("text_config")
     if isinstance(text, Mapping) and text.get("model_type") in supported:

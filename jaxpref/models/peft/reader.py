@@ -14,7 +14,7 @@ from jaxpref.errors import InputError
 from jaxpref.models.hf.reader import read_json
 from jaxpref.models.loading import check_finite, check_shapes
 from jaxpref.models.lora import LoraSpec
-from jaxpref.models.parameters import axis_sizes, nest
+from jaxpref.models.parameters import axis_sizes, layers_with, nest
 from jaxpref.models.peft.settings import (
     adapts,
     check_settings,
@@ -85,7 +85,8 @@ def load_adapter(
         stored = tensor.stored
         leaf_shape = stored.leaf_shape(sizes | {"Z": read.spec.rank})
         if tensor.path not in flat:  # zero where a layer is not adapted, or with a smaller rank
-            flat[tensor.path] = np.zeros((model.layers, *leaf_shape), np.float32)
+            layers = len(layers_with(tensor.path, model))
+            flat[tensor.path] = np.zeros((layers, *leaf_shape), np.float32)
         part = _whole(stored, sizes | {"Z": rank}, read.tensors)
         flat[tensor.path][tensor.layer][tuple(slice(size) for size in part.shape)] = part
     return read.spec, nest(flat)
@@ -215,13 +216,15 @@ def _targets_of(
 ) -> tuple[str, ...]:
     """The weights that are adapted in some layer, in the order of TARGETS."""
 
-    def is_adapted(leaf: StoredLeaf) -> bool:
-        modules = [module_of(leaf, layer) for layer in range(model.layers)]
+    def is_adapted(target: str, leaf: StoredLeaf) -> bool:
+        layers = layers_with(f"layers/{target}", model)
+        modules = [module_of(leaf, layer) for layer in layers]
         if says_modules(config):
             return any(adapts(config, module) for module in modules)
         return any(name.startswith(f"{PREFIX}{module}.") for module in modules for name in tensors)
 
-    return tuple(target for target, leaf in stored_targets(model).items() if is_adapted(leaf))
+    stored = stored_targets(model)
+    return tuple(target for target, leaf in stored.items() if is_adapted(target, leaf))
 
 
 def _common_spec(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from jaxpref.models.families import FAMILIES
 from jaxpref.models.lora import TARGETS, LoraSpec
-from jaxpref.models.parameters import VOCAB_LEAVES
+from jaxpref.models.parameters import VOCAB_LEAVES, layers_with
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import StoredLeaf, used_leaves
 
@@ -39,6 +39,7 @@ class AdapterTensor(NamedTuple):
     part: str
     """`a`, `b` or `m`."""
     layer: int
+    """Among those that have the leaf."""
     module: str
     """`model.layers.0.self_attn.q_proj`"""
     stored: StoredLeaf
@@ -55,6 +56,9 @@ def adapter_tensors(model: ModelSpec, spec: LoraSpec) -> Iterator[AdapterTensor]
     for layer in range(model.layers):
         for target in spec.targets:
             (inputs, outputs), leaf = TARGETS[target], leaves[target]
+            layers = layers_with(f"layers/{target}", model)
+            if layer not in layers:
+                continue
             rows = _rows(leaf, outputs)
             parts = {
                 "a": ("lora_A.weight", f"Z,{inputs} -> {inputs}Z"),
@@ -65,7 +69,7 @@ def adapter_tensors(model: ModelSpec, spec: LoraSpec) -> Iterator[AdapterTensor]
             module = module_of(leaf, layer)
             for part, (ending, layout) in parts.items():
                 stored = StoredLeaf(f"{PREFIX}{module}.{ending}", layout)
-                yield AdapterTensor(target, part, layer, module, stored)
+                yield AdapterTensor(target, part, layers.index(layer), module, stored)
 
 
 def _rows(leaf: StoredLeaf, outputs: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxpref.errors import InputError
 from jaxpref.models.lora import TARGETS, LoraSpec
-from jaxpref.models.parameters import ADAPTABLE, adapter_leaves, axis_sizes, flatten, nest
+from jaxpref.models.parameters import ADAPTABLE, adapter_leaves, flatten, nest
 from jaxpref.models.peft.reader import load_adapter
 from jaxpref.models.spec import ModelSpec
 
@@ -62,11 +62,11 @@ def _widened(
     tree: Mapping[str, Any], spec: LoraSpec, common: LoraSpec, model: ModelSpec
 ) -> dict[str, Any]:
     """The same function as an adapter of the common spec."""
-    sizes, own, flat = axis_sizes(model) | {"Z": common.rank}, flatten(tree), {}
+    own, flat = flatten(tree), {}
     for target in common.targets:
         path = f"layers/{target}"
         leaves = adapter_leaves(ADAPTABLE[path])
-        a, b = (np.zeros(leaves[part].shape(sizes), np.float32) for part in "ab")
+        a, b = (np.zeros(leaves[part].shape(model, common.rank), np.float32) for part in "ab")
         if target in spec.targets:
             a[..., : spec.rank] = own[f"{path}/a"]
             b[:, : spec.rank] = own[f"{path}/b"] * np.float32(spec.on(target).scale)

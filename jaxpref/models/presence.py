@@ -1,0 +1,79 @@
+"""Which models have a leaf of the parameter tree: the conditions of the table in parameters.py."""
+
+from collections.abc import Callable
+
+from jaxpref.models.spec import ModelSpec
+
+Present = Callable[[ModelSpec], bool]
+
+
+def always(spec: ModelSpec) -> bool:
+    return True
+
+
+def norm_before(spec: ModelSpec) -> bool:
+    return spec.norm_at in ("pre", "both")
+
+
+def norm_after(spec: ModelSpec) -> bool:
+    return spec.norm_at in ("post", "both")
+
+
+def head_norm(spec: ModelSpec) -> bool:
+    return spec.qk_norm == "head"
+
+
+def whole_norm(spec: ModelSpec) -> bool:
+    return spec.qk_norm == "whole"
+
+
+def qkv_bias(spec: ModelSpec) -> bool:
+    return spec.qkv_bias
+
+
+def o_bias(spec: ModelSpec) -> bool:
+    return spec.o_bias
+
+
+def mlp(spec: ModelSpec) -> bool:
+    return not spec.experts
+
+
+def gated_mlp(spec: ModelSpec) -> bool:
+    return spec.gated and not spec.experts
+
+
+def mlp_bias(spec: ModelSpec) -> bool:
+    return spec.mlp_bias and not spec.experts
+
+
+def sinks(spec: ModelSpec) -> bool:
+    return spec.attention_sinks
+
+
+def expert_bias(spec: ModelSpec) -> bool:
+    return spec.expert_bias
+
+
+def mixture(spec: ModelSpec) -> bool:
+    return spec.experts > 0
+
+
+def plain_queries(spec: ModelSpec) -> bool:
+    return not spec.attention_gate
+
+
+def gated_queries(spec: ModelSpec) -> bool:
+    return spec.attention_gate
+
+
+def delta(spec: ModelSpec) -> bool:
+    return spec.delta is not None
+
+
+def learned_positions(spec: ModelSpec) -> bool:
+    return spec.learned_positions
+
+
+def own_head(spec: ModelSpec) -> bool:
+    return not spec.tied
