@@ -86,7 +86,7 @@ def build(
     """
     use_compilation_cache(config.compilation_cache)
     pieces = build_without_tokenizer(config, objective, source)
-    config, tokenizer = dated_tokenizer(config, pieces.source)
+    config, tokenizer = dated_tokenizer(pieces.config, pieces.source)
     return replace(pieces, config=config, tokenizer=tokenizer)
 
 
