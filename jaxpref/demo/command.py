@@ -18,6 +18,7 @@ from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.directory import run_params
 from jaxpref.runs.export import export_run
 from jaxpref.runs.params import load_params
+from jaxpref.storage.paths import as_path
 
 ROWS, SEED, TEST_FRACTION = 1000, 0, 0.1
 _NEW_TOKENS = 32
@@ -50,7 +51,7 @@ def demo(
     for prompt, old, new in zip(prompts, before, after, strict=True):
         table.add_row(prompt[-1]["content"], old, new)
     console.print(table)
-    export = Path(config.out) / "export"
+    export = as_path(config.out) / "export"
     export_run(config.out, export, step="latest")
     console.print(f"export      {export}  (loads in transformers)", highlight=False)
     console.print(f"{time.perf_counter() - began:.0f} s in all", highlight=False)
