@@ -13,8 +13,8 @@ from jaxpref.processes import LOST
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
-TIMEOUT = 9
-"""Seconds within which the others must end."""
+TIMEOUT = 30
+"""Seconds within which the others must end; with less, a busy machine loses processes that live."""
 SCHEDULING = 3.0
 """Seconds by which threads and ends of processes may be late on a busy machine."""
 
@@ -34,8 +34,8 @@ def saved(out, step):
 
 
 CASES = [
-    (2, 1, signal.SIGKILL),
-    pytest.param(2, 0, signal.SIGKILL, marks=pytest.mark.slow),
+    (2, 0, signal.SIGKILL),  # seen at once
+    pytest.param(2, 1, signal.SIGKILL, marks=pytest.mark.slow),
     pytest.param(2, 1, signal.SIGSTOP, marks=pytest.mark.slow),
     pytest.param(2, 0, signal.SIGSTOP, marks=pytest.mark.slow),
     pytest.param(4, 2, signal.SIGKILL, marks=pytest.mark.slow),
