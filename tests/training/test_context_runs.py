@@ -25,7 +25,7 @@ RUNS = {
     "moving": {"reference": {"sync_every": 1, "sync_alpha": 0.5}},
     # What is dropped is drawn for whole rows, so it depends on their length.
     "lora": {"adapter": {"rank": 4, "dropout": 0.2}, "data": {"row_length": 128}},
-    "qlora": {"adapter": {"rank": 4, "quantize": "int8", "quantize_block": 16}},
+    "qlora": {"adapter": {"rank": 4, "quantize": "int8", "quantize_block": None}},
 }
 
 
