@@ -53,7 +53,7 @@ class Cloud:
         if state == "ACTIVE":
             for node in resource["nodes"]:
                 for number in range(resource["workers"]):
-                    self.home(node, number).mkdir(parents=True, exist_ok=True)
+                    boot(self.home(node, number))
         self.save()
         return state
 
@@ -89,14 +89,18 @@ def end_session(leader: int) -> None:
         pass
 
 
+def boot(home: Path) -> None:
+    """A machine that is up: its home directory, and its metadata server as far as that is asked."""
+    if not home.exists():
+        (home / "bin").mkdir(parents=True)
+        curl = home / "bin" / "curl"
+        curl.write_text(f"#!/bin/sh\necho {home.name}\n")
+        curl.chmod(0o755)
+
+
 def on_worker(home: Path, command: str) -> subprocess.Popen:
     """Runs a command as ssh does: in the home directory, by bash, with nothing of this environment."""
-    programs = home / "bin"
-    programs.mkdir(exist_ok=True)
-    # The metadata server of the machine, as far as it is asked.
-    (programs / "curl").write_text(f"#!/bin/sh\necho {home.name}\n")
-    (programs / "curl").chmod(0o755)
-    env = {"HOME": str(home), "PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
+    env = {"HOME": str(home), "PATH": f"{home}/bin:/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
     return subprocess.Popen(["bash", "-c", command], cwd=home, env=env, stdin=subprocess.DEVNULL)
 
 
