@@ -83,6 +83,8 @@ def tpu_attention(
     options = Options(blocks, H % LANES != 0, softcap, interpret)
     q_RNHL = _tokens_last(scaled(q_RLNH, scale), blocks.queries)
     k_RMHL, v_RMHL = (_tokens_last(x, blocks.keys) for x in (k_RLMH, v_RLMH))
+    assert q_RNHL.shape[-1] % blocks.fetched_queries == 0
+    assert k_RMHL.shape[-1] % blocks.fetched_keys == 0
     masks = _masks(mask, L, jnp.asarray(q_start, jnp.int32), blocks)
     # Without sinks, a logit that adds nothing.
     sink_N = jnp.full(N, MASKED) if sink_N is None else sink_N.astype(jnp.float32)

@@ -124,7 +124,7 @@ def test_policies_that_are_stacked_each_get_their_own():
     both = jax.vmap(partial(with_gradient, kernels(7)))(*stacked)
     for i in range(2):
         alone = with_gradient(kernels(7), *(x[i] for x in stacked))
-        jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y, atol=TOLERANCE), both, alone)
+        jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y, atol=10 * TOLERANCE), both, alone)
 
 
 def ranges_of(mask, blocks, start=0, queries=L):
@@ -174,7 +174,8 @@ SPEC = ModelSpec("llama", 64, 16, 32, 2, 4, 2, 8, 64, 1e4, 1e-5, True, kinds=(La
 @pytest.mark.parametrize("mesh_shape, remat", [((2, 2, 2), "full"), ((4, 1, 2), "dots"), ((1, 2, 2, 2), "full")])
 def test_a_model_on_a_mesh_equals_the_blockwise_one_without(mesh_shape, remat, monkeypatch):
     """Rows over data and fsdp, heads over tensor, a row's tokens over context; windows that differ by layer, sinks."""
-    monkeypatch.setattr(tpu, "choose_blocks", lambda *sizes: SMALL)
+    monkeypatch.setattr(tpu, "BLOCK", 8)
+    monkeypatch.setattr(tpu, "FETCHED_KEYS", 16)
     spec = dataclasses.replace(SPEC, attention_sinks=True)
     rng = np.random.default_rng(0)
     token_RL = rng.integers(0, spec.vocab, (8, L)).astype(np.int32)
