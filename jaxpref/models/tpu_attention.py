@@ -14,16 +14,8 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxpref.models.attention import ATTENTION, MASKED, Mask, scaled
-from jaxpref.models.tpu_kernels import (
-    Blocks,
-    Cotangents,
-    Inputs,
-    Options,
-    Ranges,
-    forward,
-    key_gradients,
-    query_gradient,
-)
+from jaxpref.models.tpu_grid import Blocks, Cotangents, Inputs, Options, Ranges
+from jaxpref.models.tpu_kernels import forward, key_gradients, query_gradient
 
 BLOCK = 256
 """Tokens of a block of queries and of keys; docs/design.md says why."""

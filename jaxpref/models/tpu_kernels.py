@@ -11,7 +11,7 @@ padded to 128 in memory, which a head size need not be, and XLA rotates halves o
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,67 +20,21 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxpref.models.attention import MASKED, capped
+from jaxpref.models.tpu_grid import (
+    Cotangents,
+    Inputs,
+    Options,
+    Ranges,
+    in_order,
+    over_keys,
+    over_queries,
+    sizes,
+)
 
 F32 = jnp.float32
 
 VMEM_BYTES = 48 * 2**20
 """What a kernel may use of the vector memory (VMEM): at least 64 MiB on the supported chips."""
-
-
-class Blocks(NamedTuple):
-    """Sizes in tokens: of what is computed at a time, and of what is brought into VMEM for it."""
-
-    queries: int
-    """Divides their number in a row; so does `keys`."""
-    keys: int
-    fetched_queries: int
-    """A multiple of `queries` that divides their number in a row; `fetched_keys` likewise."""
-    fetched_keys: int
-
-
-class Options(NamedTuple):
-    """What is known when the kernels are compiled."""
-
-    blocks: Blocks
-    out_tokens_last: bool
-    """Attention's output, too, ends on [H, L]; else on [L, H]."""
-    softcap: float | None
-    interpret: bool
-
-
-class Ranges(NamedTuple):
-    """Which blocks a program goes over; in scalar memory, so that they decide what is fetched."""
-
-    first: Any
-    """Of keys, per block of queries [R, i]; or of queries, per block of keys [R, j]."""
-    end: Any
-    """One past the last; 0 where there are none."""
-    expiry_Rj: Any
-    """The last expiry in a block of keys: of those from `first` to `end` some may be unseen."""
-    start_1: Any
-    """Index of the first query in its row."""
-
-
-class Inputs(NamedTuple):
-    """What all kernels read."""
-
-    q_RnJHL: Any
-    """Scaled."""
-    k_RMHL: Any
-    v_RMHL: Any
-    limits_R2L: Any
-    """Of keys: expiry and, with a window, the position from which on queries are too far away."""
-    position_R1L: Any
-    """Of queries; None without a window."""
-
-
-class Cotangents(NamedTuple):
-    """What the backward kernels read beside it."""
-
-    dout_RnJHL: Any
-    lse_RnJL: Any
-    delta_RnJL: Any
-    """sum(out * dout) over a head."""
 
 
 def forward(x: Inputs, sink_nJ1: jax.Array, ranges: Ranges, options: Options):
@@ -89,8 +43,8 @@ def forward(x: Inputs, sink_nJ1: jax.Array, ranges: Ranges, options: Options):
     The logsumexp of a query that sees nothing is +inf: exp(logit - logsumexp) is then exactly 0.
     """
     (R, n, J, H, L), bq = x.q_RnJHL.shape, options.blocks.queries
-    specs, grid = _over_keys(x, options)
-    out = jax.ShapeDtypeStruct((R, n, J, *_in_order(H, L, options)), x.q_RnJHL.dtype)
+    specs, grid = over_keys(x, options)
+    out = jax.ShapeDtypeStruct((R, n, J, *in_order(H, L, options)), x.q_RnJHL.dtype)
     return _call(
         _forward_kernel,
         grid,
@@ -108,7 +62,7 @@ def forward(x: Inputs, sink_nJ1: jax.Array, ranges: Ranges, options: Options):
 def query_gradient(x: Inputs, d: Cotangents, ranges: Ranges, options: Options) -> jax.Array:
     """dq [R, n, J, H, L] of the scaled queries, in their dtype."""
     J, H = x.q_RnJHL.shape[2:4]
-    specs, grid = _over_keys(x, options)
+    specs, grid = over_keys(x, options)
     return _call(
         _query_gradient_kernel,
         grid,
@@ -125,8 +79,8 @@ def query_gradient(x: Inputs, d: Cotangents, ranges: Ranges, options: Options) -
 
 def key_gradients(x: Inputs, d: Cotangents, ranges: Ranges, options: Options):
     """(dk, dv) [R, M, H, L] in the dtypes of k and v."""
-    accumulator = _sizes(x).H, options.blocks.keys
-    specs, grid = _over_queries(x, options)
+    accumulator = sizes(x).H, options.blocks.keys
+    specs, grid = over_queries(x, options)
     return _call(
         _key_gradients_kernel,
         grid,
@@ -154,7 +108,7 @@ def _call(
     options: Options,
 ) -> Any:
     """`pallas_call`, with what is alike for all kernels; `products` are those of a block's."""
-    size = _sizes(operands[0])
+    size = sizes(operands[0])
     pairs = size.R * size.n * size.J * size.L * size.keys // 2  # as one causal sequence would see
     moved = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves((operands, outs)))
     return pl.pallas_call(
@@ -177,103 +131,6 @@ def _call(
         ),
         interpret=options.interpret,
     )(*ranges, *operands)
-
-
-class _Sizes(NamedTuple):
-    R: int
-    n: int
-    J: int
-    M: int
-    H: int
-    L: int
-    """Queries."""
-    keys: int
-
-
-def _sizes(x: Inputs) -> _Sizes:
-    (R, n, J, H, L), (_, M, _, keys) = x.q_RnJHL.shape, x.k_RMHL.shape
-    return _Sizes(R, n, J, M, H, L, keys)
-
-
-def _in_order(numbers, tokens, options: Options):
-    """What is [numbers, tokens], in the order of attention's output."""
-    return (numbers, tokens) if options.out_tokens_last else (tokens, numbers)
-
-
-class _Place(NamedTuple):
-    """What a program works on, each counted in blocks."""
-
-    row: Any
-    heads: Any
-    key_head: Any
-    queries: Any
-    keys: Any
-
-
-class _Specs(NamedTuple):
-    inputs: Inputs
-    per_query: pl.BlockSpec
-    """Of one number per query and head."""
-    cotangents: Cotangents
-    sink: pl.BlockSpec
-    out: pl.BlockSpec
-
-
-def _over_keys(x: Inputs, options: Options) -> tuple[_Specs, tuple[int, ...]]:
-    """Specs and grid of (row, query heads, block of queries, fetched part of the keys)."""
-    size, blocks = _sizes(x), options.blocks
-    per_part = blocks.fetched_keys // blocks.keys
-
-    def place(row, heads, i, part, *ranges):
-        part = _needed(part, row, i, Ranges(*ranges), per_part)
-        return _Place(row, heads, lax.div(heads, size.n // size.M), i, part)
-
-    grid = (size.R, size.n, size.L // blocks.queries, size.keys // blocks.fetched_keys)
-    return _specs(x, blocks.queries, blocks.fetched_keys, place, options), grid
-
-
-def _over_queries(x: Inputs, options: Options) -> tuple[_Specs, tuple[int, ...]]:
-    """Specs and grid of (row, key head, block of keys, its query heads, fetched part of them)."""
-    size, blocks = _sizes(x), options.blocks
-    per_part, shared = blocks.fetched_queries // blocks.queries, size.n // size.M
-
-    def place(row, key_head, j, some, part, *ranges):
-        part = _needed(part, row, j, Ranges(*ranges), per_part)
-        return _Place(row, key_head * shared + some, key_head, part, j)
-
-    parts = size.L // blocks.fetched_queries
-    grid = (size.R, size.M, size.keys // blocks.keys, shared, parts)
-    return _specs(x, blocks.fetched_queries, blocks.keys, place, options), grid
-
-
-def _needed(part, row, block, ranges: Ranges, per_part: int):
-    """The part if any of it is seen, else one that is in VMEM already, which costs nothing."""
-    lowest = lax.div(ranges.first[row, block], per_part)
-    highest = lax.div(ranges.end[row, block] - 1, per_part)
-    return jnp.clip(part, lowest, jnp.maximum(highest, lowest))
-
-
-def _specs(
-    x: Inputs, queries: int, keys: int, place: Callable[..., _Place], options: Options
-) -> _Specs:
-    """Args: queries, keys: tokens in VMEM."""
-
-    def spec(shape, index):
-        return pl.BlockSpec(shape, lambda *ids: index(place(*ids)))
-
-    J, H = x.q_RnJHL.shape[2:4]
-    q = spec((1, 1, J, H, queries), lambda at: (at.row, at.heads, 0, 0, at.queries))
-    per_query = spec((1, 1, J, queries), lambda at: (at.row, at.heads, 0, at.queries))
-    k = spec((1, 1, H, keys), lambda at: (at.row, at.key_head, 0, at.keys))
-    limits = spec((1, x.limits_R2L.shape[1], keys), lambda at: (at.row, 0, at.keys))
-    position = spec((1, 1, queries), lambda at: (at.row, 0, at.queries))
-    inputs = Inputs(q, k, k, limits, None if x.position_R1L is None else position)
-    sink = spec((1, J, 1), lambda at: (at.heads, 0, 0))
-    out = spec(
-        (1, 1, J, *_in_order(H, queries, options)),
-        lambda at: (at.row, at.heads, 0, *_in_order(0, at.queries, options)),
-    )
-    return _Specs(inputs, per_query, Cotangents(q, per_query, per_query), sink, out)
 
 
 def _forward_kernel(

@@ -17,7 +17,7 @@ from jaxpref.models.decoder import build_model
 from jaxpref.models.fused_attention import pallas_attention
 from jaxpref.models.placement import param_shardings
 from jaxpref.models.spec import LayerKind, ModelSpec
-from jaxpref.models.tpu_kernels import Blocks
+from jaxpref.models.tpu_grid import Blocks
 from jaxpref.sharding import batch_sharding, make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
