@@ -265,6 +265,7 @@ class Block(nn.Module):
             return x + (part if spec.residual_scale is None else scaled(part, spec.residual_scale))
 
         before, after = spec.norm_at in ("pre", "both"), spec.norm_at in ("post", "both")
+        mix: nn.Module
         if self.mixer == "delta":
             mix = Delta(spec, self.lora, name="delta")
         else:

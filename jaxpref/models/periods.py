@@ -72,10 +72,11 @@ def run(
     return lax.scan(run_period, carry, by_period, unroll=periods if unroll else 1)[0]
 
 
-def _shortest_period(mixers: Sequence[Mixer]) -> Sequence[Mixer]:
+def _shortest_period(mixers: Sequence[Mixer]) -> tuple[Mixer, ...]:
     """The shortest sequence that gives all layers when it is repeated."""
-    lengths = (n for n in range(1, len(mixers) + 1) if len(mixers) % n == 0)
-    return next(mixers[:n] for n in lengths if mixers[:n] * (len(mixers) // n) == mixers)
+    whole = tuple(mixers)
+    lengths = (n for n in range(1, len(whole) + 1) if len(whole) % n == 0)
+    return next(whole[:n] for n in lengths if whole[:n] * (len(whole) // n) == whole)
 
 
 def init(key, make_block: MakeBlock, mixers: Sequence[Mixer], carry, shared, numbers):

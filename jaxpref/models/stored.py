@@ -124,8 +124,8 @@ class StoredLeaf:
         unflat = stored.reshape(unflat_shape)[tuple(cut)]
         order = "".join(axis.letters for axis in self.stored_axes)
         left_out = tuple(i for i, a in enumerate(order) if a not in self.leaf_axes)
-        own = "".join(a for a in order if a in self.leaf_axes)
-        return unflat.squeeze(left_out).transpose([own.index(a) for a in self.leaf_axes])
+        kept = "".join(a for a in order if a in self.leaf_axes)
+        return unflat.squeeze(left_out).transpose([kept.index(a) for a in self.leaf_axes])
 
     def stored(self, leaf: np.ndarray) -> np.ndarray:
         """One stored tensor's leaf, whole, in the stored layout: the inverse of `read`.

@@ -108,7 +108,7 @@ class ConfigReader:
             self.problems.append(f"{key} = {value!r}, only {implemented[0]!r} is implemented")
 
     def layer_types(
-        self, layers: int, default: Sequence[str], known: tuple[str, str] = (FULL, SLIDING)
+        self, layers: int, default: Sequence[str], known: tuple[str, ...] = (FULL, SLIDING)
     ) -> list[str]:
         """`layer_types`, one per layer, each of the known ones."""
         value = self.get("layer_types", default)

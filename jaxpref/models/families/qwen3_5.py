@@ -125,7 +125,7 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
 
 def _read_rope(read: ConfigReader) -> dict[str, Any]:
     """Of text all three sections of the rotation (`mrope`) have the same position: it is RoPE."""
-    forms = {key: read.mapping(key) for key in ("rope_parameters", "rope_scaling")}
+    forms: dict[str, Any] = {key: read.mapping(key) for key in ("rope_parameters", "rope_scaling")}
     for form in forms.values():
         for name in ("mrope_section", "mrope_interleaved"):
             form.pop(name, None)
