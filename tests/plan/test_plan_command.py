@@ -58,7 +58,7 @@ def test_a_plan_from_a_config_json_alone(call, tiny_files, tmp_path):
     named = sum(plan["hbm"].values())
     assert named <= plan["arguments"] and plan["memory"]["total"] < plan["memory"]["capacity"]
     assert any(one["axes"] == ["fsdp"] and not one["dcn"] for one in plan["collectives"])
-    assert plan["flops"] * 4 > plan["model_flops_all"] > 0
+    assert plan["flops"] * 4 > plan["model_flops_all"] > 0 and plan["saved"] > 0
     assert plan["seconds"]["fastest"] <= plan["seconds"]["slowest"]
 
     # Another time it comes from the cache; a mesh that the model does not allow is refused.
