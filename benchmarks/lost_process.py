@@ -15,13 +15,13 @@ import subprocess
 import sys
 import time
 
-from jaxpref.processes import HEARTBEAT_TIMEOUT
+from jaxpref.processes.timeouts import HEARTBEAT_TIMEOUT
 
 CHILD = """
 import sys, time
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxpref.processes import join
+from jaxpref.processes.start import join
 
 at, count, number, timeout, collective = sys.argv[1], *map(int, sys.argv[2:6])
 join(at, count, number, heartbeat_timeout=timeout)

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # transformers warns that there is no torch; only its tokenizers are used.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     options = _parse(sys.argv[1:] if arguments is None else arguments)
-    from jaxpref.processes import leave
+    from jaxpref.processes.watch import leave
     from jaxpref.training.preemption import (
         INTERRUPTED,
         PREEMPTED,
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         if options.command not in _ONE_PROCESS:
-            from jaxpref.processes import join_as_asked
+            from jaxpref.processes.options import join_as_asked
 
             join_as_asked(options, console)
             if options.command in _TRAINING:
@@ -134,7 +134,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         if name == called:
             add_arguments(command)
             if name not in _ONE_PROCESS:
-                from jaxpref.processes import add_process_arguments
+                from jaxpref.processes.options import add_process_arguments
 
                 add_process_arguments(command)
     return parser
@@ -251,7 +251,7 @@ def run_with_progress(config: "Config") -> "Result":
 
 def report(result: "Result") -> None:
     """Draws a run's curves; prints where its results are, and its accuracy before and after."""
-    from jaxpref.processes import is_first
+    from jaxpref.processes.together import is_first
     from jaxpref.runs.plots import plot_curves
 
     if not is_first():

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 
 from jaxpref.conditioning import (
@@ -34,7 +33,6 @@ from jaxpref.data.rewrite import (
 )
 from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_file
-from jaxpref.processes import first_does
 from jaxpref.settings import named, numbers
 from jaxpref.storage.paths import as_path
 from jaxpref.types import Group
@@ -139,6 +137,11 @@ def _ric_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> None:
     """Writes the rows and prints how many.  Of several processes the first does it alone."""
+    # Here: they load jax, for which the help of the command need not wait.
+    import jax
+
+    from jaxpref.processes.together import first_does
+
     if jax.distributed.is_initialized():
         first_does(lambda: _run(options, console))
     else:  # no device is looked for, which another process may have

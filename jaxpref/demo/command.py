@@ -13,7 +13,7 @@ from jaxpref.config import Config
 from jaxpref.demo import synthetic
 from jaxpref.generation.completions import Settings, complete
 from jaxpref.generation.prompts import given_prompts
-from jaxpref.processes import first_does
+from jaxpref.processes.together import first_does
 from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.directory import run_params
 from jaxpref.runs.export import export_run

@@ -18,7 +18,7 @@ from jaxpref.evaluation.report import Report, is_report, write_rows
 from jaxpref.files import check_destination
 from jaxpref.generation.completions import Settings
 from jaxpref.generation.sampling import Sampling
-from jaxpref.processes import first_does, is_first
+from jaxpref.processes.together import first_does, is_first
 from jaxpref.progress import progress
 from jaxpref.rewards import open_reward
 from jaxpref.runs.directory import is_run

@@ -22,7 +22,7 @@ from jaxpref.generation.mixing import Mix, parse_policies
 from jaxpref.generation.opening import open_source
 from jaxpref.generation.prompts import read_prompts
 from jaxpref.generation.sampling import Sampling
-from jaxpref.processes import first_does, is_first
+from jaxpref.processes.together import first_does, is_first
 from jaxpref.progress import progress
 from jaxpref.storage.paths import as_path, is_bucket
 

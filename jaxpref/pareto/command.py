@@ -14,7 +14,7 @@ from jaxpref.pareto.front import Front, read_front
 from jaxpref.pareto.report.write import write_front
 from jaxpref.pareto.settings import load_front_config
 from jaxpref.pareto.sweep import Watch, run_front
-from jaxpref.processes import is_first
+from jaxpref.processes.together import is_first
 from jaxpref.settings import keys_help, named, numbers
 from jaxpref.storage.paths import as_path
 from jaxpref.training.progress import training_progress

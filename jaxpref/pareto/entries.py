@@ -12,7 +12,7 @@ from jaxpref.pareto.policies import LATEST, FrontPolicies, MakeCandidate
 from jaxpref.pareto.run_configs import point_out, single_out
 from jaxpref.pareto.stage_costs import combined_cost, point_cost, single_cost
 from jaxpref.pareto.stages import Stages
-from jaxpref.processes import first_does
+from jaxpref.processes.together import first_does
 from jaxpref.runs.build import Pieces
 from jaxpref.runs.merge import How, merge
 from jaxpref.storage.paths import as_path

@@ -19,7 +19,7 @@ from jaxpref.generation.prompts import prompt_ids, read_prompts
 from jaxpref.generation.sampling import Sampling
 from jaxpref.pareto.config import FrontConfig, ObjectiveConfig
 from jaxpref.pareto.settings import front_settings, load_front_config
-from jaxpref.processes import first_does
+from jaxpref.processes.together import first_does
 from jaxpref.rewards import open_reward
 from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.digests import weights_key

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxpref.files import whole_file
 from jaxpref.pareto.cost import Work
-from jaxpref.processes import first_does
+from jaxpref.processes.together import first_does
 
 
 class Stages:

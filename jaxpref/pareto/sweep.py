@@ -30,7 +30,7 @@ from jaxpref.pareto.rewards import explicit_reward, limits, temperature
 from jaxpref.pareto.run_configs import point_run, single_out, single_run
 from jaxpref.pareto.settings import doubtful_bases
 from jaxpref.pareto.stages import Stages
-from jaxpref.processes import first_does
+from jaxpref.processes.together import first_does
 from jaxpref.rewards import Reward, run_reward, score_data
 from jaxpref.runs.adapters import BASE
 from jaxpref.runs.export import export_run

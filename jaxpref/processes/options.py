@@ -5,9 +5,7 @@ import argparse
 from rich.console import Console
 
 from jaxpref.errors import InputError
-from jaxpref.processes.output import first_prints
-from jaxpref.processes.start import START_TIMEOUT, join
-from jaxpref.processes.watch import HEARTBEAT_TIMEOUT
+from jaxpref.processes.timeouts import HEARTBEAT_TIMEOUT, START_TIMEOUT
 
 _GIVEN = {
     "coordinator": "--coordinator HOST:PORT",
@@ -74,6 +72,10 @@ def join_as_asked(options: argparse.Namespace, console: Console) -> None:
         )
     if not given and not options.distributed:
         return
+    # Here: they load jax, for which the help of a command need not wait.
+    from jaxpref.processes.output import first_prints
+    from jaxpref.processes.start import join
+
     join(
         options.coordinator,
         options.processes,

@@ -11,10 +11,8 @@ from jax._src.clusters import ClusterEnv
 from jaxpref.errors import InputError
 from jaxpref.processes.agreement import check_same_programs
 from jaxpref.processes.meeting import meet
-from jaxpref.processes.watch import HEARTBEAT_TIMEOUT, watch_others
-
-START_TIMEOUT = 300
-"""Seconds until all processes must have started."""
+from jaxpref.processes.timeouts import HEARTBEAT_TIMEOUT, START_TIMEOUT
+from jaxpref.processes.watch import watch_others
 
 _LOOKED_FOR = {
     "a TPU VM: TPU chips and the package libtpu, on GKE also": (

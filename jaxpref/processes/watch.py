@@ -24,11 +24,10 @@ import jax
 
 from jaxpref.errors import InputError
 from jaxpref.processes.store import coordinator_address, process_count, process_index, store
+from jaxpref.processes.timeouts import HEARTBEAT_TIMEOUT
 
 LOST = 76
 """Exit code where another process is lost: start all of them again (EX_PROTOCOL)."""
-HEARTBEAT_TIMEOUT = 30
-"""Seconds within which the others end where one is lost."""
 
 _LOST_FOR = (
     "is lost: no sign of life for {:.0f} s (it was killed, or its host or the network went down)"

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jaxpref.errors import InputError
-from jaxpref.processes import first_does
+from jaxpref.processes.together import first_does
 from jaxpref.rewards.reward import Limits, Reward, Values
 from jaxpref.storage.paths import is_bucket
 from jaxpref.types import Group

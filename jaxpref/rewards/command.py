@@ -9,7 +9,7 @@ from rich.console import Console
 from jaxpref.data.rewrite import add_source_arguments, source_of
 from jaxpref.data.truncation import TRUNCATIONS
 from jaxpref.errors import InputError
-from jaxpref.processes import is_first
+from jaxpref.processes.together import is_first
 from jaxpref.progress import progress
 from jaxpref.rewards import Reward, open_reward
 from jaxpref.rewards.cache import CACHE_DIR, cached

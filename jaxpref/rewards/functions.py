@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxpref.errors import InputError
 from jaxpref.objectives.user_code import import_named
-from jaxpref.processes import first_does
+from jaxpref.processes.together import first_does
 from jaxpref.rewards.reward import Reward
 from jaxpref.types import Group
 

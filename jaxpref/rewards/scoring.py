@@ -16,7 +16,7 @@ import numpy as np
 from jaxpref.data.dimensions import scores_of
 from jaxpref.data.rewrite import Source, as_source, check_out, group_of, rows_of, write_lines
 from jaxpref.errors import InputError, RowError
-from jaxpref.processes import first_does
+from jaxpref.processes.together import first_does
 from jaxpref.progress import Watch, unwatched
 from jaxpref.rewards.cache import CACHE_DIR, cached
 from jaxpref.rewards.reward import WHOLE, Limits, Reward, Values

@@ -22,7 +22,7 @@ from jaxpref.models.model import Model
 from jaxpref.models.placement import param_shardings
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, asked_logps, bind
-from jaxpref.processes import first_does
+from jaxpref.processes.together import first_does
 from jaxpref.runs.adapters import adapter_spec, below_adapter, reference_adapter
 from jaxpref.runs.compilation_cache import use_compilation_cache
 from jaxpref.runs.compute_dtype import choose_compute_dtype
@@ -106,7 +106,8 @@ def build_without_tokenizer(
     config = with_compute_dtype(config, mesh)
     source = open_checkpoint(config.model.path) if source is None else source
     source = below_adapter(source, config.adapter.path)
-    check_same_files(_model_files(config, source))
+    if jax.process_count() > 1:
+        check_same_files(_model_files(config, source))
     parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
     if problems := list(objective_contradictions(config, parts)):
         raise InputError(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jaxpref.processes import first_does
+from jaxpref.processes.together import first_does
 
 _CPU_UNITS = ("amx_bf16", "avx512_bf16")
 """Instructions of x86 processors that XLA multiplies bfloat16 with.

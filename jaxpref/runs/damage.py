@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxpref.errors import InputError
 from jaxpref.files import rename_directory
-from jaxpref.processes import is_first, processes_where
+from jaxpref.processes.together import is_first, processes_where
 from jaxpref.storage.paths import is_bucket
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from jaxpref.models.quantize import Quantisation, as_array, is_quantisable, quan
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.models.stored import ReadSlice
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
-from jaxpref.processes import first_does
+from jaxpref.processes.together import first_does
 from jaxpref.runs.adapters import adapter_spec, quantisation
 from jaxpref.runs.directory import host_params, load_run, models_of
 from jaxpref.runs.model_card import model_card

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxpref.errors import InputError
-from jaxpref.processes import first_does, processes_where
+from jaxpref.processes.together import first_does, processes_where
 from jaxpref.storage.paths import as_path, file_system, is_bucket, key_of
 
 try:

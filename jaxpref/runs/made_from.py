@@ -14,7 +14,7 @@ from jaxpref.errors import InputError
 from jaxpref.models.parameters import LORA
 from jaxpref.models.source import open_checkpoint
 from jaxpref.objectives import Part
-from jaxpref.processes import first_does
+from jaxpref.processes.together import first_does
 from jaxpref.runs.adapters import reference_adapter
 from jaxpref.runs.build import Pieces
 from jaxpref.runs.code_digest import code_digest

@@ -35,7 +35,7 @@ from jaxpref.models.quantize import Quantisation
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.models.stored import ReadSlice
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, asked_logps, bind
-from jaxpref.processes import first_does
+from jaxpref.processes.together import first_does
 from jaxpref.runs.adapters import adapter_spec, below_adapter, quantisation
 from jaxpref.runs.digests import weights_key
 from jaxpref.runs.directory import RUN_FILE, as_policy, host_params, is_run, models_of

@@ -12,7 +12,7 @@ from rich import get_console
 from jaxpref.config import Config
 from jaxpref.data.loader import Step
 from jaxpref.files import whole_file
-from jaxpref.processes import watch_others
+from jaxpref.processes.watch import watch_others
 from jaxpref.runs.directory import OBJECTIVE_FILE
 from jaxpref.runs.flops import step_flops
 from jaxpref.runs.lock import sole_writer

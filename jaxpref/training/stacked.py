@@ -25,7 +25,7 @@ from jaxpref.config import Config
 from jaxpref.data.loader import Step
 from jaxpref.errors import InputError
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, bind
-from jaxpref.processes import watch_others
+from jaxpref.processes.watch import watch_others
 from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.directory import CHECKPOINTS, check_run_directory, is_run
 from jaxpref.runs.flops import step_flops

@@ -9,7 +9,7 @@ from test_meeting import free_port
 
 JOIN = """
 import jax
-from jaxpref.processes import join
+from jaxpref.processes.start import join
 join(start_timeout=60)
 print(jax.process_index(), "of", jax.process_count())
 """

@@ -9,7 +9,7 @@ import hosts
 import pytest
 import tiny
 
-from jaxpref.processes import LOST
+from jaxpref.processes.watch import LOST
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 

@@ -224,7 +224,8 @@ def test_parts_of_leaves(case, tmp_path):
 
 def test_every_architecture_is_tested():
     assert {(arch, family) for family, arch, _, _ in CASES.values()} == {(a.arch, a.model_type) for a in ARCHITECTURES}
-    assert {a.model_type for a in ARCHITECTURES} == FAMILIES.keys() - {"mistral"}, "a Mistral is converted as a Llama"
+    # A Mistral is converted as a Llama; of Qwen3.5 no file is read.
+    assert {a.model_type for a in ARCHITECTURES} == FAMILIES.keys() - {"mistral", "qwen3_5_text"}
 
 
 @pytest.mark.parametrize(
