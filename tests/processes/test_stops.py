@@ -33,6 +33,7 @@ sys.exit(cli.main())
 """
 
 
+@pytest.mark.slow
 def test_sigterm_before_the_run_begins_is_kept(tiny_files, tmp_path, compile_cache):
     config = tiny.config(
         tmp_path / "run", tiny_files.model, tiny_files.train, mesh={"fsdp": hosts.DEVICES}, train={"max_steps": 8}

@@ -75,7 +75,9 @@ def test_the_weights_below_an_adapter_keep_their_norms(odd_norms, tiny_files, tm
     assert dtypes["layers/attention_norm/scale"] == dtypes["final_norm/scale"] == jnp.float32
 
 
-@pytest.mark.parametrize("name", plain.SPECS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "qwen3_5" else name for name in plain.SPECS]
+)
 def test_what_products_cast_may_be_cast_once(name):
     """Hidden states of every kind of decoder are the same bits, with biases and norms that are true float32."""
     spec = plain.SPECS[name]

@@ -50,6 +50,7 @@ def test_other_numbers_compile_nothing(tmp_path, tiny_files, compiled):
     assert len(programs) == 2, "another objective is another program"
 
 
+@pytest.mark.slow
 def test_other_weights_of_a_front_compile_nothing(tmp_path, tiny_files, compiled):
     """One by one, and together."""
     rows = tiny.rows(8)
