@@ -10,6 +10,8 @@ import numpy as np
 
 from jaxpref.plan.program import Instruction, Program, Trips
 
+_BETWEEN_SLICES = "_xla_megascale_transfer_type"
+"""Attribute of what the TPU compiler sends between slices."""
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 
 
@@ -46,6 +48,12 @@ def collectives(program: Program, trips: Trips, devices: np.ndarray, axes: tuple
     """
     found: dict[tuple, Collective] = {}
     for computation, line, times in _everywhere(program, trips):
+        if between := re.search(rf'{_BETWEEN_SLICES}="(\w+)"', line.attributes):
+            if line.opcode == "send":
+                kind = between[1].lower().replace("_", "-")
+                one = _between_slices(kind, line, times, devices, axes)
+                found[computation, line.name] = one
+            continue
         kind = line.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -59,15 +67,44 @@ def collectives(program: Program, trips: Trips, devices: np.ndarray, axes: tuple
             kind=kind,
             axes=_axes_of(groups, devices.shape, axes),
             devices=size,
-            bytes=times * _sent(kind, line, size),
+            bytes=times * _sent(kind, sum(array.bytes for array in _given(line)), size),
             times=times,
-            shape=", ".join(f"{a.dtype}{list(a.dims)}" for a in _given(line)),
+            shape=_written(_given(line)),
             dcn=_crosses(groups, devices),
             where=line.op_name,
         )
         if key not in found or found[key].bytes < one.bytes:
             found[key] = one
     return sorted(found.values(), key=lambda one: -one.bytes)
+
+
+def _between_slices(
+    kind: str, line: Instruction, times: float, devices: np.ndarray, axes: tuple[str, ...]
+) -> Collective:
+    """What the program of one slice sends to the others: there a collective is a send."""
+    slices = _slices_of(devices).reshape(devices.shape)
+    count = len(np.unique(slices))
+    given = line.arrays[:1]
+    return Collective(
+        kind=kind,
+        axes=tuple(
+            axis for i, axis in enumerate(axes) if (slices != slices.take([0], axis=i)).any()
+        ),
+        devices=count,
+        bytes=times * _sent(kind, sum(array.bytes for array in given), count),
+        times=times,
+        shape=_written(given),
+        dcn=True,
+        where=line.op_name,
+    )
+
+
+def _slices_of(devices: np.ndarray) -> np.ndarray:
+    return np.array([getattr(d, "slice_index", None) or 0 for d in devices.flat])
+
+
+def _written(arrays: tuple) -> str:
+    return ", ".join(f"{a.dtype}{list(a.dims)}" for a in arrays)
 
 
 def _everywhere(program: Program, trips: Trips) -> Iterator[tuple[str, Instruction, float]]:
@@ -156,7 +193,7 @@ def _axes_of(groups: np.ndarray, shape: tuple[int, ...], axes: tuple[str, ...]) 
 
 def _crosses(groups: np.ndarray, devices: np.ndarray) -> bool:
     """Whether members of a group are on different slices."""
-    slices = np.array([getattr(d, "slice_index", None) or 0 for d in devices.flat])
+    slices = _slices_of(devices)
     return bool((slices[groups] != slices[groups][:, :1]).any())
 
 
@@ -174,9 +211,12 @@ def _given(line: Instruction) -> tuple:
     )
 
 
-def _sent(kind: str, line: Instruction, devices: int) -> float:
-    """Bytes that a device sends in one run, on a ring of its group."""
-    given = sum(array.bytes for array in _given(line))
+def _sent(kind: str, given: int, devices: int) -> float:
+    """Bytes that a device sends in one run, on a ring of its group.
+
+    Args:
+        given: bytes of the collective's result on a device.
+    """
     others = devices - 1
     if kind == "all-reduce":
         return 2 * given * others / devices

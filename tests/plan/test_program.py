@@ -118,3 +118,23 @@ def test_collectives_between_slices_are_told_apart():
         (("fsdp",), False, 32.0),
         (("data",), True, 32.0),
     }
+
+
+def test_what_a_slice_sends_to_another_is_a_collective():
+    """As the TPU compiler writes it: the program is that of one slice."""
+
+    class Device:
+        def __init__(self, slice_index):
+            self.slice_index = slice_index
+
+    about = 'frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}'
+    text = f"""ENTRY %main (p: f32[8]) -> f32[8] {{
+  %p = f32[8]{{0}} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[8]{{0}}, u32[], token[]) send(%p, %token), channel_id=3, is_host_transfer=true, {about}
+  ROOT %done = token[] send-done(%send), channel_id=3, {about}
+}}
+"""
+    devices = np.array([Device(0), Device(0), Device(1), Device(1)]).reshape(2, 2)
+    (one,) = collectives(Program.parse(text), never, devices, ("data", "fsdp"))
+    assert (one.kind, one.axes, one.devices, one.bytes, one.dcn) == ("all-reduce", ("data",), 2, 32.0, True)
