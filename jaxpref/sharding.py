@@ -66,10 +66,14 @@ def make_mesh(config: MeshConfig, *, devices: list | None = None) -> Mesh:
             inside,
             between,
             devices,
-            process_is_granule=not hasattr(devices[0], "slice_index"),
+            process_is_granule=not _is_tpu(devices),
             allow_split_physical_axes=True,
         )
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _is_tpu(devices: Sequence[Any]) -> bool:
+    return devices[0].platform == "tpu"
 
 
 def _check_slices(config: MeshConfig, devices: Sequence[Any]) -> None:
@@ -81,10 +85,10 @@ def _check_slices(config: MeshConfig, devices: Sequence[Any]) -> None:
             f"set mesh.data to a multiple of {config.slices}, or mesh.slices to a divisor of "
             f"{config.data}",
         )
-    tpu = devices[0].platform == "tpu"
-    slices = {
-        getattr(device, "slice_index", 0 if tpu else device.process_index) for device in devices
-    }
+    tpu = _is_tpu(devices)
+    # CPUs have slice indices too, the same for all processes of a host.
+    index = lambda device: getattr(device, "slice_index", 0) if tpu else device.process_index
+    slices = {index(device) for device in devices}
     # Elsewhere one mesh over several hosts is usual, and their network good enough for any axis.
     if config.slices != len(slices) and (tpu or config.slices > 1):
         unit = "slice(s)" if tpu else "process(es), each taken as a slice"
