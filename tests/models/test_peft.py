@@ -123,7 +123,9 @@ def test_layers_to_transform_and_modules_to_save(tmp_path):
     assert below_adapter(open_checkpoint(GOLDEN / "llama_tiny"), ADAPTERS / "lora").modules_of is None
 
 
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "qwen3_5" else name for name in FUSED]
+)
 def test_adapters_on_fused_weights(name, tmp_path):
     (tmp_path / "base").mkdir()
     source = open_checkpoint(write(name, tmp_path / "base"))

@@ -200,7 +200,7 @@ def test_two_processes_train_as_one(mesh, tiny_files, tmp_path, compile_cache):
 
 # What must not depend on which device stands where: in one process, and where every process gets other rows for it.
 WHERE = [
-    (1, {"fsdp": 4}),
+    pytest.param(1, {"fsdp": 4}, marks=pytest.mark.slow),
     pytest.param(1, {"data": 2, "tensor": 2}, marks=pytest.mark.slow),
     pytest.param(2, {"fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
     pytest.param(4, {"data": 2, "fsdp": 2}, marks=pytest.mark.slow),
@@ -289,7 +289,8 @@ def test_processes_that_differ_are_refused_by_name(tiny_files, tmp_path, compile
     assert "2 differ, from number 6 to number 9; number 6 is" in longer
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
 def test_sigterm_while_a_resumed_run_loads_is_kept(count, tiny_files, tmp_path, compile_cache):
     config = tiny.config(
         tmp_path / "run", tiny_files.model, tiny_files.train, mesh={"fsdp": 4}, train={"max_steps": 6, "save_every": 2}
