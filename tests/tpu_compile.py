@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from tpu_cycles import cycles
 
 from jaxpref.config import AdapterConfig, MeshConfig, OptimConfig
 from jaxpref.data.pack import RowShape, empty_batch
@@ -28,6 +27,9 @@ from jaxpref.models.parameters import LORA
 from jaxpref.models.placement import param_shardings
 from jaxpref.models.spec import LayerKind, Llama3Rope, ModelSpec
 from jaxpref.objectives import OBJECTIVES, bind
+from jaxpref.plan.chips import CHIPS
+from jaxpref.plan.estimate import kernel_seconds
+from jaxpref.plan.program import Program
 from jaxpref.runs.adapters import adapter_spec
 from jaxpref.runs.build import param_shapes
 from jaxpref.sharding import batch_sharding, make_mesh
@@ -148,6 +150,19 @@ def main(case: str) -> None:
         ),
         "program": str(program),
     }))  # fmt: skip
+
+
+def cycles(text: str, generation: str, trips: int, key_blocks: int) -> dict[str, float]:
+    """Of one run of the program: of attention's loops, of Pallas kernels by the chip's rates, and of all else.
+
+    Args:
+        trips: of loops whose count is decided by data, as chunks of loss tokens.
+        key_blocks: the same inside attention: blocks of keys that a block of queries sees.
+    """
+    program, chip = Program.parse(text), CHIPS[generation]
+    by_data = lambda line: key_blocks if "layers/attention/" in line.op_name else trips
+    kernels = chip.clock * kernel_seconds(*program.kernels(by_data), chip)
+    return program.cycles(by_data) | {"kernels": kernels}
 
 
 def attention(chip: str) -> None:

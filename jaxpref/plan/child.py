@@ -46,46 +46,43 @@ def compile_in_child(
             "no such package in this environment",
             'pip install "jaxpref[tpu]" (no TPU is needed)',
         )
-    with tempfile.TemporaryDirectory() as directory:
-        order, answer = Path(directory) / "order.json", Path(directory) / "answer.json"
-        files = [Path(directory) / f"{i}.yaml" for i in range(len(configs))]
+    kept = None if cache is None else _kept(configs, rows, Path(cache), target)
+    if kept is not None and kept.is_file():
+        return json.loads(kept.read_text())
+    said = _asked(configs, rows, target)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(kept) as partial:
+            partial.write_text(json.dumps(said))
+    return said
+
+
+def _asked(configs: Sequence[Config], rows: RowSizes, target: Slice | None) -> dict[str, Any]:
+    """What a child process says."""
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        order, answer = directory / "order.json", directory / "answer.json"
+        files = [directory / f"{i}.yaml" for i in range(len(configs))]
         for config, file in zip(configs, files, strict=True):
             save_config(config, file)
-        rows.save(Path(directory) / "rows.pickle")
-        kept = None if cache is None else _kept(configs, rows, Path(cache), target)
-        if kept is not None and kept.is_file():
-            return json.loads(kept.read_text())
-        order.write_text(
-            json.dumps(
-                {
-                    "configs": [str(file) for file in files],
-                    "rows": str(Path(directory) / "rows.pickle"),
-                    "topology": None if target is None else _name(target),
-                    "slices": 1 if target is None else target.slices,
-                }
-            )
-        )
+        rows.save(directory / "rows.pickle")
+        about = {
+            "configs": [str(file) for file in files],
+            "rows": str(directory / "rows.pickle"),
+            "topology": None if target is None else target.name,
+            "slices": 1 if target is None else target.slices,
+        }
+        order.write_text(json.dumps(about))
         command = [sys.executable, "-m", "jaxpref.plan.compiled", str(order), str(answer)]
         done = subprocess.run(command, env=_environment(target), capture_output=True, text=True)
         if not answer.is_file():
             raise _failure(done)
-        said = json.loads(answer.read_text())
-        said["rematerialised"] = _rematerialised(done.stderr)
-        answer.write_text(json.dumps(said))
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(kept) as partial:
-                partial.write_bytes(answer.read_bytes())
-        return said
+        return json.loads(answer.read_text()) | {"rematerialised": _rematerialised(done.stderr)}
 
 
 def _rematerialised(log: str) -> list[str]:
     """What the partitioner says it could only reshard by making it whole on every device."""
     return re.findall(r"Involuntary full rematerialization\.(.*)", log)
-
-
-def _name(target: Slice) -> str:
-    return f"{target.chip.name}:{'x'.join(map(str, target.shape))}"
 
 
 def _environment(target: Slice | None) -> dict[str, str]:

@@ -1,9 +1,11 @@
 """TPU generations: what a chip computes, holds and sends."""
 
+import math
 import re
 from dataclasses import dataclass
 
 from jaxpref.errors import InputError
+from jaxpref.runs.flops import PEAK_FLOPS
 
 GIB = 2**30
 
@@ -35,11 +37,31 @@ CHIPS = {
     chip.name: chip
     for chip in (
         # The compiler's v4 has two devices on a chip.
-        Chip("v4", "v4", 137.5e12, 15.25 * GIB, 614e9, 75e9, 3.1e9, 1.05e9, per_chip=2),
-        Chip("v5e", "v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 3.1e9, 1.5e9),
-        Chip("v5p", "v5p", 459e12, 95.74 * GIB, 2765e9, 600e9, 6.25e9, 1.75e9),
-        Chip("v6e", "v6e", 918e12, 31.25 * GIB, 1638e9, 400e9, 12.5e9, 1.75e9),
-        Chip("v7x", "tpu7x", 1153.5e12, 94.75 * GIB, 3690e9, 300e9, 6.25e9, 2.2e9, per_chip=2),
+        Chip(
+            "v4",
+            "v4",
+            PEAK_FLOPS["TPU v4"] / 2,
+            15.25 * GIB,
+            614e9,
+            75e9,
+            3.1e9,
+            1.05e9,
+            per_chip=2,
+        ),
+        Chip("v5e", "v5e", PEAK_FLOPS["TPU v5 lite"], 15.75 * GIB, 819e9, 200e9, 3.1e9, 1.5e9),
+        Chip("v5p", "v5p", PEAK_FLOPS["TPU v5p"], 95.74 * GIB, 2765e9, 600e9, 6.25e9, 1.75e9),
+        Chip("v6e", "v6e", PEAK_FLOPS["TPU v6 lite"], 31.25 * GIB, 1638e9, 400e9, 12.5e9, 1.75e9),
+        Chip(
+            "v7x",
+            "tpu7x",
+            PEAK_FLOPS["TPU7x"],
+            94.75 * GIB,
+            3690e9,
+            300e9,
+            6.25e9,
+            2.2e9,
+            per_chip=2,
+        ),
     )
 }
 """By the name in `--topology`; rates from the maker's data sheets (November 2026)."""
@@ -57,19 +79,23 @@ class Slice:
     @property
     def devices(self) -> int:
         """In all slices together."""
-        count = self.slices * self.chip.per_chip
-        for size in self.shape:
-            count *= size
-        return count
+        return self.slices * self.chip.per_chip * math.prod(self.shape)
+
+    @property
+    def name(self) -> str:
+        """Of one slice, as in `--topology`."""
+        return self._named(self.chip.name)
 
     @property
     def topology(self) -> str:
         """As libtpu wants it."""
-        return f"{self.chip.topology_name}:{'x'.join(map(str, self.shape))}"
+        return self._named(self.chip.topology_name)
+
+    def _named(self, generation: str) -> str:
+        return f"{generation}:{'x'.join(map(str, self.shape))}"
 
     def __str__(self) -> str:
-        times = f"{self.slices} x " if self.slices > 1 else ""
-        return f"{times}{self.chip.name}:{'x'.join(map(str, self.shape))}"
+        return f"{self.slices} x {self.name}" if self.slices > 1 else self.name
 
 
 def parse_slice(text: str, slices: int = 1) -> Slice:

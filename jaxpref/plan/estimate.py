@@ -56,9 +56,9 @@ def estimate(said: dict[str, Any], chip: Chip) -> Estimate:
         said: as `compiled.compile_and_read` gives it, of a program that fits.
     """
     compute = said["flops"] / chip.flops
-    hbm = (said["bytes_moved"]) / chip.hbm_rate
+    hbm = said["bytes_moved"] / chip.hbm_rate
     cycles = sum(said["cycles"].values())
-    kernels = max(said["kernel_flops"] / chip.flops, said["kernel_bytes"] / chip.hbm_rate)
+    kernels = kernel_seconds(said["kernel_flops"], said["kernel_bytes"], chip)
     sent = said["collectives"]
     return Estimate(
         compute=compute,
@@ -69,6 +69,11 @@ def estimate(said: dict[str, Any], chip: Chip) -> Estimate:
         model_seconds=said["model_flops_all"] / said["devices"] / chip.flops,
         by_cycles=bool(cycles),
     )
+
+
+def kernel_seconds(flops: float, moved: float, chip: Chip) -> float:
+    """Seconds in which no chip of this kind does so many FLOPs, or moves so many bytes, faster."""
+    return max(flops / chip.flops, moved / chip.hbm_rate)
 
 
 @dataclass(frozen=True)

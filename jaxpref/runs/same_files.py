@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jaxpref.processes.agreement import check_same
-from jaxpref.processes.store import process_count
 from jaxpref.storage.local_copies import version_of
 from jaxpref.storage.paths import as_path, is_bucket
 
@@ -27,8 +26,6 @@ def check_same_files(paths: Mapping[str, str | Path | None]) -> None:
     Args:
         paths: config key -> directory or file on this host; None: there is none.
     """
-    if process_count() == 1:
-        return
     digests = {
         f"{key}/{file.name}": _digest(file)
         for key, path in paths.items()
