@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -27,7 +26,8 @@ from jaxpref.models.parameters import LORA
 from jaxpref.models.placement import param_shardings
 from jaxpref.models.spec import LayerKind, Llama3Rope, ModelSpec
 from jaxpref.objectives import OBJECTIVES, bind
-from jaxpref.plan.chips import CHIPS
+from jaxpref.plan.chips import CHIPS, parse_slice
+from jaxpref.plan.compiled import slice_devices
 from jaxpref.plan.estimate import kernel_seconds
 from jaxpref.plan.program import Program
 from jaxpref.runs.adapters import adapter_spec
@@ -91,10 +91,9 @@ def main(case: str) -> None:
     spec, topology, mesh_shape, micro_batches, rows, shape, names, *options = CASES[case]
     options = options[0] if options else {}
     slices = options.get("slices", 1)
-    several = {"num_slices": slices} if slices > 1 else {}
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **several).devices
+    devices = slice_devices(parse_slice(topology, slices))
     axes = MeshConfig(*mesh_shape, context=options.get("context", 1), slices=slices)
-    mesh = make_mesh(axes, devices=list(devices))
+    mesh = make_mesh(axes, devices=devices)
     adapter = adapter_spec(AdapterConfig(rank=options.get("rank")), spec)
     attend = choose_attention(options.get("attention", "auto"), devices[0], spec, jnp.bfloat16, axes.context).attend
     model = build_model(
@@ -167,8 +166,8 @@ def cycles(text: str, generation: str, trips: int, key_blocks: int) -> dict[str,
 
 def attention(chip: str) -> None:
     """Attention and its gradient for one chip: head sizes, dtypes and options."""
-    topology = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}[chip]
-    device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    topology = {"v5e": "v5e:1x1", "v5p": "v5p:1x1x1", "v6e": "v6e:1x1"}[chip]
+    device = slice_devices(parse_slice(topology))[0]
     mesh = make_mesh(MeshConfig(1, 1, 1), devices=[device])
     kernels = {}
     for dtype, head_size, kv_heads, length, window, stacked in ATTENTION:

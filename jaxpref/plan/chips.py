@@ -91,6 +91,12 @@ class Slice:
         """As libtpu wants it."""
         return self._named(self.chip.topology_name)
 
+    @property
+    def host_bounds(self) -> list[int]:
+        """Chips of a host along the three axes: 2 x 2 x 1, fewer where the slice has fewer."""
+        x, y = (math.gcd(2, side) for side in self.shape[:2])
+        return [x, y, 1]
+
     def _named(self, generation: str) -> str:
         return f"{generation}:{'x'.join(map(str, self.shape))}"
 

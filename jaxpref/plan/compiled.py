@@ -35,7 +35,12 @@ from jaxpref.sharding import AXES
 def slice_devices(target: Slice) -> list[Any]:
     """The devices of TPU slices that need not exist."""
     more = {"num_slices": target.slices} if target.slices > 1 else {}
-    described = topologies.get_topology_desc(platform="tpu", topology_name=target.topology, **more)
+    described = topologies.get_topology_desc(
+        platform="tpu",
+        topology_name=target.topology,
+        chips_per_host_bounds=target.host_bounds,
+        **more,
+    )
     return list(described.devices)
 
 
