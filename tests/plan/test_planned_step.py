@@ -88,6 +88,14 @@ def test_a_bound_of_memory_is_one(tiny_files, tmp_path):
     assert len(seen) > 4
 
 
+@pytest.mark.parametrize(
+    "shape, bounds",
+    [("v5e:1x1", [1, 1, 1]), ("v5p:2x1x1", [2, 1, 1]), ("v5e:2x4", [2, 2, 1]), ("v5p:4x4x4", [2, 2, 1])],
+)
+def test_a_slice_smaller_than_a_host_has_smaller_hosts(shape, bounds):
+    assert parse_slice(shape).host_bounds == bounds
+
+
 def test_slices_are_named_by_generation_and_shape():
     assert parse_slice("v5p:2x2x4").devices == 16
     assert parse_slice("v7x:2x2x1", slices=2).devices == 16
