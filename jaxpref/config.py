@@ -3,11 +3,12 @@
 The help of `jaxpref train` is made from the docstrings below the fields.
 """
 
+import re
 from datetime import date
 from os.path import expanduser
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(
@@ -40,6 +41,17 @@ def objective_list(parts: Any) -> Any:
         return parts
     return [{"name": part} if isinstance(part, str) else part for part in parts]
 
+
+def _interval(value: Any) -> Any:
+    steps = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    epochs = isinstance(value, str) and re.fullmatch(r"epoch(/[1-9]\d*)?", value)
+    if steps or epochs or value is None:
+        return value
+    raise ValueError("write a number of steps (1 or more), epoch, or a part of it as epoch/4")
+
+
+Interval = Annotated[int | str | None, PlainValidator(_interval)]
+"""A number of steps, or `epoch`, or `epoch/N` for its Nth part; None: never."""
 
 Objectives = Annotated[list[dict[str, Any]], BeforeValidator(objective_list)]
 
@@ -179,12 +191,26 @@ class DataConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class OptimConfig:
-    name: Literal["adamw", "adafactor", "lion", "sgd"] = "adamw"
-    """Optimizer (optax)."""
+    name: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = "adamw"
+    """Optimizer (optax). muon orthogonalises the updates of the layers' matrices, scaled so that
+    AdamW's learning rates fit (arXiv 2502.16982); all other weights take AdamW."""
     learning_rate: float = Field(default=1e-6, gt=0, le=1e3)
     """Peak learning rate, at most 1,000."""
-    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "linear"
-    """Learning rate after the warm-up; linear and cosine reach 0 at the end of the run."""
+    schedule: Literal[
+        "constant", "linear", "polynomial", "cosine", "cosine_restarts", "wsd", "inverse_sqrt"
+    ] = "linear"
+    """Learning rate after the warm-up. linear, polynomial, cosine (cosine_restarts: each of its
+    cycles) and wsd (warm-up, stable, decay) fall to min_ratio of the peak at the end of the run."""
+    min_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Learning rate at the end, as a share of the peak."""
+    power: float = Field(default=1.0, gt=0)
+    """Power of the remaining share of the steps (polynomial)."""
+    cycles: int = Field(default=1, ge=1, le=1000)
+    """How often the learning rate falls from the peak (cosine_restarts)."""
+    decay_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Last share of all steps, in which the learning rate falls (wsd)."""
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] = "cosine"
+    """How it falls there (wsd)."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """Steps of linear warm-up from 0."""
     warmup_ratio: float | None = Field(default=None, ge=0, le=1)
@@ -192,21 +218,23 @@ class OptimConfig:
     clip_norm: float | None = Field(default=1.0, gt=0)
     """Clip the gradient's global norm; null: never."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay (adamw, lion, adafactor)."""
+    """Decoupled weight decay (adamw, lion, adafactor, muon)."""
     decay_mask: Literal["matrices", "all"] = "matrices"
     """Which parameters decay: all but norm scales and biases (matrices, as in Hugging Face's
     Trainer), or all."""
     b1: float = Field(default=0.9, ge=0, lt=1)
-    """First-moment decay (adamw, lion)."""
+    """First-moment decay (adamw, lion; of muon the part that takes AdamW)."""
     b2: float = Field(default=0.999, ge=0, lt=1)
-    """Second-moment decay (adamw, lion)."""
+    """Second-moment decay (adamw, lion; of muon the part that takes AdamW)."""
     eps: float = Field(default=1e-8, gt=0)
-    """Added to the root of the second moment (adamw)."""
+    """Added to the root of the second moment (adamw; of muon the part that takes AdamW)."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """Momentum (sgd)."""
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Nesterov momentum of the matrices (muon)."""
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype in which the first moment (adamw, lion) or the momentum (sgd) is kept: bfloat16 takes 2
-    bytes less of every trained parameter. The second moment stays float32: bfloat16 would round the
+    """Dtype in which the first moment (adamw, lion) or the momentum (sgd, muon) is kept: bfloat16
+    takes 2 bytes less of every trained parameter. The second moment stays float32: bfloat16 would round the
     change of a step, at most 1 - b2 of it, away."""
 
 
@@ -217,8 +245,8 @@ class TrainConfig:
     micro_rows: int | None = Field(default=None, ge=1)
     """Packed rows per micro-batch, over all devices: more is faster and takes more memory, with the
     same result; null: mesh.data * mesh.fsdp."""
-    epochs: int = Field(default=1, ge=1)
-    """Passes over the data."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data; 0.5 is half of one."""
     max_steps: int | None = Field(default=None, ge=1)
     """Train exactly this many steps instead of epochs; null: train.epochs."""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -226,10 +254,12 @@ class TrainConfig:
     below 2^32."""
     log_every: int = Field(default=10, ge=1)
     """Steps between log lines; values are averaged over them."""
-    eval_every: int | None = Field(default=None, ge=1)
-    """Steps between evaluations; null: before the first and after the last step only."""
-    save_every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints; null: by the clock (save_minutes) and after the last step."""
+    eval_every: Interval = None
+    """Steps between evaluations, or `epoch` (at the end of each; `epoch/4`: four times in each);
+    null: before the first and after the last step only."""
+    save_every: Interval = None
+    """Steps between checkpoints, or `epoch`, as above; null: by the clock (save_minutes) and after
+    the last step."""
     save_minutes: float | None = Field(default=10.0, gt=0)
     """Minutes after a checkpoint until the next one, where save_every asks for none before (with
     several processes: until the next log line after that); null: by steps alone."""
@@ -270,6 +300,15 @@ class LogConfig:
     """Also log to trackio."""
     project: str = "jaxpref"
     """Project name in Weights & Biases and trackio."""
+    name: str | None = None
+    """Name of the run there; null: the last folder of `out`. trackio, which knows runs by their
+    names, gets a part of the run's id behind it."""
+    group: str | None = None
+    """Group of runs there; null: none."""
+    tags: Names = Field(default_factory=list)
+    """Tags of the run there (trackio: among its settings)."""
+    entity: str | None = None
+    """User or team in Weights & Biases; null: WANDB_ENTITY, or your own."""
     progress: bool = True
     """Show the progress: a bar on a terminal and in a notebook, elsewhere a line every
     train.log_every steps."""

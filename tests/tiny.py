@@ -175,8 +175,8 @@ def run(config: Config, *, die_at: int | None = None) -> Run:
 
 
 def logged(out: Path) -> list[dict[str, float]]:
-    """metrics.jsonl without what is measured by the clock."""
-    clock = ("tokens_per_second", "model_flops_per_second", "mfu")
+    """metrics.jsonl without what is measured by the clock, and the memory of this process."""
+    clock = ("tokens_per_second", "model_flops_per_second", "mfu", "host_memory_bytes")
     return [{k: v for k, v in line.items() if k not in clock} for line in read_jsonl(Path(out) / "metrics.jsonl")]
 
 

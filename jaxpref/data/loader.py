@@ -12,6 +12,7 @@ mesh.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,8 @@ from jaxpref.types import Batch, EncodedGroup
 
 MOST_STEPS = 1_000_000
 """Every step is planned before the first one, in 5 to 100 microseconds for each of its groups."""
+_ROUNDING = 1e-9
+"""0.1 of 30 steps are 3, and not 4 because 0.1 * 30 is 3.0000000000000004."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,13 @@ class Plan:
     """Share of padding among the tokens of all micro-batches that are run."""
 
 
-def check_steps(groups: int, batch_size: int, epochs: int, max_steps: int | None) -> int:
+def check_steps(groups: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
     """How many steps a run over so many groups has; arguments as of `Loader`.
 
     Errors: InputError for more than can be planned.
     """
     per_epoch = -(-groups // batch_size)
-    steps = max_steps or per_epoch * epochs
+    steps = max_steps or math.ceil(per_epoch * epochs - _ROUNDING)
     if steps > MOST_STEPS:
         raise InputError(
             f"at most {MOST_STEPS:,} steps, which are planned before the first one",
@@ -100,7 +103,7 @@ class Loader:
         masks: subsets of the loss tokens that they ask for (`data/pack.py: MASKS`).
         loss_on_prompt: the prompts' tokens are in the loss too.
         seed: of the shuffling, anew every epoch; None keeps the order of the file.
-        epochs: passes over the data.
+        epochs: passes over the data, the last of which may be a part of one.
         max_steps: train exactly so many steps instead, whatever the epochs.
         rounded: make the arrays' sizes powers of two, so that loaders over parts of a data set
             share compiled programs; micro-batches of padding alone are not run.
@@ -119,7 +122,7 @@ class Loader:
         masks: Sequence[str] = (),
         loss_on_prompt: bool = False,
         seed: int | None = None,
-        epochs: int = 1,
+        epochs: float = 1,
         max_steps: int | None = None,
         rounded: bool = False,
     ):

@@ -67,6 +67,20 @@ class Leaf:
         """Numbers of the axes that its product sums over."""
         return tuple(self.letters.index(letter) for letter in self.summed)
 
+    @property
+    def output_axes(self) -> tuple[int, ...]:
+        """Numbers of the axes of its product's output."""
+        kept = set(self.letters) - set(self.summed) - {"Y", "E"}
+        return tuple(self.letters.index(letter) for letter in self.letters if letter in kept)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it holds the layers' matrices, from activations to activations.
+
+        Embedding, LM head and router are none: they come from tokens or end in choices.
+        """
+        return bool(self.summed) and self.letters[0] == "Y" and bool(self.output_axes)
+
 
 def _norm(path: str, letters: str, present: has.Present = has.always) -> tuple[Leaf, Leaf]:
     """The scale of a norm, and its bias where norms are LayerNorm."""
@@ -172,13 +186,13 @@ def adapter_leaves(leaf: Leaf) -> dict[str, Leaf]:
     """
     axis = dict(zip(leaf.letters, leaf.axes, strict=True))
 
-    def part(name: str, letters: str) -> Leaf:
+    def part(name: str, letters: str, summed: str = "") -> Leaf:
         axes = tuple(axis.get(letter) for letter in letters)
-        return Leaf(f"{LORA}/{leaf.path}/{name}", letters, axes)
+        return Leaf(f"{LORA}/{leaf.path}/{name}", letters, axes, summed=summed)
 
     return {
-        "a": part("a", f"Y{leaf.summed}Z"),
-        "b": part("b", f"YZ{leaf.outputs}"),
+        "a": part("a", f"Y{leaf.summed}Z", leaf.summed),
+        "b": part("b", f"YZ{leaf.outputs}", "Z"),
         "m": part("m", f"Y{leaf.outputs}"),
     }
 

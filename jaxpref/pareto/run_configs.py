@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from jaxpref.config import Config
+from jaxpref.config import Config, LogConfig
 from jaxpref.pareto.config import FrontConfig, point_name
 from jaxpref.storage.paths import as_path
 
@@ -30,7 +30,8 @@ def single_run(front: FrontConfig, name: str, train: Sequence[str], eval: Sequen
     relabel = None if front.objective(name).train else name
     data = replace(front.run.data, train=list(train), eval=list(eval), prefer=relabel)
     dpo = {"name": "dpo", "beta": front.pareto.beta}
-    return replace(front.run, out=single_out(front, name), data=data, objective=[dpo])
+    out, log = single_out(front, name), _log_of(front, f"dpo-{name}")
+    return replace(front.run, out=out, data=data, objective=[dpo], log=log)
 
 
 def point_run(
@@ -47,4 +48,11 @@ def point_run(
     w = [weights[base], *(weights[name] for name in others)]
     modpo = {"name": "modpo", "beta": front.pareto.beta, "w": w}
     data = replace(single.data, other_rewards=others)
-    return replace(single, out=point_out(front, weights), data=data, objective=[modpo])
+    out, log = point_out(front, weights), _log_of(front, point_name("modpo", weights))
+    return replace(single, out=out, data=data, objective=[modpo], log=log)
+
+
+def _log_of(front: FrontConfig, name: str) -> LogConfig:
+    """Of one of the front's runs: where they are all named, its own name is behind theirs."""
+    log = front.run.log
+    return log if log.name is None else replace(log, name=f"{log.name}-{name}")

@@ -2,6 +2,8 @@
 
 import contextvars
 import json
+import resource
+import sys
 import tempfile
 import time
 import uuid
@@ -124,7 +126,10 @@ def _tracker_package(name: str) -> Any:
 def _wandb_run(out: Path, config: Config) -> Any:
     return _tracker_package("wandb").init(
         project=config.log.project,
-        name=out.name,
+        entity=config.log.entity,
+        name=config.log.name or out.name,
+        group=config.log.group,
+        tags=config.log.tags,
         config=to_dict(config),
         id=tracker_id(out),
         resume="allow",
@@ -137,7 +142,8 @@ def _trackio_run(out: Path, config: Config) -> Any:
     return contextvars.Context().run(
         _tracker_package("trackio").init,
         project=config.log.project,
-        name=f"{out.name}-{tracker_id(out)[:8]}",
+        name=f"{config.log.name or out.name}-{tracker_id(out)[:8]}",
+        group=config.log.group,
         config=to_dict(config),
         resume="allow",
     )
@@ -220,8 +226,15 @@ class Window:
         memory = _peak_memory()
         if memory is not None:
             means["peak_memory_bytes"] = float(memory)
+        means["host_memory_bytes"] = float(_peak_host_memory())
         means["padding_fraction"] = 1.0 - self.tokens / self.run_tokens
         return means
+
+
+def _peak_host_memory() -> int:
+    """The most bytes that this process has had in the host's memory at once."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _peak_memory() -> int | None:

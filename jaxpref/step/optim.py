@@ -6,9 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from jaxpref.config import OptimConfig
-from jaxpref.models.parameters import UNDECAYED, VOCAB_LEAVES, leaf_path
+from jaxpref.models.parameters import UNDECAYED, VOCAB_LEAVES, find_leaf, leaf_path
+
+_MUON_RMS = 0.2
+"""Root mean square of Muon's updates, AdamW's usual one (Liu et al., arXiv 2502.16982)."""
 
 
 class OptimNumbers(NamedTuple):
@@ -36,7 +40,7 @@ def warmup_steps(config: OptimConfig, total_steps: int) -> int:
 
 def depends_on_total(config: OptimConfig) -> bool:
     """Whether the learning rate of a step depends on how many steps the run has."""
-    return config.schedule in ("linear", "cosine") or bool(config.warmup_ratio)
+    return config.schedule not in ("constant", "inverse_sqrt") or bool(config.warmup_ratio)
 
 
 def make_schedule(
@@ -44,11 +48,14 @@ def make_schedule(
 ) -> optax.Schedule:
     """Learning rate of step t = 0, 1, ...: linear warm-up, then the schedule of the config.
 
-    During W warm-up steps it is t/W of the peak, so the first step's is 0.  After them:
+    During W warm-up steps it is t/W of the peak, so the first step's is 0.  After them, with x from
+    0 to 1 over the remaining steps, it falls from the peak to r = `min_ratio` of it, or stays:
 
     - `constant`: the peak.
-    - `linear`: falls to 0 at `total_steps`.
-    - `cosine`: peak * (1 + cos(pi x)) / 2, x from 0 to 1 over the remaining steps.
+    - `linear`, `polynomial`: peak * (r + (1 - r) (1 - x)^power), power 1 for `linear`.
+    - `cosine`: peak * (r + (1 - r) (1 + cos(pi x)) / 2).
+    - `cosine_restarts`: the same with x from 0 to 1 in each of `cycles` parts of the steps.
+    - `wsd`: the peak, but over the last `decay_ratio` of all steps a fall of `decay_shape`.
     - `inverse_sqrt`: peak * sqrt(s / (t - W + s)); the peak at t = W.  s is W, and 10,000 without
       warm-up, as in transformers: a shorter run then keeps to about the peak.
 
@@ -58,21 +65,49 @@ def make_schedule(
     peak = (numbers or optim_numbers(config)).learning_rate
     warmup = warmup_steps(config, total_steps)
     rest = max(total_steps - warmup, 1)
+    least = peak * config.min_ratio if config.min_ratio else 0.0
     shift = warmup or 10_000
 
     def inverse_sqrt(t):
         # `join_schedules` evaluates both sides: during the warm-up t is negative here.
         return peak * (shift / (jnp.maximum(t, 0) + shift)) ** 0.5
 
+    def cosine_restarts(t):
+        within = (jnp.clip(t, 0, rest) * config.cycles) % rest / rest  # whole numbers: exact
+        within = jnp.where(t >= rest, 1.0, within)
+        return least + (peak - least) * 0.5 * (1.0 + jnp.cos(jnp.pi * within))
+
     after = {
         "constant": optax.constant_schedule(peak),
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(peak, rest),
+        "linear": optax.linear_schedule(peak, least, rest),
+        "polynomial": optax.polynomial_schedule(peak, least, config.power, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest, config.min_ratio),
+        "cosine_restarts": cosine_restarts,
+        "wsd": _wsd(config, peak, least, total_steps, warmup),
         "inverse_sqrt": inverse_sqrt,
     }[config.schedule]
     if warmup == 0:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def _wsd(config: OptimConfig, peak: Any, least: Any, total: int, warmup: int) -> optax.Schedule:
+    """The peak, and behind it the decay; t counts from the end of the warm-up."""
+    decay = min(math.ceil(config.decay_ratio * total), max(total - warmup, 1))
+    stable = max(total - warmup, 1) - decay
+
+    def falls(x):
+        if config.decay_shape == "linear":
+            return 1.0 - x
+        if config.decay_shape == "cosine":
+            return 0.5 * (1.0 + jnp.cos(jnp.pi * x))
+        return 1.0 - jnp.sqrt(x)
+
+    def schedule(t):
+        x = jnp.clip((t - stable) / max(decay, 1), 0.0, 1.0)
+        return least + (peak - least) * falls(x)
+
+    return schedule
 
 
 def decay_mask(config: OptimConfig, params: Any) -> Any:
@@ -125,13 +160,14 @@ def make_optimizer(
             weight_decay=weight_decay,
             mask=mask,
         )
-    elif config.name == "adafactor":
-        # optax's own decay for adafactor ignores the learning rate, and so the warm-up: it is added
-        # here instead.
+    elif config.name in ("adafactor", "muon"):
+        # optax's own decay for adafactor ignores the learning rate, and so the warm-up; here it is
+        # one for all parameters, whichever rule they take.
         def rate(t):
             return -weight_decay * schedule(t)
 
-        rule = optax.chain(_adafactor(schedule, vocab), optax.add_decayed_weights(rate, mask))
+        own = _adafactor(schedule, vocab) if config.name == "adafactor" else _muon(config, schedule)
+        rule = optax.chain(own, optax.add_decayed_weights(rate, mask))
     else:
         rule = optax.sgd(
             schedule, momentum=config.momentum or None, accumulator_dtype=config.moment_dtype
@@ -140,6 +176,49 @@ def make_optimizer(
     if config.clip_norm is not None:
         clip = optax.clip_by_global_norm(config.clip_norm)
     return optax.chain(clip, rule)
+
+
+def _muon(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Muon on the matrices of the layers, each layer and expert by itself; AdamW on the rest.
+
+    The rest is given to `optax.adamw`, because in `contrib.muon` it would take Nesterov's momentum.
+    """
+
+    def leaf_of(path, x):
+        return find_leaf(leaf_path(path), x.ndim)
+
+    def labels(params: Any) -> Any:
+        def label(path, x):
+            leaf = leaf_of(path, x)
+            return "muon" if leaf is not None and leaf.is_matrix else "adamw"
+
+        return jax.tree_util.tree_map_with_path(label, params)
+
+    def axes_of(matrices: Any) -> Any:
+        """Which axes of a leaf are a matrix's rows and columns."""
+
+        def axes(path, x):
+            leaf = leaf_of(path, x)
+            return contrib.MuonDimensionNumbers(leaf.summed_axes, leaf.output_axes)
+
+        return jax.tree_util.tree_map_with_path(axes, matrices)
+
+    muon = contrib.muon(
+        schedule,
+        beta=config.muon_momentum,
+        mu_dtype=config.moment_dtype,
+        muon_weight_dimension_numbers=axes_of,
+        consistent_rms=_MUON_RMS,
+    )
+    adamw = optax.adamw(
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        mu_dtype=config.moment_dtype,
+        weight_decay=0.0,
+    )
+    return optax.partition({"muon": muon, "adamw": adamw}, labels)
 
 
 def _adafactor(schedule: optax.Schedule, vocab: int | None) -> optax.GradientTransformation:

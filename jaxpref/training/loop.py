@@ -205,9 +205,11 @@ class _Loop:
             self.progress.num_tokens += item.tokens_unshared
             pending.append((step, item, metrics))
             last = step == total
-            evaluate = training.evaluate and (last or _every(settings.eval_every, step))
+            per_epoch = training.loader.plan.steps_per_epoch
+            evaluate = training.evaluate and (last or _every(settings.eval_every, step, per_epoch))
             stop = self.term.agreed(training.mesh)
-            save = last or stop or _every(settings.save_every, step) or self._due(step)
+            save_now = _every(settings.save_every, step, per_epoch)
+            save = last or stop or save_now or self._due(step)
             # One step stays in flight, so the host prepares the next batch meanwhile; everything is
             # read before an evaluation or a checkpoint, which a non-finite step must never reach.
             in_flight = 0 if evaluate or save or _every(settings.log_every, step) else 1
@@ -310,8 +312,14 @@ def _compile(
     return step.lower(state, training.frozen, batch, micro_batches, numbers).compile()
 
 
-def _every(interval: int | None, step: int) -> bool:
-    return interval is not None and step % interval == 0
+def _every(interval: int | str | None, step: int, per_epoch: int = 1) -> bool:
+    """Whether a step ends an interval: some steps, an epoch, or the Nth part of one."""
+    if interval is None:
+        return False
+    if isinstance(interval, int):
+        return step % interval == 0
+    parts = int(interval.removeprefix("epoch").removeprefix("/") or 1)
+    return step * parts // per_epoch > (step - 1) * parts // per_epoch
 
 
 def _check_finite(step: int, item: Step, values: Values, where: Mapping[int, str]) -> None:

@@ -23,6 +23,7 @@ CLOCK = {
     "tokens_per_second",
     "model_flops_per_second",
     "mfu",
+    "host_memory_bytes",
     "own",
     "all_shared",
     "cost",

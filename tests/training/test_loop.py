@@ -126,6 +126,16 @@ def test_trains_logs_evaluates_and_saves_when_it_should(whole):
     assert done.best == f"step 6, lowest eval/distance ({done.progress.last_eval['eval/distance']:.4g})"
 
 
+@pytest.mark.parametrize(
+    "interval, at", [("epoch", [4, 6]), ("epoch/2", [2, 4, 6]), ("epoch/4", [1, 2, 3, 4, 5, 6]), (3, [3, 6])]
+)
+def test_intervals_by_epochs(tmp_path, interval, at):
+    """An epoch has 4 steps; the last step is evaluated and saved in any case."""
+    run(tmp_path, eval_every=interval, save_every=interval, keep=STEPS)
+    assert [line["step"] for line in tiny.logged(tmp_path) if "eval/steps" in line] == [0, *at]
+    assert tiny.stored_steps(tmp_path) == at
+
+
 class Killed(Exception):
     pass
 
