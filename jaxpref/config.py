@@ -3,57 +3,16 @@
 The help of `jaxpref train` is made from the docstrings below the fields.
 """
 
-import re
-from datetime import date
-from os.path import expanduser
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+from jaxpref.fields import Day, Interval, LocalPath, Names, Objectives, Paths
 
 _STRICT = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
 )
-
-LocalPath = Annotated[str, AfterValidator(expanduser)]
-"""A path, whose `~` is the home directory, or another name of what may lie at a path."""
-
-
-def _a_day(text: str) -> str:
-    return date.fromisoformat(text).isoformat()
-
-
-def _as_list(value: Any) -> Any:
-    """A single text or mapping is the only item of a list."""
-    return [value] if isinstance(value, str | dict) else value
-
-
-OneOrMore = BeforeValidator(_as_list)
-"""Of a list: one item may stand alone."""
-Paths = Annotated[list[LocalPath], OneOrMore]
-Names = Annotated[list[str], OneOrMore]
-
-
-def objective_list(parts: Any) -> Any:
-    """An objective may stand alone, and for one with all its defaults its name."""
-    parts = _as_list(parts)
-    if not isinstance(parts, list):
-        return parts
-    return [{"name": part} if isinstance(part, str) else part for part in parts]
-
-
-def _interval(value: Any) -> Any:
-    steps = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    epochs = isinstance(value, str) and re.fullmatch(r"epoch(/[1-9]\d*)?", value)
-    if steps or epochs or value is None:
-        return value
-    raise ValueError("write a number of steps (1 or more), epoch, or a part of it as epoch/4")
-
-
-Interval = Annotated[int | str | None, PlainValidator(_interval)]
-"""A number of steps, or `epoch`, or `epoch/N` for its Nth part; None: never."""
-
-Objectives = Annotated[list[dict[str, Any]], BeforeValidator(objective_list)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -167,7 +126,7 @@ class DataConfig:
     other_rewards: Names = Field(default_factory=list)
     """Scores that make the column `other_rewards`: those of all objectives but the base, in the
     order of modpo's w[1:]."""
-    date: Annotated[str, AfterValidator(_a_day)] | None = None
+    date: Day | None = None
     """Date (YYYY-MM-DD) that a chat template prints as today's; null: the day on which the run
     begins, which is kept with the run."""
     max_length: int | None = Field(default=1024, ge=2)
@@ -234,8 +193,8 @@ class OptimConfig:
     """Nesterov momentum of the matrices (muon)."""
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype in which the first moment (adamw, lion) or the momentum (sgd, muon) is kept: bfloat16
-    takes 2 bytes less of every trained parameter. The second moment stays float32: bfloat16 would round the
-    change of a step, at most 1 - b2 of it, away."""
+    takes 2 bytes less of every trained parameter. The second moment stays float32: bfloat16 would
+    round the change of a step, at most 1 - b2 of it, away."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -252,6 +211,10 @@ class TrainConfig:
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the data order, of the objectives' draws, and of answers lent to other prompts (KTO);
     below 2^32."""
+    neftune_alpha: float | None = Field(default=None, gt=0)
+    """Noise on the embeddings in training (NEFTune, arXiv 2310.05914), uniform within alpha /
+    sqrt(tokens * width) of 0, tokens being those of the longest of a row's sequences; the reference
+    and evaluations have none; null: none."""
     log_every: int = Field(default=10, ge=1)
     """Steps between log lines; values are averaged over them."""
     eval_every: Interval = None

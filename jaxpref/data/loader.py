@@ -32,7 +32,7 @@ from jaxpref.data.pack import (
     row_tokens,
 )
 from jaxpref.errors import InputError
-from jaxpref.types import Batch, EncodedGroup
+from jaxpref.types import Batch, EncodedGroup, Noise
 
 MOST_STEPS = 1_000_000
 """Every step is planned before the first one, in 5 to 100 microseconds for each of its groups."""
@@ -107,6 +107,7 @@ class Loader:
         max_steps: train exactly so many steps instead, whatever the epochs.
         rounded: make the arrays' sizes powers of two, so that loaders over parts of a data set
             share compiled programs; micro-batches of padding alone are not run.
+        noise_alpha: of the noise on embeddings (NEFTune); None: there is none.
     Errors: InputError when a group is longer than a row, naming it, and for more steps than can be
         planned.
     """
@@ -125,6 +126,7 @@ class Loader:
         epochs: float = 1,
         max_steps: int | None = None,
         rounded: bool = False,
+        noise_alpha: float | None = None,
     ):
         self.groups, self.layout = groups, layout
         self._lengths = [row_tokens(group, layout.share_prefix) for group in groups]
@@ -132,6 +134,7 @@ class Loader:
         self._completions = max(len(group.completion_ids) for group in groups)
         self._columns = [(name, self._column_shape(name)) for name in columns]
         self._masks, self._loss_on_prompt, self._draw_seed = masks, loss_on_prompt, seed or 0
+        self._noise_alpha = noise_alpha
         order = grain.MapDataset.range(len(groups))
         if seed is not None:
             order = order.shuffle(seed=seed)
@@ -230,7 +233,11 @@ class Loader:
         plan, layout = self.plan, self.layout
         rows = self._rows(members)
         flat = empty_batch(
-            plan.micro_batches * plan.micro_rows, plan.shape, self._columns, self._masks
+            plan.micro_batches * plan.micro_rows,
+            plan.shape,
+            self._columns,
+            self._masks,
+            noise=self._noise_alpha is not None,
         )
 
         def rng_of(group: EncodedGroup) -> np.random.Generator:
@@ -247,6 +254,7 @@ class Loader:
                     layout.share_prefix,
                     loss_on_prompt=self._loss_on_prompt,
                     rng_of=rng_of,
+                    noise_alpha=self._noise_alpha,
                 )
 
         def split(array: np.ndarray) -> np.ndarray:
@@ -279,10 +287,12 @@ def _rounded(plan: Plan) -> Plan:
 
 
 def _map_arrays(function: Callable, x: Any) -> Any:
-    """Over an array or a dict of arrays; jax's tree functions are not for the loader's thread."""
+    """Over arrays in a field of a batch; jax's tree functions are not for the loader's thread."""
     if isinstance(x, dict):
         return {name: function(array) for name, array in x.items()}
-    return function(x)
+    if isinstance(x, Noise):
+        return Noise(*map(function, x))
+    return None if x is None else function(x)
 
 
 def visible_pairs(group: EncodedGroup, share_prefix: bool) -> int:

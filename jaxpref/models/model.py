@@ -17,9 +17,10 @@ class Model:
     init: Callable[[jax.Array], Any]
     """key -> params, float32."""
     hidden: Callable[..., jax.Array]
-    """(params, token_RL, position_RL, expiry_RL, key=None) -> final hidden states [R, L, D].
+    """(params, token_RL, position_RL, expiry_RL, key=None, noise=None) -> final hidden states.
 
-    Normed, in the compute dtype.  The key is of the adapter's dropout; None: no dropout.
+    [R, L, D], normed, in the compute dtype.  The key is of the adapter's dropout, the noise
+    (`types.Noise`) on the embeddings; None: there is none, and neither is given.
     """
     head: Callable[[Any], jax.Array]
     """params -> unembedding [V, D]; rows beyond `vocab` are padding."""

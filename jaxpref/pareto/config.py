@@ -21,7 +21,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from jaxpref.config import Config, LocalPath, OneOrMore, Paths
+from jaxpref.config import Config
+from jaxpref.fields import LocalPath, OneOrMore, Paths
 
 _STRICT = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from jaxpref.config import Config, objective_list
+from jaxpref.config import Config
 from jaxpref.errors import InputError
+from jaxpref.fields import objective_list
 from jaxpref.settings.contradictions import contradictions
 from jaxpref.settings.problems import described
 from jaxpref.storage.paths import as_path

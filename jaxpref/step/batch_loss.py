@@ -92,10 +92,11 @@ def summed_logps(model: Model, chunk: int) -> Callable[[Any, Batch], jax.Array]:
 
 
 def reference_states(loss_spec: LossSpec, ref_params, micro: Batch) -> States | None:
-    """Hidden states of the reference, without gradient; None where it is not run."""
+    """Hidden states of the reference, without gradient or noise; None where it is not run."""
     if ref_params is None:
         return None
-    return lax.stop_gradient(hidden_states(loss_spec.model, ref_params, micro))
+    quiet = micro._replace(noise=None)
+    return lax.stop_gradient(hidden_states(loss_spec.model, ref_params, quiet))
 
 
 def policy_logps(
