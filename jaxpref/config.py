@@ -220,6 +220,11 @@ class TrainConfig:
     eval_every: Interval = None
     """Steps between evaluations, or `epoch` (at the end of each; `epoch/4`: four times in each);
     null: before the first and after the last step only."""
+    samples: int = Field(default=0, ge=0)
+    """Held-out prompts that the policy answers at every evaluation, greedily: into samples.jsonl,
+    TensorBoard and Weights & Biases; 0: none."""
+    sample_tokens: int = Field(default=128, ge=1)
+    """Tokens at which such an answer ends, if it has not ended before."""
     save_every: Interval = None
     """Steps between checkpoints, or `epoch`, as above; null: by the clock (save_minutes) and after
     the last step."""

@@ -24,6 +24,8 @@ def contradictions(config: Config, own_data: bool = True) -> Iterator[str]:
     yield from _batches(config)
     if config.train.eval_every and not config.data.eval and own_data:
         yield "train.eval_every is set but data.eval is empty"
+    if config.train.samples and not config.data.eval and own_data:
+        yield "train.samples is set but data.eval, whose prompts are answered, is empty"
     yield from _adapter(config)
     try:
         parts = bind(config.objective, OBJECTIVES, TRANSFORMS)

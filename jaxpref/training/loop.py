@@ -26,7 +26,7 @@ from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.damage import unprinted_late_errors
 from jaxpref.runs.feed import batches, own_steps
 from jaxpref.runs.made_from import Digests
-from jaxpref.runs.metrics import Window
+from jaxpref.runs.metrics import Sample, Window
 from jaxpref.sharding import place_numbers, replicated
 from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState
@@ -70,6 +70,8 @@ class Training:
     frozen: Frozen
     evaluate: Callable[[TrainState], Values] | None
     """Metrics on held-out data; None: there is none."""
+    sample: Callable[[TrainState], list[Sample]] | None
+    """Answers of the policy, written beside every evaluation; None: there are none."""
     deciding: Callable[[Values], dict[str, float]]
     """An evaluation -> the numbers saved with a checkpoint, by which it may be the best."""
     step_flops: Callable[[Step], float]
@@ -260,6 +262,8 @@ class _Loop:
                 "optim.learning_rate, or look at the held-out rows."
             )
         self.writers.write(step, values)
+        if self.training.sample:
+            self.writers.write_samples(step, self.training.sample(self.state))
         best = self.training.best
         name = best.deciding(values)
         if name is None:

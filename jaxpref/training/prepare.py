@@ -40,7 +40,7 @@ from jaxpref.runs.made_from import (
     of_references,
     of_rows,
 )
-from jaxpref.runs.metrics import check_trackers
+from jaxpref.runs.metrics import Sample, check_trackers
 from jaxpref.runs.params import load_params, reference_overlay, runs_reference
 from jaxpref.runs.resume import check_length, how_to_extend, resume_step, with_stored
 from jaxpref.settings import save_config
@@ -153,6 +153,7 @@ class Prepared:
         step: Callable,
         numbers: Any,
         evaluate: Callable[[TrainState], Values] | None,
+        sample: Callable[[TrainState], list[Sample]] | None,
         deciding: Callable[[Values], dict[str, float]],
         step_flops: Callable[[Step], float],
         writers: Callable[[int], Any],
@@ -181,6 +182,7 @@ class Prepared:
             numbers=numbers,
             frozen=self.frozen,
             evaluate=evaluate,
+            sample=sample,
             deciding=deciding,
             step_flops=step_flops,
             writers=writers,

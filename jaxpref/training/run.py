@@ -16,7 +16,7 @@ from jaxpref.processes.watch import watch_others
 from jaxpref.runs.directory import OBJECTIVE_FILE
 from jaxpref.runs.flops import step_flops
 from jaxpref.runs.lock import sole_writer
-from jaxpref.runs.metrics import Writers
+from jaxpref.runs.metrics import Sample, Writers
 from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState, state_shardings
 from jaxpref.storage.paths import as_path
@@ -25,6 +25,7 @@ from jaxpref.training.loop import Training
 from jaxpref.training.preemption import TermFlag
 from jaxpref.training.prepare import Prepared, prepare
 from jaxpref.training.progress import OnLog, training_progress
+from jaxpref.training.samples import make_samples
 from jaxpref.types import Batch
 
 
@@ -105,6 +106,7 @@ def _training(
             with whole_file(as_path(config.out) / OBJECTIVE_FILE) as partial:
                 partial.write_text(json.dumps([part.name for part in pieces.parts]) + "\n")
     evaluator = prepared.evaluator()
+    answers = make_samples(pieces, prepared.held_out or [])
     shardings = state_shardings(
         jax.eval_shape(prepared.first_state, params, moving_ref), pieces.mesh
     )
@@ -126,6 +128,9 @@ def _training(
         now = pieces.moving.laid_over(frozen.base, state.ref_params) if pieces.moving else frozen
         return evaluator(now.policy(state.params), now.reference_params(), state.running)
 
+    def sample(state: TrainState) -> list[Sample]:
+        return answers(frozen.policy(state.params))
+
     def flops(item: Step) -> float:
         runs_reference = frozen.reference is not None or pieces.moving is not None
         return step_flops(
@@ -138,6 +143,7 @@ def _training(
         step=train_step,
         numbers=prepared.numbers,
         evaluate=evaluate if evaluator else None,
+        sample=sample if answers else None,
         deciding=lambda values: values,
         step_flops=flops,
         writers=lambda first: Writers(as_path(config.out), config, first),

@@ -60,8 +60,8 @@ def train_stacked(
     its own directory.  Flops and seconds of a result are its share, an equal part of the whole.
 
     Args:
-        configs: alike but for `out` and for numbers among the hyperparameters of the objectives, as
-            modpo's `w`.
+        configs: alike but for `out`, `log` and numbers among the hyperparameters of the
+            objectives, as modpo's `w`.
         out: directory of the common state, from which training goes on.
         on_log: as of `train`; called with means over the runs.
     Errors: InputError for runs that cannot share a step; those of `train`.
@@ -105,13 +105,19 @@ def _check(configs: Sequence[Config]) -> None:
                 f"reference.sync_every={config.reference.sync_every}",
                 "set adapter.rank and reference.sync_every=null, or train them one by one",
             )
+        if config.train.samples:
+            raise InputError(
+                "train.samples=0 for runs that are trained together",
+                f"{config.out}: train.samples={config.train.samples}",
+                "set train.samples=0, or train the runs one by one",
+            )
     first, *others = (to_dict(config) for config in configs)
     differing = {key for other in others for key in other if other[key] != first[key]}
-    differing -= {"out", "objective"}
+    differing -= {"out", "objective", "log"}
     outs = [config.out for config in configs]
     if differing:
         raise InputError(
-            "runs that differ in `out` and in numbers of their objectives only",
+            "runs that differ in `out`, `log` and numbers of their objectives only",
             f"{', '.join(outs)} differ in {', '.join(sorted(differing))}",
             "make these settings the same in all, or train the runs one by one",
         )
@@ -261,6 +267,7 @@ def _training(
         step=make_stacked_step(prepared.train_step, pieces.parts),
         numbers=common_and_own,
         evaluate=evaluate if evaluator else None,
+        sample=None,
         deciding=_means,
         step_flops=flops,
         writers=lambda first: _Writers(configs, first),

@@ -16,7 +16,7 @@ from jaxpref.errors import InputError
 from jaxpref.models.spec import DeltaNet, LayerKind, ModelSpec
 from jaxpref.runs import flops
 from jaxpref.runs.flops import peak_flops, step_flops
-from jaxpref.runs.metrics import TRACKER_ID_FILE, Window, Writers, read_jsonl, tracker_id
+from jaxpref.runs.metrics import TRACKER_ID_FILE, Sample, Window, Writers, read_jsonl, tracker_id
 from jaxpref.settings import make_config
 from jaxpref.training.run import train
 from jaxpref.types import EncodedGroup
@@ -240,7 +240,7 @@ def wandb_in_memory(service):
         active.append(TrackerRun(service.setdefault((project, id), [])))
         return active[-1]
 
-    return SimpleNamespace(init=init)
+    return SimpleNamespace(init=init, Table=SimpleNamespace)
 
 
 def trackio_in_memory(service):
@@ -295,6 +295,20 @@ def test_how_a_run_is_shown_in_trackers(module, tmp_path, monkeypatch):
         assert shown == [("tulu", "us", "betas", ["dpo", "8b"]), (tmp_path.name, None, None, [])]
     else:
         assert shown == [(f"tulu-{id[:8]}", "betas"), (f"{tmp_path.name}-{id[:8]}", None)]
+
+
+def test_samples_are_a_table_in_weights_and_biases(tmp_path, monkeypatch):
+    service = {}
+    monkeypatch.setitem(sys.modules, "wandb", wandb_in_memory(service))
+    config = make_config({"log": {"wandb": True}, "train": {"samples": 2}, "data": {"eval": ["held-out.jsonl"]}})
+    writers = Writers(tmp_path, config)
+    writers.write_samples(3, [Sample("a?", "b"), Sample("c?", "d")])
+    writers.close()
+    ((step, logged),) = service["jaxpref", tracker_id(tmp_path)]
+    assert step == 3 and vars(logged["samples"]) == {
+        "columns": ["step", "prompt", "answer"],
+        "data": [[3, "a?", "b"], [3, "c?", "d"]],
+    }
 
 
 def test_a_run_without_trackers_has_no_id(tmp_path):
