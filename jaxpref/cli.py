@@ -345,6 +345,10 @@ _COMMANDS: dict[str, tuple[str, AddArguments]] = {
         "train a front of policies over weights of objectives, and show it",
         _arguments_of("jaxpref.pareto.command"),
     ),
+    "from-trl": (
+        "translate a config, script or command of TRL, or a config of axolotl",
+        _arguments_of("jaxpref.from_trl.command"),
+    ),
     "objectives": (
         "list the objectives, or show one with its settings and source",
         _arguments_of("jaxpref.objectives.command"),
@@ -353,7 +357,7 @@ _COMMANDS: dict[str, tuple[str, AddArguments]] = {
     "merge": ("average the parameters of several policies (a soup)", _merge_arguments),
 }
 """Name -> what it does in one line, and what adds its arguments."""
-_ONE_PROCESS = {"objectives", "plan"}
+_ONE_PROCESS = {"from-trl", "objectives", "plan"}
 """Commands that have nothing to share among several processes."""
 _TRAINING = {"train", "demo", "pareto"}
 """Commands that save what they have when they are asked to end."""
