@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jaxpref.evaluation import evaluate_answers, evaluate_preferences, evaluate_run
     from jaxpref.generation.completions import Completion, generate
     from jaxpref.generation.mixing import Mix
+    from jaxpref.models.own import OwnModel
     from jaxpref.models.peft import load_adapters
     from jaxpref.objectives import ObjectiveOutput
     from jaxpref.rewards import score_data
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from jaxpref.runs.merge import merge
     from jaxpref.runs.plots import plot_curves
     from jaxpref.settings import load_config, make_config
-    from jaxpref.training.run import Result, train
+    from jaxpref.training.result import Result
+    from jaxpref.training.run import train
 
 __all__ = [
     "Completion",
@@ -30,6 +32,7 @@ __all__ = [
     "InputError",
     "Mix",
     "ObjectiveOutput",
+    "OwnModel",
     "Result",
     "evaluate_answers",
     "evaluate_preferences",
@@ -55,7 +58,8 @@ _MODULES = {
     "InputError": "jaxpref.errors",
     "Mix": "jaxpref.generation.mixing",
     "ObjectiveOutput": "jaxpref.objectives",
-    "Result": "jaxpref.training.run",
+    "OwnModel": "jaxpref.models.own",
+    "Result": "jaxpref.training.result",
     "evaluate_answers": "jaxpref.evaluation",
     "evaluate_preferences": "jaxpref.evaluation",
     "evaluate_run": "jaxpref.evaluation",

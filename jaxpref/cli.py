@@ -16,7 +16,7 @@ from jaxpref.files import disk_problem
 
 if TYPE_CHECKING:
     from jaxpref.config import Config
-    from jaxpref.training.run import Result
+    from jaxpref.training.result import Result
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
 

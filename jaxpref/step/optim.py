@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxpref.config import OptimConfig
-from jaxpref.models.parameters import UNDECAYED, VOCAB_LEAVES, leaf_path
+from jaxpref.models.parameters import OWN, UNDECAYED, VOCAB_LEAVES, leaf_path
 
 
 class OptimNumbers(NamedTuple):
@@ -78,8 +78,12 @@ def make_schedule(
 def decay_mask(config: OptimConfig, params: Any) -> Any:
     """True where weight decay applies."""
 
-    def decays(path, _):
-        return config.decay_mask == "all" or leaf_path(path) not in UNDECAYED
+    def decays(path, leaf):
+        name = leaf_path(path)
+        if config.decay_mask == "all":
+            return True
+        # Of a model of the user's own nothing is known but the shapes.
+        return leaf.ndim > 1 if name.startswith(f"{OWN}/") else name not in UNDECAYED
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

@@ -42,7 +42,7 @@ def make_train_step(
             gradient = split_gradient
         keys_T = _dropout_keys(loss_spec, state, batch)
         grads, (sums, running) = gradient(loss_spec, state, frozen, batch, keys_T, micro_batches)
-        grads = constrain_params(grads)
+        grads = constrain_params(grads, loss_spec.model.axes)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

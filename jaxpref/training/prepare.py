@@ -16,6 +16,7 @@ from jaxpref.data.loader import Loader, Step
 from jaxpref.evaluation import Evaluator
 from jaxpref.files import whole_file
 from jaxpref.models.quantize import qwix
+from jaxpref.models.source import Checkpoint
 from jaxpref.objectives import Part
 from jaxpref.processes.agreement import check_same_programs
 from jaxpref.runs.adapters import check_trainable
@@ -37,6 +38,7 @@ from jaxpref.runs.made_from import (
     of_model,
     of_objective,
     of_order,
+    of_own_model,
     of_references,
     of_rows,
 )
@@ -52,6 +54,7 @@ from jaxpref.step.train_step import make_train_step
 from jaxpref.storage.paths import as_path
 from jaxpref.training.first_step import first_loss_check
 from jaxpref.training.loop import Training, Values
+from jaxpref.training.own_model import check_own_model
 from jaxpref.types import EncodedGroup
 
 _log = logging.getLogger(__name__)
@@ -199,9 +202,13 @@ class Prepared:
             save_config(config, partial)
 
 
-def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Prepared, Any, Any]:
+def prepare(
+    config: Config, objective: Sequence[Any] | None = None, source: Checkpoint | None = None
+) -> tuple[Prepared, Any, Any]:
     """Reads model and data of a run.
 
+    Args:
+        source: in place of what is at `config.model.path`.
     Returns: all but what the state will hold; the trained parameters, from which training starts;
         and of a reference that moves its start, otherwise None.
     Errors: InputError for anything wrong with config, model or data.
@@ -214,7 +221,7 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
         qwix()
     check_run_directory(config.out)
     asked_dtype, config = config.model.compute_dtype, with_stored(config)
-    pieces = build(config, objective)
+    pieces = build(config, objective, source)
     check_same_objective(pieces.parts)
     check_trainable(pieces.source)
     _tell_dtype(pieces, asked_dtype, config.model.compute_dtype)
@@ -234,7 +241,9 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     made_from.add(of_data | {"objective": of_objective(pieces.parts)})
 
     params = load_params(pieces)
-    made_from.add({"model.path": of_model(pieces, params)})
+    made_from.add({"model.path": of_model(pieces, params), "model= of train": of_own_model(pieces)})
+    if pieces.source.own is not None:
+        check_own_model(pieces, params, groups)
     groups, _ = with_reference_logps(pieces, groups, params)
     loader = make_loader(pieces, groups, training=True)
     check_same_plan(loader.plan, resumed)

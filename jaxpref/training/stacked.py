@@ -26,6 +26,7 @@ from jaxpref.data.loader import Step
 from jaxpref.errors import InputError
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, bind
 from jaxpref.processes.watch import watch_others
+from jaxpref.runs.build import Pieces
 from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.directory import CHECKPOINTS, check_run_directory, is_run
 from jaxpref.runs.flops import step_flops
@@ -44,7 +45,7 @@ from jaxpref.training.loop import Finished, Training
 from jaxpref.training.preemption import TermFlag
 from jaxpref.training.prepare import Prepared, StepNumbers, prepare
 from jaxpref.training.progress import OnLog
-from jaxpref.training.run import Result
+from jaxpref.training.result import Result
 from jaxpref.types import Batch
 
 
@@ -92,7 +93,7 @@ def _train_stacked(configs: Sequence[Config], out: str | Path, on_log: OnLog) ->
         prepared, params, _ = prepare(dataclasses.replace(configs[0], out=str(out)))
         training = _training(configs, numbers, prepared, params)
         done = loop.run(training, show_means, term)
-    return _split(training, configs, done)
+    return _split(training, configs, done, prepared.pieces)
 
 
 def _check(configs: Sequence[Config]) -> None:
@@ -268,14 +269,16 @@ def _training(
     )
 
 
-def _split(training: Training, configs: Sequence[Config], done: Finished) -> list[Result]:
+def _split(
+    training: Training, configs: Sequence[Config], done: Finished, pieces: Pieces
+) -> list[Result]:
     """The finished runs, each with a checkpoint of its own."""
     one_shardings = jax.tree.map(
         lambda whole: NamedSharding(whole.mesh, P(*whole.spec[1:])), training.shardings
     )
     state_of_point = jax.jit(_point, out_shardings=one_shardings)
     return [
-        _finish(i, config, training, state_of_point, done, len(configs))
+        _finish(i, config, training, state_of_point, done, len(configs), pieces)
         for i, config in enumerate(configs)
     ]
 
@@ -287,6 +290,7 @@ def _finish(
     state_of_point: Callable[[TrainState, int], TrainState],
     done: Finished,
     points: int,
+    pieces: Pieces,
 ) -> Result:
     """Point i as a run of its own, with a checkpoint of the last step."""
     progress = done.progress
@@ -315,6 +319,7 @@ def _finish(
         best=best,
         flops=progress.flops / points,
         seconds=progress.seconds / points,
+        pieces=pieces,
     )
 
 
