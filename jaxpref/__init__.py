@@ -23,14 +23,18 @@ if TYPE_CHECKING:
     from jaxpref.runs.merge import merge
     from jaxpref.runs.plots import plot_curves
     from jaxpref.settings import load_config, make_config
+    from jaxpref.training.callbacks import Callback, EarlyStopping, Moment
     from jaxpref.training.result import Result
     from jaxpref.training.run import train
 
 __all__ = [
+    "Callback",
     "Completion",
     "Config",
+    "EarlyStopping",
     "InputError",
     "Mix",
+    "Moment",
     "ObjectiveOutput",
     "OwnModel",
     "Result",
@@ -53,10 +57,13 @@ __all__ = [
 
 _PACKAGES = ("objectives", "pareto", "rewards")
 _MODULES = {
+    "Callback": "jaxpref.training.callbacks",
     "Completion": "jaxpref.generation.completions",
     "Config": "jaxpref.config",
+    "EarlyStopping": "jaxpref.training.callbacks",
     "InputError": "jaxpref.errors",
     "Mix": "jaxpref.generation.mixing",
+    "Moment": "jaxpref.training.callbacks",
     "ObjectiveOutput": "jaxpref.objectives",
     "OwnModel": "jaxpref.models.own",
     "Result": "jaxpref.training.result",

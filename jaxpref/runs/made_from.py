@@ -22,6 +22,7 @@ from jaxpref.runs.code_digest import code_digest
 from jaxpref.runs.digests import placed_digest, weights_key
 from jaxpref.runs.params import reference_source
 from jaxpref.runs.program_digest import program_digest
+from jaxpref.step.optim import GivenRule
 from jaxpref.storage.paths import as_path
 from jaxpref.types import EncodedGroup
 
@@ -84,6 +85,22 @@ def of_own_model(pieces: Pieces) -> list[str] | None:
         return model.hidden(params, *inputs), model.head(params)
 
     return program_digest(forward, param_shapes(model), *tokens)
+
+
+def of_given_rule(rule: GivenRule, optimizer: Any, schedule: Any, params: Any) -> Digests:
+    """Of an optimizer and a schedule that were given in Python; None: the config's.
+
+    Args:
+        params: the trained ones.
+    """
+    digests: Digests = {"optimizer= of train": None, "schedule= of train": None}
+    if rule.optimizer is not None:
+        state = jax.eval_shape(optimizer.init, params)
+        digests["optimizer= of train"] = program_digest(optimizer.update, params, state, params)
+    if rule.schedule is not None:
+        step = jax.ShapeDtypeStruct((), np.int32)
+        digests["schedule= of train"] = program_digest(schedule, step)
+    return digests
 
 
 def of_references(pieces: Pieces, overlay: Any) -> Digests:
@@ -195,4 +212,6 @@ _TELL: dict[str, Callable[[str, Any, Any], Iterator[str]]] = {
     "order": _tell_order,
     "objective": _tell_objective,
     "model= of train": _tell_program,
+    "optimizer= of train": _tell_program,
+    "schedule= of train": _tell_program,
 }

@@ -1,7 +1,8 @@
 """One training run: `jaxpref train`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +20,12 @@ from jaxpref.runs.directory import MODEL_FILE, OBJECTIVE_FILE
 from jaxpref.runs.flops import step_flops
 from jaxpref.runs.lock import sole_writer
 from jaxpref.runs.metrics import Writers
+from jaxpref.step.optim import GivenRule
 from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState, state_shardings
 from jaxpref.storage.paths import as_path
 from jaxpref.training import loop
+from jaxpref.training.callbacks import Callback, Callbacks, Moment
 from jaxpref.training.loop import Training
 from jaxpref.training.preemption import TermFlag
 from jaxpref.training.prepare import Prepared, prepare
@@ -37,6 +40,9 @@ def train(
     objective: Sequence[Any] | None = None,
     model: OwnModel | None = None,
     params: Any = None,
+    callbacks: Sequence[Callback | Callable[[Moment], None]] = (),
+    optimizer: Any = None,
+    schedule: Callable[[Any], Any] | None = None,
     on_log: OnLog | None = None,
 ) -> Result:
     """Runs (or continues) a training run; of a finished one the results are returned again.
@@ -46,6 +52,12 @@ def train(
         model: of the user's own, in place of the one at `config.model.path`.
         params: of the model, from which training starts, in place of those at `config.model.path`:
             a tree as `Result.params`, or as `model` takes it.
+        callbacks: called when metrics are written (`training/callbacks.py`); a function is called
+            as `Callback.on_log` is.  They are no part of what a run must go on with.
+        optimizer: in place of `config.optim`'s, clipping and decay included: an
+            `optax.GradientTransformation`, or a function of the schedule that makes one, as
+            `optax.adamw`.
+        schedule: step -> learning rate, in place of `config.optim`'s.
         on_log: called with (step, steps, values of the step) after every step; None: the progress
             is shown, unless `log.progress` is false.
     Errors:
@@ -59,16 +71,19 @@ def train(
         # The config is written down, which functions cannot be.
         objective, config = config.objective, replace(config, objective=Config().objective)
     if on_log is None:
-        console, log = get_console(), config.log.progress
-        with training_progress(console, config.train.log_every, show=log) as on_log:
-            return train(config, objective=objective, model=model, params=params, on_log=on_log)
+        shown = training_progress(get_console(), config.train.log_every, show=config.log.progress)
+    else:
+        shown = nullcontext(on_log)
+    rule = GivenRule(optimizer, schedule)
     given = model is not None or params is not None
     source = given_model(config.model, model, params) if given else None
     watch_others()
     term = TermFlag()
-    with sole_writer(config.out), term.listening_at_once():
+    with shown as on_log, sole_writer(config.out), term.listening_at_once():
         # Not named here, the first parameters are freed as soon as the state holds them.
-        training, pieces = _training(objective, *prepare(config, objective, source))
+        training, pieces = _training(
+            objective, callbacks, *prepare(config, objective, source, rule)
+        )
         done = loop.run(training, on_log, term)
     return Result(
         out=as_path(config.out),
@@ -84,13 +99,17 @@ def train(
 
 
 def _training(
-    objective: Sequence[Any] | None, prepared: Prepared, params: Any, moving_ref: Any
+    objective: Sequence[Any] | None,
+    callbacks: Sequence[Any],
+    prepared: Prepared,
+    params: Any,
+    moving_ref: Any,
 ) -> tuple[Training, Pieces]:
     """The description of the run, and its pieces.
 
     Settings and an account of the data are written on the way.
 
-    Args: as `prepare` returns them.  `params` are given up to the state when training starts.
+    Args: as `train` and `prepare` name them; `params` are given up to the state at the start.
     """
     config, pieces, frozen = prepared.config, prepared.pieces, prepared.frozen
     if jax.process_index() == 0:
@@ -138,6 +157,7 @@ def _training(
         deciding=lambda values: values,
         step_flops=flops,
         writers=lambda first: Writers(as_path(config.out), config, first),
+        callbacks=Callbacks(callbacks, pieces, lambda state: frozen.policy(state.params)),
         points=[pieces.parts],
     )
     return training, pieces
