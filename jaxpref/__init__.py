@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from jaxpref.models.peft import load_adapters
     from jaxpref.objectives import ObjectiveOutput
     from jaxpref.rewards import score_data
+    from jaxpref.runs.compare import compare
     from jaxpref.runs.export import export_run
     from jaxpref.runs.merge import merge
     from jaxpref.runs.plots import plot_curves
+    from jaxpref.runs.show_data import show_data
     from jaxpref.settings import load_config, make_config
     from jaxpref.training.callbacks import Callback, EarlyStopping, Moment
     from jaxpref.training.result import Result
     from jaxpref.training.run import train
+    from jaxpref.training.sweep import sweep
 
 __all__ = [
     "Callback",
@@ -38,6 +41,7 @@ __all__ = [
     "ObjectiveOutput",
     "OwnModel",
     "Result",
+    "compare",
     "evaluate_answers",
     "evaluate_preferences",
     "evaluate_run",
@@ -52,6 +56,8 @@ __all__ = [
     "plot_curves",
     "rewards",
     "score_data",
+    "show_data",
+    "sweep",
     "train",
 ]
 
@@ -67,6 +73,7 @@ _MODULES = {
     "ObjectiveOutput": "jaxpref.objectives",
     "OwnModel": "jaxpref.models.own",
     "Result": "jaxpref.training.result",
+    "compare": "jaxpref.runs.compare",
     "evaluate_answers": "jaxpref.evaluation",
     "evaluate_preferences": "jaxpref.evaluation",
     "evaluate_run": "jaxpref.evaluation",
@@ -78,6 +85,8 @@ _MODULES = {
     "merge": "jaxpref.runs.merge",
     "plot_curves": "jaxpref.runs.plots",
     "score_data": "jaxpref.rewards",
+    "show_data": "jaxpref.runs.show_data",
+    "sweep": "jaxpref.training.sweep",
     "train": "jaxpref.training.run",
 }
 """Public name -> its module, imported when the name is first used.

@@ -49,7 +49,11 @@ class Moment:
         """Writes a number of the user's own beside the others.
 
         In an evaluation it may be named by `train.best_metric` too.
+
+        Errors: InputError for one that is not finite.
         """
+        if not np.isfinite(value):
+            raise InputError("a finite number to log", f"{name}={value}", "leave it out")
         self.added[name] = float(value)
 
     def generate(self, prompts: Sequence[Any], **settings: Any) -> list[Completion]:

@@ -16,78 +16,27 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
-from jaxpref.config import TrainConfig
-from jaxpref.data.loader import Loader, Step
+from jaxpref.data.loader import Step
 from jaxpref.errors import InputError, NotWrittenError, RunError, shortened
 from jaxpref.files import disk_problem
-from jaxpref.runs.best import BestRule
 from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.damage import unprinted_late_errors
 from jaxpref.runs.feed import batches, own_steps
 from jaxpref.runs.made_from import Digests
 from jaxpref.runs.metrics import Window
 from jaxpref.sharding import place_numbers, replicated
-from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState
-from jaxpref.training.callbacks import Callbacks
+from jaxpref.training.description import Training, Values
 from jaxpref.training.preemption import Interrupted, Preempted, TermFlag
 from jaxpref.training.progress import OnLog
 from jaxpref.types import Batch
 
 _log = logging.getLogger(__name__)
 
-Values = dict[str, Any]
-"""Metrics of a step or an evaluation: numbers, or one for each of several policies."""
-
 
 class NotFiniteError(RunError):
     """A value of a step or an evaluation is NaN or infinite; the last checkpoint is untouched."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """All that the loop knows of what it trains: it has no notion of models or objectives."""
-
-    settings: TrainConfig
-    mesh: Mesh
-    loader: Loader
-    vocabulary: int
-    """Tokens of the model, which a checkpoint must agree with."""
-    made_from: Digests
-    """Digests of rows, weights and objective, which checkpoints keep."""
-    checkpoints: Checkpoints
-    best: BestRule
-    resume_step: int | None
-    """The latest checkpoint, to go on from it or, where it is damaged, from one before it; None: a
-    new run."""
-    start: Callable[[], TrainState]
-    """Makes the state before the first step, on the mesh; called once."""
-    shardings: TrainState
-    """How the state lies there."""
-    step: Callable[[TrainState, Frozen, Batch, jax.Array, Any], tuple[TrainState, Values]]
-    """The optimizer step, a pure function as `step.train_step.make_train_step` makes it, but for
-    its last argument; `loss` is among its metrics, and all of them must be finite."""
-    numbers: Any
-    """The step's last argument: what would otherwise be constants in it."""
-    frozen: Frozen
-    evaluate: Callable[[TrainState], Values] | None
-    """Metrics on held-out data; None: there is none."""
-    deciding: Callable[[Values], dict[str, float]]
-    """An evaluation -> the numbers saved with a checkpoint, by which it may be the best."""
-    step_flops: Callable[[Step], float]
-    """Model FLOPs of a step, for the log."""
-    writers: Callable[[int], Any]
-    """(step to go on from) -> where metrics are written: `write(step, values)` and `close()`."""
-    callbacks: Callbacks
-    """What the user has called."""
-    where: Mapping[int, str]
-    """Row id -> file and row, for messages."""
-    check_first: Callable[[Values], None] | None
-    """Raises for metrics that the first step of this new run cannot have; None: any may be."""
-    began: float
-    """`time.perf_counter()` before anything was loaded, for the seconds of the run."""
 
 
 @dataclass
@@ -268,12 +217,11 @@ class _Loop:
         self.window.add(values, item, flops)
         speed = self.window.tokens_per_second()
         if _every(training.settings.log_every, step) or step == plan.steps:
-            added = self._log(step)
-            _check_finite(step, item, added, training.where)
+            self._log(step)
         self.on_log(step, plan.steps, values | {"tokens_per_second": speed})
 
-    def _log(self, step: int) -> Values:
-        """Writes the means since the last line.  Returns: what callbacks have added to them."""
+    def _log(self, step: int) -> None:
+        """Writes the means since the last line, and what callbacks add to them."""
         plan, callbacks = self.training.loader.plan, self.training.callbacks
         counted = {
             "epoch": step / plan.steps_per_epoch,
@@ -286,7 +234,6 @@ class _Loop:
         self.window.resume()
         self.progress.last_log = line | added
         self.writers.write(step, self.progress.last_log)
-        return added
 
     def _evaluate(self, step: int) -> Values:
         """Evaluates and writes it down; the metric that decides must be among the values."""

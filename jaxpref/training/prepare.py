@@ -54,8 +54,8 @@ from jaxpref.step.state import TrainState, init_state
 from jaxpref.step.train_step import make_train_step
 from jaxpref.storage.paths import as_path
 from jaxpref.training.callbacks import Callbacks
+from jaxpref.training.description import Training, Values
 from jaxpref.training.first_step import first_loss_check
-from jaxpref.training.loop import Training, Values
 from jaxpref.training.own_model import check_own_model
 from jaxpref.types import EncodedGroup
 

@@ -26,7 +26,7 @@ from jaxpref.step.state import TrainState, state_shardings
 from jaxpref.storage.paths import as_path
 from jaxpref.training import loop
 from jaxpref.training.callbacks import Callback, Callbacks, Moment
-from jaxpref.training.loop import Training
+from jaxpref.training.description import Training
 from jaxpref.training.preemption import TermFlag
 from jaxpref.training.prepare import Prepared, prepare
 from jaxpref.training.progress import OnLog, training_progress

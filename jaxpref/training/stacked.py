@@ -23,7 +23,6 @@ from jax.sharding import PartitionSpec as P
 
 from jaxpref.config import Config
 from jaxpref.data.loader import Step
-from jaxpref.errors import InputError
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, bind
 from jaxpref.processes.watch import watch_others
 from jaxpref.runs.build import Pieces
@@ -34,18 +33,19 @@ from jaxpref.runs.lock import sole_writer
 from jaxpref.runs.made_from import of_objective
 from jaxpref.runs.metrics import Writers
 from jaxpref.runs.resume import check_unchanged, settled_as
-from jaxpref.settings import to_dict
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, state_shardings
 from jaxpref.step.train_step import make_eval_step
 from jaxpref.storage.paths import as_path
 from jaxpref.training import loop
-from jaxpref.training.loop import Finished, Training
+from jaxpref.training.description import Training
+from jaxpref.training.loop import Finished
 from jaxpref.training.preemption import TermFlag
 from jaxpref.training.prepare import Prepared, StepNumbers, prepare
 from jaxpref.training.progress import OnLog
 from jaxpref.training.result import Result
+from jaxpref.training.stackable import NotStackable, check_stackable, stacked_numbers
 from jaxpref.types import Batch
 
 
@@ -67,7 +67,7 @@ def train_stacked(
         on_log: as of `train`; called with means over the runs.
     Errors: InputError for runs that cannot share a step; those of `train`.
     """
-    _check(configs)
+    check_stackable(configs)
     watch_others()
     with ExitStack() as locks:
         for directory in (out, *(config.out for config in configs)):
@@ -96,66 +96,6 @@ def _train_stacked(configs: Sequence[Config], out: str | Path, on_log: OnLog) ->
     return _split(training, configs, done, prepared.pieces)
 
 
-def _check(configs: Sequence[Config]) -> None:
-    """Errors: InputError where runs differ in more than they may, or cannot be stacked."""
-    for config in configs:
-        if not config.adapter.trained or config.reference.sync_every:
-            raise InputError(
-                "runs that train an adapter on a reference that stays, to train them together",
-                f"{config.out}: adapter.rank={config.adapter.rank}, "
-                f"reference.sync_every={config.reference.sync_every}",
-                "set adapter.rank and reference.sync_every=null, or train them one by one",
-            )
-    first, *others = (to_dict(config) for config in configs)
-    differing = {key for other in others for key in other if other[key] != first[key]}
-    differing -= {"out", "objective"}
-    outs = [config.out for config in configs]
-    if differing:
-        raise InputError(
-            "runs that differ in `out` and in numbers of their objectives only",
-            f"{', '.join(outs)} differ in {', '.join(sorted(differing))}",
-            "make these settings the same in all, or train the runs one by one",
-        )
-    if len(set(outs)) < len(outs):
-        raise InputError(
-            "runs with an `out` each", f"out={', '.join(outs)}", "give every run its own `out`"
-        )
-
-
-def stacked_numbers(configs: Sequence[Config]) -> list[dict[str, np.ndarray]]:
-    """Per part of the objective, the hyperparameters that vary between runs: {name: [P, ...]}.
-
-    Errors: InputError where runs differ in something else of their objectives.
-    """
-    bound = [bind(config.objective, OBJECTIVES, TRANSFORMS) for config in configs]
-    fixed = [[dataclasses.replace(part, hyperparameters={}) for part in parts] for parts in bound]
-    if any(repr(other) != repr(fixed[0]) for other in fixed[1:]):
-        raise InputError(
-            "objectives that differ in numbers among their hyperparameters only",
-            "; ".join(f"{config.out}: {config.objective}" for config in configs),
-            "train the runs one by one",
-        )
-    return [_varied([parts[i] for parts in bound]) for i in range(len(bound[0]))]
-
-
-def _varied(parts: Sequence[Part]) -> dict[str, np.ndarray]:
-    """Of one part in all runs, the hyperparameters in which they differ."""
-    varied = {}
-    for name, first in parts[0].hyperparameters.items():
-        values = [part.hyperparameters[name] for part in parts]
-        if all(value == first for value in values):
-            continue
-        try:
-            varied[name] = np.array(values, np.float32)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                "numbers, as many in every run, for a hyperparameter in which runs differ",
-                f"{parts[0].name}.{name}: {values}",
-                "train the runs one by one",
-            ) from error
-    return varied
-
-
 def make_stacked_step(
     make_step: Callable[[StepNumbers], Callable], parts: Sequence[Part]
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
@@ -166,7 +106,7 @@ def make_stacked_step(
 
     Args:
         make_step: makes the step of one state, as `Prepared.train_step`.
-    Errors: InputError for a hyperparameter that decides more than numbers do.
+    Errors: NotStackable for a hyperparameter that decides more than numbers do.
     """
 
     def one(state: TrainState, own, common: StepNumbers, *arguments):
@@ -183,7 +123,7 @@ def make_stacked_step(
                 for part, varied in zip(parts, own, strict=True)
                 for name in varied
             ]
-            raise InputError(
+            raise NotStackable(
                 "hyperparameters that enter the loss as numbers, to train runs together",
                 f"{', '.join(names)}: one of them decides which loss it is",
                 "train these runs one by one",
