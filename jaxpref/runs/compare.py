@@ -61,22 +61,22 @@ class Comparison:
         """The curves of all runs, as a PNG.  Returns: its path."""
         histories = [read_history(run) for run in self.runs]
         shown = [name for name in _METRICS if any(name in row for h in histories for row in h)]
-        columns = min(3, len(shown))
+        columns = min(3, max(len(shown), 1))
         colours = colormaps["viridis"].resampled(max(len(self.runs), 2))
-        with drawn(png, -(-len(shown) // columns), columns) as axes:
+        with drawn(png, max(-(-len(shown) // columns), 1), columns) as axes:
             for axis in axes.flat[len(shown) :]:
                 axis.set_axis_off()
             for axis, name in zip(axes.flat, shown, strict=False):
+                style = "o-" if name.startswith("eval/") else "-"
                 for i, (row, history) in enumerate(zip(self.rows, histories, strict=True)):
                     points = [(line["step"], line[name]) for line in history if name in line]
-                    marker = "o-" if name.startswith("eval/") else "-"
                     if points:
-                        style = {"color": colours(i / max(len(self.runs) - 1, 1)), "markersize": 3}
-                        axis.plot(
-                            *zip(*points, strict=True), marker, label=self._label(row), **style
-                        )
+                        steps, values = zip(*points, strict=True)
+                        label, colour = self._label(row), colours(i / max(len(self.runs) - 1, 1))
+                        axis.plot(steps, values, style, label=label, color=colour, markersize=3)
                 axis.set(title=_METRICS[name], xlabel="step")
-            axes.flat[0].legend()
+            if shown:
+                axes.flat[0].legend()
         return as_path(png)
 
     def _label(self, row: Mapping[str, Any]) -> str:
