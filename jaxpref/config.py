@@ -3,6 +3,7 @@
 The help of `jaxpref train` is made from the docstrings below the fields.
 """
 
+import dataclasses
 from typing import Literal
 
 from pydantic import ConfigDict, Field
@@ -304,6 +305,18 @@ class Config:
     train: TrainConfig = Field(default_factory=TrainConfig)
     mesh: MeshConfig = Field(default_factory=MeshConfig)
     log: LogConfig = Field(default_factory=LogConfig)
+
+    def __repr__(self) -> str:
+        """The settings that are not the defaults, one per line, as overrides are written."""
+        own, defaults = dataclasses.asdict(self), dataclasses.asdict(Config())
+        lines = ["<Config: defaults, but for"]
+        for section, value in own.items():
+            if isinstance(value, dict):
+                changed = {k: v for k, v in value.items() if v != defaults[section][k]}
+                lines += [f"{section}.{key}={v}" for key, v in changed.items()]
+            elif value != defaults[section]:
+                lines.append(f"{section}={value}")
+        return "\n  ".join(lines) + ">"
 
     @property
     def row_unit(self) -> int:

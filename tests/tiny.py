@@ -24,7 +24,8 @@ from jaxpref.runs.feed import make_loader, read_data
 from jaxpref.runs.metrics import read_jsonl
 from jaxpref.settings import make_config, save_config
 from jaxpref.sharding import make_mesh
-from jaxpref.training.run import Result, train
+from jaxpref.training.result import Result
+from jaxpref.training.run import train
 
 RANDOM_LLAMA = Path(__file__).parent / "golden" / "llama_tiny"
 LOGP_TOLERANCE = tolerance.decoder(open_checkpoint(RANDOM_LLAMA).spec, score=25.0, value=10.0)
@@ -151,8 +152,11 @@ class Killed(Exception):
     """Raised by `run` in place of a crash."""
 
 
-def run(config: Config, *, die_at: int | None = None) -> Run:
-    """Trains and takes notes; with `die_at`, raises out of the loop at that step and returns what was seen."""
+def run(config: Config, *, die_at: int | None = None, **given: Any) -> Run:
+    """Trains, with what is `given` to `train` besides, and takes notes.
+
+    With `die_at`, raises out of the loop at that step and returns what was seen.
+    """
     seen = Run(config)
 
     def on_log(step: int, _: int, values: dict[str, float]) -> None:
@@ -166,7 +170,7 @@ def run(config: Config, *, die_at: int | None = None) -> Run:
 
     jax.monitoring.register_event_duration_secs_listener(on_compile)
     try:
-        seen.result = train(config, on_log=on_log)
+        seen.result = train(config, on_log=on_log, **given)
     except Killed:
         assert die_at is not None
     finally:

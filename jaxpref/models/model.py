@@ -1,7 +1,7 @@
 """A language model as jaxpref sees it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -26,6 +26,8 @@ class Model:
     """params -> unembedding [V, D]; rows beyond `vocab` are padding."""
     vocab: int
     """Tokens that the model can predict."""
+    axes: Mapping[str, tuple[str | None, ...]] | None = field(default=None, compare=False)
+    """Path of a leaf -> its logical axes, of leaves that the table of parameters.py lacks."""
     logit_softcap: float | None = None
     """Logits become cap * tanh(logit / cap)."""
     logit_divisor: float | None = None

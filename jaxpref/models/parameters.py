@@ -22,6 +22,9 @@ LORA = "lora"
 SCALAR_HEADS = "scalar_heads"
 """Top level of the parameter tree for linear maps of the hidden state to one number."""
 
+OWN = "own"
+"""Top level of the parameter tree for all leaves of a model of the user's own (`own.py`)."""
+
 MIXERS = get_args(Mixer)
 """Groups below `layers` that only some layers have, where a model's layers mix in several ways."""
 

@@ -36,7 +36,8 @@ from jaxpref.runs.adapters import BASE
 from jaxpref.runs.export import export_run
 from jaxpref.runs.lock import sole_writer
 from jaxpref.storage.paths import as_path
-from jaxpref.training.run import Result, train
+from jaxpref.training.result import Result
+from jaxpref.training.run import train
 from jaxpref.training.stacked import train_stacked
 
 Pools = dict[str, dict[str, list[str]]]

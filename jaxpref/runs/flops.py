@@ -6,6 +6,7 @@ import jax
 
 from jaxpref.data.loader import Step, visible_pairs
 from jaxpref.data.pack import loss_tokens_of, row_tokens
+from jaxpref.models.own import OwnSpec
 from jaxpref.models.spec import DeltaNet, ModelSpec
 from jaxpref.types import EncodedGroup
 
@@ -29,7 +30,12 @@ PEAK_FLOPS = {
 
 
 def step_flops(
-    spec: ModelSpec, step: Step, *, reference: bool, frozen: bool = False, policies: int = 1
+    spec: ModelSpec | OwnSpec,
+    step: Step,
+    *,
+    reference: bool,
+    frozen: bool = False,
+    policies: int = 1,
 ) -> float:
     """Model FLOPs of a step, of real tokens only: padding and recomputation (remat) do not count.
 
@@ -51,7 +57,9 @@ def step_flops(
     return flops
 
 
-def forward_flops(spec: ModelSpec, groups: Sequence[EncodedGroup], *, share_prefix: bool) -> float:
+def forward_flops(
+    spec: ModelSpec | OwnSpec, groups: Sequence[EncodedGroup], *, share_prefix: bool
+) -> float:
     """Model FLOPs of one forward pass over groups, counted as `step_flops` counts."""
     tokens = sum(row_tokens(group, share_prefix) for group in groups)
     loss_tokens = sum(sum(loss_tokens_of(group)) for group in groups)
@@ -59,12 +67,16 @@ def forward_flops(spec: ModelSpec, groups: Sequence[EncodedGroup], *, share_pref
     return 2.0 * sum(_multiply_adds(spec, tokens, loss_tokens, visible))
 
 
-def _multiply_adds(spec: ModelSpec, tokens: int, loss_tokens: int, visible: int) -> tuple[int, int]:
+def _multiply_adds(
+    spec: ModelSpec | OwnSpec, tokens: int, loss_tokens: int, visible: int
+) -> tuple[int, int]:
     """Of a forward pass: with weights, and of queries with keys and values (or with states).
 
     Args:
         visible: (query, key) pairs that the mask allows.
     """
+    if isinstance(spec, OwnSpec):
+        return spec.multiplied * tokens + spec.vocab * spec.width * loss_tokens, 0
     query_parts = 2 if spec.attention_gate else 1
     attention = spec.width * spec.head_dim * ((query_parts + 1) * spec.heads + 2 * spec.kv_heads)
     mlp = (3 if spec.gated else 2) * spec.width * spec.ffn * (spec.experts_per_token or 1)

@@ -212,6 +212,18 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in as_path(path).read_text().splitlines()]
 
 
+def read_history(run: str | Path) -> list[dict[str, Any]]:
+    """The same of a run's directory, what was written of a step by training and evaluation as one.
+
+    Empty before anything was written.
+    """
+    file = as_path(run) / "metrics.jsonl"
+    by_step: dict[int, dict[str, Any]] = {}
+    for line in read_jsonl(file) if file.is_file() else []:
+        by_step.setdefault(line["step"], {}).update(line)
+    return [by_step[step] for step in sorted(by_step)]
+
+
 @dataclass
 class Window:
     """Means since the last log line; speed without compile and evaluation time."""

@@ -117,6 +117,30 @@ def make_config(
     return config
 
 
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """A config with other values.
+
+    Args:
+        settings: key as in overrides, which reaches into lists too: `objective.0.beta`.
+    Errors: InputError for an unknown key or a value that does not fit.
+    """
+    raw = to_dict(config)
+    for key, value in settings.items():
+        *parents, last = key.split(".")
+        try:
+            node: Any = raw
+            for name in parents:
+                node = node[int(name) if isinstance(node, list) else name]
+            node[int(last) if isinstance(node, list) else last] = value
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise InputError(
+                "the key of a setting",
+                key,
+                "correct it (`jaxpref train --help` lists them); objectives are counted from 0",
+            ) from error
+    return make_config(raw, where=", ".join(f"{key}={value}" for key, value in settings.items()))
+
+
 def _without_functions(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int, Callable]]:
     """The settings with names in place of the objectives' functions, and these by position."""
     parts, functions = raw.get("objective"), {}

@@ -62,7 +62,7 @@ def split_gradient(
 
     def gradient_of(t):
         grads, sums = gradient(state.params, *micro_batch((batch, keys_T), t))
-        return constrain_params(grads), sums
+        return constrain_params(grads, loss_spec.model.axes), sums
 
     def add(t, total):
         return jax.tree.map(jnp.add, total, gradient_of(t))
@@ -71,7 +71,9 @@ def split_gradient(
     shapes = jax.eval_shape(gradient, state.params, *micro_batch((batch, keys_T), 0))
     grads, sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     with jax.named_scope(MICRO_BATCHES):
-        grads, sums = lax.fori_loop(0, micro_batches, add, (constrain_params(grads), sums))
+        grads, sums = lax.fori_loop(
+            0, micro_batches, add, (constrain_params(grads, loss_spec.model.axes), sums)
+        )
     return grads, (sums, state.running)
 
 
@@ -103,12 +105,13 @@ def coupled_gradient(
             return jax.tree.reduce(jnp.add, products)
 
         gradient = at_used_length(jax.grad(projected), loss_spec.lengths)
-        return constrain_params(gradient(state.params, *micro_batch((batch, keys_T), t)))
+        grads = gradient(state.params, *micro_batch((batch, keys_T), t))
+        return constrain_params(grads, loss_spec.model.axes)
 
     def add(t, total):
         return jax.tree.map(jnp.add, total, gradient_of(t))
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.params)
     with jax.named_scope(MICRO_BATCHES):
-        grads = lax.fori_loop(0, micro_batches, add, constrain_params(zeros))
+        grads = lax.fori_loop(0, micro_batches, add, constrain_params(zeros, loss_spec.model.axes))
     return grads, sums_and_running

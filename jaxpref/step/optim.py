@@ -9,7 +9,8 @@ import optax
 from optax import contrib
 
 from jaxpref.config import OptimConfig
-from jaxpref.models.parameters import UNDECAYED, VOCAB_LEAVES, find_leaf, leaf_path
+from jaxpref.errors import InputError
+from jaxpref.models.parameters import OWN, UNDECAYED, VOCAB_LEAVES, find_leaf, leaf_path
 
 _MUON_RMS = 0.2
 """Root mean square of Muon's updates, AdamW's usual one (Liu et al., arXiv 2502.16982)."""
@@ -29,6 +30,56 @@ class OptimNumbers(NamedTuple):
 def optim_numbers(config: OptimConfig) -> OptimNumbers:
     """The numbers of a config."""
     return OptimNumbers(config.learning_rate, config.weight_decay or None)
+
+
+class GivenRule(NamedTuple):
+    """An optimizer and a schedule of the user's own, in place of the config's."""
+
+    optimizer: Any = None
+    """An `optax.GradientTransformation`, or a function of a schedule that makes one, as
+    `optax.adamw` is; None: the config's.  It replaces clipping and decay too."""
+    schedule: optax.Schedule | None = None
+    """Step t = 0, 1, ... -> learning rate; None: the config's."""
+
+
+AS_CONFIGURED = GivenRule()
+
+
+def make_rule(
+    config: OptimConfig,
+    total_steps: int,
+    vocab: int | None = None,
+    numbers: OptimNumbers | None = None,
+    rule: GivenRule = AS_CONFIGURED,
+) -> tuple[optax.GradientTransformation, optax.Schedule | None]:
+    """Optimizer and schedule of a run; None: the optimizer has its own.
+
+    Args: as of `make_optimizer` and `make_schedule`.
+    Errors: InputError for something else in place of optimizer or schedule.
+    """
+    schedule = rule.schedule
+    if schedule is None:
+        schedule = make_schedule(config, total_steps, numbers)
+    if rule.optimizer is None:
+        optimizer = make_optimizer(config, schedule, vocab, numbers)
+    elif isinstance(rule.optimizer, optax.GradientTransformation):
+        if rule.schedule is not None:
+            raise InputError(
+                "an optimizer that takes the schedule",
+                "schedule= beside an optimizer= that has its own learning rate",
+                "give the function, as optimizer=optax.adamw or optimizer=lambda schedule: ...",
+            )
+        return rule.optimizer, None
+    else:
+        optimizer = rule.optimizer(schedule) if callable(rule.optimizer) else None
+    if not isinstance(optimizer, optax.GradientTransformation) or not callable(schedule):
+        raise InputError(
+            "an optax.GradientTransformation or a function of a schedule that makes one, and as "
+            "schedule a function of the step",
+            f"optimizer={rule.optimizer!r:.200}, schedule={rule.schedule!r:.200}",
+            "as in optimizer=optax.adamw, schedule=optax.cosine_decay_schedule(1e-5, 1000)",
+        )
+    return optimizer, schedule
 
 
 def warmup_steps(config: OptimConfig, total_steps: int) -> int:
@@ -113,8 +164,12 @@ def _wsd(config: OptimConfig, peak: Any, least: Any, total: int, warmup: int) ->
 def decay_mask(config: OptimConfig, params: Any) -> Any:
     """True where weight decay applies."""
 
-    def decays(path, _):
-        return config.decay_mask == "all" or leaf_path(path) not in UNDECAYED
+    def decays(path, leaf):
+        name = leaf_path(path)
+        if config.decay_mask == "all":
+            return True
+        # Of a model of the user's own nothing is known but the shapes.
+        return leaf.ndim > 1 if name.startswith(f"{OWN}/") else name not in UNDECAYED
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

@@ -19,7 +19,7 @@ from jaxpref.types import Batch
 def make_train_step(
     loss_spec: LossSpec,
     optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
+    schedule: optax.Schedule | None,
     moving: MovingReference | None = None,
 ) -> Callable[[TrainState, Frozen, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, what is frozen, batch [T, R, ...], micro-batches in use) -> (state, metrics).
@@ -28,6 +28,7 @@ def make_train_step(
     clipping) and `param_norm`, of the trained parameters after the step.
 
     Args:
+        schedule: whose learning rate is among the metrics; None: it is not.
         moving: the reference is the state's own and follows the policy.
     """
 
@@ -42,7 +43,7 @@ def make_train_step(
             gradient = split_gradient
         keys_T = _dropout_keys(loss_spec, state, batch)
         grads, (sums, running) = gradient(loss_spec, state, frozen, batch, keys_T, micro_batches)
-        grads = constrain_params(grads)
+        grads = constrain_params(grads, loss_spec.model.axes)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -53,8 +54,9 @@ def make_train_step(
         metrics = finish_metrics(sums, loss_spec.parts) | {
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(params),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
+        if schedule is not None:
+            metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         state = TrainState(params, opt_state, state.step + 1, state.rng, running, ref_params)
         return state, metrics
 

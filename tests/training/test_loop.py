@@ -25,7 +25,9 @@ from jaxpref.sharding import make_mesh
 from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState
 from jaxpref.training import loop
-from jaxpref.training.loop import NotFiniteError, Training
+from jaxpref.training.callbacks import Callbacks
+from jaxpref.training.description import Training
+from jaxpref.training.loop import NotFiniteError
 from jaxpref.training.preemption import Interrupted, Preempted
 from jaxpref.types import EncodedGroup
 
@@ -83,6 +85,7 @@ def describe(out: Path, *, rate=0.01, best=NEAREST, vocabulary=VOCABULARY, **cha
         deciding=lambda values: {"eval/distance": values["eval/distance"]},
         step_flops=lambda item: 10.0 * item.tokens,
         writers=lambda first: Writers(out, config, first),
+        callbacks=Callbacks(),
         where={group.row_id: group.where for group in groups()},
         check_first=None,
         began=perf_counter(),

@@ -1,0 +1,69 @@
+"""What training will see of the data, as `jaxpref data` prints it."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from jaxpref.config import Config
+from jaxpref.data.dataset import DataReport
+from jaxpref.data.inspect import show
+from jaxpref.data.loader import Loader
+from jaxpref.runs.build import build
+from jaxpref.runs.feed import make_loader, read_data
+from jaxpref.runs.resume import with_stored
+from jaxpref.types import EncodedGroup
+
+_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Training or held-out data, read and planned."""
+
+    name: str
+    """`train` or `eval`."""
+    groups: list[EncodedGroup]
+    report: DataReport
+    loader: Loader
+
+
+@dataclass(frozen=True)
+class ShownData:
+    """An account of the data of a run: what was read and dropped, lengths, packing, one group."""
+
+    sets: list[DataSet]
+    tokenizer: Any
+
+    def show(self, console: Console) -> None:
+        """Prints it."""
+        for one in self.sets:
+            show(console, one.name, one.groups, one.report, one.loader, self.tokenizer)
+
+    def _printed(self) -> Console:
+        console = Console(width=_WIDTH, record=True, file=io.StringIO(), force_jupyter=False)
+        self.show(console)
+        return console
+
+    def __repr__(self) -> str:
+        return self._printed().export_text()
+
+    def _repr_html_(self) -> str:
+        page = "<pre style='white-space:pre-wrap'>{code}</pre>"
+        return self._printed().export_html(inline_styles=True, code_format=page)
+
+
+def show_data(config: Config) -> ShownData:
+    """Reads the data of a config as training does.
+
+    Errors: InputError for data that cannot be trained on.
+    """
+    config = with_stored(config)
+    pieces = build(config)
+    sets = []
+    for name in ("train", "eval") if config.data.eval else ("train",):
+        groups, report = read_data(pieces, name)
+        loader = make_loader(pieces, groups, training=name == "train")
+        sets.append(DataSet(name, groups, report, loader))
+    return ShownData(sets, pieces.tokenizer)
