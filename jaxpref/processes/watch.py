@@ -95,8 +95,7 @@ class _Watch:
         # Within the timeout a loss has to be noticed, and passed on.
         noticed = 2 / 3 * timeout
         self._links = links or {}
-        if process_index() == 0:
-            probe_hosts(self._links.values(), noticed)
+        probe_hosts(self._links.values(), noticed)
         self._silence = noticed if links is None else SILENT * timeout
         self._patience, self._every = noticed, min(1.0, noticed / 10)
         # In which a process may end by itself after another one failed: often for the same reason,
@@ -110,8 +109,10 @@ class _Watch:
         self._ending, self._stop = threading.Lock(), threading.Event()
         self._say(_RUNNING)
         threading.Thread(target=self._run, name="watch", daemon=True).start()
+        if 0 in self._links:
+            threading.Thread(target=self._watch_link, name="link", daemon=True).start()
 
-    # ---- its own thread
+    # ---- in a thread of its own
 
     def _run(self) -> None:
         while self._is_joined() and not self._stop.wait(self._every):
@@ -196,6 +197,18 @@ class _Watch:
         """Whether that one has failed and this one, which still runs, cannot do without it."""
         failed_for = 0.0 if seen.failed is None else time.monotonic() - seen.failed
         return self._state == _RUNNING and failed_for > self._grace
+
+    # ---- in another one
+
+    def _watch_link(self) -> None:
+        """Ends this process where the coordinator's host is down: a call to it may never return."""
+        while not has_ended(self._links[0]):
+            if self._stop.wait(self._every):
+                return
+        before = self._looked
+        stopped = self._stop.wait(self._grace)  # it may be the link alone that has ended
+        if not stopped and self._looked == before and self._is_joined():
+            self._end_for_coordinator()
 
     # ---- the end for another process, in any thread
 
