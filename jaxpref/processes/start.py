@@ -78,8 +78,9 @@ def join(
         place.processes,
         place.process_id,
         initialization_timeout=start_timeout,
-        # Who says more about a lost process comes first.
-        heartbeat_timeout_seconds=2 * SILENT * heartbeat_timeout,
+        # Who says more about a lost process comes first: jax ends a process after half of this,
+        # where its last sign came just before the coordinator froze.
+        heartbeat_timeout_seconds=3 * SILENT * heartbeat_timeout,
     )
     watch_others(heartbeat_timeout, links)
     check_same_programs()

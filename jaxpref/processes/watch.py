@@ -125,7 +125,7 @@ class _Watch:
                 self._unanswered = 0.0
             except _UNANSWERED:
                 # No longer than it may have waited: this process may have been stopped meanwhile.
-                self._unanswered += min(time.monotonic() - began, self._patience)
+                self._unanswered += min(time.monotonic() - began, self._patience) + self._every
                 lost = self._coordinator_is_lost()
                 time.sleep(self._every)
                 if lost and self._is_joined():

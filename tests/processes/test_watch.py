@@ -15,7 +15,7 @@ from jaxpref.processes.watch import LOST
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
 TIMEOUT = {signal.SIGKILL: 30, signal.SIGSTOP: 8}
-"""--heartbeat-timeout: seconds within which the others must end, or for one that is frozen, a part of them."""
+"""--heartbeat-timeout: seconds within which the others must end; one that is frozen they wait for longer."""
 SCHEDULING = 3.0
 """Seconds by which threads and ends of processes may be late on a busy machine."""
 
@@ -65,8 +65,8 @@ def test_the_others_end_and_say_who_is_lost(count, victim, number, tiny_files, t
         took = host.ended_at - killed
         if number == signal.SIGKILL:
             assert took < timeout + SCHEDULING
-        else:  # looked for again after a wait of two thirds of the timeout
-            assert SILENT * timeout - 2 < took < (SILENT + 1) * timeout + SCHEDULING
+        else:
+            assert timeout < took < 1.5 * SILENT * timeout
 
     # What was saved is whole: one process goes on from it.
     steps = tiny.stored_steps(out)
