@@ -11,6 +11,8 @@ from jaxpref.models.spec import DeltaNet, ModelSpec
 from jaxpref.types import EncodedGroup
 
 PEAK_FLOPS = {
+    "TPU v2": 46e12 / 2,  # a chip is two devices
+    "TPU v3": 123e12 / 2,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5": 459e12,
