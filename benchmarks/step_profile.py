@@ -312,11 +312,12 @@ def _time(
     began = time.perf_counter()
     jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
     compiled = jitted.lower(*arguments).compile()
-    compile_s, seconds = time.perf_counter() - began, []
+    compile_s, seconds, cpu = time.perf_counter() - began, [], []
     for _ in range(1 + repeats):  # the first one warms up
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         out = jax.block_until_ready(compiled(*arguments))
         seconds.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - cpu_began)
         if donate is not None:  # a donated state comes back as the (first) result
             arguments = (out[0] if name == "step" else out, *arguments[1:])
     memory = compiled.memory_analysis()
@@ -324,6 +325,7 @@ def _time(
         "part": name,
         "seconds": median(seconds[1:]),
         "all_seconds": seconds[1:],
+        "all_cpu_seconds": cpu[1:],
         "spread": [min(seconds[1:]), max(seconds[1:])],
         "gflop": flops / 1e9,
         "compile": compile_s,
@@ -340,6 +342,7 @@ def _records(settings: dict, rows: list[dict]) -> list[Record]:
         gflops = [row["gflop"] / s for s in row["all_seconds"]] if row["gflop"] else None
         measured = {
             "s": row["all_seconds"],
+            "CPU s": row["all_cpu_seconds"],
             "model GFLOP/s": gflops,
             "temporaries, MiB": row["temp_mib"],
             "compile, s": row["compile"],

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpref.models.attention import Mask, _first_visible_block
+from jaxpref.models.attention import Mask, visible_blocks
 from jaxpref.models.chunked_head import LM_HEAD
 from jaxpref.models.experts import block_size
 from jaxpref.plan.planned_step import PlannedStep
@@ -87,4 +87,4 @@ def _mean_blocks(micro: tuple[np.ndarray, np.ndarray], window: int | None, block
     expiry_RL, position_RL = (jnp.asarray(x) for x in micro)
     mask = Mask(expiry_RL, position_RL, None if window is None else jnp.int32(window))
     block_i = jnp.arange(expiry_RL.shape[1] // block)
-    return float(np.mean(block_i + 1 - _first_visible_block(mask, block, block_i)))
+    return float(np.mean(visible_blocks(mask, block, block_i)[0]))
