@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpref.models.attention import Mask, _first_visible_block
+from jaxpref.models.attention import Mask, visible_blocks
 from jaxpref.models.chunked_head import LM_HEAD
 from jaxpref.models.experts import block_size
 from jaxpref.models.spec import LayerKind
@@ -102,4 +102,4 @@ def _masks(batch: Batch, window: int | None) -> Iterator[Mask]:
 
 def _mean_blocks(mask: Mask, block: int) -> float:
     block_i = jnp.arange(mask.expiry_RL.shape[1] // block)
-    return float(np.mean(block_i + 1 - _first_visible_block(mask, block, block_i)))
+    return float(np.mean(visible_blocks(mask, block, block_i)[0]))
