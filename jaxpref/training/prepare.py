@@ -45,6 +45,7 @@ from jaxpref.runs.params import load_params, reference_overlay, runs_reference
 from jaxpref.runs.resume import check_length, how_to_extend, resume_step, with_stored
 from jaxpref.settings import save_config
 from jaxpref.step.batch_loss import LossSpec
+from jaxpref.step.combine import Combine
 from jaxpref.step.optim import OptimNumbers, make_optimizer, make_schedule, optim_numbers
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
@@ -90,7 +91,8 @@ def step_with(numbers: StepNumbers, pieces: Pieces, loss_spec: LossSpec, steps: 
     schedule = make_schedule(optim, steps, numbers.optim)
     optimizer = make_optimizer(optim, schedule, vocab, numbers.optim)
     loss_spec = loss_spec.with_numbers(numbers.objective)
-    return make_train_step(loss_spec, optimizer, schedule, pieces.moving)
+    combine = Combine.of(optim)
+    return make_train_step(loss_spec, optimizer, schedule, pieces.moving, combine)
 
 
 @dataclass(frozen=True)

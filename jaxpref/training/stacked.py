@@ -45,6 +45,7 @@ from jaxpref.training.preemption import TermFlag
 from jaxpref.training.prepare import Prepared, StepNumbers, prepare
 from jaxpref.training.progress import OnLog
 from jaxpref.training.run import Result
+from jaxpref.training.varied import stacked_numbers
 from jaxpref.types import Batch
 
 
@@ -60,8 +61,8 @@ def train_stacked(
     its own directory.  Flops and seconds of a result are its share, an equal part of the whole.
 
     Args:
-        configs: alike but for `out` and for numbers among the hyperparameters of the objectives, as
-            modpo's `w`.
+        configs: alike but for `out` and for numbers of the objectives: their weights, and numbers
+            among their hyperparameters, as modpo's `w`.
         out: directory of the common state, from which training goes on.
         on_log: as of `train`; called with means over the runs.
     Errors: InputError for runs that cannot share a step; those of `train`.
@@ -119,40 +120,6 @@ def _check(configs: Sequence[Config]) -> None:
         raise InputError(
             "runs with an `out` each", f"out={', '.join(outs)}", "give every run its own `out`"
         )
-
-
-def stacked_numbers(configs: Sequence[Config]) -> list[dict[str, np.ndarray]]:
-    """Per part of the objective, the hyperparameters that vary between runs: {name: [P, ...]}.
-
-    Errors: InputError where runs differ in something else of their objectives.
-    """
-    bound = [bind(config.objective, OBJECTIVES, TRANSFORMS) for config in configs]
-    fixed = [[dataclasses.replace(part, hyperparameters={}) for part in parts] for parts in bound]
-    if any(repr(other) != repr(fixed[0]) for other in fixed[1:]):
-        raise InputError(
-            "objectives that differ in numbers among their hyperparameters only",
-            "; ".join(f"{config.out}: {config.objective}" for config in configs),
-            "train the runs one by one",
-        )
-    return [_varied([parts[i] for parts in bound]) for i in range(len(bound[0]))]
-
-
-def _varied(parts: Sequence[Part]) -> dict[str, np.ndarray]:
-    """Of one part in all runs, the hyperparameters in which they differ."""
-    varied = {}
-    for name, first in parts[0].hyperparameters.items():
-        values = [part.hyperparameters[name] for part in parts]
-        if all(value == first for value in values):
-            continue
-        try:
-            varied[name] = np.array(values, np.float32)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                "numbers, as many in every run, for a hyperparameter in which runs differ",
-                f"{parts[0].name}.{name}: {values}",
-                "train the runs one by one",
-            ) from error
-    return varied
 
 
 def make_stacked_step(
@@ -252,7 +219,12 @@ def _training(
     def flops(item: Step) -> float:
         runs_reference = frozen.reference is not None
         return step_flops(
-            pieces.source.spec, item, reference=runs_reference, frozen=True, policies=len(configs)
+            pieces.source.spec,
+            item,
+            reference=runs_reference,
+            frozen=True,
+            policies=len(configs),
+            backward=pieces.backward_passes,
         )
 
     return prepared.training(
