@@ -24,7 +24,7 @@ def weighted_prompt(prompt: Prompt, weights: Mapping[str, float]) -> Prompt:
     return cdpo_prompt(prompt, {name: rounded(w, _DIGITS) for name, w in weights.items()})
 
 
-def drawn_weights(rng: np.random.Generator, count: int, concentration: float) -> list[float]:
+def draw_weights(rng: np.random.Generator, count: int, concentration: float) -> list[float]:
     """A weight vector drawn from a symmetric Dirichlet distribution, in hundredths that sum to 1.
 
     A prompt says hundredths, so that is what a row is weighed by too.
