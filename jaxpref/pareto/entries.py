@@ -5,12 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from jaxpref.pareto.config import FrontConfig, point_name
+from jaxpref.pareto.config import CONDITIONED, FrontConfig, point_name
 from jaxpref.pareto.cost import Cost
 from jaxpref.pareto.measure import Candidate
 from jaxpref.pareto.policies import LATEST, FrontPolicies, MakeCandidate
-from jaxpref.pareto.run_configs import point_out, single_out
-from jaxpref.pareto.stage_costs import combined_cost, point_cost, single_cost
+from jaxpref.pareto.run_configs import conditioned_out, point_out, single_out
+from jaxpref.pareto.stage_costs import (
+    combined_cost,
+    conditioned_cost,
+    point_cost,
+    raco_cost,
+    single_cost,
+)
 from jaxpref.pareto.stages import Stages
 from jaxpref.processes.together import first_does
 from jaxpref.runs.build import Pieces
@@ -41,6 +47,10 @@ def entries(front: FrontConfig, pieces: Pieces, stages: Stages) -> Iterator[Entr
         for weights in front.points:
             if method == "modpo":
                 yield _modpo_point(front, weights, pieces, stages)
+            elif method == "raco":
+                yield _raco_point(front, weights, stages)
+            elif method in CONDITIONED:
+                yield _conditioned_point(front, method, weights, stages)
             elif method != "dpo":
                 yield _combined_point(front, method, weights, stages)
 
@@ -70,6 +80,33 @@ def _modpo_point(
         base=front.base(weights),
         run=run,
         cost=point_cost(front, weights, pieces, stages),
+    )
+
+
+def _raco_point(front: FrontConfig, weights: Mapping[str, float], stages: Stages) -> Entry:
+    run = point_out(front, weights, "raco")
+    return Entry(
+        point_name("raco", weights),
+        "raco",
+        weights,
+        make=lambda policies: policies.run(run),
+        run=run,
+        cost=raco_cost(front, weights, stages),
+    )
+
+
+def _conditioned_point(
+    front: FrontConfig, method: str, weights: Mapping[str, float], stages: Stages
+) -> Entry:
+    """The policy of all weights, asked for these."""
+    run = conditioned_out(front, method)
+    return Entry(
+        point_name(method, weights),
+        method,
+        weights,
+        make=lambda policies: policies.conditioned(run, weights),
+        run=run,
+        cost=conditioned_cost(front, method, stages),
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
+from jaxpref.conditioning.weights import weighted_prompt
 from jaxpref.data.encode import encode_prompts
 from jaxpref.data.rewrite import configured, groups_of
 from jaxpref.errors import InputError
@@ -17,7 +18,7 @@ from jaxpref.files import whole_file
 from jaxpref.generation.completions import Settings
 from jaxpref.generation.prompts import prompt_ids, read_prompts
 from jaxpref.generation.sampling import Sampling
-from jaxpref.pareto.config import FrontConfig, ObjectiveConfig
+from jaxpref.pareto.config import CONDITIONED, FrontConfig, ObjectiveConfig
 from jaxpref.pareto.settings import front_settings, load_front_config
 from jaxpref.processes.together import first_does
 from jaxpref.rewards import open_reward
@@ -77,12 +78,26 @@ def start_front(front: FrontConfig, out: Path) -> FrontConfig:
 
 def _check_usable(front: FrontConfig, pieces: Pieces) -> None:
     """Errors: InputError for prompts, rewards and judges that cannot be used."""
-    asked_prompts(front, pieces)
+    prompts, _ = asked_prompts(front, pieces)
     answer_settings(front)
+    if set(front.pareto.methods) & set(CONDITIONED):
+        _check_room_for_weights(front, pieces, prompts)
     objectives = front.pareto.objectives
     rewards = {reward for o in objectives for reward in (o.reward, o.judge) if reward}
     for reward in sorted(rewards):
         open_reward(reward)
+
+
+def _check_room_for_weights(front: FrontConfig, pieces: Pieces, prompts: Sequence[Group]) -> None:
+    """Errors: InputError for a prompt that leaves no room for an answer once it says weights."""
+    weights = front.points[0]
+    prompt_ids(
+        [replace(prompt, prompt=weighted_prompt(prompt.prompt, weights)) for prompt in prompts],
+        pieces.tokenizer,
+        vocabulary=pieces.source.spec.vocab,
+        positions=pieces.source.spec.longest_sequence,
+        max_new_tokens=front.pareto.answers.max_new_tokens,
+    )
 
 
 def _check_unchanged(out: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
