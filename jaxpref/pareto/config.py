@@ -69,7 +69,7 @@ class AnswersConfig:
     """Rows that are decoded together."""
 
 
-Method = Literal["dpo", "modpo", "mod", "soup_deltas", "soup_factors", "raco", "cos_dpo"]
+Method = Literal["dpo", "modpo", "mod", "soup_deltas", "soup_factors", "mpo", "raco", "cos_dpo"]
 CONDITIONED = ("cos_dpo",)
 """Methods whose one policy serves all weights, which its prompt says."""
 LABELLED = ("raco", "cos_dpo")
@@ -99,7 +99,8 @@ class ParetoConfig:
     after another."""
     methods: Annotated[list[Method], OneOrMore] = Field(default_factory=_default_methods)
     """What is shown.  dpo: the ends of the front, one run per objective; mod mixes these policies
-    when decoding; soups average them.  raco: the weighted DPO losses of all labels, by directions
+    when decoding; soups average them; mpo mixes them with the weights whose worst objective is
+    best.  raco: the weighted DPO losses of all labels, by directions
     that avoid conflicts (optim.combine_c).  cos_dpo: one run for all weights, which the prompts
     say."""
     dirichlet: float = Field(default=1.0, gt=0)

@@ -167,7 +167,7 @@ def asked_prompts(front: FrontConfig, pieces: Pieces) -> tuple[list[Group], list
     """
     asked, spec = front.pareto.answers, pieces.source.spec
     if asked.prompts is None:
-        prompts = _held_out_prompts(front, pieces)
+        prompts = first_prompts(front, pieces, "eval")
     else:
         prompts = read_prompts(asked.prompts)[: asked.count]
     ids = prompt_ids(
@@ -180,33 +180,41 @@ def asked_prompts(front: FrontConfig, pieces: Pieces) -> tuple[list[Group], list
     return prompts, ids
 
 
-def _held_out_prompts(front: FrontConfig, pieces: Pieces) -> list[Group]:
+def first_prompts(front: FrontConfig, pieces: Pieces, side: str) -> list[Group]:
+    """The first distinct prompts of all objectives' data, in turns, that leave room for an answer.
+
+    Args:
+        side: `train` or `eval`.
+    Errors: InputError where there are none.
+    """
     asked, data = front.pareto.answers, front.run.data
     positions = pieces.source.spec.longest_sequence
     longest = min(data.max_length or positions, positions - asked.max_new_tokens)
-    held_out = {}
+    of_objective = {}
     for objective in front.pareto.objectives:
-        groups = groups_of(configured(data, objective.eval or data.eval, "eval"))
-        held_out[objective.name] = [replace(group, completions=(), columns={}) for group in groups]
+        paths = getattr(objective, side) or getattr(data, side)
+        groups = groups_of(configured(data, paths, side))
+        prompts = [replace(group, completions=(), columns={}) for group in groups]
+        of_objective[objective.name] = prompts
     fitting = (
         prompt
-        for prompt in _in_turns(held_out)
+        for prompt in _in_turns(of_objective)
         if len(encode_prompts([prompt], pieces.tokenizer)[0]) <= longest
     )
     prompts = list(islice(fitting, asked.count))
     if not prompts:
         raise InputError(
-            f"held-out prompts of at most data.max_length={data.max_length} tokens, to be answered",
-            "none",
-            "add data.eval or objectives' eval, or name a file in answers.prompts",
+            f"prompts of at most data.max_length={data.max_length} tokens, to be answered",
+            f"none in the {side} data",
+            f"add data.{side} or objectives' {side}, or name a file in answers.prompts",
         )
     return prompts
 
 
-def _in_turns(held_out: Mapping[str, list[Group]]) -> Iterator[Group]:
+def _in_turns(of_objective: Mapping[str, list[Group]]) -> Iterator[Group]:
     """The distinct prompts: the first of every objective, then the second, and so on."""
     seen = set()
-    for turn in zip_longest(*held_out.values()):
+    for turn in zip_longest(*of_objective.values()):
         for group in turn:
             if group is not None and (key := repr(group.prompt)) not in seen:
                 seen.add(key)

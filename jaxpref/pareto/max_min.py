@@ -5,10 +5,51 @@ every token together with them (MOD).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from jaxpref.data.encode import encode_prompts
+from jaxpref.generation.sampling import Sampling
+from jaxpref.pareto.config import FrontConfig
+from jaxpref.pareto.inputs import answer_settings, first_prompts
+from jaxpref.pareto.policies import FrontPolicies
+from jaxpref.pareto.run_configs import single_out
+from jaxpref.pareto.stages import Stages
+from jaxpref.types import EncodedGroup
+
 _STEPS = 5_000
+_ANSWERS = 8
+"""Of the reference to every prompt."""
+
+
+def chosen_weights(front: FrontConfig, policies: FrontPolicies, stages: Stages) -> dict[str, float]:
+    """Objective -> its max-min weight, of answers of the reference to prompts of training data."""
+
+    def work() -> dict[str, Any]:
+        weights = max_min_weights(_ratios(front, policies))
+        return {"weights": dict(zip(front.names, weights.tolist(), strict=True))}
+
+    return stages("max-min", work)["weights"]
+
+
+def _ratios(front: FrontConfig, policies: FrontPolicies) -> list[np.ndarray]:
+    """Per prompt [N, O] log-ratios of the objectives' DPO policies to the reference."""
+    prompts, reference = first_prompts(front, policies.pieces, "train"), policies.reference()
+    settings = replace(answer_settings(front), sampling=Sampling(1.0), samples=_ANSWERS)
+    ids = encode_prompts(prompts, policies.pieces.tokenizer)
+    groups = [
+        EncodedGroup(ids[answer.prompt_index], (answer.token_ids,), number, f"answer {number}")
+        for number, answer in enumerate(reference.generate(prompts, settings))
+    ]
+    logps = [reference.logps(groups)]
+    logps += [policies.run(single_out(front, name)).logps(groups) for name in front.names]
+    of_reference, *of_policies = (
+        np.array([float(own[i][0]) for i in range(len(groups))]) for own in logps
+    )
+    ratio_BO = np.stack([own - of_reference for own in of_policies], axis=-1)
+    return np.split(ratio_BO, len(prompts))  # answers come in the order of the prompts
 
 
 def max_min_weights(ratios: Sequence[np.ndarray]) -> np.ndarray:

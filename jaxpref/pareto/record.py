@@ -48,7 +48,7 @@ def measured_front(front: FrontConfig, singles: Mapping[str, Config], stages: St
     """
     policies = FrontPolicies(next(iter(singles.values())))
     evaluation = _evaluation_set(front, singles, policies)
-    every = list(entries(front, policies.pieces, stages))
+    every = list(entries(front, policies, stages))
     answers, accuracies = [], []
     for entry in every:
         policy = cache(partial(entry.make, policies))  # read by the first stage that needs it

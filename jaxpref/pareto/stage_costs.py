@@ -19,9 +19,10 @@ def single_cost(front: FrontConfig, name: str, stages: Stages) -> Cost:
     return Cost(stages.cost(f"dpo-{name}"), _label_costs(front, name, stages))
 
 
-def combined_cost(front: FrontConfig, stages: Stages) -> Cost:
-    """Of a policy that is made of all DPO policies without training."""
-    return Cost(shared=_policy_costs(front, front.names, stages))
+def combined_cost(front: FrontConfig, method: str, stages: Stages) -> Cost:
+    """Of a policy that is made of all DPO policies; FLOPs of the answers for MPO do not count."""
+    own = replace(stages.cost("max-min"), flops=None) if method == "mpo" else Work()
+    return Cost(own, shared=_policy_costs(front, front.names, stages))
 
 
 def point_cost(

@@ -46,7 +46,7 @@ def settings(out: Path, files: tiny.Files, **pareto) -> dict:
     return raw | {"pareto": {"objectives": objectives, "weights": WEIGHTS, "answers": answers, **pareto}}
 
 
-EVERY_METHOD = ["dpo", "modpo", "mod", "soup_deltas", "soup_factors", "raco", "cos_dpo"]
+EVERY_METHOD = ["dpo", "modpo", "mod", "soup_deltas", "soup_factors", "mpo", "raco", "cos_dpo"]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,10 @@ def test_a_front_is_made_by_one_process(files, tmp_path):
 def test_every_policy_is_measured(front):
     found, out, _ = front
     names = [point.name for point in found.points]
-    weighted = [f"{method}_{w:.4g}_{1 - w:.4g}" for method in EVERY_METHOD[1:] for w in (0.2, 0.6, 0.8)]
+    names_of = lambda method: (
+        [method] if method == "mpo" else [f"{method}_{w:.4g}_{1 - w:.4g}" for w in (0.2, 0.6, 0.8)]
+    )
+    weighted = [name for method in EVERY_METHOD[1:] for name in names_of(method)]
     assert names == ["reference", "dpo_likes", "dpo_short", *weighted]
     for point in found.points:
         assert len(point.answers) == len(found.prompts) == 8
@@ -132,6 +135,14 @@ def test_labels_are_those_of_all_objectives(front):
     assert len(rows) == 2 * len(labels), "an epoch each"
     content = rows[0]["prompt"][0]["content"]
     assert content.startswith(f"< likes: {rows[0]['w/likes']:g} > < short: ") and content.endswith(" > n 0")
+
+
+def test_max_min_weights_are_chosen_once(front):
+    found, out, _ = front
+    (point,) = [point for point in found.points if point.method == "mpo"]
+    assert sum(point.weights.values()) == pytest.approx(1)
+    assert json.loads((out / "stages" / "max-min.json").read_text())["weights"] == point.weights
+    assert point.cost.own.flops is None and point.cost.own.seconds > 0
 
 
 def test_one_run_serves_all_weights(front):

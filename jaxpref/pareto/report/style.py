@@ -32,6 +32,7 @@ _STYLES = {
     "mod": Style("MOD decoding", "#D55E00", "#FF8A3D", "square"),
     "soup_deltas": Style("soup of LoRA deltas", "#009E73", "#2FCB9E", "up"),
     "soup_factors": Style("soup of LoRA factors", "#C2649B", "#E79AC6", "down"),
+    "mpo": Style("MPO, max-min weights", "#7F7F00", "#C9C94B", "star"),
     "raco": Style("RACO", "#B8860B", "#F0C050", "diamond"),
     "cos_dpo": Style("COS-DPO", "#6A3D9A", "#B79AE0", "hexagon"),
 }
