@@ -67,10 +67,8 @@ def test_a_front_is_made_by_one_process(files, tmp_path):
 def test_every_policy_is_measured(front):
     found, out, _ = front
     names = [point.name for point in found.points]
-    names_of = lambda method: (
-        [method] if method == "mpo" else [f"{method}_{w:.4g}_{1 - w:.4g}" for w in (0.2, 0.6, 0.8)]
-    )
-    weighted = [name for method in EVERY_METHOD[1:] for name in names_of(method)]
+    at_all = lambda method: [f"{method}_{w:.4g}_{1 - w:.4g}" for w in (0.2, 0.6, 0.8)]
+    weighted = [name for m in EVERY_METHOD[1:] for name in ([m] if m == "mpo" else at_all(m))]
     assert names == ["reference", "dpo_likes", "dpo_short", *weighted]
     for point in found.points:
         assert len(point.answers) == len(found.prompts) == 8
