@@ -97,7 +97,7 @@ def near(policy, ref, *, centre: float):
     return ObjectiveOutput(1.0 - jnp.exp(-jnp.square(margin_B - centre)), present_B, {"margin": margin_B})
 
 
-def train(directory, lines, objective, *, steps=300, model=None, learning_rate=3e-3, optim={}, **changes):
+def train(directory, lines, objective, *, steps=300, model=None, learning_rate=3e-3, optim=None, **changes):
     """A finished run on these rows, and log-probs of the nine under its policy and under the model it began with."""
     model = model or tiny.write_model(directory / "model", scale=0.5)
     data = tiny.write_rows(directory / "rows.jsonl", lines)
@@ -108,7 +108,8 @@ def train(directory, lines, objective, *, steps=300, model=None, learning_rate=3
         objective=objective,
         train={"batch_size": len(lines), "epochs": steps, "micro_rows": 8, "log_every": steps},
         data={"train": [str(data)], "eval": [], "row_length": 64},
-        optim={"learning_rate": learning_rate, "schedule": "cosine", "warmup_steps": 5, "clip_norm": None} | optim,
+        optim={"learning_rate": learning_rate, "schedule": "cosine", "warmup_steps": 5, "clip_norm": None}
+        | (optim or {}),
         **changes,
     )
     tiny.run(config)
