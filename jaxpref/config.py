@@ -192,6 +192,13 @@ class OptimConfig:
     """Momentum (sgd)."""
     muon_momentum: float = Field(default=0.95, ge=0, lt=1)
     """Nesterov momentum of the matrices (muon)."""
+    combine: Literal["sum", "raco", "mgda", "pcgrad", "tchebycheff"] = "sum"
+    """How the gradients of several objectives become one, their weights w: the weighted sum; RACO,
+    which turns it away from conflicts (arXiv 2602.02495); MGDA, the shortest of their weighted
+    means; PCGrad, which takes from each what opposes another; tchebycheff, that of the largest w *
+    loss alone. All but sum take a backward pass per objective."""
+    combine_c: float = Field(default=0.4, ge=0)
+    """How far RACO turns; 0: not at all; below 1 it stands still only where the sum does."""
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype in which the first moment (adamw, lion) or the momentum (sgd, muon) is kept: bfloat16
     takes 2 bytes less of every trained parameter. The second moment stays float32: bfloat16 would

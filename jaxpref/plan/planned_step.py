@@ -82,6 +82,7 @@ class PlannedStep:
             self.item,
             reference=reference,
             frozen=bool(self.frozen.base),
+            backward=self.pieces.backward_passes,
             policies=self.points,
         )
 

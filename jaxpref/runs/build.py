@@ -30,6 +30,7 @@ from jaxpref.runs.same_files import check_same_files
 from jaxpref.settings.contradictions import objective_contradictions
 from jaxpref.sharding import make_mesh, vocab_ways
 from jaxpref.step.batch_loss import LossSpec
+from jaxpref.step.combine import Combine
 from jaxpref.step.state import MovingReference
 from jaxpref.storage.paths import as_path
 
@@ -65,6 +66,11 @@ class Pieces:
         if not reference.sync_every:
             return None
         return MovingReference(reference.sync_every, reference.sync_alpha, self.dtype)
+
+    @property
+    def backward_passes(self) -> int:
+        """Of a training step through one forward pass."""
+        return len(self.parts) if Combine.of(self.config.optim) else 1
 
     def loss_spec(self, layout: Layout, kind: str) -> LossSpec:
         """How groups of a kind, laid out so, become losses."""

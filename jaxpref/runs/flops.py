@@ -38,6 +38,7 @@ def step_flops(
     reference: bool,
     frozen: bool = False,
     policies: int = 1,
+    backward: int = 1,
 ) -> float:
     """Model FLOPs of a step, of real tokens only: padding and recomputation (remat) do not count.
 
@@ -50,10 +51,11 @@ def step_flops(
         reference: a reference model runs beside the policy.
         frozen: the weights are frozen, and an adapter is trained.
         policies: trained at once on the same reference.
+        backward: passes back through one forward pass, of objectives whose gradients are combined.
     """
     weights, pairs = _multiply_adds(spec, step.tokens, step.loss_tokens, step.visible)
-    passes = 2 if frozen else 3
-    flops = policies * (2.0 * weights * passes + 2.0 * pairs * 3)
+    passes = 1 + backward * (1 if frozen else 2)
+    flops = policies * (2.0 * weights * passes + 2.0 * pairs * (1 + 2 * backward))
     if reference:
         flops += 2.0 * (weights + pairs)
     return flops

@@ -1,6 +1,7 @@
 """One optimizer step as a pure function, and the steps that only run forward."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import optax
 
 from jaxpref.models.placement import constrain_params
 from jaxpref.step.batch_loss import LossSpec, all_logps, finish_metrics, loss_and_sums
+from jaxpref.step.combine import Combine
 from jaxpref.step.gradients import coupled_gradient, split_gradient, whole_gradient
 from jaxpref.step.micro_batches import at_used_length, collect, whole_batch
 from jaxpref.step.policy import Frozen
@@ -21,6 +23,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule | None,
     moving: MovingReference | None = None,
+    combine: Combine | None = None,
 ) -> Callable[[TrainState, Frozen, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, what is frozen, batch [T, R, ...], micro-batches in use) -> (state, metrics).
 
@@ -30,7 +33,9 @@ def make_train_step(
     Args:
         schedule: whose learning rate is among the metrics; None: it is not.
         moving: the reference is the state's own and follows the policy.
+        combine: how the gradients of the parts become one; None: the gradient of their sum.
     """
+    loss_spec = replace(loss_spec, apart=combine is not None)
 
     def train_step(state: TrainState, frozen: Frozen, batch: Batch, micro_batches: jax.Array):
         if moving:
@@ -43,6 +48,11 @@ def make_train_step(
             gradient = split_gradient
         keys_T = _dropout_keys(loss_spec, state, batch)
         grads, (sums, running) = gradient(loss_spec, state, frozen, batch, keys_T, micro_batches)
+        metrics = finish_metrics(sums, loss_spec.parts)
+        if combine:
+            losses = {part.name: metrics[f"loss/{part.name}"] for part in loss_spec.parts}
+            grads, combined = combine(grads, loss_spec.parts, losses)
+            metrics |= combined
         grads = constrain_params(grads, loss_spec.model.axes)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -51,7 +61,7 @@ def make_train_step(
         if moving:
             ref_params = moving.updated(ref_params, params, state.step + 1)
 
-        metrics = finish_metrics(sums, loss_spec.parts) | {
+        metrics |= {
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(params),
         }

@@ -48,6 +48,7 @@ from jaxpref.runs.params import load_params, reference_overlay, runs_reference
 from jaxpref.runs.resume import check_length, how_to_extend, resume_step, with_stored
 from jaxpref.settings import save_config
 from jaxpref.step.batch_loss import LossSpec
+from jaxpref.step.combine import Combine
 from jaxpref.step.optim import AS_CONFIGURED, GivenRule, OptimNumbers, make_rule, optim_numbers
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
@@ -101,7 +102,8 @@ def step_with(
     vocab = pieces.source.spec.vocab
     optimizer, schedule = make_rule(pieces.config.optim, steps, vocab, numbers.optim, rule)
     loss_spec = loss_spec.with_numbers(numbers.objective)
-    return make_train_step(loss_spec, optimizer, schedule, pieces.moving)
+    combine = Combine.of(pieces.config.optim)
+    return make_train_step(loss_spec, optimizer, schedule, pieces.moving, combine)
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,11 @@ def _training(
     def flops(item: Step) -> float:
         runs_reference = frozen.reference is not None or pieces.moving is not None
         return step_flops(
-            pieces.source.spec, item, reference=runs_reference, frozen=bool(frozen.base)
+            pieces.source.spec,
+            item,
+            reference=runs_reference,
+            frozen=bool(frozen.base),
+            backward=pieces.backward_passes,
         )
 
     training = prepared.training(

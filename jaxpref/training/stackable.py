@@ -48,12 +48,17 @@ def check_stackable(configs: Sequence[Config]) -> None:
 
 
 def stacked_numbers(configs: Sequence[Config]) -> list[dict[str, np.ndarray]]:
-    """Per part of the objective, the hyperparameters that vary between runs: {name: [P, ...]}.
+    """Per part of the objective, the numbers that vary between runs: {name: [P, ...]}.
+
+    They are hyperparameters, and `weight`.
 
     Errors: NotStackable where runs differ in something else of their objectives.
     """
     bound = [bind(config.objective, OBJECTIVES, TRANSFORMS) for config in configs]
-    fixed = [[dataclasses.replace(part, hyperparameters={}) for part in parts] for parts in bound]
+    fixed = [
+        [dataclasses.replace(part, weight=1.0, hyperparameters={}) for part in parts]
+        for parts in bound
+    ]
     if any(repr(other) != repr(fixed[0]) for other in fixed[1:]):
         raise NotStackable(
             "objectives that differ in numbers among their hyperparameters only",
@@ -64,10 +69,11 @@ def stacked_numbers(configs: Sequence[Config]) -> list[dict[str, np.ndarray]]:
 
 
 def _varied(parts: Sequence[Part]) -> dict[str, np.ndarray]:
-    """Of one part in all runs, the hyperparameters in which they differ."""
+    """Of one part in all runs, the numbers in which they differ."""
     varied = {}
-    for name, first in parts[0].hyperparameters.items():
-        values = [part.hyperparameters[name] for part in parts]
+    numbers = [{"weight": part.weight, **part.hyperparameters} for part in parts]
+    for name, first in numbers[0].items():
+        values = [own[name] for own in numbers]
         if all(value == first for value in values):
             continue
         try:

@@ -61,8 +61,8 @@ def train_stacked(
     its own directory.  Flops and seconds of a result are its share, an equal part of the whole.
 
     Args:
-        configs: alike but for `out`, `log` and numbers among the hyperparameters of the
-            objectives, as modpo's `w`.
+        configs: alike but for `out`, `log` and numbers of the objectives: their weights, and
+            numbers among their hyperparameters, as modpo's `w`.
         out: directory of the common state, from which training goes on.
         on_log: as of `train`; called with means over the runs.
     Errors: InputError for runs that cannot share a step; those of `train`.
@@ -193,7 +193,12 @@ def _training(
     def flops(item: Step) -> float:
         runs_reference = frozen.reference is not None
         return step_flops(
-            pieces.source.spec, item, reference=runs_reference, frozen=True, policies=len(configs)
+            pieces.source.spec,
+            item,
+            reference=runs_reference,
+            frozen=True,
+            policies=len(configs),
+            backward=pieces.backward_passes,
         )
 
     return prepared.training(
