@@ -1,6 +1,7 @@
 """Finds a model: a directory, a GGUF file, an installed package, or the Hugging Face Hub."""
 
 import importlib.util
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from jaxpref.models.own import OpenOwnModel, OwnModel, OwnSpec
 from jaxpref.models.spec import ModelSpec
 from jaxpref.storage.local_copies import local_directory, local_file
 from jaxpref.storage.paths import as_path
+
+_log = logging.getLogger(__name__)
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 # Further copies of the weights: in folders (which may hold chat templates too), in the format of
@@ -76,13 +79,16 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if local.is_dir():
         spec = hf.load_spec(local)
         model_type = hf.read_json(local / "config.json")["model_type"]
+        multimodal = model_type in TEXT_PARTS
+        if multimodal:
+            _log.info("%s is multimodal (%s): its text part alone is read", local, model_type)
         return Checkpoint(
             path=local,
             spec=spec,
             generation_config=_generation_config(local),
             load_params=partial(hf.load_params, local, spec),
             load_tokenizer=partial(_tokenizer_in, local),
-            text_part_of=model_type if model_type in TEXT_PARTS else None,
+            text_part_of=model_type if multimodal else None,
         )
     if local.suffix != ".gguf":
         raise InputError(

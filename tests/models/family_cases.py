@@ -117,6 +117,28 @@ CASES: dict[str, Case] = {
             mm_tokens_per_image=4, image_token_index=64, boi_token_index=62, eoi_token_index=63,
         ),
     ),
+    "smolvlm": Case(
+        "Idefics3Config",
+        dict(
+            text_config={**_BASE, "model_type": "llama", "rope_theta": 300.0, "head_dim": 12},
+            vision_config=dict(
+                hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32,
+                patch_size=8,
+            ),
+            scale_factor=2, image_token_id=64,
+        ),
+    ),
+    "llava": Case(
+        "LlavaConfig",
+        dict(
+            text_config={**_BASE, "model_type": "llama", "num_key_value_heads": 4, "rope_theta": 300.0},
+            vision_config=dict(
+                model_type="clip_vision_model", hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                num_attention_heads=2, image_size=28, patch_size=14,
+            ),
+            image_token_index=64, image_seq_length=4,
+        ),
+    ),
     "phi3": _case("Phi3", {"window": dict(sliding_window=None)}, sliding_window=6),
     "phi4_mini": _case(
         "Phi3",
@@ -244,9 +266,9 @@ def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def text_name(name: str) -> str | None:
     """A stored name of a multimodal model as its text model's checkpoint has it; None: it is of images."""
-    if re.match(r"vision_tower|multi_modal_projector|model\.visual", name):
+    if re.match(r"vision_tower|multi_modal_projector|model\.(visual|vision_model|connector)", name):
         return None
-    return name.removeprefix("language_model.").replace("model.language_model.", "model.")
+    return re.sub(r"^model\.(language|text)_model\.", "model.", name.removeprefix("language_model."))
 
 
 def text_tensors(stored: dict[str, list[int]]) -> dict[str, list[int]]:

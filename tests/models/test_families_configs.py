@@ -423,6 +423,45 @@ def test_refused_of_a_multimodal_model(change, named):
     assert named in str(error.value)
 
 
+SMOLVLM = {
+    "architectures": ["Idefics3ForConditionalGeneration"], "image_token_id": 49190, "model_type": "idefics3",
+    "scale_factor": 4, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 49280,
+    "text_config": {
+        "_flash_attn_2_enabled": True, "_name_or_path": "None", "architectures": ["VLlama3ForCausalLM"], "head_dim": 64,
+        "hidden_size": 576, "intermediate_size": 1536, "is_llama_config": True, "max_position_embeddings": 8192,
+        "model_type": "llama", "neftune_noise_alpha": 0.0, "num_attention_heads": 9, "num_hidden_layers": 30,
+        "num_key_value_heads": 3, "pad_token_id": 2, "pixel_shuffle_factor": 4, "qk_layer_norms": False,
+        "perceiver_config": {"model_type": "vllama3", "resampler_depth": 6, "attention_dropout": 0.0},
+        "rms_norm_eps": 1e-5, "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000,
+        "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}}, "use_resampler": False, "vocab_size": 49280,
+    },
+    "vision_config": {"hidden_size": 768, "image_size": 512, "model_type": "idefics3", "patch_size": 16},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("outer", [{}, {"model_type": "smolvlm", "architectures": ["SmolVLMForConditionalGeneration"]}])
+def test_smolvlm_is_read_as_its_text_part(outer):
+    expected = ModelSpec("llama", 49280, 576, 1536, 30, 9, 3, 64, 8192, 1e5, 1e-5, False)
+    assert spec_from_hf({**SMOLVLM, **outer}, "config.json") == expected
+
+
+@pytest.mark.parametrize("switch", ["qk_layer_norms", "use_resampler"])
+def test_what_smolvlm_was_not_published_with_is_refused(switch):
+    text = {**SMOLVLM["text_config"], switch: True}
+    with pytest.raises(InputError, match=f"in text_config of config.json: {switch} = True"):
+        spec_from_hf({**SMOLVLM, "text_config": text}, "config.json")
+
+
+def test_llava_is_read_as_its_text_part():
+    vicuna = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 32064, "rms_norm_eps": 1e-5,
+              "max_position_embeddings": 4096, "torch_dtype": "float16"}  # fmt: skip
+    llava = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "text_config": vicuna,
+             "ignore_index": -100, "image_token_index": 32000, "pad_token_id": 32001, "projector_hidden_act": "gelu",
+             "vision_feature_layer": -2, "vision_feature_select_strategy": "default", "vision_config": {}}  # fmt: skip
+    sizes = 4096, 11008, 32, 32, 32, 128, 4096
+    assert spec_from_hf(llava, "config.json") == ModelSpec("llama", 32064, *sizes, 1e4, 1e-5, False)
+
+
 def test_an_untied_head_is_said_outside():
     untied = spec_from_hf({**GEMMA3_4B, "tie_word_embeddings": False}, "config.json")
     assert not untied.tied
@@ -653,7 +692,10 @@ def test_qwen3_5_refused(change, named):
 @pytest.mark.parametrize(
     "config, said",
     [
-        ({"model_type": "llava", "text_config": {"model_type": "llama"}}, "multimodal; its text part, llama, is sup"),
+        (
+            {"model_type": "llava_next", "text_config": {"model_type": "llama"}},
+            "multimodal; its text part, llama, is sup",
+        ),
         ({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text"}}, "its text part is not supported"),
         ({"model_type": "qwen2_vl", "hidden_size": 8}, "qwen2_vl is multimodal"),
         ({"model_type": "new_vl", "vision_config": {"hidden_size": 8}}, "new_vl is multimodal"),

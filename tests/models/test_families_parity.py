@@ -242,10 +242,13 @@ def test_other_stored_forms(load, case, tmp_path):
             np.testing.assert_array_equal(leaf, again[path], err_msg=path, strict=True)
 
 
-def test_a_multimodal_model_carries_no_adapter_for_peft(tmp_path):
+def test_a_multimodal_model_carries_no_adapter_for_peft(tmp_path, caplog):
     """There the weights have other names than in the text model that they are here."""
+    caplog.set_level("INFO")
     (tmp_path / "text").mkdir()
     open_checkpoint(write("gemma3", tmp_path / "text")).check_adapter_base()
+    assert "multimodal" not in caplog.text
     whole = open_checkpoint(write("gemma3_multimodal", tmp_path))
+    assert "is multimodal (gemma3): its text part alone is read" in caplog.text
     with pytest.raises(InputError, match="is multimodal \\(gemma3\\)"):
         whole.check_adapter_base()

@@ -22,9 +22,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # torch's and transformers' o
 
 def run(directory):
     """Logits of every sequence, each run alone."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    model, info = AutoModelForCausalLM.from_pretrained(
+    multimodal = hasattr(AutoConfig.from_pretrained(directory), "vision_config")
+    auto_class = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+    model, info = auto_class.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info

@@ -38,6 +38,7 @@ from jaxpref.models.families import (
     qwen3_5,
     qwen3_moe,
     smollm3,
+    vision_llama,
 )
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import StoredLeaf
@@ -61,7 +62,13 @@ FAMILIES = {
     "smollm3": smollm3,
 }
 
-TEXT_PARTS = {"gemma3": gemma3.text_part, "qwen3_5": qwen3_5.text_part}
+TEXT_PARTS = {
+    "gemma3": gemma3.text_part,
+    "idefics3": vision_llama.smolvlm_text_part,
+    "llava": vision_llama.llava_text_part,
+    "qwen3_5": qwen3_5.text_part,
+    "smolvlm": vision_llama.smolvlm_text_part,
+}
 """By the `model_type` of multimodal models: what finds the config of the text part."""
 
 

@@ -4,11 +4,14 @@ from typing import Any
 
 from jaxpref.models.families.hf_config import ConfigReader, read_sizes, written_sizes
 from jaxpref.models.families.rope import read_rope, written_rope
-from jaxpref.models.families.tensors import LLAMA, ROTARY_BUFFERS
+from jaxpref.models.families.tensors import LLAMA, ROTARY_BUFFERS, in_multimodal, inside
 from jaxpref.models.spec import LinearRope, ModelSpec
 
 TENSORS = LLAMA
-IGNORED_TENSORS = ROTARY_BUFFERS
+# Of LLaVA's and SmolVLM's checkpoints, whose text part is read (`vision_llama.py`).
+OTHER_FORMS = (*in_multimodal(TENSORS), inside(TENSORS, "text_model"))
+_OF_IMAGES = r"(model\.)?(vision_tower|multi_modal_projector|vision_model|connector)\..*"
+IGNORED_TENSORS = rf"{ROTARY_BUFFERS}|{_OF_IMAGES}"
 DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
 
 

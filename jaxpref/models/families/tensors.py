@@ -78,9 +78,13 @@ def in_multimodal(table: Mapping[str, StoredLeaf]) -> tuple[dict[str, StoredLeaf
     transformers 5 writes the published names back, unless asked not to.
     """
     published = {p: replace(leaf, name=f"language_model.{leaf.name}") for p, leaf in table.items()}
-    inside = lambda name: name.replace("model.", "model.language_model.", 1)
-    in_memory = {
-        p: replace(leaf, name=inside(leaf.name)) if leaf.name.startswith("model.") else leaf
+    return published, inside(table, "language_model")
+
+
+def inside(table: Mapping[str, StoredLeaf], part: str) -> dict[str, StoredLeaf]:
+    """A text model's tensors, with the decoder a part of the whole, `model.PART`."""
+    named = lambda name: name.replace("model.", f"model.{part}.", 1)
+    return {
+        p: replace(leaf, name=named(leaf.name)) if leaf.name.startswith("model.") else leaf
         for p, leaf in table.items()
     }
-    return published, in_memory
