@@ -286,7 +286,7 @@ def start(path: Path, cache: Path, code: str = SLOW_TRAIN, *arguments: str) -> s
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def wait_until(condition, process: subprocess.Popen, seconds: float = 120.0) -> None:
+def wait_until(condition, process: subprocess.Popen, seconds: float = 600.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stderr.read()
