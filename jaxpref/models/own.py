@@ -96,7 +96,8 @@ class OwnModel:
             head: module -> unembedding [V, D].
             about: the other fields.
         """
-        graph, params, rest = nnx.split(module, nnx.Param, ...)
+        graph, *states = nnx.split(module, nnx.Param, ...)
+        params, rest = states
 
         def hidden(params, *inputs):
             return nnx.merge(graph, params, rest)(*inputs)
@@ -125,7 +126,7 @@ class OwnModel:
         field = "/value" if isinstance(params, nnx.State) else ""
         flat = {leaf_path(path).removesuffix(field): leaf for path, leaf in leaves}
         _check_leaves(flat)
-        axes = {path: (None,) * np.ndim(leaf) for path, leaf in flat.items()}
+        axes: dict[str, Axes] = {path: (None,) * np.ndim(leaf) for path, leaf in flat.items()}
         axes |= _checked_axes(self.axes or {}, flat)
         shapes = {p: jax.ShapeDtypeStruct(np.shape(x), jnp.float32) for p, x in flat.items()}
         return OpenOwnModel(self, structure, flat, shapes, axes)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jaxpref.config import ModelConfig
 from jaxpref.errors import InputError
@@ -16,7 +16,7 @@ from jaxpref.models.families import TEXT_PARTS
 from jaxpref.models.gguf import reader as gguf
 from jaxpref.models.given import load_given
 from jaxpref.models.hf.tokenizer import has_tokenizer, load_tokenizer
-from jaxpref.models.own import OpenOwnModel, OwnModel, OwnSpec
+from jaxpref.models.own import OpenOwnModel, OwnModel
 from jaxpref.models.spec import ModelSpec
 from jaxpref.storage.local_copies import local_directory, local_file
 from jaxpref.storage.paths import as_path
@@ -35,7 +35,8 @@ class Checkpoint:
 
     path: Path
     """The directory or file, local or in a bucket."""
-    spec: ModelSpec | OwnSpec
+    spec: ModelSpec
+    """Of a model of the user's own an `OwnSpec`: it has what does not ask for a decoder's parts."""
     generation_config: dict[str, Any]
     """As in generation_config.json."""
     load_params: Callable[..., dict[str, Any]]
@@ -121,11 +122,11 @@ def given_model(config: ModelConfig, model: OwnModel | None, params: Any) -> Che
         return tokenizer_at(config.path) if model.tokenizer is None else model.tokenizer
 
     return Checkpoint(
-        as_path(config.path),
-        own.spec(),
-        {},
-        own.load_params,
-        load_tokenizer,
+        path=as_path(config.path),
+        spec=cast(ModelSpec, own.spec()),
+        generation_config={},
+        load_params=own.load_params,
+        load_tokenizer=load_tokenizer,
         own=own,
         in_memory=True,
     )

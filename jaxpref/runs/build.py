@@ -162,7 +162,8 @@ def _model_files(config: Config, source: Checkpoint) -> dict[str, Path]:
     models = {key: open_checkpoint(path).path for key, path in named.items() if path is not None}
     adapters = {"adapter.path": config.adapter.path, "reference.adapter": reference_adapter(config)}
     of_adapters = {key: as_path(path) for key, path in adapters.items() if path is not None}
-    return {"model.path": source.path} | models | of_adapters
+    model = {} if source.own is not None else {"model.path": source.path}
+    return model | models | of_adapters
 
 
 def dated_tokenizer(config: Config, source: Checkpoint) -> tuple[Config, Any]:

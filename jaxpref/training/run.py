@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -72,7 +72,9 @@ def train(
         # The config is written down, which functions cannot be.
         objective, config = config.objective, replace(config, objective=Config().objective)
     if on_log is None:
-        shown = training_progress(get_console(), config.train.log_every, show=config.log.progress)
+        shown: AbstractContextManager[OnLog] = training_progress(
+            get_console(), config.train.log_every, show=config.log.progress
+        )
     else:
         shown = nullcontext(on_log)
     rule = GivenRule(optimizer, schedule)

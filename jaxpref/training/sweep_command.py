@@ -2,6 +2,7 @@
 
 import argparse
 from contextlib import AbstractContextManager
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -53,11 +54,11 @@ def run(options: argparse.Namespace, console: Console) -> None:
 def _key_and_values(text: str) -> tuple[str, list]:
     key, _, values = text.partition("=")
     try:
-        read = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={values}"]))["value"]
+        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={values}"]))
     except OmegaConfBaseException:
-        read = None
-    if not isinstance(read, list):
+        parsed = {"value": None}
+    if not isinstance(parsed["value"], list):
         raise InputError(
             "--over KEY=[A,B,...]", f"--over {text}", "write the values in brackets, without spaces"
         )
-    return key, read
+    return key, parsed["value"]

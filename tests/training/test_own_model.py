@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import own_linen
+import own_model
 import pytest
 import tiny
 from flax import nnx
@@ -22,7 +22,7 @@ VOCAB = 128
 
 @functools.cache
 def own() -> jaxpref.OwnModel:
-    return own_linen.own_model(VOCAB)
+    return own_model.own_model(VOCAB)
 
 
 def config(out, files, **changes):

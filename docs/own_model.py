@@ -1,9 +1,5 @@
-"""A model of the reader's own, in Linen: what docs/extend.md shows, and the tests train.
+"""A model of your own, in Linen: docs/extend.md explains it, and the tests train it."""
 
-The lines between the two rules are those of docs/extend.md.
-"""
-
-# ---------------------------------------------------------------------------
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -47,17 +43,21 @@ def rotated(x, position):
     half = x.shape[-1] // 2
     angle = jnp.einsum("rl,h->rlh", position, 100.0 ** (-jnp.arange(half) / half))[:, :, None]
     a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * jnp.cos(angle) - b * jnp.sin(angle), b * jnp.cos(angle) + a * jnp.sin(angle)], -1)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 def own_model(vocab, **about):
+    """The bridge: where the unembedding is, and which axes the mesh may split."""
     module, token = Own(vocab), jnp.zeros((1, 8), jnp.int32)
     params = module.init(jax.random.key(0), token, token, jnp.ones((1, 8, 8), bool))["params"]
     axes = {}
     for i in range(module.layers):
         axes |= {f"block_{i}/{name}/kernel": ("width", "heads", None) for name in "qkv"}
-        axes |= {f"block_{i}/up/kernel": ("width", "ffn"), f"block_{i}/down/kernel": ("ffn", "width")}
-    return OwnModel.of_linen(module, params, head=lambda params: params["embed"]["embedding"], axes=axes, **about)
+        axes[f"block_{i}/up/kernel"] = "width", "ffn"
+        axes[f"block_{i}/down/kernel"] = "ffn", "width"
 
+    def head(params):
+        return params["embed"]["embedding"]
 
-# ---------------------------------------------------------------------------
+    return OwnModel.of_linen(module, params, head=head, axes=axes, **about)
