@@ -21,12 +21,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import numpy as np  # noqa: E402
 import tiny  # noqa: E402
-from bandit import PROMPT, TEXTS, train  # noqa: E402
-
-from jaxpref.runs.metrics import read_jsonl  # noqa: E402
+from bandit import PROMPT, TEXTS, logps_of, train  # noqa: E402
 
 CENTRES = (0.7, -1.3)
-WEIGHTS = ((0.3, 0.7), (0.45, 0.55), (0.7, 0.3))
+WEIGHTS = ((0.3, 0.7), (0.45, 0.55))
 WAYS = {
     "weighted sum": {},
     "RACO, c = 0.4": {"combine": "raco", "combine_c": 0.4},
@@ -43,10 +41,13 @@ def reached(folder: Path, model: Path, w: tuple[float, float], optim: dict) -> f
         {"name": "bandit:near", "weight": weight, "centre": centre}
         for weight, centre in zip(w, CENTRES, strict=True)
     ]
-    line = {"prompt": PROMPT, "chosen": TEXTS[1], "rejected": TEXTS[2]}
+    pair = TEXTS[1:3]
+    line = {"prompt": PROMPT, "chosen": pair[0], "rejected": pair[1]}
     settings = {"name": "sgd", "learning_rate": 2e-3, "schedule": "linear", **optim}
-    config, _, _ = train(folder, [line], parts, steps=400, model=model, optim=settings)
-    return read_jsonl(f"{config.out}/metrics.jsonl")[-1]["margin"]
+    config, _, _ = train(folder, [line], parts, steps=150, model=model, optim=settings)
+    after, before = (logps_of(source, texts=pair) for source in (config.out, model))
+    ratio = after - before
+    return float(ratio[0] - ratio[1])
 
 
 def losses(margin: float) -> list[float]:

@@ -141,7 +141,7 @@ def logps_of(source: str | Path | Mix, prompt=PROMPT, texts=TEXTS) -> np.ndarray
     """[9] log-probs of the nine under a run, a model, an adapter or several that decide together."""
     runs = [source] if not isinstance(source, Mix) else [path for path, _ in source.policies]
     step = "latest" if all((Path(run) / "config.yaml").is_file() for run in runs) else "best"
-    opened = open_source(source, step=step)
+    opened = open_source(source, step=step, overrides=["model.compute_dtype=float32"])
     groups = [Group(prompt, (text,), i, "") for i, text in enumerate(texts)]
     encoded, _ = encode_groups(groups, opened.pieces.tokenizer, max_length=None)
     values = answer_logps(opened, encoded)

@@ -8,6 +8,9 @@ from jaxpref.pareto.config import FrontConfig, point_name
 from jaxpref.pareto.labels import label_columns, weight_columns
 from jaxpref.storage.paths import as_path
 
+RACO_POINTS = "raco.points"
+"""Name of the common state of the RACO points; no objective can be called so."""
+
 
 def single_out(front: FrontConfig, name: str) -> str:
     """Directory of the DPO run of one objective."""

@@ -7,6 +7,7 @@ from jaxpref.data.rewrite import configured, groups_of
 from jaxpref.pareto.config import SHARED, FrontConfig, point_name
 from jaxpref.pareto.cost import Cost, Work
 from jaxpref.pareto.rewards import limits
+from jaxpref.pareto.run_configs import RACO_POINTS
 from jaxpref.pareto.stages import Stages
 from jaxpref.rewards.tokens import encode_within
 from jaxpref.runs.build import Pieces
@@ -46,7 +47,7 @@ def point_cost(
 def raco_cost(front: FrontConfig, weights: Mapping[str, float], stages: Stages) -> Cost:
     """Of a RACO point: an equal share of the run that trained it, and the labels."""
     together = len(front.points) if front.pareto.together else 1
-    run = stages.cost("stacked-raco" if together > 1 else point_name("raco", weights))
+    run = stages.cost(f"stacked-{RACO_POINTS}" if together > 1 else point_name("raco", weights))
     own = Work(run.flops / together, run.seconds / together)
     return Cost(own, _shared_label_costs(front, stages), together)
 

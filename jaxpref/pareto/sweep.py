@@ -31,6 +31,7 @@ from jaxpref.pareto.policies import LATEST
 from jaxpref.pareto.record import measured_front
 from jaxpref.pareto.rewards import explicit_reward, limits, temperature
 from jaxpref.pareto.run_configs import (
+    RACO_POINTS,
     cos_dpo_run,
     point_run,
     raco_run,
@@ -249,7 +250,7 @@ class _Sweep:
         labelled = write_labels(front, pools, stages)
         if "raco" in front.pareto.methods:
             points = [(weights, raco_run(front, weights, labelled)) for weights in front.points]
-            self._train_sweep("raco", points, "raco", f"RACO, {len(points)} points")
+            self._train_sweep("raco", points, RACO_POINTS, f"RACO, {len(points)} points")
         if "cos_dpo" in front.pareto.methods:
             rows = write_conditioned_rows(front, "cos_dpo", labelled, stages)
             self._train("cos_dpo", "COS-DPO, all weights", cos_dpo_run(front, rows))

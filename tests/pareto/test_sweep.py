@@ -290,6 +290,8 @@ def test_the_command_writes_and_draws_again(files, tmp_path, capsys):
         ({"base": "kind"}, "none of"),
         ({"methods": ["rlhf"]}, "methods"),
         ({"methods": ["mod", "mod"]}, "each once"),
+        ({"seeds": [0, 1, 0]}, "pareto.seeds.*each once"),
+        ({"dirichlet": 0.0}, "pareto.dirichlet"),
         ({"weights": []}, "no vector"),
         ({"weights": [[1, 1], [2, 2.00001]]}, "the same point"),
     ],
@@ -299,6 +301,17 @@ def test_what_is_wrong_is_said(files, tmp_path, changes, message):
         make_front_config(settings(tmp_path / "front", files, **changes))
 
 
+@pytest.mark.slow
+def test_every_seed_is_a_front_of_its_own(files, tmp_path):
+    """In a directory of its own; what comes out is one front, whose points are called by their seed."""
+    raw = settings(tmp_path / "front", files, seeds=[3, 5], weights=[[0.5, 0.5]], methods=["raco"])
+    found = run_front(make_front_config(raw), QUIET)
+    assert [p.name for p in found.points] == ["reference", "raco_0.5_0.5_seed3", "raco_0.5_0.5_seed5"]
+    first, second = found.points[1:]
+    assert first.run == str(tmp_path / "front" / "seed_3" / "points" / "raco_0.5_0.5")
+    assert first.curves != second.curves and (first.seed, second.seed) == (3, 5)
+
+
 def test_settings_that_a_front_chooses_itself_are_refused(files, tmp_path):
     raw = settings(tmp_path / "front", files)
     raw["data"]["prefer"] = "short"
@@ -306,6 +319,9 @@ def test_settings_that_a_front_chooses_itself_are_refused(files, tmp_path):
         make_front_config(raw)
     raw["data"]["prefer"], raw["pareto"]["objectives"][0]["name"] = None, "höflich"
     with pytest.raises(InputError, match="no name of letters"):
+        make_front_config(raw)
+    raw["pareto"]["objectives"][0]["name"], raw["optim"] = "likes", {"combine": "mgda"}
+    with pytest.raises(InputError, match="optim.combine: methods of a front choose it"):
         make_front_config(raw)
 
 
