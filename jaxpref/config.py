@@ -175,6 +175,11 @@ class DataConfig:
     """Put several groups into one packed row."""
     shuffle: bool = True
     """Shuffle every epoch by train.seed; false keeps the order of the file."""
+    cache: LocalPath = "auto"
+    """Directory on this host's disk in which the token ids of data of 1,000 rows and more are kept
+    for later starts; none: they are not kept; auto: jaxpref/tokens among the user's caches."""
+    cache_gb: float = Field(default=20.0, gt=0)
+    """GB (10^9 bytes) that they may take; those of data not used for longest are removed."""
 
 
 @dataclass(frozen=True, config=_STRICT)

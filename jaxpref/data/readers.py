@@ -28,6 +28,11 @@ def file_rows(path: Path) -> Rows:
         that is not UTF-8 or not JSON (with line and column; `NaN` and `Infinity` are not JSON), and
         a row that is not an object.
     """
+    return _at_least_one(_READERS[check_readable(path)](path), path)
+
+
+def check_readable(path: Path) -> str:
+    """The file's ending.  Errors: InputError for an unknown kind of file."""
     ending = suffix(path)
     if ending is None:
         raise InputError(
@@ -35,7 +40,7 @@ def file_rows(path: Path) -> Rows:
             f"{path}",
             "convert the file or rename it after its content",
         )
-    return _at_least_one(_READERS[ending](path), path)
+    return ending
 
 
 def suffix(path: Path) -> str | None:

@@ -30,7 +30,7 @@ class Evaluator:
     def __init__(
         self,
         pieces: Pieces,
-        groups: list[EncodedGroup],
+        groups: Sequence[EncodedGroup],
         kind: str,
         make_step: Callable | None = None,
         numbers: Any = None,

@@ -6,14 +6,17 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from rich import get_console
 
-from jaxpref.data.dataset import DataReport, common_columns, load_groups
+from jaxpref.data.dataset import common_columns, load_groups
 from jaxpref.data.encode import check_known_tokens
 from jaxpref.data.loader import Loader, Step, check_steps
 from jaxpref.data.pack import MASKS, UNIFORM, Layout, row_tokens
+from jaxpref.data.report import DataReport
 from jaxpref.errors import InputError
 from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives import asked_logps, check_columns, group_kinds
+from jaxpref.progress import progress
 from jaxpref.runs.agreement import check_same_rows
 from jaxpref.runs.build import Pieces
 from jaxpref.sharding import batch_sharding, device_memory, place, replicated, row_ways
@@ -24,7 +27,7 @@ EXTRA_COLUMN = "extra_refs"
 """Data column [R, G, K, O] of log-probs under the models of `reference.extra`."""
 
 
-def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataReport]:
+def read_data(pieces: Pieces, which: str) -> tuple[Sequence[EncodedGroup], DataReport]:
     """Training or held-out data, encoded.
 
     Args:
@@ -41,9 +44,11 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
         )
     seed, kinds = pieces.config.train.seed, group_kinds(pieces.parts)
     columns = sorted({name for part in pieces.parts for name in part.all_columns})
-    groups, report = load_groups(
-        data, pieces.tokenizer, paths, which, kinds=kinds, seed=seed, columns=columns
-    )
+    show = pieces.config.log.progress and jax.process_index() == 0
+    with progress(get_console(), show=show) as watch:
+        groups, report = load_groups(
+            data, pieces.tokenizer, paths, which, kinds, seed, columns, watch
+        )
     check_same_rows("training rows" if which == "train" else "held-out rows", groups)
     check_columns(pieces.parts, common_columns(groups), sorted(report.unread))
     check_weights(groups, {name for part in pieces.parts for name in part.weight_columns})

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxpref.config import Config
-from jaxpref.data.dataset import DataReport
+from jaxpref.data.kept_groups import places_of
 from jaxpref.data.loader import Loader, Step
+from jaxpref.data.report import DataReport
 from jaxpref.evaluation import Evaluator
 from jaxpref.files import whole_file
 from jaxpref.models.quantize import qwix
@@ -101,9 +102,9 @@ class Prepared:
     pieces: Pieces
     loader: Loader
     made_from: Digests
-    where: dict[int, str]
+    where: Mapping[int, str]
     """Row id -> file and row."""
-    held_out: list[EncodedGroup] | None
+    held_out: Sequence[EncodedGroup] | None
     reports: tuple[DataReport, DataReport | None]
     """On training and held-out data."""
     checkpoints: Checkpoints
@@ -253,7 +254,7 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
         pieces=pieces,
         loader=loader,
         made_from=made_from.known,
-        where={group.row_id: group.where for group in groups},
+        where=places_of(groups),
         held_out=held_out,
         reports=(report, eval_report),
         checkpoints=checkpoints,
