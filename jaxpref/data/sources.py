@@ -235,11 +235,10 @@ def _dataset_table(loaded: Any, label: str, wanted: Part) -> Table:
 
 def _indexed(dataset: Any, label: str) -> Table:
     files = tuple(Path(file["filename"]) for file in dataset.cache_files)
-    return Table(label, lambda: indexed_rows(dataset, label), files)
+    return Table(label, lambda: _indexed_rows(dataset, label), files)
 
 
-def indexed_rows(dataset: Any, label: str) -> Rows:
-    """The rows of a `datasets.Dataset`, each with its number."""
+def _indexed_rows(dataset: Any, label: str) -> Rows:
     empty = True
     # Without the format (tensors, some of the columns) that may have been set for other uses.
     batches = dataset.with_format("arrow").iter(batch_size=1000)

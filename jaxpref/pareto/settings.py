@@ -39,7 +39,7 @@ def make_front_config(raw: Mapping[str, Any], *, where: str = "configuration") -
         )
         del raw["objective"]
     try:
-        run = make_config(raw, where=where, own_data=False)
+        run = make_config(raw, where=where)
     except InputError as error:
         problems += error.got.split("\n  - ")[1:]
     try:

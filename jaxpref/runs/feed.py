@@ -1,6 +1,7 @@
 """Data into a run: read, laid out in rows, planned as steps, put onto the mesh batch by batch."""
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,8 +12,10 @@ from rich import get_console
 from jaxpref.data.dataset import common_columns, load_groups
 from jaxpref.data.encode import check_known_tokens
 from jaxpref.data.loader import Loader, Step, check_steps
+from jaxpref.data.memory import Given, tables_in_memory
 from jaxpref.data.pack import MASKS, UNIFORM, Layout, row_tokens
 from jaxpref.data.report import DataReport
+from jaxpref.data.splits import part_of_side
 from jaxpref.errors import InputError
 from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives import asked_logps, check_columns, group_kinds
@@ -37,10 +40,12 @@ def read_data(pieces: Pieces, which: str) -> tuple[Sequence[EncodedGroup], DataR
         steps than can be planned; where hosts have other rows.
     """
     data, spec = pieces.config.data, pieces.source.spec
-    paths = data.train if which == "train" else data.eval
+    paths = pieces.given.get(which) or (data.train if which == "train" else data.eval)
     if not paths:
         raise InputError(
-            f"at least one path in data.{which}", "an empty list", f"set data.{which}=[FILE]"
+            f"at least one path in data.{which}",
+            "an empty list",
+            f"set data.{which}=[FILE], or give rows in Python",
         )
     seed, kinds = pieces.config.train.seed, group_kinds(pieces.parts)
     columns = sorted({name for part in pieces.parts for name in part.all_columns})
@@ -57,6 +62,25 @@ def read_data(pieces: Pieces, which: str) -> tuple[Sequence[EncodedGroup], DataR
     check_positions(groups, spec)
     _check_size(pieces, groups, training=which == "train")
     return groups, report
+
+
+def with_given(pieces: Pieces, data: Given, held_out: Given) -> Pieces:
+    """The pieces of a run that reads what was given in Python, in place of its config's paths.
+
+    Args:
+        data, held_out: as of `data.memory.tables_in_memory`; None: the config's.
+    Errors: as of `tables_in_memory`.
+    """
+    given = {}
+    for which, rows, name in (("train", data, "data"), ("eval", held_out, "eval")):
+        if rows is not None:
+            part = part_of_side(pieces.config.data, which)
+            given[which] = tables_in_memory(rows, name, part)
+    return replace(pieces, given=given)
+
+
+def has_held_out(pieces: Pieces) -> bool:
+    return bool(pieces.given.get("eval") or pieces.config.data.eval)
 
 
 def _check_size(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: bool) -> None:

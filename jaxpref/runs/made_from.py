@@ -138,6 +138,7 @@ def _tell_rows(key: str, before: list[list], now: list[list]) -> Iterator[str]:
         (count, digest), (count_now, digest_now) = (
             side.get(file, [0, ""]) for side in (of_file, of_file_now)
         )
+        file = file or "the rows"  # in memory, or places that do not name their file
         if count != count_now:
             yield f"{key}: {file} gave {count} groups then, {count_now} now"
         elif digest != digest_now:

@@ -79,16 +79,11 @@ def _read(path: str | Path) -> dict[str, Any]:
     return read
 
 
-def make_config(
-    raw: Mapping[str, Any], *, where: str = "configuration", own_data: bool = True
-) -> Config:
+def make_config(raw: Mapping[str, Any], *, where: str = "configuration") -> Config:
     """Config of a nested mapping; errors as in `load_config`.
 
     Paths, tuples and numpy's numbers and arrays count as the text, lists and numbers that they
     stand for.  An objective may be a function, or its name alone.
-
-    Args:
-        own_data: whether data.train and data.eval are all the data that its runs will have.
     """
     adapter = TypeAdapter(Config)
     problems: list[str] = []
@@ -106,7 +101,7 @@ def make_config(
             config = None
     if config is not None:
         config = _with_functions(config, functions)
-        problems += contradictions(config, own_data)
+        problems += contradictions(config)
     if problems:
         raise InputError(
             "a valid configuration",

@@ -13,7 +13,9 @@ import optax
 from jaxpref.config import Config
 from jaxpref.data.kept_groups import places_of
 from jaxpref.data.loader import Loader, Step
+from jaxpref.data.memory import Given
 from jaxpref.data.report import DataReport
+from jaxpref.errors import InputError
 from jaxpref.evaluation import Evaluator
 from jaxpref.files import whole_file
 from jaxpref.models.quantize import qwix
@@ -31,7 +33,7 @@ from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.compute_dtype import choose_compute_dtype
 from jaxpref.runs.directory import CHECKPOINTS, DATA_FILE, RUN_FILE, check_run_directory
-from jaxpref.runs.feed import make_loader, read_data
+from jaxpref.runs.feed import has_held_out, make_loader, read_data, with_given
 from jaxpref.runs.made_from import (
     Digests,
     MadeFrom,
@@ -200,8 +202,13 @@ class Prepared:
             save_config(config, partial)
 
 
-def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Prepared, Any, Any]:
-    """Reads model and data of a run.
+def prepare(
+    config: Config,
+    objective: Sequence[Any] | None = None,
+    data: Given = None,
+    eval: Given = None,
+) -> tuple[Prepared, Any, Any]:
+    """Reads model and data of a run; arguments as of `train`.
 
     Returns: all but what the state will hold; the trained parameters, from which training starts;
         and of a reference that moves its start, otherwise None.
@@ -215,7 +222,7 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
         qwix()
     check_run_directory(config.out)
     asked_dtype, config = config.model.compute_dtype, with_stored(config)
-    pieces = build(config, objective)
+    pieces = with_given(build(config, objective), data, eval)
     check_same_objective(pieces.parts)
     check_trainable(pieces.source)
     _tell_dtype(pieces, asked_dtype, config.model.compute_dtype)
@@ -223,7 +230,13 @@ def prepare(config: Config, objective: Sequence[Any] | None = None) -> tuple[Pre
     _log.info("attention: %s (%s)", attention.name, attention.why)
     groups, report = read_data(pieces, "train")
     _log.info("training data: %s", report.summary())
-    held_out, eval_report = read_data(pieces, "eval") if config.data.eval else (None, None)
+    held_out, eval_report = read_data(pieces, "eval") if has_held_out(pieces) else (None, None)
+    if held_out is None and config.train.eval_every:
+        raise InputError(
+            "held-out data, for train.eval_every",
+            "an empty data.eval",
+            "set data.eval=[FILE] or give `eval` in Python, or remove train.eval_every",
+        )
     if eval_report is not None:
         _log.info("held-out data: %s", eval_report.summary())
     best = BestRule(config.train.best_metric, config.train.best_mode)

@@ -11,6 +11,7 @@ from rich import get_console
 
 from jaxpref.config import Config
 from jaxpref.data.loader import Step
+from jaxpref.data.memory import Given
 from jaxpref.files import whole_file
 from jaxpref.processes.watch import watch_others
 from jaxpref.runs.directory import OBJECTIVE_FILE
@@ -51,12 +52,17 @@ def train(
     config: Config,
     *,
     objective: Sequence[Any] | None = None,
+    data: Given = None,
+    eval: Given = None,
     on_log: OnLog | None = None,
 ) -> Result:
     """Runs (or continues) a training run; of a finished one the results are returned again.
 
     Args:
         objective: in place of `config.objective`; either list may hold functions.
+        data, eval: rows in memory in place of `data.train` and `data.eval`: a list of dicts, a
+            pandas frame, a `Dataset` or `DatasetDict` of `datasets`, a generator function; or
+            paths.  A run goes on from nothing else, so they are given again where it goes on.
         on_log: called with (step, steps, values of the step) after every step; None: the progress
             is shown, unless `log.progress` is false.
     Errors:
@@ -72,12 +78,12 @@ def train(
     if on_log is None:
         console, log = get_console(), config.log.progress
         with training_progress(console, config.train.log_every, show=log) as on_log:
-            return train(config, objective=objective, on_log=on_log)
+            return train(config, objective=objective, data=data, eval=eval, on_log=on_log)
     watch_others()
     term = TermFlag()
     with sole_writer(config.out), term.listening_at_once():
         # Not named here, the first parameters are freed as soon as the state holds them.
-        training = _training(objective, *prepare(config, objective))
+        training = _training(objective, *prepare(config, objective, data, eval))
         done = loop.run(training, on_log, term)
     return Result(
         out=as_path(config.out),
