@@ -4,6 +4,7 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -256,12 +257,15 @@ def report(result: "Result") -> None:
 
     if not is_first():
         return
-    name = "eval/rewards/accuracies"
-    if name in result.first_eval and name in result.last_eval:
+    for name in (name for name in result.first_eval if name in result.last_eval):
+        match = re.fullmatch("eval/(?:([^/]+)/)?rewards/accuracies", name)
+        if match is None:
+            continue
         before, after = result.first_eval[name], result.last_eval[name]
+        of_set = f" ({match[1]})" if match[1] else ""
         tie = " (the policy is the reference: every pair ties)" if before == 0 else ""
         console.print(
-            f"held-out reward accuracy: {before:.3f} before{tie}, "
+            f"held-out reward accuracy{of_set}: {before:.3f} before{tie}, "
             f"[bold]{after:.3f}[/bold] after {result.steps} steps"
         )
     console.print(f"curves      {plot_curves(result.out)}", highlight=False)
@@ -271,13 +275,13 @@ def report(result: "Result") -> None:
 def _data(options: argparse.Namespace) -> None:
     from jaxpref.data.inspect import show
     from jaxpref.runs.build import build
-    from jaxpref.runs.feed import make_loader, read_data
+    from jaxpref.runs.feed import held_out_sets, make_loader, read_data, which_of
     from jaxpref.runs.resume import with_stored
     from jaxpref.settings import load_config
 
     config = with_stored(load_config(options.config, options.overrides))
     pieces = build(config)
-    for which in ("train", "eval") if config.data.eval else ("train",):
+    for which in ("train", *map(which_of, held_out_sets(pieces))):
         groups, data_report = read_data(pieces, which)
         loader = make_loader(pieces, groups, training=which == "train")
         show(console, which, groups, data_report, loader, pieces.tokenizer)

@@ -3,11 +3,12 @@
 The help of `jaxpref train` is made from the docstrings below the fields.
 """
 
+import re
 from datetime import date
 from os.path import expanduser
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(
@@ -31,6 +32,26 @@ OneOrMore = BeforeValidator(_as_list)
 """Of a list: one item may stand alone."""
 Paths = Annotated[list[LocalPath], OneOrMore]
 Names = Annotated[list[str], OneOrMore]
+
+
+def _set_name(name: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", name) or name == "loss":
+        raise ValueError("a set's name has letters, digits, _, . and - alone, and is not `loss`")
+    return name
+
+
+def _kind_of_sets(value: Any) -> str:
+    return SETS if isinstance(value, dict) else PATHS
+
+
+PATHS, SETS = "(paths)", "(sets)"
+"""The two forms of `HeldOut`, as pydantic's errors name them."""
+HeldOut = Annotated[
+    Annotated[Paths, Tag(PATHS)]
+    | Annotated[dict[Annotated[str, AfterValidator(_set_name)], Paths], Tag(SETS)],
+    Discriminator(_kind_of_sets),
+]
+"""Paths of one set, or of several by their names."""
 
 
 def objective_list(parts: Any) -> Any:
@@ -127,8 +148,9 @@ class DataConfig:
     train: Paths = Field(default_factory=list)
     """Training data: .jsonl, .jsonl.gz or .parquet files, folders of them or from `datasets`, hub
     ids; all are concatenated."""
-    eval: Paths = Field(default_factory=list)
-    """Held-out data, same formats."""
+    eval: HeldOut = Field(default_factory=list)
+    """Held-out data, same formats; or several sets by name, {helpful: [PATHS], harmless: [PATHS]},
+    whose metrics are eval/helpful/... and so on."""
     train_split: str | None = None
     """Split to train on, of folders and hub ids; null: train, where there are several."""
     eval_split: str | None = None
@@ -180,6 +202,13 @@ class DataConfig:
     for later starts; none: they are not kept; auto: jaxpref/tokens among the user's caches."""
     cache_gb: float = Field(default=20.0, gt=0)
     """GB (10^9 bytes) that they may take; those of data not used for longest are removed."""
+
+    @property
+    def eval_sets(self) -> dict[str, list[str]]:
+        """Paths of the held-out sets by their names; of a single one that has none, "" is it."""
+        if isinstance(self.eval, dict):
+            return self.eval
+        return {"": self.eval} if self.eval else {}
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -242,7 +271,8 @@ class TrainConfig:
     """How many of the latest checkpoints are kept, beside the best."""
     best_metric: str | None = None
     """Evaluation metric that decides which checkpoint is the best; null: eval/rewards/accuracies,
-    or eval/loss where there are none."""
+    or eval/loss where there are none, and of named sets those of the first
+    (eval/NAME/rewards/accuracies)."""
     best_mode: Literal["max", "min"] | None = None
     """Whether the highest or the lowest value is the best; null: the lowest of a loss, the highest
     of any other metric."""

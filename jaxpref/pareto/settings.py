@@ -74,6 +74,8 @@ def _contradictions(pareto: ParetoConfig, run: Config | None) -> Iterator[str]:
     for objective in pareto.objectives:
         yield from _objective_contradictions(objective, run)
     if run is not None:
+        if isinstance(run.data.eval, dict):
+            yield "data.eval: a front has one set of held-out pairs: give a list of paths"
         yield from _run_contradictions(pareto, run)
 
 

@@ -117,7 +117,7 @@ class MadeFrom:
         for key, now in more.items():
             before = self._before.get(key, now)
             if before != now:
-                changed += _TELL.get(key, _tell_weights)(key, before, now)
+                changed += _teller(key)(key, before, now)
         if changed:
             raise InputError(
                 f"what {self._run} was started with, for it to go on from step {self._step}",
@@ -164,6 +164,11 @@ def _tell_objective(key: str, before: Digests, now: Digests) -> Iterator[str]:
             yield f"objective: the code or the settings of {name}"
         else:
             yield f"objective: {name} was compiled by Python {python_before} then, {python} now"
+
+
+def _teller(key: str) -> Callable[[str, Any, Any], Iterator[str]]:
+    of_set = key.startswith("data.eval.")
+    return _tell_rows if of_set else _TELL.get(key, _tell_weights)
 
 
 _TELL: dict[str, Callable[[str, Any, Any], Iterator[str]]] = {

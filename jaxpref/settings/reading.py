@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from jaxpref.config import Config, objective_list
 from jaxpref.errors import InputError
 from jaxpref.settings.contradictions import contradictions
-from jaxpref.settings.problems import described
+from jaxpref.settings.problems import described, location
 from jaxpref.storage.paths import as_path
 
 # ---- reading a config
@@ -94,7 +94,7 @@ def make_config(raw: Mapping[str, Any], *, where: str = "configuration") -> Conf
     except ValidationError as error:
         problems = described(error)
         # The other keys may hold contradictions, and all problems are told at once.
-        others = _without(raw, [item["loc"] for item in error.errors()])
+        others = _without(raw, [location(item) for item in error.errors()])
         try:
             config = adapter.validate_json(json.dumps(others))
         except ValidationError:
@@ -195,12 +195,12 @@ def _with_todays_names(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _without(raw: Mapping[str, Any], locations: list[tuple]) -> dict[str, Any]:
     kept = json.loads(json.dumps(raw))
-    for location in locations:
+    for place in locations:
         node = kept
-        for part in location[:-1]:
+        for part in place[:-1]:
             node = node.get(part, {}) if isinstance(node, dict) else {}
         if isinstance(node, dict):
-            node.pop(location[-1], None)
+            node.pop(place[-1], None)
     return kept
 
 

@@ -33,7 +33,14 @@ from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.compute_dtype import choose_compute_dtype
 from jaxpref.runs.directory import CHECKPOINTS, DATA_FILE, RUN_FILE, check_run_directory
-from jaxpref.runs.feed import has_held_out, make_loader, read_data, with_given
+from jaxpref.runs.feed import (
+    held_out_sets,
+    make_loader,
+    read_data,
+    read_held_out,
+    which_of,
+    with_given,
+)
 from jaxpref.runs.made_from import (
     Digests,
     MadeFrom,
@@ -106,9 +113,10 @@ class Prepared:
     made_from: Digests
     where: Mapping[int, str]
     """Row id -> file and row."""
-    held_out: Sequence[EncodedGroup] | None
-    reports: tuple[DataReport, DataReport | None]
-    """On training and held-out data."""
+    report: DataReport
+    """On the training data."""
+    held_out: Mapping[str, tuple[Sequence[EncodedGroup], DataReport]]
+    """The sets of held-out data by their names."""
     checkpoints: Checkpoints
     best: BestRule
     resume_step: int | None
@@ -119,7 +127,7 @@ class Prepared:
     @property
     def loss_spec(self) -> LossSpec:
         """How a training batch becomes losses."""
-        return self.pieces.loss_spec(self.loader.layout, self.reports[0].kind)
+        return self.pieces.loss_spec(self.loader.layout, self.report.kind)
 
     @property
     def numbers(self) -> StepNumbers:
@@ -130,12 +138,24 @@ class Prepared:
         """The optimizer step with these numbers, as `make_train_step` makes it."""
         return step_with(numbers, self.pieces, self.loss_spec, self.loader.plan.steps)
 
-    def evaluator(self, make_step: Callable | None = None, numbers: Any = None) -> Evaluator | None:
-        """Of the held-out data; None without any.  Args: as of `Evaluator`."""
-        if self.held_out is None:
+    def evaluator(
+        self, make_step: Callable | None = None, numbers: Any = None
+    ) -> Callable[..., Values] | None:
+        """Called as an `Evaluator`: all sets of held-out data; None without any.
+
+        Args: as of `Evaluator`.
+        """
+        if not self.held_out:
             return None
-        kind = self.reports[1].kind
-        return Evaluator(self.pieces, self.held_out, kind, make_step, numbers)
+        each = [
+            Evaluator(self.pieces, groups, report.kind, make_step, numbers, name)
+            for name, (groups, report) in self.held_out.items()
+        ]
+
+        def evaluate(*policy: Any) -> Values:
+            return {name: x for one in each for name, x in one(*policy).items()}
+
+        return evaluate
 
     def first_state(self, params: Any, moving_ref: Any) -> TrainState:
         """The state before the first step; pure.
@@ -195,9 +215,9 @@ class Prepared:
     def write_settings(self, config: Config) -> None:
         """Config and an account of the data into the config's directory."""
         out = as_path(config.out)
-        report, eval_report = self.reports
+        reports = [self.report, *(report for _, report in self.held_out.values())]
         with whole_file(out / DATA_FILE) as partial:
-            partial.write_text(f"{report}\n{eval_report or ''}\n{self.loader.plan}\n")
+            partial.write_text("\n".join([*map(str, reports), str(self.loader.plan)]) + "\n")
         with whole_file(out / RUN_FILE) as partial:
             save_config(config, partial)
 
@@ -223,6 +243,12 @@ def prepare(
     check_run_directory(config.out)
     asked_dtype, config = config.model.compute_dtype, with_stored(config)
     pieces = with_given(build(config, objective), data, eval)
+    if config.train.eval_every and not held_out_sets(pieces):
+        raise InputError(
+            "held-out data, for train.eval_every",
+            "an empty data.eval",
+            "set data.eval=[FILE] or give `eval` in Python, or remove train.eval_every",
+        )
     check_same_objective(pieces.parts)
     check_trainable(pieces.source)
     _tell_dtype(pieces, asked_dtype, config.model.compute_dtype)
@@ -230,21 +256,17 @@ def prepare(
     _log.info("attention: %s (%s)", attention.name, attention.why)
     groups, report = read_data(pieces, "train")
     _log.info("training data: %s", report.summary())
-    held_out, eval_report = read_data(pieces, "eval") if has_held_out(pieces) else (None, None)
-    if held_out is None and config.train.eval_every:
-        raise InputError(
-            "held-out data, for train.eval_every",
-            "an empty data.eval",
-            "set data.eval=[FILE] or give `eval` in Python, or remove train.eval_every",
-        )
-    if eval_report is not None:
-        _log.info("held-out data: %s", eval_report.summary())
+    held_out = read_held_out(pieces) if held_out_sets(pieces) else {}
+    for name, (_, eval_report) in held_out.items():
+        of_set = f" ({name})" if name else ""
+        _log.info("held-out data%s: %s", of_set, eval_report.summary())
     best = BestRule(config.train.best_metric, config.train.best_mode)
     checkpoints = Checkpoints(as_path(config.out) / CHECKPOINTS, keep=config.train.keep, best=best)
     resumed = resume_step(config, checkpoints)
     before = {} if resumed is None else checkpoints.progress(resumed).get("made_from", {})
     made_from = MadeFrom(before, config.out, resumed)
-    of_data = {"data.train": of_rows(groups), "data.eval": of_rows(held_out or [])}
+    of_data = {"data.train": of_rows(groups)}
+    of_data |= {f"data.{which_of(name)}": of_rows(rows) for name, (rows, _) in held_out.items()}
     made_from.add(of_data | {"objective": of_objective(pieces.parts)})
 
     params = load_params(pieces)
@@ -255,8 +277,10 @@ def prepare(
     made_from.add({"order": of_order(loader)})
     if resumed is not None:
         _tell_position(config, resumed, loader.plan.steps)
-    if held_out is not None:
-        held_out, _ = with_reference_logps(pieces, held_out, params)
+    held_out = {
+        name: (with_reference_logps(pieces, rows, params)[0], of_set)
+        for name, (rows, of_set) in held_out.items()
+    }
     trained, base = split(params)
     reference = reference_overlay(pieces, params) if runs_reference(pieces) else None
     made_from.add(of_references(pieces, reference))
@@ -268,8 +292,8 @@ def prepare(
         loader=loader,
         made_from=made_from.known,
         where=places_of(groups),
+        report=report,
         held_out=held_out,
-        reports=(report, eval_report),
         checkpoints=checkpoints,
         best=best,
         resume_step=resumed,
