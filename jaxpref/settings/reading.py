@@ -48,8 +48,9 @@ def merged_settings(path: str | Path | None, overrides: Sequence[str]) -> dict[s
         for item in overrides:
             key, _, text = item.partition("=")
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-            # `update` reaches into lists: objective.0.beta=0.3
-            OmegaConf.update(merged, key, parsed["value"], merge=True, force_add=True)
+            # `update` reaches into lists: objective.0.beta=0.3.
+            merge = key != "data.eval"  # named sets are not added to others
+            OmegaConf.update(merged, key, parsed["value"], merge=merge, force_add=True)
         settings: Any = OmegaConf.to_container(merged, resolve=True)
         return settings
     except OmegaConfBaseException as error:

@@ -36,7 +36,7 @@ def named(tmp_path_factory, tiny_files, sets, compile_cache):
         return jaxpref.train(config(out, tiny_files, data={"train": [str(tiny_files.train)], "eval": sets[0]}))
 
 
-def test_sets_are_reported_under_their_names(named, sets):
+def test_sets_are_reported_under_their_names(named, sets, quick_compile):
     values = {}
     for name, path in sets[0].items():
         alone, _ = jaxpref.evaluate_run(named.out, eval=path)
@@ -55,7 +55,8 @@ def test_a_set_decides_which_checkpoint_is_the_best():
     assert BestRule().deciding({"eval/loss": 1.0, "eval/a/loss": 1.0}) == "eval/loss" and not BestRule().deciding({})
 
 
-def test_commands_on_a_run_with_several_sets(named, call, sets):
+@pytest.mark.slow
+def test_commands_on_a_run_with_several_sets(named, call, sets, quick_compile):
     code, out, err = call("eval", named.out, "--resamples", 100)
     assert code == 0, err
     written = {path.name for path in (named.out / "eval").glob("*.json")}
@@ -83,6 +84,14 @@ def test_given_rows_train_as_those_of_files(named, tiny_files, sets, tmp_path, q
         jaxpref.train(settings, data=rows, eval=fewer)
     with pytest.raises(InputError, match="data.train(.|\n)*or give rows in Python"):
         jaxpref.train(settings, **given)
+
+
+def test_overrides_replace_sets(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {eval: {a: [x], b: [y]}}")
+    for override, expected in {"data.eval=[z]": ["z"], "data.eval=z": ["z"], "data.eval={c: z}": {"c": ["z"]}}.items():
+        assert jaxpref.load_config(file, [override]).data.eval == expected
+    assert jaxpref.load_config(file, ["data.eval.a=[q]"]).data.eval == {"a": ["q"], "b": ["y"]}
 
 
 @pytest.mark.parametrize(
