@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -164,6 +164,16 @@ def _of_config(run: Callable[[argparse.Namespace], None]) -> AddArguments:
     return add_arguments
 
 
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    _of_config(_data)(parser)
+    parser.add_argument(
+        "--write-tfds",
+        metavar="DIR",
+        help="write the rows instead, for tensorflow-datasets, as ArrayRecord (pip install "
+        "jaxpref[tfds])",
+    )
+
+
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     from jaxpref.generation import command
 
@@ -280,11 +290,32 @@ def _data(options: argparse.Namespace) -> None:
     from jaxpref.settings import load_config
 
     config = with_stored(load_config(options.config, options.overrides))
+    if options.write_tfds:
+        _write_tfds(config, options.write_tfds)
+        return
     pieces = build(config)
     for which in ("train", *map(which_of, held_out_sets(pieces))):
         groups, data_report = read_data(pieces, which)
         loader = make_loader(pieces, groups, training=which == "train")
         show(console, which, groups, data_report, loader, pieces.tokenizer)
+
+
+def _write_tfds(config: "Config", directory: str) -> None:
+    from functools import partial
+
+    from jaxpref.data import tfds
+    from jaxpref.data.sources import read_all
+    from jaxpref.data.splits import part_of_side
+
+    sets = {"train": ("train", config.data.train)}
+    sets |= {name or "test": ("eval", paths) for name, paths in config.data.eval_sets.items()}
+
+    def rows(side: str, paths: Sequence[str]) -> Iterator[dict]:
+        return (row for row, _ in read_all(paths, part_of_side(config.data, side)))
+
+    splits = {name: partial(rows, *of_set) for name, of_set in sets.items() if of_set[1]}
+    tfds.write(splits, directory)
+    console.print(f"{', '.join(splits)} written to {directory}", highlight=False)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -326,7 +357,7 @@ def _merge(options: argparse.Namespace) -> None:
 
 _COMMANDS: dict[str, tuple[str, AddArguments]] = {
     "train": ("train a run", _of_config(_train)),
-    "data": ("show how rows are formatted, tokenised, masked and packed", _of_config(_data)),
+    "data": ("show how rows are formatted, tokenised, masked and packed", _data_arguments),
     "plan": (
         "what a run costs on a TPU slice, compiled for it without a TPU",
         _arguments_of("jaxpref.plan.command"),

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from jaxpref.data import tfds
 from jaxpref.data.readers import (
     ENDINGS,
     Rows,
@@ -24,7 +25,7 @@ from jaxpref.data.splits import Part, choose, split_in_name
 from jaxpref.data.tables import Table
 from jaxpref.errors import InputError
 from jaxpref.storage.local_copies import local_directory
-from jaxpref.storage.paths import as_path
+from jaxpref.storage.paths import as_path, is_bucket
 
 # Files of a dataset that hold no rows, as `datasets` has them.
 _NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
@@ -37,7 +38,8 @@ def read_rows(path: str, split: str | None = None, *, name: str | None = None) -
         path: a file (`.jsonl`, `.json` holding JSON lines or one list, either with `.gz`;
             `.parquet`), a folder written by `datasets` (`save_to_disk`), a folder of such files, a
             copy of a hub dataset (its files in folders, or named in its README.md), or a hub id
-            (`owner/name`).  What exists on disk wins over a hub id of the same spelling.  Files and
+            (`owner/name`), or data of tensorflow-datasets: a builder's directory or `tfds:NAME`.
+            What exists on disk wins over a hub id of the same spelling.  Files and
             folders may lie in a bucket.
         split: which split of a folder or a hub dataset; needed wherever there is more than one.  In
             a folder of files their names say it, see `splits.split_in_name`.
@@ -50,7 +52,10 @@ def read_rows(path: str, split: str | None = None, *, name: str | None = None) -
     Raises:
         InputError: no such path or split, and those of `readers.file_rows`.
     """
-    return _part_of(path, Part(split, config_name=name)).rows()
+    wanted = Part(split, config_name=name)
+    if path.startswith(tfds.NAME):
+        return tfds.table_of(path, wanted).rows()
+    return _part_of(path, wanted).rows()
 
 
 def read_all(paths: Iterable[str], wanted: Part) -> Rows:
@@ -67,6 +72,8 @@ def tables_of(paths: Iterable[str | Table], wanted: Part) -> list[Table]:
 def _found(path: str | Table, wanted: Part) -> Table:
     if isinstance(path, Table):
         return path
+    if path.startswith(tfds.NAME):
+        return tfds.table_of(path, wanted)
     table = _part_of(path, Part() if as_path(path).is_file() else wanted)
     return replace(table, name=path)
 
@@ -117,6 +124,9 @@ def _folder_table(folder: Path, wanted: Part) -> Table:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         _refuse(wanted.config_name, "config_name", f"{folder}, which has no configurations")
         return _saved_table(folder, wanted)
+    if not is_bucket(folder) and tfds.is_builder(folder):
+        _refuse(wanted.config_name, "config_name", f"{folder}, which is of one configuration")
+        return tfds.table_of(str(folder), wanted)
     files = sorted(p for p in folder.iterdir() if p.is_file() and _holds_rows(p))
     if not files or _declares_configs(folder / "README.md"):
         return _copied_table(folder, wanted)
