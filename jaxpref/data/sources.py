@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from jaxpref.data import tfds
+from jaxpref.data import hub, tfds
 from jaxpref.data.readers import (
     ENDINGS,
     Rows,
@@ -87,7 +87,7 @@ def _part_of(path: str, wanted: Part) -> Table:
         _refuse(wanted.split, "split", f"the file {path}")
         return _table_of(path, [local])
     if _is_hub_id(path):
-        return _loaded_table(path, path, wanted)
+        return _hub_table(path, wanted)
     raise _missing(local)
 
 
@@ -216,23 +216,56 @@ def _has_options(config: Any) -> bool:
 # ---- the hub
 
 
+def _hub_table(name: str, wanted: Part) -> Table:
+    """The rows of a hub dataset out of its files, if they are of kinds that are read here."""
+    import datasets
+
+    try:
+        config = datasets.load_dataset_builder(name, name=wanted.config_name).config
+    except Exception:  # no network, no permission, no such dataset: `load_dataset` tells which
+        before = hub.snapshot(name)
+        if before is None or wanted.config_name is not None:
+            return _loaded_table(name, name, wanted)
+        return _folder_table(before, wanted)
+    files = hub.files_by_split(config)
+    readable = files and all(suffix(Path(file)) for paths in files.values() for file in paths)
+    if not readable or _has_options(config):
+        return _loaded_table(name, name, wanted)
+    [split] = choose({split: split for split in files}, wanted, name)
+    try:
+        copies = hub.downloaded(files[split])
+    except Exception as error:  # network, disk, permissions: each its own type
+        raise _unreadable(name, wanted, error) from error
+
+    def rows() -> Rows:
+        for copy, called in copies.items():
+            for row, where in file_rows(copy):
+                yield row, where.replace(str(copy), called, 1)
+
+    return Table(name, rows, tuple(copies))
+
+
 def _loaded_table(path: str, label: str, wanted: Part) -> Table:
     import datasets
 
     try:
         loaded = datasets.load_dataset(path, name=wanted.config_name, split=wanted.split)
     except Exception as error:  # network, permissions, names of splits: each its own type
-        raise InputError(
-            "a local path, or a hub dataset that can be read",
-            f"{label} (config_name={wanted.config_name!r}, split={wanted.split!r}): "
-            f"{type(error).__name__}: {error}",
-            "check the spelling, the network, `config_name` and `split`; "
-            "or download it and give the local path",
-        ) from error
+        raise _unreadable(label, wanted, error) from error
     if wanted.split is None:
         return _dataset_table(loaded, label, wanted)
     # `load_dataset` has already taken the split out.
     return _indexed(loaded, f"{label} ({wanted.split})")
+
+
+def _unreadable(label: str, wanted: Part, error: Exception) -> InputError:
+    return InputError(
+        "a local path, or a hub dataset that can be read",
+        f"{label} (config_name={wanted.config_name!r}, split={wanted.split!r}): "
+        f"{type(error).__name__}: {error}",
+        "check the spelling, the network, `config_name` and `split`; "
+        "or download it and give the local path",
+    )
 
 
 def _dataset_table(loaded: Any, label: str, wanted: Part) -> Table:
