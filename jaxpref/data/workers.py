@@ -6,6 +6,7 @@ which runs the main module of a script again.  What is sent must be picklable.
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -80,7 +81,6 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
-            start_new_session=True,  # Ctrl-C is for the process that began this
         )
         self._function: Callable | None = function
 
@@ -115,6 +115,7 @@ class _Worker:
 
 def _serve() -> None:
     """What a worker does until nobody sends any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that sends
     jobs = sys.stdin.buffer
     results = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no result
