@@ -147,12 +147,13 @@ class ReferenceConfig:
 class DataConfig:
     train: Paths = Field(default_factory=list)
     """Training data: .jsonl, .jsonl.gz or .parquet files, folders of them or from `datasets`, hub
-    ids; all are concatenated."""
+    ids, tfds:NAME or builders' directories of tensorflow-datasets; all are concatenated."""
     eval: HeldOut = Field(default_factory=list)
     """Held-out data, same formats; or several sets by name, {helpful: [PATHS], harmless: [PATHS]},
     whose metrics are eval/helpful/... and so on."""
     train_split: str | None = None
-    """Split to train on, of folders and hub ids; null: train, where there are several."""
+    """Split to train on, of folders and hub ids; null: train, where there are several. Of
+    tensorflow-datasets also a part, train[:90%]."""
     eval_split: str | None = None
     """Split to evaluate on, of folders and hub ids; null: test, where there are several."""
     config_name: str | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpref.data.kept_groups import row_ids_of
 from jaxpref.data.loader import Loader
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import LORA
@@ -50,8 +51,8 @@ def add_group(digest: Any, group: EncodedGroup) -> None:
 
 def of_order(loader: Loader) -> str:
     """Of the row ids of the first epoch: they decide the other epochs, and what is drawn."""
-    row_ids = [loader.groups[i].row_id for i in loader.first_epoch()]
-    return hashlib.sha256(np.array(row_ids, "<i8").tobytes()).hexdigest()[:32]
+    row_ids = row_ids_of(loader.groups)[loader.first_epoch()]
+    return hashlib.sha256(row_ids.astype("<i8").tobytes()).hexdigest()[:32]
 
 
 def of_objective(parts: Sequence[Part]) -> Digests:
