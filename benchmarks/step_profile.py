@@ -24,6 +24,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
+from record import Record, add_argument, append, record
 
 from jaxpref.config import OptimConfig
 from jaxpref.data.loader import Loader, Step
@@ -78,7 +79,7 @@ def main() -> None:
         rows.append(_time(name, function, arguments, donate, flops, args.repeats))
         print(f"- {name}: {rows[-1]['seconds']:.3f} s", file=sys.stderr, flush=True)
     print(_table(rows, before["parts"] if before else None))
-    own = ("json", "against", "parts", "repeats")
+    own = ("json", "against", "parts", "repeats", "record", "lever", "predicted")
     settings = {name: value for name, value in vars(args).items() if name not in own}
     if before:
         changed = (
@@ -87,6 +88,9 @@ def main() -> None:
             if before["settings"].get(name) != value
         )
         print("\nbefore: " + (", ".join(changed) or "the same settings"))
+    append(args.record, _records(settings, rows))
+    if args.lever:
+        append(args.record, [_lever(args, settings, rows, before["parts"])])
     if args.json:
         Path(args.json).write_text(
             json.dumps({"settings": settings, "parts": rows}, indent=1) + "\n"
@@ -144,7 +148,13 @@ def _arguments() -> argparse.Namespace:
         metavar="FILE",
         help="figures of an earlier run, written by --json, to compare with",
     )
-    return parser.parse_args()
+    add("--lever", metavar="TEXT", help="what changed since --against: recorded with its effect")
+    add("--predicted", metavar="TEXT", help="what --lever was expected to gain before it was made")
+    add_argument(parser)
+    args = parser.parse_args()
+    if args.lever and not (args.against and args.predicted):
+        parser.error("--lever needs --against FILE and --predicted TEXT")
+    return args
 
 
 # ---- the step's data
@@ -302,17 +312,20 @@ def _time(
     began = time.perf_counter()
     jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
     compiled = jitted.lower(*arguments).compile()
-    compile_s, seconds = time.perf_counter() - began, []
+    compile_s, seconds, cpu = time.perf_counter() - began, [], []
     for _ in range(1 + repeats):  # the first one warms up
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         out = jax.block_until_ready(compiled(*arguments))
         seconds.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - cpu_began)
         if donate is not None:  # a donated state comes back as the (first) result
             arguments = (out[0] if name == "step" else out, *arguments[1:])
     memory = compiled.memory_analysis()
     return {
         "part": name,
         "seconds": median(seconds[1:]),
+        "all_seconds": seconds[1:],
+        "all_cpu_seconds": cpu[1:],
         "spread": [min(seconds[1:]), max(seconds[1:])],
         "gflop": flops / 1e9,
         "compile": compile_s,
@@ -321,6 +334,43 @@ def _time(
 
 
 # ---- output
+
+
+def _records(settings: dict, rows: list[dict]) -> list[Record]:
+    made = []
+    for row in rows:
+        gflops = [row["gflop"] / s for s in row["all_seconds"]] if row["gflop"] else None
+        measured = {
+            "s": row["all_seconds"],
+            "CPU s": row["all_cpu_seconds"],
+            "model GFLOP/s": gflops,
+            "temporaries, MiB": row["temp_mib"],
+            "compile, s": row["compile"],
+        }
+        versions = {"jax": jax.__version__}
+        made.append(
+            record("step_profile", row["part"], measured, settings=settings, versions=versions)
+        )
+    return made
+
+
+def _lever(
+    args: argparse.Namespace, settings: dict, rows: list[dict], before: list[dict]
+) -> Record:
+    """The change since --against: seconds of every part before and after."""
+    then, measured = {row["part"]: row for row in before}, {}
+    for row in rows:
+        if row["part"] in then:
+            measured[f"before, s of {row['part']}"] = then[row["part"]]["all_seconds"]
+            measured[f"after, s of {row['part']}"] = row["all_seconds"]
+    return record(
+        "step_profile",
+        args.lever,
+        measured,
+        settings=settings,
+        predicted=args.predicted,
+        versions={"jax": jax.__version__},
+    )
 
 
 def _header(args: argparse.Namespace, loader: Loader, item: Step) -> str:

@@ -1,8 +1,8 @@
-"""TRL's half of vs_trl.py: a few steps of `DPOTrainer`, measured.
+"""TRL's half of peers.py: a few steps of `DPOTrainer`, measured.
 
     python trl_side.py '{"model": DIR, "rows": FILE, "steps": 16, ...}'
 
-It runs in TRL's own environment, without jaxpref.  Every key is explained where vs_trl.py makes the
+It runs in TRL's own environment, without jaxpref.  Every key is explained where peers.py makes the
 job.  The last line of the output is the measurement, as JSON.
 """
 

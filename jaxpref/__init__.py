@@ -15,22 +15,33 @@ if TYPE_CHECKING:
     from jaxpref.evaluation import evaluate_answers, evaluate_preferences, evaluate_run
     from jaxpref.generation.completions import Completion, generate
     from jaxpref.generation.mixing import Mix
+    from jaxpref.models.own import OwnModel
     from jaxpref.models.peft import load_adapters
     from jaxpref.objectives import ObjectiveOutput
     from jaxpref.rewards import score_data
+    from jaxpref.runs.compare import compare
     from jaxpref.runs.export import export_run
     from jaxpref.runs.merge import merge
     from jaxpref.runs.plots import plot_curves
+    from jaxpref.runs.show_data import show_data
     from jaxpref.settings import load_config, make_config
-    from jaxpref.training.run import Result, train
+    from jaxpref.training.callbacks import Callback, EarlyStopping, Moment
+    from jaxpref.training.result import Result
+    from jaxpref.training.run import train
+    from jaxpref.training.sweep import sweep
 
 __all__ = [
+    "Callback",
     "Completion",
     "Config",
+    "EarlyStopping",
     "InputError",
     "Mix",
+    "Moment",
     "ObjectiveOutput",
+    "OwnModel",
     "Result",
+    "compare",
     "evaluate_answers",
     "evaluate_preferences",
     "evaluate_run",
@@ -45,17 +56,24 @@ __all__ = [
     "plot_curves",
     "rewards",
     "score_data",
+    "show_data",
+    "sweep",
     "train",
 ]
 
 _PACKAGES = ("objectives", "pareto", "rewards")
 _MODULES = {
+    "Callback": "jaxpref.training.callbacks",
     "Completion": "jaxpref.generation.completions",
     "Config": "jaxpref.config",
+    "EarlyStopping": "jaxpref.training.callbacks",
     "InputError": "jaxpref.errors",
     "Mix": "jaxpref.generation.mixing",
+    "Moment": "jaxpref.training.callbacks",
     "ObjectiveOutput": "jaxpref.objectives",
-    "Result": "jaxpref.training.run",
+    "OwnModel": "jaxpref.models.own",
+    "Result": "jaxpref.training.result",
+    "compare": "jaxpref.runs.compare",
     "evaluate_answers": "jaxpref.evaluation",
     "evaluate_preferences": "jaxpref.evaluation",
     "evaluate_run": "jaxpref.evaluation",
@@ -67,6 +85,8 @@ _MODULES = {
     "merge": "jaxpref.runs.merge",
     "plot_curves": "jaxpref.runs.plots",
     "score_data": "jaxpref.rewards",
+    "show_data": "jaxpref.runs.show_data",
+    "sweep": "jaxpref.training.sweep",
     "train": "jaxpref.training.run",
 }
 """Public name -> its module, imported when the name is first used.

@@ -17,7 +17,7 @@ from jaxpref.files import disk_problem
 
 if TYPE_CHECKING:
     from jaxpref.config import Config
-    from jaxpref.training.run import Result
+    from jaxpref.training.result import Result
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
 
@@ -283,21 +283,14 @@ def report(result: "Result") -> None:
 
 
 def _data(options: argparse.Namespace) -> None:
-    from jaxpref.data.inspect import show
-    from jaxpref.runs.build import build
-    from jaxpref.runs.feed import held_out_sets, make_loader, read_data, which_of
-    from jaxpref.runs.resume import with_stored
+    from jaxpref.runs.show_data import show_data
     from jaxpref.settings import load_config
 
-    config = with_stored(load_config(options.config, options.overrides))
+    config = load_config(options.config, options.overrides)
     if options.write_tfds:
         _write_tfds(config, options.write_tfds)
-        return
-    pieces = build(config)
-    for which in ("train", *map(which_of, held_out_sets(pieces))):
-        groups, data_report = read_data(pieces, which)
-        loader = make_loader(pieces, groups, training=which == "train")
-        show(console, which, groups, data_report, loader, pieces.tokenizer)
+    else:
+        show_data(config).show(console)
 
 
 def _write_tfds(config: "Config", directory: str) -> None:
@@ -376,9 +369,21 @@ _COMMANDS: dict[str, tuple[str, AddArguments]] = {
         "put a preference into prompts",
         _arguments_of("jaxpref.conditioning.command"),
     ),
+    "sweep": (
+        "train a run for every combination of settings, and compare them",
+        _arguments_of("jaxpref.training.sweep_command"),
+    ),
+    "compare": (
+        "show runs side by side, as a table and a figure",
+        _arguments_of("jaxpref.runs.compare_command"),
+    ),
     "pareto": (
         "train a front of policies over weights of objectives, and show it",
         _arguments_of("jaxpref.pareto.command"),
+    ),
+    "from-trl": (
+        "translate a config, script or command of TRL, or a config of axolotl",
+        _arguments_of("jaxpref.from_trl.command"),
     ),
     "objectives": (
         "list the objectives, or show one with its settings and source",
@@ -388,9 +393,9 @@ _COMMANDS: dict[str, tuple[str, AddArguments]] = {
     "merge": ("average the parameters of several policies (a soup)", _merge_arguments),
 }
 """Name -> what it does in one line, and what adds its arguments."""
-_ONE_PROCESS = {"objectives", "plan"}
+_ONE_PROCESS = {"compare", "from-trl", "objectives", "plan"}
 """Commands that have nothing to share among several processes."""
-_TRAINING = {"train", "demo", "pareto"}
+_TRAINING = {"train", "demo", "pareto", "sweep"}
 """Commands that save what they have when they are asked to end."""
 
 

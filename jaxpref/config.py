@@ -3,66 +3,17 @@
 The help of `jaxpref train` is made from the docstrings below the fields.
 """
 
-import re
-from datetime import date
-from os.path import expanduser
-from typing import Annotated, Any, Literal
+import dataclasses
+from typing import Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+from jaxpref.fields import Day, HeldOut, Interval, LocalPath, Names, Objectives, Paths
 
 _STRICT = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
 )
-
-LocalPath = Annotated[str, AfterValidator(expanduser)]
-"""A path, whose `~` is the home directory, or another name of what may lie at a path."""
-
-
-def _a_day(text: str) -> str:
-    return date.fromisoformat(text).isoformat()
-
-
-def _as_list(value: Any) -> Any:
-    """A single text or mapping is the only item of a list."""
-    return [value] if isinstance(value, str | dict) else value
-
-
-OneOrMore = BeforeValidator(_as_list)
-"""Of a list: one item may stand alone."""
-Paths = Annotated[list[LocalPath], OneOrMore]
-Names = Annotated[list[str], OneOrMore]
-
-
-def _set_name(name: str) -> str:
-    if not re.fullmatch(r"[\w.-]+", name) or name == "loss":
-        raise ValueError("a set's name has letters, digits, _, . and - alone, and is not `loss`")
-    return name
-
-
-def _kind_of_sets(value: Any) -> str:
-    return SETS if isinstance(value, dict) else PATHS
-
-
-PATHS, SETS = "(paths)", "(sets)"
-"""The two forms of `HeldOut`, as pydantic's errors name them."""
-HeldOut = Annotated[
-    Annotated[Paths, Tag(PATHS)]
-    | Annotated[dict[Annotated[str, AfterValidator(_set_name)], Paths], Tag(SETS)],
-    Discriminator(_kind_of_sets),
-]
-"""Paths of one set, or of several by their names."""
-
-
-def objective_list(parts: Any) -> Any:
-    """An objective may stand alone, and for one with all its defaults its name."""
-    parts = _as_list(parts)
-    if not isinstance(parts, list):
-        return parts
-    return [{"name": part} if isinstance(part, str) else part for part in parts]
-
-
-Objectives = Annotated[list[dict[str, Any]], BeforeValidator(objective_list)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -178,7 +129,7 @@ class DataConfig:
     other_rewards: Names = Field(default_factory=list)
     """Scores that make the column `other_rewards`: those of all objectives but the base, in the
     order of modpo's w[1:]."""
-    date: Annotated[str, AfterValidator(_a_day)] | None = None
+    date: Day | None = None
     """Date (YYYY-MM-DD) that a chat template prints as today's; null: the day on which the run
     begins, which is kept with the run."""
     max_length: int | None = Field(default=1024, ge=2)
@@ -214,12 +165,26 @@ class DataConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class OptimConfig:
-    name: Literal["adamw", "adafactor", "lion", "sgd"] = "adamw"
-    """Optimizer (optax)."""
+    name: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = "adamw"
+    """Optimizer (optax). muon orthogonalises the updates of the layers' matrices, scaled so that
+    AdamW's learning rates fit (arXiv 2502.16982); all other weights take AdamW."""
     learning_rate: float = Field(default=1e-6, gt=0, le=1e3)
     """Peak learning rate, at most 1,000."""
-    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "linear"
-    """Learning rate after the warm-up; linear and cosine reach 0 at the end of the run."""
+    schedule: Literal[
+        "constant", "linear", "polynomial", "cosine", "cosine_restarts", "wsd", "inverse_sqrt"
+    ] = "linear"
+    """Learning rate after the warm-up. linear, polynomial, cosine (cosine_restarts: each of its
+    cycles) and wsd (warm-up, stable, decay) fall to min_ratio of the peak at the end of the run."""
+    min_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Learning rate at the end, as a share of the peak."""
+    power: float = Field(default=1.0, gt=0)
+    """Power of the remaining share of the steps (polynomial)."""
+    cycles: int = Field(default=1, ge=1, le=1000)
+    """How often the learning rate falls from the peak (cosine_restarts)."""
+    decay_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Last share of all steps, in which the learning rate falls (wsd)."""
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] = "cosine"
+    """How it falls there (wsd)."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """Steps of linear warm-up from 0."""
     warmup_ratio: float | None = Field(default=None, ge=0, le=1)
@@ -227,22 +192,31 @@ class OptimConfig:
     clip_norm: float | None = Field(default=1.0, gt=0)
     """Clip the gradient's global norm; null: never."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay (adamw, lion, adafactor)."""
+    """Decoupled weight decay (adamw, lion, adafactor, muon)."""
     decay_mask: Literal["matrices", "all"] = "matrices"
     """Which parameters decay: all but norm scales and biases (matrices, as in Hugging Face's
     Trainer), or all."""
     b1: float = Field(default=0.9, ge=0, lt=1)
-    """First-moment decay (adamw, lion)."""
+    """First-moment decay (adamw, lion; of muon the part that takes AdamW)."""
     b2: float = Field(default=0.999, ge=0, lt=1)
-    """Second-moment decay (adamw, lion)."""
+    """Second-moment decay (adamw, lion; of muon the part that takes AdamW)."""
     eps: float = Field(default=1e-8, gt=0)
-    """Added to the root of the second moment (adamw)."""
+    """Added to the root of the second moment (adamw; of muon the part that takes AdamW)."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """Momentum (sgd)."""
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Nesterov momentum of the matrices (muon)."""
+    combine: Literal["sum", "raco", "mgda", "pcgrad", "tchebycheff"] = "sum"
+    """How the gradients of several objectives become one, their weights w: the weighted sum; RACO,
+    which turns it away from conflicts (arXiv 2602.02495); MGDA, the shortest of their weighted
+    means; PCGrad, which takes from each what opposes another; tchebycheff, that of the largest w *
+    loss alone. All but sum take a backward pass per objective."""
+    combine_c: float = Field(default=0.4, ge=0)
+    """How far RACO turns; 0: not at all; below 1 it stands still only where the sum does."""
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype in which the first moment (adamw, lion) or the momentum (sgd) is kept: bfloat16 takes 2
-    bytes less of every trained parameter. The second moment stays float32: bfloat16 would round the
-    change of a step, at most 1 - b2 of it, away."""
+    """Dtype in which the first moment (adamw, lion) or the momentum (sgd, muon) is kept: bfloat16
+    takes 2 bytes less of every trained parameter. The second moment stays float32: bfloat16 would
+    round the change of a step, at most 1 - b2 of it, away."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -252,19 +226,30 @@ class TrainConfig:
     micro_rows: int | None = Field(default=None, ge=1)
     """Packed rows per micro-batch, over all devices: more is faster and takes more memory, with the
     same result; null: mesh.data * mesh.fsdp."""
-    epochs: int = Field(default=1, ge=1)
-    """Passes over the data."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data; 0.5 is half of one."""
     max_steps: int | None = Field(default=None, ge=1)
     """Train exactly this many steps instead of epochs; null: train.epochs."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the data order, of the objectives' draws, and of answers lent to other prompts (KTO);
     below 2^32."""
+    neftune_alpha: float | None = Field(default=None, gt=0)
+    """Noise on the embeddings in training (NEFTune, arXiv 2310.05914), uniform within alpha /
+    sqrt(tokens * width) of 0, tokens being those of the longest of a row's sequences; the reference
+    and evaluations have none; null: none."""
     log_every: int = Field(default=10, ge=1)
     """Steps between log lines; values are averaged over them."""
-    eval_every: int | None = Field(default=None, ge=1)
-    """Steps between evaluations; null: before the first and after the last step only."""
-    save_every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints; null: by the clock (save_minutes) and after the last step."""
+    eval_every: Interval = None
+    """Steps between evaluations, or `epoch` (at the end of each; `epoch/4`: four times in each);
+    null: before the first and after the last step only."""
+    samples: int = Field(default=0, ge=0)
+    """Held-out prompts that the policy answers at every evaluation, greedily: into samples.jsonl,
+    TensorBoard and Weights & Biases; 0: none."""
+    sample_tokens: int = Field(default=128, ge=1)
+    """Tokens at which such an answer ends, if it has not ended before."""
+    save_every: Interval = None
+    """Steps between checkpoints, or `epoch`, as above; null: by the clock (save_minutes) and after
+    the last step."""
     save_minutes: float | None = Field(default=10.0, gt=0)
     """Minutes after a checkpoint until the next one, where save_every asks for none before (with
     several processes: until the next log line after that); null: by steps alone."""
@@ -306,6 +291,15 @@ class LogConfig:
     """Also log to trackio."""
     project: str = "jaxpref"
     """Project name in Weights & Biases and trackio."""
+    name: str | None = None
+    """Name of the run there; null: the last folder of `out`. trackio, which knows runs by their
+    names, gets a part of the run's id behind it."""
+    group: str | None = None
+    """Group of runs there; null: none."""
+    tags: Names = Field(default_factory=list)
+    """Tags of the run there (trackio: among its settings)."""
+    entity: str | None = None
+    """User or team in Weights & Biases; null: WANDB_ENTITY, or your own."""
     progress: bool = True
     """Show the progress: a bar on a terminal and in a notebook, elsewhere a line every
     train.log_every steps."""
@@ -333,6 +327,18 @@ class Config:
     train: TrainConfig = Field(default_factory=TrainConfig)
     mesh: MeshConfig = Field(default_factory=MeshConfig)
     log: LogConfig = Field(default_factory=LogConfig)
+
+    def __repr__(self) -> str:
+        """The settings that are not the defaults, one per line, as overrides are written."""
+        own, defaults = dataclasses.asdict(self), dataclasses.asdict(Config())
+        lines = ["<Config: defaults, but for"]
+        for section, value in own.items():
+            if isinstance(value, dict):
+                changed = {k: v for k, v in value.items() if v != defaults[section][k]}
+                lines += [f"{section}.{key}={v}" for key, v in changed.items()]
+            elif value != defaults[section]:
+                lines.append(f"{section}={value}")
+        return "\n  ".join(lines) + ">"
 
     @property
     def row_unit(self) -> int:

@@ -96,6 +96,16 @@ class EncodedGroup:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Noise(NamedTuple):
+    """Where the noise on the embeddings of a batch comes from (NEFTune)."""
+
+    key_RL2: Any
+    """uint32 key of every token's draw: the draw of its group, and the token's place in it, which
+    neither packing nor a shared prompt changes."""
+    scale_RL: Any
+    """float32, alpha / sqrt(tokens of the longest sequence of the group); 0 for padding."""
+
+
 class Batch(NamedTuple):
     """Packed, prefix-shared rows of one micro-batch; with a leading T, of all of a step.
 
@@ -136,6 +146,8 @@ class Batch(NamedTuple):
     (`data/pack.py: MASKS`)."""
     columns: dict[str, Any]
     """What the objective asked for: per group [R, G] or per completion [R, G, K, ...], float32."""
+    noise: Noise | None = None
+    """On the policy's embeddings, in training; None: none."""
 
     def first_tokens(self, length: int) -> "Batch":
         """The rows cut to this length; everything that is not per token of a row stays."""
@@ -143,4 +155,6 @@ class Batch(NamedTuple):
             name: getattr(self, name)[:, :length]
             for name in ("token_RL", "position_RL", "expiry_RL", "segment_RL")
         }
+        if self.noise is not None:
+            cut["noise"] = Noise(*(array[:, :length] for array in self.noise))
         return self._replace(**cut)

@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import tiny
 
 from jaxpref import Mix
+from jaxpref.conditioning.weights import weighted_prompt
 from jaxpref.data.encode import encode_groups
 from jaxpref.generation.answer_logps import answer_logps
 from jaxpref.generation.opening import open_source
+from jaxpref.objectives import PAIRS, ObjectiveOutput, needs
 from jaxpref.runs import merge
 from jaxpref.runs.build import build
 from jaxpref.runs.directory import run_params
@@ -48,7 +51,53 @@ def rows(reward, **per_text) -> list[dict]:
     return made
 
 
-def train(directory, lines, objective, *, steps=300, model=None, learning_rate=3e-3, **changes):
+def labelled_rows(rewards, texts, weights=None) -> list[dict]:
+    """Ordered pairs of some texts, each labelled by all objectives with its Bradley-Terry probability.
+
+    Args:
+        rewards: [objectives, texts].
+        weights: a vector that the rows carry, in their prompts too; None: none.
+    """
+    made = []
+    prompt = PROMPT if weights is None else weighted_prompt(PROMPT, named(weights))
+    for i, j in itertools.permutations(range(len(texts)), 2):
+        row = {"prompt": prompt, "chosen": texts[i], "rejected": texts[j]}
+        row |= {f"label/{k}": 1 / (1 + np.exp(r[j] - r[i])) for k, r in enumerate(rewards)}
+        if weights is not None:
+            row |= {f"w/{k}": w for k, w in enumerate(weights)}
+        made.append(row)
+    return made
+
+
+def named(weights) -> dict[str, float]:
+    return {str(k): w for k, w in enumerate(weights)}
+
+
+def labels_optimum(rewards, w, before, beta=BETA) -> np.ndarray:
+    """Where the weighted sum of DPO losses on all pairs is least: pi_ref exp(u / beta) / Z.
+
+    The weighted probability that i beats j is that of no Bradley-Terry model; u is the one of least cross-entropy.
+    """
+    r = np.asarray(rewards)
+    wins = np.tensordot(w, 1 / (1 + np.exp(r[:, None, :] - r[:, :, None])), 1)
+    u = np.zeros(len(wins))
+    for _ in range(100):  # Newton's method
+        p = 1 / (1 + np.exp(u[None, :] - u[:, None]))
+        slope = np.where(np.eye(len(u), dtype=bool), 0.0, p * (1 - p))
+        u -= np.linalg.lstsq(np.diag(slope.sum(1)) - slope, (p - wins).sum(1), rcond=None)[0]
+    return normal(before + u / beta)
+
+
+@needs(groups=PAIRS)
+def near(policy, ref, *, centre: float):
+    """1 - exp(-(D - centre)^2) of the margin D: two centres make a concave front (Fonseca and Fleming, 1995)."""
+    rho_BK = policy.sum - ref.sum
+    margin_B = rho_BK[:, 0] - rho_BK[:, 1]
+    present_B = (policy.count.sum(-1) > 0).astype(jnp.float32)
+    return ObjectiveOutput(1.0 - jnp.exp(-jnp.square(margin_B - centre)), present_B, {"margin": margin_B})
+
+
+def train(directory, lines, objective, *, steps=300, model=None, learning_rate=3e-3, optim=None, **changes):
     """A finished run on these rows, and log-probs of the nine under its policy and under the model it began with."""
     model = model or tiny.write_model(directory / "model", scale=0.5)
     data = tiny.write_rows(directory / "rows.jsonl", lines)
@@ -59,7 +108,8 @@ def train(directory, lines, objective, *, steps=300, model=None, learning_rate=3
         objective=objective,
         train={"batch_size": len(lines), "epochs": steps, "micro_rows": 8, "log_every": steps},
         data={"train": [str(data)], "eval": [], "row_length": 64},
-        optim={"learning_rate": learning_rate, "schedule": "cosine", "warmup_steps": 5, "clip_norm": None},
+        optim={"learning_rate": learning_rate, "schedule": "cosine", "warmup_steps": 5, "clip_norm": None}
+        | (optim or {}),
         **changes,
     )
     tiny.run(config)
@@ -75,7 +125,7 @@ def train(directory, lines, objective, *, steps=300, model=None, learning_rate=3
 def logps_of_texts(pieces, params, groups, lines):
     values = compute_logps(pieces, params, groups)
     logp_of = {lines[group.row_id]["chosen"]: float(values[group.row_id][0]) for group in groups}
-    return np.array([logp_of[text] for text in TEXTS])
+    return np.array([logp_of[text] for text in TEXTS if text in logp_of])
 
 
 def knowing_model(directory: Path) -> Path:
@@ -87,15 +137,15 @@ def knowing_model(directory: Path) -> Path:
     return directory / "model"
 
 
-def logps_of(source: str | Path | Mix) -> np.ndarray:
+def logps_of(source: str | Path | Mix, prompt=PROMPT, texts=TEXTS) -> np.ndarray:
     """[9] log-probs of the nine under a run, a model, an adapter or several that decide together."""
     runs = [source] if not isinstance(source, Mix) else [path for path, _ in source.policies]
     step = "latest" if all((Path(run) / "config.yaml").is_file() for run in runs) else "best"
     opened = open_source(source, step=step)
-    groups = [Group(PROMPT, (text,), i, "") for i, text in enumerate(TEXTS)]
+    groups = [Group(prompt, (text,), i, "") for i, text in enumerate(texts)]
     encoded, _ = encode_groups(groups, opened.pieces.tokenizer, max_length=None)
     values = answer_logps(opened, encoded)
-    return np.array([float(values[i][0]) for i in range(len(TEXTS))])
+    return np.array([float(values[i][0]) for i in range(len(texts))])
 
 
 def normal(logp):

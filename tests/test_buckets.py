@@ -10,6 +10,7 @@ import bucket_servers
 import numpy as np
 import pytest
 import tiny
+from test_gguf import write as write_gguf
 
 from jaxpref.data.sources import read_rows
 from jaxpref.errors import InputError
@@ -72,7 +73,7 @@ def assert_same_lines(found: list[dict], expected: list[dict]) -> None:
 
 
 def lines_of(path) -> list[dict]:
-    clock = ("tokens_per_second", "model_flops_per_second", "mfu")
+    clock = ("tokens_per_second", "model_flops_per_second", "mfu", "host_memory_bytes")
     lines = [json.loads(line) for line in as_path(str(path)).read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in clock} for line in lines]
 
@@ -338,3 +339,93 @@ def test_scores_and_the_cache_of_reference_log_probs_lie_there(store, tmp_path, 
 
     first, again = (cached_logps([group], lambda: file, compute) for _ in range(2))
     assert computed == [1] and first[0] == again[0] and file.is_file()
+
+
+# ---- the other commands, with all that they read and write in the bucket
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in as_path(str(path)).read_text().splitlines()]
+
+
+def succeed(call, *commands) -> str:
+    """What the last of them prints."""
+    for command in commands:
+        code, printed, error = call(*command)
+        assert code == 0, f"{command}: {error}"
+    return printed
+
+
+def test_adapters_and_merges_lie_there(store, files, call, tmp_path):
+    """An adapter is trained, exported, trained on, evaluated and merged."""
+
+    def config(name, **changes):
+        train = {"max_steps": 2, "save_every": 2}
+        written = tiny.config(f"{store}/{name}", *vars(files).values(), train=train, **changes)
+        return tiny.write_config(written, tmp_path / f"{name}.yaml")
+
+    succeed(
+        call,
+        ("train", config("lora", adapter={"rank": 2, "alpha": 8.0})),
+        ("export", f"{store}/lora", "--adapter", "--to", f"{store}/peft"),
+        ("train", config("more", adapter={"path": f"{store}/peft"})),
+        ("eval", f"{store}/more", "--out", f"{store}/more.json", "--resamples", 10),
+        ("export", f"{store}/lora", "--adapter", "--to", tmp_path / "peft"),
+    )
+    assert lines(f"{store}/more.jsonl")
+    for how, other in (("weights", files.model), ("deltas", f"{store}/peft"), ("factors", f"{store}/more")):
+        for to in (f"{store}/soup-{how}", tmp_path / how):
+            succeed(call, ("merge", f"{store}/lora:0.5", f"{other}:0.5", "--how", how, "--to", to))
+        written = sorted(path.name for path in (tmp_path / how).iterdir() if path.suffix in (".safetensors", ".json"))
+        assert written
+        for name in written:
+            there, here = as_path(f"{store}/soup-{how}/{name}"), tmp_path / how / name
+            assert there.read_bytes() == here.read_bytes(), name
+
+
+def test_gguf_files_are_read_there(store, call, tmp_path):
+    write_gguf(tmp_path / "model.gguf")
+    bucket_servers.upload(tmp_path / "model.gguf", as_path(f"{store}/model.gguf"))
+    tiny.write_rows(tmp_path / "prompts.jsonl", [{"prompt": "the 1"}, {"prompt": "the 2 2"}])
+    here, there = (
+        succeed(call, ("generate", model, "--prompts", tmp_path / "prompts.jsonl", "--max-new-tokens", 6))
+        for model in (tmp_path / "model.gguf", f"{store}/model.gguf")
+    )
+    assert here == there and len(here.splitlines()) == 2
+
+
+def test_scores_and_conditions_lie_there(store, call, tmp_path):
+    pairs = tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows(6))
+    bucket_servers.upload(pairs, as_path(f"{store}/rows.jsonl"))
+    for folder in (str(tmp_path), store):
+        scored = f"{folder}/scored-rows.jsonl"
+        succeed(
+            call,
+            ("score", f"{folder}/rows.jsonl", "--reward", "brief=rule:words", "--out", scored, "--cache", "none"),
+            ("condition", scored, "--as", "ric", "--scores", "brief", "--out", f"{folder}/ric.jsonl"),
+        )
+    for name in ("scored-rows.jsonl", "ric.jsonl", "ric.statistics.json"):
+        assert as_path(f"{store}/{name}").read_text() == (tmp_path / name).read_text()
+
+
+def test_a_front_lies_there(store, files, call, tmp_path):
+    """Trained, answered, measured and shown; a second call finds all of it."""
+    (tmp_path / "judge.py").write_text("def long(prompt, answer):\n    return float(len(answer))\n")
+    raw = tiny.settings(f"{store}/front", *vars(files).values(), adapter={"rank": 2, "alpha": 8.0})
+    raw["train"] |= {"max_steps": 2, "save_every": 2}
+    raw["pareto"] = {
+        "objectives": [
+            {"name": "likes", "train": [files.train], "eval": [files.held_out]},
+            {"name": "long", "reward": f"{tmp_path / 'judge.py'}:long", "temperature": 4.0},
+        ],
+        "weights": [[0.2, 0.8]],
+        "methods": ["dpo", "modpo", "mod", "soup_deltas"],
+        "answers": {"count": 2, "max_new_tokens": 4, "samples": 2},
+    }
+    (tmp_path / "front.yaml").write_text(json.dumps(raw))  # JSON is YAML
+    succeed(call, ("pareto", tmp_path / "front.yaml"))
+    found = json.loads(as_path(f"{store}/front/front.json").read_text())
+    names = [point["name"] for point in found["points"]]
+    assert names == ["reference", "dpo_likes", "dpo_long", "modpo_0.2_0.8", "mod_0.2_0.8", "soup_deltas_0.2_0.8"]
+    succeed(call, ("pareto", tmp_path / "front.yaml"), ("pareto", f"{store}/front"))
+    assert json.loads(as_path(f"{store}/front/front.json").read_text()) == found

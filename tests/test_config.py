@@ -376,3 +376,30 @@ def test_numbers_are_finite_and_rates_within_reason(override, said):
     with pytest.raises(InputError) as error:
         load_config(None, [override])
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"schedule": "constant", "min_ratio": 0.1}, "optim.min_ratio=0.1 has no effect: it is for linear"),
+        ({"schedule": "cosine", "cycles": 3}, "optim.cycles=3 has no effect: it is for cosine_restarts"),
+        ({"schedule": "linear", "decay_ratio": 0.2}, "optim.decay_ratio=0.2 has no effect: it is for wsd"),
+        ({"name": "muon", "momentum": 0.9}, "optim.momentum is for sgd; optim.name is muon; set optim.muon_momentum"),
+        ({"name": "adafactor", "moment_dtype": "bfloat16"}, "adafactor keeps no first moment"),
+    ],
+)
+def test_settings_of_the_optimizer_that_nothing_reads(settings, said):
+    with pytest.raises(InputError) as caught:
+        make_config({"optim": settings})
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("interval", ["epoch", "epoch/4", 10, None])
+def test_intervals(interval):
+    assert make_config({"train": {"save_every": interval}}).train.save_every == interval
+
+
+@pytest.mark.parametrize("interval", ["epochs", "epoch/0", "0.5", 0, 0.5, True])
+def test_what_is_no_interval(interval):
+    with pytest.raises(InputError, match=r"train.save_every"):
+        make_config({"train": {"save_every": interval}})

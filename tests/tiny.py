@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from jaxpref.runs.feed import make_loader, read_data
 from jaxpref.runs.metrics import read_jsonl
 from jaxpref.settings import make_config, save_config
 from jaxpref.sharding import make_mesh
-from jaxpref.training.run import Result, train
+from jaxpref.training.result import Result
+from jaxpref.training.run import train
 
 RANDOM_LLAMA = Path(__file__).parent / "golden" / "llama_tiny"
 LOGP_TOLERANCE = tolerance.decoder(open_checkpoint(RANDOM_LLAMA).spec, score=25.0, value=10.0)
@@ -151,8 +153,11 @@ class Killed(Exception):
     """Raised by `run` in place of a crash."""
 
 
-def run(config: Config, *, die_at: int | None = None) -> Run:
-    """Trains and takes notes; with `die_at`, raises out of the loop at that step and returns what was seen."""
+def run(config: Config, *, die_at: int | None = None, **given: Any) -> Run:
+    """Trains, with what is `given` to `train` besides, and takes notes.
+
+    With `die_at`, raises out of the loop at that step and returns what was seen.
+    """
     seen = Run(config)
 
     def on_log(step: int, _: int, values: dict[str, float]) -> None:
@@ -166,7 +171,7 @@ def run(config: Config, *, die_at: int | None = None) -> Run:
 
     jax.monitoring.register_event_duration_secs_listener(on_compile)
     try:
-        seen.result = train(config, on_log=on_log)
+        seen.result = train(config, on_log=on_log, **given)
     except Killed:
         assert die_at is not None
     finally:
@@ -175,8 +180,8 @@ def run(config: Config, *, die_at: int | None = None) -> Run:
 
 
 def logged(out: Path) -> list[dict[str, float]]:
-    """metrics.jsonl without what is measured by the clock."""
-    clock = ("tokens_per_second", "model_flops_per_second", "mfu")
+    """metrics.jsonl without what is measured by the clock, and the memory of this process."""
+    clock = ("tokens_per_second", "model_flops_per_second", "mfu", "host_memory_bytes")
     return [{k: v for k, v in line.items() if k not in clock} for line in read_jsonl(Path(out) / "metrics.jsonl")]
 
 
@@ -188,9 +193,22 @@ def allow_any_mesh(monkeypatch) -> None:
     monkeypatch.setattr("jaxpref.runs.build.make_mesh", first_devices)
 
 
+@cache
+def quick_options() -> dict[str, bool]:
+    """XLA's option for whole runs, which then compile in two thirds of the time; newer jaxlibs have no such choice."""
+    options = {"xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda: 0).lower().compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        assert "No such compile option" in str(error)
+        return {}
+    return options
+
+
 @contextmanager
 def quick_compile(cache: Path) -> Iterator[None]:
     """See the fixture of this name; may be entered again inside itself."""
+    from jax._src import compiler
     from jax.experimental.compilation_cache import compilation_cache
 
     if jax.config.jax_compilation_cache_dir == str(cache):
@@ -202,12 +220,21 @@ def quick_compile(cache: Path) -> Iterator[None]:
         "jax_compilation_cache_dir": (str(cache), None),
         "jax_persistent_cache_min_compile_time_secs": (0.2, 1.0),
     }
+    options_of_all = compiler.get_compile_options
+
+    def options(*given, env_options_overrides=None, **named):
+        overrides = quick_options() | (env_options_overrides or {})
+        return options_of_all(*given, env_options_overrides=overrides, **named)
+
     for name, (quick, _) in settings.items():
         jax.config.update(name, quick)
     compilation_cache.reset_cache()  # jax decides only once whether it uses one
+    quick_options()
+    compiler.get_compile_options = options
     try:
         yield
     finally:
+        compiler.get_compile_options = options_of_all
         for name, (_, default) in settings.items():
             jax.config.update(name, default)
         compilation_cache.reset_cache()
@@ -246,7 +273,9 @@ def flip_bit(file: Path, bit: int = 2) -> None:
 
 def xla_flags(devices: int) -> str:
     """For another process: so many virtual devices, and the flags given from outside, as an instruction set."""
-    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"  # the last one counts
+    quicker = [f"--{name}={str(value).lower()}" for name, value in quick_options().items()]
+    count = f"--xla_force_host_platform_device_count={devices}"  # the last one counts
+    return " ".join([os.environ["XLA_FLAGS"], count, *quicker])
 
 
 def copy_run(source: Path, to: Path) -> Path:

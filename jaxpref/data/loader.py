@@ -12,6 +12,7 @@ mesh.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,10 +32,12 @@ from jaxpref.data.pack import (
     row_tokens,
 )
 from jaxpref.errors import InputError
-from jaxpref.types import Batch, EncodedGroup
+from jaxpref.types import Batch, EncodedGroup, Noise
 
 MOST_STEPS = 1_000_000
 """Every step is planned before the first one, in 5 to 100 microseconds for each of its groups."""
+_ROUNDING = 1e-9
+"""0.1 of 30 steps are 3, and not 4 because 0.1 * 30 is 3.0000000000000004."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,13 @@ class Plan:
     """Share of padding among the tokens of all micro-batches that are run."""
 
 
-def check_steps(groups: int, batch_size: int, epochs: int, max_steps: int | None) -> int:
+def check_steps(groups: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
     """How many steps a run over so many groups has; arguments as of `Loader`.
 
     Errors: InputError for more than can be planned.
     """
     per_epoch = -(-groups // batch_size)
-    steps = max_steps or per_epoch * epochs
+    steps = max_steps or math.ceil(per_epoch * epochs - _ROUNDING)
     if steps > MOST_STEPS:
         raise InputError(
             f"at most {MOST_STEPS:,} steps, which are planned before the first one",
@@ -100,10 +103,11 @@ class Loader:
         masks: subsets of the loss tokens that they ask for (`data/pack.py: MASKS`).
         loss_on_prompt: the prompts' tokens are in the loss too.
         seed: of the shuffling, anew every epoch; None keeps the order of the file.
-        epochs: passes over the data.
+        epochs: passes over the data, the last of which may be a part of one.
         max_steps: train exactly so many steps instead, whatever the epochs.
         rounded: make the arrays' sizes powers of two, so that loaders over parts of a data set
             share compiled programs; micro-batches of padding alone are not run.
+        noise_alpha: of the noise on embeddings (NEFTune); None: there is none.
     Errors: InputError when a group is longer than a row, naming it, and for more steps than can be
         planned.
     """
@@ -119,9 +123,10 @@ class Loader:
         masks: Sequence[str] = (),
         loss_on_prompt: bool = False,
         seed: int | None = None,
-        epochs: int = 1,
+        epochs: float = 1,
         max_steps: int | None = None,
         rounded: bool = False,
+        noise_alpha: float | None = None,
     ):
         self.groups, self.layout = groups, layout
         self._lengths = [row_tokens(group, layout.share_prefix) for group in groups]
@@ -129,6 +134,7 @@ class Loader:
         self._completions = max(len(group.completion_ids) for group in groups)
         self._columns = [(name, self._column_shape(name)) for name in columns]
         self._masks, self._loss_on_prompt, self._draw_seed = masks, loss_on_prompt, seed or 0
+        self._noise_alpha = noise_alpha
         order = grain.MapDataset.range(len(groups))
         if seed is not None:
             order = order.shuffle(seed=seed)
@@ -227,7 +233,11 @@ class Loader:
         plan, layout = self.plan, self.layout
         rows = self._rows(members)
         flat = empty_batch(
-            plan.micro_batches * plan.micro_rows, plan.shape, self._columns, self._masks
+            plan.micro_batches * plan.micro_rows,
+            plan.shape,
+            self._columns,
+            self._masks,
+            noise=self._noise_alpha is not None,
         )
 
         def rng_of(group: EncodedGroup) -> np.random.Generator:
@@ -244,6 +254,7 @@ class Loader:
                     layout.share_prefix,
                     loss_on_prompt=self._loss_on_prompt,
                     rng_of=rng_of,
+                    noise_alpha=self._noise_alpha,
                 )
 
         def split(array: np.ndarray) -> np.ndarray:
@@ -276,10 +287,12 @@ def _rounded(plan: Plan) -> Plan:
 
 
 def _map_arrays(function: Callable, x: Any) -> Any:
-    """Over an array or a dict of arrays; jax's tree functions are not for the loader's thread."""
+    """Over arrays in a field of a batch; jax's tree functions are not for the loader's thread."""
     if isinstance(x, dict):
         return {name: function(array) for name, array in x.items()}
-    return function(x)
+    if isinstance(x, Noise):
+        return Noise(*map(function, x))
+    return None if x is None else function(x)
 
 
 def visible_pairs(group: EncodedGroup, share_prefix: bool) -> int:

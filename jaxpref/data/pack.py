@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxpref.types import Batch, EncodedGroup
+from jaxpref.types import Batch, EncodedGroup, Noise
 
 UNIFORM = "uniform"
 """Data column that the loader draws itself, anew every step."""
@@ -124,12 +124,14 @@ def empty_batch(
     shape: RowShape,
     columns: Sequence[tuple[str, tuple[int, ...]]] = (),
     masks: Sequence[str] = (),
+    noise: bool = False,
 ) -> Batch:
     """Rows of padding.
 
     Args:
         columns: names of data columns with their shape after [R, G]: `()` or `(K, ...)`.
         masks: names of `MASKS`.
+        noise: whether the embeddings get some.
     """
     R, L, S, G, K = rows, shape.length, shape.loss_tokens, shape.groups, shape.completions
     ints = lambda *size: np.zeros(size, np.int32)
@@ -149,6 +151,9 @@ def empty_batch(
         prompt_last_RG=np.full((R, G), -1, np.int32),
         masks={name: np.zeros((R, S), np.float32) for name in masks},
         columns={name: np.zeros((R, G, *rest), np.float32) for name, rest in columns},
+        noise=Noise(np.zeros((R, L, 2), np.uint32), np.zeros((R, L), np.float32))
+        if noise
+        else None,
     )
 
 
@@ -160,12 +165,14 @@ def fill_row(
     *,
     loss_on_prompt: bool = False,
     rng_of: Callable[[EncodedGroup], np.random.Generator] | None = None,
+    noise_alpha: float | None = None,
 ) -> None:
     """Write `groups` into row r of a batch of padding.
 
     Args:
         loss_on_prompt: put the prompts' tokens into the loss too, in slots of their own.
-        rng_of: the generator of a group's draws, for masks and the column `uniform`.
+        rng_of: the generator of a group's draws, for masks, the column `uniform` and noise.
+        noise_alpha: NEFTune's; None: no noise.
     """
     start = filled = 0  # the next free token of the row, and the next free loss token
     for g, group in enumerate(groups):
@@ -193,6 +200,35 @@ def fill_row(
             )
             batch.last_RGK[r, g, k] = end - 1
             start = end
+        if noise_alpha is not None:
+            of_group = slice(start - row_tokens(group, share_prefix), start)
+            _fill_noise(batch.noise, r, of_group, group, share_prefix, rng, noise_alpha)
+
+
+def _fill_noise(
+    noise: Noise,
+    r: int,
+    of_group: slice,
+    group: EncodedGroup,
+    share_prefix: bool,
+    rng: np.random.Generator,
+    alpha: float,
+) -> None:
+    """The noise of a group that lies at `of_group` along row r.
+
+    A token's place is counted as if the prompt were shared, so its copies have the same noise.
+    """
+    prompt = np.arange(len(group.prompt_ids))
+    places, first = [], len(prompt)
+    for k, ids in enumerate(group.completion_ids):
+        if k == 0 or not share_prefix:
+            places.append(prompt)
+        places.append(np.arange(first, first + len(ids)))
+        first += len(ids)
+    longest = len(prompt) + max(map(len, group.completion_ids))
+    noise.key_RL2[r, of_group, 0] = rng.integers(2**32, dtype=np.uint32)
+    noise.key_RL2[r, of_group, 1] = np.concatenate(places)
+    noise.scale_RL[r, of_group] = alpha / np.sqrt(longest)
 
 
 def _fill_numbers(

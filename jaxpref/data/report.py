@@ -74,6 +74,9 @@ class DataReport:
             if counts
         ]
 
+    def __repr__(self) -> str:
+        return f"<DataReport {self.summary()}>"
+
     def __str__(self) -> str:
         rows = ", ".join(f"{count} {kind}" for kind, count in sorted(self.rows.items()))
         lines = [", ".join(self.paths), f"kind of groups: {self.kind}; rows: {rows}"]

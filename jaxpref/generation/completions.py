@@ -117,7 +117,7 @@ class Settings:
 
 
 def generate(
-    source: str | Path | Mix,
+    source: str | Path | Mix | OpenPolicy,
     prompts: str | Path | Sequence[Any],
     *,
     temperature: float = 0.0,
@@ -141,7 +141,7 @@ def generate(
 
     Args:
         source: directory of a run; a model, as `model.path` of a config; a PEFT adapter directory;
-            or a `Mix` of these, which decide every token together.
+            a `Mix` of these, which decide every token together; or what `open_source` opened.
         prompts: a file (`jaxpref.generation.prompts.read_prompts`), or texts, lists of messages, or
             rows.
         temperature, top_k, top_p, min_p: see `Sampling`; temperature 0 is greedy.
@@ -160,7 +160,16 @@ def generate(
         batch_size,
     )
     groups = read_prompts(prompts) if isinstance(prompts, str | Path) else given_prompts(prompts)
-    opened = open_source(source, step=step, overrides=overrides)
+    if isinstance(source, OpenPolicy):
+        opened = source
+        if step != "best" or overrides:
+            raise InputError(
+                "neither `step` nor `overrides` for a policy that is open already",
+                f"step={step}, overrides={list(overrides)}",
+                "name the run's directory in its place: jaxpref.generate(RUN, ...)",
+            )
+    else:
+        opened = open_source(source, step=step, overrides=overrides)
     done = complete(opened.pieces, opened.params, groups, settings, opened.mixed)
     return sorted(done, key=lambda item: (item.prompt_index, item.sample))
 

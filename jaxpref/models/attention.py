@@ -5,9 +5,9 @@ where the layer has a window, position[q] - position[k] < window.
 
 Blockwise with an online softmax (Milakov & Gimelshein, arXiv 1805.02867; FlashAttention, arXiv
 2205.14135), so that [L, L] attention logits never exist, and with the mask of FlashMask (arXiv
-2410.01359), one number per key: per block of queries the loop starts at the first block of keys
-that any of them may see.  A row of short groups therefore costs what the groups cost, not what the
-row costs.
+2410.01359), one number per key: per block of queries the loop goes over the blocks of keys that any
+of them may see.  A row of short groups therefore costs what the groups cost, not what the row
+costs, and a completion skips the completions between its prompt and itself.
 
 Plain XLA: the same code runs on CPU, GPU and TPU, and shards over rows and heads.
 """
@@ -102,13 +102,13 @@ def _block(x, i, block, axis):
     return lax.dynamic_slice_in_dim(x, i * block, block, axis)
 
 
-def _first_visible_block(mask: Mask, block, block_i):
-    """[i] int32: the first block of keys that some query of the block may see.
-
-    It is the one behind the block itself, the last that is read, where all is padding.
+def visible_blocks(mask: Mask, block, block_i):
+    """Of every block of queries, the blocks of keys that some query of it may see.
 
     Args:
         block_i: numbers along the row of the blocks of queries.
+    Returns: how many they are, [i] int32, 0 where all is padding; and their numbers, [i, j] int32,
+        ascending, the others behind them.
     """
     blocks = mask.expiry_RL.shape[1] // block
     if mask.window is None:
@@ -117,8 +117,8 @@ def _first_visible_block(mask: Mask, block, block_i):
     else:
         visible_ij = _within_window(mask, block, block_i)
     visible_ij &= jnp.arange(blocks)[None, :] <= block_i[:, None]
-    first_i = jnp.where(visible_ij.any(1), jnp.argmax(visible_ij, axis=1), block_i + 1)
-    return first_i.astype(jnp.int32)
+    visible_first_ij = jnp.argsort(~visible_ij, axis=1, stable=True)
+    return visible_ij.sum(1, dtype=jnp.int32), visible_first_ij.astype(jnp.int32)
 
 
 def _within_window(mask: Mask, block, block_i):
@@ -165,21 +165,21 @@ def _masked(logits_RMJqk, mask: Mask, i, j, block):
 
 
 def _numbers_of_blocks(q_RMJLH, mask: Mask, first_block, block):
-    """Of every block of queries: its number here and along the row, and its first block of keys."""
+    """Of every block of queries: its number here and along the row, and its blocks of keys."""
     place_i = jnp.arange(q_RMJLH.shape[3] // block)
     block_i = first_block + place_i
-    return place_i, block_i, _first_visible_block(mask, block, block_i)
+    return place_i, block_i, *visible_blocks(mask, block, block_i)
 
 
 def _forward(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, first_block, block, softcap):
     R, M, J, L, H = q_RMJLH.shape
 
     def query_block(numbers):
-        place, i, first = numbers
+        place, i, visible, visible_j = numbers
         q = _block(q_RMJLH, place, block, 3)
 
-        def key_block(j, carry):
-            top, total, acc = carry
+        def key_block(t, carry):
+            j, (top, total, acc) = visible_j[t], carry
             k = _block(k_RMLH, j, block, 2)
             logits = _masked(_logits(q, k, softcap), mask, i, j, block)
             new_top = jnp.maximum(top, logits.max(-1))
@@ -199,7 +199,7 @@ def _forward(q_RMJLH, k_RMLH, v_RMLH, sink_MJ, mask, first_block, block, softcap
             init = (zero + MASKED, zero, acc0)
         else:  # the sink has been seen, and its value is 0
             init = (zero + sink_MJ[None, :, :, None], zero + 1.0, acc0)
-        top, total, acc = lax.fori_loop(first, i + 1, key_block, init)
+        top, total, acc = lax.fori_loop(0, visible, key_block, init)
         seen = top > MASKED / 2
         out = jnp.where(seen[..., None], acc / jnp.where(seen, total, 1.0)[..., None], 0.0)
         # +inf where nothing is seen: the backward pass's exp(logit - lse) is then exactly 0.
@@ -230,12 +230,12 @@ def _backward(block, softcap, saved, dout_RMJLH):
     )
 
     def query_block(carry, numbers):
-        place, i, first = numbers
+        place, i, visible, visible_j = numbers
         q, dout = _block(q_RMJLH, place, block, 3), _block(dout_RMJLH, place, block, 3)
         lse, delta = _block(lse_RMJL, place, block, 3), _block(delta_RMJL, place, block, 3)
 
-        def key_block(j, carry):
-            dq, dk_RMLH, dv_RMLH = carry
+        def key_block(t, carry):
+            j, (dq, dk_RMLH, dv_RMLH) = visible_j[t], carry
             k, v = _block(k_RMLH, j, block, 2), _block(v_RMLH, j, block, 2)
             logits = _logits(q, k, softcap)
             p = jnp.exp(_masked(logits, mask, i, j, block) - lse[..., None])
@@ -258,7 +258,7 @@ def _backward(block, softcap, saved, dout_RMJLH):
             return dq, add(dk_RMLH, dk), add(dv_RMLH, dv)
 
         dq0 = jnp.zeros(q.shape, f32)
-        dq, dk_RMLH, dv_RMLH = lax.fori_loop(first, i + 1, key_block, (dq0, *carry))
+        dq, dk_RMLH, dv_RMLH = lax.fori_loop(0, visible, key_block, (dq0, *carry))
         return (dk_RMLH, dv_RMLH), dq.astype(q.dtype)
 
     zeros = (jnp.zeros(k_RMLH.shape, f32), jnp.zeros(v_RMLH.shape, f32))

@@ -22,6 +22,7 @@ from jaxpref.models import deltanet, kv_cache, layers, periods, unstacked
 from jaxpref.models.attention import ATTENTION, Mask, attention
 from jaxpref.models.blocks import PRODUCT, WEIGHT_INIT, Block, Carry, Norm, Shared
 from jaxpref.models.context import spread_attention
+from jaxpref.models.embedding import Embed
 from jaxpref.models.lora import LoraSpec
 from jaxpref.models.misfits import misfits
 from jaxpref.models.model import Model
@@ -39,35 +40,6 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 _NO_WINDOW = 2**30  # more than any position
-
-
-class Embed(nn.Module):
-    spec: ModelSpec
-    rows: int
-    """Of the table: the vocabulary and what pads it."""
-    token_axis: str | None
-    """As of `Decoder`."""
-
-    @nn.compact
-    def __call__(self, token_RL, position_RL, dtype):
-        spec, tokens = self.spec, self.token_axis
-        table_VD = self.param("table", WEIGHT_INIT, (self.rows, spec.width))
-        # The vocabulary lies over fsdp and tensor, so every holder looks up all rows of its data
-        # shard; the rows are spread over fsdp again right after.  Where tokens are spread over
-        # context, the vocabulary is not: whole rows of hidden states would be longer.
-        token_RL = constrain(token_RL, "rows_replicated_fsdp", tokens)
-        if tokens is not None:
-            table_VD = constrain(table_VD, "vocab_replicated_context", None)
-        x_RLD = constrain(table_VD[token_RL], "rows_replicated_fsdp", tokens, None)
-        x_RLD = constrain(x_RLD.astype(dtype), "rows", tokens, None)
-        if spec.embed_scale is not None:
-            # Rounded to the compute dtype first, as in transformers.
-            x_RLD = x_RLD * jnp.asarray(spec.embed_scale, dtype)
-        if spec.learned_positions:
-            position_PD = self.param("position", WEIGHT_INIT, (spec.max_positions, spec.width))
-            added_RLD = position_PD[jnp.maximum(position_RL, 0)].astype(dtype)
-            x_RLD = x_RLD + constrain(added_RLD, "rows", tokens, None)
-        return x_RLD
 
 
 class Head(nn.Module):
@@ -99,11 +71,13 @@ class Decoder(nn.Module):
     """Whether every layer has its own subtree, `layers_0`, ..., and memory (`unstacked.py`)."""
 
     @nn.compact
-    def __call__(self, token_RL, position_RL, real_RL, visibility, paths=None, memory=None):
+    def __call__(
+        self, token_RL, position_RL, real_RL, visibility, paths=None, memory=None, noise=None
+    ):
         spec = self.spec
         position_RL = constrain(position_RL, "rows", self.token_axis)
         embed = Embed(spec, self.vocab_rows, self.token_axis, name="embed")
-        x_RLD = embed(token_RL, position_RL, self.dtype)
+        x_RLD = embed(token_RL, position_RL, self.dtype, noise)
         router_RL2E = jnp.zeros((*token_RL.shape, 2, spec.experts)) if self.router else None
         rope, numbers = _layer_numbers(spec, position_RL)
         carry = Carry(x_RLD, {} if memory is None else memory, router_RL2E)
@@ -265,18 +239,18 @@ def build_model(
         heads = {name: jnp.zeros((1, spec.width)) for name in scalar_heads}
         return params | {SCALAR_HEADS: heads} if heads else params
 
-    def run(router, params, token_RL, position_RL, expiry_RL, key):
+    def run(router, params, token_RL, position_RL, expiry_RL, key, noise):
         rngs = {} if key is None else {"dropout": key}
         rows = expiry_RL, position_RL
         inputs = token_RL, position_RL, expiry_RL > 0, rows, paths_of(expiry_RL)
         module = decoder(attend_rows, "tokens", router)
-        return module.apply(_collections(params, lora), *inputs, rngs=rngs)
+        return module.apply(_collections(params, lora), *inputs, noise=noise, rngs=rngs)
 
-    def hidden(params, token_RL, position_RL, expiry_RL, key=None):
-        return run(False, params, token_RL, position_RL, expiry_RL, key).x_RLD
+    def hidden(params, token_RL, position_RL, expiry_RL, key=None, noise=None):
+        return run(False, params, token_RL, position_RL, expiry_RL, key, noise).x_RLD
 
-    def hidden_and_router(params, token_RL, position_RL, expiry_RL, key=None):
-        carry = run(True, params, token_RL, position_RL, expiry_RL, key)
+    def hidden_and_router(params, token_RL, position_RL, expiry_RL, key=None, noise=None):
+        carry = run(True, params, token_RL, position_RL, expiry_RL, key, noise)
         return carry.x_RLD, carry.router_RL2E
 
     def head(params):

@@ -1,7 +1,7 @@
 """A language model as jaxpref sees it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -17,14 +17,17 @@ class Model:
     init: Callable[[jax.Array], Any]
     """key -> params, float32."""
     hidden: Callable[..., jax.Array]
-    """(params, token_RL, position_RL, expiry_RL, key=None) -> final hidden states [R, L, D].
+    """(params, token_RL, position_RL, expiry_RL, key=None, noise=None) -> final hidden states.
 
-    Normed, in the compute dtype.  The key is of the adapter's dropout; None: no dropout.
+    [R, L, D], normed, in the compute dtype.  The key is of the adapter's dropout, the noise
+    (`types.Noise`) on the embeddings; None: there is none, and neither is given.
     """
     head: Callable[[Any], jax.Array]
     """params -> unembedding [V, D]; rows beyond `vocab` are padding."""
     vocab: int
     """Tokens that the model can predict."""
+    axes: Mapping[str, tuple[str | None, ...]] | None = field(default=None, compare=False)
+    """Path of a leaf -> its logical axes, of leaves that the table of parameters.py lacks."""
     logit_softcap: float | None = None
     """Logits become cap * tanh(logit / cap)."""
     logit_divisor: float | None = None

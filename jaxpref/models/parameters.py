@@ -22,6 +22,9 @@ LORA = "lora"
 SCALAR_HEADS = "scalar_heads"
 """Top level of the parameter tree for linear maps of the hidden state to one number."""
 
+OWN = "own"
+"""Top level of the parameter tree for all leaves of a model of the user's own (`own.py`)."""
+
 MIXERS = get_args(Mixer)
 """Groups below `layers` that only some layers have, where a model's layers mix in several ways."""
 
@@ -66,6 +69,20 @@ class Leaf:
     def summed_axes(self) -> tuple[int, ...]:
         """Numbers of the axes that its product sums over."""
         return tuple(self.letters.index(letter) for letter in self.summed)
+
+    @property
+    def output_axes(self) -> tuple[int, ...]:
+        """Numbers of the axes of its product's output."""
+        kept = set(self.letters) - set(self.summed) - {"Y", "E"}
+        return tuple(self.letters.index(letter) for letter in self.letters if letter in kept)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it holds the layers' matrices, from activations to activations.
+
+        Embedding, LM head and router are none: they come from tokens or end in choices.
+        """
+        return bool(self.summed) and self.letters[0] == "Y" and bool(self.output_axes)
 
 
 def _norm(path: str, letters: str, present: has.Present = has.always) -> tuple[Leaf, Leaf]:
@@ -172,13 +189,13 @@ def adapter_leaves(leaf: Leaf) -> dict[str, Leaf]:
     """
     axis = dict(zip(leaf.letters, leaf.axes, strict=True))
 
-    def part(name: str, letters: str) -> Leaf:
+    def part(name: str, letters: str, summed: str = "") -> Leaf:
         axes = tuple(axis.get(letter) for letter in letters)
-        return Leaf(f"{LORA}/{leaf.path}/{name}", letters, axes)
+        return Leaf(f"{LORA}/{leaf.path}/{name}", letters, axes, summed=summed)
 
     return {
-        "a": part("a", f"Y{leaf.summed}Z"),
-        "b": part("b", f"YZ{leaf.outputs}"),
+        "a": part("a", f"Y{leaf.summed}Z", leaf.summed),
+        "b": part("b", f"YZ{leaf.outputs}", "Z"),
         "m": part("m", f"Y{leaf.outputs}"),
     }
 

@@ -1,6 +1,7 @@
 """How the parameters lie on the mesh, leaf by leaf, as the table of parameters.py says."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,8 +12,11 @@ from jaxpref.errors import InputError
 from jaxpref.models.parameters import LEAVES, find_leaf, leaf_path
 from jaxpref.sharding import logical_spec
 
+Axes = Mapping[str, tuple[str | None, ...]] | None
+"""As of `Model.axes`."""
 
-def param_specs(params: Any) -> Any:
+
+def param_specs(params: Any, axes: Axes = None) -> Any:
     """PartitionSpec of every leaf of a parameter tree.
 
     Errors: InputError naming every leaf that the table lacks.
@@ -21,11 +25,13 @@ def param_specs(params: Any) -> Any:
 
     def spec(path, leaf):
         name, rank = leaf_path(path), len(leaf.shape)
+        if axes is not None and name in axes:
+            return logical_spec(axes[name])
         line = find_leaf(name, rank)
         if line is None:
             known = [line.letters for line in LEAVES if line.path == name]
-            axes = f", in the table as {' or '.join(known)}" if known else ""
-            problems.append(f"{name} {tuple(leaf.shape)}{axes}")
+            told = f", in the table as {' or '.join(known)}" if known else ""
+            problems.append(f"{name} {tuple(leaf.shape)}{told}")
             return P()
         return logical_spec(line.axes)
 
@@ -39,12 +45,12 @@ def param_specs(params: Any) -> Any:
     return specs
 
 
-def param_shardings(params: Any, mesh: Mesh) -> Any:
+def param_shardings(params: Any, mesh: Mesh, own_axes: Axes = None) -> Any:
     """NamedSharding of every leaf; `params` may hold arrays or ShapeDtypeStructs.
 
     Errors: InputError listing every dimension that its mesh axes do not divide.
     """
-    specs = param_specs(params)
+    specs = param_specs(params, own_axes)
     problems: list[str] = []
 
     def check(path, leaf, spec):
@@ -65,9 +71,9 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
     return shardings
 
 
-def constrain_params(tree: Any) -> Any:
+def constrain_params(tree: Any, axes: Axes = None) -> Any:
     """Pins gradients or accumulators of the parameters' shape to the parameters' sharding."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return tree
-    return jax.tree.map(jax.lax.with_sharding_constraint, tree, param_specs(tree))
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, param_specs(tree, axes))

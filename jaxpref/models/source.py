@@ -3,16 +3,19 @@
 import importlib.util
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxpref.config import ModelConfig
 from jaxpref.errors import InputError
 from jaxpref.models import hf
 from jaxpref.models.families import TEXT_PARTS
 from jaxpref.models.gguf import reader as gguf
+from jaxpref.models.given import load_given
 from jaxpref.models.hf.tokenizer import has_tokenizer, load_tokenizer
+from jaxpref.models.own import OpenOwnModel, OwnModel, OwnSpec
 from jaxpref.models.spec import ModelSpec
 from jaxpref.storage.local_copies import local_directory, local_file
 from jaxpref.storage.paths import as_path
@@ -29,7 +32,7 @@ class Checkpoint:
 
     path: Path
     """The directory or file, local or in a bucket."""
-    spec: ModelSpec
+    spec: ModelSpec | OwnSpec
     generation_config: dict[str, Any]
     """As in generation_config.json."""
     load_params: Callable[..., dict[str, Any]]
@@ -38,6 +41,10 @@ class Checkpoint:
     """-> a transformers tokenizer.  InputError when the checkpoint has none."""
     modules_of: Path | None = None
     """The adapter whose embedding or LM head stand in place of the checkpoint's own."""
+    own: OpenOwnModel | None = None
+    """A model of the user's own, with its parameters."""
+    in_memory: bool = False
+    """Its weights were given in Python: `path` has others, or none."""
     text_part_of: str | None = None
     """The `model_type` of the multimodal model whose text part this is."""
 
@@ -88,6 +95,40 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if has_tokenizer(local.parent):
         tokenizer = partial(_tokenizer_in, local.parent)
     return Checkpoint(local, opened.spec, opened.generation_config, opened.load_params, tokenizer)
+
+
+def given_model(config: ModelConfig, model: OwnModel | None, params: Any) -> Checkpoint:
+    """A model that is in memory already.
+
+    Args:
+        model: of the user's own; None: the built-in decoder at `config.path`.
+        params: its parameters; None: those of `model`.
+    Errors: InputError for parameters that do not fit.
+    """
+    if model is None:
+        at_path = open_checkpoint(config.path)
+        load_params = partial(load_given, params, at_path.spec)
+        return replace(at_path, load_params=load_params, in_memory=True)
+    own = model.opened(params)
+
+    def load_tokenizer() -> Any:
+        return tokenizer_at(config.path) if model.tokenizer is None else model.tokenizer
+
+    return Checkpoint(
+        as_path(config.path),
+        own.spec(),
+        {},
+        own.load_params,
+        load_tokenizer,
+        own=own,
+        in_memory=True,
+    )
+
+
+def tokenizer_at(path: str | Path) -> Any:
+    """The tokenizer of a directory, which may hold nothing else, or of a model."""
+    local = _local_path(str(path))
+    return _tokenizer_in(local) if local.is_dir() else open_checkpoint(local).load_tokenizer()
 
 
 def _tokenizer_in(directory: Path) -> Any:

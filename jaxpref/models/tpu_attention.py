@@ -148,6 +148,19 @@ def _visible_blocks(masks: Masks, queries: int, blocks: Blocks) -> jax.Array:
     return visible_Rij
 
 
+def seen_share(mask: Mask) -> jax.Array:
+    """Pairs of queries and keys in the blocks that are worked through, of whole rows.
+
+    As a share of the pairs that one causal sequence would see, which is what the kernels state as
+    their cost: rows of short groups take less.
+    """
+    R, L = mask.expiry_RL.shape
+    blocks = Blocks(BLOCK, BLOCK, fetched_queries=BLOCK, fetched_keys=BLOCK)
+    masks = _masks(mask, L, jnp.zeros((), jnp.int32), blocks)
+    visible_Rij = _visible_blocks(masks, masks.limits_R2L.shape[-1], blocks)
+    return visible_Rij.sum() * BLOCK**2 / (R * L * L / 2)
+
+
 def _per_block(x: jax.Array, size: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], -1, size)
 

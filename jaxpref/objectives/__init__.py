@@ -114,6 +114,8 @@ _LISTED = (
     multiobjective.modpo_hinge,
     multiobjective.modpo_implicit,
     multiobjective.spo,
+    multiobjective.cos_dpo,
+    multiobjective.signed_dpo,
     advantage.hpo_dpo,
     advantage.hpo_kto,
     advantage.advantage_mle,

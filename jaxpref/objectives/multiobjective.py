@@ -1,6 +1,6 @@
-"""Several objectives at once: rewards of the others inside the sigmoid of the pairs (MODPO).
+"""Several objectives at once: rewards of the others inside the sigmoid (MODPO), or many labels.
 
-rho is the log-ratio of policy and reference, summed over a completion's tokens.
+rho is the log-ratio of policy and reference, summed over a completion's tokens; D = rho_0 - rho_1.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import AfterValidator
 
+from jaxpref.errors import InputError
 from jaxpref.models.logprobs import Logps
 from jaxpref.objectives._math import (
     NotNegative,
@@ -184,6 +185,91 @@ def spo(
     beta_O = _betas(betas, beta, extra_refs)
     rewards_BKO = beta_O[None, None, :] * jnp.diff(stages_BKO, axis=-1)
     return _modpo(policy, ref, rewards_BKO, weight, (1.0, *lambdas), beta, _logistic)
+
+
+@needs(groups=PAIRS)
+def cos_dpo(
+    policy: Logps,
+    ref: Logps,
+    labels: jax.Array,
+    objective_weights: jax.Array,
+    weight: RowWeight = None,
+    *,
+    beta: Positive = 0.1,
+) -> ObjectiveOutput:
+    """DPO on the labels of several objectives: sum_k w_k |l_k| * -log sigmoid(sign(l_k) beta * D).
+
+    The objective weights w are the row's own, and the prompt says them (`jaxpref.conditioning`), so
+    that one policy learns the answers for all weights.
+
+    Args:
+        policy, ref: summed log-probs [B, K] in nats of completions 0 and 1.
+        labels: [B, O] what every objective says of the pair: > 0 where completion 0 is the better
+            one, < 0 where completion 1 is, 0 where it has no label.  The size weighs the label.
+        objective_weights: [B, O] of every row, >= 0.
+        weight: [B] weight of every pair, >= 0.
+        beta: strength of the pull towards the reference, > 0.
+    Returns: loss_B in nats, ln 2 * sum_k w_k |l_k| where policy equals reference.
+    Source: Ren et al., arXiv 2410.08316, weight-conditioned, with a prompt that carries w
+        as in its experiments on language models; from third parties' summaries, for the authors'
+        code could not be had.
+    Use: one run for the whole front; `jaxpref pareto` writes its rows (`pareto.methods:
+        [cos_dpo]`).  By hand: `columns: {labels: [label/a, label/b], objective_weights: [w/a,
+        w/b]}`.  The optimum at w is that of the weighted sum of DPO losses, not MODPO's.  Learning
+        rate as for DPO, and more steps than one point of a front takes.
+    Curves: the loss falls less than DPO's, for objectives that disagree on a pair hold each other;
+        `rewards/accuracies` is the share of pairs whose weighted label the policy agrees with.
+    """
+    for name, array in (("labels", labels), ("objective_weights", objective_weights)):
+        _check_per_objective(name, array, labels)
+    labels, objective_weights = jax.lax.stop_gradient((labels, objective_weights))
+    beta_rho_BK = beta * log_ratios(policy, ref)
+    margin_BO = jnp.sign(labels) * difference(beta_rho_BK)[:, None]
+    loss_B = jnp.sum(-objective_weights * jnp.abs(labels) * jax.nn.log_sigmoid(margin_BO), axis=-1)
+    agreed = jnp.sum(objective_weights * labels, axis=-1)
+    return pair_output(loss_B, _turned(beta_rho_BK, agreed), policy, weight)
+
+
+@needs(groups=PAIRS)
+def signed_dpo(
+    policy: Logps, ref: Logps, sign: jax.Array, weight: RowWeight = None, *, beta: Positive = 0.1
+) -> ObjectiveOutput:
+    """DPO with the label in a column: -log sigmoid(sign * beta * D).
+
+    Args:
+        policy, ref: summed log-probs [B, K] in nats of completions 0 and 1.
+        sign: [B] > 0 where completion 0 is the better one, < 0 where completion 1 is; 0 leaves the
+            pair out.  The size weighs the pair.
+        weight: [B] weight of every pair, >= 0.
+        beta: strength of the pull towards the reference, > 0.
+    Returns: loss_B in nats, ln 2 where policy equals reference.
+    Source: the losses L_i of RACO (arXiv 2602.02495), and of the weighted sum of DPO losses that
+        papers on several objectives compare with.
+    Use: one part of the objective per label, all on the same pairs, `{name: signed_dpo, weight:
+        0.3, columns: {sign: label/helpful}}`; the sum is the weighted sum of DPO losses, and
+        `optim.combine: raco` takes a direction that avoids conflicts.
+    Curves: as for DPO, over the pairs that have this label.
+    """
+    sign = jax.lax.stop_gradient(sign)
+    beta_rho_BK = beta * log_ratios(policy, ref)
+    turned_BK = _turned(beta_rho_BK, sign)
+    own_weight = jnp.abs(sign) if weight is None else jnp.abs(sign) * weight
+    return pair_output(-jax.nn.log_sigmoid(difference(turned_BK)), turned_BK, policy, own_weight)
+
+
+def _turned(x_BK: jax.Array, sign_B: jax.Array) -> jax.Array:
+    """The two completions exchanged where the sign is negative."""
+    return jnp.where(sign_B[:, None] < 0, x_BK[:, 1::-1], x_BK[:, :2])
+
+
+def _check_per_objective(name: str, array: jax.Array, like: jax.Array) -> None:
+    """Errors: InputError unless the array is [B, O], O as in `like`."""
+    if array.ndim != 2 or array.shape != like.shape:
+        raise InputError(
+            f"`{name}` with a number per objective and row, [B, O], as many as `labels`",
+            f"shape {tuple(array.shape)}",
+            f"list one column per objective: `columns: {{{name}: [first, second]}}`",
+        )
 
 
 def _modpo(

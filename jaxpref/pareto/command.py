@@ -1,7 +1,10 @@
 """`jaxpref pareto`: a whole front from one config, or the report of a finished one again."""
 
 import argparse
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -9,8 +12,10 @@ from rich.table import Table
 
 from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import Estimate
+from jaxpref.pareto.compare import compared
 from jaxpref.pareto.config import ParetoConfig
-from jaxpref.pareto.front import Front, read_front
+from jaxpref.pareto.front import Front, read_front, read_reference_point
+from jaxpref.pareto.measures import LESS_IS_BETTER, MEASURES
 from jaxpref.pareto.report.write import write_front
 from jaxpref.pareto.settings import load_front_config
 from jaxpref.pareto.sweep import Watch, run_front
@@ -33,13 +38,26 @@ a front that was killed goes on where it was when the same command is given agai
 
     jaxpref pareto CONFIG.yaml
     jaxpref pareto runs/front --reference-point helpful=0 brief=-60      # only the report
+    jaxpref pareto --compare runs/front runs/other     # on the same prompts; differences are paired
 
 """ + keys_help(ParetoConfig, "pareto.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="CONFIG_OR_FRONT", help="YAML file; or the directory of a finished front")
+    add(
+        "source",
+        nargs="?",
+        metavar="CONFIG_OR_FRONT",
+        help="YAML file; or the directory of a finished front",
+    )
+    add(
+        "--compare",
+        nargs=2,
+        metavar="FRONT",
+        help="two finished fronts: the second is held against the first",
+    )
+    add("--out", help="directory of a comparison (default: beside the second front)")
     add(
         "--reference-point",
         nargs="+",
@@ -62,34 +80,68 @@ def run(options: argparse.Namespace, console: Console) -> None:
     Of several processes all make it, and the first writes and prints.
     """
     reference = numbers(named(options.reference_point, "--reference-point")) or None
-    if as_path(options.source).is_dir():
-        if options.overrides:
-            raise InputError(
-                "no settings for a finished front",
-                ", ".join(options.overrides),
-                "remove them, or give the config of a new front",
-            )
-        front, out = read_front(options.source), as_path(options.source)
-    else:
-        config = load_front_config(options.source, options.overrides)
-        if reference is not None and set(reference) != set(config.names):
-            raise InputError(
-                f"--reference-point with a value for each of {', '.join(config.names)}",
-                ", ".join(reference),
-                "give one value per objective; write settings before --reference-point",
-            )
-        settings = config.run
-        bar = partial(
-            training_progress, console, settings.train.log_every, show=settings.log.progress
+    pairs = None
+    if options.compare:
+        front, pairs, out, kept = _comparison(options)
+    elif options.source is None:
+        raise InputError(
+            "CONFIG_OR_FRONT, or --compare FRONT FRONT", "neither", "name a config or fronts"
         )
-        say = lambda line: console.print(line, highlight=False, markup=False)
-        front, out = run_front(config, Watch(say, bar)), as_path(config.run.out)
+    elif as_path(options.source).is_dir():
+        _refuse_settings(options.overrides)
+        front, out = read_front(options.source), as_path(options.source)
+        kept = read_reference_point(options.source)
+    else:
+        front, out, kept = *_made(options, reference, console), None
     if not is_first():
         return
-    results = write_front(front, out, reference=reference)
+    results = write_front(front, out, reference=reference or kept, pairs=pairs)
     show(front, results, console)
     for name in ("front.png", "report.html", "front.csv", "front.json"):
         console.print(f"written: {out / name}", highlight=False)
+
+
+def _made(
+    options: argparse.Namespace, reference: Mapping[str, float] | None, console: Console
+) -> tuple[Front, Path]:
+    """A new front, or one that goes on, and its directory."""
+    config = load_front_config(options.source, options.overrides)
+    if reference is not None and set(reference) != set(config.names):
+        raise InputError(
+            f"--reference-point with a value for each of {', '.join(config.names)}",
+            ", ".join(reference),
+            "give one value per objective; write settings before --reference-point",
+        )
+    settings = config.run
+    bar = partial(training_progress, console, settings.train.log_every, show=settings.log.progress)
+    say = lambda line: console.print(line, highlight=False, markup=False)
+    return run_front(config, Watch(say, bar)), as_path(config.run.out)
+
+
+def _comparison(
+    options: argparse.Namespace,
+) -> tuple[Front, list[tuple[str, str]], Path, dict[str, float]]:
+    """Two fronts as one, the pairs of methods to compare, where to write, the reference point.
+
+    The reference point is the lower one of theirs in every objective.
+    """
+    if options.source is not None:
+        _refuse_settings([options.source, *options.overrides])
+    first, second = map(as_path, options.compare)
+    front, pairs = compared([(path.name, read_front(path)) for path in (first, second)])
+    points = [read_reference_point(path) for path in (first, second)]
+    lower = {name: min(point[name] for point in points) for name in front.objectives}
+    out = second.with_name(f"{second.name}-against-{first.name}")
+    return front, pairs, as_path(options.out) if options.out else out, lower
+
+
+def _refuse_settings(overrides: Sequence[str]) -> None:
+    if overrides:
+        raise InputError(
+            "no settings for a finished front",
+            ", ".join(overrides),
+            "remove them, or give the config of a new front",
+        )
 
 
 def show(front: Front, results: dict, console: Console) -> None:
@@ -101,17 +153,47 @@ def show(front: Front, results: dict, console: Console) -> None:
     table.title_justify = table.caption_justify = "left"
     table.columns[0].no_wrap = True
     for point in front.points:
-        reward, accuracy = point.estimates["reward"], point.estimates["accuracy"]
+        reward, accuracy = point.estimates["reward"], point.estimates.get("accuracy", {})
         name = f"{point.name}*" if point.name in results["dominated"] else point.name
-        cells = [f"{_shown(reward[of])}\n{accuracy[of].value:.2f}" for of in front.objectives]
+        below = {of: f"\n{estimate.value:.2f}" for of, estimate in accuracy.items()}
+        cells = [_shown(reward[of]) + below.get(of, "") for of in front.objectives]
         table.add_row(name, *cells)
     console.print(table)
     for sweep in results["sweeps"]:
         console.print(
             f"{sweep['label']}: hypervolume {sweep['hypervolume']['value']:.4g}", highlight=False
         )
+    point_of = ", ".join(f"{name} {x:.4g}" for name, x in results["reference_point"].items())
+    console.print(f"above the reference point {point_of}", highlight=False)
+    if results["measures"]:
+        console.print(_measures_table(results))
     for violation in results["violations"]:
         console.print(f"not monotone: {violation}", highlight=False, markup=False)
+
+
+def _measures_table(results: Mapping[str, Any]) -> Table:
+    """A row per method, and a row for every difference of two."""
+    caption = "less is better for " + ", ".join(name.replace("_", " ") for name in LESS_IS_BETTER)
+    headings = [name.replace("_", " ") for name in MEASURES]
+    table = Table("method", *headings, caption=caption, box=SIMPLE, pad_edge=False)
+    table.caption_justify = "left"
+    for row in results["measures"]:
+        table.add_row(row["method"], *_cells(row["measures"]))
+    for row in results["differences"]:
+        table.add_row(f"{row['method']} - {row['baseline']}", *_cells(row["measures"]))
+    return table
+
+
+def _cells(measures: Mapping[str, Any]) -> list[str]:
+    """A value, below it its interval; empty where a measure is not defined."""
+    cells = []
+    for name in MEASURES:
+        estimate = measures.get(name)
+        cell = "" if estimate is None else f"{estimate['value']:.3g}"
+        if estimate and estimate["low"] is not None:
+            cell += f"\n{estimate['low']:.3g} to {estimate['high']:.3g}"
+        cells.append(cell)
+    return cells
 
 
 def _shown(estimate: Estimate) -> str:

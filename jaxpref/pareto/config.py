@@ -21,7 +21,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from jaxpref.config import Config, LocalPath, OneOrMore, Paths
+from jaxpref.config import Config
+from jaxpref.fields import LocalPath, OneOrMore, Paths
 
 _STRICT = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -69,7 +70,11 @@ class AnswersConfig:
     """Rows that are decoded together."""
 
 
-Method = Literal["dpo", "modpo", "mod", "soup_deltas", "soup_factors"]
+Method = Literal["dpo", "modpo", "mod", "soup_deltas", "soup_factors", "mpo", "raco", "cos_dpo"]
+CONDITIONED = ("cos_dpo",)
+"""Methods whose one policy serves all weights, which its prompt says."""
+LABELLED = ("raco", "cos_dpo")
+"""Methods that train on labels of all objectives; they need no DPO policies."""
 
 
 def _default_methods() -> list[Method]:
@@ -95,12 +100,21 @@ class ParetoConfig:
     after another."""
     methods: Annotated[list[Method], OneOrMore] = Field(default_factory=_default_methods)
     """What is shown.  dpo: the ends of the front, one run per objective; mod mixes these policies
-    when decoding; soups average them."""
+    when decoding; soups average them; mpo mixes them with the weights whose worst objective is
+    best.  raco: the weighted DPO losses of all labels, by directions
+    that avoid conflicts (optim.combine_c).  cos_dpo: one run for all weights, which the prompts
+    say."""
+    dirichlet: float = Field(default=1.0, gt=0)
+    """Concentration of the Dirichlet distribution from which weights are drawn for every row, where
+    one run serves all: 1 is uniform, less draws more near the ends."""
     answers: AnswersConfig = Field(default_factory=AnswersConfig)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(default_factory=list)
+    """The whole front once per seed, in place of train.seed, measured on the same prompts: measures
+    then have intervals over seeds too. The points of a seed are trained together as ever."""
     held_out: int | None = Field(default=None, ge=1)
     """Held-out pairs of every objective that are measured: the first ones; null: all."""
     warm_start: bool = False
-    """Start every point from the DPO policy of its base; the reference stays the model."""
+    """Start every MODPO point from the DPO policy of its base; the reference stays the model."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +152,11 @@ class FrontConfig:
         """The objective whose pairs a point trains on."""
         return self.pareto.base or max(self.names, key=lambda name: weights[name])
 
+    @property
+    def relabelled(self) -> list[str]:
+        """Objectives whose pairs are the shared ones."""
+        return [objective.name for objective in self.pareto.objectives if not objective.train]
+
     def pool(self, name: str) -> str:
         """Name of the pairs that an objective's DPO and MODPO runs train on."""
         return name if self.objective(name).train else SHARED
@@ -147,7 +166,7 @@ class FrontConfig:
         return (
             self.objective(name).reward is None
             or self.pareto.warm_start
-            or set(self.pareto.methods) != {"modpo"}
+            or not set(self.pareto.methods) <= {"modpo", *LABELLED}
         )
 
 

@@ -48,29 +48,43 @@ class Sweep:
         return self.points + self.ends
 
 
+def split_method(method: str) -> tuple[str, str]:
+    """How points were made, and of several fronts that are compared the one they are of.
+
+    `modpo.first` is MODPO of the front `first`; the second is empty in a front by itself.
+    """
+    how, _, of_front = method.partition(".")
+    return how, of_front
+
+
 def sweeps(front: Front) -> list[Sweep]:
     """All of a front, in the order of their first points.
 
-    Ends are DPO policies of the same seed, or of any seed where that one has none.
+    Ends are DPO policies of the same seed, or of any seed where that one has none; of several
+    fronts that are compared, those of the same one.
     """
     own: dict[tuple[str, int], list[int]] = {}
     for index, point in enumerate(front.points):
         own.setdefault((point.method, point.seed), []).append(index)
-    every_end = [index for index, point in enumerate(front.points) if _is_end(point)]
     all_sweeps = []
     for (method, seed), indices in own.items():
-        ends = []
-        if method != "dpo" and any(front.points[index].weights for index in indices):
+        how, of_front = split_method(method)
+        ends: list[int] = []
+        if how != "dpo" and any(front.points[index].weights for index in indices):
+            every_end = _ends(front, of_front)
             ends = [index for index in every_end if front.points[index].seed == seed] or every_end
         all_sweeps.append(Sweep(method, seed, tuple(indices), tuple(ends)))
     return all_sweeps
 
 
-def _is_end(point: Point) -> bool:
-    """Whether it is a DPO policy of a single objective."""
-    if point.method != "dpo" or point.weights is None:
-        return False
-    return sum(weight > 0 for weight in point.weights.values()) == 1
+def _ends(front: Front, of_front: str) -> list[int]:
+    """Indices of the DPO policies of a single objective."""
+    ends = []
+    for index, point in enumerate(front.points):
+        if split_method(point.method) == ("dpo", of_front) and point.weights is not None:
+            if sum(weight > 0 for weight in point.weights.values()) == 1:
+                ends.append(index)
+    return ends
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from jaxpref.pareto.config import FrontConfig, point_name
+from jaxpref.pareto.config import CONDITIONED, FrontConfig, point_name
 from jaxpref.pareto.cost import Cost
+from jaxpref.pareto.max_min import chosen_weights
 from jaxpref.pareto.measure import Candidate
 from jaxpref.pareto.policies import LATEST, FrontPolicies, MakeCandidate
-from jaxpref.pareto.run_configs import point_out, single_out
-from jaxpref.pareto.stage_costs import combined_cost, point_cost, single_cost
+from jaxpref.pareto.run_configs import conditioned_out, point_out, single_out
+from jaxpref.pareto.stage_costs import (
+    combined_cost,
+    conditioned_cost,
+    point_cost,
+    raco_cost,
+    single_cost,
+)
 from jaxpref.pareto.stages import Stages
 from jaxpref.processes.together import first_does
 from jaxpref.runs.build import Pieces
@@ -31,16 +38,23 @@ class Entry:
     cost: Cost = Cost()
 
 
-def entries(front: FrontConfig, pieces: Pieces, stages: Stages) -> Iterator[Entry]:
+def entries(front: FrontConfig, policies: FrontPolicies, stages: Stages) -> Iterator[Entry]:
     """The reference, the ends, and every method at every weight vector."""
     yield Entry("reference", "reference", None, FrontPolicies.reference)
     if "dpo" in front.pareto.methods:
         for name in front.names:
             yield _end(front, name, stages)
     for method in front.pareto.methods:
+        if method == "mpo":
+            yield _combined_point(front, method, chosen_weights(front, policies, stages), stages)
+            continue
         for weights in front.points:
             if method == "modpo":
-                yield _modpo_point(front, weights, pieces, stages)
+                yield _modpo_point(front, weights, policies.pieces, stages)
+            elif method == "raco":
+                yield _raco_point(front, weights, stages)
+            elif method in CONDITIONED:
+                yield _conditioned_point(front, method, weights, stages)
             elif method != "dpo":
                 yield _combined_point(front, method, weights, stages)
 
@@ -73,17 +87,44 @@ def _modpo_point(
     )
 
 
+def _raco_point(front: FrontConfig, weights: Mapping[str, float], stages: Stages) -> Entry:
+    run = point_out(front, weights, "raco")
+    return Entry(
+        point_name("raco", weights),
+        "raco",
+        weights,
+        make=lambda policies: policies.run(run),
+        run=run,
+        cost=raco_cost(front, weights, stages),
+    )
+
+
+def _conditioned_point(
+    front: FrontConfig, method: str, weights: Mapping[str, float], stages: Stages
+) -> Entry:
+    """The policy of all weights, asked for these."""
+    run = conditioned_out(front, method)
+    return Entry(
+        point_name(method, weights),
+        method,
+        weights,
+        make=lambda policies: policies.conditioned(run, weights),
+        run=run,
+        cost=conditioned_cost(front, method, stages),
+    )
+
+
 def _combined_point(
     front: FrontConfig, method: str, weights: Mapping[str, float], stages: Stages
 ) -> Entry:
     """The DPO policies mixed when decoding, or averaged."""
-    name = point_name(method, weights)
+    name = method if method == "mpo" else point_name(method, weights)
     weight_of_run: dict[str | Path, float] = {
         single_out(front, of): weight for of, weight in weights.items()
     }
 
     def make(policies: FrontPolicies) -> Candidate:
-        if method == "mod":
+        if method in ("mod", "mpo"):
             return policies.mix(weight_of_run)
         soup = as_path(front.run.out) / "soups" / name
         if not first_does(soup.is_dir):
@@ -91,4 +132,4 @@ def _combined_point(
             merge(weight_of_run, soup, how=how, adapter=True, step=LATEST)
         return policies.adapter(soup)
 
-    return Entry(name, method, weights, make, cost=combined_cost(front, stages))
+    return Entry(name, method, weights, make, cost=combined_cost(front, method, stages))

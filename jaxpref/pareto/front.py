@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -20,6 +20,8 @@ from jaxpref.evaluation.bootstrap import Estimate
 from jaxpref.pareto.cost import Cost, Work
 from jaxpref.storage.paths import as_path
 
+Record = TypeVar("Record")
+
 
 @dataclass(frozen=True)
 class Point:
@@ -27,7 +29,8 @@ class Point:
 
     Args:
         name: unique in its front, and good as a name of a directory.
-        method: how it was made: reference, dpo, modpo, mod, soup_deltas, soup_factors, or another.
+        method: how it was made, a name of `pareto.methods`, `reference` or another; of several
+            fronts that are compared with the front behind a dot.
         weights: objective -> weight, >= 0 and not all 0; None where there are none (the reference).
         base: objective whose pairs it was trained on.
         seed: of its training.  Points of one method and seed are a sweep.
@@ -213,13 +216,32 @@ def read_front(path: str | Path) -> Front:
         path: front.json, or its directory.
     Errors: InputError where there is none.
     """
+    return _read(path, "front", Front)
+
+
+def read_reference_point(path: str | Path) -> dict[str, float]:
+    """The reference point from which the hypervolumes of a written front were measured.
+
+    Args, errors: as of `read_front`.
+    """
+    return _read(path, "results", _Results).reference_point
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What is read again of what follows from a front."""
+
+    reference_point: dict[str, float]
+
+
+def _read(path: str | Path, key: str, record: type[Record]) -> Record:
+    """One of the two records in a front.json."""
     path = as_path(path)
     path = path / "front.json" if path.is_dir() else path
     fix = "name a directory that `jaxpref pareto` wrote"
     try:
-        return TypeAdapter(Front).validate_python(
-            json.loads(path.read_text(encoding="utf-8"))["front"]
-        )
+        content = json.loads(path.read_text(encoding="utf-8"))[key]
+        return TypeAdapter(record).validate_python(content)
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError("a front.json", f"{path}: {type(error).__name__}: {error}", fix) from error
     except ValidationError as error:

@@ -101,7 +101,7 @@ def sweep_volumes(
 def _intervals(
     front: Front, all_sweeps: Sequence[Sweep], reference_O: np.ndarray, bootstrap: Bootstrap
 ) -> dict[Sweep, tuple[float | None, float | None]]:
-    rewards = _rewards_of_points(front)
+    rewards = rewards_of_points(front)
     known = [sweep for sweep in all_sweeps if all(index in rewards for index in sweep.members)]
     if not known:
         return {}
@@ -123,7 +123,7 @@ def _resampled_volumes(
     return np.array([hypervolume(mean_XO, reference_O) for mean_XO in mean_WXO])
 
 
-def _rewards_of_points(front: Front) -> dict[int, np.ndarray]:
+def rewards_of_points(front: Front) -> dict[int, np.ndarray]:
     """Index of a point -> [B, O] rewards of its answers, if the point's values are their means."""
     rewards = {}
     if front.measure != "reward":

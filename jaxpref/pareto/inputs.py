@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
+from jaxpref.conditioning.weights import weighted_prompt
 from jaxpref.data.encode import encode_prompts
 from jaxpref.data.rewrite import configured, groups_of
 from jaxpref.errors import InputError
@@ -17,7 +18,7 @@ from jaxpref.files import whole_file
 from jaxpref.generation.completions import Settings
 from jaxpref.generation.prompts import prompt_ids, read_prompts
 from jaxpref.generation.sampling import Sampling
-from jaxpref.pareto.config import FrontConfig, ObjectiveConfig
+from jaxpref.pareto.config import CONDITIONED, FrontConfig, ObjectiveConfig
 from jaxpref.pareto.settings import front_settings, load_front_config
 from jaxpref.processes.together import first_does
 from jaxpref.rewards import open_reward
@@ -77,12 +78,26 @@ def start_front(front: FrontConfig, out: Path) -> FrontConfig:
 
 def _check_usable(front: FrontConfig, pieces: Pieces) -> None:
     """Errors: InputError for prompts, rewards and judges that cannot be used."""
-    asked_prompts(front, pieces)
+    prompts, _ = asked_prompts(front, pieces)
     answer_settings(front)
+    if set(front.pareto.methods) & set(CONDITIONED):
+        _check_room_for_weights(front, pieces, prompts)
     objectives = front.pareto.objectives
     rewards = {reward for o in objectives for reward in (o.reward, o.judge) if reward}
     for reward in sorted(rewards):
         open_reward(reward)
+
+
+def _check_room_for_weights(front: FrontConfig, pieces: Pieces, prompts: Sequence[Group]) -> None:
+    """Errors: InputError for a prompt that leaves no room for an answer once it says weights."""
+    weights = front.points[0]
+    prompt_ids(
+        [replace(prompt, prompt=weighted_prompt(prompt.prompt, weights)) for prompt in prompts],
+        pieces.tokenizer,
+        vocabulary=pieces.source.spec.vocab,
+        positions=pieces.source.spec.longest_sequence,
+        max_new_tokens=front.pareto.answers.max_new_tokens,
+    )
 
 
 def _check_unchanged(out: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -152,7 +167,7 @@ def asked_prompts(front: FrontConfig, pieces: Pieces) -> tuple[list[Group], list
     """
     asked, spec = front.pareto.answers, pieces.source.spec
     if asked.prompts is None:
-        prompts = _held_out_prompts(front, pieces)
+        prompts = first_prompts(front, pieces, "eval")
     else:
         prompts = read_prompts(asked.prompts)[: asked.count]
     ids = prompt_ids(
@@ -165,33 +180,41 @@ def asked_prompts(front: FrontConfig, pieces: Pieces) -> tuple[list[Group], list
     return prompts, ids
 
 
-def _held_out_prompts(front: FrontConfig, pieces: Pieces) -> list[Group]:
+def first_prompts(front: FrontConfig, pieces: Pieces, side: str) -> list[Group]:
+    """The first distinct prompts of all objectives' data, in turns, that leave room for an answer.
+
+    Args:
+        side: `train` or `eval`.
+    Errors: InputError where there are none.
+    """
     asked, data = front.pareto.answers, front.run.data
     positions = pieces.source.spec.longest_sequence
     longest = min(data.max_length or positions, positions - asked.max_new_tokens)
-    held_out = {}
+    of_objective = {}
     for objective in front.pareto.objectives:
-        groups = groups_of(configured(data, objective.eval or data.eval, "eval"))
-        held_out[objective.name] = [replace(group, completions=(), columns={}) for group in groups]
+        paths = getattr(objective, side) or getattr(data, side)
+        groups = groups_of(configured(data, paths, side))
+        prompts = [replace(group, completions=(), columns={}) for group in groups]
+        of_objective[objective.name] = prompts
     fitting = (
         prompt
-        for prompt in _in_turns(held_out)
+        for prompt in _in_turns(of_objective)
         if len(encode_prompts([prompt], pieces.tokenizer)[0]) <= longest
     )
     prompts = list(islice(fitting, asked.count))
     if not prompts:
         raise InputError(
-            f"held-out prompts of at most data.max_length={data.max_length} tokens, to be answered",
-            "none",
-            "add data.eval or objectives' eval, or name a file in answers.prompts",
+            f"prompts of at most data.max_length={data.max_length} tokens, to be answered",
+            f"none in the {side} data",
+            f"add data.{side} or objectives' {side}, or name a file in answers.prompts",
         )
     return prompts
 
 
-def _in_turns(held_out: Mapping[str, list[Group]]) -> Iterator[Group]:
+def _in_turns(of_objective: Mapping[str, list[Group]]) -> Iterator[Group]:
     """The distinct prompts: the first of every objective, then the second, and so on."""
     seen = set()
-    for turn in zip_longest(*held_out.values()):
+    for turn in zip_longest(*of_objective.values()):
         for group in turn:
             if group is not None and (key := repr(group.prompt)) not in seen:
                 seen.add(key)

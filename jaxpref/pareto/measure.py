@@ -13,12 +13,17 @@ import numpy as np
 from jaxpref.evaluation.bootstrap import DEFAULT, Estimate, estimates, mean, units_of
 from jaxpref.generation.completions import Completion, Settings
 from jaxpref.rewards.reward import Reward
-from jaxpref.types import EncodedGroup, Group
+from jaxpref.types import EncodedGroup, Group, Text
 
 Logps = Callable[[Sequence[EncodedGroup]], Mapping[int, np.ndarray]]
 """Groups -> {row id: [K] log-probs of the completions, summed over tokens, nats}."""
 Generate = Callable[[Sequence[Group], Settings], Sequence[Completion]]
 """Prompts -> completions in the order of prompts and samples."""
+
+Tell = Callable[[Text], Text]
+"""A prompt -> the same with more in it."""
+TellPairs = Callable[[Sequence[EncodedGroup], Tell], Sequence[EncodedGroup]]
+"""Held-out pairs -> the same pairs, their prompts told."""
 
 AnswerKey = tuple[bytes, bytes]
 """The tokens of a prompt and of an answer to it, hashable."""
@@ -26,10 +31,15 @@ AnswerKey = tuple[bytes, bytes]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy as a front sees it: how likely it finds given answers, and what it answers."""
+    """A policy as a front sees it: how likely it finds given answers, and what it answers.
+
+    Args:
+        tell: what is done to every prompt before this policy reads it; None: nothing.
+    """
 
     logps: Logps
     generate: Generate
+    tell: Tell | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class EvaluationSet:
         prompts: that every policy answers.
         prompt_ids: the same as tokens.
         settings: how answers are drawn.
+        tell_pairs: held-out pairs for policies that read other prompts than the reference.
     """
 
     held_out: Mapping[str, Sequence[EncodedGroup]]
@@ -49,6 +60,7 @@ class EvaluationSet:
     prompts: Sequence[Group]
     prompt_ids: Sequence[np.ndarray]
     settings: Settings
+    tell_pairs: TellPairs
 
     def answers(self, policy: Candidate) -> dict[str, Any]:
         """The policy's answers, in the order of the prompts, as JSON holds them.
@@ -56,7 +68,10 @@ class EvaluationSet:
         Returns: texts, their tokens, log-probs under the policy (nats) and numbers of their
             prompts.
         """
-        completions = policy.generate(self.prompts, self.settings)
+        prompts = self.prompts
+        if policy.tell:
+            prompts = [replace(prompt, prompt=policy.tell(prompt.prompt)) for prompt in prompts]
+        completions = policy.generate(prompts, self.settings)
         return {
             "texts": [completion.text for completion in completions],
             "token_ids": [completion.token_ids.tolist() for completion in completions],
@@ -67,10 +82,14 @@ class EvaluationSet:
     def accuracy(self, policy: Candidate) -> dict[Any, Estimate]:
         """Objective -> share of its pairs whose chosen answer has the larger log-ratio.
 
-        Log-ratios are to the reference.  A tie does not count, so the reference itself has 0.
+        Log-ratios are to the reference, which reads the prompts that the policy reads.  A tie does
+        not count, so the reference itself has 0.
         """
+        reference_logps = self._reference_logps
+        if policy.tell:
+            reference_logps = self._logps_of_held_out(replace(self.reference, tell=policy.tell))
         ratios = {
-            key: logp - self._reference_logps[key]
+            key: logp - reference_logps[key]
             for key, logp in self._logps_of_held_out(policy).items()
         }
         return {name: _accuracy(groups, ratios) for name, groups in self.held_out.items()}
@@ -93,7 +112,10 @@ class EvaluationSet:
         ]
 
     def _logps_of_held_out(self, policy: Candidate) -> dict[AnswerKey, float]:
-        logps_of_row = policy.logps(self._distinct_pairs)
+        pairs = self._distinct_pairs
+        if policy.tell:
+            pairs = self.tell_pairs(pairs, policy.tell)
+        logps_of_row = policy.logps(pairs)
         logps = {}
         for group in self._distinct_pairs:
             for key, logp in zip(_answer_keys(group), logps_of_row[group.row_id], strict=False):

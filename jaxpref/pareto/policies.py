@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxpref.conditioning.weights import weighted_prompt
 from jaxpref.config import Config
 from jaxpref.generation.answer_logps import answer_logps
 from jaxpref.generation.completions import Completion, Settings, complete
@@ -58,6 +60,11 @@ class FrontPolicies:
     def run(self, directory: str | Path) -> Candidate:
         """Of a finished run."""
         return _candidate(OpenPolicy(self.pieces, self._params(directory)))
+
+    def conditioned(self, directory: str | Path, weights: Mapping[str, float]) -> Candidate:
+        """Of a finished run whose prompts say the weights."""
+        tell = partial(weighted_prompt, weights=weights)
+        return replace(self.run(directory), tell=tell)
 
     def adapter(self, directory: str | Path) -> Candidate:
         """Of a PEFT directory."""

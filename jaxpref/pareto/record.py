@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from jaxpref.config import Config
+from jaxpref.data.rewrite import configured
 from jaxpref.evaluation.bootstrap import Estimate, units_of
 from jaxpref.pareto.config import FrontConfig
 from jaxpref.pareto.entries import Entry, entries
@@ -19,6 +20,7 @@ from jaxpref.pareto.rewards import judge, judge_digest
 from jaxpref.pareto.run_configs import single_out
 from jaxpref.pareto.settings import front_settings
 from jaxpref.pareto.stages import Stages
+from jaxpref.pareto.told_pairs import HeldOutTexts
 from jaxpref.runs.feed import read_data
 from jaxpref.runs.metrics import read_jsonl
 from jaxpref.storage.paths import as_path
@@ -46,7 +48,7 @@ def measured_front(front: FrontConfig, singles: Mapping[str, Config], stages: St
     """
     policies = FrontPolicies(next(iter(singles.values())))
     evaluation = _evaluation_set(front, singles, policies)
-    every = list(entries(front, policies.pieces, stages))
+    every = list(entries(front, policies, stages))
     answers, accuracies = [], []
     for entry in every:
         policy = cache(partial(entry.make, policies))  # read by the first stage that needs it
@@ -79,7 +81,11 @@ def _evaluation_set(
         groups, _ = read_data(replace(policies.pieces, config=config), "eval")
         held_out[name] = groups[: front.pareto.held_out]
     prompts, ids = asked_prompts(front, policies.pieces)
-    return EvaluationSet(held_out, policies.reference(), prompts, ids, answer_settings(front))
+    sources = [configured(run.data, run.data.eval, "eval") for run in singles.values()]
+    texts = HeldOutTexts(sources, policies.pieces.tokenizer)
+    return EvaluationSet(
+        held_out, policies.reference(), prompts, ids, answer_settings(front), texts.told
+    )
 
 
 def _answers(

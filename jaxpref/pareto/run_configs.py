@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from jaxpref.config import Config
+from jaxpref.config import Config, LogConfig
 from jaxpref.pareto.config import FrontConfig, point_name
+from jaxpref.pareto.labels import label_columns, weight_columns
 from jaxpref.storage.paths import as_path
 
 
@@ -13,9 +14,14 @@ def single_out(front: FrontConfig, name: str) -> str:
     return str(as_path(front.run.out) / "dpo" / name)
 
 
-def point_out(front: FrontConfig, weights: Mapping[str, float]) -> str:
-    """Directory of the MODPO run of one weight vector."""
-    return str(as_path(front.run.out) / "points" / point_name("modpo", weights))
+def point_out(front: FrontConfig, weights: Mapping[str, float], method: str = "modpo") -> str:
+    """Directory of the run of one weight vector."""
+    return str(as_path(front.run.out) / "points" / point_name(method, weights))
+
+
+def conditioned_out(front: FrontConfig, method: str) -> str:
+    """Directory of the run of all weights."""
+    return str(as_path(front.run.out) / method)
 
 
 def single_run(front: FrontConfig, name: str, train: Sequence[str], eval: Sequence[str]) -> Config:
@@ -30,7 +36,8 @@ def single_run(front: FrontConfig, name: str, train: Sequence[str], eval: Sequen
     relabel = None if front.objective(name).train else name
     data = replace(front.run.data, train=list(train), eval=list(eval), prefer=relabel)
     dpo = {"name": "dpo", "beta": front.pareto.beta}
-    return replace(front.run, out=single_out(front, name), data=data, objective=[dpo])
+    out, log = single_out(front, name), _log_of(front, f"dpo-{name}")
+    return replace(front.run, out=out, data=data, objective=[dpo], log=log)
 
 
 def point_run(
@@ -47,4 +54,52 @@ def point_run(
     w = [weights[base], *(weights[name] for name in others)]
     modpo = {"name": "modpo", "beta": front.pareto.beta, "w": w}
     data = replace(single.data, other_rewards=others)
-    return replace(single, out=point_out(front, weights), data=data, objective=[modpo])
+    out, log = point_out(front, weights), _log_of(front, point_name("modpo", weights))
+    return replace(single, out=out, data=data, objective=[modpo], log=log)
+
+
+def raco_run(front: FrontConfig, weights: Mapping[str, float], train: str) -> Config:
+    """The RACO run of one weight vector: a part per objective, their gradients combined.
+
+    Args:
+        train: pairs with a label of every objective.
+    """
+    parts = [
+        {
+            "name": "signed_dpo",
+            "weight": weights[name],
+            "beta": front.pareto.beta,
+            "columns": {"sign": column},
+        }
+        for name, column in zip(front.names, label_columns(front.names), strict=True)
+    ]
+    run = _labelled_run(front, point_out(front, weights, "raco"), train, parts)
+    return replace(run, optim=replace(run.optim, combine="raco"))
+
+
+def cos_dpo_run(front: FrontConfig, train: str) -> Config:
+    """The COS-DPO run: one for all weights.
+
+    Args:
+        train: as `labels.conditioned_rows` makes them: every pass over the pairs is in there.
+    """
+    names = front.names
+    columns = {"labels": label_columns(names), "objective_weights": weight_columns(names)}
+    part = {"name": "cos_dpo", "beta": front.pareto.beta, "columns": columns}
+    run = _labelled_run(front, conditioned_out(front, "cos_dpo"), train, [part])
+    return replace(run, train=replace(run.train, epochs=1))
+
+
+def _labelled_run(front: FrontConfig, out: str, train: str, objective: list[dict]) -> Config:
+    """A run on rows that this package wrote; it does not evaluate itself on the way."""
+    run = front.run
+    data = replace(run.data, train=[train], eval=[], format="auto", columns={})
+    alone = replace(run.train, eval_every=None, samples=0)
+    log = _log_of(front, as_path(out).name)
+    return replace(run, out=out, data=data, objective=objective, train=alone, log=log)
+
+
+def _log_of(front: FrontConfig, name: str) -> LogConfig:
+    """Of one of the front's runs: where they are all named, its own name is behind theirs."""
+    log = front.run.log
+    return log if log.name is None else replace(log, name=f"{log.name}-{name}")

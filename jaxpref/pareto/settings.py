@@ -87,6 +87,8 @@ def _name_contradictions(pareto: ParetoConfig, names: Sequence[str]) -> Iterator
             yield f"pareto.objectives: {name!r} is no name of letters, digits, - and _"
     if len(set(pareto.methods)) < len(pareto.methods):
         yield f"pareto.methods: {', '.join(pareto.methods)}: name each once"
+    if len(set(pareto.seeds)) < len(pareto.seeds):
+        yield f"pareto.seeds: {pareto.seeds}: name each once"
     if pareto.base is not None and pareto.base not in names:
         yield f"pareto.base={pareto.base!r} is none of {names}"
 
@@ -193,6 +195,8 @@ def _run_contradictions(pareto: ParetoConfig, run: Config) -> Iterator[str]:
         )
     if run.data.prefer is not None or run.data.other_rewards:
         yield "data.prefer and data.other_rewards: a front chooses them for every run: remove them"
+    if run.optim.combine != "sum":
+        yield "optim.combine: methods of a front choose it (raco): remove it; optim.combine_c stays"
     if run.reference.sync_every or run.reference.extra:
         yield "reference.sync_every and reference.extra have no place in a front: remove them"
 

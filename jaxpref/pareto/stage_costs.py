@@ -19,9 +19,10 @@ def single_cost(front: FrontConfig, name: str, stages: Stages) -> Cost:
     return Cost(stages.cost(f"dpo-{name}"), _label_costs(front, name, stages))
 
 
-def combined_cost(front: FrontConfig, stages: Stages) -> Cost:
-    """Of a policy that is made of all DPO policies without training."""
-    return Cost(shared=_policy_costs(front, front.names, stages))
+def combined_cost(front: FrontConfig, method: str, stages: Stages) -> Cost:
+    """Of a policy that is made of all DPO policies; FLOPs of the answers for MPO do not count."""
+    own = replace(stages.cost("max-min"), flops=None) if method == "mpo" else Work()
+    return Cost(own, shared=_policy_costs(front, front.names, stages))
 
 
 def point_cost(
@@ -40,6 +41,27 @@ def point_cost(
         **_scoring_costs(front, base, pieces, stages),
     }
     return Cost(own, shared, together)
+
+
+def raco_cost(front: FrontConfig, weights: Mapping[str, float], stages: Stages) -> Cost:
+    """Of a RACO point: an equal share of the run that trained it, and the labels."""
+    together = len(front.points) if front.pareto.together else 1
+    run = stages.cost("stacked-raco" if together > 1 else point_name("raco", weights))
+    own = Work(run.flops / together, run.seconds / together)
+    return Cost(own, _shared_label_costs(front, stages), together)
+
+
+def conditioned_cost(front: FrontConfig, method: str, stages: Stages) -> Cost:
+    """Of one weight vector of a policy that serves all: the run is shared by all that are asked."""
+    rows = {f"rows of {method}": stages.cost(f"rows-{method}")}
+    run = {f"the run of {method}": stages.cost(method)}
+    return Cost(shared={**run, **rows, **_shared_label_costs(front, stages)})
+
+
+def _shared_label_costs(front: FrontConfig, stages: Stages) -> dict[str, Work]:
+    """Of the labels of all pairs: the explicit scores of the shared ones, and one file of all."""
+    scores = _explicit_costs(front, SHARED, stages) if front.relabelled else {}
+    return {"labels": stages.cost("labels"), **scores}
 
 
 def _policies_before(front: FrontConfig, base: str) -> list[str]:

@@ -5,14 +5,15 @@ its last checkpoint, otherwise at the next stage.
 
     data/      the pairs of every objective with the scores of all
     dpo/       one run per objective
-    points/    one run per weight vector (MODPO)
+    points/    one run per weight vector (MODPO, RACO)
+    cos_dpo/   the run of all weights
     stacked/   what the points that are trained together go on from
     adapters/  with warm starts, the DPO policies as PEFT adapters
     stages/    the result of every stage (answers, accuracies, rewards) and its cost; what is there
                is not done again
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,13 +22,21 @@ from typing import Any
 
 from jaxpref.config import Config
 from jaxpref.data.rewrite import configured
-from jaxpref.pareto.config import SHARED, FrontConfig, describe, point_name
+from jaxpref.pareto.compare import of_seeds
+from jaxpref.pareto.config import LABELLED, SHARED, FrontConfig, describe, point_name
 from jaxpref.pareto.front import Front
 from jaxpref.pareto.inputs import start_front
+from jaxpref.pareto.labels import write_conditioned_rows, write_labels
 from jaxpref.pareto.policies import LATEST
 from jaxpref.pareto.record import measured_front
 from jaxpref.pareto.rewards import explicit_reward, limits, temperature
-from jaxpref.pareto.run_configs import point_run, single_out, single_run
+from jaxpref.pareto.run_configs import (
+    cos_dpo_run,
+    point_run,
+    raco_run,
+    single_out,
+    single_run,
+)
 from jaxpref.pareto.settings import doubtful_bases
 from jaxpref.pareto.stages import Stages
 from jaxpref.processes.together import first_does
@@ -36,13 +45,16 @@ from jaxpref.runs.adapters import BASE
 from jaxpref.runs.export import export_run
 from jaxpref.runs.lock import sole_writer
 from jaxpref.storage.paths import as_path
-from jaxpref.training.run import Result, train
+from jaxpref.training.result import Result
+from jaxpref.training.run import train
 from jaxpref.training.stacked import train_stacked
 
 Pools = dict[str, dict[str, list[str]]]
 """Pool of pairs -> `train` and `eval` -> paths."""
 Rewards = dict[str, Callable[[], Reward]]
 """Objective -> opens its reward."""
+Weights = Mapping[str, float]
+"""Objective -> weight."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +77,25 @@ def run_front(front: FrontConfig, watch: Watch = Watch()) -> Front:
     Errors: InputError for a directory of another front, and what training, scoring and generation
         raise.
     """
+    if front.pareto.seeds:
+        return of_seeds([run_front(one, watch) for one in _of_each_seed(front)])
     with sole_writer(front.run.out):
         return _Sweep(front, watch).run()
+
+
+def _of_each_seed(front: FrontConfig) -> list[FrontConfig]:
+    """A front of its own for every seed, in a directory of its own."""
+    return [
+        FrontConfig(
+            replace(
+                front.run,
+                out=str(as_path(front.run.out) / f"seed_{seed}"),
+                train=replace(front.run.train, seed=seed),
+            ),
+            replace(front.pareto, seeds=[]),
+        )
+        for seed in front.pareto.seeds
+    ]
 
 
 class _Sweep:
@@ -86,6 +115,8 @@ class _Sweep:
                 temperature(front, objective.name, self.stages)
         pools = self._scored(self._pools(), "explicit", self._explicit_rewards())
         self._train_singles(pools)
+        if set(front.pareto.methods) & set(LABELLED):
+            self._train_on_labels(pools)
         if "modpo" in front.pareto.methods:
             self._train_points(self._scored(pools, "implicit", self._implicit_rewards()))
         singles = {name: self._single(name, pools) for name in front.names}
@@ -100,14 +131,10 @@ class _Sweep:
             for objective in self.front.pareto.objectives
             if objective.train
         }
-        if self._relabelled():
+        if self.front.relabelled:
             data = self.front.run.data
             pools[SHARED] = {"train": data.train, "eval": data.eval}
         return pools
-
-    def _relabelled(self) -> set[str]:
-        """Objectives whose pairs are the shared ones."""
-        return {objective.name for objective in self.front.pareto.objectives if not objective.train}
 
     def _scored(self, pools: Pools, kind: str, rewards: Rewards) -> Pools:
         """The pools with the scores that their runs read; models are in memory one at a time."""
@@ -140,7 +167,7 @@ class _Sweep:
         They label its pairs, or are the other rewards of the points that are trained on it.
         """
         front = self.front
-        names = self._relabelled() if pool == SHARED else set()
+        names = set(front.relabelled) if pool == SHARED else set()
         if "modpo" in front.pareto.methods:
             for base in {front.base(weights) for weights in front.points}:
                 if front.pool(base) == pool:
@@ -192,20 +219,40 @@ class _Sweep:
             config = self._warm(point_run(front, weights, pool["train"], pool["eval"]), base)
             by_base.setdefault(base, []).append((weights, config))
         for base, points in by_base.items():
-            if front.pareto.together and len(points) > 1:
-                self._train_together(base, [config for _, config in points])
-                continue
-            for weights, config in points:
-                self._train(point_name("modpo", weights), f"MODPO {describe(weights)}", config)
+            self._train_sweep("modpo", points, base, f"MODPO, {len(points)} points on {base}")
 
-    def _train_together(self, base: str, configs: Sequence[Config]) -> None:
-        configs, out = [_training(config) for config in configs], self.out / "stacked" / base
+    def _train_sweep(
+        self, method: str, points: Sequence[tuple[Weights, Config]], name: str, title: str
+    ) -> None:
+        """The runs of some points: in one step where they may be, or one after another.
+
+        Args:
+            name: of the common state and stage.
+            title: of the common run.
+        """
+        if not self.front.pareto.together or len(points) == 1:
+            for weights, config in points:
+                label = f"{method.upper()} {describe(weights)}"
+                self._train(point_name(method, weights), label, config)
+            return
+        configs = [_training(config) for _, config in points]
 
         def work() -> dict[str, Any]:
-            with self.watch.training(f"MODPO, {len(configs)} points on {base}") as on_log:
-                return _cost_of(train_stacked(configs, out, on_log=on_log))
+            with self.watch.training(title) as on_log:
+                return _cost_of(train_stacked(configs, self.out / "stacked" / name, on_log=on_log))
 
-        self.stages(f"stacked-{base}", work)
+        self.stages(f"stacked-{name}", work)
+
+    def _train_on_labels(self, pools: Pools) -> None:
+        """The methods that ask for a label of every objective."""
+        front, stages = self.front, self.stages
+        labelled = write_labels(front, pools, stages)
+        if "raco" in front.pareto.methods:
+            points = [(weights, raco_run(front, weights, labelled)) for weights in front.points]
+            self._train_sweep("raco", points, "raco", f"RACO, {len(points)} points")
+        if "cos_dpo" in front.pareto.methods:
+            rows = write_conditioned_rows(front, "cos_dpo", labelled, stages)
+            self._train("cos_dpo", "COS-DPO, all weights", cos_dpo_run(front, rows))
 
     def _warm(self, config: Config, base: str) -> Config:
         """With `warm_start`: from the DPO adapter of the base, against the model as it was."""

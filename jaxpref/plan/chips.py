@@ -25,8 +25,9 @@ class Chip:
     """Bytes per second."""
     ici_rate: float
     """Bytes per second that it sends to its neighbours over all links together, one way."""
-    dcn_rate: float
-    """Bytes per second between slices, its share of a host's network, one way."""
+    dcn_rate: float | None
+    """Bytes per second between slices, its share of a host's network, one way; None: slices of
+    this generation are not joined."""
     clock: float
     """Hz, by which cycles become seconds: the peak over the FLOPs of the matrix units per cycle."""
     per_chip: int = 1
@@ -36,6 +37,10 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
+        # v2 and v3: Jouppi et al., "A Domain-Specific Supercomputer for Training Deep Neural
+        # Networks", CACM 63(7), 2020.
+        Chip("v2", "v2", PEAK_FLOPS["TPU v2"], 7.48 * GIB, 350e9, 124e9, None, 0.7e9, per_chip=2),
+        Chip("v3", "v3", PEAK_FLOPS["TPU v3"], 15.48 * GIB, 450e9, 164e9, None, 0.94e9, per_chip=2),
         # The compiler's v4 has two devices on a chip.
         Chip(
             "v4",
@@ -64,7 +69,10 @@ CHIPS = {
         ),
     )
 }
-"""By the name in `--topology`; rates from the maker's data sheets (November 2026)."""
+"""By the name in `--topology`, all that the TPU compiler knows (libtpu 0.0.42).
+
+Rates are from the maker's data sheets (November 2026), bytes of HBM from the compiler.
+"""
 
 
 @dataclass(frozen=True)
@@ -113,5 +121,11 @@ def parse_slice(text: str, slices: int = 1) -> Slice:
             "--topology GENERATION:SHAPE, the generation one of " + ", ".join(CHIPS),
             f"--topology {text}",
             "write for example v5e:2x4 (8 chips), v5p:2x2x4 (16) or v6e:4x4 (16)",
+        )
+    if slices > 1 and chip.dcn_rate is None:
+        raise InputError(
+            f"one slice of {chip.name}, which are not joined to more",
+            f"--slices {slices}",
+            "plan for a larger slice, or for a later generation",
         )
     return Slice(chip, tuple(int(n) for n in match[2].split("x")), slices)

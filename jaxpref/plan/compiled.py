@@ -62,7 +62,7 @@ def compile_and_read(
         traced = planned.jitted.trace(*planned.arguments)
         answer = step_facts(planned) | {
             "loops": loops.trips,
-            "flops": program_flops(traced.jaxpr, loops.at) / mesh.size,
+            "flops": program_flops(traced.jaxpr, loops.at, loops.kernels) / mesh.size,
         }
         began = time.perf_counter()
         try:
@@ -156,7 +156,7 @@ def read_program(compiled: Any, planned: PlannedStep, loops: Loops) -> dict[str,
         "saved": saved_for_backward(program, planned.pieces.source.spec.layers, planned),
         "cycles": program.cycles(trips),
         "bytes_moved": program.bytes_moved(trips),
-        "kernel_flops": kernel_flops,
+        "kernel_flops": loops.kernels * kernel_flops,
         "kernel_bytes": kernel_bytes,
         "collectives": [vars(one) for one in sent],
     }

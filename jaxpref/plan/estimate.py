@@ -60,12 +60,13 @@ def estimate(said: dict[str, Any], chip: Chip) -> Estimate:
     cycles = sum(said["cycles"].values())
     kernels = kernel_seconds(said["kernel_flops"], said["kernel_bytes"], chip)
     sent = said["collectives"]
+    between = sum(one["bytes"] for one in sent if one["dcn"])
     return Estimate(
         compute=compute,
         hbm=hbm,
         core=cycles / chip.clock + kernels if cycles else max(compute, hbm),
         ici=sum(one["bytes"] for one in sent if not one["dcn"]) / chip.ici_rate,
-        dcn=sum(one["bytes"] for one in sent if one["dcn"]) / chip.dcn_rate,
+        dcn=between / chip.dcn_rate if chip.dcn_rate else 0.0,
         model_seconds=said["model_flops_all"] / said["devices"] / chip.flops,
         by_cycles=bool(cycles),
     )

@@ -8,7 +8,7 @@ Trips = Callable[[str], float]
 """Where a loop stands (its name stack) -> how often it runs, where data decide."""
 
 
-def program_flops(jaxpr: Any, trips: Trips, inside: str = "") -> float:
+def program_flops(jaxpr: Any, trips: Trips, kernels: float = 1.0, inside: str = "") -> float:
     """FLOPs of all products of a jaxpr, on all devices together; 2 per multiply-add.
 
     Recomputation counts; elementwise work does not.  Of a conditional the branch with the most
@@ -16,16 +16,17 @@ def program_flops(jaxpr: Any, trips: Trips, inside: str = "") -> float:
 
     Args:
         jaxpr: closed or open, as `jax.make_jaxpr` or `jitted.trace(...).jaxpr` give it.
+        kernels: share of their stated FLOPs that Pallas kernels do.
         inside: the name stack of the equation that holds it; those of its equations go on from it.
     """
     equations = getattr(jaxpr, "jaxpr", jaxpr).eqns
-    return sum(_equation_flops(eqn, trips, inside) for eqn in equations)
+    return sum(_equation_flops(eqn, trips, kernels, inside) for eqn in equations)
 
 
-def _equation_flops(eqn: Any, trips: Trips, inside: str) -> float:
+def _equation_flops(eqn: Any, trips: Trips, kernels: float, inside: str) -> float:
     name, params = eqn.primitive.name, eqn.params
     inside = f"{inside}/{eqn.source_info.name_stack}"
-    flops = lambda inner: program_flops(inner, trips, inside)
+    flops = lambda inner: program_flops(inner, trips, kernels, inside)
     if name == "dot_general":
         return _product_flops(eqn)
     if name == "ragged_dot_general":
@@ -33,7 +34,7 @@ def _equation_flops(eqn: Any, trips: Trips, inside: str) -> float:
         return 2.0 * rows * inner * eqn.outvars[0].aval.shape[-1]
     if name == "pallas_call":
         cost = params.get("cost_estimate")
-        return float(cost.flops) if cost is not None else 0.0
+        return kernels * cost.flops if cost is not None else 0.0
     if name == "scan":
         return params["length"] * flops(params["jaxpr"])
     if name == "while":

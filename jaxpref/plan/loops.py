@@ -1,15 +1,19 @@
 """The loops of a train step whose trips the data decide, counted on the rows of a plan."""
 
 import re
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpref.models.attention import Mask, _first_visible_block
+from jaxpref.models.attention import Mask, visible_blocks
 from jaxpref.models.chunked_head import LM_HEAD
 from jaxpref.models.experts import block_size
+from jaxpref.models.spec import LayerKind
+from jaxpref.models.tpu_attention import seen_share
 from jaxpref.plan.planned_step import PlannedStep
 from jaxpref.sharding import row_ways
 from jaxpref.step.micro_batches import MICRO_BATCHES
@@ -23,6 +27,9 @@ class Loops:
     """How often the body of each kind of loop runs, on average."""
 
     trips: dict[str, float]
+    kernels: float
+    """What attention's kernels work through, as a share of what they state: of the pairs of queries
+    and keys of rows that are one causal sequence."""
 
     def at(self, scope: str) -> float:
         """Of the loop at this place of the traced program: its innermost scope tells.
@@ -48,7 +55,8 @@ def count_loops(planned: PlannedStep) -> Loops:
             "attention": _visible_blocks(planned, batch),
             "experts": _expert_blocks(planned, batch),
             LM_HEAD: float(np.mean(-(-real // chunk))),
-        }
+        },
+        kernels=_over_windows(planned, batch, seen_share),
     )
 
 
@@ -68,23 +76,30 @@ def _expert_blocks(planned: PlannedStep, batch: Batch) -> float:
 
 def _visible_blocks(planned: PlannedStep, batch: Batch) -> float:
     """Blocks of keys that a block of queries reads, averaged over blocks, rows and layers."""
-    spec, block = planned.pieces.source.spec, planned.pieces.config.model.attention_block
-    windows = [kind.window for kind in spec.kinds] or [None]
-    distinct = sorted(set(windows), key=lambda w: w or 0)
-    weights = [windows.count(window) for window in distinct]
-    means = [
-        np.mean([_mean_blocks(micro, window, block) for micro in _each(batch)])
-        for window in distinct
-    ]
-    return float(np.average(means, weights=weights))
+    block = planned.pieces.config.model.attention_block
+    return _over_windows(planned, batch, lambda mask: _mean_blocks(mask, block))
 
 
-def _each(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
-    return list(zip(batch.expiry_RL, batch.position_RL, strict=True))
+def _over_windows(
+    planned: PlannedStep, batch: Batch, of_mask: Callable[[Mask], float | jax.Array]
+) -> float:
+    """The mean of a number of masks over micro-batches and layers of attention."""
+    kinds = planned.pieces.source.spec.kinds or (LayerKind(),)
+    windows = Counter(kind.window for kind in kinds if kind.mixer == "attention")
+    means = [np.mean([of_mask(mask) for mask in _masks(batch, window)]) for window in windows]
+    return float(np.average(means, weights=list(windows.values())))
 
 
-def _mean_blocks(micro: tuple[np.ndarray, np.ndarray], window: int | None, block: int) -> float:
-    expiry_RL, position_RL = (jnp.asarray(x) for x in micro)
-    mask = Mask(expiry_RL, position_RL, None if window is None else jnp.int32(window))
-    block_i = jnp.arange(expiry_RL.shape[1] // block)
-    return float(np.mean(block_i + 1 - _first_visible_block(mask, block, block_i)))
+def _masks(batch: Batch, window: int | None) -> Iterator[Mask]:
+    """Of every micro-batch."""
+    for expiry_RL, position_RL in zip(batch.expiry_RL, batch.position_RL, strict=True):
+        yield Mask(
+            jnp.asarray(expiry_RL),
+            jnp.asarray(position_RL),
+            None if window is None else jnp.int32(window),
+        )
+
+
+def _mean_blocks(mask: Mask, block: int) -> float:
+    block_i = jnp.arange(mask.expiry_RL.shape[1] // block)
+    return float(np.mean(visible_blocks(mask, block, block_i)[0]))

@@ -31,7 +31,8 @@ from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state, state_shardings
 from jaxpref.training.prepare import StepNumbers, step_with
-from jaxpref.training.stacked import make_stacked_step, stacked_numbers
+from jaxpref.training.stackable import stacked_numbers
+from jaxpref.training.stacked import make_stacked_step
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class PlannedStep:
             self.item,
             reference=reference,
             frozen=bool(self.frozen.base),
+            backward=self.pieces.backward_passes,
             policies=self.points,
         )
 

@@ -14,10 +14,12 @@ from typing import Any, Literal, get_args
 from jaxpref.config import Config
 from jaxpref.data.pack import Layout, assign_rows, row_tokens
 from jaxpref.errors import InputError
+from jaxpref.models.parameters import model_shapes
 from jaxpref.models.spec import ModelSpec
 from jaxpref.plan.chips import GIB, Slice
 from jaxpref.plan.estimate import estimate, memory_of
 from jaxpref.plan.row_sizes import RowSizes
+from jaxpref.runs.flops import forward_flops
 
 Remat = Literal["none", "dots", "full"]
 Mode = Literal["copy", "cache"]
@@ -112,7 +114,8 @@ def bound(
     parameters = _parameters(spec)
     trained = 0 if config.adapter.trained else parameters
     layout = Layout(choice.row_length, config.data.share_prefix, config.data.pack)
-    lengths = [row_tokens(g, layout.share_prefix) for g in rows.groups[: config.train.batch_size]]
+    groups = rows.groups[: config.train.batch_size]
+    lengths = [row_tokens(group, layout.share_prefix) for group in groups]
     needed = len(assign_rows(lengths, layout))
     micro_batches = -(-needed // choice.micro_rows)
     tokens = choice.micro_rows * choice.row_length
@@ -124,7 +127,9 @@ def bound(
         memory += 4 * trained / (spread * choice.tensor)
 
     passes = (3 if trained else 2) + (choice.remat == "full") + (choice.reference == "copy")
-    flops = 2.0 * parameters * tokens * micro_batches * passes / target.devices
+    forward = forward_flops(spec, groups, share_prefix=layout.share_prefix)
+    padding = tokens * micro_batches / sum(lengths)
+    flops = passes * forward * padding / target.devices
     gathers = 2 + (choice.reference == "copy") + 4 * bool(trained)  # gradients are float32, twice
     sent = 2.0 * parameters / choice.tensor * micro_batches * gathers * (1 - 1 / spread)
     return memory, max(flops / target.chip.flops, sent / target.chip.ici_rate)
@@ -142,18 +147,21 @@ def held_bytes(config: Config, spec: ModelSpec, choice: Choice) -> float:
 
 
 def _parameters(spec: ModelSpec) -> int:
-    attention = 2 * spec.width * spec.head_dim * (spec.heads + spec.kv_heads)
-    mlp = (3 if spec.gated else 2) * spec.width * spec.ffn * (spec.experts or 1)
-    tables = 1 if spec.tied else 2
-    return spec.layers * (attention + mlp) + tables * spec.vocab * spec.width
+    return sum(math.prod(shape) for shape in model_shapes(spec).values())
 
 
 def _saved(spec: ModelSpec, choice: Choice) -> float:
-    """Bytes that the forward pass keeps for a token in a layer, at least."""
-    between = spec.width
-    heads = (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim / choice.tensor
-    inside = heads + 2 * spec.ffn * (spec.experts_per_token or 1) / choice.tensor
-    return 2.0 * (between + (0 if choice.remat == "full" else inside))
+    """Bytes that the forward pass keeps for a token in a layer, at least, averaged over layers."""
+    if choice.remat == "full":
+        return 2.0 * spec.width
+    heads = (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim
+    if spec.delta is not None:
+        attention = spec.mixers.count("attention") / spec.layers
+        keys = spec.delta.key_heads * spec.delta.key_size
+        values = spec.delta.value_heads * spec.delta.value_size
+        heads = attention * heads + (1 - attention) * (2 * keys + 2 * values)  # q, k, v, z
+    inside = heads + 2 * spec.ffn * (spec.experts_per_token or 1)
+    return 2.0 * (spec.width + inside / choice.tensor)
 
 
 def search(

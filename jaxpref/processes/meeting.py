@@ -22,28 +22,33 @@ _LONGEST = 10_000
 """Bytes of a message."""
 
 
-def meet(coordinator: str, processes: int, process_id: int, timeout: float) -> None:
+def meet(
+    coordinator: str, processes: int, process_id: int, timeout: float
+) -> dict[int, socket.socket]:
     """Returns when all processes are there.
 
     Args:
         coordinator: HOST:PORT of process 0.
         timeout: seconds to wait for the others.
+    Returns: process -> the connection to it, which stays open: of process 0 to all others, of the
+        others to process 0.
     Errors: InputError on every process that came, with what is wrong: processes that did not come,
         two of one number, other numbers of processes, a port in use.
     """
     host, _, port = coordinator.rpartition(":")
     until = time.monotonic() + timeout
     if process_id == 0:
-        _receive_all(coordinator, int(port), processes, until, timeout)
-    else:
-        said = {"processes": processes, "process_id": process_id, "host": socket.gethostname()}
-        _report((host.strip("[]"), int(port)), said, until, timeout)
+        return _receive_all(coordinator, int(port), processes, until, timeout)
+    said = {"processes": processes, "process_id": process_id, "host": socket.gethostname()}
+    return {0: _report((host.strip("[]"), int(port)), said, until, timeout)}
 
 
 # ---- process 0
 
 
-def _receive_all(coordinator: str, port: int, processes: int, until: float, timeout: float) -> None:
+def _receive_all(
+    coordinator: str, port: int, processes: int, until: float, timeout: float
+) -> dict[int, socket.socket]:
     host_of = {0: socket.gethostname()}
     with contextlib.ExitStack() as links:
         came, wrong = [], None
@@ -51,7 +56,7 @@ def _receive_all(coordinator: str, port: int, processes: int, until: float, time
             while len(host_of) < processes and wrong is None:
                 listener.settimeout(max(until - time.monotonic(), 0.01))
                 try:
-                    link = links.enter_context(listener.accept()[0])
+                    link = listener.accept()[0]
                 except TimeoutError:
                     wrong = _missing(host_of, processes, timeout)
                     break
@@ -59,20 +64,23 @@ def _receive_all(coordinator: str, port: int, processes: int, until: float, time
                     said = _read(link, _PATIENCE)
                     number, host, count = said["process_id"], said["host"], said["processes"]
                 except (OSError, ValueError, KeyError):
-                    continue  # none of ours
-                came.append(link)
+                    link.close()  # none of ours
+                    continue
+                came.append((number, links.enter_context(link)))
                 if count != processes:
                     wrong = f"{processes} processes by process 0, {count} by process {number}"
                     wrong += f" on {host}"
                 elif number in host_of:
                     wrong = f"two processes {number}: on {host_of[number]} and on {host}"
                 host_of[number] = host
-        # jax may have the port from here on.
-        for link in came:
+        # jax may have the port from here on, beside the connections that stay.
+        for _, link in came:
             with contextlib.suppress(OSError):
                 _send(link, {"wrong": wrong})
-    if wrong is not None:
-        raise _not_together(wrong)
+        if wrong is not None:
+            raise _not_together(wrong)
+        links.pop_all()
+    return dict(came)
 
 
 def _listening(coordinator: str, port: int) -> socket.socket:
@@ -100,14 +108,13 @@ def _missing(there: Container[int], processes: int, timeout: float) -> str:
 # ---- the others
 
 
-def _report(address: tuple[str, int], said: dict[str, Any], until: float, timeout: float) -> None:
+def _report(
+    address: tuple[str, int], said: dict[str, Any], until: float, timeout: float
+) -> socket.socket:
     while True:
         try:
-            with socket.create_connection(address, until - time.monotonic()) as link:
-                _send(link, said)
-                # Where somebody is missing, process 0 knows who, a little later.
-                answer = _read(link, until - time.monotonic() + _PATIENCE)
-                break
+            link, wrong = _answered(address, said, until)
+            break
         except (OSError, ValueError) as error:
             if time.monotonic() + _RETRY > until:
                 raise InputError(
@@ -117,8 +124,24 @@ def _report(address: tuple[str, int], said: dict[str, Any], until: float, timeou
                     "for longer (--start-timeout)",
                 ) from error
             time.sleep(_RETRY)
-    if answer["wrong"] is not None:
-        raise _not_together(answer["wrong"])
+    if wrong is not None:
+        link.close()
+        raise _not_together(wrong)
+    return link
+
+
+def _answered(
+    address: tuple[str, int], said: dict[str, Any], until: float
+) -> tuple[socket.socket, str | None]:
+    """The connection to process 0, and what it finds wrong.  Errors: as `_read`."""
+    link = socket.create_connection(address, until - time.monotonic())
+    try:
+        _send(link, said)
+        # Where somebody is missing, process 0 knows who, a little later.
+        return link, _read(link, until - time.monotonic() + _PATIENCE)["wrong"]
+    except BaseException:
+        link.close()
+        raise
 
 
 # ---- both

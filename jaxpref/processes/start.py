@@ -11,7 +11,7 @@ from jax._src.clusters import ClusterEnv
 from jaxpref.errors import InputError
 from jaxpref.processes.agreement import check_same_programs
 from jaxpref.processes.meeting import meet
-from jaxpref.processes.timeouts import HEARTBEAT_TIMEOUT, START_TIMEOUT
+from jaxpref.processes.timeouts import HEARTBEAT_TIMEOUT, SILENT, START_TIMEOUT
 from jaxpref.processes.watch import watch_others
 
 _LOOKED_FOR = {
@@ -56,7 +56,7 @@ def join(
         coordinator: HOST:PORT of process 0; with `processes` and `process_id`.  None: a cluster
             started the processes, and jax finds all three.
         start_timeout: seconds until all must be there.
-        heartbeat_timeout: seconds within which this process ends where another one is lost.
+        heartbeat_timeout: seconds within which this process ends where another one is gone.
     Errors: InputError where no cluster is found, for numbers that do not fit, a port that is in
         use, processes that do not come in time, and ones of other versions or devices.
     """
@@ -70,7 +70,7 @@ def join(
         place = _found(start_timeout)
     else:
         place = _checked(coordinator, processes, process_id)
-    meet(place.coordinator, place.processes, place.process_id, start_timeout)
+    links = meet(place.coordinator, place.processes, place.process_id, start_timeout)
     # jax would keep SIGTERM to itself, which ends a process or makes a training run save itself.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
@@ -78,9 +78,11 @@ def join(
         place.processes,
         place.process_id,
         initialization_timeout=start_timeout,
-        heartbeat_timeout_seconds=2 * heartbeat_timeout,  # who says more about it comes first
+        # Who says more about a lost process comes first: jax ends a process after half of this,
+        # where its last sign came just before the coordinator froze.
+        heartbeat_timeout_seconds=3 * SILENT * heartbeat_timeout,
     )
-    watch_others(heartbeat_timeout)
+    watch_others(heartbeat_timeout, links)
     check_same_programs()
 
 

@@ -2,8 +2,9 @@
 
 A collective waits for ever for a process that is gone.  So each process gives a sign of life in the
 store that the coordinator (process 0) keeps for all, and looks for those of the others, in a thread
-of its own.  jax watches too, but ends the others without a word about which one is lost and how to
-go on; it is the last resort here, where even this thread waits.
+of its own.  On a busy machine a sign may be late; that a process is gone, its connection to the
+coordinator tells, which says so to the others.  jax watches too, but ends the others without a word
+about which one is lost and how to go on; it is the last resort here, where even this thread waits.
 """
 
 import atexit
@@ -15,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,31 +25,34 @@ from typing import Any
 import jax
 
 from jaxpref.errors import InputError
+from jaxpref.processes.links import has_ended, probe_hosts
 from jaxpref.processes.store import coordinator_address, process_count, process_index, store
-from jaxpref.processes.timeouts import HEARTBEAT_TIMEOUT
+from jaxpref.processes.timeouts import HEARTBEAT_TIMEOUT, SILENT
 
 LOST = 76
 """Exit code where another process is lost: start all of them again (EX_PROTOCOL)."""
 
-_LOST_FOR = (
-    "is lost: no sign of life for {:.0f} s (it was killed, or its host or the network went down)"
-)
+_GONE = "its connection has ended (it was killed, or its host or the network went down)"
+_SILENT_FOR = "no sign of life for {:.0f} s"
 _UNANSWERED = (jax.errors.JaxRuntimeError, InputError)
 """By the coordinator; by a store that is left already."""
 _SIGNS = "jaxpref/signs_of_life"
-_RUNNING, _FAILED, _ENDED = "running", "failed", "ended"
+_RUNNING, _FAILED, _LOST, _ENDED = "running", "failed", "lost", "ended"
 
 
-def watch_others(heartbeat_timeout: float = HEARTBEAT_TIMEOUT) -> None:
+def watch_others(
+    heartbeat_timeout: float = HEARTBEAT_TIMEOUT, links: Mapping[int, socket.socket] | None = None
+) -> None:
     """Watches the other processes from now on, if there are any; a second call changes nothing.
 
     Args:
         heartbeat_timeout: seconds within which this process ends, with exit code LOST, where
-            another one is lost.
+            another one is gone.
+        links: of `meet`.  None: signs of life alone tell, and who gives none in time is gone.
     """
     global _watch
     if _watch is None and process_count() > 1:
-        _watch = _Watch(silence=2 / 3 * heartbeat_timeout)
+        _watch = _Watch(heartbeat_timeout, links)
         _watch.catch_all_ends()
 
 
@@ -72,8 +77,9 @@ _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
 class _Seen:
     """What is known of another process; times are those of this process's clock."""
 
-    changed: float
-    """When its last sign of life came."""
+    silent_for: float = 0.0
+    """Seconds without a new sign of life, as far as this process looked."""
+    link_ended: bool = False
     sign: int = -1
     host: str = "an unknown host"
     state: str = _RUNNING
@@ -83,34 +89,43 @@ class _Seen:
 
 
 class _Watch:
-    """Of this process, over the others.
+    """Of this process, over the others; the arguments are those of `watch_others`."""
 
-    Args:
-        silence: seconds without a sign of life after which a process is lost.
-    """
-
-    def __init__(self, silence: float):
-        self._silence, self._every = silence, min(1.0, silence / 10)
+    def __init__(self, timeout: float, links: Mapping[int, socket.socket] | None):
+        # Within the timeout a loss has to be noticed, and passed on.
+        noticed = 2 / 3 * timeout
+        self._links = links or {}
+        probe_hosts(self._links.values(), noticed)
+        self._silence = noticed if links is None else SILENT * timeout
+        self._patience, self._every = noticed, min(1.0, noticed / 10)
         # In which a process may end by itself after another one failed: often for the same reason,
         # and then it says so better itself.
-        self._grace = silence / 4
+        self._grace = noticed / 4
         self._process, self._sign, self._state, self._why = process_index(), 0, _RUNNING, ""
         self._looked = time.monotonic()
+        self._unanswered = 0.0  # seconds of silence of the coordinator
         others = [process for process in range(process_count()) if process != self._process]
-        self._seen = {process: _Seen(changed=self._looked) for process in others}
+        self._seen = {process: _Seen() for process in others}
         self._ending, self._stop = threading.Lock(), threading.Event()
         self._say(_RUNNING)
         threading.Thread(target=self._run, name="watch", daemon=True).start()
+        if 0 in self._links:
+            threading.Thread(target=self._watch_link, name="link", daemon=True).start()
 
-    # ---- its own thread
+    # ---- in a thread of its own
 
     def _run(self) -> None:
         while self._is_joined() and not self._stop.wait(self._every):
+            began = time.monotonic()
             try:
                 self._ask_coordinator()
                 self._give_sign()
+                self._look_at_links()
                 self._look()
+                self._unanswered = 0.0
             except _UNANSWERED:
+                # No longer than it may have waited: this process may have been stopped meanwhile.
+                self._unanswered += min(time.monotonic() - began, self._patience) + self._every
                 lost = self._coordinator_is_lost()
                 time.sleep(self._every)
                 if lost and self._is_joined():
@@ -118,8 +133,9 @@ class _Watch:
                 continue
             for process, seen in self._seen.items():
                 name = f"process {process} on {seen.host}"
-                if self._is_silent(seen):
-                    self._end(f"{name} {_LOST_FOR.format(time.monotonic() - seen.changed)}")
+                if why := self._why_lost(seen):
+                    self._pass_on(process, why)
+                    self._end(f"{name} is lost: {why}")
                 elif self._is_missed(seen):
                     self._end(f"{name} failed: {seen.why}", then="Once that is mended, start")
 
@@ -129,39 +145,75 @@ class _Watch:
 
     def _ask_coordinator(self) -> None:
         """Errors: JaxRuntimeError where it does not answer in time; other calls may wait longer."""
-        patience = int(1000 * self._silence)
-        store().blocking_key_value_get(f"{_SIGNS}/{self._process}", patience)
+        store().blocking_key_value_get(f"{_SIGNS}/{self._process}", int(1000 * self._patience))
 
     def _give_sign(self) -> None:
         self._sign += 1
-        said = [self._sign, socket.gethostname(), self._state, self._why]
-        store().key_value_set(f"{_SIGNS}/{self._process}", json.dumps(said), allow_overwrite=True)
+        self._write(self._process, [self._sign, socket.gethostname(), self._state, self._why])
+
+    def _pass_on(self, process: int, why: str) -> None:
+        """Gives the last sign in the place of a process that is lost."""
+        seen = self._seen[process]
+        with suppress(*_UNANSWERED):
+            self._write(process, [seen.sign, seen.host, _LOST, why])
+
+    def _write(self, process: int, said: list) -> None:
+        store().key_value_set(f"{_SIGNS}/{process}", json.dumps(said), allow_overwrite=True)
+
+    def _look_at_links(self) -> None:
+        """Comes before the signs of life: the last one may say why the link ends."""
+        for process, link in self._links.items():
+            seen = self._seen[process]
+            seen.link_ended = seen.link_ended or has_ended(link)
 
     def _look(self) -> None:
         signs = store().key_value_dir_get(_SIGNS)
-        self._looked = now = time.monotonic()
+        before, self._looked = self._looked, time.monotonic()
+        # What passes while nobody looks is not the others' silence.
+        passed = min(self._looked - before, 2 * self._every)
         for key, value in signs:
             seen = self._seen.get(int(key.rpartition("/")[2]))
             if seen is None:  # this process itself
                 continue
             sign, seen.host, seen.state, seen.why = json.loads(value)
-            if sign != seen.sign:
-                seen.sign, seen.changed = sign, now
+            seen.silent_for = seen.silent_for + passed if sign == seen.sign else 0.0
+            seen.sign = sign
             if seen.state == _FAILED and seen.failed is None:
-                seen.failed = now
+                seen.failed = self._looked
 
-    def _is_silent(self, seen: _Seen) -> bool:
-        return seen.state == _RUNNING and time.monotonic() - seen.changed > self._silence
+    def _why_lost(self, seen: _Seen) -> str | None:
+        """None: as far as this process can tell, it is not."""
+        if seen.state == _LOST:
+            return seen.why
+        if seen.state != _RUNNING:
+            return None
+        if seen.link_ended and seen.silent_for > self._grace:
+            return _GONE
+        if seen.silent_for > self._silence:
+            return _SILENT_FOR.format(seen.silent_for)
+        return None
 
     def _is_missed(self, seen: _Seen) -> bool:
         """Whether that one has failed and this one, which still runs, cannot do without it."""
         failed_for = 0.0 if seen.failed is None else time.monotonic() - seen.failed
         return self._state == _RUNNING and failed_for > self._grace
 
+    # ---- in another one
+
+    def _watch_link(self) -> None:
+        """Ends this process where the coordinator's host is down: a call to it may never return."""
+        while not has_ended(self._links[0]):
+            if self._stop.wait(self._every):
+                return
+        before = self._looked
+        stopped = self._stop.wait(self._grace)  # it may be the link alone that has ended
+        if not stopped and self._looked == before and self._is_joined():
+            self._end_for_coordinator()
+
     # ---- the end for another process, in any thread
 
     def _coordinator_is_lost(self) -> bool:
-        """Whether nobody answers at its address, or has not looked after the store for long."""
+        """Whether nobody is at its address, or the store has not answered for long."""
         if self._process == 0:
             return False
         host, _, port = coordinator_address().rpartition(":")
@@ -169,7 +221,7 @@ class _Watch:
             socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
         except OSError:
             return True
-        return time.monotonic() - self._looked > self._silence
+        return self._unanswered >= self._silence
 
     def _end_for_coordinator(self) -> None:
         self._tell_user(f"process 0 on {self._seen[0].host}, the coordinator, is lost")
@@ -208,7 +260,7 @@ class _Watch:
             time.sleep(self._every)
 
     def _lives(self, seen: _Seen) -> bool:
-        return seen.state == _RUNNING and not self._is_silent(seen)
+        return seen.state == _RUNNING and self._why_lost(seen) is None
 
     # ---- the end of this process, in its main thread
 

@@ -31,6 +31,7 @@ from jaxpref.runs.same_files import check_same_files
 from jaxpref.settings.contradictions import objective_contradictions
 from jaxpref.sharding import make_mesh, vocab_ways
 from jaxpref.step.batch_loss import LossSpec
+from jaxpref.step.combine import Combine
 from jaxpref.step.state import MovingReference
 from jaxpref.storage.paths import as_path
 
@@ -68,6 +69,11 @@ class Pieces:
         if not reference.sync_every:
             return None
         return MovingReference(reference.sync_every, reference.sync_alpha, self.dtype)
+
+    @property
+    def backward_passes(self) -> int:
+        """Of a training step through one forward pass."""
+        return len(self.parts) if Combine.of(self.config.optim) else 1
 
     def loss_spec(self, layout: Layout, kind: str) -> LossSpec:
         """How groups of a kind, laid out so, become losses."""
@@ -108,6 +114,8 @@ def build_without_tokenizer(
     mesh = make_mesh(config.mesh, **given)
     config = with_compute_dtype(config, mesh)
     source = open_checkpoint(config.model.path) if source is None else source
+    if source.own is not None:
+        _check_fits_own(config)
     source = below_adapter(source, config.adapter.path)
     if jax.process_count() > 1:
         check_same_files(_model_files(config, source))
@@ -119,8 +127,27 @@ def build_without_tokenizer(
     lora = adapter_spec(config.adapter, source.spec)
     attend = attention_of(config, source, mesh.devices.flat[0]).attend
     model = make_decoder(config, source, parts, mesh, lora, attend)
-    param_shardings(param_shapes(model), mesh)  # refuses a mesh that does not divide the model
+    param_shardings(
+        param_shapes(model), mesh, model.axes
+    )  # refuses a mesh that does not divide the model
     return Pieces(config, mesh, source, None, model, parts, lora)
+
+
+def _check_fits_own(config: Config) -> None:
+    """Errors: InputError for settings that a model of the user's own cannot follow."""
+    problems = []
+    if config.adapter.trained:
+        problems.append("an adapter (adapter.rank, adapter.path)")
+    if config.reference.path is not None:
+        problems.append("reference.path (reference.extra takes checkpoints)")
+    if config.mesh.context > 1:
+        problems.append(f"mesh.context={config.mesh.context}")
+    if problems:
+        raise InputError(
+            "settings that a model given in Python can follow",
+            f"out={config.out}: {'; '.join(problems)}",
+            "remove these settings; freeze weights in the module itself, by jax.lax.stop_gradient",
+        )
 
 
 def with_compute_dtype(config: Config, mesh: Mesh) -> Config:
@@ -177,21 +204,26 @@ def make_decoder(
         attend: as of `build_model`.
     Errors: InputError for a context where layers keep states, which go from token to token.
     """
+    heads = [name for name in asked_logps(parts) if name in ("reward", "value")]
+    dtype, vocab_multiple = jnp.dtype(config.model.compute_dtype), 1
+    if mesh is not None:
+        vocab_multiple = vocab_ways(mesh)
+    if source.own is not None:
+        return source.own.model(dtype, tuple(heads), vocab_multiple)
     if source.spec.delta is not None and config.mesh.context > 1:
         raise InputError(
             "mesh.context=1 for a model with layers of Gated DeltaNet",
             f"mesh.context={config.mesh.context} and model_type {source.spec.family}",
             "spread weights by mesh.fsdp and mesh.tensor; lower data.row_length for less memory",
         )
-    heads = [name for name in asked_logps(parts) if name in ("reward", "value")]
     return build_model(
         source.spec,
-        dtype=jnp.dtype(config.model.compute_dtype),
+        dtype=dtype,
         remat=config.model.remat,
         attention_block=config.model.attention_block,
         attend=attend,
         scalar_heads=heads,
-        vocab_multiple=1 if mesh is None else vocab_ways(mesh),
+        vocab_multiple=vocab_multiple,
         lora=lora,
     )
 
@@ -205,6 +237,8 @@ def attention_of(
         device: one of those that compute; None: one of this process's.
     Errors: InputError when `model.attention` asks for one that cannot be used.
     """
+    if source.own is not None:
+        return AttentionChoice("its own", "a model given in Python", None)
     return choose_attention(
         config.model.attention,
         jax.devices()[0] if device is None else device,

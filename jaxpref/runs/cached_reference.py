@@ -21,8 +21,9 @@ from jaxpref.models.parameters import cast_for_products
 from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.runs.adapters import quantisation, reference_adapter
 from jaxpref.runs.build import Pieces, attention_of, make_decoder
-from jaxpref.runs.digests import weights_key
+from jaxpref.runs.digests import placed_digest, weights_key
 from jaxpref.runs.feed import EXTRA_COLUMN
+from jaxpref.runs.made_from import of_own_model
 from jaxpref.runs.params import load_params, reference_params, reference_source
 from jaxpref.runs.sequence_logps import compute_logps
 from jaxpref.step.batch_loss import REFERENCE_COLUMN
@@ -68,7 +69,16 @@ def _under_start(pieces: Pieces, groups: Sequence[EncodedGroup], params: Any) ->
         start = load_params(pieces) if params is None else params
         return reference_params(pieces, start)
 
+    if pieces.source.in_memory:
+        # All processes together, for each may hold a part of the weights only.
+        given = load() if params is None else params
+        own = of_own_model(pieces)
+        digest = f"{placed_digest(given)} {own} {pieces.config.model.compute_dtype}"
+        name = hashlib.sha256(digest.encode()).hexdigest()[:32]
+
     def key() -> str:
+        if pieces.source.in_memory:
+            return name
         config = pieces.config
         adapter, quantised = reference_adapter(config), quantisation(config.adapter)
         return weights_key(pieces.source.path, config.model.compute_dtype, adapter, quantised)

@@ -35,6 +35,10 @@ OBJECTIVE_FILE = "objective.json"
 """Names of the objectives, when they came from Python and not from the config."""
 
 
+MODEL_FILE = "model.json"
+"""What was given to `train` of a model in memory; written where it was."""
+
+
 def is_run(path: str | Path) -> bool:
     """Whether a directory is that of a run."""
     return (as_path(path) / RUN_FILE).is_file()
@@ -74,7 +78,28 @@ def load_run(
             "pass it again as objective=[...]; of new runs, `name: module:function` in the config "
             "is found without",
         )
-    return load_config(as_path(run) / RUN_FILE, overrides)
+    config = load_config(as_path(run) / RUN_FILE, overrides)
+    check_on_disk(run, config)
+    return config
+
+
+def check_on_disk(run: str | Path, config: Config) -> None:
+    """Errors: InputError for a run that cannot be opened without what was given in Python."""
+    given = _given(run)
+    if given and (given["own"] or config.adapter.trained):
+        what = "a model" if given["own"] else "the weights below its adapter"
+        raise InputError(
+            "a run whose model can be read from disk",
+            f"{run} was given {what} in Python",
+            "start the same run again in Python: of a finished one `train` returns the result at "
+            "once, with `params` and `generate`",
+        )
+
+
+def _given(run: str | Path) -> dict[str, Any] | None:
+    """What `MODEL_FILE` says; None: the model was read from disk."""
+    file = as_path(run) / MODEL_FILE
+    return json.loads(file.read_text()) if file.is_file() else None
 
 
 def models_of(config: Config) -> list[str]:
@@ -89,7 +114,9 @@ def read_config(run: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Objective and reference play no part then, so one from Python need not be known.
     """
-    return as_policy(load_config(as_path(run) / RUN_FILE, overrides))
+    config = load_config(as_path(run) / RUN_FILE, overrides)
+    check_on_disk(run, config)
+    return as_policy(config)
 
 
 def as_policy(config: Config) -> Config:
@@ -131,7 +158,8 @@ def run_state(
 
     if pieces.lora is None:
         shapes, base = param_shapes(pieces.model), {}
-        params = jax.tree.map(laid_out, shapes, param_shardings(shapes, pieces.mesh))
+        shardings = param_shardings(shapes, pieces.mesh, pieces.model.axes)
+        params = jax.tree.map(laid_out, shapes, shardings)
     else:  # the weights are not in the checkpoint
         start = load_params(pieces) if base is None else with_adapter(pieces, base)
         trained, base = split(start)
@@ -210,6 +238,13 @@ def open_run(pieces: Pieces, run: str | Path, step: str) -> OpenRun:
     Args:
         step: `best`, `latest` or a number.
     """
+    reference = pieces.config.reference
+    if pieces.needs_reference and not pieces.moving and reference.path is None and _given(run):
+        raise InputError(
+            "a run whose reference can be read from disk",
+            f"{run} started from parameters given in Python, and they are its reference",
+            "evaluate it in Python: data.eval and train.eval_every",
+        )
     state, number = run_state(pieces, run, step, objective=True)
     params, ref_params = state["params"], None
     if pieces.moving:

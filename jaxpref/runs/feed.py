@@ -226,6 +226,7 @@ def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
         seed=config.train.seed if training and config.data.shuffle else None,
         epochs=config.train.epochs if training else 1,
         max_steps=config.train.max_steps if training else None,
+        noise_alpha=config.train.neftune_alpha if training else None,
     )
 
 

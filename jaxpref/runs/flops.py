@@ -6,10 +6,13 @@ import jax
 
 from jaxpref.data.loader import Step, visible_pairs
 from jaxpref.data.pack import loss_tokens_of, row_tokens
+from jaxpref.models.own import OwnSpec
 from jaxpref.models.spec import DeltaNet, ModelSpec
 from jaxpref.types import EncodedGroup
 
 PEAK_FLOPS = {
+    "TPU v2": 46e12 / 2,  # a chip is two devices
+    "TPU v3": 123e12 / 2,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5": 459e12,
@@ -29,7 +32,13 @@ PEAK_FLOPS = {
 
 
 def step_flops(
-    spec: ModelSpec, step: Step, *, reference: bool, frozen: bool = False, policies: int = 1
+    spec: ModelSpec | OwnSpec,
+    step: Step,
+    *,
+    reference: bool,
+    frozen: bool = False,
+    policies: int = 1,
+    backward: int = 1,
 ) -> float:
     """Model FLOPs of a step, of real tokens only: padding and recomputation (remat) do not count.
 
@@ -42,16 +51,19 @@ def step_flops(
         reference: a reference model runs beside the policy.
         frozen: the weights are frozen, and an adapter is trained.
         policies: trained at once on the same reference.
+        backward: passes back through one forward pass, of objectives whose gradients are combined.
     """
     weights, pairs = _multiply_adds(spec, step.tokens, step.loss_tokens, step.visible)
-    passes = 2 if frozen else 3
-    flops = policies * (2.0 * weights * passes + 2.0 * pairs * 3)
+    passes = 1 + backward * (1 if frozen else 2)
+    flops = policies * (2.0 * weights * passes + 2.0 * pairs * (1 + 2 * backward))
     if reference:
         flops += 2.0 * (weights + pairs)
     return flops
 
 
-def forward_flops(spec: ModelSpec, groups: Sequence[EncodedGroup], *, share_prefix: bool) -> float:
+def forward_flops(
+    spec: ModelSpec | OwnSpec, groups: Sequence[EncodedGroup], *, share_prefix: bool
+) -> float:
     """Model FLOPs of one forward pass over groups, counted as `step_flops` counts."""
     tokens = sum(row_tokens(group, share_prefix) for group in groups)
     loss_tokens = sum(sum(loss_tokens_of(group)) for group in groups)
@@ -59,12 +71,16 @@ def forward_flops(spec: ModelSpec, groups: Sequence[EncodedGroup], *, share_pref
     return 2.0 * sum(_multiply_adds(spec, tokens, loss_tokens, visible))
 
 
-def _multiply_adds(spec: ModelSpec, tokens: int, loss_tokens: int, visible: int) -> tuple[int, int]:
+def _multiply_adds(
+    spec: ModelSpec | OwnSpec, tokens: int, loss_tokens: int, visible: int
+) -> tuple[int, int]:
     """Of a forward pass: with weights, and of queries with keys and values (or with states).
 
     Args:
         visible: (query, key) pairs that the mask allows.
     """
+    if isinstance(spec, OwnSpec):
+        return spec.multiplied * tokens + spec.vocab * spec.width * loss_tokens, 0
     query_parts = 2 if spec.attention_gate else 1
     attention = spec.width * spec.head_dim * ((query_parts + 1) * spec.heads + 2 * spec.kv_heads)
     mlp = (3 if spec.gated else 2) * spec.width * spec.ffn * (spec.experts_per_token or 1)

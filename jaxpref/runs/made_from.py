@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxpref.data.kept_groups import row_ids_of
@@ -17,10 +18,12 @@ from jaxpref.models.source import open_checkpoint
 from jaxpref.objectives import Part
 from jaxpref.processes.together import first_does
 from jaxpref.runs.adapters import reference_adapter
-from jaxpref.runs.build import Pieces
+from jaxpref.runs.build import Pieces, param_shapes
 from jaxpref.runs.code_digest import code_digest
 from jaxpref.runs.digests import placed_digest, weights_key
 from jaxpref.runs.params import reference_source
+from jaxpref.runs.program_digest import program_digest
+from jaxpref.step.optim import GivenRule
 from jaxpref.storage.paths import as_path
 from jaxpref.types import EncodedGroup
 
@@ -70,6 +73,35 @@ def of_model(pieces: Pieces, params: Mapping[str, Any]) -> str:
     drawn = LORA if pieces.config.adapter.path is None else None
     read = {name: tree for name, tree in params.items() if name != drawn}
     return placed_digest(read)
+
+
+def of_own_model(pieces: Pieces) -> list[str] | None:
+    """Of the program of a model of the user's own; None: it is the built-in decoder."""
+    if pieces.source.own is None:
+        return None
+    model = pieces.model
+    tokens = [jax.ShapeDtypeStruct((1, 8), np.int32)] * 3
+
+    def forward(params, *inputs):
+        return model.hidden(params, *inputs), model.head(params)
+
+    return program_digest(forward, param_shapes(model), *tokens)
+
+
+def of_given_rule(rule: GivenRule, optimizer: Any, schedule: Any, params: Any) -> Digests:
+    """Of an optimizer and a schedule that were given in Python; None: the config's.
+
+    Args:
+        params: the trained ones.
+    """
+    digests: Digests = {"optimizer= of train": None, "schedule= of train": None}
+    if rule.optimizer is not None:
+        state = jax.eval_shape(optimizer.init, params)
+        digests["optimizer= of train"] = program_digest(optimizer.update, params, state, params)
+    if rule.schedule is not None:
+        step = jax.ShapeDtypeStruct((), np.int32)
+        digests["schedule= of train"] = program_digest(schedule, step)
+    return digests
 
 
 def of_references(pieces: Pieces, overlay: Any) -> Digests:
@@ -167,6 +199,15 @@ def _tell_objective(key: str, before: Digests, now: Digests) -> Iterator[str]:
             yield f"objective: {name} was compiled by Python {python_before} then, {python} now"
 
 
+def _tell_program(key: str, before: Any, now: Any) -> Iterator[str]:
+    if before and now and before[1] != now[1]:
+        yield f"{key}: traced by jax {before[1]} then, {now[1]} now"
+    elif before and now:
+        yield f"{key}: what it computes"
+    else:
+        yield f"{key}: {'given' if before else 'not given'} then, {'' if now else 'not '}given now"
+
+
 def _teller(key: str) -> Callable[[str, Any, Any], Iterator[str]]:
     of_set = key.startswith("data.eval.")
     return _tell_rows if of_set else _TELL.get(key, _tell_weights)
@@ -177,4 +218,7 @@ _TELL: dict[str, Callable[[str, Any, Any], Iterator[str]]] = {
     "data.eval": _tell_rows,
     "order": _tell_order,
     "objective": _tell_objective,
+    "model= of train": _tell_program,
+    "optimizer= of train": _tell_program,
+    "schedule= of train": _tell_program,
 }

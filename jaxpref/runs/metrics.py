@@ -2,14 +2,17 @@
 
 import contextvars
 import json
+import resource
+import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,12 +26,21 @@ from jaxpref.settings import to_dict
 from jaxpref.storage.paths import as_path, is_bucket
 
 TRACKER_ID_FILE = "tracker_id.txt"
+SAMPLES_FILE = "samples.jsonl"
 _FLUSH_SECONDS = 30.0
 """Between two times that TensorBoard's file is on disk for sure, which takes a while."""
 
 
+class Sample(NamedTuple):
+    """An answer of the policy while it is trained."""
+
+    prompt: str
+    """As its tokens read."""
+    answer: str
+
+
 class Writers:
-    """Writes metrics by step; only process 0 writes.
+    """Writes metrics and samples by step; only process 0 writes.
 
     Args:
         out: directory of the run.
@@ -37,19 +49,28 @@ class Writers:
     """
 
     def __init__(self, out: Path, config: Config, resumed_at: int = 0):
-        self._opened, self._sinks = ExitStack(), []
+        self._opened, self._sinks, self._sample_sinks = ExitStack(), [], []
         if jax.process_index() != 0:
             return
-        self._jsonl(out / "metrics.jsonl", resumed_at)
+        self._sinks.append(self._jsonl(out / "metrics.jsonl", resumed_at))
         self._tensorboard(out / "tensorboard", resumed_at)
+        if config.train.samples:
+            add_line = self._jsonl(out / SAMPLES_FILE, resumed_at)
+            self._sample_sinks.append(partial(_write_lines, add_line))
         if config.log.wandb:
-            self._tracker(_wandb_run(out, config))
+            run = _wandb_run(out, config)
+            self._tracker(run)
+            self._sample_sinks.append(partial(_write_table, run))
         if config.log.trackio:
             self._tracker(_trackio_run(out, config))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for sink in self._sinks:
             sink(step, values)
+
+    def write_samples(self, step: int, samples: Sequence[Sample]) -> None:
+        for sink in self._sample_sinks:
+            sink(step, samples)
 
     def close(self) -> None:
         self._opened.close()
@@ -58,7 +79,8 @@ class Writers:
         self._sinks.append(lambda step, values: run.log(dict(values), step=step))
         self._opened.callback(run.finish)
 
-    def _jsonl(self, path: Path, resumed_at: int) -> None:
+    def _jsonl(self, path: Path, resumed_at: int) -> Callable[[int, Mapping[str, Any]], None]:
+        """What adds a line to a file, from which later ones than `resumed_at` are taken out."""
         kept = []
         if resumed_at and path.is_file():
             lines = path.read_text().splitlines(keepends=True)
@@ -66,16 +88,16 @@ class Writers:
             kept = [line for line in whole if json.loads(line)["step"] <= resumed_at]
         file = GrowingFile(path, "".join(kept))
 
-        def sink(step: int, values: Mapping[str, float]) -> None:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        def add_line(step: int, values: Mapping[str, Any]) -> None:
+            file.write(json.dumps({"step": step, **values}, ensure_ascii=False) + "\n")
 
-        self._sinks.append(sink)
         self._opened.callback(file.close)
+        return add_line
 
     def _tensorboard(self, directory: Path, resumed_at: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.summary import scalar
+        from tensorboardX.summary import scalar, text
 
         # Its `SummaryWriter` writes in a thread, which a full disk ends; training would then wait
         # for it for ever.
@@ -105,9 +127,35 @@ class Writers:
                 save()
                 flushed = time.monotonic()
 
+        def sample_sink(step: int, samples: Sequence[Sample]) -> None:
+            for number, sample in enumerate(samples):
+                shown = f"{_as_code(sample.prompt)}\n\n{_as_code(sample.answer)}"
+                summary = text(f"samples/{number}", shown)
+                events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+
         self._sinks.append(sink)
+        self._sample_sinks.append(sample_sink)
         self._opened.callback(events.close)
         self._opened.callback(save)
+
+
+def _write_lines(
+    add_line: Callable[[int, Mapping[str, Any]], None], step: int, samples: Sequence[Sample]
+) -> None:
+    for sample in samples:
+        add_line(step, sample._asdict())
+
+
+def _write_table(run: Any, step: int, samples: Sequence[Sample]) -> None:
+    """As a table of Weights & Biases."""
+    rows = [[step, *sample] for sample in samples]
+    table = _tracker_package("wandb").Table(columns=["step", *Sample._fields], data=rows)
+    run.log({"samples": table}, step=step)
+
+
+def _as_code(text: str) -> str:
+    """Markdown that shows a text as it is."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def check_trackers(config: Config) -> None:
@@ -124,7 +172,10 @@ def _tracker_package(name: str) -> Any:
 def _wandb_run(out: Path, config: Config) -> Any:
     return _tracker_package("wandb").init(
         project=config.log.project,
-        name=out.name,
+        entity=config.log.entity,
+        name=config.log.name or out.name,
+        group=config.log.group,
+        tags=config.log.tags,
         config=to_dict(config),
         id=tracker_id(out),
         resume="allow",
@@ -137,7 +188,8 @@ def _trackio_run(out: Path, config: Config) -> Any:
     return contextvars.Context().run(
         _tracker_package("trackio").init,
         project=config.log.project,
-        name=f"{out.name}-{tracker_id(out)[:8]}",
+        name=f"{config.log.name or out.name}-{tracker_id(out)[:8]}",
+        group=config.log.group,
         config=to_dict(config),
         resume="allow",
     )
@@ -158,6 +210,18 @@ def tracker_id(out: Path) -> str:
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in as_path(path).read_text().splitlines()]
+
+
+def read_history(run: str | Path) -> list[dict[str, Any]]:
+    """The same of a run's directory, what was written of a step by training and evaluation as one.
+
+    Empty before anything was written.
+    """
+    file = as_path(run) / "metrics.jsonl"
+    by_step: dict[int, dict[str, Any]] = {}
+    for line in read_jsonl(file) if file.is_file() else []:
+        by_step.setdefault(line["step"], {}).update(line)
+    return [by_step[step] for step in sorted(by_step)]
 
 
 @dataclass
@@ -220,8 +284,15 @@ class Window:
         memory = _peak_memory()
         if memory is not None:
             means["peak_memory_bytes"] = float(memory)
+        means["host_memory_bytes"] = float(_peak_host_memory())
         means["padding_fraction"] = 1.0 - self.tokens / self.run_tokens
         return means
+
+
+def _peak_host_memory() -> int:
+    """The most bytes that this process has had in the host's memory at once."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _peak_memory() -> int | None:

@@ -148,6 +148,7 @@ def _recipe(config: Config, parts: Sequence[Part], step: int) -> dict[str, str]:
 
 def _optimizer(optim: OptimConfig) -> str:
     own = {"adamw": ("b1", "b2", "eps"), "lion": ("b1", "b2"), "sgd": ("momentum",)}
+    own["muon"] = ("muon_momentum", *own["adamw"])
     settings = [f"{key} {getattr(optim, key):g}" for key in own.get(optim.name, ())]
     if optim.weight_decay:
         settings.append(f"weight decay {optim.weight_decay:g} ({optim.decay_mask})")
@@ -158,7 +159,10 @@ def _learning_rate(optim: OptimConfig) -> str:
     warmup = f"{optim.warmup_steps or 0} steps"
     if optim.warmup_ratio is not None:
         warmup = f"{optim.warmup_ratio:g} of all steps"
-    return f"{optim.learning_rate:g}, {optim.schedule}, warm-up {warmup}"
+    schedule = optim.schedule
+    if optim.min_ratio:
+        schedule += f" to {optim.min_ratio:g} of it"
+    return f"{optim.learning_rate:g}, {schedule}, warm-up {warmup}"
 
 
 def _objective(part: Part) -> str:

@@ -42,7 +42,7 @@ def load_params(pieces: Pieces, source: Checkpoint | None = None) -> Any:
         source: another model of the same sizes, without an adapter.
     """
     shapes = param_shapes(pieces.model)
-    shardings = param_shardings(shapes, pieces.mesh)
+    shardings = param_shardings(shapes, pieces.mesh, pieces.model.axes)
     laid_out = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )

@@ -20,6 +20,8 @@ _MAY_CHANGE_KEYS = {
         "log_every",
         "eval_every",
         "save_every",
+        "samples",
+        "sample_tokens",
         "save_minutes",
         "keep",
         "resume",

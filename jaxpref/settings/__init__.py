@@ -9,6 +9,7 @@ from jaxpref.settings.reading import (
     merged_settings,
     save_config,
     to_dict,
+    with_settings,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "numbers",
     "save_config",
     "to_dict",
+    "with_settings",
 ]

@@ -10,6 +10,9 @@ from jaxpref.errors import InputError
 if TYPE_CHECKING:
     from jaxpref.objectives import Part
 
+MOST_COMBINED = 6
+"""Objectives whose gradients may be combined: every set of them is tried."""
+
 
 def contradictions(config: Config) -> Iterator[str]:
     """All contradictions of a run's config."""
@@ -30,6 +33,7 @@ def contradictions(config: Config) -> Iterator[str]:
 def objective_contradictions(config: Config, parts: Sequence["Part"]) -> Iterator[str]:
     """What in the settings does not fit the bound objectives."""
     reference = config.reference
+    yield from _combined(config.optim, parts)
     yield from _reference(reference, parts)
     yield from _further_references(reference, parts)
     if reference.mode == "cache":
@@ -39,7 +43,18 @@ def objective_contradictions(config: Config, parts: Sequence["Part"]) -> Iterato
 
 
 def _keeps_first_moment(optim: OptimConfig) -> bool:
-    return optim.name in ("adamw", "lion") or optim.momentum > 0
+    return optim.name in ("adamw", "lion", "muon") or bool(optim.momentum)
+
+
+_FALLING = ("linear", "polynomial", "cosine", "cosine_restarts", "wsd")
+_OF_SCHEDULES = {
+    "min_ratio": _FALLING,
+    "power": ("polynomial",),
+    "cycles": ("cosine_restarts",),
+    "decay_ratio": ("wsd",),
+    "decay_shape": ("wsd",),
+}
+"""Key of the optimizer's section -> the schedules that read it."""
 
 
 def _optimizer(config: Config) -> Iterator[str]:
@@ -47,11 +62,25 @@ def _optimizer(config: Config) -> Iterator[str]:
     if optim.warmup_steps is not None and optim.warmup_ratio is not None:
         yield "optim.warmup_steps and optim.warmup_ratio are both set: give one"
     if optim.momentum and optim.name != "sgd":
-        yield f"optim.momentum is for sgd; optim.name is {optim.name}"
+        instead = "; set optim.muon_momentum" if optim.name == "muon" else ""
+        yield f"optim.momentum is for sgd; optim.name is {optim.name}{instead}"
+    for key, schedules in _OF_SCHEDULES.items():
+        value, default = getattr(optim, key), getattr(OptimConfig(), key)
+        if value != default and optim.schedule not in schedules:
+            of = ", ".join(schedules)
+            yield f"optim.{key}={value} has no effect: it is for {of}; set optim.schedule to it"
     if optim.moment_dtype != "float32" and not _keeps_first_moment(optim):
         yield f"optim.moment_dtype={optim.moment_dtype}, but {optim.name} keeps no first moment"
     if optim.weight_decay and optim.name == "sgd":
         yield "optim.weight_decay has no effect with sgd"
+
+
+def _combined(optim: OptimConfig, parts: Sequence["Part"]) -> Iterator[str]:
+    if optim.combine != "sum" and not 2 <= len(parts) <= MOST_COMBINED:
+        yield (
+            f"optim.combine={optim.combine} is for 2 to {MOST_COMBINED} objectives, there is "
+            f"{len(parts)}: give as many entries in `objective`, or set optim.combine=sum"
+        )
 
 
 def _batches(config: Config) -> Iterator[str]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jaxpref.config import PATHS, SETS, Config
+from jaxpref.config import Config
+from jaxpref.fields import PATHS, SETS
 from jaxpref.settings.keys import keys
 from jaxpref.settings.other_trainers import answer
 

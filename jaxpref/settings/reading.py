@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from jaxpref.config import Config, objective_list
+from jaxpref.config import Config
 from jaxpref.errors import InputError
+from jaxpref.fields import objective_list
 from jaxpref.settings.contradictions import contradictions
 from jaxpref.settings.problems import described, location
 from jaxpref.storage.paths import as_path
@@ -110,6 +111,30 @@ def make_config(raw: Mapping[str, Any], *, where: str = "configuration") -> Conf
             "change or remove the keys listed; `jaxpref train --help` says what each key means",
         )
     return config
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """A config with other values.
+
+    Args:
+        settings: key as in overrides, which reaches into lists too: `objective.0.beta`.
+    Errors: InputError for an unknown key or a value that does not fit.
+    """
+    raw = to_dict(config)
+    for key, value in settings.items():
+        *parents, last = key.split(".")
+        try:
+            node: Any = raw
+            for name in parents:
+                node = node[int(name) if isinstance(node, list) else name]
+            node[int(last) if isinstance(node, list) else last] = value
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise InputError(
+                "the key of a setting",
+                key,
+                "correct it (`jaxpref train --help` lists them); objectives are counted from 0",
+            ) from error
+    return make_config(raw, where=", ".join(f"{key}={value}" for key, value in settings.items()))
 
 
 def _without_functions(raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[int, Callable]]:

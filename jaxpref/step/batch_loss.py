@@ -6,6 +6,7 @@ and the denominators of the whole batch may be given.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -52,6 +53,9 @@ class LossSpec:
     """Optional fields of `Logps` to compute besides those that the objective asks for."""
     dropout: bool = False
     """Whether the policy drops inputs of its adapter in training."""
+    apart: bool = False
+    """Whether the losses of the parts, and so their gradients, are told apart in training: on a
+    leading axis O, without the parts' weights."""
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -92,10 +96,11 @@ def summed_logps(model: Model, chunk: int) -> Callable[[Any, Batch], jax.Array]:
 
 
 def reference_states(loss_spec: LossSpec, ref_params, micro: Batch) -> States | None:
-    """Hidden states of the reference, without gradient; None where it is not run."""
+    """Hidden states of the reference, without gradient or noise; None where it is not run."""
     if ref_params is None:
         return None
-    return lax.stop_gradient(hidden_states(loss_spec.model, ref_params, micro))
+    quiet = micro._replace(noise=None)
+    return lax.stop_gradient(hidden_states(loss_spec.model, ref_params, quiet))
 
 
 def policy_logps(
@@ -200,15 +205,21 @@ def loss_and_sums(
     Args:
         totals: denominators over the whole batch, as `total_weights` gives them; None: these groups
             are the whole batch.
-    Returns: loss, (sums, the running statistics after this batch).
+    Returns: loss, [O] where `loss_spec.apart`; (sums, the running statistics after this batch).
     """
     values, carried = group_values(loss_spec, logps, ref, batch, running)
     sums = jax.tree.map(jnp.sum, values)
-    loss = jnp.zeros(())
+    terms: list[list[jax.Array]] = []
     for i, part in enumerate(loss_spec.parts):
+        terms.append([])
         for j, (value, own_weight) in enumerate(sums["terms"][part.name]):
             weight = own_weight if totals is None else totals[i][j]
-            loss += part.weight * value / jnp.maximum(weight, _LEAST_WEIGHT)
+            scale = 1.0 if loss_spec.apart else part.weight
+            terms[i].append(scale * value / jnp.maximum(weight, _LEAST_WEIGHT))
+    if loss_spec.apart:
+        loss = jnp.stack([sum(of_part) for of_part in terms])
+    else:
+        loss = sum(itertools.chain(*terms), jnp.zeros(()))
 
     def no_gradient(x):
         return lax.stop_gradient(x).astype(jnp.float32)

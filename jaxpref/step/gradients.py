@@ -9,8 +9,14 @@ split.
 
 All three functions take (loss spec, state, frozen parameters, batch [T, R, ...], dropout keys [T]
 or None, micro-batches in use).  They return (gradient of the trained parameters, (sums for the
-metrics, running statistics after this batch)).
+metrics, running statistics after this batch)).  Where the losses of the parts are told apart
+(`LossSpec.apart`), so are their gradients, on a leading axis O: one forward pass, whose graph is
+gone back through once per part.
 """
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +48,7 @@ def whole_gradient(
         logps, ref = both_logps(loss_spec, frozen.policy(params), ref_params, micro, key)
         return loss_and_sums(loss_spec, logps, ref, micro, state.running, None)
 
-    gradient = at_used_length(jax.grad(loss, has_aux=True), loss_spec.lengths)
+    gradient = at_used_length(_gradient_of(loss_spec)(loss, has_aux=True), loss_spec.lengths)
     return gradient(state.params, *micro_batch((batch, keys_T), 0))
 
 
@@ -58,11 +64,11 @@ def split_gradient(
         share, (sums, _) = loss_and_sums(loss_spec, logps, ref, micro, state.running, totals)
         return share, sums
 
-    gradient = at_used_length(jax.grad(loss, has_aux=True), loss_spec.lengths)
+    gradient = at_used_length(_gradient_of(loss_spec)(loss, has_aux=True), loss_spec.lengths)
 
     def gradient_of(t):
         grads, sums = gradient(state.params, *micro_batch((batch, keys_T), t))
-        return constrain_params(grads), sums
+        return constrained(loss_spec, grads), sums
 
     def add(t, total):
         return jax.tree.map(jnp.add, total, gradient_of(t))
@@ -71,7 +77,7 @@ def split_gradient(
     shapes = jax.eval_shape(gradient, state.params, *micro_batch((batch, keys_T), 0))
     grads, sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     with jax.named_scope(MICRO_BATCHES):
-        grads, sums = lax.fori_loop(0, micro_batches, add, (constrain_params(grads), sums))
+        grads, sums = lax.fori_loop(0, micro_batches, add, (constrained(loss_spec, grads), sums))
     return grads, (sums, state.running)
 
 
@@ -87,9 +93,20 @@ def coupled_gradient(
     def loss(logps):
         return loss_and_sums(loss_spec, logps, ref, whole_batch(batch), state.running, None)
 
-    cotangent, sums_and_running = jax.grad(loss, has_aux=True)(logps)
-    T = batch.token_RL.shape[0]
-    cotangent_T = jax.tree.map(lambda x: x.reshape(T, -1, *x.shape[1:]), cotangent)
+    cotangent, sums_and_running = _gradient_of(loss_spec)(loss, has_aux=True)(logps)
+    T, O = batch.token_RL.shape[0], len(loss_spec.parts)  # noqa: E741
+
+    def of_micro_batches(x, logp):
+        """[T*B, K] as [T, B, K]; of each part, [O, T*B, K] as [T, O, B, K]."""
+        if not loss_spec.apart:
+            return x.reshape(T, -1, *logp.shape[1:])
+        return jnp.moveaxis(x.reshape(O, T, -1, *logp.shape[1:]), 1, 0)
+
+    cotangent_T = jax.tree.map(of_micro_batches, cotangent, logps)
+
+    def product_of(d, x):
+        """sum(d * x), for each part where there are several."""
+        return jax.vmap(product_of, (0, None))(d, x) if d.ndim > x.ndim else jnp.sum(d * x)
 
     def gradient_of(t):
         def projected(params, micro: Batch, key):
@@ -99,16 +116,28 @@ def coupled_gradient(
             if "kl" in loss_spec.asked:  # the only field of the policy that reads the reference
                 ref_states = reference_states(loss_spec, ref_params, micro)
             logps = policy_logps(loss_spec, frozen.policy(params), ref_states, micro, key)
-            products = jax.tree.map(lambda d, x: jnp.sum(d * x), own_cotangent, logps)
+            products = jax.tree.map(product_of, own_cotangent, logps)
             return jax.tree.reduce(jnp.add, products)
 
-        gradient = at_used_length(jax.grad(projected), loss_spec.lengths)
-        return constrain_params(gradient(state.params, *micro_batch((batch, keys_T), t)))
+        gradient = at_used_length(_gradient_of(loss_spec)(projected), loss_spec.lengths)
+        return constrained(loss_spec, gradient(state.params, *micro_batch((batch, keys_T), t)))
 
     def add(t, total):
         return jax.tree.map(jnp.add, total, gradient_of(t))
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.params)
+    apart = (O,) if loss_spec.apart else ()
+    zeros = jax.tree.map(lambda x: jnp.zeros((*apart, *x.shape), jnp.float32), state.params)
     with jax.named_scope(MICRO_BATCHES):
-        grads = lax.fori_loop(0, micro_batches, add, constrain_params(zeros))
+        grads = lax.fori_loop(0, micro_batches, add, constrained(loss_spec, zeros))
     return grads, sums_and_running
+
+
+def constrained(loss_spec: LossSpec, grads: Any) -> Any:
+    """Gradients that lie on the mesh as their parameters do."""
+    constrain = partial(constrain_params, axes=loss_spec.model.axes)
+    return jax.vmap(constrain)(grads) if loss_spec.apart else constrain(grads)
+
+
+def _gradient_of(loss_spec: LossSpec) -> Callable[..., Callable]:
+    """`jax.grad`, or what it is of several losses at once."""
+    return jax.jacrev if loss_spec.apart else jax.grad

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from jaxpref.models.parameters import cast_for_products, leaf_path
-from jaxpref.models.placement import param_shardings
+from jaxpref.models.placement import Axes, param_shardings
 from jaxpref.objectives import Part
 from jaxpref.sharding import replicated
 from jaxpref.step.batch_loss import init_running
@@ -87,14 +87,15 @@ def init_state(
     )
 
 
-def state_shardings(shapes: TrainState, mesh: Mesh) -> TrainState:
+def state_shardings(shapes: TrainState, mesh: Mesh, axes: Axes = None) -> TrainState:
     """Moments lie as their parameters do; counters, factored moments and the key are replicated.
 
     Args:
         shapes: the state, as arrays or ShapeDtypeStructs.
+        axes: as of `Model.axes`.
     """
     params = jax.tree_util.tree_leaves_with_path(shapes.params)
-    shardings = jax.tree.leaves(param_shardings(shapes.params, mesh))
+    shardings = jax.tree.leaves(param_shardings(shapes.params, mesh, axes))
     of_params = {
         (leaf_path(path), leaf.shape): sharding
         for (path, leaf), sharding in zip(params, shardings, strict=True)

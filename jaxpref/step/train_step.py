@@ -1,6 +1,7 @@
 """One optimizer step as a pure function, and the steps that only run forward."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import optax
 
 from jaxpref.models.placement import constrain_params
 from jaxpref.step.batch_loss import LossSpec, all_logps, finish_metrics, loss_and_sums
+from jaxpref.step.combine import Combine
 from jaxpref.step.gradients import coupled_gradient, split_gradient, whole_gradient
 from jaxpref.step.micro_batches import at_used_length, collect, whole_batch
 from jaxpref.step.policy import Frozen
@@ -19,8 +21,9 @@ from jaxpref.types import Batch
 def make_train_step(
     loss_spec: LossSpec,
     optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
+    schedule: optax.Schedule | None,
     moving: MovingReference | None = None,
+    combine: Combine | None = None,
 ) -> Callable[[TrainState, Frozen, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, what is frozen, batch [T, R, ...], micro-batches in use) -> (state, metrics).
 
@@ -28,8 +31,11 @@ def make_train_step(
     clipping) and `param_norm`, of the trained parameters after the step.
 
     Args:
+        schedule: whose learning rate is among the metrics; None: it is not.
         moving: the reference is the state's own and follows the policy.
+        combine: how the gradients of the parts become one; None: the gradient of their sum.
     """
+    loss_spec = replace(loss_spec, apart=combine is not None)
 
     def train_step(state: TrainState, frozen: Frozen, batch: Batch, micro_batches: jax.Array):
         if moving:
@@ -42,7 +48,12 @@ def make_train_step(
             gradient = split_gradient
         keys_T = _dropout_keys(loss_spec, state, batch)
         grads, (sums, running) = gradient(loss_spec, state, frozen, batch, keys_T, micro_batches)
-        grads = constrain_params(grads)
+        metrics = finish_metrics(sums, loss_spec.parts)
+        if combine:
+            losses = {part.name: metrics[f"loss/{part.name}"] for part in loss_spec.parts}
+            grads, combined = combine(grads, loss_spec.parts, losses)
+            metrics |= combined
+        grads = constrain_params(grads, loss_spec.model.axes)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -50,11 +61,12 @@ def make_train_step(
         if moving:
             ref_params = moving.updated(ref_params, params, state.step + 1)
 
-        metrics = finish_metrics(sums, loss_spec.parts) | {
+        metrics |= {
             "grad_norm": optax.tree.norm(grads),
             "param_norm": optax.tree.norm(params),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
+        if schedule is not None:
+            metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         state = TrainState(params, opt_state, state.step + 1, state.rng, running, ref_params)
         return state, metrics
 

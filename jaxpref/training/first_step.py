@@ -76,6 +76,8 @@ def starts_as_reference(pieces: Pieces) -> bool:
     config, adapter = pieces.config, pieces.config.adapter
     if config.reference.path is not None:
         return config.reference.path == config.model.path and not adapter.trained
+    if config.train.neftune_alpha is not None:
+        return False
     # A new adapter adds nothing yet, whatever is dropped of its inputs.
     drops = adapter.path is not None and pieces.lora.dropout > 0
     return reference_adapter(config) == adapter.path and not drops

@@ -5,6 +5,7 @@ What is trained is described by a `Training`.  A single run (`run.py`) and a sta
 """
 
 import gc
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -15,73 +16,27 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
-from jaxpref.config import TrainConfig
-from jaxpref.data.loader import Loader, Step
+from jaxpref.data.loader import Step
 from jaxpref.errors import InputError, NotWrittenError, RunError, shortened
 from jaxpref.files import disk_problem
-from jaxpref.runs.best import BestRule
 from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.damage import unprinted_late_errors
 from jaxpref.runs.feed import batches, own_steps
 from jaxpref.runs.made_from import Digests
 from jaxpref.runs.metrics import Window
 from jaxpref.sharding import place_numbers, replicated
-from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState
+from jaxpref.training.description import Training, Values
 from jaxpref.training.preemption import Interrupted, Preempted, TermFlag
 from jaxpref.training.progress import OnLog
 from jaxpref.types import Batch
 
-Values = dict[str, Any]
-"""Metrics of a step or an evaluation: numbers, or one for each of several policies."""
+_log = logging.getLogger(__name__)
 
 
 class NotFiniteError(RunError):
     """A value of a step or an evaluation is NaN or infinite; the last checkpoint is untouched."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """All that the loop knows of what it trains: it has no notion of models or objectives."""
-
-    settings: TrainConfig
-    mesh: Mesh
-    loader: Loader
-    vocabulary: int
-    """Tokens of the model, which a checkpoint must agree with."""
-    made_from: Digests
-    """Digests of rows, weights and objective, which checkpoints keep."""
-    checkpoints: Checkpoints
-    best: BestRule
-    resume_step: int | None
-    """The latest checkpoint, to go on from it or, where it is damaged, from one before it; None: a
-    new run."""
-    start: Callable[[], TrainState]
-    """Makes the state before the first step, on the mesh; called once."""
-    shardings: TrainState
-    """How the state lies there."""
-    step: Callable[[TrainState, Frozen, Batch, jax.Array, Any], tuple[TrainState, Values]]
-    """The optimizer step, a pure function as `step.train_step.make_train_step` makes it, but for
-    its last argument; `loss` is among its metrics, and all of them must be finite."""
-    numbers: Any
-    """The step's last argument: what would otherwise be constants in it."""
-    frozen: Frozen
-    evaluate: Callable[[TrainState], Values] | None
-    """Metrics on held-out data; None: there is none."""
-    deciding: Callable[[Values], dict[str, float]]
-    """An evaluation -> the numbers saved with a checkpoint, by which it may be the best."""
-    step_flops: Callable[[Step], float]
-    """Model FLOPs of a step, for the log."""
-    writers: Callable[[int], Any]
-    """(step to go on from) -> where metrics are written: `write(step, values)` and `close()`."""
-    where: Mapping[int, str]
-    """Row id -> file and row, for messages."""
-    check_first: Callable[[Values], None] | None
-    """Raises for metrics that the first step of this new run cannot have; None: any may be."""
-    began: float
-    """`time.perf_counter()` before anything was loaded, for the seconds of the run."""
 
 
 @dataclass
@@ -104,6 +59,10 @@ class Progress:
     flops: float = 0.0
     seconds: float = 0.0
     """Of all sessions."""
+    stopped: str = ""
+    """Why a callback has ended the run; empty: none has."""
+    callbacks: list[Any] = field(default_factory=list)
+    """As `Callbacks.state` gives it."""
 
 
 class Finished(NamedTuple):
@@ -112,6 +71,7 @@ class Finished(NamedTuple):
     state: TrainState
     progress: Progress
     steps: int
+    """Trained in all."""
     best: str
     """Which checkpoint is the best, and which metric decided it."""
 
@@ -164,13 +124,13 @@ class _Loop:
             with closing(self.writers), self.term.listening(), jax.set_mesh(training.mesh):
                 if first == 0 and training.evaluate:
                     self.progress.first_eval = self._evaluate(0)
-                self._steps(first, steps)
+                done = first if self.progress.stopped else self._steps(first, steps)
                 checkpoints.wait()
                 if self.term.interrupted:  # too late to stop this run, but what comes after it
                     raise Interrupted(self._saved("Ctrl-C", training.loader.plan.steps))
                 best = checkpoints.about_best()
         self._count_seconds()
-        return Finished(self.state, self.progress, training.loader.plan.steps, best)
+        return Finished(self.state, self.progress, done, best)
 
     def _restore(self, steps: Any) -> int:
         """State, progress and the loader's position of the newest whole checkpoint; its step."""
@@ -180,13 +140,15 @@ class _Loop:
         own = {"vocabulary": training.vocabulary, "made_from": training.made_from}
         self.progress = Progress(**stored | own)
         self.window = Window(**self.progress.window)
+        training.callbacks.restore(self.progress.callbacks)
         self.seconds_before = self.progress.seconds
         steps.set_state(self.progress.data)
         return step
 
-    def _steps(self, first: int, steps: Any) -> None:
-        """Trains from after step `first` to the end, or until it is told to stop."""
+    def _steps(self, first: int, steps: Any) -> int:
+        """Trains from after step `first` to the end, or until it is told to stop; the last step."""
         training, settings = self.training, self.training.settings
+        callbacks = training.callbacks
         total = training.loader.plan.steps
         feed = batches(steps, training.mesh)
         compiled = None
@@ -205,26 +167,43 @@ class _Loop:
             self.progress.num_tokens += item.tokens_unshared
             pending.append((step, item, metrics))
             last = step == total
-            evaluate = training.evaluate and (last or _every(settings.eval_every, step))
+            per_epoch = training.loader.plan.steps_per_epoch
+            evaluate = last or _every(settings.eval_every, step, per_epoch)
             stop = self.term.agreed(training.mesh)
-            save = last or stop or _every(settings.save_every, step) or self._due(step)
+            save_now = _every(settings.save_every, step, per_epoch)
+            save = last or stop or save_now or self._due(step)
             # One step stays in flight, so the host prepares the next batch meanwhile; everything is
             # read before an evaluation or a checkpoint, which a non-finite step must never reach.
             in_flight = 0 if evaluate or save or _every(settings.log_every, step) else 1
             while len(pending) > in_flight:
                 self._read(*pending.popleft())
-            if evaluate:
+            evaluate = callbacks.evaluates() or evaluate or bool(callbacks.why_stop)
+            if evaluate and training.evaluate:
                 self.window.pause()
                 self.progress.last_eval = self._evaluate(step)
                 self.window.resume()
-            if save:
+            ended = bool(callbacks.why_stop) and step < total
+            if ended:
+                self._end(step)
+            if save or ended:
                 self.progress.data = steps.get_state()
-                self._save(step, self.progress.last_eval if evaluate else None)
+                evaluated = evaluate and training.evaluate
+                self._save(step, self.progress.last_eval if evaluated else None)
+            if ended:
+                return step
             if stop and not last:
                 training.checkpoints.wait()
                 if self.term.interrupted:
                     raise Interrupted(self._saved("Ctrl-C", step))
                 raise Preempted(self._saved("SIGTERM", step))
+        return total
+
+    def _end(self, step: int) -> None:
+        """Takes note that a callback ends the run here."""
+        self.progress.stopped = self.training.callbacks.why_stop
+        if self.window.steps:  # since the last line
+            self._log(step)
+        _log.info("stopped at step %d: %s", step, self.progress.stopped)
 
     def _read(self, step: int, item: Step, metrics: Any) -> None:
         """Takes note of a finished step."""
@@ -240,24 +219,37 @@ class _Loop:
         self.window.add(values, item, flops)
         speed = self.window.tokens_per_second()
         if _every(training.settings.log_every, step) or step == plan.steps:
-            epoch = step / plan.steps_per_epoch
-            counted = {"epoch": epoch, "num_tokens": float(self.progress.num_tokens)}
-            line = self.window.means() | counted
-            self.window = Window()
-            self.window.resume()
-            self.progress.last_log = {name: np.asarray(x).tolist() for name, x in line.items()}
-            self.writers.write(step, self.progress.last_log)
+            self._log(step)
         self.on_log(step, plan.steps, values | {"tokens_per_second": speed})
+
+    def _log(self, step: int) -> None:
+        """Writes the means since the last line, and what callbacks add to them."""
+        plan, callbacks = self.training.loader.plan, self.training.callbacks
+        counted = {
+            "epoch": step / plan.steps_per_epoch,
+            "num_tokens": float(self.progress.num_tokens),
+        }
+        means = self.window.means() | counted
+        line = {name: np.asarray(x).tolist() for name, x in means.items()}
+        added = callbacks.logged(step, plan.steps, line, self.state)
+        self.window = Window()
+        self.window.resume()
+        self.progress.last_log = line | added
+        self.writers.write(step, self.progress.last_log)
 
     def _evaluate(self, step: int) -> Values:
         """Evaluates and writes it down; the metric that decides must be among the values."""
+        steps, callbacks = self.training.loader.plan.steps, self.training.callbacks
         values = self.training.evaluate(self.state)
+        values = values | callbacks.evaluated(step, steps, values, self.state)
         if bad := _not_finite(values):  # NaN would count as the best
             raise NotFiniteError(
                 f"the evaluation after step {step}: {bad}. The last checkpoint is untouched; lower "
                 "optim.learning_rate, or look at the held-out rows."
             )
         self.writers.write(step, values)
+        if self.training.sample:
+            self.writers.write_samples(step, self.training.sample(self.state))
         best = self.training.best
         name = best.deciding(values)
         if name is None:
@@ -272,6 +264,7 @@ class _Loop:
         """Args: evaluated: the evaluation of this step; None: there was none."""
         self._count_seconds()
         self.progress.window = self.window.stored()
+        self.progress.callbacks = self.training.callbacks.state()
         metrics = {} if evaluated is None else self.training.deciding(evaluated)
         self.training.checkpoints.save(step, self.state, asdict(self.progress), metrics)
         self.saved_at = time.perf_counter()
@@ -310,8 +303,14 @@ def _compile(
     return step.lower(state, training.frozen, batch, micro_batches, numbers).compile()
 
 
-def _every(interval: int | None, step: int) -> bool:
-    return interval is not None and step % interval == 0
+def _every(interval: int | str | None, step: int, per_epoch: int = 1) -> bool:
+    """Whether a step ends an interval: some steps, an epoch, or the Nth part of one."""
+    if interval is None:
+        return False
+    if isinstance(interval, int):
+        return step % interval == 0
+    parts = int(interval.removeprefix("epoch").removeprefix("/") or 1)
+    return step * parts // per_epoch > (step - 1) * parts // per_epoch
 
 
 def _check_finite(step: int, item: Step, values: Values, where: Mapping[int, str]) -> None:

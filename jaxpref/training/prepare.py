@@ -19,8 +19,9 @@ from jaxpref.errors import InputError
 from jaxpref.evaluation import Evaluator
 from jaxpref.files import whole_file
 from jaxpref.models.quantize import qwix
+from jaxpref.models.source import Checkpoint
 from jaxpref.objectives import Part
-from jaxpref.processes.agreement import check_same_programs
+from jaxpref.processes.agreement import check_same, check_same_programs
 from jaxpref.runs.adapters import check_trainable
 from jaxpref.runs.agreement import (
     check_same_objective,
@@ -44,24 +45,29 @@ from jaxpref.runs.feed import (
 from jaxpref.runs.made_from import (
     Digests,
     MadeFrom,
+    of_given_rule,
     of_model,
     of_objective,
     of_order,
+    of_own_model,
     of_references,
     of_rows,
 )
-from jaxpref.runs.metrics import check_trackers
+from jaxpref.runs.metrics import Sample, check_trackers
 from jaxpref.runs.params import load_params, reference_overlay, runs_reference
 from jaxpref.runs.resume import check_length, how_to_extend, resume_step, with_stored
 from jaxpref.settings import save_config
 from jaxpref.step.batch_loss import LossSpec
-from jaxpref.step.optim import OptimNumbers, make_optimizer, make_schedule, optim_numbers
+from jaxpref.step.combine import Combine
+from jaxpref.step.optim import AS_CONFIGURED, GivenRule, OptimNumbers, make_rule, optim_numbers
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
 from jaxpref.step.train_step import make_train_step
 from jaxpref.storage.paths import as_path
+from jaxpref.training.callbacks import Callbacks
+from jaxpref.training.description import Training, Values
 from jaxpref.training.first_step import first_loss_check
-from jaxpref.training.loop import Training, Values
+from jaxpref.training.own_model import check_own_model
 from jaxpref.types import EncodedGroup
 
 _log = logging.getLogger(__name__)
@@ -90,17 +96,24 @@ class StepNumbers(NamedTuple):
         return self._replace(objective=objective)
 
 
-def step_with(numbers: StepNumbers, pieces: Pieces, loss_spec: LossSpec, steps: int) -> Callable:
+def step_with(
+    numbers: StepNumbers,
+    pieces: Pieces,
+    loss_spec: LossSpec,
+    steps: int,
+    rule: GivenRule = AS_CONFIGURED,
+) -> Callable:
     """The optimizer step with these numbers, as `make_train_step` makes it.
 
     Args:
         steps: of the run.
+        rule: optimizer and schedule that were given in Python.
     """
-    optim, vocab = pieces.config.optim, pieces.source.spec.vocab
-    schedule = make_schedule(optim, steps, numbers.optim)
-    optimizer = make_optimizer(optim, schedule, vocab, numbers.optim)
+    vocab = pieces.source.spec.vocab
+    optimizer, schedule = make_rule(pieces.config.optim, steps, vocab, numbers.optim, rule)
     loss_spec = loss_spec.with_numbers(numbers.objective)
-    return make_train_step(loss_spec, optimizer, schedule, pieces.moving)
+    combine = Combine.of(pieces.config.optim)
+    return make_train_step(loss_spec, optimizer, schedule, pieces.moving, combine)
 
 
 @dataclass(frozen=True)
@@ -121,6 +134,8 @@ class Prepared:
     best: BestRule
     resume_step: int | None
     optimizer: optax.GradientTransformation
+    rule: GivenRule
+    """Optimizer and schedule that were given in Python."""
     frozen: Frozen
     began: float
 
@@ -136,7 +151,8 @@ class Prepared:
 
     def train_step(self, numbers: StepNumbers) -> Callable:
         """The optimizer step with these numbers, as `make_train_step` makes it."""
-        return step_with(numbers, self.pieces, self.loss_spec, self.loader.plan.steps)
+        steps = self.loader.plan.steps
+        return step_with(numbers, self.pieces, self.loss_spec, steps, self.rule)
 
     def evaluator(
         self, make_step: Callable | None = None, numbers: Any = None
@@ -176,9 +192,11 @@ class Prepared:
         step: Callable,
         numbers: Any,
         evaluate: Callable[[TrainState], Values] | None,
+        sample: Callable[[TrainState], list[Sample]] | None,
         deciding: Callable[[Values], dict[str, float]],
         step_flops: Callable[[Step], float],
         writers: Callable[[int], Any],
+        callbacks: Callbacks | None = None,
         points: Sequence[Sequence[Part]],
     ) -> Training:
         """The description that the loop takes: what is prepared, and what is the caller's own.
@@ -204,9 +222,11 @@ class Prepared:
             numbers=numbers,
             frozen=self.frozen,
             evaluate=evaluate,
+            sample=sample,
             deciding=deciding,
             step_flops=step_flops,
             writers=writers,
+            callbacks=callbacks or Callbacks(),
             where=self.where,
             check_first=check_first,
             began=self.began,
@@ -225,11 +245,17 @@ class Prepared:
 def prepare(
     config: Config,
     objective: Sequence[Any] | None = None,
+    source: Checkpoint | None = None,
+    rule: GivenRule = AS_CONFIGURED,
     data: Given = None,
     eval: Given = None,
 ) -> tuple[Prepared, Any, Any]:
-    """Reads model and data of a run; arguments as of `train`.
+    """Reads model and data of a run.
 
+    Args:
+        source: in place of what is at `config.model.path`.
+        rule: optimizer and schedule in place of those of `config.optim`.
+        data, eval: as of `train`.
     Returns: all but what the state will hold; the trained parameters, from which training starts;
         and of a reference that moves its start, otherwise None.
     Errors: InputError for anything wrong with config, model or data.
@@ -242,13 +268,8 @@ def prepare(
         qwix()
     check_run_directory(config.out)
     asked_dtype, config = config.model.compute_dtype, with_stored(config)
-    pieces = with_given(build(config, objective), data, eval)
-    if config.train.eval_every and not held_out_sets(pieces):
-        raise InputError(
-            "held-out data, for train.eval_every",
-            "an empty data.eval",
-            "set data.eval=[FILE] or give `eval` in Python, or remove train.eval_every",
-        )
+    pieces = with_given(build(config, objective, source), data, eval)
+    _check_held_out(pieces)
     check_same_objective(pieces.parts)
     check_trainable(pieces.source)
     _tell_dtype(pieces, asked_dtype, config.model.compute_dtype)
@@ -263,25 +284,32 @@ def prepare(
     best = BestRule(config.train.best_metric, config.train.best_mode)
     checkpoints = Checkpoints(as_path(config.out) / CHECKPOINTS, keep=config.train.keep, best=best)
     resumed = resume_step(config, checkpoints)
-    before = {} if resumed is None else checkpoints.progress(resumed).get("made_from", {})
-    made_from = MadeFrom(before, config.out, resumed)
+    stored = {} if resumed is None else checkpoints.progress(resumed)
+    made_from = MadeFrom(stored.get("made_from", {}), config.out, resumed)
     of_data = {"data.train": of_rows(groups)}
     of_data |= {f"data.{which_of(name)}": of_rows(rows) for name, (rows, _) in held_out.items()}
     made_from.add(of_data | {"objective": of_objective(pieces.parts)})
 
     params = load_params(pieces)
-    made_from.add({"model.path": of_model(pieces, params)})
+    made_from.add({"model.path": of_model(pieces, params), "model= of train": of_own_model(pieces)})
+    if pieces.source.own is not None:
+        check_own_model(pieces, params, groups)
     groups, _ = with_reference_logps(pieces, groups, params)
     loader = make_loader(pieces, groups, training=True)
     check_same_plan(loader.plan, resumed)
     made_from.add({"order": of_order(loader)})
     if resumed is not None:
-        _tell_position(config, resumed, loader.plan.steps)
+        _tell_position(config, resumed, loader.plan.steps, stored.get("stopped", ""))
     held_out = {
         name: (with_reference_logps(pieces, rows, params)[0], of_set)
         for name, (rows, of_set) in held_out.items()
     }
     trained, base = split(params)
+    vocab = pieces.source.spec.vocab
+    optimizer, schedule = make_rule(config.optim, loader.plan.steps, vocab, rule=rule)
+    of_rule = of_given_rule(rule, optimizer, schedule, trained)
+    made_from.add(of_rule)
+    check_same("optimizer and schedule (digests)", of_rule, "copy the same code to every host")
     reference = reference_overlay(pieces, params) if runs_reference(pieces) else None
     made_from.add(of_references(pieces, reference))
     # A reference that moves is a part of the state.
@@ -297,15 +325,24 @@ def prepare(
         checkpoints=checkpoints,
         best=best,
         resume_step=resumed,
-        optimizer=make_optimizer(
-            config.optim,
-            make_schedule(config.optim, loader.plan.steps),
-            pieces.source.spec.vocab,
-        ),
+        optimizer=optimizer,
+        rule=rule,
         frozen=Frozen(base, frozen_ref),
         began=began,
     )
     return prepared, trained, moving_ref
+
+
+def _check_held_out(pieces: Pieces) -> None:
+    """Errors: InputError for settings that need held-out data where there are none."""
+    train = pieces.config.train
+    asked = [key for key in ("eval_every", "samples") if getattr(train, key)]
+    if asked and not held_out_sets(pieces):
+        raise InputError(
+            f"held-out data, for train.{' and train.'.join(asked)}",
+            "an empty data.eval",
+            f"set data.eval=[FILE] or give `eval` in Python, or remove train.{asked[0]}",
+        )
 
 
 def _tell_dtype(pieces: Pieces, asked: str, stored: str) -> None:
@@ -323,9 +360,23 @@ def _tell_dtype(pieces: Pieces, asked: str, stored: str) -> None:
     _log.info("compute dtype: %s (%s)", pieces.config.model.compute_dtype, why)
 
 
-def _tell_position(config: Config, step: int, steps: int) -> None:
-    """Says where a run goes on.  Errors: InputError where it is beyond its end."""
+def _tell_position(config: Config, step: int, steps: int, stopped: str) -> None:
+    """Says where a run goes on.  Errors: InputError where it is beyond its end.
+
+    Args:
+        stopped: why a callback has ended it; empty: none has.
+    """
     check_length(config, step, steps)
+    if stopped:
+        _log.warning(
+            "%s was ended at step %d of %d (%s): nothing is trained, and its metrics are returned; "
+            "choose another `out` for a new run",
+            config.out,
+            step,
+            steps,
+            stopped,
+        )
+        return
     if step < steps:
         _log.info("%s goes on from step %d of %d", config.out, step, steps)
         return

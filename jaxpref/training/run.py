@@ -1,9 +1,10 @@
 """One training run: `jaxpref train`."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import jax
@@ -13,39 +14,27 @@ from jaxpref.config import Config
 from jaxpref.data.loader import Step
 from jaxpref.data.memory import Given
 from jaxpref.files import whole_file
+from jaxpref.models.own import OwnModel
+from jaxpref.models.source import given_model
 from jaxpref.processes.watch import watch_others
-from jaxpref.runs.directory import OBJECTIVE_FILE
+from jaxpref.runs.build import Pieces
+from jaxpref.runs.directory import MODEL_FILE, OBJECTIVE_FILE
 from jaxpref.runs.flops import step_flops
 from jaxpref.runs.lock import sole_writer
-from jaxpref.runs.metrics import Writers
+from jaxpref.runs.metrics import Sample, Writers
+from jaxpref.step.optim import GivenRule
 from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState, state_shardings
 from jaxpref.storage.paths import as_path
 from jaxpref.training import loop
-from jaxpref.training.loop import Training
+from jaxpref.training.callbacks import Callback, Callbacks, Moment
+from jaxpref.training.description import Training
 from jaxpref.training.preemption import TermFlag
 from jaxpref.training.prepare import Prepared, prepare
 from jaxpref.training.progress import OnLog, training_progress
+from jaxpref.training.result import Result
+from jaxpref.training.samples import make_samples
 from jaxpref.types import Batch
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run ends with."""
-
-    out: Path
-    steps: int
-    metrics: dict[str, float]
-    """Of the last log line."""
-    first_eval: dict[str, float]
-    """Before the first step; empty without held-out data."""
-    last_eval: dict[str, float]
-    best: str
-    """Which checkpoint is the best, and which metric decided it."""
-    flops: float
-    """Model FLOPs of all steps, as `runs.flops.step_flops` counts them; without evaluations."""
-    seconds: float
-    """Of all sessions of the run, with loading, compilation and evaluations."""
 
 
 def train(
@@ -54,6 +43,11 @@ def train(
     objective: Sequence[Any] | None = None,
     data: Given = None,
     eval: Given = None,
+    model: OwnModel | None = None,
+    params: Any = None,
+    callbacks: Sequence[Callback | Callable[[Moment], None]] = (),
+    optimizer: Any = None,
+    schedule: Callable[[Any], Any] | None = None,
     on_log: OnLog | None = None,
 ) -> Result:
     """Runs (or continues) a training run; of a finished one the results are returned again.
@@ -63,6 +57,15 @@ def train(
         data, eval: rows in memory in place of `data.train` and `data.eval`: a list of dicts, a
             pandas frame, a `Dataset` or `DatasetDict` of `datasets`, a generator function; or
             paths.  A run goes on from nothing else, so they are given again where it goes on.
+        model: of the user's own, in place of the one at `config.model.path`.
+        params: of the model, from which training starts, in place of those at `config.model.path`:
+            a tree as `Result.params`, or as `model` takes it.
+        callbacks: called when metrics are written (`training/callbacks.py`); a function is called
+            as `Callback.on_log` is.  They are no part of what a run must go on with.
+        optimizer: in place of `config.optim`'s, clipping and decay included: an
+            `optax.GradientTransformation`, or a function of the schedule that makes one, as
+            `optax.adamw`.
+        schedule: step -> learning rate, in place of `config.optim`'s.
         on_log: called with (step, steps, values of the step) after every step; None: the progress
             is shown, unless `log.progress` is false.
     Errors:
@@ -76,14 +79,19 @@ def train(
         # The config is written down, which functions cannot be.
         objective, config = config.objective, replace(config, objective=Config().objective)
     if on_log is None:
-        console, log = get_console(), config.log.progress
-        with training_progress(console, config.train.log_every, show=log) as on_log:
-            return train(config, objective=objective, data=data, eval=eval, on_log=on_log)
+        shown = training_progress(get_console(), config.train.log_every, show=config.log.progress)
+    else:
+        shown = nullcontext(on_log)
+    rule = GivenRule(optimizer, schedule)
+    given = model is not None or params is not None
+    source = given_model(config.model, model, params) if given else None
     watch_others()
     term = TermFlag()
-    with sole_writer(config.out), term.listening_at_once():
+    with shown as on_log, sole_writer(config.out), term.listening_at_once():
         # Not named here, the first parameters are freed as soon as the state holds them.
-        training = _training(objective, *prepare(config, objective, data, eval))
+        training, pieces = _training(
+            objective, callbacks, *prepare(config, objective, source, rule, data, eval)
+        )
         done = loop.run(training, on_log, term)
     return Result(
         out=as_path(config.out),
@@ -94,15 +102,22 @@ def train(
         best=done.best,
         flops=done.progress.flops,
         seconds=done.progress.seconds,
+        pieces=pieces,
     )
 
 
 def _training(
-    objective: Sequence[Any] | None, prepared: Prepared, params: Any, moving_ref: Any
-) -> Training:
-    """The description of the run; settings and an account of the data are written on the way.
+    objective: Sequence[Any] | None,
+    callbacks: Sequence[Any],
+    prepared: Prepared,
+    params: Any,
+    moving_ref: Any,
+) -> tuple[Training, Pieces]:
+    """The description of the run, and its pieces.
 
-    Args: as `prepare` returns them.  `params` are given up to the state when training starts.
+    Settings and an account of the data are written on the way.
+
+    Args: as `train` and `prepare` name them; `params` are given up to the state at the start.
     """
     config, pieces, frozen = prepared.config, prepared.pieces, prepared.frozen
     if jax.process_index() == 0:
@@ -110,9 +125,14 @@ def _training(
         if objective:
             with whole_file(as_path(config.out) / OBJECTIVE_FILE) as partial:
                 partial.write_text(json.dumps([part.name for part in pieces.parts]) + "\n")
+        if pieces.source.in_memory:
+            with whole_file(as_path(config.out) / MODEL_FILE) as partial:
+                partial.write_text(json.dumps({"own": pieces.source.own is not None}) + "\n")
     evaluator = prepared.evaluator()
+    held_out = (groups for groups, _ in prepared.held_out.values())
+    answers = make_samples(pieces, chain.from_iterable(held_out))
     shardings = state_shardings(
-        jax.eval_shape(prepared.first_state, params, moving_ref), pieces.mesh
+        jax.eval_shape(prepared.first_state, params, moving_ref), pieces.mesh, pieces.model.axes
     )
 
     def start() -> TrainState:
@@ -132,20 +152,30 @@ def _training(
         now = pieces.moving.laid_over(frozen.base, state.ref_params) if pieces.moving else frozen
         return evaluator(now.policy(state.params), now.reference_params(), state.running)
 
+    def sample(state: TrainState) -> list[Sample]:
+        return answers(frozen.policy(state.params))
+
     def flops(item: Step) -> float:
         runs_reference = frozen.reference is not None or pieces.moving is not None
         return step_flops(
-            pieces.source.spec, item, reference=runs_reference, frozen=bool(frozen.base)
+            pieces.source.spec,
+            item,
+            reference=runs_reference,
+            frozen=bool(frozen.base),
+            backward=pieces.backward_passes,
         )
 
-    return prepared.training(
+    training = prepared.training(
         start=start,
         shardings=shardings,
         step=train_step,
         numbers=prepared.numbers,
         evaluate=evaluate if evaluator else None,
+        sample=sample if answers else None,
         deciding=lambda values: values,
         step_flops=flops,
         writers=lambda first: Writers(as_path(config.out), config, first),
+        callbacks=Callbacks(callbacks, pieces, lambda state: frozen.policy(state.params)),
         points=[pieces.parts],
     )
+    return training, pieces

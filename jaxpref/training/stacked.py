@@ -23,9 +23,9 @@ from jax.sharding import PartitionSpec as P
 
 from jaxpref.config import Config
 from jaxpref.data.loader import Step
-from jaxpref.errors import InputError
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, bind
 from jaxpref.processes.watch import watch_others
+from jaxpref.runs.build import Pieces
 from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.directory import CHECKPOINTS, check_run_directory, is_run
 from jaxpref.runs.flops import step_flops
@@ -33,18 +33,19 @@ from jaxpref.runs.lock import sole_writer
 from jaxpref.runs.made_from import of_objective
 from jaxpref.runs.metrics import Writers
 from jaxpref.runs.resume import check_unchanged, settled_as
-from jaxpref.settings import to_dict
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, state_shardings
 from jaxpref.step.train_step import make_eval_step
 from jaxpref.storage.paths import as_path
 from jaxpref.training import loop
-from jaxpref.training.loop import Finished, Training
+from jaxpref.training.description import Training
+from jaxpref.training.loop import Finished
 from jaxpref.training.preemption import TermFlag
 from jaxpref.training.prepare import Prepared, StepNumbers, prepare
 from jaxpref.training.progress import OnLog
-from jaxpref.training.run import Result
+from jaxpref.training.result import Result
+from jaxpref.training.stackable import NotStackable, check_stackable, stacked_numbers
 from jaxpref.types import Batch
 
 
@@ -60,13 +61,13 @@ def train_stacked(
     its own directory.  Flops and seconds of a result are its share, an equal part of the whole.
 
     Args:
-        configs: alike but for `out` and for numbers among the hyperparameters of the objectives, as
-            modpo's `w`.
+        configs: alike but for `out`, `log` and numbers of the objectives: their weights, and
+            numbers among their hyperparameters, as modpo's `w`.
         out: directory of the common state, from which training goes on.
         on_log: as of `train`; called with means over the runs.
     Errors: InputError for runs that cannot share a step; those of `train`.
     """
-    _check(configs)
+    check_stackable(configs)
     watch_others()
     with ExitStack() as locks:
         for directory in (out, *(config.out for config in configs)):
@@ -92,67 +93,7 @@ def _train_stacked(configs: Sequence[Config], out: str | Path, on_log: OnLog) ->
         prepared, params, _ = prepare(dataclasses.replace(configs[0], out=str(out)))
         training = _training(configs, numbers, prepared, params)
         done = loop.run(training, show_means, term)
-    return _split(training, configs, done)
-
-
-def _check(configs: Sequence[Config]) -> None:
-    """Errors: InputError where runs differ in more than they may, or cannot be stacked."""
-    for config in configs:
-        if not config.adapter.trained or config.reference.sync_every:
-            raise InputError(
-                "runs that train an adapter on a reference that stays, to train them together",
-                f"{config.out}: adapter.rank={config.adapter.rank}, "
-                f"reference.sync_every={config.reference.sync_every}",
-                "set adapter.rank and reference.sync_every=null, or train them one by one",
-            )
-    first, *others = (to_dict(config) for config in configs)
-    differing = {key for other in others for key in other if other[key] != first[key]}
-    differing -= {"out", "objective"}
-    outs = [config.out for config in configs]
-    if differing:
-        raise InputError(
-            "runs that differ in `out` and in numbers of their objectives only",
-            f"{', '.join(outs)} differ in {', '.join(sorted(differing))}",
-            "make these settings the same in all, or train the runs one by one",
-        )
-    if len(set(outs)) < len(outs):
-        raise InputError(
-            "runs with an `out` each", f"out={', '.join(outs)}", "give every run its own `out`"
-        )
-
-
-def stacked_numbers(configs: Sequence[Config]) -> list[dict[str, np.ndarray]]:
-    """Per part of the objective, the hyperparameters that vary between runs: {name: [P, ...]}.
-
-    Errors: InputError where runs differ in something else of their objectives.
-    """
-    bound = [bind(config.objective, OBJECTIVES, TRANSFORMS) for config in configs]
-    fixed = [[dataclasses.replace(part, hyperparameters={}) for part in parts] for parts in bound]
-    if any(repr(other) != repr(fixed[0]) for other in fixed[1:]):
-        raise InputError(
-            "objectives that differ in numbers among their hyperparameters only",
-            "; ".join(f"{config.out}: {config.objective}" for config in configs),
-            "train the runs one by one",
-        )
-    return [_varied([parts[i] for parts in bound]) for i in range(len(bound[0]))]
-
-
-def _varied(parts: Sequence[Part]) -> dict[str, np.ndarray]:
-    """Of one part in all runs, the hyperparameters in which they differ."""
-    varied = {}
-    for name, first in parts[0].hyperparameters.items():
-        values = [part.hyperparameters[name] for part in parts]
-        if all(value == first for value in values):
-            continue
-        try:
-            varied[name] = np.array(values, np.float32)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                "numbers, as many in every run, for a hyperparameter in which runs differ",
-                f"{parts[0].name}.{name}: {values}",
-                "train the runs one by one",
-            ) from error
-    return varied
+    return _split(training, configs, done, prepared.pieces)
 
 
 def make_stacked_step(
@@ -165,7 +106,7 @@ def make_stacked_step(
 
     Args:
         make_step: makes the step of one state, as `Prepared.train_step`.
-    Errors: InputError for a hyperparameter that decides more than numbers do.
+    Errors: NotStackable for a hyperparameter that decides more than numbers do.
     """
 
     def one(state: TrainState, own, common: StepNumbers, *arguments):
@@ -182,7 +123,7 @@ def make_stacked_step(
                 for part, varied in zip(parts, own, strict=True)
                 for name in varied
             ]
-            raise InputError(
+            raise NotStackable(
                 "hyperparameters that enter the loss as numbers, to train runs together",
                 f"{', '.join(names)}: one of them decides which loss it is",
                 "train these runs one by one",
@@ -252,7 +193,12 @@ def _training(
     def flops(item: Step) -> float:
         runs_reference = frozen.reference is not None
         return step_flops(
-            pieces.source.spec, item, reference=runs_reference, frozen=True, policies=len(configs)
+            pieces.source.spec,
+            item,
+            reference=runs_reference,
+            frozen=True,
+            policies=len(configs),
+            backward=pieces.backward_passes,
         )
 
     return prepared.training(
@@ -261,6 +207,7 @@ def _training(
         step=make_stacked_step(prepared.train_step, pieces.parts),
         numbers=common_and_own,
         evaluate=evaluate if evaluator else None,
+        sample=None,
         deciding=_means,
         step_flops=flops,
         writers=lambda first: _Writers(configs, first),
@@ -268,14 +215,16 @@ def _training(
     )
 
 
-def _split(training: Training, configs: Sequence[Config], done: Finished) -> list[Result]:
+def _split(
+    training: Training, configs: Sequence[Config], done: Finished, pieces: Pieces
+) -> list[Result]:
     """The finished runs, each with a checkpoint of its own."""
     one_shardings = jax.tree.map(
         lambda whole: NamedSharding(whole.mesh, P(*whole.spec[1:])), training.shardings
     )
     state_of_point = jax.jit(_point, out_shardings=one_shardings)
     return [
-        _finish(i, config, training, state_of_point, done, len(configs))
+        _finish(i, config, training, state_of_point, done, len(configs), pieces)
         for i, config in enumerate(configs)
     ]
 
@@ -287,6 +236,7 @@ def _finish(
     state_of_point: Callable[[TrainState, int], TrainState],
     done: Finished,
     points: int,
+    pieces: Pieces,
 ) -> Result:
     """Point i as a run of its own, with a checkpoint of the last step."""
     progress = done.progress
@@ -315,6 +265,7 @@ def _finish(
         best=best,
         flops=progress.flops / points,
         seconds=progress.seconds / points,
+        pieces=pieces,
     )
 
 

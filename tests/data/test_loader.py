@@ -50,6 +50,17 @@ def test_max_steps_replaces_epochs():
     assert len(list(loader.iterate())) == loader.plan.steps == 7
 
 
+@pytest.mark.parametrize("epochs, steps", [(0.1, 3), (0.01, 1), (0.5, 15), (1.5, 45), (0.51, 16), (2.0, 60)])
+def test_a_part_of_an_epoch(epochs, steps):
+    """Rounded up, as transformers does, but 0.1 of 30 steps are 3: 0.1 * 30 is 3.0000000000000004."""
+    options = dict(batch_size=2, micro_rows=1, layout=Layout(40), seed=0)
+    loader = Loader(make_groups(60), **options, epochs=epochs)
+    assert loader.plan.steps == steps and loader.plan.steps_per_epoch == 30
+    whole = Loader(make_groups(60), **options, epochs=3)
+    for s in range(steps):
+        assert [group.row_id for group in loader.groups_of(s)] == [group.row_id for group in whole.groups_of(s)]
+
+
 @pytest.mark.parametrize("asked", [{"epochs": 10**8}, {"max_steps": 10**6 + 1}, {"epochs": 10**30}])
 def test_more_steps_than_can_be_planned(asked):
     with pytest.raises(InputError, match=r"at most 1,000,000 steps(.|\n)*an epoch has 3(.|\n)*train.epochs"):

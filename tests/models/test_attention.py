@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpref.models.attention import Mask, _first_visible_block, attention
+from jaxpref.models.attention import Mask, attention, visible_blocks
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 R, L, M, J, H = 2, 32, 2, 3, 8
@@ -107,26 +107,33 @@ def test_padding_gives_zeros_and_finite_gradients():
     assert np.all(np.asarray(grads[1])[0, 27:] == 0), "a padding key must not matter"
 
 
-def first_blocks(mask, queries=range(8)):
-    """Of blocks of 4 queries."""
-    return _first_visible_block(jax.tree.map(jnp.asarray, mask), 4, jnp.asarray(queries))
+def read_blocks(mask, queries=range(8)):
+    """The blocks of keys that blocks of 4 queries read."""
+    counts, numbers = visible_blocks(jax.tree.map(jnp.asarray, mask), 4, jnp.asarray(queries))
+    return [row[:count].tolist() for count, row in zip(counts, numbers, strict=True)]
 
 
 def test_blocks_that_no_query_sees_are_skipped():
     expiry = np.zeros((1, 32), np.int32)
     expiry[0, :8], expiry[0, 8:20], expiry[0, 20:28] = 8, 20, 28
     # Block 2 (columns 8-11) sees from its own group on; block 5 (20-23) starts a new group; block 7 is padding.
-    assert first_blocks(Mask(expiry)).tolist() == [0, 0, 2, 2, 2, 5, 5, 8]
-    assert first_blocks(Mask(expiry), [3, 7, 0]).tolist() == [2, 8, 0]
+    assert read_blocks(Mask(expiry)) == [[0], [0, 1], [2], [2, 3], [2, 3, 4], [5], [5, 6], []]
+    assert read_blocks(Mask(expiry), [3, 7, 0]) == [[2, 3], [], [0]]
+
+
+def test_a_completion_skips_those_before_it():
+    expiry = np.zeros((1, 32), np.int32)
+    expiry[0, :4], expiry[0, 4:12], expiry[0, 12:20], expiry[0, 20:32] = 32, 12, 20, 32
+    assert read_blocks(Mask(expiry)) == [[0], [0, 1], [0, 1, 2], [0, 3], [0, 3, 4], [0, 5], [0, 5, 6], [0, 5, 6, 7]]
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5, 6, 9, 30])
 def test_blocks_out_of_the_window_are_skipped_and_no_others(window):
     blocks = L // 4
     visible = seen(window).reshape(R, blocks, 4, blocks, 4).any((0, 2, 4))
-    expected = [int(np.argmax(row)) if row.any() else i + 1 for i, row in enumerate(visible)]
-    assert first_blocks(mask_of(window)).tolist() == expected
-    assert window > 6 or expected != first_blocks(mask_of()).tolist()
+    expected = [np.flatnonzero(row).tolist() for row in visible]
+    assert read_blocks(mask_of(window)) == expected
+    assert window > 6 or expected != read_blocks(mask_of())
 
 
 def test_without_a_window_or_cap_nothing_of_them_is_in_the_program():

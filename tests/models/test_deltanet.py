@@ -116,3 +116,25 @@ def test_a_token_follows_the_one_before_it_on_its_path():
     names = np.array(["-", "-", "a", "b", "c", "d", "e"])
     wanted = ["--a", "-ab", "abc", "bcd", "abe"]
     assert ["".join(names[row]) for row in np.asarray(source)] == wanted
+
+
+@pytest.mark.parametrize("size", [1, 5, 63, 64])
+@pytest.mark.parametrize("alike", [False, True])
+def test_an_inverse_of_products_is_that_of_substitution(size, alike):
+    """Keys in any direction, and keys that are all the same one, where powers of the system would reach 1e17."""
+    rng = np.random.default_rng(0)
+    keys = np.ones((size, 8)) if alike else rng.normal(size=(size, 8))
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    beta = np.ones((size, 1)) if alike else rng.uniform(size=(size, 1))
+    system = np.tril(beta * (keys @ keys.T), -1).astype(np.float32)
+    wanted = np.linalg.inv(np.eye(size) + system.astype(np.float64))
+    np.testing.assert_allclose(deltanet.unit_lower_inverse(jnp.asarray(system)), wanted, atol=1e-6, rtol=0)
+
+
+def test_the_delta_rule_calls_no_library_on_a_cpu():
+    """jaxlib's batched triangular solve for CPUs has been seen not to return."""
+    paths = deltanet.packed_paths(packed()[0][None], TAPS, 16)
+    states = jnp.zeros((1, 2, 2, 3, 5))
+    loss = lambda q, k, v, decay, beta: jnp.sum(deltanet.delta_rule(q, k, v, decay, beta, states, paths)[0])
+    program = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4))).lower(*inputs(LENGTH)).as_text()
+    assert "dot_general" in program and "custom_call" not in program

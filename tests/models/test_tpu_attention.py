@@ -205,3 +205,18 @@ def test_a_model_on_a_mesh_equals_the_blockwise_one_without(mesh_shape, remat, m
 def test_parts_that_are_fetched_fit_and_divide_the_row(queries, keys, query_bytes, fetched):
     assert tpu.choose_blocks(queries, keys, query_bytes) == (256, 256, *fetched)
     assert tpu.choose_blocks(17 * 256, 17 * 256, 2**20) == (256, 256, 256, 256), "a prime number of blocks"
+
+
+@pytest.mark.parametrize(
+    ("ends", "window", "blocks"),
+    [((1024,), None, 10), ((512, 1024), None, 6), ((1024,), 256, 7), ((512, 512), None, 3)],
+    ids=["causal", "two groups", "window", "half a row"],
+)
+def test_the_share_of_a_rows_pairs_follows_groups_and_windows(ends, window, blocks):
+    expiry, position = np.zeros(1024, np.int32), np.zeros(1024, np.int32)
+    begin = 0
+    for end in ends:
+        expiry[begin:end], position[begin:end] = end, np.arange(end - begin)
+        begin = end
+    mask = Mask(expiry[None], position[None], None if window is None else jnp.int32(window))
+    assert tpu.seen_share(mask) == blocks * 256**2 / (1024**2 / 2)

@@ -50,7 +50,10 @@ def columns(part, batch: int, K: int, seed: int = 0) -> dict:
     have = {
         "margin": one(), "probability": one(), "baseline": one(), "uniform": one(), "label": jnp.arange(batch) % 2.0,
         "score": jnp.sort(each(), axis=1)[:, ::-1], "scores": each(EXTRA), "other_rewards": each(EXTRA),
-        "extra_refs": -5.0 + each(EXTRA), "running": dict(part.needs.running),
+        "labels": jnp.asarray(rng.choice([-1.0, 0.0, 0.5, 1.0], (batch, EXTRA)), jnp.float32),
+        "objective_weights": jnp.asarray(rng.dirichlet(np.ones(EXTRA), batch), jnp.float32),
+        "sign": 1.0 - 2.0 * (jnp.arange(batch) % 2), "extra_refs": -5.0 + each(EXTRA),
+        "running": dict(part.needs.running),
     }  # fmt: skip
     asked = inspect.signature(part.function).parameters
     return {name: value for name, value in have.items() if name in asked}

@@ -36,6 +36,8 @@ DOCUMENTED = {
         "tdpo1 tdpo2 aot aot_unpaired dr_dpo beta_dpo bco".split(),
         lambda count, c, **h: LN2,
     ),
+    "signed_dpo": lambda count, c, beta: LN2,
+    "cos_dpo": lambda count, c, beta: LN2 * float(jnp.sum(c["objective_weights"] * jnp.abs(c["labels"]), -1).mean()),
     **dict.fromkeys(("ipo", "ipo_sum"), lambda count, c, beta: 1 / (4 * beta**2)),
     **dict.fromkeys(("hinge", "apo_zero", "apo_down"), lambda count, c, **h: 1.0),
     **dict.fromkeys(("nca", "bco_pair", "bco_pair_centred"), lambda count, c, **h: 2 * LN2),

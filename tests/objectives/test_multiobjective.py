@@ -12,7 +12,7 @@ from jaxpref.models.logprobs import Logps
 from jaxpref.objectives import bind, group_kinds
 from jaxpref.objectives.advantage import advantage_mle, advantage_mle_value, hpo_dpo, hpo_kto
 from jaxpref.objectives.margins import margin_dpo, r_dpo
-from jaxpref.objectives.multiobjective import modpo, modpo_hinge, modpo_implicit, spo
+from jaxpref.objectives.multiobjective import cos_dpo, modpo, modpo_hinge, modpo_implicit, signed_dpo, spo
 from jaxpref.objectives.pairwise import dpo
 from jaxpref.objectives.unpaired import apo_zero_unpaired, bco, kto
 
@@ -324,3 +324,41 @@ def test_hpo_sums_with_other_losses():
     np.testing.assert_allclose(both.plus[0].loss_B, 0.3 * alone.loss_B, rtol=1e-6)
     np.testing.assert_array_equal(both.plus[0].weight_B, alone.weight_B)
     np.testing.assert_array_equal(both.weight_B, [1.0, 3.0])
+
+
+# ---- labels of several objectives
+
+
+LABELS = jnp.array([[1.0, -1.0], [0.0, 2.0]])
+W = jnp.array([[0.3, 0.7], [0.6, 0.4]])
+
+
+def test_cos_dpo_is_the_weighted_sum_of_dpo_losses():
+    """Pair by pair: a label turns the pair round, its size weighs it, and 0 leaves it out."""
+    plain = np.asarray(dpo(POLICY, REF, beta=0.3).loss_B)
+    swap = lambda logps: logps._replace(sum=logps.sum[:, ::-1], count=logps.count[:, ::-1])
+    turned = np.asarray(dpo(swap(POLICY), swap(REF), beta=0.3).loss_B)
+    out = cos_dpo(POLICY, REF, LABELS, W, beta=0.3)
+    expected = [0.3 * plain[0] + 0.7 * turned[0], 2 * 0.4 * plain[1]]
+    np.testing.assert_allclose(out.loss_B, expected, rtol=1e-6)
+    assert not np.allclose(plain, turned)
+
+
+def test_signed_dpo_is_dpo_over_the_pairs_that_have_the_label():
+    """The signs are those of one objective: as parts of a sum they are the weighted sum of DPO losses."""
+    assert_same(lambda p: signed_dpo(p, REF, jnp.ones(2), beta=0.3), lambda p: dpo(p, REF, beta=0.3))
+    of_one = signed_dpo(POLICY, REF, LABELS[:, 0], beta=0.3)
+    np.testing.assert_allclose(of_one.weight_B, [1.0, 0.0])
+    other = signed_dpo(POLICY, REF, LABELS[:, 1], beta=0.3)
+    mixed = cos_dpo(POLICY, REF, LABELS, jnp.ones_like(W), beta=0.3)
+    np.testing.assert_allclose(of_one.weight_B * of_one.loss_B + other.weight_B * other.loss_B, mixed.loss_B, rtol=1e-6)
+    assert list(other.metrics["rewards/margins"]) != list(of_one.metrics["rewards/margins"])
+
+
+def test_labels_come_as_one_column_per_objective():
+    with pytest.raises(InputError, match=r"columns: \{labels: \[first, second\]\}"):
+        cos_dpo(POLICY, REF, LABELS[:, 0], W)
+    setting = {"name": "cos_dpo", "columns": {"labels": ["l/a", "l/b"], "objective_weights": ["w/a", "w/b"]}}
+    (part,) = bind([setting], {"cos_dpo": cos_dpo})
+    columns = {"l/a": LABELS[:, 0], "l/b": LABELS[:, 1], "w/a": W[:, 0], "w/b": W[:, 1]}
+    np.testing.assert_allclose(part(POLICY, REF, columns).loss_B, cos_dpo(POLICY, REF, LABELS, W).loss_B)

@@ -46,7 +46,7 @@ def settings(out: Path, files: tiny.Files, **pareto) -> dict:
     return raw | {"pareto": {"objectives": objectives, "weights": WEIGHTS, "answers": answers, **pareto}}
 
 
-EVERY_METHOD = ["dpo", "modpo", "mod", "soup_deltas", "soup_factors"]
+EVERY_METHOD = ["dpo", "modpo", "mod", "soup_deltas", "soup_factors", "mpo", "raco", "cos_dpo"]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,8 @@ def test_a_front_is_made_by_one_process(files, tmp_path):
 def test_every_policy_is_measured(front):
     found, out, _ = front
     names = [point.name for point in found.points]
-    weighted = [f"{method}_{w:.4g}_{1 - w:.4g}" for method in EVERY_METHOD[1:] for w in (0.2, 0.6, 0.8)]
+    at_all = lambda method: [f"{method}_{w:.4g}_{1 - w:.4g}" for w in (0.2, 0.6, 0.8)]
+    weighted = [name for m in EVERY_METHOD[1:] for name in ([m] if m == "mpo" else at_all(m))]
     assert names == ["reference", "dpo_likes", "dpo_short", *weighted]
     for point in found.points:
         assert len(point.answers) == len(found.prompts) == 8
@@ -95,7 +96,9 @@ def test_data_carry_the_scores_of_all(front):
         "data.train-eval-explicit.jsonl",
         "data.train-train-explicit.jsonl",
         "data.train-train-implicit.jsonl",
+        "labels.jsonl",
         "likes-train-explicit.jsonl",
+        "rows-cos_dpo.jsonl",
     ]
 
 
@@ -117,6 +120,44 @@ def test_cost_counts_shared_work_apart(front):
     # Trained on the pairs of `likes`, with an explicit reward: no policy comes before.
     assert set(cost["modpo_0.6_0.4"].shared) == {"explicit scores of likes"}
     assert cost["modpo_0.6_0.4"].own.flops < cost["modpo_0.2_0.8"].own.flops * 1.1  # the reference is shared
+
+
+def test_labels_are_those_of_all_objectives(front):
+    """The pairs of `likes`, and the same pairs relabelled by their length, but for ties."""
+    _, out, _ = front
+    read = lambda name: [json.loads(line) for line in (out / "data" / name).read_text().splitlines()]
+    labels = [(row["label/likes"], row["label/short"]) for row in read("labels.jsonl")]
+    by_length = [np.sign(len(r["rejected"][0]["content"]) - len(r["chosen"][0]["content"])) for r in tiny.rows(18)]
+    assert labels == [(1.0, 0.0)] * 18 + [(0.0, sign) for sign in by_length if sign]
+    rows = read("rows-cos_dpo.jsonl")
+    assert len(rows) == 2 * len(labels), "an epoch each"
+    content = rows[0]["prompt"][0]["content"]
+    assert content.startswith(f"< likes: {rows[0]['w/likes']:g} > < short: ") and content.endswith(" > n 0")
+
+
+def test_max_min_weights_are_chosen_once(front):
+    found, out, _ = front
+    (point,) = [point for point in found.points if point.method == "mpo"]
+    assert sum(point.weights.values()) == pytest.approx(1)
+    assert json.loads((out / "stages" / "max-min.json").read_text())["weights"] == point.weights
+    assert point.cost.own.flops is None and point.cost.own.seconds > 0
+
+
+def test_one_run_serves_all_weights(front):
+    found, out, _ = front
+    points = {point.name: point for point in found.points}
+    one, other = points["cos_dpo_0.2_0.8"], points["cos_dpo_0.8_0.2"]
+    assert one.run == other.run == str(out / "cos_dpo") and one.cost == other.cost
+    assert one.answers != other.answers
+    assert set(one.cost.shared) == {
+        "the run of cos_dpo", "rows of cos_dpo", "labels", "explicit scores of data.train",
+    }  # fmt: skip
+    assert one.cost.own.flops == 0 < one.cost.shared["the run of cos_dpo"].flops
+    raco = points["raco_0.6_0.4"]
+    assert raco.cost.together == 3 and Path(raco.run).is_dir()
+    assert {"combined/signed_dpo", "combined/signed_dpo_2", "gradient_cosine"} <= raco.curves[-1].keys()
+    weights = [points[name].curves[0]["combined/signed_dpo"] for name in ("raco_0.2_0.8", "raco_0.8_0.2")]
+    assert weights[0] < weights[1]
 
 
 def test_a_second_call_does_nothing_again(front, monkeypatch):

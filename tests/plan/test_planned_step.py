@@ -1,20 +1,27 @@
 """The planned step is the one that training compiles, and the search's bounds are bounds."""
 
 import dataclasses
+import math
 
 import jax
+import numpy as np
+import plain
 import pytest
 import tiny
 
 from jaxpref.errors import InputError
+from jaxpref.models.attention import Mask
+from jaxpref.models.decoder import build_model
 from jaxpref.models.source import open_checkpoint
+from jaxpref.models.tpu_attention import seen_share
 from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.plan import search
 from jaxpref.plan.chips import parse_slice
 from jaxpref.plan.compiled import step_facts
+from jaxpref.plan.loops import count_loops
 from jaxpref.plan.planned_step import plan_step
 from jaxpref.plan.row_sizes import made_rows, rows_like
-from jaxpref.runs.build import build
+from jaxpref.runs.build import build, param_shapes
 from jaxpref.runs.params import load_params, reference_overlay
 from jaxpref.step.policy import split
 
@@ -99,6 +106,32 @@ def test_a_slice_smaller_than_a_host_has_smaller_hosts(shape, bounds):
 def test_slices_are_named_by_generation_and_shape():
     assert parse_slice("v5p:2x2x4").devices == 16
     assert parse_slice("v7x:2x2x1", slices=2).devices == 16
+    assert parse_slice("v3:4x4").devices == 32
+    with pytest.raises(InputError, match="one slice of v3"):
+        parse_slice("v3:4x4", slices=2)
     for wrong in ("v5p", "v5p:16", "v9:2x2", "v5e:2by4"):
         with pytest.raises(InputError, match="--topology GENERATION:SHAPE"):
             parse_slice(wrong)
+
+
+def test_a_search_counts_attention_in_the_layers_that_have_it():
+    """Qwen3.5, half of whose layers here are Gated DeltaNet."""
+    spec = plain.SPECS["qwen3_5"]
+    shapes = jax.tree.leaves(param_shapes(build_model(spec)))
+    assert search._parameters(spec) == sum(math.prod(leaf.shape) for leaf in shapes)
+    more_heads = dataclasses.replace(spec, heads=2 * spec.heads, kv_heads=2 * spec.kv_heads)
+    of_attention = search._parameters(more_heads) - search._parameters(spec)
+    heads = (2 + spec.attention_gate) * spec.heads + 2 * spec.kv_heads
+    assert of_attention == pytest.approx(spec.mixers.count("attention") * spec.width * spec.head_dim * heads, rel=0.01)
+
+
+def test_attentions_kernels_are_counted_on_the_rows_of_the_plan(tiny_files, tmp_path):
+    config = of_tiny(tiny_files, tmp_path / "run", data={"row_length": 1024})
+    parts, shares = bind(config.objective, OBJECTIVES), []
+    for prompt in (200, 20):
+        rows = made_rows(parts, groups=32, prompt=prompt, completion=20)
+        planned = plan_step([config], rows, jax.devices()[:1])
+        shares.append(count_loops(planned).kernels)
+        masks = [Mask(expiry) for expiry in planned.item.batch.expiry_RL]
+        assert shares[-1] == pytest.approx(np.mean([seen_share(mask) for mask in masks]))
+    assert 0 < shares[1] < shares[0] < 1

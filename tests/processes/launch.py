@@ -10,6 +10,8 @@ from pathlib import Path
 import tiny
 from test_meeting import free_port
 
+STARTS = "$ jaxpref"
+"""Stands before what process 0 prints of each command."""
 # The first command joins the processes, the others run on in them.
 SCRIPT = """
 import json, sys
@@ -17,9 +19,11 @@ import jax
 from jaxpref import cli
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-join, commands = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+join, commands, number, starts = json.loads(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 for command in commands:
-    print("$ jaxpref", *command, file=sys.stderr, flush=True)
+    print(starts, *command, file=sys.stderr, flush=True)
+    if number == 0:
+        print(starts, *command, flush=True)
     code = cli.main([*command, *join])
     if code:
         sys.exit(code)
@@ -49,14 +53,14 @@ def run_commands(
     workers = []
     for number in range(count):
         join = [*where, "--process-id", str(number)] if where else []
-        arguments = [sys.executable, "-c", SCRIPT, json.dumps(join), texts]
+        arguments = [sys.executable, "-c", SCRIPT, json.dumps(join), texts, str(number), STARTS]
         workers.append(
             subprocess.Popen(
                 arguments, env=env, cwd=folders[number], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
             )
         )
     try:
-        said = [worker.communicate(timeout=900) for worker in workers]
+        said = [worker.communicate(timeout=1800) for worker in workers]
     finally:
         for worker in workers:
             worker.kill()

@@ -1,18 +1,16 @@
 """Every command in several processes, against one process on a mesh of the same shape.
 
-`python tests/processes/test_commands.py` prints the table of docs/results.md.
+`pytest -s -m slow tests/processes/test_commands.py -k as_one` prints the table of docs/results.md.
 """
 
 import json
 import math
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
-from launch import run_commands
+from launch import STARTS, run_commands
 from safetensors.numpy import load_file
 
 TOLERANCE = 1e-5
@@ -23,6 +21,7 @@ CLOCK = {
     "tokens_per_second",
     "model_flops_per_second",
     "mfu",
+    "host_memory_bytes",
     "own",
     "all_shared",
     "cost",
@@ -31,6 +30,7 @@ CLOCK = {
 """Keys of what is measured by the clock, or counted beside it."""
 ENLARGED = {"kl_k3": 70.0}
 """An exponential of a difference of log-probs, which are as large as this here: their relative error so many times."""
+PRINTED_BY_DATA = "data.txt"
 JUDGE = '''
 from pathlib import Path
 
@@ -54,6 +54,7 @@ def write_inputs(folder: Path, files: tiny.Files) -> None:
         )  # fmt: skip
         tiny.write_config(config, folder / f"{name}.yaml")
     write_front(folder, files)
+    write_demo(folder, files)
 
 
 def write_front(folder: Path, files: tiny.Files) -> None:
@@ -75,6 +76,16 @@ def write_front(folder: Path, files: tiny.Files) -> None:
     (folder / "front.yaml").write_text(json.dumps(raw))  # JSON is YAML
 
 
+def write_demo(folder: Path, files: tiny.Files) -> None:
+    """It makes its data itself; question and answer have up to 234 characters, a token each."""
+    train, test = Path("demo/data/train.jsonl"), Path("demo/data/test.jsonl")
+    config = tiny.settings(
+        Path("demo"), files.model, train, test, mesh={"fsdp": 4},
+        train={"max_steps": 2}, data={"row_length": 512, "max_length": 256},
+    )  # fmt: skip
+    (folder / "demo.yaml").write_text(json.dumps(config))
+
+
 def commands(files: tiny.Files) -> dict[str, tuple[list, list[str]]]:
     """What is run -> its arguments, and the files that it writes."""
     mesh = "mesh.fsdp=4"
@@ -82,7 +93,7 @@ def commands(files: tiny.Files) -> dict[str, tuple[list, list[str]]]:
     return {
         "train": (["train", "run.yaml"], ["run/metrics.jsonl"]),
         "train (cached reference)": (["train", "other.yaml"], ["other/metrics.jsonl"]),
-        "data": (["data", "run.yaml"], []),
+        "data": (["data", "run.yaml"], [PRINTED_BY_DATA]),
         "eval": (["eval", "run", "--out", "held_out.json", mesh], ["held_out.json", "held_out.jsonl"]),
         "eval --reward": (
             ["eval", "run", *ask, "--samples", "2", "--reward", "judge.py:long", "--against", files.model,
@@ -100,7 +111,12 @@ def commands(files: tiny.Files) -> dict[str, tuple[list, list[str]]]:
         "export": (["export", "run", "--to", "exported"], ["exported/model.safetensors"]),
         "export --adapter": (["export", "other", "--adapter", "--to", "lora"], ["lora/adapter_model.safetensors"]),
         "pareto": (["pareto", "front.yaml"], ["front/front.json"]),
-        "merge": (["merge", "run:0.5", "lora:0.5", "--how", "deltas", "--to", "soup"], ["soup/model.safetensors"]),
+        "demo": (
+            ["demo", "demo.yaml"],
+            ["demo/data/train.jsonl", "demo/data/test.jsonl", "demo/metrics.jsonl", "demo/export/model.safetensors"],
+        ),
+        "merge --how deltas": (["merge", "run:0.5", "lora:0.5", "--how", "deltas", "--to", "soup"],
+                               ["soup/model.safetensors"]),
     }  # fmt: skip
 
 
@@ -110,6 +126,8 @@ def contents(path: Path):
         return load_file(path)
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_text().splitlines()]
+    if path.suffix == ".txt":
+        return path.read_text()
     return json.loads(path.read_text())
 
 
@@ -144,6 +162,8 @@ def made_by(count: int, files: tiny.Files, folder: Path, cache: Path) -> Path:
     first, *others = run_commands([arguments for arguments, _ in commands(files).values()], count, cache, folder)
     assert "held-out reward accuracy" in first and "[Gloo]" not in first
     assert not any(others), others
+    printed = dict(zip(commands(files), first.split(STARTS)[1:], strict=True))
+    (folder / PRINTED_BY_DATA).write_text(printed["data"])
     return folder
 
 
@@ -201,26 +221,19 @@ def test_a_run_directory_that_hosts_do_not_share_is_refused(tiny_files, tmp_path
 @pytest.mark.slow
 def test_two_and_four_processes_as_one(tiny_files, tmp_path, compile_cache):
     one = made_by(1, tiny_files, tmp_path / "one", compile_cache)
+    found = {}
     for count in (2, 4):
         many = made_by(count, tiny_files, tmp_path / str(count), compile_cache)
-        found = differences(many, one, tiny_files)
-        assert max(found.values()) <= TOLERANCE, found
+        found[count] = differences(many, one, tiny_files)
+    print(table(found))
+    assert max(max(by_command.values()) for by_command in found.values()) <= TOLERANCE
 
 
-def table() -> str:
+def table(found: dict[int, dict[str, float]]) -> str:
     """Command x number of processes, with the largest difference from one process."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        files = tiny.write_files(folder)
-        one = made_by(1, files, folder / "one", folder / "cache")
-        found = []
-        for count in (2, 4):
-            found.append(differences(made_by(count, files, folder / str(count), folder / "cache"), one, files))
-            print(count, found[-1], file=sys.stderr, flush=True)
-    lines = ["| command | 2 processes | 4 processes |", "|---|---|---|"]
-    lines += [f"| {name} | {found[0][name]:.1g} | {found[1][name]:.1g} |" for name in found[0]]
+    heads = [f"{count} processes" for count in found]
+    lines = ["\n| command | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
+    for name in next(iter(found.values())):
+        numbers = [f"{by_command[name]:.0e}" for by_command in found.values()]
+        lines.append(f"| {name} | " + " | ".join(numbers) + " |")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(table())

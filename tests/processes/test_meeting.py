@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from jaxpref.errors import InputError
+from jaxpref.processes.links import has_ended, probe_hosts
 from jaxpref.processes.meeting import meet
 
 
@@ -15,15 +16,22 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def close(links):
+    for link in links.values():
+        link.close()
+
+
 def met(*given, timeout=10.0):
     """What each of (process id, number of processes) is told; None: all are there."""
     address = f"localhost:{free_port()}"
 
     def one(process_id, processes):
         try:
-            meet(address, processes, process_id, timeout)
+            links = meet(address, processes, process_id, timeout)
         except InputError as error:
             return error.got
+        assert set(links) == (set(range(1, processes)) if process_id == 0 else {0})
+        close(links)
         return None
 
     with ThreadPoolExecutor(len(given)) as pool:
@@ -75,5 +83,19 @@ def test_another_program_knocks():
                 break
             except ConnectionRefusedError:
                 continue
-        meet(f"localhost:{port}", 2, 1, 10.0)
-        assert first.result() is None
+        close(meet(f"localhost:{port}", 2, 1, 10.0))
+        close(first.result())
+
+
+def test_a_link_ends_where_its_process_does_and_leaves_the_port_free():
+    port = free_port()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(meet, f"localhost:{port}", 2, 0, 10.0)
+        theirs = meet(f"localhost:{port}", 2, 1, 10.0)
+        ours = first.result()
+    with socket.create_server(("", port)):  # as jax does
+        probe_hosts(ours.values(), timeout=20.0)
+        assert not has_ended(ours[1]) and not has_ended(theirs[0])
+    close(theirs)
+    assert has_ended(ours[1])
+    close(ours)

@@ -9,33 +9,37 @@ import hosts
 import pytest
 import tiny
 
+from jaxpref.processes.timeouts import SILENT
 from jaxpref.processes.watch import LOST
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
-TIMEOUT = 30
-"""Seconds within which the others must end; with less, a busy machine loses processes that live."""
+TIMEOUT = {signal.SIGKILL: 30, signal.SIGSTOP: 8}
+"""--heartbeat-timeout: seconds within which the others must end; one that is frozen they wait for longer."""
 SCHEDULING = 3.0
 """Seconds by which threads and ends of processes may be late on a busy machine."""
 
 
-def train(count, folder, files, **changes):
+def train(count, folder, files, timeout, epochs=40):
     """A run that is long enough to be interrupted, and the commands that train it together."""
     config = tiny.config(
         folder / "run", files.model, files.train, mesh={"fsdp": hosts.DEVICES},
-        train={"epochs": 40, "save_every": 2}, optim={"schedule": "constant"}, **changes,
+        train={"epochs": epochs, "save_every": 2}, optim={"schedule": "constant"},
     )  # fmt: skip
     path = tiny.write_config(config, folder / "config.yaml")
-    return config, hosts.together(count, "-m", "jaxpref.cli", "train", path, "--heartbeat-timeout", TIMEOUT)
+    return config, hosts.together(count, "-m", "jaxpref.cli", "train", path, "--heartbeat-timeout", timeout)
 
 
-def saved(out, step):
-    return (out / "checkpoints" / str(step)).is_dir()
+def wait_for_step_4(out, host):
+    end = time.monotonic() + hosts.LIMIT
+    while not (out / "checkpoints/4").is_dir():
+        assert time.monotonic() < end and host.process.poll() is None, host.said
+        time.sleep(0.02)
 
 
 CASES = [
     (2, 0, signal.SIGKILL),  # seen at once
-    pytest.param(2, 1, signal.SIGKILL, marks=pytest.mark.slow),
+    pytest.param(2, 1, signal.SIGKILL, marks=pytest.mark.slow),  # by its connection
     pytest.param(2, 1, signal.SIGSTOP, marks=pytest.mark.slow),
     pytest.param(2, 0, signal.SIGSTOP, marks=pytest.mark.slow),
     pytest.param(4, 2, signal.SIGKILL, marks=pytest.mark.slow),
@@ -45,13 +49,11 @@ CASES = [
 
 @pytest.mark.parametrize(("count", "victim", "number"), CASES)
 def test_the_others_end_and_say_who_is_lost(count, victim, number, tiny_files, tmp_path, compile_cache):
-    config, commands = train(count, tmp_path, tiny_files)
+    timeout = TIMEOUT[number]
+    config, commands = train(count, tmp_path, tiny_files, timeout)
     out = tmp_path / "run"
     with hosts.running(commands, tmp_path, compile_cache) as all_hosts:
-        end = time.monotonic() + hosts.LIMIT
-        while not saved(out, 4):
-            assert time.monotonic() < end and all_hosts[0].process.poll() is None, all_hosts[0].said
-            time.sleep(0.02)
+        wait_for_step_4(out, all_hosts[0])
         others = [host for i, host in enumerate(all_hosts) if i != victim]
         all_hosts[victim].process.send_signal(number)
         killed = time.monotonic()
@@ -60,7 +62,11 @@ def test_the_others_end_and_say_who_is_lost(count, victim, number, tiny_files, t
     name = f"process {victim} on {socket.gethostname()}" + (", the coordinator," if victim == 0 else "")
     for host in others:
         assert f"jaxpref: {name} is lost" in host.said and "Start all of them again" in host.said
-        assert host.ended_at - killed < TIMEOUT + SCHEDULING
+        took = host.ended_at - killed
+        if number == signal.SIGKILL:
+            assert took < timeout + SCHEDULING
+        else:
+            assert timeout < took < 1.5 * SILENT * timeout
 
     # What was saved is whole: one process goes on from it.
     steps = tiny.stored_steps(out)
@@ -72,10 +78,26 @@ def test_the_others_end_and_say_who_is_lost(count, victim, number, tiny_files, t
 @pytest.mark.slow
 def test_the_others_end_where_one_fails(tiny_files, tmp_path, compile_cache):
     """One host has no such config: it says so, and the other does not wait for it for ever."""
-    _, commands = train(2, tmp_path, tiny_files)
+    _, commands = train(2, tmp_path, tiny_files, TIMEOUT[signal.SIGKILL])
     path = tmp_path / "config.yaml"
     commands[1] = [word if word != path else tmp_path / "none.yaml" for word in commands[1]]
     with hosts.running(commands, tmp_path, compile_cache) as both:
         assert hosts.wait_for_all(both) == [LOST, 2], both[0].said + both[1].said
     assert "none.yaml" in both[1].said
     assert f"process 1 on {socket.gethostname()} failed: bad input" in both[0].said and "none.yaml" in both[0].said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_without_processor_time_is_waited_for(victim, tiny_files, tmp_path, compile_cache):
+    """It gets none for longer than the timeout, and the run goes on as if nothing had happened."""
+    timeout = TIMEOUT[signal.SIGSTOP]
+    config, commands = train(2, tmp_path, tiny_files, timeout, epochs=4)
+    with hosts.running(commands, tmp_path, compile_cache) as both:
+        wait_for_step_4(tmp_path / "run", both[0])
+        both[victim].process.send_signal(signal.SIGSTOP)
+        time.sleep(1.5 * timeout)
+        assert all(host.process.poll() is None for host in both)
+        both[victim].process.send_signal(signal.SIGCONT)
+        assert hosts.wait_for_all(both) == [0, 0], both[0].said + both[1].said
+    assert tiny.stored_steps(config.out)[-1] == 20

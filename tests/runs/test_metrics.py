@@ -16,7 +16,7 @@ from jaxpref.errors import InputError
 from jaxpref.models.spec import DeltaNet, LayerKind, ModelSpec
 from jaxpref.runs import flops
 from jaxpref.runs.flops import peak_flops, step_flops
-from jaxpref.runs.metrics import TRACKER_ID_FILE, Window, Writers, read_jsonl
+from jaxpref.runs.metrics import TRACKER_ID_FILE, Sample, Window, Writers, read_jsonl, tracker_id
 from jaxpref.settings import make_config
 from jaxpref.training.run import train
 from jaxpref.types import EncodedGroup
@@ -108,6 +108,12 @@ def test_memory_is_logged_where_devices_count_it(finished_run, monkeypatch):
     window = Window()
     window.add({"loss": 1.0}, one_step(3, (2, 4), share_prefix=True), 1.0)
     assert window.means()["peak_memory_bytes"] == 9.0
+
+
+def test_the_hosts_memory_is_logged(finished_run):
+    """In bytes: this process holds more than 100 MiB, and what it had at its most does not fall."""
+    held = [line["host_memory_bytes"] for line in read_jsonl(finished_run.out / "metrics.jsonl") if "loss" in line]
+    assert 100 * 2**20 < held[0] <= held[-1] < 100 * 2**30 and held == sorted(held)
 
 
 # ---- files
@@ -225,23 +231,25 @@ def wandb_in_memory(service):
     """`wandb`: a run is its id; a second init gives back the active run unless it is asked for a new one."""
     active = []
 
-    def init(*, project, name, config, id, resume, reinit="return_previous"):
+    def init(*, project, name, config, id, resume, entity, group, tags, reinit="return_previous"):
         assert resume == "allow" and config["out"]
+        service.setdefault("shown", []).append((name, entity, group, tags))
         unfinished = [run for run in active if not run.finished]
         if unfinished and reinit != "create_new":
             return unfinished[-1]
         active.append(TrackerRun(service.setdefault((project, id), [])))
         return active[-1]
 
-    return SimpleNamespace(init=init)
+    return SimpleNamespace(init=init, Table=SimpleNamespace)
 
 
 def trackio_in_memory(service):
     """`trackio`: a run is its name; a second init in the same context ends the run before."""
     current = contextvars.ContextVar("current_run", default=None)
 
-    def init(*, project, name, config, resume):
+    def init(*, project, name, group, config, resume):
         assert resume == "allow" and config["out"]
+        service.setdefault("shown", []).append((name, group))
         if current.get() is not None:
             current.get().finish()
         current.set(TrackerRun(service.setdefault((project, name), [])))
@@ -268,10 +276,39 @@ def test_runs_of_one_name_are_apart_in_trackers_and_go_on_under_their_own(module
     resumed = writers("c/dpo", resumed_at=2)
     resumed.write(3, {"loss": 1.0})
     resumed.close()
+    assert len(service.pop("shown")) == 3
     assert list(service.values()) == [
         [(1, {"loss": 0.0}), (2, {"loss": 0.0})],
         [(1, {"loss": 1.0}), (2, {"loss": 1.0}), (3, {"loss": 1.0})],
     ]
+
+
+@pytest.mark.parametrize("module", [wandb_in_memory, trackio_in_memory])
+def test_how_a_run_is_shown_in_trackers(module, tmp_path, monkeypatch):
+    service, name = {}, module.__name__.partition("_")[0]
+    monkeypatch.setitem(sys.modules, name, module(service))
+    log = {name: True, "name": "tulu", "group": "betas", "tags": ["dpo", "8b"], "entity": "us"}
+    for own in (log, {name: True}):
+        Writers(tmp_path, make_config({"out": str(tmp_path), "log": own})).close()
+    shown, id = service["shown"], tracker_id(tmp_path)
+    if name == "wandb":
+        assert shown == [("tulu", "us", "betas", ["dpo", "8b"]), (tmp_path.name, None, None, [])]
+    else:
+        assert shown == [(f"tulu-{id[:8]}", "betas"), (f"{tmp_path.name}-{id[:8]}", None)]
+
+
+def test_samples_are_a_table_in_weights_and_biases(tmp_path, monkeypatch):
+    service = {}
+    monkeypatch.setitem(sys.modules, "wandb", wandb_in_memory(service))
+    config = make_config({"log": {"wandb": True}, "train": {"samples": 2}, "data": {"eval": ["held-out.jsonl"]}})
+    writers = Writers(tmp_path, config)
+    writers.write_samples(3, [Sample("a?", "b"), Sample("c?", "d")])
+    writers.close()
+    ((step, logged),) = service["jaxpref", tracker_id(tmp_path)]
+    assert step == 3 and vars(logged["samples"]) == {
+        "columns": ["step", "prompt", "answer"],
+        "data": [[3, "a?", "b"], [3, "c?", "d"]],
+    }
 
 
 def test_a_run_without_trackers_has_no_id(tmp_path):

@@ -1,8 +1,11 @@
 """Schedules against hand values, masks, clipping, and that every optimizer moves."""
 
+import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +18,12 @@ from jaxpref.models.lora import LoraSpec
 from jaxpref.models.parameters import LORA, SCALAR_HEADS, flatten, nest
 from jaxpref.models.peft.tensors import adapter_tensors, stored_targets
 from jaxpref.models.spec import ModelSpec
-from jaxpref.step.optim import decay_mask, make_optimizer, make_schedule, warmup_steps
+from jaxpref.step.optim import OptimNumbers, decay_mask, make_optimizer, make_schedule, warmup_steps
 
 VALUE_TOLERANCE = 1e-6
 """Relative, of float32 learning rates."""
 PEAK = 2e-4
+FALLING = ("linear", "polynomial", "cosine", "cosine_restarts", "wsd")
 
 
 def rates(total=10, **settings):
@@ -60,6 +64,46 @@ def test_schedule_without_warmup(name, total):
     steps = range(0, total, total // 10)
     schedule = make_schedule(OptimConfig(learning_rate=PEAK, schedule=name), total)
     close([float(schedule(step)) / PEAK for step in steps], [huggingface(name, step, 0, total) for step in steps])
+
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/schedules.json").read_text())
+"""Of transformers and torch, by golden/make_schedules.py; wsd's decay is 6 of 24 steps, or 12."""
+
+
+@pytest.mark.parametrize(
+    "case, settings",
+    [
+        ("polynomial", {"schedule": "polynomial", "min_ratio": 0.1, "power": 2.0}),
+        ("polynomial_warmup", {"schedule": "polynomial", "min_ratio": 0.05, "power": 0.5, "warmup_steps": 5}),
+        ("cosine_min", {"schedule": "cosine", "min_ratio": 0.1, "warmup_steps": 5}),
+        ("restarts", {"schedule": "cosine_restarts", "cycles": 4}),
+        ("restarts_warmup", {"schedule": "cosine_restarts", "cycles": 3, "warmup_steps": 3}),
+        ("wsd_cosine", {"schedule": "wsd", "decay_ratio": 0.25, "warmup_steps": 4}),
+        ("wsd_linear", {"schedule": "wsd", "decay_ratio": 0.25, "decay_shape": "linear", "min_ratio": 0.2}),
+        ("wsd_sqrt", {"schedule": "wsd", "decay_ratio": 0.5, "decay_shape": "1-sqrt", "min_ratio": 0.1}),
+    ],
+)
+def test_schedule_is_that_of_transformers(case, settings):
+    assert len(set(GOLDEN["rates"][case])) > 4
+    close(rates(GOLDEN["total"], **settings), GOLDEN["rates"][case])
+
+
+@pytest.mark.parametrize("name", ["linear", "polynomial", "cosine", "cosine_restarts", "wsd"])
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_falling_schedules_end_at_their_share_of_the_peak(name, warmup):
+    config = OptimConfig(schedule=name, min_ratio=0.25, warmup_steps=warmup)
+    schedule = make_schedule(config, 10)
+    for step in (10, 15):
+        assert float(schedule(step)) == pytest.approx(0.25 * config.learning_rate)
+    assert float(schedule(warmup)) == pytest.approx(config.learning_rate)
+
+
+def test_the_peak_of_every_schedule_may_be_traced():
+    """So that runs with other learning rates are one program."""
+    for name in get_args(OptimConfig.__annotations__["schedule"]):
+        config = OptimConfig(learning_rate=PEAK, schedule=name, min_ratio=0.1 if name in FALLING else 0.0)
+        traced = jax.jit(lambda peak, step, c=config: make_schedule(c, 10, OptimNumbers(peak, None))(step))
+        close(traced(PEAK, 9) / PEAK, float(make_schedule(config, 10)(9)) / PEAK)
 
 
 def test_hand_values():
@@ -110,14 +154,14 @@ def step(config, grads=GRADS, params=PARAMS, schedule=None):
     return jax.tree.map(lambda p, u: p + u, params, updates)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon", "sgd"])
 def test_every_optimizer_moves_every_parameter_against_the_gradient(name):
     config = OptimConfig(name=name, learning_rate=0.01)
     for leaf in jax.tree.leaves(step(config)):
         assert np.all(np.asarray(leaf) < 1.0) and np.all(np.isfinite(leaf))
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon", "sgd"])
 def test_first_step_of_a_warmup_moves_nothing(name):
     config = OptimConfig(name=name, learning_rate=0.01, warmup_steps=2)
     for leaf in jax.tree.leaves(step(config, schedule=make_schedule(config, 10))):
@@ -126,13 +170,13 @@ def test_first_step_of_a_warmup_moves_nothing(name):
 
 def test_decay_follows_the_schedule():
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
-    for name in ("adamw", "lion", "adafactor"):
+    for name in ("adamw", "lion", "adafactor", "muon"):
         config = OptimConfig(name=name, learning_rate=0.1, warmup_steps=2, weight_decay=0.5)
         for leaf in jax.tree.leaves(step(config, grads=zero, schedule=make_schedule(config, 10))):
             np.testing.assert_array_equal(leaf, np.ones(leaf.shape))
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "muon"])
 @pytest.mark.parametrize("mask", ["matrices", "all"])
 def test_weight_decay_touches_what_the_mask_says(name, mask):
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
@@ -253,3 +297,42 @@ def test_moments_are_float32(name):
     state = make_optimizer(OptimConfig(name=name, momentum=0.9 if name == "sgd" else 0.0), lambda _: 0.1).init(PARAMS)
     moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
     assert moments and all(leaf.dtype == jnp.float32 for leaf in moments)
+
+
+# ---- Muon
+
+
+def test_muon_is_torchs_on_every_layer():
+    """torch multiplies in bfloat16, five times in a row; its values are up to 0.4."""
+    gradient, wanted = (np.asarray(GOLDEN["muon"][key], np.float32) for key in ("gradient", "after"))
+    config = OptimConfig(name="muon", learning_rate=1.0, clip_norm=None)
+    grads = {"layers": {"mlp": {"up": jnp.stack([gradient, -3.0 * gradient])}}}
+    after = step(config, grads, jax.tree.map(jnp.zeros_like, grads))["layers"]["mlp"]["up"]
+    np.testing.assert_allclose(after[0], wanted, atol=2.0**-6)
+    np.testing.assert_allclose(after[1], -after[0], atol=1e-5)  # whatever the size of the gradient
+    assert np.abs(wanted).max() > 0.3
+
+
+def test_muon_takes_the_heads_of_a_projection_as_one_matrix_and_adamw_takes_the_rest():
+    key = jax.random.key(0)
+    paths = {"layers/attention/q": (2, 8, 2, 3), "layers/attention/o": (2, 2, 3, 8), "layers/experts/up": (1, 2, 4, 6)}
+    adapter = {"lora/layers/attention/q/a": (2, 8, 2), "lora/layers/attention/q/b": (2, 2, 2, 3)}
+    others = {"embed/table": (5, 8), "layers/experts/router": (1, 8, 2), "final_norm/scale": (8,)}
+    flat = {p: jax.random.normal(key, shape) for p, shape in {**paths, **adapter, **others}.items()}
+    config = OptimConfig(name="muon", learning_rate=1.0, clip_norm=None)
+    params = nest({path: jnp.zeros_like(x) for path, x in flat.items()})
+    moved = flatten(step(config, nest(flat), params))
+    matrices = {
+        "layers/attention/q": moved["layers/attention/q"].reshape(2, 8, 6),
+        "layers/attention/o": moved["layers/attention/o"].reshape(2, 6, 8),
+        "layers/experts/up": moved["layers/experts/up"][0],
+        "lora/layers/attention/q/a": moved["lora/layers/attention/q/a"],
+        "lora/layers/attention/q/b": moved["lora/layers/attention/q/b"].reshape(2, 2, 6),
+    }
+    for path, stack in matrices.items():
+        scale = 0.2 * math.sqrt(max(stack.shape[1:]))
+        singular = np.linalg.svd(np.asarray(stack), compute_uv=False) / scale
+        assert np.all((singular > 0.4) & (singular < 1.4)), (path, singular)
+    adam = flatten(step(replace(config, name="adamw"), nest(flat), params))
+    for path in others:
+        np.testing.assert_allclose(moved[path], adam[path], rtol=1e-5)

@@ -45,11 +45,21 @@ def params():
 
 
 def one_step(
-    params, ref, *, micro_rows, mesh_shape=(1, 1, 1), layout=None, columns=("weight",), model=MODEL, parts=PARTS
+    params,
+    ref,
+    *,
+    micro_rows,
+    mesh_shape=(1, 1, 1),
+    layout=None,
+    columns=("weight",),
+    model=MODEL,
+    parts=PARTS,
+    **options,
 ):
     """Loss, gradient, new parameters and the compiled step of one SGD step on a mesh."""
     mesh = make_mesh(MeshConfig(*mesh_shape), devices=jax.devices()[: int(np.prod(mesh_shape))])
-    loader = Loader(make_groups(), batch_size=8, micro_rows=micro_rows, layout=layout or Layout(32), columns=columns)
+    layout = layout or Layout(32)
+    loader = Loader(make_groups(), batch_size=8, micro_rows=micro_rows, layout=layout, columns=columns, **options)
     (item,) = list(loader.iterate())
     optimizer = optax.sgd(1.0)  # the update is the gradient
     step = make_train_step(LossSpec(model, parts, 8, loader.layout.lengths), optimizer, lambda _: 1.0)

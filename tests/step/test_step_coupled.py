@@ -47,7 +47,13 @@ def every_field(policy, ref):
 
 def columns_of(i):
     scores_Km = np.sin(np.array([[1.0, 2.0], [3.0, 5.0]]) * (i + 1))
-    return {"label": float(i % 2), "weight": 1.0 + i % 3, "baseline": 0.1 * i, "scores": scores_Km}
+    return {
+        "label": float(i % 2),
+        "weight": 1.0 + i % 3,
+        "baseline": 0.1 * i,
+        "scores": scores_Km,
+        "sign": float(np.cos(2 * i)),
+    }
 
 
 def make_groups(count=8):
@@ -65,7 +71,7 @@ def params():
 PLAIN = Layout(32)
 
 
-def one_step(params, ref, objective, *, micro_rows, mesh_shape=(1, 1, 1), layout=PLAIN, moving=None):
+def one_step(params, ref, objective, *, micro_rows, mesh_shape=(1, 1, 1), layout=PLAIN, moving=None, combine=None):
     parts = bind(objective, OBJECTIVES)
     asked = asked_logps(parts)
     mesh = make_mesh(MeshConfig(*mesh_shape), devices=jax.devices()[: int(np.prod(mesh_shape))])
@@ -75,7 +81,7 @@ def one_step(params, ref, objective, *, micro_rows, mesh_shape=(1, 1, 1), layout
     )  # fmt: skip
     (item,) = list(loader.iterate())
     optimizer = optax.sgd(1.0)  # the update is the gradient
-    step = make_train_step(LossSpec(MODEL, parts, 8, layout.lengths), optimizer, lambda _: 1.0, moving)
+    step = make_train_step(LossSpec(MODEL, parts, 8, layout.lengths), optimizer, lambda _: 1.0, moving, combine)
     start = lambda p, r: init_state(p, optimizer, 0, parts, r if moving else None)
     shardings = state_shardings(jax.eval_shape(start, params, ref), mesh)
     state = jax.device_put(start(params, ref), shardings)

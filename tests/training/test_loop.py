@@ -1,6 +1,7 @@
 """The training loop by itself: it trains whatever a `Training` describes, here a single number and no model."""
 
 import dataclasses
+import json
 import os
 import signal
 from pathlib import Path
@@ -18,13 +19,15 @@ from jaxpref.data.pack import Layout
 from jaxpref.errors import InputError
 from jaxpref.runs.best import BestRule
 from jaxpref.runs.checkpoint import Checkpoints
-from jaxpref.runs.metrics import Writers, read_jsonl
+from jaxpref.runs.metrics import SAMPLES_FILE, Sample, Writers, read_jsonl
 from jaxpref.settings import make_config
 from jaxpref.sharding import make_mesh
 from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState
 from jaxpref.training import loop
-from jaxpref.training.loop import NotFiniteError, Training
+from jaxpref.training.callbacks import Callbacks
+from jaxpref.training.description import Training
+from jaxpref.training.loop import NotFiniteError
 from jaxpref.training.preemption import Interrupted, Preempted
 from jaxpref.types import EncodedGroup
 
@@ -54,7 +57,7 @@ def describe(out: Path, *, rate=0.01, best=NEAREST, vocabulary=VOCABULARY, **cha
     settings = TrainConfig(**{"log_every": 2, "save_every": 2, "eval_every": 3, "keep": 3} | changes)
     checkpoints = Checkpoints(out / "checkpoints", keep=settings.keep, best=best)
     shapes = TrainState({"w": 0}, (), 0, 0, {}, None)
-    config = make_config({"out": str(out)})
+    config = make_config({"out": str(out), "train": {"samples": settings.samples}, "data": {"eval": ["a.jsonl"]}})
 
     def start() -> TrainState:
         state = TrainState({"w": jnp.float32(1)}, (), jnp.int32(0), jax.random.key(3), {}, None)
@@ -78,9 +81,11 @@ def describe(out: Path, *, rate=0.01, best=NEAREST, vocabulary=VOCABULARY, **cha
         numbers={},
         frozen=Frozen({"rate": jax.device_put(jnp.float32(rate), replicated)}, None),
         evaluate=evaluate,
+        sample=(lambda state: [Sample("1 +\n", f"{float(state.params['w']):.3f}")]) if settings.samples else None,
         deciding=lambda values: {"eval/distance": values["eval/distance"]},
         step_flops=lambda item: 10.0 * item.tokens,
         writers=lambda first: Writers(out, config, first),
+        callbacks=Callbacks(),
         where={group.row_id: group.where for group in groups()},
         check_first=None,
         began=perf_counter(),
@@ -128,6 +133,36 @@ def test_trains_logs_evaluates_and_saves_when_it_should(whole):
 
 class Killed(Exception):
     pass
+
+
+def test_samples_are_written_beside_every_evaluation(tmp_path):
+    """A run that goes on writes each line once."""
+
+    def die(step: int) -> None:
+        if step == 5:
+            raise Killed
+
+    for out, kill in (("whole", None), ("killed", die)):
+        if kill:
+            with pytest.raises(Killed):
+                run(tmp_path / out, kill, samples=1)
+        done, _ = run(tmp_path / out, samples=1)
+    texts = [json.loads(line) for line in (tmp_path / "whole" / SAMPLES_FILE).read_text().splitlines()]
+    assert [text["step"] for text in texts] == [0, 3, 6] and len({text["answer"] for text in texts}) == 3
+    assert texts[-1] == {"step": 6, "prompt": "1 +\n", "answer": f"{float(done.state.params['w']):.3f}"}
+    assert (tmp_path / "killed" / SAMPLES_FILE).read_text() == (tmp_path / "whole" / SAMPLES_FILE).read_text()
+    events = b"".join(file.read_bytes() for file in (tmp_path / "whole/tensorboard").iterdir())
+    assert events.count(b"samples/0") == 3 and texts[-1]["answer"].encode() in events
+
+
+@pytest.mark.parametrize(
+    "interval, at", [("epoch", [4, 6]), ("epoch/2", [2, 4, 6]), ("epoch/4", [1, 2, 3, 4, 5, 6]), (3, [3, 6])]
+)
+def test_intervals_by_epochs(tmp_path, interval, at):
+    """An epoch has 4 steps; the last step is evaluated and saved in any case."""
+    run(tmp_path, eval_every=interval, save_every=interval, keep=STEPS)
+    assert [line["step"] for line in tiny.logged(tmp_path) if "eval/steps" in line] == [0, *at]
+    assert tiny.stored_steps(tmp_path) == at
 
 
 def test_goes_on_from_a_checkpoint_to_the_same_numbers(whole, tmp_path):

@@ -6,7 +6,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,7 +29,7 @@ ORDER_TOLERANCE = 1e-6
 
 # What every process begins with; then comes what it is to do with its arguments.
 STARTED = """
-import json, os, signal, sys
+import json, os, signal, sys, time
 from dataclasses import replace
 
 import jax
@@ -49,9 +52,9 @@ from jaxpref.training.preemption import PREEMPTED, Preempted
 from jaxpref.training.run import train
 """
 
-# Trains the config, and writes what it saw where it is told.
+# Trains each config once it is there, and writes what it saw beside it.
 TRAIN = """
-config_path, seen, order = sys.argv[4:]
+order, *config_paths = sys.argv[4:]
 ordered = [jax.devices()[i] for i in json.loads(order)]
 build.make_mesh = lambda mesh: make_mesh(mesh, devices=ordered)
 filled = []
@@ -62,12 +65,17 @@ def watched(steps, mesh):
         yield item, *arrays
 loop.batches = watched
 
-losses = {}
-config = load_config(config_path)
-# As on hosts with disks of their own.
-own = replace(config.reference, cache_dir=f"{config.reference.cache_dir}/{number}")
-result = train(replace(config, reference=own), on_log=lambda step, _, values: losses.update({step: values["loss"]}))
-json.dump({"losses": losses, "last_eval": result.last_eval, "filled": filled}, open(seen, "w"))
+for path in config_paths:
+    while not os.path.exists(path):
+        time.sleep(0.05)
+    config = load_config(path)
+    # As on hosts with disks of their own.
+    own = replace(config.reference, cache_dir=f"{config.reference.cache_dir}/{number}")
+    losses = {}
+    filled.clear()
+    result = train(replace(config, reference=own), on_log=lambda step, _, values: losses.update({step: values["loss"]}))
+    json.dump({"losses": losses, "last_eval": result.last_eval, "filled": filled}, open(f"{path}.new{number}", "w"))
+    os.rename(f"{path}.new{number}", f"{path}.seen{number}")
 """
 
 # Trains the configs one after another, each in its own folder, and writes how each was refused.
@@ -111,7 +119,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def processes(script, arguments, cache, *, distributed=True, code=0):
+@contextmanager
+def started(script, arguments, cache, *, distributed=True):
     """Runs a script once for each list of arguments, each its own process, with 4 devices in all."""
     count = len(arguments)
     env = os.environ | {
@@ -133,19 +142,46 @@ def processes(script, arguments, cache, *, distributed=True, code=0):
         for number, own in enumerate(arguments)
     ]
     try:
-        said = [worker.communicate(timeout=240)[0] for worker in workers]
+        yield workers
     finally:
         for worker in workers:
             worker.kill()
-    assert [worker.returncode for worker in workers] == [code] * count, "\n".join(said)
+            worker.wait()
+            worker.stdout.close()
+
+
+def end(workers, code=0):
+    """Waits for all of them."""
+    said = [worker.communicate(timeout=600)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [code] * len(workers), "\n".join(said)
+
+
+def processes(script, arguments, cache, *, distributed=True, code=0):
+    with started(script, arguments, cache, distributed=distributed) as workers:
+        end(workers, code)
 
 
 def train_in(count, config, folder, cache, order=(0, 1, 2, 3)):
     """Runs the config in `count` processes, the mesh on the devices in this order; returns what each of them saw."""
-    path = tiny.write_config(config, folder / "config.yaml")
-    seen = [folder / f"seen_{number}.json" for number in range(count)]
-    processes(TRAIN, [(path, file, list(order)) for file in seen], cache, distributed=count > 1)
-    return [json.loads(file.read_text()) for file in seen]
+    path = write_whole(config, folder / f"{Path(config.out).name}.yaml")
+    processes(TRAIN, [(list(order), path)] * count, cache, distributed=count > 1)
+    return seen_by(count, path)
+
+
+def write_whole(config, path):
+    """Writes it so that it is there at once."""
+    return tiny.write_config(config, path.with_suffix(".new")).rename(path)
+
+
+def seen_by(count, config_path):
+    return [json.loads(Path(f"{config_path}.seen{number}").read_text()) for number in range(count)]
+
+
+def wait_for(files, workers):
+    until = time.monotonic() + 600
+    while not all(file.exists() for file in files):
+        assert all(worker.poll() is None for worker in workers) and time.monotonic() < until
+        time.sleep(0.05)
 
 
 def losses_of(seen):
@@ -163,7 +199,18 @@ MESHES = [
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_two_processes_train_as_one(mesh, tiny_files, tmp_path, compile_cache):
     settings = dict(train={"save_every": 3, "eval_every": 6, "max_steps": 6})
-    two = train_in(2, tiny.long_config(tmp_path / "two", tiny_files, mesh=mesh, **settings), tmp_path, compile_cache)
+    first, second = tmp_path / "two.yaml", tmp_path / "again.yaml"
+    write_whole(tiny.long_config(tmp_path / "two", tiny_files, mesh=mesh, **settings), first)
+    with started(TRAIN, [(list(range(4)), first, second)] * 2, compile_cache) as workers:
+        wait_for([Path(f"{first}.seen{number}") for number in range(2)], workers)
+        # Of what two processes saved, the last is damaged; they go on from the one before.
+        shutil.copytree(tmp_path / "two", tmp_path / "whole")
+        for file in tiny.array_files(tmp_path / "two", 6):
+            tiny.flip_bit(file)
+        tiny.copy_run(tmp_path / "two", tmp_path / "again")
+        write_whole(tiny.long_config(tmp_path / "again", tiny_files, mesh=mesh, **settings), second)
+        end(workers)
+    two, again = seen_by(2, first), seen_by(2, second)
     config = tiny.long_config(tmp_path / "one", tiny_files, mesh=mesh, **settings)
     one = tiny.run(config)
 
@@ -177,16 +224,11 @@ def test_two_processes_train_as_one(mesh, tiny_files, tmp_path, compile_cache):
     assert 0 < sum(two[0]["filled"]) < sum(two[0]["filled"]) + sum(two[1]["filled"]) == 5 * 4 + 2
 
     # The files are written once, and the checkpoints are whole.
-    for ours, theirs in zip(tiny.logged(tmp_path / "two"), tiny.logged(tmp_path / "one"), strict=True):
+    for ours, theirs in zip(tiny.logged(tmp_path / "whole"), tiny.logged(tmp_path / "one"), strict=True):
         assert ours == pytest.approx(theirs, rel=PROCESS_TOLERANCE, abs=PROCESS_TOLERANCE)
-    assert tiny.stored_steps(tmp_path / "two") == [3, 6]
+    assert tiny.stored_steps(tmp_path / "whole") == [3, 6]
 
-    # Of what two processes saved, the last is damaged; two go on from the one before.
-    for file in tiny.array_files(tmp_path / "two", 6):
-        tiny.flip_bit(file)
-    tiny.copy_run(tmp_path / "two", tmp_path / "again")
-    config = tiny.long_config(tmp_path / "again", tiny_files, mesh=mesh, **settings)
-    for seen in train_in(2, config, tmp_path, compile_cache):
+    for seen in again:
         assert list(seen["losses"]) == ["4", "5", "6"]
         np.testing.assert_array_equal(losses_of(seen), losses_of(two[0])[3:])
     assert (tmp_path / "again" / "checkpoints" / "damaged-6").is_dir()

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxpref.pareto.dominance import Sweep
+from jaxpref.pareto.dominance import Sweep, split_method
 from jaxpref.pareto.front import Front
 
 
@@ -32,25 +32,34 @@ _STYLES = {
     "mod": Style("MOD decoding", "#D55E00", "#FF8A3D", "square"),
     "soup_deltas": Style("soup of LoRA deltas", "#009E73", "#2FCB9E", "up"),
     "soup_factors": Style("soup of LoRA factors", "#C2649B", "#E79AC6", "down"),
+    "mpo": Style("MPO, max-min weights", "#7F7F00", "#C9C94B", "star"),
+    "raco": Style("RACO", "#B8860B", "#F0C050", "diamond"),
+    "cos_dpo": Style("COS-DPO", "#6A3D9A", "#B79AE0", "hexagon"),
 }
 _OTHERS = (
-    ("#B8860B", "#F0C050"),
-    ("#6A3D9A", "#B79AE0"),
     ("#8B1A1A", "#E07070"),
     ("#3B7A57", "#8FD0A8"),
+    ("#7A5C3B", "#CFAE84"),
+    ("#4A5A8A", "#9DB0E8"),
 )
 
 
 def styles(front: Front) -> dict[str, Style]:
-    """For every method of a front; other methods take the other colours as they come."""
+    """For every method of a front; other methods take the other colours as they come.
+
+    So do those of the second of two fronts that are compared, with the first one's markers.
+    """
     others = itertools.cycle(_OTHERS)
+    first_front = split_method(front.points[0].method)[1]
     style_of = {}
     for method in dict.fromkeys(point.method for point in front.points):
-        if method in _STYLES:
-            style_of[method] = _STYLES[method]
-        else:
+        how, of_front = split_method(method)
+        known = _STYLES.get(how, Style(how, "", "", "hexagon"))
+        label = f"{known.label}, {of_front}" if of_front else known.label
+        light, dark = known.light, known.dark
+        if how not in _STYLES or of_front != first_front:
             light, dark = next(others)
-            style_of[method] = Style(method, light, dark, "hexagon")
+        style_of[method] = Style(label, light, dark, known.marker)
     return style_of
 
 

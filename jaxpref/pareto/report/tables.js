@@ -149,6 +149,7 @@ function drawMethods() {
   const rows = results.sweeps.map((sweep) => element("tr", {}, ...of.map((column) => cell(column, sweep))));
   at("methods").replaceChildren(element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
   at("methods-note").textContent = methodsNote();
+  drawMeasures();
   at("violations").replaceChildren(violations());
 }
 
@@ -167,6 +168,33 @@ function methodsNote() {
     notes.push("so its interval may lie mostly above its value.");
   }
   return notes.join(" ");
+}
+
+/** Measures of methods, a row each, and of the differences of two. */
+function drawMeasures() {
+  const names = results.measure_notes.map(([name]) => name);
+  const label = (method) => styles[method].label;
+  const rows = [
+    ...results.measures.map((m) => [label(m.method), m.measures]),
+    ...results.differences.map((d) => [`${label(d.method)} less ${label(d.baseline)}`, d.measures]),
+  ];
+  const value = (e) => {
+    if (!e) return element("td", { textContent: "–" });
+    const ends = e.low === null ? [] : [small(`${short(e.low)} to ${short(e.high)}`)];
+    return element("td", {}, short(e.value), ...ends);
+  };
+  const head = ["method", ...names.map((name) => name.replaceAll("_", " "))];
+  const body = rows.map(([title, of]) =>
+    element("tr", {}, element("td", { className: "text", textContent: title }), ...names.map((name) => value(of[name]))),
+  );
+  at("measures").replaceChildren(
+    element("thead", {}, element("tr", {}, ...head.map((title) => element("th", { textContent: title, scope: "col" })))),
+    element("tbody", {}, ...body),
+  );
+  const notes = results.measure_notes.map(([name, note]) => `${name.replaceAll("_", " ")}: ${note}.`);
+  at("measures-note").textContent = results.measures.length
+    ? `${notes.join(" ")} Intervals are over prompts and, with several seeds, over seeds; those of differences are paired.`
+    : "";
 }
 
 function violations() {

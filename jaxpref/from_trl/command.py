@@ -1,0 +1,118 @@
+"""`jaxpref from-trl`: a config of TRL or axolotl as one of ours."""
+
+import argparse
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from jaxpref.errors import InputError
+from jaxpref.from_trl.axolotl import is_axolotl, read_axolotl
+from jaxpref.from_trl.command_line import commands_in, read_command
+from jaxpref.from_trl.script import read_script
+from jaxpref.from_trl.source import TRAINERS, Source
+from jaxpref.from_trl.translate import translate
+from jaxpref.from_trl.writing import as_yaml
+from jaxpref.from_trl.yaml_text import read_yaml
+
+EPILOG = """examples:
+  jaxpref from-trl dpo.py --out dpo.yaml            a script with DPOConfig; it is read, not run
+  jaxpref from-trl config.yaml --trainer kto        the file of `trl kto --config`
+  jaxpref from-trl qlora-dpo.yml                    axolotl's
+  jaxpref from-trl run.sh                           the command in it
+  jaxpref from-trl -- accelerate launch dpo.py --learning_rate 5e-7
+
+What has no counterpart is a comment that says what to do instead; docs/from_trl.md has all options.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        nargs="+",
+        metavar="SCRIPT.py|CONFIG.yaml|RUN.sh|COMMAND",
+        help="what to translate; a command stands behind --",
+    )
+    parser.add_argument("--out", metavar="FILE", help="where to write; otherwise it is printed")
+    parser.add_argument(
+        "--trainer", choices=TRAINERS, help="of a YAML file of TRL's that does not say it"
+    )
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    text = translated(options.source, options.trainer)
+    if options.out is None:
+        console.print(text, end="", highlight=False, markup=False, soft_wrap=True)
+        return
+    out = Path(options.out)
+    if out.exists():
+        raise InputError(
+            "a file that is not there yet, for --out", f"{out} exists", "name another, or remove it"
+        )
+    out.write_text(text, encoding="utf-8")
+    console.print(f"written to {out}; next: jaxpref data {out}", highlight=False)
+
+
+def translated(words: list[str], trainer: str | None = None) -> str:
+    """Our YAML for a file, or for a command in words.
+
+    Errors: InputError for what cannot be read, or has no counterpart at all.
+    """
+    path = Path(words[0])
+    name = path.name if len(words) == 1 else shlex.join(words)
+    source = _read(path) if len(words) == 1 else read_command(words, "the command")
+    if trainer is not None:
+        source.trainer = trainer
+    return as_yaml(translate(source), f"translated from {name} by jaxpref from-trl")
+
+
+def _read(path: Path) -> Source:
+    if not path.is_file():
+        raise InputError(
+            "a script, a YAML file, a shell script, or a command behind --",
+            f"{path}: no such file",
+            "check the path's spelling",
+        )
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        return read_script(text, str(path))
+    if path.suffix in (".yaml", ".yml"):
+        return _read_yaml(text, str(path))
+    commands = commands_in(text)
+    if not commands:
+        raise InputError(
+            "a shell script with a command that starts a trainer",
+            f"{path}: none",
+            "name the script's files .py, .yaml or .sh, or give the command behind --",
+        )
+    source = read_command(commands[0], str(path))
+    if len(commands) > 1:
+        source.remarks.append(f"the first of {len(commands)} commands in {path.name}")
+    return source
+
+
+def _read_yaml(text: str, where: str) -> Source:
+    try:
+        settings = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise InputError(
+            "valid YAML", f"{where}: {error}", "mend the file at that line and column"
+        ) from error
+    if not isinstance(settings, Mapping):
+        raise InputError("a YAML mapping", f"{where}: a list or nothing", "write option: value")
+    if is_axolotl(settings):
+        return read_axolotl(settings)
+    given: dict[str, Any] = dict(settings)
+    source = Source(options=given)
+    if "config" in given or "env" in given:
+        given.pop("env", None)
+    if not {"model_name_or_path", "dataset_name", "output_dir", "datasets"} & given.keys():
+        raise InputError(
+            "a YAML file of TRL's (model_name_or_path, dataset_name) or axolotl's (base_model)",
+            f"{where}: {', '.join(map(str, given)) or 'nothing'}",
+            "give the file that the trainer is started with",
+        )
+    return source

@@ -1,0 +1,148 @@
+"""Runs side by side: what differs in their settings, their last metrics, and their curves."""
+
+import base64
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from jaxpref.errors import InputError
+from jaxpref.models.parameters import flatten
+from jaxpref.runs.directory import RUN_FILE, is_run
+from jaxpref.runs.metrics import read_history
+from jaxpref.runs.plots import drawn
+from jaxpref.settings import load_config, to_dict
+from jaxpref.storage.paths import as_path
+
+_METRICS = {
+    "loss": "loss",
+    "eval/loss": "held-out loss",
+    "eval/rewards/accuracies": "held-out accuracy",
+    "eval/rewards/margins": "held-out margin",
+    "eval/logps/chosen": "held-out log-prob of chosen",
+    "grad_norm": "gradient norm",
+}
+"""Metric -> what it is called in table and figure."""
+_NOT_COMPARED = ("out", "log", "compilation_cache")
+_WIDTH = 110
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs: a table as text, in a notebook with a figure; `rows` for a frame."""
+
+    runs: list[Path]
+    rows: list[dict[str, Any]]
+    """Per run `run`, the settings in which runs differ, `step`, and the last value of every metric
+    that was logged: `pandas.DataFrame(comparison.rows)`."""
+    settings: list[str]
+    """Keys in which runs differ, as overrides are written."""
+
+    def table(self) -> Table:
+        """Settings that differ, and the metrics that most look at first."""
+        shown = [name for name in _METRICS if any(name in row for row in self.rows)]
+        table = Table(
+            "run", *self.settings, "step", *(_METRICS[name] for name in shown), box=SIMPLE
+        )
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in self.rows:
+            table.add_row(*(_cell(row.get(k)) for k in ("run", *self.settings, "step", *shown)))
+        return table
+
+    def plot(self, png: str | Path) -> Path:
+        """The curves of all runs, as a PNG.  Returns: its path."""
+        histories = [read_history(run) for run in self.runs]
+        shown = [name for name in _METRICS if any(name in row for h in histories for row in h)]
+        columns = min(3, max(len(shown), 1))
+        colours = colormaps["viridis"].resampled(max(len(self.runs), 2))
+        with drawn(png, max(-(-len(shown) // columns), 1), columns) as axes:
+            for axis in axes.flat[len(shown) :]:
+                axis.set_axis_off()
+            for axis, name in zip(axes.flat, shown, strict=False):
+                style = "o-" if name.startswith("eval/") else "-"
+                for i, (row, history) in enumerate(zip(self.rows, histories, strict=True)):
+                    points = [(line["step"], line[name]) for line in history if name in line]
+                    if points:
+                        steps, values = zip(*points, strict=True)
+                        label, colour = self._label(row), colours(i / max(len(self.runs) - 1, 1))
+                        axis.plot(steps, values, style, label=label, color=colour, markersize=3)
+                axis.set(title=_METRICS[name], xlabel="step")
+            if shown:
+                axes.flat[0].legend()
+        return as_path(png)
+
+    def _label(self, row: Mapping[str, Any]) -> str:
+        told = [f"{key.split('.')[-1]}={_cell(row.get(key))}" for key in self.settings]
+        return ", ".join(told) if 0 < len(told) <= 3 else row["run"]
+
+    def __repr__(self) -> str:
+        console = Console(width=_WIDTH, color_system=None, force_jupyter=False)
+        with console.capture() as text:
+            console.print(self.table())
+        return text.get().strip("\n")
+
+    def _repr_html_(self) -> str:
+        with tempfile.TemporaryDirectory() as directory:
+            image = base64.b64encode(self.plot(Path(directory) / "curves.png").read_bytes())
+        return (
+            f"<pre>{escape(repr(self))}</pre>"
+            f'<img src="data:image/png;base64,{image.decode()}" style="max-width:100%">'
+        )
+
+
+def compare(runs: Sequence[Any]) -> Comparison:
+    """Runs side by side.
+
+    Args:
+        runs: directories of runs, or what `train` returned.
+    Errors: InputError for a directory that holds none.
+    """
+    paths = [as_path(getattr(run, "out", run)) for run in runs]
+    if missing := [str(path) for path in paths if not is_run(path)]:
+        raise InputError(
+            f"directories of runs, with {RUN_FILE} in each",
+            ", ".join(missing),
+            "name the directories that `out` gave the runs",
+        )
+    if not paths:
+        raise InputError("runs to compare", "none", "name their directories")
+    settings = [_flat(to_dict(load_config(path / RUN_FILE))) for path in paths]
+    keys = dict.fromkeys(key for one in settings for key in one)
+    differing = [
+        key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)
+    ]
+    rows = []
+    for path, name, one in zip(paths, _names(paths), settings, strict=True):
+        last: dict[str, Any] = {}
+        for line in read_history(path):
+            last |= line
+        chosen = {key: one.get(key) for key in differing}
+        rows.append({"run": name} | chosen | {"step": last.pop("step", 0)} | last)
+    return Comparison(paths, rows, differing)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, where these tell them apart."""
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`objective.0.beta` -> value, of what may differ in the results."""
+    objectives = {str(i): part for i, part in enumerate(settings["objective"])}
+    kept = {k: v for k, v in settings.items() if k not in _NOT_COMPARED}
+    return flatten(kept | {"objective": objectives}, ".")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

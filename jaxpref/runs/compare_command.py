@@ -1,0 +1,23 @@
+"""`jaxpref compare`: runs side by side, as a table and a figure."""
+
+import argparse
+
+from rich.console import Console
+
+from jaxpref.runs.compare import compare
+
+EPILOG = """    jaxpref compare runs/a runs/b
+    jaxpref compare runs/sweep/* --png sweep.png
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="directories of runs")
+    parser.add_argument("--png", default="compare.png", help="the figure (compare.png)")
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    """Prints the table and draws the figure."""
+    comparison = compare(options.runs)
+    console.print(comparison.table())
+    console.print(f"curves {comparison.plot(options.png)}", highlight=False)

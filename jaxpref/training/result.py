@@ -1,0 +1,85 @@
+"""What a training run ends with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jaxpref.generation.completions import Completion, generate
+from jaxpref.generation.opening import OpenPolicy
+from jaxpref.runs.build import Pieces
+from jaxpref.runs.directory import run_params
+from jaxpref.runs.metrics import read_history
+
+_SHOWN = {"loss": "loss", "rewards/accuracies": "reward accuracy", "rewards/margins": "margin"}
+"""Metrics in the text of a result, and what they are called there."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ends with; its parameters are read from its checkpoints when asked for."""
+
+    out: Path
+    steps: int
+    """Trained in all."""
+    metrics: dict[str, float]
+    """Of the last log line."""
+    first_eval: dict[str, float]
+    """Before the first step; empty without held-out data."""
+    last_eval: dict[str, float]
+    best: str
+    """Which checkpoint is the best, and which metric decided it."""
+    flops: float
+    """Model FLOPs of all steps, as `runs.flops.step_flops` counts them; without evaluations."""
+    seconds: float
+    """Of all sessions of the run, with loading, compilation and evaluations."""
+    pieces: Pieces = field(repr=False, compare=False)
+    """Of the config: model, mesh, tokenizer."""
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The metrics of every step that was logged or evaluated, as of `metrics.jsonl`.
+
+        One dict per step, with `step` among its keys: `pandas.DataFrame(result.history)`.
+        """
+        return read_history(self.out)
+
+    @property
+    def params(self) -> Any:
+        """Parameters of the best checkpoint, on the mesh: a tree that `train(params=)` takes.
+
+        With an adapter it lies beside the weights, under `lora`.  Those of another checkpoint:
+        `runs.directory.run_params`.
+        """
+        own = self.pieces.source.own
+        return self._run_params if own is None else own.params_of(self._run_params)
+
+    @cached_property
+    def _run_params(self) -> Any:
+        """As `pieces.model` takes them."""
+        params, _ = run_params(self.pieces, self.out, "best")
+        return params
+
+    def generate(self, prompts: str | Path | Sequence[Any], **settings: Any) -> list[Completion]:
+        """Completions by the best checkpoint, which is opened once; arguments as of `generate`.
+
+        `step` and `overrides` are not among them: `jaxpref.generate(result.out, ...)` takes these.
+        """
+        return generate(OpenPolicy(self.pieces, self._run_params), prompts, **settings)
+
+    def __repr__(self) -> str:
+        parts = [f"{self.out}: {self.steps:,} steps in {self.seconds:,.0f} s"]
+        parts += [
+            f"{told} {self.metrics[name]:.4g}"
+            for name, told in _SHOWN.items()
+            if name in self.metrics
+        ]
+        held_out = [
+            f"{told} {self.first_eval[f'eval/{name}']:.4g} -> {self.last_eval[f'eval/{name}']:.4g}"
+            for name, told in _SHOWN.items()
+            if f"eval/{name}" in self.first_eval and f"eval/{name}" in self.last_eval
+        ]
+        if held_out:
+            parts.append(f"held out: {', '.join(held_out)}")
+        return f"<Result {'; '.join(parts)}; best: {self.best}>"

@@ -1,0 +1,70 @@
+"""Pairs with a label of every objective, and the same with drawn weights in their prompts."""
+
+import numpy as np
+import pytest
+import tiny
+
+from jaxpref.conditioning.weights import draw_weights, weighted_prompt
+from jaxpref.data.rewrite import Source
+from jaxpref.errors import InputError
+from jaxpref.pareto.labels import conditioned_rows, labelled_rows
+
+NAMES = ["likes", "short"]
+
+
+def test_weights_are_hundredths_that_sum_to_one():
+    drawn = [draw_weights(np.random.default_rng(seed), 3, 1.0) for seed in range(300)]
+    for w in drawn:
+        assert sum(w) == pytest.approx(1, abs=1e-12) and min(w) >= 0
+        assert all(round(100 * x) == pytest.approx(100 * x, abs=1e-9) for x in w)
+    np.testing.assert_allclose(np.mean(drawn, 0), 1 / 3, atol=0.05)
+    near_ends = [max(draw_weights(np.random.default_rng(seed), 3, 0.1)) for seed in range(300)]
+    assert np.mean(near_ends) > np.mean([max(w) for w in drawn]) + 0.2
+
+
+def test_weights_stand_in_the_prompt():
+    weights = {"likes": 0.3, "short": 0.7}
+    assert weighted_prompt("Hi", weights) == "< likes: 0.3 > < short: 0.7 > Hi"
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "Hi"}]
+    assert weighted_prompt(messages, weights)[1]["content"] == "< likes: 0.3 > < short: 0.7 > Hi"
+    assert weighted_prompt("Hi", {"likes": 1 / 3, "short": 2 / 3}) == "< likes: 0.33 > < short: 0.67 > Hi"
+
+
+def test_pairs_are_labelled_by_their_owner_or_by_scores(tmp_path):
+    lines = tiny.rows(3)
+    own = Source([str(tiny.write_rows(tmp_path / "own.jsonl", lines))])
+    rows = list(labelled_rows(own, NAMES, owner="likes"))
+    assert [(row["label/likes"], row["label/short"]) for row in rows] == [(1.0, 0.0)] * 3
+    assert [row["chosen"] for row in rows] == [line["chosen"] for line in lines]
+
+    for line, short in zip(lines, [(-1, -2), (-3, -2), (-2, -2)], strict=True):
+        line["scores_chosen"], line["scores_rejected"] = {"short": short[0]}, {"short": short[1]}
+    shared = Source([str(tiny.write_rows(tmp_path / "shared.jsonl", lines))])
+    rows = list(labelled_rows(shared, NAMES, scored=["short"]))
+    assert [(row["label/likes"], row["label/short"]) for row in rows] == [(0.0, 1.0), (0.0, -1.0)], "ties are left out"
+    with pytest.raises(InputError, match="no score|score 'likes'"):
+        list(labelled_rows(shared, NAMES, scored=["likes"]))
+
+
+def test_rows_of_several_answers_give_all_their_pairs(tmp_path):
+    line = {"prompt": "n", "completions": ["a", "b", "c"], "scores_completions": {"short": [1, 3, 2]}, "weight": 2.0}
+    source = Source([str(tiny.write_rows(tmp_path / "ranked.jsonl", [line]))])
+    rows = list(labelled_rows(source, NAMES, scored=["short"]))
+    assert [(r["chosen"], r["rejected"], r["label/short"]) for r in rows] == [
+        ("a", "b", -1.0), ("a", "c", -1.0), ("b", "c", 1.0),
+    ]  # fmt: skip
+    assert {row["weight"] for row in rows} == {2.0}
+
+
+def test_every_pass_draws_weights_anew_and_labels_weigh_alike():
+    """Three rows of one objective, one of the other: their mean losses weigh by w alone."""
+    rows = [{"prompt": f"n {i}", "label/likes": float(i < 3), "label/short": -float(i == 3)} for i in range(4)]
+    make = lambda seed: list(conditioned_rows(rows, NAMES, passes=200, concentration=1.0, seed=seed))
+    made = make(0)
+    assert made == make(0) != make(1) and len(made) == 800
+    for i, row in enumerate(made):
+        w = {name: row[f"w/{name}"] for name in NAMES}
+        assert row["prompt"] == weighted_prompt(rows[i % 4]["prompt"], w)
+    assert len({row["prompt"] for row in made[::4]}) > 50
+    assert {row["label/likes"] for row in made} == {4 / 3, 0.0}
+    assert {row["label/short"] for row in made} == {-4.0, 0.0}

@@ -1,0 +1,51 @@
+"""Runs side by side, from what runs leave on disk."""
+
+import json
+
+import pandas
+import pytest
+
+from jaxpref import cli
+from jaxpref.errors import InputError
+from jaxpref.runs.compare import compare
+from jaxpref.settings import make_config, save_config
+
+
+def write_run(directory, objective, lines, **settings):
+    directory.mkdir()
+    save_config(
+        make_config({"data": {"train": ["x.jsonl"]}, "objective": objective, **settings}), directory / "config.yaml"
+    )
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return directory
+
+
+@pytest.fixture
+def runs(tmp_path):
+    lines = [{"step": 0, "eval/loss": 0.7}, {"step": 5, "loss": 0.5}, {"step": 5, "eval/loss": 0.4}]
+    low = write_run(tmp_path / "low", [{"name": "dpo", "beta": 0.1}], lines, log={"progress": False})
+    high = write_run(tmp_path / "high", [{"name": "dpo", "beta": 0.5}], lines[:2], optim={"learning_rate": 1e-3})
+    return [low, high]
+
+
+def test_rows_hold_what_differs_and_the_last_metrics(runs):
+    comparison = compare(runs)
+    assert comparison.settings == ["objective.0.beta", "optim.learning_rate"]
+    frame = pandas.DataFrame(comparison.rows).set_index("run")
+    assert frame["objective.0.beta"].tolist() == [0.1, 0.5] and frame["step"].tolist() == [5, 5]
+    assert frame.loc["low", "eval/loss"] == 0.4 and frame.loc["high", "eval/loss"] == 0.7
+    text = repr(comparison)
+    assert "held-out loss" in text and "0.4" in text and "log.progress" not in text
+    assert comparison._repr_html_().count("data:image/png;base64,iVBOR") == 1
+
+
+def test_command(runs, tmp_path, capsys):
+    assert cli.main(["compare", *map(str, runs), "--png", str(tmp_path / "all.png")]) == 0
+    assert "objective.0.beta" in capsys.readouterr().out
+    assert (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["compare", str(tmp_path / "none")]) == 2
+
+
+def test_what_is_no_run_is_named(runs, tmp_path):
+    with pytest.raises(InputError, match="none"):
+        compare([runs[0], tmp_path / "none"])

@@ -1,0 +1,78 @@
+"""Sweeps: which runs they make, in one step where they can be, and what is shown."""
+
+import dataclasses
+
+import pytest
+import tiny
+
+import jaxpref
+from jaxpref import cli
+from jaxpref.errors import InputError
+from jaxpref.objectives import ObjectiveOutput
+from jaxpref.training.sweep import swept_configs
+
+pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
+
+
+def config(out, files, **changes):
+    settings = {"train": {"max_steps": 2}, "objective": [{"name": "dpo"}], **changes}
+    return tiny.config(out, files.model, files.train, files.held_out, **settings)
+
+
+def test_every_combination_has_a_directory(tmp_path, tiny_files):
+    over = {"objective.0.beta": [0.1, 0.3], "optim.learning_rate": [1e-3, 2e-3, 1e-6]}
+    configs = swept_configs(config(tmp_path, tiny_files), over)
+    names = [one.out.removeprefix(f"{tmp_path}/") for one in configs]
+    assert names[:2] == ["beta=0.1,learning_rate=0.001", "beta=0.1,learning_rate=0.002"]
+    assert names[-1] == "beta=0.3,learning_rate=1e-06" and len(names) == 6
+    assert configs[-1].objective == [{"name": "dpo", "beta": 0.3}] and configs[-1].optim.learning_rate == 1e-6
+    for wrong, named in (
+        ({"objective.1.beta": [0.1]}, "objective.1.beta"),
+        ({"optim.learning_rat": [0.1]}, "learning_rat"),
+        ({"optim.learning_rate": ["fast"]}, "learning_rate"),
+        ({"optim.learning_rate": 0.1}, "lists of values"),
+        ({"train.seed": [1, 1]}, "differ"),
+    ):
+        with pytest.raises(InputError, match=named):
+            swept_configs(config(tmp_path, tiny_files), wrong)
+
+
+@pytest.mark.slow
+def test_adapters_are_trained_in_one_step(tmp_path, tiny_files):
+    """And each is what it is alone; another learning rate is another run. About 60 s."""
+    run = config(tmp_path / "sweep", tiny_files, adapter={"rank": 2})
+    swept = jaxpref.sweep(run, {"objective.0.beta": [0.1, 0.5]})
+    assert (tmp_path / "sweep" / "stacked" / "checkpoints").is_dir() and swept.figure.is_file()
+    alone = jaxpref.train(
+        dataclasses.replace(run, out=str(tmp_path / "alone"), objective=[{"name": "dpo", "beta": 0.5}])
+    )
+    assert swept.results[1].metrics["loss"] == pytest.approx(alone.metrics["loss"], rel=1e-4)
+    assert [row["objective.0.beta"] for row in swept.comparison.rows] == [0.1, 0.5]
+    assert len(swept.results[1].generate(["ab"], max_new_tokens=2)) == 1
+    again = jaxpref.sweep(run, {"objective.0.beta": [0.1, 0.5]})
+    assert again.comparison.rows == swept.comparison.rows
+
+    one_by_one = jaxpref.sweep(
+        config(tmp_path / "rates", tiny_files, adapter={"rank": 2}), {"optim.learning_rate": [1e-3, 0.1]}
+    )
+    assert not (tmp_path / "rates" / "stacked").exists()
+    assert "0.1" in repr(one_by_one)
+
+
+def cubed(policy, ref, *, beta: float = 0.1):
+    """A loss of one's own."""
+    margin_B = beta * (policy.sum[:, 0] - policy.sum[:, 1] - ref.sum[:, 0] + ref.sum[:, 1])
+    return ObjectiveOutput((1 - margin_B) ** 3, (policy.count.sum(-1) > 0) * 1.0, {"margin": margin_B})
+
+
+@pytest.mark.slow
+def test_a_function_and_the_command(tmp_path, tiny_files, capsys):
+    """About 40 s."""
+    run = config(tmp_path / "own", tiny_files, objective=[{"name": cubed}], adapter={"rank": 2})
+    swept = jaxpref.sweep(run, {"objective.0.beta": [0.1, 0.5]})
+    assert swept.results[0].metrics["loss"] != swept.results[1].metrics["loss"]
+    file = tiny.write_config(config(tmp_path / "rates", tiny_files), tmp_path / "config.yaml")
+    assert cli.main(["sweep", str(file), "--over", "optim.learning_rate=[1e-3,1e-2]", "train.max_steps=1"]) == 0
+    printed = capsys.readouterr().out
+    assert "optim.learning_rate" in printed and "sweep.png" in printed
+    assert cli.main(["sweep", str(file), "--over", "optim.learning_rate=1e-3"]) == 2
