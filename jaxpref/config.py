@@ -100,8 +100,8 @@ class DataConfig:
     """Training data: .jsonl, .jsonl.gz or .parquet files, folders of them or from `datasets`, hub
     ids, tfds:NAME or builders' directories of tensorflow-datasets; all are concatenated."""
     eval: HeldOut = Field(default_factory=list)
-    """Held-out data, same formats; or several sets by name, {helpful: [PATHS], harmless: [PATHS]},
-    whose metrics are eval/helpful/... and so on."""
+    """Held-out data, same formats; or several sets by name, {helpful: [PATHS], ...}, whose metrics
+    are eval/helpful/... and so on."""
     train_split: str | None = None
     """Split to train on, of folders and hub ids; null: train, where there are several. Of
     tensorflow-datasets also a part, train[:90%]."""
@@ -150,17 +150,17 @@ class DataConfig:
     shuffle: bool = True
     """Shuffle every epoch by train.seed; false keeps the order of the file."""
     cache: LocalPath = "auto"
-    """Directory on this host's disk in which the token ids of data of 1,000 rows and more are kept
-    for later starts; none: they are not kept; auto: jaxpref/tokens among the user's caches."""
+    """Directory on this host's disk that keeps token ids of 1,000 rows and more for later starts;
+    none: they are not kept; auto: jaxpref/tokens among the user's caches."""
     cache_gb: float = Field(default=20.0, gt=0)
-    """GB (10^9 bytes) that they may take; those of data not used for longest are removed."""
+    """GB (10^9 bytes) that they may take; what was not used for longest is removed."""
 
     @property
     def eval_sets(self) -> dict[str, list[str]]:
         """Paths of the held-out sets by their names; of a single one that has none, "" is it."""
-        if isinstance(self.eval, dict):
-            return self.eval
-        return {"": self.eval} if self.eval else {}
+        if self.eval and not isinstance(self.eval, dict):
+            return {"": self.eval}
+        return dict(self.eval)
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -15,7 +15,6 @@ from jaxpref.data.kept_groups import places_of
 from jaxpref.data.loader import Loader, Step
 from jaxpref.data.memory import Given
 from jaxpref.data.report import DataReport
-from jaxpref.errors import InputError
 from jaxpref.evaluation import Evaluator
 from jaxpref.files import whole_file
 from jaxpref.models.quantize import qwix
@@ -32,7 +31,6 @@ from jaxpref.runs.best import BestRule
 from jaxpref.runs.build import Pieces, attention_of, build
 from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.checkpoint import Checkpoints
-from jaxpref.runs.compute_dtype import choose_compute_dtype
 from jaxpref.runs.directory import CHECKPOINTS, DATA_FILE, RUN_FILE, check_run_directory
 from jaxpref.runs.feed import (
     held_out_sets,
@@ -55,7 +53,7 @@ from jaxpref.runs.made_from import (
 )
 from jaxpref.runs.metrics import Sample, check_trackers
 from jaxpref.runs.params import load_params, reference_overlay, runs_reference
-from jaxpref.runs.resume import check_length, how_to_extend, resume_step, with_stored
+from jaxpref.runs.resume import resume_step, with_stored
 from jaxpref.settings import save_config
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.combine import Combine
@@ -64,6 +62,7 @@ from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
 from jaxpref.step.train_step import make_train_step
 from jaxpref.storage.paths import as_path
+from jaxpref.training.beginning import check_held_out, tell_dtype, tell_position
 from jaxpref.training.callbacks import Callbacks
 from jaxpref.training.description import Training, Values
 from jaxpref.training.first_step import first_loss_check
@@ -269,10 +268,10 @@ def prepare(
     check_run_directory(config.out)
     asked_dtype, config = config.model.compute_dtype, with_stored(config)
     pieces = with_given(build(config, objective, source), data, eval)
-    _check_held_out(pieces)
+    check_held_out(pieces)
     check_same_objective(pieces.parts)
     check_trainable(pieces.source)
-    _tell_dtype(pieces, asked_dtype, config.model.compute_dtype)
+    tell_dtype(pieces, asked_dtype, config.model.compute_dtype)
     attention = attention_of(pieces.config, pieces.source)
     _log.info("attention: %s (%s)", attention.name, attention.why)
     groups, report = read_data(pieces, "train")
@@ -299,7 +298,7 @@ def prepare(
     check_same_plan(loader.plan, resumed)
     made_from.add({"order": of_order(loader)})
     if resumed is not None:
-        _tell_position(config, resumed, loader.plan.steps, stored.get("stopped", ""))
+        tell_position(config, resumed, loader.plan.steps, stored.get("stopped", ""))
     held_out = {
         name: (with_reference_logps(pieces, rows, params)[0], of_set)
         for name, (rows, of_set) in held_out.items()
@@ -331,59 +330,3 @@ def prepare(
         began=began,
     )
     return prepared, trained, moving_ref
-
-
-def _check_held_out(pieces: Pieces) -> None:
-    """Errors: InputError for settings that need held-out data where there are none."""
-    train = pieces.config.train
-    asked = [key for key in ("eval_every", "samples") if getattr(train, key)]
-    if asked and not held_out_sets(pieces):
-        raise InputError(
-            f"held-out data, for train.{' and train.'.join(asked)}",
-            "an empty data.eval",
-            f"set data.eval=[FILE] or give `eval` in Python, or remove train.{asked[0]}",
-        )
-
-
-def _tell_dtype(pieces: Pieces, asked: str, stored: str) -> None:
-    """Says in which dtype products are computed, and why.
-
-    Args:
-        stored: what was asked for, or what the run began with.
-    """
-    if asked != "auto":
-        why = "as model.compute_dtype says"
-    elif stored != "auto":
-        why = "with which the run began"
-    else:
-        why = choose_compute_dtype(pieces.mesh.devices.flat[0]).why
-    _log.info("compute dtype: %s (%s)", pieces.config.model.compute_dtype, why)
-
-
-def _tell_position(config: Config, step: int, steps: int, stopped: str) -> None:
-    """Says where a run goes on.  Errors: InputError where it is beyond its end.
-
-    Args:
-        stopped: why a callback has ended it; empty: none has.
-    """
-    check_length(config, step, steps)
-    if stopped:
-        _log.warning(
-            "%s was ended at step %d of %d (%s): nothing is trained, and its metrics are returned; "
-            "choose another `out` for a new run",
-            config.out,
-            step,
-            steps,
-            stopped,
-        )
-        return
-    if step < steps:
-        _log.info("%s goes on from step %d of %d", config.out, step, steps)
-        return
-    _log.warning(
-        "%s is finished (step %d of %d): nothing is trained, and its metrics are returned; %s",
-        config.out,
-        step,
-        steps,
-        how_to_extend(config),
-    )
