@@ -4,8 +4,9 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -163,6 +164,16 @@ def _of_config(run: Callable[[argparse.Namespace], None]) -> AddArguments:
     return add_arguments
 
 
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    _of_config(_data)(parser)
+    parser.add_argument(
+        "--write-tfds",
+        metavar="DIR",
+        help="write the rows instead, for tensorflow-datasets, as ArrayRecord (pip install "
+        "jaxpref[tfds])",
+    )
+
+
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     from jaxpref.generation import command
 
@@ -264,12 +275,15 @@ def report(result: "Result") -> None:
 
     if not is_first():
         return
-    name = "eval/rewards/accuracies"
-    if name in result.first_eval and name in result.last_eval:
+    for name in (name for name in result.first_eval if name in result.last_eval):
+        match = re.fullmatch("eval/(?:([^/]+)/)?rewards/accuracies", name)
+        if match is None:
+            continue
         before, after = result.first_eval[name], result.last_eval[name]
+        of_set = f" ({match[1]})" if match[1] else ""
         tie = " (the policy is the reference: every pair ties)" if before == 0 else ""
         console.print(
-            f"held-out reward accuracy: {before:.3f} before{tie}, "
+            f"held-out reward accuracy{of_set}: {before:.3f} before{tie}, "
             f"[bold]{after:.3f}[/bold] after {result.steps} steps"
         )
     console.print(f"curves      {plot_curves(result.out)}", highlight=False)
@@ -280,7 +294,29 @@ def _data(options: argparse.Namespace) -> None:
     from jaxpref.runs.show_data import show_data
     from jaxpref.settings import load_config
 
-    show_data(load_config(options.config, options.overrides)).show(console)
+    config = load_config(options.config, options.overrides)
+    if options.write_tfds:
+        _write_tfds(config, options.write_tfds)
+    else:
+        show_data(config).show(console)
+
+
+def _write_tfds(config: "Config", directory: str) -> None:
+    from functools import partial
+
+    from jaxpref.data import tfds
+    from jaxpref.data.sources import read_all
+    from jaxpref.data.splits import part_of_side
+
+    sets = {"train": ("train", config.data.train)}
+    sets |= {name or "test": ("eval", paths) for name, paths in config.data.eval_sets.items()}
+
+    def rows(side: str, paths: Sequence[str]) -> Iterator[dict]:
+        return (row for row, _ in read_all(paths, part_of_side(config.data, side)))
+
+    splits = {name: partial(rows, *of_set) for name, of_set in sets.items() if of_set[1]}
+    tfds.write(splits, directory)
+    console.print(f"{', '.join(splits)} written to {directory}", highlight=False)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -333,7 +369,7 @@ def _completion(options: argparse.Namespace) -> None:
 
 _COMMANDS: dict[str, tuple[str, AddArguments]] = {
     "train": ("train a run", _of_config(_train)),
-    "data": ("show how rows are formatted, tokenised, masked and packed", _of_config(_data)),
+    "data": ("show how rows are formatted, tokenised, masked and packed", _data_arguments),
     "plan": (
         "what a run costs on a TPU slice, compiled for it without a TPU",
         _arguments_of("jaxpref.plan.command"),

@@ -9,7 +9,17 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from jaxpref.fields import AUTO, CountOrAuto, Day, Interval, LocalPath, Names, Objectives, Paths
+from jaxpref.fields import (
+    AUTO,
+    CountOrAuto,
+    Day,
+    HeldOut,
+    Interval,
+    LocalPath,
+    Names,
+    Objectives,
+    Paths,
+)
 
 _STRICT = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -106,11 +116,13 @@ class DataConfig:
 
     train: Paths = Field(default_factory=list)
     """Training data: .jsonl, .jsonl.gz or .parquet files, folders of them or from `datasets`, hub
-    ids; all are concatenated."""
-    eval: Paths = Field(default_factory=list)
-    """Held-out data, same formats."""
+    ids, tfds:NAME or builders' directories of tensorflow-datasets; all are concatenated."""
+    eval: HeldOut = Field(default_factory=list)
+    """Held-out data, same formats; or several sets by name, {helpful: [PATHS], ...}, whose metrics
+    are eval/helpful/... and so on."""
     train_split: str | None = None
-    """Split to train on, of folders and hub ids; null: train, where there are several."""
+    """Split to train on, of folders and hub ids; null: train, where there are several. Of
+    tensorflow-datasets also a part, train[:90%]."""
     eval_split: str | None = None
     """Split to evaluate on, of folders and hub ids; null: test, where there are several."""
     config_name: str | None = None
@@ -155,6 +167,18 @@ class DataConfig:
     """Put several groups into one packed row."""
     shuffle: bool = True
     """Shuffle every epoch by train.seed; false keeps the order of the file."""
+    cache: LocalPath = "auto"
+    """Directory on this host's disk that keeps token ids of 1,000 rows and more for later starts;
+    none: they are not kept; auto: jaxpref/tokens among the user's caches."""
+    cache_gb: float = Field(default=20.0, gt=0)
+    """GB (10^9 bytes) that they may take; what was not used for longest is removed."""
+
+    @property
+    def eval_sets(self) -> dict[str, list[str]]:
+        """Paths of the held-out sets by their names; of a single one that has none, "" is it."""
+        if self.eval and not isinstance(self.eval, dict):
+            return {"": self.eval}
+        return dict(self.eval)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -257,7 +281,8 @@ class TrainConfig:
     """How many of the latest checkpoints are kept, beside the best."""
     best_metric: str | None = None
     """Evaluation metric that decides which checkpoint is the best; null: eval/rewards/accuracies,
-    or eval/loss where there are none."""
+    or eval/loss where there are none, and of named sets those of the first
+    (eval/NAME/rewards/accuracies)."""
     best_mode: Literal["max", "min"] | None = None
     """Whether the highest or the lowest value is the best; null: the lowest of a loss, the highest
     of any other metric."""

@@ -44,6 +44,10 @@ class InputError(ValueError):
         super().__init__(f"expected: {wanted}\n     got: {found}\n     fix: {change}")
         self.expected, self.got, self.fix = expected, got, fix
 
+    def __reduce__(self) -> tuple:
+        """Another process, to which it is sent, makes it of the whole texts."""
+        return type(self), (self.expected, self.got, self.fix)
+
 
 class RunError(RuntimeError):
     """A run that cannot go on: why, and what is safe, in one line."""
@@ -65,6 +69,9 @@ class RowError(InputError):
     def __init__(self, reason: str, expected: str, got: str, fix: str):
         super().__init__(expected, got, fix)
         self.reason = reason
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.reason, self.expected, self.got, self.fix)
 
 
 def optional_package(name: str, purpose: str, extra: str) -> ModuleType:

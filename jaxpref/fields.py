@@ -5,7 +5,7 @@ from datetime import date
 from os.path import expanduser
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, PlainValidator, Tag
 
 LocalPath = Annotated[str, AfterValidator(expanduser)]
 """A path, whose `~` is the home directory, or another name of what may lie at a path."""
@@ -28,6 +28,26 @@ OneOrMore = BeforeValidator(_as_list)
 """Of a list: one item may stand alone."""
 Paths = Annotated[list[LocalPath], OneOrMore]
 Names = Annotated[list[str], OneOrMore]
+
+
+def _set_name(name: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", name) or name == "loss":
+        raise ValueError("a set's name has letters, digits, _, . and - alone, and is not `loss`")
+    return name
+
+
+def _kind_of_sets(value: Any) -> str:
+    return SETS if isinstance(value, dict) else PATHS
+
+
+PATHS, SETS = "(paths)", "(sets)"
+"""The two forms of `HeldOut`, as pydantic's errors name them."""
+HeldOut = Annotated[
+    Annotated[Paths, Tag(PATHS)]
+    | Annotated[dict[Annotated[str, AfterValidator(_set_name)], Paths], Tag(SETS)],
+    Discriminator(_kind_of_sets),
+]
+"""Paths of one set, or of several by their names."""
 
 
 def objective_list(parts: Any) -> Any:

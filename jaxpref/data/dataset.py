@@ -1,156 +1,77 @@
 """Paths -> encoded groups of one kind, with an account of what became of every row."""
 
-import dataclasses
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jaxpref.config import DataConfig
-from jaxpref.data.columns import own_columns
-from jaxpref.data.dimensions import (
-    OTHER_REWARDS,
-    Preferred,
-    kind_of_pairs,
-    preferred_pairs,
-    with_other_rewards,
-)
-from jaxpref.data.encode import EncodeReport, encode_groups
-from jaxpref.data.foreign import OwnRow, check_columns_key, own_row
-from jaxpref.data.kinds import kind_of_row, read_group, unread_keys
-from jaxpref.data.regroup import choose_kind, regroup, with_other_answers
-from jaxpref.data.sources import read_all
-from jaxpref.data.splits import Part, part_of_side
+from jaxpref.data.dimensions import OTHER_REWARDS, Preferred, kind_of_pairs
+from jaxpref.data.foreign import check_columns_key, own_row
+from jaxpref.data.kept_groups import with_row_ids_from, write_batches
+from jaxpref.data.kinds import kind_of_row
+from jaxpref.data.reading import BatchEncoder, Encoded, PlacedRow, RowEncoder, renumbered
+from jaxpref.data.regroup import choose_kind, with_other_answers
+from jaxpref.data.report import UNUSABLE, DataReport
+from jaxpref.data.sources import tables_of
+from jaxpref.data.splits import part_of_side
+from jaxpref.data.tables import Table
+from jaxpref.data.token_cache import GROUPS, find, keep, key_of, write_report
+from jaxpref.data.workers import in_workers, processors
 from jaxpref.errors import InputError, RowError
-from jaxpref.types import EncodedGroup, Group
+from jaxpref.progress import Watch, unwatched
+from jaxpref.types import EncodedGroup
 
-UNUSABLE = "unusable"
+if TYPE_CHECKING:
+    import pyarrow
 
-
-@dataclass
-class DataReport:
-    """What became of the rows of some files."""
-
-    paths: list[str]
-    kind: str = "pair"
-    """Of all the groups."""
-    rows: Counter = field(default_factory=Counter)
-    """Rows in the files, by their own kind; `UNUSABLE` ones have none."""
-    unusable: Counter = field(default_factory=Counter)
-    """Rows dropped before tokenisation, by reason (only with data.on_bad_row=drop)."""
-    first_unusable: dict[str, str] = field(default_factory=dict)
-    """Reason -> the first such row."""
-    unread: Counter = field(default_factory=Counter)
-    """Columns from which nothing is read -> in how many of the usable rows they hold something."""
-    read_as: Counter = field(default_factory=Counter)
-    """Formats of other projects -> how many of the usable rows were read in them."""
-    preferred: Preferred | None = None
-    """What `data.prefer` did to the pairs."""
-    converted: int = 0
-    """Pairs made into groups of another kind."""
-    tied: int = 0
-    """Ranked rows in which scores are equal; such completions stay in the order of the row."""
-    lent: int = 0
-    """Groups that were lent an answer to another prompt."""
-    lent_cut: int = 0
-    """Such answers that were cut to fit `max_length`."""
-    encoding: EncodeReport | None = None
-
-    def dropped(self) -> Counter:
-        """Rows and groups that are not trained on, by reason."""
-        dropped = self.unusable + self.encoding.dropped
-        if self.preferred and self.preferred.tied:
-            dropped[f"equal in {self.preferred.name}"] = self.preferred.tied
-        return dropped
-
-    def summary(self) -> str:
-        """One line: what is trained on, and what is not."""
-        encoding, dropped = self.encoding, self.dropped()
-        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(dropped.items()))
-        parts = [
-            f"{sum(self.rows.values()):,} rows, {encoding.groups_kept:,} groups ({self.kind})",
-            f"{dropped.total():,} dropped" + (f" ({reasons})" if reasons else ""),
-            f"{encoding.completions_truncated:,} completions and {encoding.prompts_truncated:,} "
-            "prompts cut",
-        ]
-        return "; ".join([*parts, *self._reading()])
-
-    def _reading(self) -> list[str]:
-        """How rows were read, where that is not plain."""
-        return [
-            f"{what}: " + ", ".join(f"{name} ({count:,} rows)" for name, count in counts)
-            for what, counts in (
-                ("read as", sorted(self.read_as.items())),
-                ("columns not read", sorted(self.unread.items())),
-            )
-            if counts
-        ]
-
-    def __repr__(self) -> str:
-        return f"<DataReport {self.summary()}>"
-
-    def __str__(self) -> str:
-        rows = ", ".join(f"{count} {kind}" for kind, count in sorted(self.rows.items()))
-        lines = [", ".join(self.paths), f"kind of groups: {self.kind}; rows: {rows}"]
-        lines += self._reading()
-        for reason, count in sorted(self.unusable.items()):
-            lines.append(f"{count} dropped: {reason}")
-        if self.preferred:
-            lines.append(str(self.preferred))
-        if self.converted:
-            into = "their chosen answers" if self.kind == "single" else "two judged answers each"
-            lines.append(f"{self.converted} pairs made into {into}")
-        if self.tied:
-            lines.append(f"{self.tied} ranked rows with equal scores, which stay in their order")
-        lines.append(str(self.encoding))
-        if self.lent:
-            cut = f"({self.lent_cut} of these cut)"
-            lines.append(f"{self.lent} groups lent an answer to another prompt {cut}")
-        return "\n".join(lines)
+ALONE = 1_000
+"""Fewer rows are tokenised in this process, every time: that takes less than starting others."""
+_ROWS = 256
+"""Rows that are encoded together: enough for a worker, and their texts and ids stay small."""
 
 
 def load_groups(
     config: DataConfig,
     tokenizer: Any,
-    paths: Sequence[str],
+    paths: Sequence[str | Table],
     side: str,
     kinds: Sequence[str] = ("pair",),
     seed: int = 0,
     columns: Sequence[str] | None = None,
-) -> tuple[list[EncodedGroup], DataReport]:
+    watch: Watch = unwatched,
+) -> tuple[Sequence[EncodedGroup], DataReport]:
     """Groups of all `paths`, one after another, encoded, all of one kind.
 
-    The files are read twice, so that texts need not be kept: which kind all rows can become is
-    known only after the last row.
+    The rows are read twice, so that texts need not be kept: which kind all rows can become is
+    known only after the last row.  Many are tokenised in several processes, and what comes out is
+    kept on disk (`token_cache.py`), so that neither is done again.
 
     Args:
+        paths: of data, or rows in memory.
         side: `train` or `eval`, which says the split to take where a path has several.
         kinds: of groups, as the objectives accept them (keys of `objectives.KINDS`), the preferred
             first.  A gold answer is read only where a triple is asked for and a pair is not.
         seed: of the draw that lends each group an answer to another prompt (kind `judged_other`).
         columns: names that objectives ask for; others are neither read nor checked.  Those that
             jaxpref does not know are read as they stand in the row.  None: all that it knows.
+        watch: is told how many rows are tokenised, where there are many.
     Errors: RowError or InputError as `read_rows`, `own_row`, `kind_of_row`, `choose_kind`,
         `read_group`, `encode_groups`, `with_other_answers` and those of `dimensions.py` raise them;
         InputError where no row is left, with the reasons and their counts.
     """
-    report, gold = DataReport(list(paths)), "triple" in kinds and "pair" not in kinds
-    report.preferred = Preferred(config.prefer) if config.prefer else None
     if columns is not None:
         columns = _with_dimensions(columns, config)
     check_columns_key(config.columns, columns or ())
-    part = part_of_side(config, side)
-    first_of_kind = _first_of_kind(config, paths, part, gold, report)
-    report.kind = choose_kind(first_of_kind, kinds) if first_of_kind else kinds[0]
-    groups, report.encoding = encode_groups(
-        _groups(
-            config, read_all(paths, part), gold, report, columns, pairs="pair" in first_of_kind
-        ),
-        tokenizer,
-        max_length=config.max_length,
-        truncation=config.truncation,
-        on_bad_row=config.on_bad_row,
+    part, gold = part_of_side(config, side), "triple" in kinds and "pair" not in kinds
+    tables = tables_of(paths, part)
+    key = key_of(tables, config, tokenizer, part=part, kinds=list(kinds), columns=columns)
+    groups, report = find(config, key) or _encoded(
+        config, tokenizer, tables, key, list(kinds), gold, columns, watch
     )
+    if report.preferred and report.preferred.only_ties:
+        raise _only_ties(report)
     if not groups:
         raise _nothing_left(report)
     if report.kind == "judged_other":
@@ -161,6 +82,78 @@ def load_groups(
     return groups, report
 
 
+def _encoded(
+    config: DataConfig,
+    tokenizer: Any,
+    tables: Sequence[Table],
+    key: str,
+    kinds: Sequence[str],
+    gold: bool,
+    columns: Sequence[str] | None,
+    watch: Watch,
+) -> tuple[Sequence[EncodedGroup], DataReport]:
+    """As `load_groups`, but for what depends on the seed.
+
+    Args:
+        key: under which they are kept, if there are many.
+    """
+    report = DataReport([table.name for table in tables])
+    report.preferred = Preferred(config.prefer) if config.prefer else None
+    first_of_kind = _first_of_kind(config, tables, gold, report)
+    report.kind = choose_kind(first_of_kind, kinds) if first_of_kind else kinds[0]
+    pairs = "pair" in first_of_kind
+    encoder = RowEncoder(config, tokenizer, report.kind, pairs, gold, columns)
+    rows = chain.from_iterable(table.rows() for table in tables)
+    jobs = iter(lambda: list(islice(rows, _ROWS)), [])
+    count = report.rows.total()
+    groups: Sequence[EncodedGroup]
+    if count < ALONE:
+        groups = []
+        for done, first in _counted(map(encoder, jobs), encoder, report):
+            groups += renumbered(done, first)
+    else:
+        groups, report = keep(config, key, partial(_write, encoder, jobs, count, report, watch))
+    return groups, report
+
+
+def _write(
+    encoder: RowEncoder,
+    jobs: Iterable[list[PlacedRow]],
+    count: int,
+    report: DataReport,
+    watch: Watch,
+    directory: Path,
+) -> None:
+    """Tokenises in worker processes, into the files of an entry.
+
+    Args:
+        count: of the rows.
+        report: to which is added.
+    """
+    workers = min(processors(), -(-count // _ROWS))
+
+    def batches() -> Iterator["pyarrow.RecordBatch"]:
+        watch("tokenising rows", 0, count)
+        results = in_workers(BatchEncoder(encoder), jobs, workers)
+        for number, (batch, first) in enumerate(_counted(results, encoder, report), 1):
+            watch("tokenising rows", min(number * _ROWS, count), count)
+            yield with_row_ids_from(batch, first)
+
+    write_batches(directory / GROUPS, batches())
+    write_report(directory, report)
+
+
+def _counted(
+    results: Iterable[Encoded], encoder: RowEncoder, report: DataReport
+) -> Iterator[tuple[Any, int]]:
+    """(groups, row id from which theirs count); `report` is added to."""
+    row_ids = 0
+    for result in results:
+        report.add(result.report)
+        yield result.groups, row_ids * encoder.row_ids_of_row
+        row_ids += result.row_ids
+
+
 def _with_dimensions(columns: Sequence[str], config: DataConfig) -> list[str]:
     """Also what `data.prefer` and `data.other_rewards` read, or would replace."""
     scores = [*([config.prefer] if config.prefer else []), *config.other_rewards]
@@ -169,7 +162,7 @@ def _with_dimensions(columns: Sequence[str], config: DataConfig) -> list[str]:
 
 
 def _first_of_kind(
-    config: DataConfig, paths: Sequence[str], part: Part, gold: bool, report: DataReport
+    config: DataConfig, tables: Sequence[Table], gold: bool, report: DataReport
 ) -> dict[str, str]:
     """Kind of rows -> place of the first one; `report` counts the rows.
 
@@ -177,7 +170,7 @@ def _first_of_kind(
     """
     first_of_kind: dict[str, str] = {}
     unseen = set(config.columns.values()) - {None}
-    for row, where in read_all(paths, part):
+    for row, where in chain.from_iterable(table.rows() for table in tables):
         unseen -= row.keys()
         try:
             own = own_row(row, where, config.format, config.columns)
@@ -194,7 +187,7 @@ def _first_of_kind(
     if unseen:
         raise InputError(
             "columns of the data in data.columns",
-            f"{', '.join(sorted(unseen))}: in no row of {', '.join(paths)}",
+            f"{', '.join(sorted(unseen))}: in no row of {', '.join(report.paths)}",
             "correct the name, or remove it",
         )
     return first_of_kind
@@ -214,67 +207,6 @@ def _nothing_left(report: DataReport) -> InputError:
     )
 
 
-def _groups(
-    config: DataConfig,
-    rows: Iterator[tuple[dict, str]],
-    gold: bool,
-    report: DataReport,
-    columns: Sequence[str] | None,
-    pairs: bool,
-) -> Iterator[Group]:
-    """Args: `pairs` says whether some row is a pair, or becomes one."""
-    row_id = 0
-    for row, where in rows:
-        made = []
-        try:
-            own = own_row(row, where, config.format, config.columns)
-            kind = kind_of_row(own.values, where, gold=gold)
-            made = _groups_of_row(config, kind, own, where, row_id, columns, report)
-        except RowError as error:
-            if config.on_bad_row == "error":
-                raise
-            report.unusable[error.reason] += 1
-            report.first_unusable.setdefault(error.reason, error.got)
-            row_id += 1
-            continue
-        if own.read_as:
-            report.read_as[own.read_as] += 1
-        report.unread.update((*own.unread, *unread_keys(own.values, kind, columns)))
-        if report.preferred:
-            kind = kind_of_pairs(kind, where)
-        if kind == "pair" and report.kind != "pair":
-            report.converted += len(made)
-        for group in made:
-            yield from regroup(group, kind, report.kind, pairs=pairs)
-        row_id += max(1, len(made))
-    if report.preferred and report.preferred.only_ties:
-        raise _only_ties(report)
-
-
-def _groups_of_row(
-    config: DataConfig,
-    kind: str,
-    row: OwnRow,
-    where: str,
-    row_id: int,
-    columns: Sequence[str] | None,
-    report: DataReport,
-) -> list[Group]:
-    """The group of a row; or its pairs, with row ids from `row_id` on, where a score decides."""
-    group = read_group(kind, row.values, where, row_id, row.form, columns)
-    made_of_scores = {OTHER_REWARDS} if config.other_rewards else set()
-    own = [name for name in columns or () if name not in {*group.columns, *made_of_scores}]
-    numbers = own_columns(row.values, own, where)
-    group = dataclasses.replace(group, columns={**group.columns, **numbers})
-    group = with_other_rewards(group, config.other_rewards)
-    if not report.preferred:
-        if kind == "ranked" and _has_ties(group.columns):
-            report.tied += 1
-        return [group]
-    pairs = preferred_pairs(group, kind, report.preferred)
-    return [dataclasses.replace(pair, row_id=row_id + n) for n, pair in enumerate(pairs)]
-
-
 def _only_ties(report: DataReport) -> InputError:
     name, tied = report.preferred.name, report.preferred.tied
     return InputError(
@@ -282,11 +214,6 @@ def _only_ties(report: DataReport) -> InputError:
         f"{', '.join(report.paths)}: {tied} ties and nothing else",
         "name another score, or other data",
     )
-
-
-def _has_ties(columns: Mapping[str, Any]) -> bool:
-    scores = columns.get("score", ())
-    return len(set(scores)) < len(scores)
 
 
 def common_columns(groups: Sequence[EncodedGroup]) -> list[str]:

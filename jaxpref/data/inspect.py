@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxpref.data.dataset import DataReport, common_columns
+from jaxpref.data.dataset import common_columns
 from jaxpref.data.kinds import completion_name
 from jaxpref.data.pack import row_tokens
+from jaxpref.data.report import DataReport
 from jaxpref.types import EncodedGroup
 
 if TYPE_CHECKING:  # the loader needs jax

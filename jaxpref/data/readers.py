@@ -28,6 +28,11 @@ def file_rows(path: Path) -> Rows:
         that is not UTF-8 or not JSON (with line and column; `NaN` and `Infinity` are not JSON), and
         a row that is not an object.
     """
+    return _at_least_one(_READERS[check_readable(path)](path), path)
+
+
+def check_readable(path: Path) -> str:
+    """The file's ending.  Errors: InputError for an unknown kind of file."""
     ending = suffix(path)
     if ending is None:
         raise InputError(
@@ -35,7 +40,7 @@ def file_rows(path: Path) -> Rows:
             f"{path}",
             "convert the file or rename it after its content",
         )
-    return _at_least_one(_READERS[ending](path), path)
+    return ending
 
 
 def suffix(path: Path) -> str | None:
@@ -60,7 +65,7 @@ def _json_lines(path: Path) -> Rows:
         text = _decoded(raw, path, number)
         if text.strip():
             where = f"{path}, row {number}"
-            yield _row(_parsed(text.rstrip("\r\n"), path, number), where), where
+            yield check_row(_parsed(text.rstrip("\r\n"), path, number), where), where
 
 
 def _json(path: Path) -> Rows:
@@ -71,7 +76,7 @@ def _json(path: Path) -> Rows:
         return
     for index, value in enumerate(_parsed(_decoded(raw, path, 1), path, 1)):
         where = f"{path}, index {index}"
-        yield _row(value, where), where
+        yield check_row(value, where), where
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -113,7 +118,8 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
         ) from error
 
 
-def _row(value: Any, where: str) -> dict:
+def check_row(value: Any, where: str) -> dict:
+    """The row.  Errors: InputError for no object, and numbers in it that are not finite."""
     if not isinstance(value, dict):
         raise InputError(
             "a JSON object for every row",

@@ -7,14 +7,25 @@ can name it.
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from jaxpref.data.readers import ENDINGS, Rows, arrow_rows, file_rows, suffix
+from jaxpref.data import hub, tfds
+from jaxpref.data.readers import (
+    ENDINGS,
+    Rows,
+    arrow_rows,
+    check_readable,
+    file_rows,
+    suffix,
+)
 from jaxpref.data.splits import Part, choose, split_in_name
+from jaxpref.data.tables import Table
 from jaxpref.errors import InputError
 from jaxpref.storage.local_copies import local_directory
-from jaxpref.storage.paths import as_path
+from jaxpref.storage.paths import as_path, is_bucket
 
 # Files of a dataset that hold no rows, as `datasets` has them.
 _NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
@@ -27,7 +38,8 @@ def read_rows(path: str, split: str | None = None, *, name: str | None = None) -
         path: a file (`.jsonl`, `.json` holding JSON lines or one list, either with `.gz`;
             `.parquet`), a folder written by `datasets` (`save_to_disk`), a folder of such files, a
             copy of a hub dataset (its files in folders, or named in its README.md), or a hub id
-            (`owner/name`).  What exists on disk wins over a hub id of the same spelling.  Files and
+            (`owner/name`), or data of tensorflow-datasets: a builder's directory or `tfds:NAME`.
+            What exists on disk wins over a hub id of the same spelling.  Files and
             folders may lie in a bucket.
         split: which split of a folder or a hub dataset; needed wherever there is more than one.  In
             a folder of files their names say it, see `splits.split_in_name`.
@@ -40,25 +52,42 @@ def read_rows(path: str, split: str | None = None, *, name: str | None = None) -
     Raises:
         InputError: no such path or split, and those of `readers.file_rows`.
     """
-    return _part_of(path, Part(split, config_name=name))
+    wanted = Part(split, config_name=name)
+    if path.startswith(tfds.NAME):
+        return tfds.table_of(path, wanted).rows()
+    return _part_of(path, wanted).rows()
 
 
 def read_all(paths: Iterable[str], wanted: Part) -> Rows:
     """The rows of all `paths`, one after another.  A file has no parts: it is read whole."""
-    for path in paths:
-        yield from _part_of(path, Part() if as_path(path).is_file() else wanted)
+    for table in tables_of(paths, wanted):
+        yield from table.rows()
 
 
-def _part_of(path: str, wanted: Part) -> Rows:
+def tables_of(paths: Iterable[str | Table], wanted: Part) -> list[Table]:
+    """What there is at `paths`, found but not yet read; errors as of `read_rows`."""
+    return [_found(path, wanted) for path in paths]
+
+
+def _found(path: str | Table, wanted: Part) -> Table:
+    if isinstance(path, Table):
+        return path
+    if path.startswith(tfds.NAME):
+        return tfds.table_of(path, wanted)
+    table = _part_of(path, Part() if as_path(path).is_file() else wanted)
+    return replace(table, name=path)
+
+
+def _part_of(path: str, wanted: Part) -> Table:
     local = as_path(path)
     if local.is_dir():
-        return _folder_rows(local, wanted)
+        return _folder_table(local, wanted)
     if local.is_file():
         _refuse(wanted.config_name, "config_name", f"the file {path}")
         _refuse(wanted.split, "split", f"the file {path}")
-        return file_rows(local)
+        return _table_of(path, [local])
     if _is_hub_id(path):
-        return _loaded_rows(path, path, wanted)
+        return _hub_table(path, wanted)
     raise _missing(local)
 
 
@@ -91,17 +120,20 @@ def _missing(path: Path) -> InputError:
 # ---- folders
 
 
-def _folder_rows(folder: Path, wanted: Part) -> Rows:
+def _folder_table(folder: Path, wanted: Part) -> Table:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         _refuse(wanted.config_name, "config_name", f"{folder}, which has no configurations")
-        return _saved_rows(folder, wanted)
+        return _saved_table(folder, wanted)
+    if not is_bucket(folder) and tfds.is_builder(folder):
+        _refuse(wanted.config_name, "config_name", f"{folder}, which is of one configuration")
+        return tfds.table_of(str(folder), wanted)
     files = sorted(p for p in folder.iterdir() if p.is_file() and _holds_rows(p))
     if not files or _declares_configs(folder / "README.md"):
-        return _copied_rows(folder, wanted)
+        return _copied_table(folder, wanted)
     _refuse(wanted.config_name, "config_name", f"{folder}, which has no configurations")
     splits = {path: split_in_name(path.name[: -len(suffix(path) or "")]) for path in files}
     in_order = dict(sorted(splits.items(), key=lambda item: item[1] or ""))
-    return _rows_of(choose(in_order, wanted, _contents(folder)))
+    return _table_of(folder, choose(in_order, wanted, _contents(folder)))
 
 
 def _holds_rows(path: Path) -> bool:
@@ -121,12 +153,13 @@ def _contents(folder: Path) -> str:
     return f"{folder}, which holds {', '.join(inside[:10]) or 'nothing'}{more}"
 
 
-def _rows_of(files: Sequence[Path]) -> Rows:
-    for path in files:
-        yield from file_rows(path)
+def _table_of(path: str | Path, files: Sequence[Path]) -> Table:
+    for file in files:
+        check_readable(file)
+    return Table(str(path), lambda: chain.from_iterable(map(file_rows, files)), tuple(files))
 
 
-def _saved_rows(folder: Path, wanted: Part) -> Rows:
+def _saved_table(folder: Path, wanted: Part) -> Table:
     import datasets  # takes seconds to import, so only where it is needed
 
     try:
@@ -137,10 +170,10 @@ def _saved_rows(folder: Path, wanted: Part) -> Rows:
             f"{folder}: {error!r}",
             "save the dataset again",
         ) from error
-    return _dataset_rows(loaded, str(folder), wanted)
+    return _dataset_table(loaded, str(folder), wanted)
 
 
-def _copied_rows(folder: Path, wanted: Part) -> Rows:
+def _copied_table(folder: Path, wanted: Part) -> Table:
     """The rows of a local copy of a hub dataset, with the splits that `datasets` finds in it.
 
     The files are read here, so that their rows are what they are elsewhere: `datasets` makes times
@@ -169,9 +202,9 @@ def _copied_rows(folder: Path, wanted: Part) -> Rows:
     }
     readable = all(suffix(f) and f.is_file() for paths in files.values() for f in paths)
     if not readable or _has_options(found):
-        return _loaded_rows(absolute, str(folder), wanted)
+        return _loaded_table(absolute, str(folder), wanted)
     [split] = choose({split: split for split in files}, wanted, str(folder))
-    return _rows_of(files[split])
+    return _table_of(folder, files[split])
 
 
 def _has_options(config: Any) -> bool:
@@ -183,26 +216,59 @@ def _has_options(config: Any) -> bool:
 # ---- the hub
 
 
-def _loaded_rows(path: str, label: str, wanted: Part) -> Rows:
+def _hub_table(name: str, wanted: Part) -> Table:
+    """The rows of a hub dataset out of its files, if they are of kinds that are read here."""
+    import datasets
+
+    try:
+        config = datasets.load_dataset_builder(name, name=wanted.config_name).config
+    except Exception:  # no network, no permission, no such dataset: `load_dataset` tells which
+        before = hub.snapshot(name)
+        if before is None or wanted.config_name is not None:
+            return _loaded_table(name, name, wanted)
+        return _folder_table(before, wanted)
+    files = hub.files_by_split(config)
+    readable = files and all(suffix(Path(file)) for paths in files.values() for file in paths)
+    if not readable or _has_options(config):
+        return _loaded_table(name, name, wanted)
+    [split] = choose({split: split for split in files}, wanted, name)
+    try:
+        copies = hub.downloaded(files[split])
+    except Exception as error:  # network, disk, permissions: each its own type
+        raise _unreadable(name, wanted, error) from error
+
+    def rows() -> Rows:
+        for copy, called in copies.items():
+            for row, where in file_rows(copy):
+                yield row, where.replace(str(copy), called, 1)
+
+    return Table(name, rows, tuple(copies))
+
+
+def _loaded_table(path: str, label: str, wanted: Part) -> Table:
     import datasets
 
     try:
         loaded = datasets.load_dataset(path, name=wanted.config_name, split=wanted.split)
     except Exception as error:  # network, permissions, names of splits: each its own type
-        raise InputError(
-            "a local path, or a hub dataset that can be read",
-            f"{label} (config_name={wanted.config_name!r}, split={wanted.split!r}): "
-            f"{type(error).__name__}: {error}",
-            "check the spelling, the network, `config_name` and `split`; "
-            "or download it and give the local path",
-        ) from error
+        raise _unreadable(label, wanted, error) from error
     if wanted.split is None:
-        return _dataset_rows(loaded, label, wanted)
+        return _dataset_table(loaded, label, wanted)
     # `load_dataset` has already taken the split out.
     return _indexed(loaded, f"{label} ({wanted.split})")
 
 
-def _dataset_rows(loaded: Any, label: str, wanted: Part) -> Rows:
+def _unreadable(label: str, wanted: Part, error: Exception) -> InputError:
+    return InputError(
+        "a local path, or a hub dataset that can be read",
+        f"{label} (config_name={wanted.config_name!r}, split={wanted.split!r}): "
+        f"{type(error).__name__}: {error}",
+        "check the spelling, the network, `config_name` and `split`; "
+        "or download it and give the local path",
+    )
+
+
+def _dataset_table(loaded: Any, label: str, wanted: Part) -> Table:
     parts = dict(loaded) if isinstance(loaded, dict) else {None: loaded}
     if not parts:
         raise _no_rows(label)
@@ -210,7 +276,12 @@ def _dataset_rows(loaded: Any, label: str, wanted: Part) -> Rows:
     return _indexed(parts[split], label if split is None else f"{label} ({split})")
 
 
-def _indexed(dataset: Any, label: str) -> Rows:
+def _indexed(dataset: Any, label: str) -> Table:
+    files = tuple(Path(file["filename"]) for file in dataset.cache_files)
+    return Table(label, lambda: _indexed_rows(dataset, label), files)
+
+
+def _indexed_rows(dataset: Any, label: str) -> Rows:
     empty = True
     # Without the format (tensors, some of the columns) that may have been set for other uses.
     batches = dataset.with_format("arrow").iter(batch_size=1000)

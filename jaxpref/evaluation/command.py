@@ -21,7 +21,7 @@ from jaxpref.generation.sampling import Sampling
 from jaxpref.processes.together import first_does, is_first
 from jaxpref.progress import progress
 from jaxpref.rewards import open_reward
-from jaxpref.runs.directory import is_run
+from jaxpref.runs.directory import is_run, load_run
 from jaxpref.settings import for_all_models
 from jaxpref.storage.paths import as_path
 
@@ -130,19 +130,30 @@ def _on_preferences(options: argparse.Namespace, bootstrap: Bootstrap, console: 
             "add --reward, or remove these options to evaluate on held-out preferences",
         )
     _given_out(options)  # before anything is computed
+    sets = load_run(options.source, options.overrides).data.eval_sets
+    for name in sets or [""]:
+        _on_set(name, options, bootstrap, console)
+
+
+def _on_set(name: str, options: argparse.Namespace, bootstrap: Bootstrap, console: Console) -> None:
+    """One set of held-out data; a single one has the name ""."""
     with progress(console, show=is_first()) as watch:
         preferences = evaluate_preferences(
             options.source,
             step=options.step,
             overrides=options.overrides,
+            of_set=name,
             bootstrap=bootstrap,
             bins=BINS if options.bins is None else options.bins,
             watch=watch,
         )
     report = preferences.report
     data, step = report.about["data"], report.about["step"]
-    name = "_".join(["preferences", *(as_path(path).stem for path in data), str(step)])
-    to = _given_out(options, *data) or as_path(options.source) / "eval" / f"{name}.json"
+    of_data = [name] if name else [as_path(path).stem for path in data]
+    file = "_".join(["preferences", *of_data, str(step)])
+    to = _given_out(options, *data) or as_path(options.source) / "eval" / f"{file}.json"
+    if name and options.out:
+        to = to.with_stem(f"{to.stem}_{name}")
     if is_first():
         written = [report.write(to), write_rows(preferences.groups, to.with_suffix(".jsonl"))]
         png = plot_preferences(preferences, to.with_suffix(".png"))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpref.data.memory import Given
 from jaxpref.errors import InputError
 from jaxpref.evaluation import calibration
 from jaxpref.evaluation.bootstrap import DEFAULT, Bootstrap, estimates
@@ -31,7 +32,7 @@ from jaxpref.progress import Watch, unwatched
 from jaxpref.runs.build import build
 from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.directory import OpenRun, load_run, open_run
-from jaxpref.runs.feed import make_loader, read_data
+from jaxpref.runs.feed import make_loader, read_data, which_of, with_given
 from jaxpref.types import EncodedGroup
 
 
@@ -55,6 +56,8 @@ def evaluate_preferences(
     step: str = "best",
     overrides: Sequence[str] = (),
     objective: Sequence[Any] | None = None,
+    eval: Given = None,
+    of_set: str = "",
     bootstrap: Bootstrap = DEFAULT,
     bins: int = calibration.BINS,
     watch: Watch = unwatched,
@@ -64,6 +67,8 @@ def evaluate_preferences(
     Args:
         step: `best`, `latest` or a number.
         objective: as given to `train`, when it was.
+        eval: as of `train`, in place of the paths.
+        of_set: which of several sets of held-out data, by its name.
         bootstrap: how intervals are made; prompts are resampled with all their groups.
         bins: of the reliability diagram and the calibration error.
         watch: told of every batch.
@@ -72,15 +77,17 @@ def evaluate_preferences(
     """
     calibration.check_bins(bins)
     pieces = build(load_run(run, overrides, objective), objective)
-    groups, data = read_data(pieces, "eval")
+    pieces = with_given(pieces, None, eval)
+    groups, data = read_data(pieces, which_of(of_set))
     groups, _ = with_reference_logps(pieces, groups)
     opened = open_run(pieces, run, step)
-    files = ", ".join(data.paths)
+    files = of_set or ", ".join(data.paths)
     about = {
         "title": f"{run}, step {opened.step}, on {files}: {len(groups)} groups ({data.kind})",
         "run": str(run),
         "step": opened.step,
         "data": list(data.paths),
+        **({"set": of_set} if of_set else {}),
         "kind": data.kind,
         "groups": len(groups),
     }
@@ -89,7 +96,7 @@ def evaluate_preferences(
 
 def evaluate_groups(
     opened: OpenRun,
-    groups: list[EncodedGroup],
+    groups: Sequence[EncodedGroup],
     kind: str,
     about: Mapping[str, Any],
     bootstrap: Bootstrap,

@@ -39,7 +39,7 @@ def make_front_config(raw: Mapping[str, Any], *, where: str = "configuration") -
         )
         del raw["objective"]
     try:
-        run = make_config(raw, where=where, own_data=False)
+        run = make_config(raw, where=where)
     except InputError as error:
         problems += error.got.split("\n  - ")[1:]
     try:
@@ -74,6 +74,8 @@ def _contradictions(pareto: ParetoConfig, run: Config | None) -> Iterator[str]:
     for objective in pareto.objectives:
         yield from _objective_contradictions(objective, run)
     if run is not None:
+        if isinstance(run.data.eval, dict):
+            yield "data.eval: a front has one set of held-out pairs: give a list of paths"
         yield from _run_contradictions(pareto, run)
 
 

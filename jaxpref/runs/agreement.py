@@ -16,7 +16,13 @@ from jaxpref.runs.made_from import add_group, of_objective
 from jaxpref.settings import to_dict
 from jaxpref.types import EncodedGroup
 
-_MAY_DIFFER = ("log", "reference.cache_dir", "compilation_cache")
+_MAY_DIFFER = (
+    "log",
+    "reference.cache_dir",
+    "compilation_cache",
+    "data.cache",
+    "data.cache_gb",
+)
 """Sections and keys: what a process shows, and its own disk."""
 
 

@@ -2,8 +2,8 @@
 
 import datetime
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from jaxpref.config import Config
 from jaxpref.data.pack import Layout
+from jaxpref.data.tables import Table
 from jaxpref.data.template_date import fix_date, prints_date
 from jaxpref.errors import InputError
 from jaxpref.models.decoder import build_model
@@ -50,6 +51,8 @@ class Pieces:
     parts: tuple[Part, ...]
     lora: LoraSpec | None = None
     """The adapter that is trained in place of the weights."""
+    given: Mapping[str, Sequence[str | Table]] = field(default_factory=dict)
+    """`train` or `eval` -> what is read in place of the paths in the config."""
 
     @property
     def needs_reference(self) -> bool:

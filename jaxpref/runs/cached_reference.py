@@ -33,14 +33,14 @@ from jaxpref.types import EncodedGroup
 
 def with_reference_logps(
     pieces: Pieces, groups: Sequence[EncodedGroup], params: Any = None
-) -> tuple[list[EncodedGroup], int]:
+) -> tuple[Sequence[EncodedGroup], int]:
     """Groups with the columns of cached log-probs that the config asks for.
 
     Args:
         params: the policy from which training starts, when it is loaded already.
     Returns: the groups, and of how many the log-probs had to be computed, counted once per model.
     """
-    config, groups, computed = pieces.config, list(groups), 0
+    config, computed = pieces.config, 0
     if pieces.needs_reference and config.reference.mode == "cache":
         if config.reference.path is None:
             logps, computed = _under_start(pieces, groups, params)

@@ -1,19 +1,26 @@
 """Data into a run: read, laid out in rows, planned as steps, put onto the mesh batch by batch."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from rich import get_console
 
-from jaxpref.data.dataset import DataReport, common_columns, load_groups
+from jaxpref.data.dataset import common_columns, load_groups
 from jaxpref.data.encode import check_known_tokens
 from jaxpref.data.loader import Loader, Step, check_steps
+from jaxpref.data.memory import Given, tables_in_memory
 from jaxpref.data.pack import MASKS, UNIFORM, Layout, row_tokens
+from jaxpref.data.report import DataReport
+from jaxpref.data.splits import part_of_side
+from jaxpref.data.tables import Table
 from jaxpref.errors import InputError
 from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives import asked_logps, check_columns, group_kinds
+from jaxpref.progress import progress
 from jaxpref.runs.agreement import check_same_rows
 from jaxpref.runs.build import Pieces
 from jaxpref.sharding import batch_sharding, device_memory, micro_rows, place, replicated, row_ways
@@ -24,34 +31,91 @@ EXTRA_COLUMN = "extra_refs"
 """Data column [R, G, K, O] of log-probs under the models of `reference.extra`."""
 
 
-def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataReport]:
+def read_data(pieces: Pieces, which: str) -> tuple[Sequence[EncodedGroup], DataReport]:
     """Training or held-out data, encoded.
 
     Args:
-        which: `train` or `eval`.
+        which: `train` or `eval`; of several held-out sets, `eval.NAME`.
     Errors: InputError for data that cannot be read, lack a column that an objective needs, or do
         not fit the model's vocabulary or positions; for rows beyond a device's memory, and more
         steps than can be planned; where hosts have other rows.
     """
-    data, spec = pieces.config.data, pieces.source.spec
-    paths = data.train if which == "train" else data.eval
+    spec, (side, _, name) = pieces.source.spec, which.partition(".")
+    paths = pieces.config.data.train if side == "train" else held_out_sets(pieces).get(name)
+    paths = pieces.given.get(which, paths)
     if not paths:
-        raise InputError(
-            f"at least one path in data.{which}", "an empty list", f"set data.{which}=[FILE]"
-        )
+        raise _no_paths(pieces, which)
     seed, kinds = pieces.config.train.seed, group_kinds(pieces.parts)
     columns = sorted({name for part in pieces.parts for name in part.all_columns})
-    groups, report = load_groups(
-        data, pieces.tokenizer, paths, which, kinds=kinds, seed=seed, columns=columns
-    )
-    check_same_rows("training rows" if which == "train" else "held-out rows", groups)
+    show = pieces.config.log.progress and jax.process_index() == 0
+    with progress(get_console(), show=show) as watch:
+        groups, report = load_groups(
+            pieces.config.data, pieces.tokenizer, paths, side, kinds, seed, columns, watch
+        )
+    check_same_rows("training rows" if side == "train" else "held-out rows", groups)
     check_columns(pieces.parts, common_columns(groups), sorted(report.unread))
     check_weights(groups, {name for part in pieces.parts for name in part.weight_columns})
     sequences = ((group.where, (group.prompt_ids, *group.completion_ids)) for group in groups)
     check_known_tokens(sequences, spec.vocab)
     check_positions(groups, spec)
-    _check_size(pieces, groups, training=which == "train")
+    _check_size(pieces, groups, training=side == "train")
     return groups, report
+
+
+def _no_paths(pieces: Pieces, which: str) -> InputError:
+    if which == "eval" and (sets := held_out_sets(pieces)):
+        return InputError(
+            "one set of held-out data",
+            f"several: {', '.join(sets)}",
+            "name one of them, or its files: data.eval=[FILE]",
+        )
+    return InputError(
+        f"at least one path in data.{which}",
+        "an empty list",
+        f"set data.{which}=[FILE], or give rows in Python",
+    )
+
+
+def held_out_sets(pieces: Pieces) -> Mapping[str, Sequence[str | Table]]:
+    """Name -> what is read as that set of held-out data; of a single one the name is ""."""
+    given = [key for key in pieces.given if key.partition(".")[0] == "eval"]
+    if given:
+        return {key.partition(".")[2]: pieces.given[key] for key in given}
+    return pieces.config.data.eval_sets
+
+
+def read_held_out(pieces: Pieces) -> dict[str, tuple[Sequence[EncodedGroup], DataReport]]:
+    """Every set of held-out data by its name; errors as of `read_data`, and for none."""
+    if not held_out_sets(pieces):
+        raise _no_paths(pieces, "eval")
+    return {name: read_data(pieces, which_of(name)) for name in held_out_sets(pieces)}
+
+
+def which_of(name: str) -> str:
+    """A set of held-out data, as `read_data` takes it."""
+    return f"eval.{name}" if name else "eval"
+
+
+def with_given(pieces: Pieces, data: Given, held_out: Given) -> Pieces:
+    """The pieces of a run that reads what was given in Python, in place of its config's paths.
+
+    Args:
+        data, held_out: as of `data.memory.tables_in_memory`; None: the config's.  Several held-out
+            sets are a dict, {name: rows}.
+    Errors: as of `tables_in_memory`.
+    """
+    sets = {"train": ("data", data), "eval": ("eval", held_out)}
+    if type(held_out) is dict:
+        del sets["eval"]
+        sets |= {which_of(name): (f"eval[{name!r}]", rows) for name, rows in held_out.items()}
+    given = {
+        which: tables_in_memory(
+            rows, name, part_of_side(pieces.config.data, which.partition(".")[0])
+        )
+        for which, (name, rows) in sets.items()
+        if rows is not None
+    }
+    return replace(pieces, given=given)
 
 
 def _check_size(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: bool) -> None:

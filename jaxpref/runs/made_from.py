@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxpref.data.kept_groups import row_ids_of
 from jaxpref.data.loader import Loader
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import LORA
@@ -53,8 +54,8 @@ def add_group(digest: Any, group: EncodedGroup) -> None:
 
 def of_order(loader: Loader) -> str:
     """Of the row ids of the first epoch: they decide the other epochs, and what is drawn."""
-    row_ids = [loader.groups[i].row_id for i in loader.first_epoch()]
-    return hashlib.sha256(np.array(row_ids, "<i8").tobytes()).hexdigest()[:32]
+    row_ids = row_ids_of(loader.groups)[loader.first_epoch()]
+    return hashlib.sha256(row_ids.astype("<i8").tobytes()).hexdigest()[:32]
 
 
 def of_objective(parts: Sequence[Part]) -> Digests:
@@ -149,7 +150,7 @@ class MadeFrom:
         for key, now in more.items():
             before = self._before.get(key, now)
             if before != now:
-                changed += _TELL.get(key, _tell_weights)(key, before, now)
+                changed += _teller(key)(key, before, now)
         if changed:
             raise InputError(
                 f"what {self._run} was started with, for it to go on from step {self._step}",
@@ -170,6 +171,7 @@ def _tell_rows(key: str, before: list[list], now: list[list]) -> Iterator[str]:
         (count, digest), (count_now, digest_now) = (
             side.get(file, [0, ""]) for side in (of_file, of_file_now)
         )
+        file = file or "the rows"  # in memory, or places that do not name their file
         if count != count_now:
             yield f"{key}: {file} gave {count} groups then, {count_now} now"
         elif digest != digest_now:
@@ -204,6 +206,11 @@ def _tell_program(key: str, before: Any, now: Any) -> Iterator[str]:
         yield f"{key}: what it computes"
     else:
         yield f"{key}: {'given' if before else 'not given'} then, {'' if now else 'not '}given now"
+
+
+def _teller(key: str) -> Callable[[str, Any, Any], Iterator[str]]:
+    of_set = key.startswith("data.eval.")
+    return _tell_rows if of_set else _TELL.get(key, _tell_weights)
 
 
 _TELL: dict[str, Callable[[str, Any, Any], Iterator[str]]] = {

@@ -1,5 +1,6 @@
 """How figures look, and the curves of a run as a PNG."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,11 +77,23 @@ def plot_curves(run: str | Path, png: str | Path | None = None) -> Path:
 
 def _curve(axis: Any, lines: list[dict[str, Any]], name: str) -> None:
     train = [(line["step"], line[name]) for line in lines if name in line]
-    held_out = [(line["step"], line[f"eval/{name}"]) for line in lines if f"eval/{name}" in line]
     label = name.rsplit("/", 1)[-1]
     steps, values = [step for step, _ in train], [value for _, value in train]
     (line,) = axis.plot(steps, values, label=label)
-    if held_out:
-        held_out_steps, held_out_values = zip(*held_out, strict=True)
-        label += ", held out"
-        axis.plot(held_out_steps, held_out_values, "o--", color=line.get_color(), label=label)
+    for of_set, points in _held_out(lines, name).items():
+        held_out_steps, held_out_values = zip(*points, strict=True)
+        held_out = f"{label}, {of_set or 'held out'}"
+        # Of several sets each has a colour of its own.
+        color = None if of_set else line.get_color()
+        axis.plot(held_out_steps, held_out_values, "o--", color=color, label=held_out)
+
+
+def _held_out(lines: list[dict[str, Any]], name: str) -> dict[str, list[tuple[int, float]]]:
+    """Set -> (step, value) of a metric's evaluations; a single set has the name ""."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for key, value in line.items():
+            match = re.fullmatch(rf"eval/(?:([^/]+)/)?{re.escape(name)}", key)
+            if match:
+                points.setdefault(match[1] or "", []).append((line["step"], value))
+    return points

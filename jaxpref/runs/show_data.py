@@ -1,17 +1,19 @@
 """What training will see of the data, as `jaxpref data` prints it."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 
 from jaxpref.config import Config
-from jaxpref.data.dataset import DataReport
 from jaxpref.data.inspect import show
 from jaxpref.data.loader import Loader
+from jaxpref.data.memory import Given
+from jaxpref.data.report import DataReport
 from jaxpref.runs.build import build
-from jaxpref.runs.feed import make_loader, read_data
+from jaxpref.runs.feed import held_out_sets, make_loader, read_data, which_of, with_given
 from jaxpref.runs.resume import with_stored
 from jaxpref.types import EncodedGroup
 
@@ -23,8 +25,8 @@ class DataSet:
     """Training or held-out data, read and planned."""
 
     name: str
-    """`train` or `eval`."""
-    groups: list[EncodedGroup]
+    """`train`, `eval`, or `eval.NAME` of several held-out sets."""
+    groups: Sequence[EncodedGroup]
     report: DataReport
     loader: Loader
 
@@ -54,15 +56,17 @@ class ShownData:
         return self._printed().export_html(inline_styles=True, code_format=page)
 
 
-def show_data(config: Config) -> ShownData:
+def show_data(config: Config, *, data: Given = None, eval: Given = None) -> ShownData:
     """Reads the data of a config as training does.
 
+    Args:
+        data, eval: as of `train`.
     Errors: InputError for data that cannot be trained on.
     """
     config = with_stored(config)
-    pieces = build(config)
+    pieces = with_given(build(config), data, eval)
     sets = []
-    for name in ("train", "eval") if config.data.eval else ("train",):
+    for name in ("train", *map(which_of, held_out_sets(pieces))):
         groups, report = read_data(pieces, name)
         loader = make_loader(pieces, groups, training=name == "train")
         sets.append(DataSet(name, groups, report, loader))

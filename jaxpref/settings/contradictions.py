@@ -14,21 +14,13 @@ MOST_COMBINED = 6
 """Objectives whose gradients may be combined: every set of them is tried."""
 
 
-def contradictions(config: Config, own_data: bool = True) -> Iterator[str]:
-    """All contradictions of a run's config.
-
-    Args:
-        own_data: whether data.train and data.eval are all the data that the run will have.
-    """
+def contradictions(config: Config) -> Iterator[str]:
+    """All contradictions of a run's config."""
     # The objectives need jax, which reading `--help` or data should not wait for.
     from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
 
     yield from _optimizer(config)
     yield from _batches(config)
-    if config.train.eval_every and not config.data.eval and own_data:
-        yield "train.eval_every is set but data.eval is empty"
-    if config.train.samples and not config.data.eval and own_data:
-        yield "train.samples is set but data.eval, whose prompts are answered, is empty"
     yield from _adapter(config)
     try:
         parts = bind(config.objective, OBJECTIVES, TRANSFORMS)

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jaxpref.config import Config
+from jaxpref.fields import PATHS, SETS
 from jaxpref.settings.keys import keys
 from jaxpref.settings.other_trainers import answer
 
@@ -28,15 +29,20 @@ def described(error: ValidationError, cls: type = Config, prefix: str = "") -> l
     known, lines = [name for name, _, _ in keys(cls, prefix)], []
     for (key, _), same in groupby(error.errors(), _kind):
         first, *others = same
-        place = prefix + ".".join(map(str, first["loc"]))
+        place = prefix + ".".join(map(str, location(first)))
         more = f" (and {len(others)} more items of {prefix}{key})" if others else ""
         lines.append(f"{place}{more}: {_said(first, place, known)}")
     return lines
 
 
+def location(problem: Mapping[str, Any]) -> list[str | int]:
+    """Where in the settings a problem is."""
+    return [part for part in problem["loc"] if part not in (PATHS, SETS, "[key]")]
+
+
 def _kind(problem: Mapping[str, Any]) -> tuple[str, str]:
     """The key, without places in lists, and the type of the problem."""
-    return ".".join(x for x in problem["loc"] if isinstance(x, str)), problem["type"]
+    return ".".join(x for x in location(problem) if isinstance(x, str)), problem["type"]
 
 
 def _said(problem: Mapping[str, Any], key: str, known: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from jaxpref.config import Config
 from jaxpref.errors import InputError
 from jaxpref.fields import objective_list
 from jaxpref.settings.contradictions import contradictions
-from jaxpref.settings.problems import described
+from jaxpref.settings.problems import described, location
 from jaxpref.storage.paths import as_path
 
 # ---- reading a config
@@ -49,8 +49,9 @@ def merged_settings(path: str | Path | None, overrides: Sequence[str]) -> dict[s
         for item in overrides:
             key, _, text = item.partition("=")
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
-            # `update` reaches into lists: objective.0.beta=0.3
-            OmegaConf.update(merged, key, parsed["value"], merge=True, force_add=True)
+            # `update` reaches into lists: objective.0.beta=0.3.
+            merge = key != "data.eval"  # named sets are not added to others
+            OmegaConf.update(merged, key, parsed["value"], merge=merge, force_add=True)
         settings: Any = OmegaConf.to_container(merged, resolve=True)
         return settings
     except OmegaConfBaseException as error:
@@ -80,16 +81,11 @@ def _read(path: str | Path) -> dict[str, Any]:
     return read
 
 
-def make_config(
-    raw: Mapping[str, Any], *, where: str = "configuration", own_data: bool = True
-) -> Config:
+def make_config(raw: Mapping[str, Any], *, where: str = "configuration") -> Config:
     """Config of a nested mapping; errors as in `load_config`.
 
     Paths, tuples and numpy's numbers and arrays count as the text, lists and numbers that they
     stand for.  An objective may be a function, or its name alone.
-
-    Args:
-        own_data: whether data.train and data.eval are all the data that its runs will have.
     """
     adapter = TypeAdapter(Config)
     problems: list[str] = []
@@ -100,14 +96,14 @@ def make_config(
     except ValidationError as error:
         problems = described(error)
         # The other keys may hold contradictions, and all problems are told at once.
-        others = _without(raw, [item["loc"] for item in error.errors()])
+        others = _without(raw, [location(item) for item in error.errors()])
         try:
             config = adapter.validate_json(json.dumps(others))
         except ValidationError:
             config = None
     if config is not None:
         config = _with_functions(config, functions)
-        problems += contradictions(config, own_data)
+        problems += contradictions(config)
     if problems:
         raise InputError(
             "a valid configuration",
@@ -225,12 +221,12 @@ def _with_todays_names(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _without(raw: Mapping[str, Any], locations: list[tuple]) -> dict[str, Any]:
     kept = json.loads(json.dumps(raw))
-    for location in locations:
+    for place in locations:
         node = kept
-        for part in location[:-1]:
+        for part in place[:-1]:
             node = node.get(part, {}) if isinstance(node, dict) else {}
         if isinstance(node, dict):
-            node.pop(location[-1], None)
+            node.pop(place[-1], None)
     return kept
 
 

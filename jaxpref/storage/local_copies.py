@@ -6,28 +6,17 @@ again.  The directory has a size limit: what was not used for longest is removed
 
 import hashlib
 import json
-import logging
 import os
-import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from jaxpref.errors import InputError
+from jaxpref.storage.entries import entry_of
 from jaxpref.storage.paths import file_system, is_bucket, key_of
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 DIRECTORY, LIMIT = "JAXPREF_CACHE_DIR", "JAXPREF_CACHE_GB"
 """Environment variables: where the copies are, and how many GB (10^9 bytes) they may take."""
 _DEFAULTS = {DIRECTORY: "~/.cache/jaxpref/files", LIMIT: "50"}
-
-_log = logging.getLogger(__name__)
 
 
 def local_file(path: Path) -> Path:
@@ -67,21 +56,18 @@ def _copied(files: dict[str, Path], source: Path) -> Path:
     """
     versions = {name: version_of(file) for name, file in sorted(files.items())}
     key = hashlib.sha256(json.dumps([str(source), versions]).encode()).hexdigest()[:32]
-    top = _top()
-    entry = top / key
-    with _alone(top / f"{key}.lock"):
-        if not entry.is_dir():
-            with tempfile.TemporaryDirectory(dir=top, prefix="partial-") as scratch:
-                whole = Path(scratch) / key
-                whole.mkdir()
-                for name, file in files.items():
-                    (whole / name).parent.mkdir(parents=True, exist_ok=True)
-                    file_system(file).get_file(key_of(file), str(whole / name))
-                whole.rename(entry)
-        os.utime(entry)
-    with _alone(top / "removal.lock"):
-        _remove_old(top, entry)
-    return entry
+
+    def download(into: Path) -> None:
+        for name, file in files.items():
+            (into / name).parent.mkdir(parents=True, exist_ok=True)
+            file_system(file).get_file(key_of(file), str(into / name))
+
+    return entry_of(_top(), key, download, _limit(), _told)
+
+
+def _told(entry: Path) -> str:
+    names = ", ".join(sorted(item.name for item in entry.iterdir()))
+    return f"the copy of {names}, not used for longest: {LIMIT}={_limit() / 1e9:g}"
 
 
 def _setting(name: str) -> str:
@@ -100,41 +86,3 @@ def _limit() -> float:
         return float(_setting(LIMIT)) * 1e9
     except ValueError as error:
         raise InputError(f"{LIMIT}: a number of GB", _setting(LIMIT), f"correct {LIMIT}") from error
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One process of this host at a time; the others wait."""
-    with lock.open("w") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _remove_old(top: Path, kept: Path) -> None:
-    """Removes what was not used for longest, while the copies take more than they may.
-
-    Args:
-        kept: stays, whatever it takes.
-    """
-    entries = [path for path in top.iterdir() if re.fullmatch("[0-9a-f]{32}", path.name)]
-    entries.sort(key=lambda path: path.stat().st_mtime)
-    sizes, limit = {path: _bytes_in(path) for path in entries}, _limit()
-    for path in entries:
-        if sum(sizes.values()) <= limit:
-            return
-        if path != kept:
-            names = ", ".join(sorted(item.name for item in path.iterdir()))
-            shutil.rmtree(path, ignore_errors=True)
-            del sizes[path]
-            _log.info(
-                "%s: removed the copy of %s, not used for longest: %s=%g",
-                top,
-                names,
-                LIMIT,
-                limit / 1e9,
-            )
-
-
-def _bytes_in(directory: Path) -> int:
-    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())

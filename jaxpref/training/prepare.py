@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxpref.config import Config
-from jaxpref.data.dataset import DataReport
+from jaxpref.data.kept_groups import places_of
 from jaxpref.data.loader import Loader, Step
+from jaxpref.data.memory import Given
+from jaxpref.data.report import DataReport
 from jaxpref.evaluation import Evaluator
 from jaxpref.files import whole_file
 from jaxpref.models.quantize import qwix
@@ -29,9 +31,15 @@ from jaxpref.runs.best import BestRule
 from jaxpref.runs.build import Pieces, attention_of, build
 from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.checkpoint import Checkpoints
-from jaxpref.runs.compute_dtype import choose_compute_dtype
 from jaxpref.runs.directory import CHECKPOINTS, DATA_FILE, RUN_FILE, check_run_directory
-from jaxpref.runs.feed import make_loader, read_data
+from jaxpref.runs.feed import (
+    held_out_sets,
+    make_loader,
+    read_data,
+    read_held_out,
+    which_of,
+    with_given,
+)
 from jaxpref.runs.made_from import (
     Digests,
     MadeFrom,
@@ -45,7 +53,7 @@ from jaxpref.runs.made_from import (
 )
 from jaxpref.runs.metrics import Sample, check_trackers
 from jaxpref.runs.params import load_params, reference_overlay, runs_reference
-from jaxpref.runs.resume import check_length, how_to_extend, resume_step, with_stored
+from jaxpref.runs.resume import resume_step, with_stored
 from jaxpref.settings import save_config
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.combine import Combine
@@ -54,6 +62,7 @@ from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
 from jaxpref.step.train_step import make_train_step
 from jaxpref.storage.paths import as_path
+from jaxpref.training.beginning import check_held_out, tell_dtype, tell_position
 from jaxpref.training.callbacks import Callbacks
 from jaxpref.training.description import Training, Values
 from jaxpref.training.first_step import first_loss_check
@@ -114,11 +123,12 @@ class Prepared:
     pieces: Pieces
     loader: Loader
     made_from: Digests
-    where: dict[int, str]
+    where: Mapping[int, str]
     """Row id -> file and row."""
-    held_out: list[EncodedGroup] | None
-    reports: tuple[DataReport, DataReport | None]
-    """On training and held-out data."""
+    report: DataReport
+    """On the training data."""
+    held_out: Mapping[str, tuple[Sequence[EncodedGroup], DataReport]]
+    """The sets of held-out data by their names."""
     checkpoints: Checkpoints
     best: BestRule
     resume_step: int | None
@@ -131,7 +141,7 @@ class Prepared:
     @property
     def loss_spec(self) -> LossSpec:
         """How a training batch becomes losses."""
-        return self.pieces.loss_spec(self.loader.layout, self.reports[0].kind)
+        return self.pieces.loss_spec(self.loader.layout, self.report.kind)
 
     @property
     def numbers(self) -> StepNumbers:
@@ -143,12 +153,24 @@ class Prepared:
         steps = self.loader.plan.steps
         return step_with(numbers, self.pieces, self.loss_spec, steps, self.rule)
 
-    def evaluator(self, make_step: Callable | None = None, numbers: Any = None) -> Evaluator | None:
-        """Of the held-out data; None without any.  Args: as of `Evaluator`."""
-        if self.held_out is None:
+    def evaluator(
+        self, make_step: Callable | None = None, numbers: Any = None
+    ) -> Callable[..., Values] | None:
+        """Called as an `Evaluator`: all sets of held-out data; None without any.
+
+        Args: as of `Evaluator`.
+        """
+        if not self.held_out:
             return None
-        kind = self.reports[1].kind
-        return Evaluator(self.pieces, self.held_out, kind, make_step, numbers)
+        each = [
+            Evaluator(self.pieces, groups, report.kind, make_step, numbers, name)
+            for name, (groups, report) in self.held_out.items()
+        ]
+
+        def evaluate(*policy: Any) -> Values:
+            return {name: x for one in each for name, x in one(*policy).items()}
+
+        return evaluate
 
     def first_state(self, params: Any, moving_ref: Any) -> TrainState:
         """The state before the first step; pure.
@@ -212,9 +234,9 @@ class Prepared:
     def write_settings(self, config: Config) -> None:
         """Config and an account of the data into the config's directory."""
         out = as_path(config.out)
-        report, eval_report = self.reports
+        reports = [self.report, *(report for _, report in self.held_out.values())]
         with whole_file(out / DATA_FILE) as partial:
-            partial.write_text(f"{report}\n{eval_report or ''}\n{self.loader.plan}\n")
+            partial.write_text("\n".join([*map(str, reports), str(self.loader.plan)]) + "\n")
         with whole_file(out / RUN_FILE) as partial:
             save_config(config, partial)
 
@@ -224,12 +246,15 @@ def prepare(
     objective: Sequence[Any] | None = None,
     source: Checkpoint | None = None,
     rule: GivenRule = AS_CONFIGURED,
+    data: Given = None,
+    eval: Given = None,
 ) -> tuple[Prepared, Any, Any]:
     """Reads model and data of a run.
 
     Args:
         source: in place of what is at `config.model.path`.
         rule: optimizer and schedule in place of those of `config.optim`.
+        data, eval: as of `train`.
     Returns: all but what the state will hold; the trained parameters, from which training starts;
         and of a reference that moves its start, otherwise None.
     Errors: InputError for anything wrong with config, model or data.
@@ -242,23 +267,26 @@ def prepare(
         qwix()
     check_run_directory(config.out)
     asked_dtype, config = config.model.compute_dtype, with_stored(config)
-    pieces = build(config, objective, source)
+    pieces = with_given(build(config, objective, source), data, eval)
+    check_held_out(pieces)
     check_same_objective(pieces.parts)
     check_trainable(pieces.source)
-    _tell_dtype(pieces, asked_dtype, config.model.compute_dtype)
+    tell_dtype(pieces, asked_dtype, config.model.compute_dtype)
     attention = attention_of(pieces.config, pieces.source)
     _log.info("attention: %s (%s)", attention.name, attention.why)
     groups, report = read_data(pieces, "train")
     _log.info("training data: %s", report.summary())
-    held_out, eval_report = read_data(pieces, "eval") if config.data.eval else (None, None)
-    if eval_report is not None:
-        _log.info("held-out data: %s", eval_report.summary())
+    held_out = read_held_out(pieces) if held_out_sets(pieces) else {}
+    for name, (_, eval_report) in held_out.items():
+        of_set = f" ({name})" if name else ""
+        _log.info("held-out data%s: %s", of_set, eval_report.summary())
     best = BestRule(config.train.best_metric, config.train.best_mode)
     checkpoints = Checkpoints(as_path(config.out) / CHECKPOINTS, keep=config.train.keep, best=best)
     resumed = resume_step(config, checkpoints)
     stored = {} if resumed is None else checkpoints.progress(resumed)
     made_from = MadeFrom(stored.get("made_from", {}), config.out, resumed)
-    of_data = {"data.train": of_rows(groups), "data.eval": of_rows(held_out or [])}
+    of_data = {"data.train": of_rows(groups)}
+    of_data |= {f"data.{which_of(name)}": of_rows(rows) for name, (rows, _) in held_out.items()}
     made_from.add(of_data | {"objective": of_objective(pieces.parts)})
 
     params = load_params(pieces)
@@ -270,9 +298,11 @@ def prepare(
     check_same_plan(loader.plan, resumed)
     made_from.add({"order": of_order(loader)})
     if resumed is not None:
-        _tell_position(config, resumed, loader.plan.steps, stored.get("stopped", ""))
-    if held_out is not None:
-        held_out, _ = with_reference_logps(pieces, held_out, params)
+        tell_position(config, resumed, loader.plan.steps, stored.get("stopped", ""))
+    held_out = {
+        name: (with_reference_logps(pieces, rows, params)[0], of_set)
+        for name, (rows, of_set) in held_out.items()
+    }
     trained, base = split(params)
     vocab = pieces.source.spec.vocab
     optimizer, schedule = make_rule(config.optim, loader.plan.steps, vocab, rule=rule)
@@ -288,9 +318,9 @@ def prepare(
         pieces=pieces,
         loader=loader,
         made_from=made_from.known,
-        where={group.row_id: group.where for group in groups},
+        where=places_of(groups),
+        report=report,
         held_out=held_out,
-        reports=(report, eval_report),
         checkpoints=checkpoints,
         best=best,
         resume_step=resumed,
@@ -300,47 +330,3 @@ def prepare(
         began=began,
     )
     return prepared, trained, moving_ref
-
-
-def _tell_dtype(pieces: Pieces, asked: str, stored: str) -> None:
-    """Says in which dtype products are computed, and why.
-
-    Args:
-        stored: what was asked for, or what the run began with.
-    """
-    if asked != "auto":
-        why = "as model.compute_dtype says"
-    elif stored != "auto":
-        why = "with which the run began"
-    else:
-        why = choose_compute_dtype(pieces.mesh.devices.flat[0]).why
-    _log.info("compute dtype: %s (%s)", pieces.config.model.compute_dtype, why)
-
-
-def _tell_position(config: Config, step: int, steps: int, stopped: str) -> None:
-    """Says where a run goes on.  Errors: InputError where it is beyond its end.
-
-    Args:
-        stopped: why a callback has ended it; empty: none has.
-    """
-    check_length(config, step, steps)
-    if stopped:
-        _log.warning(
-            "%s was ended at step %d of %d (%s): nothing is trained, and its metrics are returned; "
-            "choose another `out` for a new run",
-            config.out,
-            step,
-            steps,
-            stopped,
-        )
-        return
-    if step < steps:
-        _log.info("%s goes on from step %d of %d", config.out, step, steps)
-        return
-    _log.warning(
-        "%s is finished (step %d of %d): nothing is trained, and its metrics are returned; %s",
-        config.out,
-        step,
-        steps,
-        how_to_extend(config),
-    )

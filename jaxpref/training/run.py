@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from rich import get_console
 
 from jaxpref.config import Config
 from jaxpref.data.loader import Loader, Step
+from jaxpref.data.memory import Given
 from jaxpref.files import whole_file
 from jaxpref.models.own import OwnModel
 from jaxpref.models.source import given_model
@@ -40,6 +42,8 @@ def train(
     config: Config,
     *,
     objective: Sequence[Any] | None = None,
+    data: Given = None,
+    eval: Given = None,
     model: OwnModel | None = None,
     params: Any = None,
     callbacks: Sequence[Callback | Callable[[Moment], None]] = (),
@@ -51,6 +55,9 @@ def train(
 
     Args:
         objective: in place of `config.objective`; either list may hold functions.
+        data, eval: rows in memory in place of `data.train` and `data.eval`: a list of dicts, a
+            pandas frame, a `Dataset` or `DatasetDict` of `datasets`, a generator function; or
+            paths.  A run goes on from nothing else, so they are given again where it goes on.
         model: of the user's own, in place of the one at `config.model.path`.
         params: of the model, from which training starts, in place of those at `config.model.path`:
             a tree as `Result.params`, or as `model` takes it.
@@ -86,7 +93,7 @@ def train(
     with shown as on_log, sole_writer(config.out), term.listening_at_once():
         # Not named here, the first parameters are freed as soon as the state holds them.
         training, pieces = _training(
-            objective, callbacks, *prepare(config, objective, source, rule)
+            objective, callbacks, *prepare(config, objective, source, rule, data, eval)
         )
         done = loop.run(training, on_log, term)
     return Result(
@@ -128,7 +135,8 @@ def _training(
             with whole_file(as_path(config.out) / MODEL_FILE) as partial:
                 partial.write_text(json.dumps({"own": pieces.source.own is not None}) + "\n")
     evaluator = prepared.evaluator()
-    answers = make_samples(pieces, prepared.held_out or [])
+    held_out = (groups for groups, _ in prepared.held_out.values())
+    answers = make_samples(pieces, chain.from_iterable(held_out))
 
     def start() -> TrainState:
         nonlocal params, moving_ref

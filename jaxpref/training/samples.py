@@ -1,6 +1,6 @@
 """Answers that a policy gives while it is trained, logged beside the metrics of an evaluation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ AnswerPrompts = Callable[[Any], list[Sample]]
 """The policy's parameters -> its greedy answers to some held-out prompts, the same every time."""
 
 
-def make_samples(pieces: Pieces, held_out: Sequence[EncodedGroup]) -> AnswerPrompts | None:
+def make_samples(pieces: Pieces, held_out: Iterable[EncodedGroup]) -> AnswerPrompts | None:
     """How the policy answers the first `train.samples` prompts; None where none are asked for.
 
     Errors: InputError where no prompt leaves room for an answer, and for a model that cannot be
@@ -66,7 +66,7 @@ def make_samples(pieces: Pieces, held_out: Sequence[EncodedGroup]) -> AnswerProm
     return answers
 
 
-def _first_prompts(groups: Sequence[EncodedGroup], count: int, longest: int) -> list[np.ndarray]:
+def _first_prompts(groups: Iterable[EncodedGroup], count: int, longest: int) -> list[np.ndarray]:
     """The first different ones that are not empty, at most so many tokens long."""
     prompts: dict[bytes, np.ndarray] = {}
     for group in groups:

@@ -2,9 +2,12 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import datasets
 import pytest
+from datasets.data_files import DataFilesDict, DataFilesList
+from datasets.packaged_modules.json.json import JsonConfig
 
 from jaxpref.data.sources import read_rows
 from jaxpref.errors import InputError
@@ -140,6 +143,59 @@ def test_hub_id_goes_through_load_dataset(monkeypatch):
     assert next(read_rows("owner/pairs", "train", name="v2")) == (ROWS[0], "owner/pairs (train), index 0")
     assert next(read_rows("owner/pairs")) == (ROWS[0], "owner/pairs (train), index 0")
     assert calls == [("owner/pairs", "v2", "train"), ("owner/pairs", None, None)]
+
+
+class Hub:
+    """A hub with one data set; its files lie below `folder`."""
+
+    def __init__(self, folder, monkeypatch, **options):
+        self.folder, self.downloads = folder, []
+        files = {
+            split: [
+                f"hf://datasets/owner/pairs@refs%2Fmain/data/{file.name}" for file in sorted(folder.glob(f"{split}*"))
+            ]
+            for split in ("train", "test")
+        }
+        files = DataFilesDict({split: DataFilesList(names, []) for split, names in files.items() if names})
+        config = JsonConfig(data_files=files, **options)
+        monkeypatch.setattr(datasets, "load_dataset_builder", lambda path, name: SimpleNamespace(config=config))
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", self.download)
+
+    def download(self, repo_id, filename, *, repo_type, revision):
+        assert (repo_id, repo_type, revision) == ("owner/pairs", "dataset", "refs/main")
+        self.downloads.append(filename)
+        return str(self.folder / filename.removeprefix("data/"))
+
+
+def test_files_of_the_hub_are_read_as_they_stand(tmp_path, monkeypatch):
+    """Dates, integers beside other numbers, and objects whose keys differ, as in the file."""
+    rows = [
+        ROWS[0] | {"day": "2024-01-31", "number": 1, "about": {"a": 1}},
+        ROWS[0] | {"day": "2024-02-01T00:00:00", "number": 2.5, "about": {"b": [None]}},
+    ]
+    write(tmp_path / "train-0.jsonl", "".join(json.dumps(row) + "\n" for row in rows[:1]))
+    write(tmp_path / "train-1.jsonl", "".join(json.dumps(row) + "\n" for row in rows[1:]))
+    write(tmp_path / "test.jsonl", LINES)
+    hub = Hub(tmp_path, monkeypatch)
+    found = list(read_rows("owner/pairs", "train"))
+    assert [row for row, _ in found] == rows and type(found[0][0]["number"]) is int
+    assert [where for _, where in found] == [f"owner/pairs/data/train-{i}.jsonl, row 1" for i in range(2)]
+    assert hub.downloads == ["data/train-0.jsonl", "data/train-1.jsonl"], "the other split stays where it is"
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args, **kwargs: 1 / 0)
+    refused("owner/pairs", "owner/pairs", "ZeroDivisionError", split="train")
+
+
+def test_files_with_options_of_their_own_go_through_datasets(tmp_path, monkeypatch):
+    write(tmp_path / "train.jsonl", LINES)
+    Hub(tmp_path, monkeypatch, field="rows")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: datasets.Dataset.from_list(ROWS))
+    assert next(read_rows("owner/pairs", "train"))[1] == "owner/pairs (train), index 0"
+
+
+def test_what_was_downloaded_before_is_read_without_a_network(tmp_path, monkeypatch):
+    write(tmp_path / "train.jsonl", LINES)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, local_files_only, **kwargs: str(tmp_path))
+    assert next(read_rows("owner/pairs"))[1] == f"{tmp_path / 'train.jsonl'}, row 1"
 
 
 def test_hub_failure_names_id_and_cause(monkeypatch):

@@ -9,7 +9,6 @@ import tiny
 from jaxpref.errors import InputError
 from jaxpref.generation.completions import generate
 from jaxpref.runs.metrics import SAMPLES_FILE
-from jaxpref.settings import make_config
 from jaxpref.training.run import train
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
@@ -38,6 +37,7 @@ def test_no_room_for_samples_is_told_before_anything_is_compiled(tmp_path, tiny_
         train(config)
 
 
-def test_samples_without_held_out_data():
-    with pytest.raises(InputError, match="train.samples is set but data.eval, whose prompts are answered, is empty"):
-        make_config({"train": {"samples": 2}})
+def test_samples_without_held_out_data(tmp_path, tiny_files, any_mesh):
+    config = tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, train={"samples": 2})
+    with pytest.raises(InputError, match=r"held-out data, for train.samples(.|\n)*an empty data.eval"):
+        train(config)

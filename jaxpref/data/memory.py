@@ -1,0 +1,114 @@
+"""Rows in memory as a source: lists, pandas frames, datasets of `datasets`, generator functions.
+
+Their places are `data[12]`, as Python names them.
+"""
+
+import json
+import tempfile
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from jaxpref.data.readers import Rows, arrow_rows, check_row
+from jaxpref.data.splits import Part, choose
+from jaxpref.data.tables import Table
+from jaxpref.errors import InputError
+
+Given = Any
+"""Rows in memory (see `tables_in_memory`), or paths."""
+
+
+def tables_in_memory(given: Given, name: str, part: Part) -> list[str | Table]:
+    """What `load_groups` reads.
+
+    Args:
+        given: a list of rows (dicts), a pandas frame, a `Dataset` of `datasets`, a `DatasetDict`
+            (of which `part` says the split), a function without arguments that gives rows, or an
+            iterable of them, which is read once; a path, or a list of paths.
+        name: of the argument, for places and messages.
+    Errors: InputError for anything else, and for no rows.
+    """
+    if isinstance(given, str) or _has_paths(given):
+        return [given] if isinstance(given, str) else list(given)
+    if isinstance(given, Mapping):  # a DatasetDict
+        [split] = choose({split: split for split in given}, part, name)
+        return [_table(given[split], f'{name}["{split}"]')]
+    return [_table(given, name)]
+
+
+def _has_paths(given: Given) -> bool:
+    return isinstance(given, list | tuple) and bool(given) and isinstance(given[0], str)
+
+
+def _table(given: Given, name: str) -> Table:
+    if _is_of("datasets", given):
+        return Table(name, partial(_dataset_rows, given, name))
+    if _is_of("pandas", given):
+        return Table(name, partial(_frame_rows, given, name))
+    if isinstance(given, Sequence) and not isinstance(given, bytes):
+        return Table(name, partial(_placed, given, name))
+    rows = given() if callable(given) else given
+    if not isinstance(rows, Iterable):
+        raise InputError(
+            f"{name}: paths, a list of rows (dicts), a pandas frame, a Dataset, or a function "
+            "that gives rows",
+            f"{name}: {type(given).__name__}",
+            "give one of these",
+        )
+    return Table(name, _Spooled(rows, name))
+
+
+def _is_of(package: str, given: Given) -> bool:
+    """Whether the value is of this package, which need not be installed."""
+    return type(given).__module__.partition(".")[0] == package
+
+
+def _placed(rows: Iterable[Any], name: str) -> Rows:
+    empty = True
+    for index, row in enumerate(rows):
+        empty = False
+        where = f"{name}[{index}]"
+        yield check_row(row, where), where
+    if empty:
+        raise InputError("at least one row", f"{name}, which holds none", f"give rows as {name}")
+
+
+def _dataset_rows(dataset: Any, name: str) -> Rows:
+    # Without the format (tensors, some of the columns) that may have been set for other uses.
+    batches = dataset.with_format("arrow").iter(batch_size=1000)
+    return _placed(arrow_rows(batches), name)
+
+
+def _frame_rows(frame: Any, name: str) -> Rows:
+    """What pandas counts as missing is null."""
+    import pyarrow
+
+    try:
+        table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+    except pyarrow.ArrowException as error:
+        raise InputError(
+            "a frame whose columns hold values of one type each",
+            f"{name}: {' '.join(map(str, error.args))}",
+            'mend that column, or give frame.to_dict("records")',
+        ) from error
+    return _placed(arrow_rows(table.to_batches()), name)
+
+
+class _Spooled:
+    """Rows that come only once, in a file that nobody else sees: they may be more than memory."""
+
+    def __init__(self, rows: Iterable[Any], name: str):
+        self._file, self._name = tempfile.TemporaryFile("w+", encoding="utf-8"), name
+        weakref.finalize(self, self._file.close)
+        for row, where in _placed(rows, name):
+            try:
+                self._file.write(json.dumps(row) + "\n")
+            except TypeError as error:
+                raise InputError(
+                    "rows of what JSON can write", f"{where}: {error}", "convert the value"
+                ) from error
+
+    def __call__(self) -> Rows:
+        self._file.seek(0)
+        return _placed(map(json.loads, self._file), self._name)
