@@ -299,7 +299,10 @@ def test_sigkill_sigterm_and_ctrl_c(finished_run, tiny_files, tmp_path, compile_
     config = tiny.long_config(tmp_path / "run", tiny_files)
     path = tiny.write_config(config, tmp_path / "config.yaml")
     checkpoints, metrics = tmp_path / "run" / "checkpoints", tmp_path / "run" / "metrics.jsonl"
-    logged = lambda step: metrics.is_file() and any(line["step"] >= step for line in tiny.logged(config.out))
+
+    def has_logged(step, before):
+        """Whether the process that goes on has: it first drops what was logged after its checkpoint."""
+        return metrics.read_text() != before and any(line["step"] >= step for line in tiny.logged(config.out))
 
     killed = start(path, compile_cache)
     wait_until(lambda: (checkpoints / "3").is_dir(), killed)
@@ -307,8 +310,9 @@ def test_sigkill_sigterm_and_ctrl_c(finished_run, tiny_files, tmp_path, compile_
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
 
+    before = metrics.read_text()
     stopped = start(path, compile_cache)
-    wait_until(lambda: logged(5), stopped)
+    wait_until(lambda: has_logged(5, before), stopped)
     stopped.send_signal(signal.SIGTERM)
     _, said = stopped.communicate()
     assert stopped.returncode == PREEMPTED == 75
@@ -316,13 +320,14 @@ def test_sigkill_sigterm_and_ctrl_c(finished_run, tiny_files, tmp_path, compile_
     assert f"saved step {saved}" in said and "Traceback" not in said
     assert 5 <= saved < 9
 
+    before = metrics.read_text()
     interrupted = start(path, compile_cache)
-    wait_until(lambda: logged(saved + 1), interrupted)
+    wait_until(lambda: has_logged(saved + 1, before), interrupted)
     interrupted.send_signal(signal.SIGINT)
     _, said = interrupted.communicate()
     assert interrupted.returncode == INTERRUPTED == 130 and "Traceback" not in said
-    before, saved = saved, max(tiny.stored_steps(config.out))
-    assert before < saved < 10
+    assert saved < max(tiny.stored_steps(config.out)) < 10
+    saved = max(tiny.stored_steps(config.out))
     assert f"jaxpref train: Ctrl-C: saved step {saved} of 10 in {config.out}/checkpoints; start the same run" in said
 
     train(config)
