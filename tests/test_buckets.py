@@ -369,7 +369,7 @@ def test_adapters_and_merges_lie_there(store, files, call, tmp_path):
         ("train", config("lora", adapter={"rank": 2, "alpha": 8.0})),
         ("export", f"{store}/lora", "--adapter", "--to", f"{store}/peft"),
         ("train", config("more", adapter={"path": f"{store}/peft"})),
-        ("eval", f"{store}/more", "--out", f"{store}/more.json", "--resamples", 10),
+        ("eval", f"{store}/more", "--out", f"{store}/more.json", "--resamples", 100),
         ("export", f"{store}/lora", "--adapter", "--to", tmp_path / "peft"),
     )
     assert lines(f"{store}/more.jsonl")
@@ -395,7 +395,8 @@ def test_gguf_files_are_read_there(store, call, tmp_path):
 
 
 def test_scores_and_conditions_lie_there(store, call, tmp_path):
-    pairs = tiny.write_rows(tmp_path / "rows.jsonl", tiny.rows(6))
+    rows = [{"prompt": f"n {i}", "chosen": "n" + " n" * i, "rejected": "n"} for i in range(6)]
+    pairs = tiny.write_rows(tmp_path / "rows.jsonl", rows)
     bucket_servers.upload(pairs, as_path(f"{store}/rows.jsonl"))
     for folder in (str(tmp_path), store):
         scored = f"{folder}/scored-rows.jsonl"
