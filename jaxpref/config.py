@@ -106,6 +106,8 @@ class ReferenceConfig:
     """Steps between updates of the reference towards the policy (TR-DPO); null: it stays."""
     sync_alpha: float = Field(default=0.6, gt=0, le=1)
     """Share of the policy in the updated reference; 1 replaces it."""
+    offload: bool = False
+    """Keep the copy's weights in the hosts' memory between steps."""
     cache_dir: str = "~/.cache/jaxpref/reference"
     """Directory of cached log-probs, under a key of weights, compute dtype and token ids."""
 
@@ -237,6 +239,9 @@ class OptimConfig:
     """Dtype in which the first moment (adamw, lion) or the momentum (sgd, muon) is kept: bfloat16
     takes 2 bytes less of every trained parameter. The second moment stays float32: bfloat16 would
     round the change of a step, at most 1 - b2 of it, away."""
+    offload: bool = False
+    """Keep the moments in the hosts' memory between steps; not of adapters that are trained
+    together."""
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -143,6 +143,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+HOST_MEMORY = "pinned_host"
+
+
+def has_host_memory(mesh: Mesh) -> bool:
+    """Whether arrays on the mesh may lie in the hosts' memory."""
+    memories = mesh.devices.flat[0].addressable_memories()
+    return any(memory.kind == HOST_MEMORY for memory in memories)
+
+
+def in_host_memory(sharding: NamedSharding) -> NamedSharding:
+    """As `sharding`, in the memory of the hosts."""
+    return sharding.with_memory_kind(HOST_MEMORY)
+
+
+def on_devices(tree: Any) -> Any:
+    """The tree with what lies in the hosts' memory brought to the devices, which compute."""
+
+    def brought(x):
+        if jax.typeof(x).memory_space == jax.memory.Space.Host:
+            return jax.device_put(x, jax.memory.Space.Device)
+        return x
+
+    return jax.tree.map(brought, tree)
+
+
 def place(x: Any, sharding: NamedSharding) -> jax.Array:
     """A host array onto the mesh, each process giving what its devices hold."""
     return jax.make_array_from_callback(

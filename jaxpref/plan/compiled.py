@@ -29,7 +29,7 @@ from jaxpref.plan.planned_step import PlannedStep, plan_step
 from jaxpref.plan.program import Instruction, Program
 from jaxpref.plan.row_sizes import RowSizes
 from jaxpref.settings import load_config
-from jaxpref.sharding import AXES
+from jaxpref.sharding import AXES, HOST_MEMORY
 
 
 def slice_devices(target: Slice) -> list[Any]:
@@ -98,6 +98,7 @@ def step_facts(planned: PlannedStep) -> dict[str, Any]:
             "reference": _on_device(planned.frozen.reference)
             + _on_device(planned.state.ref_params),
         },
+        "on_host": _on_host(planned.state, planned.frozen),
         "replicated": _replicated(planned),
         "head_dim": planned.pieces.source.spec.head_dim,
         "vocabulary_padding": _padded_rows(planned),
@@ -111,8 +112,17 @@ def _padded_rows(planned: PlannedStep) -> int:
 
 
 def _on_device(tree: Any) -> int:
-    """Bytes of arrays on one device."""
-    return sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(tree))
+    """Bytes of arrays in the memory of one device."""
+    return sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(tree) if not _is_on_host(leaf))
+
+
+def _on_host(*trees: Any) -> int:
+    """Bytes that one device has in the memory of its host."""
+    return sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(trees) if _is_on_host(leaf))
+
+
+def _is_on_host(leaf: Any) -> bool:
+    return leaf.sharding.memory_kind == HOST_MEMORY
 
 
 def _shard_bytes(leaf: Any) -> int:

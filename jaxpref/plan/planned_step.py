@@ -25,7 +25,7 @@ from jaxpref.runs.cached_reference import with_column
 from jaxpref.runs.feed import EXTRA_COLUMN, make_loader
 from jaxpref.runs.flops import step_flops
 from jaxpref.runs.params import runs_reference
-from jaxpref.sharding import batch_sharding, replicated
+from jaxpref.sharding import batch_sharding, in_host_memory, replicated
 from jaxpref.step.batch_loss import REFERENCE_COLUMN
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen, split
@@ -101,6 +101,8 @@ def plan_step(configs: Sequence[Config], rows: RowSizes, devices: Sequence[Any])
     params = _loaded(pieces)
     trained, base = split(params)
     reference = _reference(pieces, params) if runs_reference(pieces) else None
+    if config.reference.offload:
+        reference = jax.tree.map(lambda x: _laid_out(x, in_host_memory(x.sharding)), reference)
     moving, reference = (reference, None) if pieces.moving else (None, reference)
     schedule = make_schedule(config.optim, loader.plan.steps)
     optimizer = make_optimizer(config.optim, schedule, pieces.source.spec.vocab)
@@ -110,7 +112,8 @@ def plan_step(configs: Sequence[Config], rows: RowSizes, devices: Sequence[Any])
         return init_state(params, optimizer, config.train.seed, pieces.parts, kept)
 
     shapes = jax.eval_shape(first_state, trained, moving)
-    state = jax.tree.map(_laid_out, shapes, state_shardings(shapes, pieces.mesh))
+    laid_out = state_shardings(shapes, pieces.mesh, offload=config.optim.offload)
+    state = jax.tree.map(_laid_out, shapes, laid_out)
     loss_spec = pieces.loss_spec(layout, rows.kind)
     make_step = partial(step_with, pieces=pieces, loss_spec=loss_spec, steps=loader.plan.steps)
     numbers: Any = StepNumbers.of(pieces)

@@ -27,6 +27,8 @@ def show(said: dict[str, Any], target: Slice, console: Console) -> None:
     )
     memory = memory_of(said, target.chip)
     console.print(_memory_table(memory))
+    if said["on_host"]:
+        console.print(f"in the host's memory, for a device: {said['on_host'] / GIB:.2f} GiB")
     if "does_not_fit" in said:
         console.print("[bold red]It does not fit.[/]  The compiler says:")
         console.print(said["does_not_fit"], highlight=False, markup=False)

@@ -29,7 +29,7 @@ from jaxpref.runs.compilation_cache import use_compilation_cache
 from jaxpref.runs.compute_dtype import choose_compute_dtype
 from jaxpref.runs.same_files import check_same_files
 from jaxpref.settings.contradictions import objective_contradictions
-from jaxpref.sharding import make_mesh, vocab_ways
+from jaxpref.sharding import HOST_MEMORY, has_host_memory, make_mesh, vocab_ways
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.combine import Combine
 from jaxpref.step.state import MovingReference
@@ -113,6 +113,7 @@ def build_without_tokenizer(
     given = {} if devices is None else {"devices": list(devices)}
     mesh = make_mesh(config.mesh, **given)
     config = with_compute_dtype(config, mesh)
+    _check_host_memory(config, mesh)
     source = open_checkpoint(config.model.path) if source is None else source
     if source.own is not None:
         _check_fits_own(config)
@@ -156,6 +157,18 @@ def with_compute_dtype(config: Config, mesh: Mesh) -> Config:
         return config
     name = choose_compute_dtype(mesh.devices.flat[0]).name
     return replace(config, model=replace(config.model, compute_dtype=name))
+
+
+def _check_host_memory(config: Config, mesh: Mesh) -> None:
+    """Errors: InputError where the devices cannot read what is to lie in the hosts' memory."""
+    sections = {"optim.offload": config.optim, "reference.offload": config.reference}
+    asked = [name for name, section in sections.items() if section.offload]
+    if asked and not has_host_memory(mesh):
+        raise InputError(
+            f"devices that reach the hosts' memory ({HOST_MEMORY}), for {' and '.join(asked)}",
+            mesh.devices.flat[0].device_kind,
+            f"set {' '.join(name + '=false' for name in asked)}",
+        )
 
 
 def _model_files(config: Config, source: Checkpoint) -> dict[str, Path]:

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from jaxpref.models.parameters import leaf_path
+from jaxpref.sharding import on_devices
 
 _PIECE = 2**15
 """Elements that the host mixes at a time: they stay in its cache."""
@@ -53,7 +54,7 @@ def host_checksum(array: np.ndarray) -> int:
 def _device_sum(x: jax.Array) -> jax.Array:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
-    x = _in_bytes(x)
+    x = _in_bytes(on_devices(x))
     words = lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
     positions = jnp.zeros(x.shape, jnp.uint32)
     for axis in range(x.ndim):

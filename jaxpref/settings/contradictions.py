@@ -119,6 +119,11 @@ def _adapter(config: Config) -> Iterator[str]:
         if reference.adapter:
             yield "reference.adapter is laid over frozen weights: set adapter.rank or adapter.path"
         return
+    if reference.offload and reference.path is None:
+        yield (
+            "reference.offload moves a copy of the weights, and with an adapter there is none: "
+            "remove it"
+        )
     if reference.adapter and reference.path:
         yield (
             "reference.adapter is laid over the frozen weights, reference.path names others: "
@@ -137,8 +142,13 @@ def _adapter(config: Config) -> Iterator[str]:
 
 
 def _reference(reference: ReferenceConfig, parts: Sequence["Part"]) -> Iterator[str]:
+    if reference.offload and (reference.mode == "cache" or reference.sync_every):
+        yield (
+            "reference.offload moves a copy that stays as it is: remove it, or set "
+            "reference.mode=copy and reference.sync_every=null"
+        )
     if not any(part.needs_reference for part in parts):
-        for key in ("path", "adapter", "sync_every"):
+        for key in ("path", "adapter", "sync_every", "offload"):
             if getattr(reference, key):
                 yield f"reference.{key} is set but no objective uses a reference"
     for part in parts:

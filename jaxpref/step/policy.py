@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxpref.models.parameters import LORA, SCALAR_HEADS
+from jaxpref.sharding import on_devices
 
 
 class Frozen(NamedTuple):
@@ -25,8 +26,8 @@ class Frozen(NamedTuple):
         return {**self.base, **params}
 
     def reference_params(self) -> dict[str, Any] | None:
-        """The reference's parameters."""
-        return None if self.reference is None else {**self.base, **self.reference}
+        """The reference's parameters, on the devices."""
+        return None if self.reference is None else {**self.base, **on_devices(self.reference)}
 
 
 def split(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxpref.models.parameters import cast_for_products, leaf_path
 from jaxpref.models.placement import Axes, param_shardings
 from jaxpref.objectives import Part
-from jaxpref.sharding import replicated
+from jaxpref.sharding import in_host_memory, replicated
 from jaxpref.step.batch_loss import init_running
 from jaxpref.step.policy import Frozen
 
@@ -87,12 +87,15 @@ def init_state(
     )
 
 
-def state_shardings(shapes: TrainState, mesh: Mesh, axes: Axes = None) -> TrainState:
+def state_shardings(
+    shapes: TrainState, mesh: Mesh, axes: Axes = None, *, offload: bool = False
+) -> TrainState:
     """Moments lie as their parameters do; counters, factored moments and the key are replicated.
 
     Args:
         shapes: the state, as arrays or ShapeDtypeStructs.
         axes: as of `Model.axes`.
+        offload: moments lie in the hosts' memory.
     """
     params = jax.tree_util.tree_leaves_with_path(shapes.params)
     shardings = jax.tree.leaves(param_shardings(shapes.params, mesh, axes))
@@ -111,4 +114,11 @@ def state_shardings(shapes: TrainState, mesh: Mesh, axes: Axes = None) -> TrainS
                 return of_params[parameter]
         return whole
 
-    return jax.tree_util.tree_map_with_path(sharding, shapes)
+    laid_out = jax.tree_util.tree_map_with_path(sharding, shapes)
+    if not offload:
+        return laid_out
+
+    def moved(leaf, sharding):
+        return in_host_memory(sharding) if leaf.ndim else sharding  # counters stay
+
+    return laid_out._replace(opt_state=jax.tree.map(moved, shapes.opt_state, laid_out.opt_state))

@@ -55,6 +55,7 @@ from jaxpref.runs.metrics import Sample, check_trackers
 from jaxpref.runs.params import load_params, reference_overlay, runs_reference
 from jaxpref.runs.resume import resume_step, with_stored
 from jaxpref.settings import save_config
+from jaxpref.sharding import in_host_memory
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.combine import Combine
 from jaxpref.step.optim import AS_CONFIGURED, GivenRule, OptimNumbers, make_rule, optim_numbers
@@ -311,6 +312,10 @@ def prepare(
     check_same("optimizer and schedule (digests)", of_rule, "copy the same code to every host")
     reference = reference_overlay(pieces, params) if runs_reference(pieces) else None
     made_from.add(of_references(pieces, reference))
+    if config.reference.offload:
+        reference = jax.device_put(
+            reference, jax.tree.map(lambda x: in_host_memory(x.sharding), reference)
+        )
     # A reference that moves is a part of the state.
     moving_ref, frozen_ref = (reference, None) if pieces.moving else (None, reference)
     prepared = Prepared(

@@ -123,7 +123,9 @@ def _training(
     Args: as `train` and `prepare` name them; `params` are given up to the state at the start.
     """
     shapes = jax.eval_shape(prepared.first_state, params, moving_ref)
-    shardings = state_shardings(shapes, prepared.pieces.mesh, prepared.pieces.model.axes)
+    pieces = prepared.pieces
+    offload = pieces.config.optim.offload
+    shardings = state_shardings(shapes, pieces.mesh, pieces.model.axes, offload=offload)
     prepared = _with_fitting_rows(prepared, shapes, shardings)
     config, pieces, frozen = prepared.config, prepared.pieces, prepared.frozen
     if jax.process_index() == 0:

@@ -31,6 +31,12 @@ def check_stackable(configs: Sequence[Config]) -> None:
                 f"{config.out}: train.samples={config.train.samples}",
                 "set train.samples=0, or train the runs one by one",
             )
+    if configs[0].optim.offload:
+        raise InputError(
+            "moments on the devices, of adapters that are trained together",
+            f"{configs[0].out}: optim.offload=true",
+            "remove optim.offload: an adapter's moments are small",
+        )
     first, *others = (to_dict(config) for config in configs)
     differing = {key for other in others for key in other if other[key] != first[key]}
     differing -= {"out", "objective", "log"}

@@ -1,0 +1,66 @@
+"""Moments and reference in the hosts' memory between steps: the same numbers, elsewhere."""
+
+import jax
+import pytest
+import tiny
+
+from jaxpref.errors import InputError
+from jaxpref.runs import build as build_module
+from jaxpref.runs.build import build
+from jaxpref.settings import make_config
+from jaxpref.training import loop
+
+pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
+
+OFFLOADED = {"optim": {"offload": True}, "reference": {"offload": True}}
+
+
+@pytest.fixture
+def memories(monkeypatch):
+    """Of every run that begins: the kinds of memory of its moments and of its reference."""
+    seen = []
+
+    def compiled(training, state, *arguments):
+        kinds = lambda tree: {x.sharding.memory_kind for x in jax.tree.leaves(tree) if x.ndim}
+        seen.append((kinds(state.opt_state), kinds(training.frozen.reference)))
+        return original(training, state, *arguments)
+
+    original = loop._compile
+    monkeypatch.setattr(loop, "_compile", compiled)
+    return seen
+
+
+def test_losses_and_checkpoints_are_those_of_a_run_on_the_devices(tiny_files, tmp_path, memories):
+    def run(out, die_at=None, **changes):
+        common = {"train": {"max_steps": 4, "save_every": 2}, "mesh": {"data": 1, "fsdp": 2}}
+        files = tiny_files.model, tiny_files.train, tiny_files.held_out
+        return tiny.run(tiny.config(out, *files, **common, **changes), die_at=die_at)
+
+    there = run(tmp_path / "there")
+    here = run(tmp_path / "here", **OFFLOADED)
+    assert memories == [({"device"}, {"device"}), ({"pinned_host"}, {"pinned_host"})]
+    assert here.losses == there.losses and here.result.last_eval == there.result.last_eval
+    # Killed after the second step, and gone on with from its checkpoint.
+    run(tmp_path / "killed", die_at=3, **OFFLOADED)
+    again = run(tmp_path / "killed", **OFFLOADED)
+    assert memories[-1] == ({"pinned_host"}, {"pinned_host"})
+    assert again.losses == there.losses[2:]
+
+
+def test_devices_without_host_memory_are_refused(tiny_files, tmp_path, monkeypatch):
+    monkeypatch.setattr(build_module, "has_host_memory", lambda mesh: False)
+    config = tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, **OFFLOADED)
+    with pytest.raises(InputError, match="optim.offload and reference.offload"):
+        build(config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"reference": {"mode": "cache"}}, {"reference": {"sync_every": 2}}, {"adapter": {"rank": 4}}],
+    ids=["cache", "moving", "adapter"],
+)
+def test_a_reference_without_a_copy_cannot_be_moved(changes, tiny_files, tmp_path):
+    settings = tiny.settings(tmp_path / "run", tiny_files.model, tiny_files.train, **changes)
+    settings["reference"] = {**settings.get("reference", {}), "offload": True}
+    with pytest.raises(InputError, match="reference.offload"):
+        build(make_config(settings))
