@@ -168,7 +168,7 @@ def with_figures(readme: str, records: list[Record]) -> str:
 
 
 def figures(records: list[Record]) -> Iterator[str]:
-    """README's rows: tokens/s and memory of each side, in the last run with so many pairs a step."""
+    """README's rows: tokens/s and memory of each side, in the last run of so many pairs a step."""
     runs: dict[int, dict[str, Record]] = {}
     for record in records:
         if record.benchmark == "peers":
