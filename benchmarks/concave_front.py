@@ -22,6 +22,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np  # noqa: E402
 import tiny  # noqa: E402
 from bandit import PROMPT, TEXTS, logps_of, train  # noqa: E402
+from record import add_argument, append, record  # noqa: E402
 
 CENTRES = (0.7, -1.3)
 WEIGHTS = ((0.3, 0.7), (0.45, 0.55))
@@ -63,21 +64,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.parse_args()
+    add_argument(parser)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, tiny.quick_compile(Path(name) / "compiled"):
         folder = Path(name)
         model = tiny.write_model(folder / "model", scale=0.5)
         headings = [f"w = {w[0]:g}, {w[1]:g}" for w in WEIGHTS]
         print("| | " + " | ".join(headings) + " |\n|" + "---|" * (1 + len(WEIGHTS)), flush=True)
         for number, (way, optim) in enumerate(WAYS.items()):
-            cells = []
-            for w in WEIGHTS:
+            cells, margins = [], {}
+            for w, heading in zip(WEIGHTS, headings, strict=True):
                 margin = reached(folder / f"{number}_{w[0]:g}", model, w, optim)
+                margins[heading] = margin
                 place = "middle" if in_the_middle(margin) else "end"
                 cells.append(
                     f"{margin:.2f} ({', '.join(f'{x:.2f}' for x in losses(margin))}) {place}"
                 )
             print(f"| {way} | {' | '.join(cells)} |", flush=True)
+            append(options.record, [record("concave_front", way, margins)])
 
 
 if __name__ == "__main__":

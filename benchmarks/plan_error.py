@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from record import Record, append, read, record
 
 from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.plan.compiled import read_program
@@ -51,24 +52,33 @@ CASES: dict[str, tuple[dict, dict, tuple[int, int]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--out", type=Path, required=True, help="JSON lines; cases that stand there are kept"
+        "--out", type=Path, required=True, help="records; cases that stand there are kept"
     )
     parser.add_argument("--minutes", type=float, default=60, help="begin no case after so many")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each case")
     parser.add_argument("--work", type=Path, default=Path("runs/plan_error"))
     options = parser.parse_args()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.touch()
-    results = [json.loads(line) for line in options.out.read_text().splitlines()]
+    results = [dict(kept.details) for kept in read(options.out)] if options.out.exists() else []
     began = time.perf_counter()
     for name, case in CASES.items():
         known = any(one["case"] == name for one in results)
         if known or time.perf_counter() - began > 60 * options.minutes:
             continue
         results.append(measure(name, *case, options))
-        with options.out.open("a") as file:
-            file.write(json.dumps(results[-1]) + "\n")
+        append(options.out, [_record(results[-1])])
     print(table(results))
+
+
+def _record(one: dict) -> Record:
+    middle = (one["least"] + one["most"]) / 2
+    measured = {
+        "predicted at least, s": one["least"],
+        "predicted at most, s": one["most"],
+        "measured, s": one["all_measured"],
+        "error of the middle, %": 100 * (middle / one["measured"] - 1),
+    }
+    versions = {"jax": one["jax"]}
+    return record("plan_error", one["case"], measured, versions=versions, details=one)
 
 
 def measure(name: str, model: dict, changes: dict, sizes: tuple[int, int], options: Any) -> dict:

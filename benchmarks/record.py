@@ -94,8 +94,11 @@ def read(path: Path) -> list[Record]:
 
 
 def command() -> str:
-    """The command line of this process, without the folders of its files."""
+    """The command line of this process, without --record and the folders of its files."""
     script, *arguments = sys.argv
+    if "--record" in arguments:
+        at = arguments.index("--record")
+        del arguments[at : at + 2]
     shown = [Path(x).name if os.sep in x and Path(x).exists() else x for x in arguments]
     return shlex.join(["python", f"benchmarks/{Path(script).name}", *shown])
 

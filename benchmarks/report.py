@@ -1,4 +1,4 @@
-"""Makes benchmarks/report.md from the records in benchmarks/results/, and README's row of figures.
+"""Makes benchmarks/report.md from the records in benchmarks/results/, and README's rows of figures.
 
     python benchmarks/report.py
     python benchmarks/report.py --results runs --out runs/report.md     # of one's own records
@@ -22,7 +22,7 @@ Made by `python benchmarks/report.py` from the records in [results/](results).  
 measures is in [README.md](README.md).  Cells are medians, with the lowest and the highest where
 there are several measurements, and their number.
 """
-SIDES = {"jaxpref": "jaxpref", "trl": "TRL", "tunix": "tunix", "easydel": "EasyDeL"}
+SIDES = ("jaxpref", "trl", "tunix", "easydel")
 """Cases of peers.py in the order of README's table, which has one column for each."""
 
 
@@ -160,24 +160,29 @@ def _levers(levers: list[Record]) -> Iterator[str]:
 
 
 def with_figures(readme: str, records: list[Record]) -> str:
-    """README with its row of figures as the records have them."""
-    row = figures(records)
-    changed, count = re.subn(r"^\| DPO, 2 CPU cores \|.*$", row, readme, flags=re.MULTILINE)
+    """README with its rows of figures as the records have them."""
+    rows = "".join(f"{row}\n" for row in figures(records))
+    changed, count = re.subn(r"(^\| DPO, 2 CPU cores.*\n)+", rows, readme, flags=re.MULTILINE)
     assert count == 1
     return changed
 
 
-def figures(records: list[Record]) -> str:
-    """README's row: tokens/s and memory of each side, in the last run of peers.py that has it."""
-    last = {record.case: record for record in records if record.benchmark == "peers"}
-    cells = ["DPO, 2 CPU cores"]
-    for side in SIDES:
-        if side not in last:
-            cells.append("not measured")
-            continue
-        speed, peak = (median(last[side].measured[x]) for x in ("tokens/s", "peak, GiB"))
-        cells.append(f"{speed:.0f} tokens/s, {peak:.1f} GiB")
-    return f"| {' | '.join(cells)} |"
+def figures(records: list[Record]) -> Iterator[str]:
+    """README's rows: tokens/s and memory of each side, in the last run of so many pairs a step."""
+    runs: dict[int, dict[str, Record]] = {}
+    for record in records:
+        if record.benchmark == "peers":
+            runs.setdefault(record.settings["batch"], {})[record.case] = record
+    for batch in sorted(runs, reverse=True):
+        cells = [f"DPO, 2 CPU cores, {batch} {'pair' if batch == 1 else 'pairs'} a step"]
+        for side in SIDES:
+            if side not in runs[batch]:
+                cells.append("not measured")
+                continue
+            measured = runs[batch][side].measured
+            speed, peak = (median(measured[quantity]) for quantity in ("tokens/s", "peak, GiB"))
+            cells.append(f"{number(speed)} tokens/s, {number(peak)} GiB")
+        yield f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from record import add_argument, append, record
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -29,6 +31,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, nargs="+", default=[60_000])
     parser.add_argument("--starts", type=int, default=2, help="the first is cold (default 2)")
     parser.add_argument("--child", type=float, help=argparse.SUPPRESS)
+    add_argument(parser)
     options = parser.parse_args()
     if options.child:
         return child(options.rows[0], options.child)
@@ -37,7 +40,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             write_pairs(options.rows, pairs, Path(scratch) / "train.jsonl")
             for start in range(options.starts):
-                print(f"| {pairs:,} | {start + 1} | {started(Path(scratch))} |", flush=True)
+                cells = started(Path(scratch))
+                print(f"| {pairs:,} | {start + 1} | {cells} |", flush=True)
+                names = ("until the compile, s", "rows, s", "memory, MiB")
+                measured = dict(zip(names, map(float, cells.split(" | ")), strict=True))
+                case = f"{pairs:,} pairs, start {start + 1}"
+                append(options.record, [record("start_up", case, measured)])
 
 
 def write_pairs(sources: list[Path], count: int, out: Path) -> None:

@@ -66,11 +66,16 @@ def _empty_states(delta: DeltaNet, layers: int, rows: int, dtype: Any) -> States
 
 
 def unstack_layers(spec: ModelSpec, cache: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with a tuple of layers in place of the leading axis.
+    """The same with a tuple of layers in place of the leading axis, keys and values in float32.
 
-    From a stack XLA would copy a layer before it multiplies it.
+    From a stack XLA would copy a layer before it multiplies it.  On a CPU it does not write into a
+    bfloat16 array in place: at every token it goes over the whole cache, and rotates the new keys
+    for each token that there is room for.  The values stay those of the compute dtype.
     """
-    unstacked = tuple(one_layer(cache["layers"], y, spec.mixers) for y in range(spec.layers))
+    layers = dict(cache["layers"])
+    if "attention" in layers:
+        layers["attention"] = tuple(x.astype(jnp.float32) for x in layers["attention"])
+    unstacked = tuple(one_layer(layers, y, spec.mixers) for y in range(spec.layers))
     return {"layers": unstacked, "position": cache["position"]}
 
 
@@ -119,7 +124,7 @@ def attend(
 
     Args:
         memory: keys and values as in the cache, of all layers: carried from layer to layer, so that
-            XLA writes in place; or of this layer alone, without the leading axis.
+            XLA writes in place; or of this layer alone, without the leading axis and in float32.
         sink_N: as of `attention.attention`.
         layer: `index` of the layer among those of its kind; `window` where there is one.
     Returns: [R, C, N, H] and the memory.
@@ -136,7 +141,7 @@ def attend(
     logits_RMJCI = capped(logits_RMJCI, softcap)
     visible_RCI = _visible(positions, layer.get("window"))
     logits_RMJCI = jnp.where(visible_RCI[:, None, None], logits_RMJCI, MASKED)
-    p_RMJCI = _softmax(logits_RMJCI, sink_N).astype(v_RMIH.dtype)
+    p_RMJCI = _softmax(logits_RMJCI, sink_N).astype(q_RCNH.dtype)
     out_RMJCH = jnp.einsum("RMJCI,RMIH->RMJCH", p_RMJCI, v_RMIH, preferred_element_type=jnp.float32)
     out_RCNH = out_RMJCH.transpose(0, 3, 1, 2, 4).reshape(R, C, N, H).astype(q_RCNH.dtype)
     return out_RCNH, (keys, values)
