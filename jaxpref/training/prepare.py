@@ -48,7 +48,7 @@ from jaxpref.runs.params import load_params, reference_overlay, runs_reference
 from jaxpref.runs.resume import check_length, how_to_extend, resume_step, with_stored
 from jaxpref.settings import save_config
 from jaxpref.step.batch_loss import LossSpec
-from jaxpref.step.combine import Combine
+from jaxpref.step.combine import Combine, check_combinable
 from jaxpref.step.optim import AS_CONFIGURED, GivenRule, OptimNumbers, make_rule, optim_numbers
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
@@ -244,6 +244,7 @@ def prepare(
     asked_dtype, config = config.model.compute_dtype, with_stored(config)
     pieces = build(config, objective, source)
     check_same_objective(pieces.parts)
+    check_combinable(pieces.config.optim, pieces.parts)
     check_trainable(pieces.source)
     _tell_dtype(pieces, asked_dtype, config.model.compute_dtype)
     attention = attention_of(pieces.config, pieces.source)
