@@ -17,6 +17,7 @@ from jaxpref.conditioning.rows import ConditionReport, usable_pairs
 from jaxpref.conditioning.weights import draw_weights, weighted_prompt
 from jaxpref.data.dimensions import scores_of
 from jaxpref.data.rewrite import Source, configured, write_lines
+from jaxpref.errors import InputError
 from jaxpref.pareto.config import SHARED, FrontConfig
 from jaxpref.pareto.stages import Stages
 from jaxpref.processes.together import first_does
@@ -115,15 +116,23 @@ def write_labels(
     Args:
         pools: pool of pairs -> `train` -> paths; the shared ones have the scores that label them.
     Returns: the file.
+    Errors: InputError for an objective that labels no pair.
     """
 
     def rows() -> Iterator[dict]:
+        unseen = set(front.names)
         for pool, paths in pools.items():
             source = configured(front.run.data, paths["train"], "train")
-            if pool == SHARED:
-                yield from labelled_rows(source, front.names, scored=front.relabelled)
-            else:
-                yield from labelled_rows(source, front.names, owner=pool)
+            owner, scored = (None, front.relabelled) if pool == SHARED else (pool, ())
+            for row in labelled_rows(source, front.names, owner=owner, scored=scored):
+                unseen -= {name for name in unseen if row[f"{_LABEL}{name}"]}
+                yield row
+        if unseen:
+            raise InputError(
+                "a pair that every objective has a preference on",
+                f"none for {', '.join(sorted(unseen))}: its reward is the same for both answers",
+                "take other pairs, or another reward for it",
+            )
 
     return _written(front, "labels", rows, stages)
 
@@ -137,9 +146,11 @@ def write_conditioned_rows(front: FrontConfig, method: str, labelled: str, stage
     """
 
     def rows() -> Iterator[dict]:
-        lines = as_path(labelled).read_text(encoding="utf-8").splitlines()
+        text = as_path(labelled).read_text(encoding="utf-8")
+        # A text may hold other characters that end lines, which JSON does not escape.
+        lines = [json.loads(line) for line in text.split("\n") if line]
         return conditioned_rows(
-            [json.loads(line) for line in lines],
+            lines,
             front.names,
             passes=_passes(front, len(lines)),
             concentration=front.pareto.dirichlet,
@@ -153,7 +164,7 @@ def _passes(front: FrontConfig, rows: int) -> int:
     """How often a run of this front goes over so many rows."""
     train = front.run.train
     if train.max_steps is None:
-        return train.epochs
+        return math.ceil(train.epochs)
     return math.ceil(train.max_steps * train.batch_size / rows)
 
 

@@ -1,5 +1,6 @@
 """The runs of a front: their directories and their configurations."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -90,7 +91,8 @@ def cos_dpo_run(front: FrontConfig, train: str) -> Config:
     columns = {"labels": label_columns(names), "objective_weights": weight_columns(names)}
     part = {"name": "cos_dpo", "beta": front.pareto.beta, "columns": columns}
     run = _labelled_run(front, conditioned_out(front, "cos_dpo"), train, [part])
-    return replace(run, train=replace(run.train, epochs=1))
+    epochs = run.train.epochs / math.ceil(run.train.epochs)  # the last pass may be a part of one
+    return replace(run, train=replace(run.train, epochs=epochs))
 
 
 def _labelled_run(front: FrontConfig, out: str, train: str, objective: list[dict]) -> Config:

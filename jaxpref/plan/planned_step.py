@@ -27,6 +27,7 @@ from jaxpref.runs.flops import step_flops
 from jaxpref.runs.params import runs_reference
 from jaxpref.sharding import batch_sharding, in_host_memory, replicated
 from jaxpref.step.batch_loss import REFERENCE_COLUMN
+from jaxpref.step.combine import check_combinable
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state, state_shardings
@@ -96,6 +97,7 @@ def plan_step(configs: Sequence[Config], rows: RowSizes, devices: Sequence[Any])
     """
     config = configs[0]
     pieces = build_without_tokenizer(config, devices=devices)
+    check_combinable(config.optim, pieces.parts)
     loader = make_loader(pieces, _with_cached_columns(pieces, rows.groups), training=True)
     layout = loader.layout
     params = _loaded(pieces)

@@ -10,9 +10,6 @@ from jaxpref.errors import InputError
 if TYPE_CHECKING:
     from jaxpref.objectives import Part
 
-MOST_COMBINED = 6
-"""Objectives whose gradients may be combined: every set of them is tried."""
-
 
 def contradictions(config: Config) -> Iterator[str]:
     """All contradictions of a run's config."""
@@ -33,7 +30,6 @@ def contradictions(config: Config) -> Iterator[str]:
 def objective_contradictions(config: Config, parts: Sequence["Part"]) -> Iterator[str]:
     """What in the settings does not fit the bound objectives."""
     reference = config.reference
-    yield from _combined(config.optim, parts)
     yield from _reference(reference, parts)
     yield from _further_references(reference, parts)
     if reference.mode == "cache":
@@ -73,14 +69,6 @@ def _optimizer(config: Config) -> Iterator[str]:
         yield f"optim.moment_dtype={optim.moment_dtype}, but {optim.name} keeps no first moment"
     if optim.weight_decay and optim.name == "sgd":
         yield "optim.weight_decay has no effect with sgd"
-
-
-def _combined(optim: OptimConfig, parts: Sequence["Part"]) -> Iterator[str]:
-    if optim.combine != "sum" and not 2 <= len(parts) <= MOST_COMBINED:
-        yield (
-            f"optim.combine={optim.combine} is for 2 to {MOST_COMBINED} objectives, there is "
-            f"{len(parts)}: give as many entries in `objective`, or set optim.combine=sum"
-        )
 
 
 def _batches(config: Config) -> Iterator[str]:

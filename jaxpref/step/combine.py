@@ -13,10 +13,26 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.config import OptimConfig
+from jaxpref.errors import InputError
 from jaxpref.objectives import Part
 
+MOST_COMBINED = 6
+"""Objectives whose gradients may be combined: every set of them is tried."""
 _RIDGE = 1e-6
 """Added to the diagonal of inner products before they are inverted, of a mean square of 1."""
+
+
+def check_combinable(optim: OptimConfig, parts: Sequence[Part]) -> None:
+    """Errors: InputError where gradients are to be combined, but not of several objectives.
+
+    Only training asks: a run may be opened without its objective, to generate or to export.
+    """
+    if optim.combine != "sum" and not 2 <= len(parts) <= MOST_COMBINED:
+        raise InputError(
+            f"2 to {MOST_COMBINED} entries in `objective`, whose gradients are combined",
+            f"optim.combine={optim.combine}, and {len(parts)} of them",
+            "list as many objectives, or set optim.combine=sum",
+        )
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ from jaxpref.runs.resume import resume_step, with_stored
 from jaxpref.settings import save_config
 from jaxpref.sharding import in_host_memory
 from jaxpref.step.batch_loss import LossSpec
-from jaxpref.step.combine import Combine
+from jaxpref.step.combine import Combine, check_combinable
 from jaxpref.step.optim import AS_CONFIGURED, GivenRule, OptimNumbers, make_rule, optim_numbers
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
@@ -271,6 +271,7 @@ def prepare(
     pieces = with_given(build(config, objective, source), data, eval)
     check_held_out(pieces)
     check_same_objective(pieces.parts)
+    check_combinable(pieces.config.optim, pieces.parts)
     check_trainable(pieces.source)
     tell_dtype(pieces, asked_dtype, config.model.compute_dtype)
     attention = attention_of(pieces.config, pieces.source)

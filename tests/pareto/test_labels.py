@@ -1,5 +1,8 @@
 """Pairs with a label of every objective, and the same with drawn weights in their prompts."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
@@ -7,7 +10,10 @@ import tiny
 from jaxpref.conditioning.weights import draw_weights, weighted_prompt
 from jaxpref.data.rewrite import Source
 from jaxpref.errors import InputError
-from jaxpref.pareto.labels import conditioned_rows, labelled_rows
+from jaxpref.pareto.config import SHARED
+from jaxpref.pareto.labels import conditioned_rows, labelled_rows, write_conditioned_rows, write_labels
+from jaxpref.pareto.settings import make_front_config
+from jaxpref.pareto.stages import Stages
 
 NAMES = ["likes", "short"]
 
@@ -68,3 +74,34 @@ def test_every_pass_draws_weights_anew_and_labels_weigh_alike():
     assert len({row["prompt"] for row in made[::4]}) > 50
     assert {row["label/likes"] for row in made} == {4 / 3, 0.0}
     assert {row["label/short"] for row in made} == {-4.0, 0.0}
+
+
+def front_of(tmp_path, line):
+    """A front whose pairs are one file, labelled by the scores of an objective `short`."""
+    train = tiny.write_rows(tmp_path / "scored.jsonl", [line])
+    raw = tiny.settings(tmp_path / "front", tmp_path, train, train, adapter={"rank": 2})
+    objectives = [{"name": name, "reward": "rule:words"} for name in NAMES]
+    raw["pareto"] = {"objectives": objectives, "weights": [[0.5, 0.5]], "methods": ["cos_dpo"]}
+    (tmp_path / "front" / "data").mkdir(parents=True)
+    return make_front_config(raw), {SHARED: {"train": [str(train)]}}, Stages(tmp_path / "front" / "stages")
+
+
+def scored(short, likes, prompt="n"):
+    pair = {"prompt": prompt, "chosen": "a", "rejected": "b"}
+    sides = [{"short": short[k], "likes": likes[k]} for k in (0, 1)]
+    return pair | {"scores_chosen": sides[0], "scores_rejected": sides[1]}
+
+
+def test_any_text_survives_in_the_files(tmp_path):
+    prompt = "one\u2028two\x85three\x0cfour"
+    front, pools, stages = front_of(tmp_path, scored((1, 2), (2, 1), prompt))
+    rows = write_conditioned_rows(front, "cos_dpo", write_labels(front, pools, stages), stages)
+    (row,) = (json.loads(line) for line in Path(rows).read_text().split("\n") if line)
+    assert row["prompt"].endswith(prompt) and (row["label/likes"], row["label/short"]) == (1.0, -1.0)
+
+
+def test_an_objective_without_labels_is_told(tmp_path):
+    front, pools, stages = front_of(tmp_path, scored((1, 2), (3, 3)))
+    with pytest.raises(InputError, match="none for likes"):
+        write_labels(front, pools, stages)
+    assert not (tmp_path / "front" / "data" / "labels.jsonl").exists()

@@ -9,8 +9,9 @@ from test_step_coupled import one_step, params, softmax_of_batch  # noqa: F401
 
 from jaxpref.config import OptimConfig
 from jaxpref.data.pack import Layout
-from jaxpref.settings import make_config
-from jaxpref.step.combine import Combine, _least, inner_products
+from jaxpref.errors import InputError
+from jaxpref.objectives import OBJECTIVES, bind
+from jaxpref.step.combine import Combine, _least, check_combinable, inner_products
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -188,6 +189,9 @@ def test_a_small_c_is_close_to_the_weighted_sum(params):  # noqa: F811
     assert_same(plain, combined)
 
 
-def test_gradients_of_one_objective_have_nothing_to_combine(tmp_path):
-    with pytest.raises(Exception, match="optim.combine=raco is for 2 to 6 objectives, there is 1"):
-        make_config({"data": {"train": ["a.jsonl"]}, "optim": {"combine": "raco"}})
+def test_gradients_of_one_objective_have_nothing_to_combine():
+    (part,) = bind([{"name": "dpo"}], OBJECTIVES)
+    with pytest.raises(InputError, match="optim.combine=raco, and 1 of them"):
+        check_combinable(OptimConfig(combine="raco"), [part])
+    check_combinable(OptimConfig(), [part])
+    check_combinable(OptimConfig(combine="raco"), [part, part])
