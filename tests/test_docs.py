@@ -16,7 +16,7 @@ from jaxpref.settings import keys
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/README.md"])
-ELSEWHERE = {"tree.md", "objectives.md"}
+ELSEWHERE = {"tree.md", "objectives.md", "from_trl.md"}
 """Pages that are made."""
 
 
@@ -39,6 +39,15 @@ def test_objectives_are_what_their_docstrings_say():
     module = made("objectives")
     assert list(module.missing()) == []
     assert text("docs/objectives.md") == module.page(), "run `python docs/make_objectives.py`"
+
+
+def test_the_page_on_trl_is_what_is_known_of_its_options():
+    module = made("from_trl")
+    assert text("docs/from_trl.md") == module.page(), "run `python docs/make_from_trl.py`"
+    page = text("docs/from_trl.md")
+    for option, classes in module.options().items():
+        assert len(re.findall(rf"^\| `{option}`", page, re.MULTILINE)) >= 1, (option, classes)
+    assert {option for option, theirs, _, ours in module.comparable() if theirs != ours} == set(module.DIFFERENT)
 
 
 def test_every_objective_and_transform_has_its_entry():

@@ -103,9 +103,8 @@ def _kto(options: Mapping[str, Any]) -> list[dict[str, Any]]:
     beta = options.get("beta", 0.1)
     if options.get("loss_type", "kto") == "apo_zero_unpaired":
         return [{"name": "apo_zero_unpaired", "beta": beta}]
-    weights = {
-        key: options[key] for key in ("desirable_weight", "undesirable_weight") if key in options
-    }
+    names = ("desirable_weight", "undesirable_weight")
+    weights = {name: options[name] for name in names if options.get(name, 1.0) != 1.0}
     return [{"name": "kto", "beta": beta, **weights}]
 
 

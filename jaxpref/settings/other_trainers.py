@@ -70,6 +70,9 @@ RENAMED = {
     "adam_epsilon": "optim.eps",
     "max_grad_norm": "optim.clip_norm",
     "gradient_clipping": "optim.clip_norm",
+    "cosine_min_lr_ratio": "optim.min_ratio",
+    "min_lr_rate": "optim.min_ratio",
+    "num_cycles": "optim.cycles",
     # training
     "num_train_epochs": "train.epochs",
     "num_epochs": "train.epochs",
@@ -85,8 +88,14 @@ RENAMED = {
     "greater_is_better": "train.best_mode",
     "resume_from_checkpoint": "train.resume",
     "auto_resume_from_checkpoints": "train.resume",
+    "neftune_noise_alpha": "train.neftune_alpha",
+    "noisy_embedding_alpha": "train.neftune_alpha",
+    "generate_during_eval": "train.samples",
     # output
     "output_dir": "out",
+    "run_name": "log.name",
+    "wandb_name": "log.name",
+    "wandb_entity": "log.entity",
     "wandb_project": "log.project",
     "trackio_project": "log.project",
     "use_wandb": "log.wandb",
@@ -103,11 +112,11 @@ _BATCH = (
 _BETA = "set it in each objective, as objective: [{name: dpo, beta: 0.1}]"
 _HYPERPARAMETER = "set it in the objective that has it, as objective: [{name: %s}]"
 _LOSS = "name the loss as objective: [{name: dpo}]; `jaxpref objectives` lists them"
-_NAME = "the run is called by the last folder of out"
 _DTYPE = "set model.compute_dtype: bfloat16; parameters stay float32"
 _HALF = "model.compute_dtype has float32 and bfloat16"
 _QUANTIZE = "set adapter.quantize: nf4 (or int8, int4), with adapter.rank"
-_EPOCHS = "give a number of steps: train.eval_every, train.save_every"
+_EPOCHS = "set train.eval_every or train.save_every to a part of an epoch, as epoch/4"
+_PUSH = "`jaxpref push` what is in out, when it is trained"
 _PARALLEL = "give the devices' mesh: mesh.data, mesh.fsdp, mesh.tensor"
 _TOKENIZER = "the tokenizer and its chat template are those in model.path"
 _REWARDS = "is for online RL, which there is none of; objective: [{name: dpo}] learns from pairs"
@@ -207,12 +216,12 @@ OTHERWISE = {
     "dataloader_drop_last": "the last step trains on what is left; train.max_steps ends earlier",
     "dataloader_num_workers": "batches are made ahead of train.batch_size in a thread always",
     # when
-    "lr_scheduler_kwargs": "optim.schedule and optim.warmup_ratio are all there is",
-    "cosine_min_lr_ratio": "optim.schedule: cosine reaches 0",
-    "eval_strategy": "set train.eval_every",
-    "evaluation_strategy": "set train.eval_every",
+    "lr_scheduler_kwargs": "set optim.min_ratio, optim.power, optim.cycles, optim.decay_ratio or "
+    "optim.decay_shape, as optim.schedule reads them",
+    "eval_strategy": "set train.eval_every to steps or epoch, and data.eval",
+    "evaluation_strategy": "set train.eval_every to steps or epoch, and data.eval",
     "eval_on_start": "it is done always where there is data.eval",
-    "save_strategy": "set train.save_every",
+    "save_strategy": "set train.save_every to steps or epoch; the best is always kept",
     "logging_strategy": "set train.log_every",
     "logging_first_step": "set train.log_every: 1",
     "evals_per_epoch": _EPOCHS,
@@ -220,6 +229,12 @@ OTHERWISE = {
     "load_best_model_at_end": "export and eval take the best by default; see train.best_metric",
     "early_stopping_patience": "there is none; train.keep keeps the best checkpoint",
     "overwrite_output_dir": "set train.resume: never and another out",
+    "save_only_model": "checkpoints in out hold what a run goes on from; `jaxpref export` "
+    "writes the model alone",
+    "eval_delay": "there is none: train.eval_every counts from the first step",
+    "do_eval": "data.eval is evaluated where it is set; `jaxpref eval` evaluates what is in out",
+    "do_predict": "`jaxpref generate` and `jaxpref eval` answer with what is in out",
+    "do_train": "`jaxpref train` trains what is to lie in out",
     # devices
     "fsdp_config": _PARALLEL,
     "deepspeed": _PARALLEL,
@@ -229,20 +244,25 @@ OTHERWISE = {
     "tensor_parallel_size": _PARALLEL,
     "local_rank": "pass --distributed, and give the mesh: mesh.data",
     # output
-    "run_name": _NAME,
-    "wandb_name": _NAME,
     "wandb_run_id": "it is made anew for every out, and kept there",
-    "wandb_entity": "set WANDB_ENTITY beside log.wandb: true",
     "wandb_mode": "set WANDB_MODE beside log.wandb: true",
     "wandb_watch": "log.wandb logs metrics only",
     "wandb_log_model": "log.wandb logs metrics only",
     "logging_dir": "TensorBoard's files are in out, in the folder tensorboard",
     "use_tensorboard": "it is always written, to the folder tensorboard in out",
     "include_num_input_tokens_seen": "num_tokens is logged always, every train.log_every steps",
-    "push_to_hub": "`jaxpref export` what is in out, then `hf upload`",
-    "hub_model_id": "`jaxpref export` what is in out, then `hf upload`",
-    "hub_strategy": "`jaxpref export` what is in out, then `hf upload`",
-    "generate_during_eval": "`jaxpref eval --reward` generates from what is in out",
+    "push_to_hub": _PUSH,
+    "hub_model_id": _PUSH,
+    "hub_strategy": _PUSH,
+    "hub_token": f"{_PUSH}; it takes HF_TOKEN, or what `hf auth login` stored",
+    "hub_private_repo": f"{_PUSH}, with --private",
+    "hub_revision": f"{_PUSH}, with --revision",
+    "hub_always_push": _PUSH,
+    "trackio_space_id": "set TRACKIO_SPACE_ID beside log.trackio: true",
+    "trackio_bucket_id": "trackio writes to this machine: log.trackio",
+    "trackio_static_space_id": "trackio writes to this machine: log.trackio",
+    "skip_memory_metrics": "peak_memory_bytes of the devices, where they count it, and "
+    "host_memory_bytes are logged every train.log_every steps",
     "num_generations": _REWARDS,
     "reward_funcs": _REWARDS,
     "reward_model_path": _REWARDS,
@@ -250,8 +270,64 @@ OTHERWISE = {
 """Name -> what to do instead, with the keys that it takes."""
 
 
+_BACKEND = "is torch's, of which there is none"
+_LOADER = "batches are built ahead by a thread, the same on every machine"
+_WHOLE = "an evaluation adds up sums, so nothing is kept of its batches"
+
+NOT_NEEDED = {
+    "optim_args": "every setting of an optimizer is a key of its own",
+    "optim_target_modules": "is of GaLore and its like, which there are none of",
+    "average_tokens_across_devices": "means are over the whole batch always",
+    "activation_checkpointing_kwargs": "recomputation has no further settings",
+    "torch_compile_backend": _BACKEND,
+    "torch_compile_mode": _BACKEND,
+    "use_cache": "training keeps no KV cache",
+    "torch_empty_cache_steps": _BACKEND,
+    "log_on_each_node": "the first process logs",
+    "logging_nan_inf_filter": "a value that is not finite ends the run, with its rows",
+    "log_level": "what a run says of itself is printed",
+    "log_level_replica": "the first process prints",
+    "prediction_loss_only": "all metrics are computed",
+    "eval_do_concat_batches": _WHOLE,
+    "eval_use_gather_object": _WHOLE,
+    "eval_accumulation_steps": _WHOLE,
+    "include_for_metrics": _WHOLE,
+    "batch_eval_metrics": _WHOLE,
+    "save_on_each_node": "processes share one directory",
+    "enable_jit_checkpoint": "SIGTERM saves the step always",
+    "ignore_data_skip": "a run goes on at the next row, without reading again",
+    "restore_callback_states_from_checkpoint": "a run goes on with all its state",
+    "full_determinism": "equal runs are equal to the bit on CPUs and TPUs; on GPUs set XLA_FLAGS",
+    "use_cpu": "set JAX_PLATFORMS=cpu in the environment",
+    "dataloader_pin_memory": _LOADER,
+    "dataloader_persistent_workers": _LOADER,
+    "dataloader_prefetch_factor": _LOADER,
+    "dataloader_multiprocessing_context": _LOADER,
+    "dataloader_in_order": _LOADER,
+    "remove_unused_columns": "columns that no objective reads are left out",
+    "label_names": "objectives name the columns that they read",
+    "length_column_name": "lengths are known from the tokens",
+    "ddp_bucket_cap_mb": _BACKEND,
+    "ddp_broadcast_buffers": _BACKEND,
+    "ddp_static_graph": _BACKEND,
+    "ddp_backend": _BACKEND,
+    "ddp_timeout": "--start-timeout and --heartbeat-timeout of the command",
+    "debug": _BACKEND,
+    "ignore_bias_buffers": _BACKEND,
+    "is_encoder_decoder": "all models are decoders",
+    "eos_token": "is the tokenizer's; write another one into tokenizer_config.json",
+    "lora_target_parameters": "adapters lie on the weights of attention and dense MLPs",
+    "lora_task_type": "follows from the objectives",
+    "use_bnb_nested_quant": "is bitsandbytes'; scales stay as they are",
+    "bnb_4bit_quant_storage": "is bitsandbytes'",
+}
+"""Name -> why there is nothing to set."""
+
+
 def answer(name: str) -> str | None:
     """What to set here in place of another trainer's option; None: no such option is known."""
     if name in RENAMED:
         return f"here it is {RENAMED[name]}"
-    return OTHERWISE.get(name)
+    if name in OTHERWISE:
+        return OTHERWISE[name]
+    return f"not needed: {NOT_NEEDED[name]}" if name in NOT_NEEDED else None
