@@ -354,10 +354,14 @@ _COMMANDS: dict[str, tuple[str, AddArguments]] = {
         _arguments_of("jaxpref.objectives.command"),
     ),
     "export": ("write a run's checkpoint as a Hugging Face directory", _export_arguments),
+    "push": (
+        "upload a run's checkpoint, or an export, to the Hugging Face Hub",
+        _arguments_of("jaxpref.runs.push"),
+    ),
     "merge": ("average the parameters of several policies (a soup)", _merge_arguments),
 }
 """Name -> what it does in one line, and what adds its arguments."""
-_ONE_PROCESS = {"compare", "from-trl", "objectives", "plan"}
+_ONE_PROCESS = {"compare", "from-trl", "objectives", "plan", "push"}
 """Commands that have nothing to share among several processes."""
 _TRAINING = {"train", "demo", "pareto", "sweep"}
 """Commands that save what they have when they are asked to end."""
