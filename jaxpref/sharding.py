@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxpref.config import MeshConfig
 from jaxpref.errors import InputError
+from jaxpref.fields import AUTO
 
 AXES = ("data", "fsdp", "context", "tensor")
 """In the order of the mesh, those between whose devices most travels last."""
@@ -47,13 +48,14 @@ def make_mesh(config: MeshConfig, *, devices: list | None = None) -> Mesh:
         not those of the devices or do not divide the axis `data`.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {axis: getattr(config, axis) for axis in AXES}
+    sizes = axis_sizes(config, len(devices))
     count = math.prod(sizes.values())
     if count != len(devices):
         raise InputError(
             f"a mesh of {len(devices)} devices ({' * '.join(AXES)})",
             " * ".join(f"mesh.{axis}={size}" for axis, size in sizes.items()) + f" = {count}",
-            f"choose sizes whose product is {len(devices)}, for example mesh.data={len(devices)}",
+            f"choose sizes whose product is {len(devices)}, for example mesh.fsdp={len(devices)}; "
+            "mesh=auto takes all devices so",
         )
     _check_slices(config, devices)
     # One slice's part of the mesh, and how many of these lie along each axis.
@@ -70,6 +72,15 @@ def make_mesh(config: MeshConfig, *, devices: list | None = None) -> Mesh:
             allow_split_physical_axes=True,
         )
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def axis_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """Axis -> size; `fsdp: auto` is what the other axes leave of the devices."""
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    if sizes["fsdp"] == AUTO:
+        others = math.prod(size for axis, size in sizes.items() if axis != "fsdp")
+        sizes["fsdp"] = max(devices // others, 1)
+    return sizes
 
 
 def _is_tpu(devices: Sequence[Any]) -> bool:
@@ -153,6 +164,11 @@ def context_ways() -> int:
     """How many ways the tokens of a row are split on the mesh in force; 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[LOGICAL["tokens"]]
+
+
+def micro_rows(asked: int | str | None, mesh: Mesh) -> int:
+    """Rows of a micro-batch as `train.micro_rows` asks for them, or the least that there are."""
+    return asked if isinstance(asked, int) else row_ways(mesh)
 
 
 def device_memory(mesh: Mesh) -> int | None:

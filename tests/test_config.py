@@ -16,6 +16,7 @@ from jaxpref.errors import InputError
 from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.pareto.config import AnswersConfig, ObjectiveConfig, ParetoConfig
 from jaxpref.settings import keys, load_config, make_config, save_config, to_dict
+from jaxpref.settings.keys import sections
 from jaxpref.settings.other_trainers import OTHERWISE, RENAMED, answer
 
 
@@ -357,9 +358,41 @@ def test_help_lists_every_key_with_its_default(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
     assert stop.value.code == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     for name, default, meaning in keys():
-        assert f"  {name} = {json.dumps(default)}\n      {meaning}\n" in text + "\n"
+        assert f" {name} = {json.dumps(default)} {meaning} " in f"{text} "
+    assert all(f" {name}: {about} {name}." in text for name, about in sections().items())
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_help_fits_the_terminal(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    widths = [
+        len(line) for line in capsys.readouterr().out.splitlines() if not line.startswith("  ") or "=" not in line
+    ]
+    assert columns - 20 < max(widths) <= columns
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([], ["optim", "The optimizer and its learning rate.", "outside of sections: out"]),
+        (["mesh"], ["mesh.fsdp = 1", "mesh.slices = 1"]),
+        (["train.epochs"], ["train.epochs = 1.0"]),
+        (["neftune"], ["train.neftune_alpha = null"]),
+        (["Checkpoint", "keep"], ["train.keep = 2"]),
+    ],
+)
+def test_keys_are_found_by_section_and_word(words, said, capsys):
+    assert cli.main(["keys", *words]) == 0
+    out = capsys.readouterr().out
+    assert all(text in out for text in said) and ("adapter.rank" in out) is False
+
+
+def test_a_word_that_no_key_has(capsys):
+    assert cli.main(["keys", "zebra"]) == 2 and "'zebra' in none of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from jaxpref.runs.directory import load_run, open_run, run_params
 from jaxpref.runs.feed import batches, check_positions, own_steps, row_layout
 from jaxpref.runs.params import load_params, reference_params
 from jaxpref.settings import load_config, make_config, to_dict
-from jaxpref.sharding import replicated, row_ways
+from jaxpref.sharding import micro_rows, replicated
 from jaxpref.step.batch_loss import LossSpec, all_logps
 from jaxpref.step.micro_batches import whole_batch
 from jaxpref.types import EncodedGroup, Group
@@ -337,7 +337,7 @@ def _loader(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Loader:
     return Loader(
         groups,
         batch_size=pieces.config.train.batch_size,
-        micro_rows=pieces.config.train.micro_rows or row_ways(pieces.mesh),
+        micro_rows=micro_rows(pieces.config.train.micro_rows, pieces.mesh),
         layout=dataclasses.replace(layout, row_length=unit << (units - 1).bit_length()),
         rounded=True,
     )

@@ -16,7 +16,7 @@ from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives import asked_logps, check_columns, group_kinds
 from jaxpref.runs.agreement import check_same_rows
 from jaxpref.runs.build import Pieces
-from jaxpref.sharding import batch_sharding, device_memory, place, replicated, row_ways
+from jaxpref.sharding import batch_sharding, device_memory, micro_rows, place, replicated, row_ways
 from jaxpref.step.batch_loss import REFERENCE_COLUMN
 from jaxpref.types import Batch, EncodedGroup
 
@@ -79,7 +79,16 @@ def _check_size(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
 
 
 def _micro_rows(pieces: Pieces) -> int:
-    return pieces.config.train.micro_rows or row_ways(pieces.mesh)
+    """Errors: InputError where they do not divide among the devices, which are known by now."""
+    asked, ways = pieces.config.train.micro_rows, row_ways(pieces.mesh)
+    rows = micro_rows(asked, pieces.mesh)
+    if rows % ways:
+        raise InputError(
+            f"train.micro_rows as a multiple of mesh.data * mesh.fsdp = {ways}",
+            f"train.micro_rows={rows}",
+            f"set it to {-(-rows // ways) * ways}, or to auto",
+        )
+    return rows
 
 
 def check_weights(groups: Sequence[EncodedGroup], columns: Collection[str]) -> None:

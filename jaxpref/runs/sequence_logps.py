@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxpref.data.loader import Loader
 from jaxpref.runs.build import Pieces
 from jaxpref.runs.feed import batches, row_layout
-from jaxpref.sharding import replicated, row_ways
+from jaxpref.sharding import micro_rows, replicated
 from jaxpref.step.batch_loss import summed_logps
 from jaxpref.step.train_step import make_logp_step
 from jaxpref.types import Batch, EncodedGroup
@@ -34,7 +34,7 @@ def compute_logps(
     loader = Loader(
         groups,
         batch_size=config.train.batch_size,
-        micro_rows=config.train.micro_rows or row_ways(mesh),
+        micro_rows=micro_rows(config.train.micro_rows, mesh),
         layout=row_layout(pieces, groups),
     )
     if sums is None:

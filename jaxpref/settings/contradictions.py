@@ -101,7 +101,8 @@ def _batches(config: Config) -> Iterator[str]:
             factors.append(f"data.length_buckets={data.length_buckets}")
         unit = " * ".join(factors) + (f" = {config.row_unit}" if len(factors) > 1 else "")
         yield f"data.row_length={data.row_length} is not a multiple of {unit}"
-    if config.train.micro_rows is not None:
+    sizes_known = isinstance(config.mesh.fsdp, int)
+    if isinstance(config.train.micro_rows, int) and sizes_known:
         from jaxpref.sharding import LOGICAL  # needs jax, which `--help` should not wait for
 
         axes = LOGICAL["rows"]

@@ -1,14 +1,27 @@
-"""The keys of a config with their defaults and meanings, as `--help` lists them."""
+"""The keys of a config, their defaults and meanings: for `--help` and for `jaxpref keys`."""
 
+import argparse
 import dataclasses
 import json
-from collections.abc import Iterator
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
+from rich.console import Console
+
 from jaxpref.config import Config
+from jaxpref.errors import InputError
 
 REQUIRED = object()
 """In place of the default of a key that has none."""
+
+EPILOG = """examples:
+  jaxpref keys                     the sections
+  jaxpref keys optim               all keys of a section
+  jaxpref keys train.epochs        one key
+  jaxpref keys checkpoint          keys in whose name or meaning the word stands
+"""
 
 
 def keys(cls: Any = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
@@ -30,10 +43,84 @@ def keys(cls: Any = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
                 yield from keys(item, f"{key}[].")
 
 
+def sections(cls: Any = Config) -> dict[str, str]:
+    """Section -> what it is about; keys outside of sections are none."""
+    return {
+        field.name: " ".join((field.type.__doc__ or "").split())
+        for field in dataclasses.fields(cls)
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type)
+    }
+
+
 def keys_help(cls: type = Config, prefix: str = "") -> str:
-    """Two lines for every key."""
-    rows = []
+    """Every key with its default and meaning, by sections, in the width of the terminal."""
+    lines, about = ["keys, with defaults (`jaxpref keys WORD` shows some of them):"], sections(cls)
+    section = None
     for key, default, meaning in keys(cls, prefix):
-        value = "(required)" if default is REQUIRED else f"= {json.dumps(default)}"
-        rows.append(f"  {key} {value}\n      {meaning}")
-    return "keys, with defaults:\n" + "\n".join(rows)
+        own = key.removeprefix(prefix).partition(".")[0]
+        if own in about and own != section:
+            lines += ["", f"{own}: {about[own]}"]
+        section = own
+        lines += _about(key, default, meaning)
+    return "\n".join(lines)
+
+
+def _about(key: str, default: Any, meaning: str) -> list[str]:
+    value = "(required)" if default is REQUIRED else f"= {json.dumps(default)}"
+    width = shutil.get_terminal_size((100, 24)).columns - 1
+    indent = " " * 6
+    return [
+        f"  {key} {value}",
+        *textwrap.wrap(
+            meaning,
+            max(width, 40),
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ),
+    ]
+
+
+# ---- the command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="WORD", help="a section, a key, or any words")
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    for line in asked(options.words):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def asked(words: Sequence[str]) -> list[str]:
+    """What is known of a section, a key or all keys with these words; of none, the sections.
+
+    Errors: InputError where there is no such key.
+    """
+    about = sections()
+    if not words:
+        width = max(map(len, about))
+        others = [key for key, _, _ in keys() if "." not in key]
+        shown = [f"{name:<{width}}  {meaning}" for name, meaning in about.items()]
+        return [*shown, f"{'':<{width}}  outside of sections: {', '.join(others)}"]
+    wanted = [word.lower() for word in words]
+    everything = list(keys())
+    found = [item for item in everything if item[0] == wanted[0]]
+    if wanted[0] in about:
+        found = [item for item in everything if item[0].startswith(f"{wanted[0]}.")]
+    if not found:
+        found = [item for item in everything if _holds(item, wanted)]
+    if not found:
+        raise InputError(
+            "a section, a key or words of its meaning",
+            f"{' '.join(words)!r} in none of {len(everything)} keys",
+            "try a shorter word; `jaxpref keys` lists the sections",
+        )
+    return [line for item in found for line in _about(*item)]
+
+
+def _holds(item: tuple[str, Any, str], words: Sequence[str]) -> bool:
+    text = f"{item[0]} {item[2]}".lower()
+    return all(word in text for word in words)

@@ -292,12 +292,16 @@ class _Loop:
         self.progress.seconds = self.seconds_before + time.perf_counter() - self.training.began
 
 
+def jitted_step(step: Callable, shardings: TrainState, mesh: Mesh) -> Any:
+    """The step as the loop runs it: the state before it is given up."""
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
 def _compile(
     training: Training, state: TrainState, batch: Batch, micro_batches: jax.Array, numbers: Any
 ) -> Callable:
     """The step compiled ahead of time: another shape is then an error, not a second compile."""
-    whole = replicated(training.mesh)
-    step = jax.jit(training.step, donate_argnums=0, out_shardings=(training.shardings, whole))
+    step = jitted_step(training.step, training.shardings, training.mesh)
     if any(x.dtype.name.endswith("int4") for x in jax.tree.leaves(training.frozen)):
         return step  # jax 0.10 passes arrays of 4 bits to no program compiled ahead of time
     return step.lower(state, training.frozen, batch, micro_batches, numbers).compile()

@@ -10,7 +10,7 @@ import jax
 from rich import get_console
 
 from jaxpref.config import Config
-from jaxpref.data.loader import Step
+from jaxpref.data.loader import Loader, Step
 from jaxpref.files import whole_file
 from jaxpref.models.own import OwnModel
 from jaxpref.models.source import given_model
@@ -27,6 +27,7 @@ from jaxpref.storage.paths import as_path
 from jaxpref.training import loop
 from jaxpref.training.callbacks import Callback, Callbacks, Moment
 from jaxpref.training.description import Training
+from jaxpref.training.micro_rows import with_fitting_rows
 from jaxpref.training.preemption import TermFlag
 from jaxpref.training.prepare import Prepared, prepare
 from jaxpref.training.progress import OnLog, training_progress
@@ -112,6 +113,9 @@ def _training(
 
     Args: as `train` and `prepare` name them; `params` are given up to the state at the start.
     """
+    shapes = jax.eval_shape(prepared.first_state, params, moving_ref)
+    shardings = state_shardings(shapes, prepared.pieces.mesh, prepared.pieces.model.axes)
+    prepared = _with_fitting_rows(prepared, shapes, shardings)
     config, pieces, frozen = prepared.config, prepared.pieces, prepared.frozen
     if jax.process_index() == 0:
         prepared.write_settings(config)
@@ -123,9 +127,6 @@ def _training(
                 partial.write_text(json.dumps({"own": pieces.source.own is not None}) + "\n")
     evaluator = prepared.evaluator()
     answers = make_samples(pieces, prepared.held_out or [])
-    shardings = state_shardings(
-        jax.eval_shape(prepared.first_state, params, moving_ref), pieces.mesh, pieces.model.axes
-    )
 
     def start() -> TrainState:
         nonlocal params, moving_ref
@@ -134,11 +135,6 @@ def _training(
             state = init(params, moving_ref)
         params = moving_ref = None  # only the state holds them now
         return state
-
-    def train_step(
-        state: TrainState, frozen: Frozen, batch: Batch, micro_batches: jax.Array, numbers
-    ):
-        return prepared.train_step(numbers)(state, frozen, batch, micro_batches)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         now = pieces.moving.laid_over(frozen.base, state.ref_params) if pieces.moving else frozen
@@ -160,7 +156,7 @@ def _training(
     training = prepared.training(
         start=start,
         shardings=shardings,
-        step=train_step,
+        step=_step_of(prepared),
         numbers=prepared.numbers,
         evaluate=evaluate if evaluator else None,
         sample=sample if answers else None,
@@ -171,3 +167,29 @@ def _training(
         points=[pieces.parts],
     )
     return training, pieces
+
+
+def _step_of(prepared: Prepared) -> Callable:
+    """The step with its numbers as the last argument."""
+
+    def train_step(
+        state: TrainState, frozen: Frozen, batch: Batch, micro_batches: jax.Array, numbers
+    ):
+        return prepared.train_step(numbers)(state, frozen, batch, micro_batches)
+
+    return train_step
+
+
+def _with_fitting_rows(prepared: Prepared, shapes: TrainState, shardings: TrainState) -> Prepared:
+    """Args: of the state before the first step."""
+    state = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+    def step(loader: Loader) -> Callable:
+        own = _step_of(replace(prepared, loader=loader))
+        return loop.jitted_step(own, shardings, prepared.pieces.mesh)
+
+    return with_fitting_rows(prepared, state, step)

@@ -1,0 +1,48 @@
+"""`jaxpref completion`: what a shell needs to complete commands, flags and keys of a config."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+from jaxpref.settings import keys
+
+EPILOG = """put it where the shell reads it at its start:
+  jaxpref completion bash >> ~/.bashrc
+  jaxpref completion zsh >> ~/.zshrc
+"""
+
+_SCRIPT = """_jaxpref() {{
+  local word=${{COMP_WORDS[COMP_CWORD]}} command=${{COMP_WORDS[1]}} words=""
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    words="{commands}"
+  else
+    case "$command" in
+{cases}
+    esac
+  fi
+  COMPREPLY=($(compgen -W "$words" -- "$word"))
+  case "${{COMPREPLY[0]}}" in *=) compopt -o nospace 2> /dev/null ;; esac
+}}
+complete -o default -o bashdefault -F _jaxpref jaxpref
+"""
+_ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n"
+
+
+def words_behind(parser: argparse.ArgumentParser) -> list[str]:
+    """What may stand behind a command: its choices, flags, and keys where it takes overrides."""
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    positional = [action for action in parser._actions if not action.option_strings]
+    choices = [choice for action in positional for choice in action.choices or []]
+    overrides = any(action.dest == "overrides" for action in positional)
+    settings = [f"{key}=" for key, _, _ in keys()] if overrides else []
+    return [*choices, *(flag for flag in flags if flag.startswith("--")), *settings]
+
+
+def script(shell: str, words: Mapping[str, Sequence[str]]) -> str:
+    """A completion function.
+
+    Args:
+        words: command -> what may stand behind it; files are completed beside them.
+    """
+    cases = [f'      {name}) words="{" ".join(own)}" ;;' for name, own in words.items()]
+    start = _ZSH if shell == "zsh" else ""
+    return start + _SCRIPT.format(commands=" ".join(words), cases="\n".join(cases))
