@@ -11,7 +11,7 @@ NUMERIC = tests/step tests/generation/test_generate.py tests/generation/test_mix
 	tests/runs/test_padded_vocab.py $(addprefix tests/models/test_,attention.py kv_cache.py decoder.py experts.py \
 	features.py layers.py logprobs.py lora.py)
 
-.PHONY: demo demo-pareto test test-isa test-slow test-tpu test-buckets lint clean
+.PHONY: demo demo-pareto docs test test-isa test-slow test-tpu test-buckets lint clean
 
 demo: $(VENV)/.ready
 	JAX_PLATFORMS=cpu $(VENV)/bin/jaxpref demo configs/demo.yaml train.resume=auto
@@ -43,6 +43,13 @@ test-buckets:
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+
+# The site, in build/site. Its pages are README.md and docs/, laid out as they are here, so that their links hold.
+docs:
+	$(MAKE) VENV=.venv-docs EXTRAS=docs .venv-docs/.ready
+	rm -rf build/docs && mkdir -p build/docs
+	$(PYTHON) docs/make_site.py build/docs
+	.venv-docs/bin/mkdocs build --quiet
 
 EXTRAS ?= test
 $(VENV)/.ready: pyproject.toml

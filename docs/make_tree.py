@@ -28,6 +28,7 @@ ROOMS = (
     "jaxpref/demo",
     "jaxpref/plan",
     "configs",
+    "configs/recipes",
     "tpu_scripts",
     "benchmarks",
     "docs",

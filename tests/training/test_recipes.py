@@ -92,3 +92,37 @@ def test_files_of_summaries(data):
         {"prompt": "\n\nParagraph:\np1\n\nTL;DR:\n", "chosen": "t", "rejected": "s"},
     ]
     assert len(files["eval.jsonl"]) == 5
+
+
+# ---- configs/recipes: models that people have
+
+RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))
+
+
+def ways(path):
+    """The command lines in a recipe's header: (what they train, their overrides)."""
+    for line in path.read_text().splitlines():
+        command, hash_, what = line.removeprefix("#").partition("#")
+        if hash_ and command.strip().startswith("jaxpref train"):
+            words = shlex.split(command)
+            assert words[2] == f"configs/recipes/{path.name}"
+            yield what.strip(), words[3:]
+
+
+def test_there_is_a_recipe_for_every_usual_model():
+    assert len(RECIPES) == 10
+    assert len({load_config(path).model.path for path in RECIPES}) == 10
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_for_all_weights_lora_and_qlora(path):
+    """An adapter learns ten times as fast; in few bits its base takes less; all else is the same."""
+    configs = {what: load_config(path, overrides) for what, overrides in ways(path)}
+    assert set(configs) == {"all weights", "LoRA", "QLoRA"}
+    full, lora, qlora = (configs[what] for what in ("all weights", "LoRA", "QLoRA"))
+    assert not full.adapter.trained and lora.adapter.rank == qlora.adapter.rank == 16
+    assert (lora.adapter.quantize, qlora.adapter.quantize) == (None, "nf4")
+    assert lora.optim.learning_rate == qlora.optim.learning_rate == pytest.approx(10 * full.optim.learning_rate)
+    for config in configs.values():
+        assert config.mesh.fsdp == "auto" and config.train.micro_rows == "auto" and config.out == f"runs/{path.stem}"
+        assert config.objective == full.objective and config.data == full.data
