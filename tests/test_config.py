@@ -16,7 +16,7 @@ from jaxpref.errors import InputError
 from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.pareto.config import AnswersConfig, ObjectiveConfig, ParetoConfig
 from jaxpref.settings import keys, load_config, make_config, save_config, to_dict
-from jaxpref.settings.keys import sections
+from jaxpref.settings.keys import SECTIONS
 from jaxpref.settings.other_trainers import OTHERWISE, RENAMED, answer
 
 
@@ -361,7 +361,7 @@ def test_help_lists_every_key_with_its_default(command, capsys):
     text = " ".join(capsys.readouterr().out.split())
     for name, default, meaning in keys():
         assert f" {name} = {json.dumps(default)} {meaning} " in f"{text} "
-    assert all(f" {name}: {about} {name}." in text for name, about in sections().items())
+    assert all(f" {name}: {about} {name}." in text for name, about in SECTIONS.items())
 
 
 @pytest.mark.parametrize("columns", [80, 160])
@@ -389,6 +389,10 @@ def test_keys_are_found_by_section_and_word(words, said, capsys):
     assert cli.main(["keys", *words]) == 0
     out = capsys.readouterr().out
     assert all(text in out for text in said) and ("adapter.rank" in out) is False
+
+
+def test_every_section_says_what_it_is_about():
+    assert list(SECTIONS) == list(dict.fromkeys(key.partition(".")[0] for key, _, _ in keys() if "." in key))
 
 
 def test_a_word_that_no_key_has(capsys):

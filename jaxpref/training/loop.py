@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from jaxpref.data.loader import Step
 from jaxpref.errors import InputError, NotWrittenError, RunError, shortened
