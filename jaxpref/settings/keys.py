@@ -61,7 +61,7 @@ def keys_help(cls: type = Config, prefix: str = "") -> str:
     section = None
     for key, default, meaning in keys(cls, prefix):
         own = key.removeprefix(prefix).partition(".")[0]
-        if own in SECTIONS and own != section:
+        if cls is Config and own in SECTIONS and own != section:
             lines += ["", f"{own}: {SECTIONS[own]}"]
         section = own
         lines += _about(key, default, meaning)
