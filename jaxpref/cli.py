@@ -193,58 +193,12 @@ def _arguments_of(module: str) -> AddArguments:
     return add_arguments
 
 
-def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="RUN", help="directory of the run")
-    _destination_arguments(parser)
-    parser.add_argument(
-        "--adapter", action="store_true", help="the adapter alone, for PEFT; otherwise it is merged"
-    )
-    parser.add_argument("--step", default="best", help="best (default), latest or a number")
-    parser.set_defaults(run=_export)
-
-
-def _merge_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        metavar="RUN_OR_MODEL:WEIGHT",
-        help="run, model or PEFT adapter directory",
-    )
-    parser.add_argument(
-        "--how",
-        required=True,
-        choices=["weights", "deltas", "factors"],
-        help="average whole models; what adapters add to their base; or each factor of the "
-        "adapters by itself",
-    )
-    _destination_arguments(parser)
-    parser.add_argument(
-        "--adapter",
-        action=argparse.BooleanOptionalAction,
-        help="a PEFT directory (factors: default)",
-    )
-    parser.add_argument(
-        "--step", default="best", help="of runs: best (default), latest or a number"
-    )
-    parser.add_argument(
-        "--any-weights", action="store_true", help="weights need not sum to 1, nor be positive"
-    )
-    parser.set_defaults(run=_merge)
-
-
 def _completion_arguments(parser: argparse.ArgumentParser) -> None:
     from jaxpref.completion import EPILOG
 
     parser.epilog = EPILOG
     parser.add_argument("shell", choices=["bash", "zsh"])
     parser.set_defaults(run=_completion)
-
-
-def _destination_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--to", required=True, metavar="DIR", help="where to; must not hold anything else"
-    )
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
 
 
 # ---- the commands that have no module of their own
@@ -326,36 +280,6 @@ def _demo(options: argparse.Namespace) -> None:
     demo(load_config(options.config, options.overrides), console, run_with_progress, report)
 
 
-def _export(options: argparse.Namespace) -> None:
-    from jaxpref.runs.export import export_run
-
-    step = export_run(
-        options.directory,
-        options.to,
-        step=options.step,
-        dtype=options.dtype,
-        adapter=options.adapter,
-    )
-    console.print(f"step {step} written to {options.to}", highlight=False)
-
-
-def _merge(options: argparse.Namespace) -> None:
-    from jaxpref.generation.mixing import parse_policies
-    from jaxpref.runs.merge import merge
-
-    sources = [policy for text in options.sources for policy in parse_policies(text)]
-    merge(
-        sources,
-        options.to,
-        how=options.how,
-        adapter=options.adapter,
-        step=options.step,
-        dtype=options.dtype,
-        any_weights=options.any_weights,
-    )
-    console.print(f"soup of {len(sources)} written to {options.to}", highlight=False)
-
-
 def _completion(options: argparse.Namespace) -> None:
     from jaxpref.completion import script, words_behind
 
@@ -416,12 +340,18 @@ _COMMANDS: dict[str, tuple[str, AddArguments]] = {
         "what bash or zsh needs to complete commands, flags and keys",
         _completion_arguments,
     ),
-    "export": ("write a run's checkpoint as a Hugging Face directory", _export_arguments),
+    "export": (
+        "write a run's checkpoint as a Hugging Face directory",
+        _arguments_of("jaxpref.runs.export_command"),
+    ),
     "push": (
         "upload a run's checkpoint, or an export, to the Hugging Face Hub",
         _arguments_of("jaxpref.runs.push"),
     ),
-    "merge": ("average the parameters of several policies (a soup)", _merge_arguments),
+    "merge": (
+        "average the parameters of several policies (a soup)",
+        _arguments_of("jaxpref.generation.merge_command"),
+    ),
 }
 """Name -> what it does in one line, and what adds its arguments."""
 _ONE_PROCESS = {"compare", "completion", "from-trl", "keys", "objectives", "plan", "push"}

@@ -16,7 +16,7 @@ from jaxpref.errors import InputError
 from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.pareto.config import AnswersConfig, ObjectiveConfig, ParetoConfig
 from jaxpref.settings import keys, load_config, make_config, save_config, to_dict
-from jaxpref.settings.keys import sections
+from jaxpref.settings.keys import SECTIONS
 from jaxpref.settings.other_trainers import OTHERWISE, RENAMED, answer
 
 
@@ -95,6 +95,7 @@ def test_wrong_type_or_range_names_the_key(raw, key):
         ({"data": {"row_length": 200}}, "data.row_length=200 is not a multiple of model.attention_block=128"),
         ({"data": {"row_length": 256, "length_buckets": 4}}, "attention_block=128 * data.length_buckets=4"),
         ({"mesh": {"data": 2, "fsdp": 2}, "train": {"micro_rows": 6}}, "train.micro_rows=6 is not a multiple"),
+        ({"train": {"eval_every": 5}}, "train.eval_every is set but data.eval is empty"),
         ({"objective": [{"name": "sft"}], "reference": {"path": "x"}}, "no objective uses a reference"),
         ({"objective": []}, "objective: an empty list"),
         ({"objective": [{"name": "minor_dop"}]}, "did you mean 'minor_dpo'"),
@@ -360,7 +361,7 @@ def test_help_lists_every_key_with_its_default(command, capsys):
     text = " ".join(capsys.readouterr().out.split())
     for name, default, meaning in keys():
         assert f" {name} = {json.dumps(default)} {meaning} " in f"{text} "
-    assert all(f" {name}: {about} {name}." in text for name, about in sections().items())
+    assert all(f" {name}: {about} {name}." in text for name, about in SECTIONS.items())
 
 
 @pytest.mark.parametrize("columns", [80, 160])
@@ -388,6 +389,10 @@ def test_keys_are_found_by_section_and_word(words, said, capsys):
     assert cli.main(["keys", *words]) == 0
     out = capsys.readouterr().out
     assert all(text in out for text in said) and ("adapter.rank" in out) is False
+
+
+def test_every_section_says_what_it_is_about():
+    assert list(SECTIONS) == list(dict.fromkeys(key.partition(".")[0] for key, _, _ in keys() if "." in key))
 
 
 def test_a_word_that_no_key_has(capsys):

@@ -70,7 +70,7 @@ def test_the_tree_has_every_source_file_once_and_no_other():
         str(path.relative_to(ROOT))
         for folder in ("jaxpref", "configs", "tpu_scripts", "benchmarks", "docs")
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and path.suffix not in {".md", ".png", ".html", ".css", ".pyc", ".jsonl"}
+        if path.is_file() and path.suffix not in {".md", ".png", ".html", ".css", ".pyc", ".jsonl", ".typed"}
     }
     assert sorted(listed) == sorted(path for path in sources if not path.endswith("__init__.py"))
 

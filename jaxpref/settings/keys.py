@@ -16,6 +16,18 @@ from jaxpref.errors import InputError
 REQUIRED = object()
 """In place of the default of a key that has none."""
 
+SECTIONS = {
+    "model": "The model, and how it computes.",
+    "adapter": "A LoRA adapter, trained in place of the weights.",
+    "reference": "The reference policy, and further ones.",
+    "data": "The rows: where they are, how they are read, cut and packed.",
+    "optim": "The optimizer and its learning rate.",
+    "train": "How long training takes, and what it writes on the way.",
+    "mesh": "How a step is spread over devices.",
+    "log": "Where the metrics are shown.",
+}
+"""Section of a run's config -> what it is about."""
+
 EPILOG = """examples:
   jaxpref keys                     the sections
   jaxpref keys optim               all keys of a section
@@ -43,23 +55,14 @@ def keys(cls: Any = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
                 yield from keys(item, f"{key}[].")
 
 
-def sections(cls: Any = Config) -> dict[str, str]:
-    """Section -> what it is about; keys outside of sections are none."""
-    return {
-        field.name: " ".join((field.type.__doc__ or "").split())
-        for field in dataclasses.fields(cls)
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type)
-    }
-
-
 def keys_help(cls: type = Config, prefix: str = "") -> str:
     """Every key with its default and meaning, by sections, in the width of the terminal."""
-    lines, about = ["keys, with defaults (`jaxpref keys WORD` shows some of them):"], sections(cls)
+    lines = ["keys, with defaults (`jaxpref keys WORD` shows some of them):"]
     section = None
     for key, default, meaning in keys(cls, prefix):
         own = key.removeprefix(prefix).partition(".")[0]
-        if own in about and own != section:
-            lines += ["", f"{own}: {about[own]}"]
+        if cls is Config and own in SECTIONS and own != section:
+            lines += ["", f"{own}: {SECTIONS[own]}"]
         section = own
         lines += _about(key, default, meaning)
     return "\n".join(lines)
@@ -99,16 +102,15 @@ def asked(words: Sequence[str]) -> list[str]:
 
     Errors: InputError where there is no such key.
     """
-    about = sections()
     if not words:
-        width = max(map(len, about))
+        width = max(map(len, SECTIONS))
         others = [key for key, _, _ in keys() if "." not in key]
-        shown = [f"{name:<{width}}  {meaning}" for name, meaning in about.items()]
+        shown = [f"{name:<{width}}  {meaning}" for name, meaning in SECTIONS.items()]
         return [*shown, f"{'':<{width}}  outside of sections: {', '.join(others)}"]
     wanted = [word.lower() for word in words]
     everything = list(keys())
     found = [item for item in everything if item[0] == wanted[0]]
-    if wanted[0] in about:
+    if wanted[0] in SECTIONS:
         found = [item for item in everything if item[0].startswith(f"{wanted[0]}.")]
     if not found:
         found = [item for item in everything if _holds(item, wanted)]

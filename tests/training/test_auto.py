@@ -58,7 +58,7 @@ def test_rows_that_an_automatic_mesh_does_not_divide(tmp_path, tiny_files):
 def test_the_most_rows_that_fit_are_taken_and_said(tmp_path, tiny_files, monkeypatch, caplog):
     """With ever less memory ever fewer rows, and the same losses; without room for one, an error."""
     caplog.set_level(logging.INFO, "jaxpref")
-    settings = {"micro_rows": "auto", "max_steps": 2, "log_every": 1, "batch_size": 8, "eval_every": None}
+    settings = {"micro_rows": "auto", "max_steps": 1, "log_every": 1, "batch_size": 4, "eval_every": None}
     needed = {}
     measured = micro_rows._needed
 
@@ -67,12 +67,12 @@ def test_the_most_rows_that_fit_are_taken_and_said(tmp_path, tiny_files, monkeyp
         return needed[loader.plan.micro_rows]
 
     monkeypatch.setattr(micro_rows, "_needed", remember)
-    data = {"pack": False}
+    data = {"pack": False, "eval": []}
     config = lambda name: tiny.long_config(tmp_path / name, tiny_files, train=settings, data=data)
     whole = train(config("whole"))
-    assert sorted(needed) == [1, 2, 4, 8] and "micro_rows: 8 (auto: the step takes" in caplog.text
-    assert needed[1] < needed[2] < needed[4] < needed[8]
-    assert load_config(whole.out / "run.yaml").train.micro_rows == "auto"
+    assert sorted(needed) == [1, 2, 4] and "micro_rows: 4 (auto: the step takes" in caplog.text
+    assert needed[1] < needed[2] < needed[4]
+    assert load_config(whole.out / "config.yaml").train.micro_rows == "auto"
     for room, rows in (((needed[2] + needed[4]) / 2, 2), (needed[1] + 1, 1)):
         monkeypatch.setattr(micro_rows, "_room", lambda mesh, memory, room=room: room)
         run = train(config(str(rows)))

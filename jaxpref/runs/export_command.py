@@ -1,0 +1,40 @@
+"""`jaxpref export`: a run's checkpoint as a directory that transformers, or PEFT, loads."""
+
+import argparse
+
+from rich.console import Console
+
+from jaxpref.runs.export import export_run
+
+EPILOG = """examples:
+  jaxpref export runs/dpo --to my-model             a model, an adapter merged into it
+  jaxpref export runs/dpo --to my-adapter --adapter   the adapter alone, for PEFT
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="RUN", help="directory of the run")
+    destination_arguments(parser)
+    parser.add_argument(
+        "--adapter", action="store_true", help="the adapter alone, for PEFT; otherwise it is merged"
+    )
+    parser.add_argument("--step", default="best", help="best (default), latest or a number")
+
+
+def destination_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where a model is written, and how."""
+    parser.add_argument(
+        "--to", required=True, metavar="DIR", help="where to; must not hold anything else"
+    )
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    step = export_run(
+        options.directory,
+        options.to,
+        step=options.step,
+        dtype=options.dtype,
+        adapter=options.adapter,
+    )
+    console.print(f"step {step} written to {options.to}", highlight=False)
