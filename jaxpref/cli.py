@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -285,7 +285,7 @@ def _completion(options: argparse.Namespace) -> None:
 
     words = {}
     for name in _COMMANDS:
-        parsers = _parser([name])._subparsers._group_actions[0].choices
+        parsers: Any = _parser([name])._subparsers._group_actions[0].choices
         words[name] = words_behind(parsers[name])
     text = script(options.shell, words)
     console.print(text, end="", highlight=False, markup=False, soft_wrap=True)

@@ -67,6 +67,7 @@ def load_groups(
     part, gold = part_of_side(config, side), "triple" in kinds and "pair" not in kinds
     tables = tables_of(paths, part)
     key = key_of(tables, config, tokenizer, part=part, kinds=list(kinds), columns=columns)
+    groups: Sequence[EncodedGroup]
     groups, report = find(config, key) or _encoded(
         config, tokenizer, tables, key, list(kinds), gold, columns, watch
     )

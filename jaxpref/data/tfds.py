@@ -184,7 +184,7 @@ def write(splits: Mapping[str, Callable[[], Iterable[dict]]], directory: str | P
                 },
             )
 
-    class Written(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Written(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
         name = "rows"
         VERSION = tfds.core.Version("1.0.0")
 

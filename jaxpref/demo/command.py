@@ -38,7 +38,8 @@ def demo(
     began = time.perf_counter()
     data = Path(config.data.train[0]).parent
     first_does(lambda: [str(path) for path in synthetic.write(data, ROWS, SEED, TEST_FRACTION)])
-    held_out = [json.loads(line) for line in Path(config.data.eval[0]).read_text().splitlines()]
+    file = Path(config.data.eval_sets[""][0])
+    held_out = [json.loads(line) for line in file.read_text().splitlines()]
     samples = held_out[:: max(len(held_out) // _SAMPLES, 1)][:_SAMPLES]
     prompts = [row["prompt"] for row in samples]
     pieces = build(config)

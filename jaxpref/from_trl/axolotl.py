@@ -34,7 +34,10 @@ _DEFAULTS = {
     "learning_rate": None,
     "seed": 42,
 }
-_LOSSES = {"ipo": {"loss_type": ["ipo"]}, "simpo": {"loss_type": "simpo", "cpo_alpha": 0}}
+_LOSSES: dict[str, dict[str, Any]] = {
+    "ipo": {"loss_type": ["ipo"]},
+    "simpo": {"loss_type": "simpo", "cpo_alpha": 0},
+}
 _TRAINERS = {"dpo": "dpo", "ipo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "cpo"}
 _DATA_KEYS = ("path", "split", "name", "ds_type", "data_files")
 
@@ -52,7 +55,7 @@ def read_axolotl(settings: Mapping[str, Any]) -> Source:
     source.trainer = "reward" if given.pop("reward_model", False) else _TRAINERS.get(rl, rl)
     if source.trainer is None:
         source.trainer = "sft"
-    options = dict(_DEFAULTS) | dict(_LOSSES.get(rl, {}))
+    options: dict[str, Any] = {**_DEFAULTS, **_LOSSES.get(rl, {})}
     options = {name: value for name, value in options.items() if value is not None}
     adapter = given.pop("adapter", None)
     if adapter in ("lora", "qlora"):

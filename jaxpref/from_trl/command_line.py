@@ -34,14 +34,14 @@ def read_command(words: str | Sequence[str], where: str) -> Source:
     """
     words = shlex.split(words) if isinstance(words, str) else list(words)
     source, launcher = Source(), {}
-    at = _start_of_options(words)
-    if at is None:
+    found = _start_of_options(words)
+    if found is None:
         raise InputError(
             "a command that starts a trainer, as `accelerate launch SCRIPT.py --option value`",
             f"{where}: {shlex.join(words):.200}",
             "give the whole command, with the script or `trl dpo` and its options",
         )
-    named, at = at
+    named, at = found
     launcher = _options(words[:named]) if words[0] == "accelerate" else {}
     source.trainer = _trainer(words[named])
     source.options = _options(words[at:])

@@ -112,7 +112,7 @@ class EvaluationSet:
         ]
 
     def _logps_of_held_out(self, policy: Candidate) -> dict[AnswerKey, float]:
-        pairs = self._distinct_pairs
+        pairs: Sequence[EncodedGroup] = self._distinct_pairs
         if policy.tell:
             pairs = self.tell_pairs(pairs, policy.tell)
         logps_of_row = policy.logps(pairs)

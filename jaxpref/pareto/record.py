@@ -81,7 +81,8 @@ def _evaluation_set(
         groups, _ = read_data(replace(policies.pieces, config=config), "eval")
         held_out[name] = groups[: front.pareto.held_out]
     prompts, ids = asked_prompts(front, policies.pieces)
-    sources = [configured(run.data, run.data.eval, "eval") for run in singles.values()]
+    data = [run.data for run in singles.values()]
+    sources = [configured(each, each.eval_sets.get("", []), "eval") for each in data]
     texts = HeldOutTexts(sources, policies.pieces.tokenizer)
     return EvaluationSet(
         held_out, policies.reference(), prompts, ids, answer_settings(front), texts.told

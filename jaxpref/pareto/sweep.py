@@ -134,7 +134,7 @@ class _Sweep:
         }
         if self.front.relabelled:
             data = self.front.run.data
-            pools[SHARED] = {"train": data.train, "eval": data.eval}
+            pools[SHARED] = {"train": data.train, "eval": data.eval_sets.get("", [])}
         return pools
 
     def _scored(self, pools: Pools, kind: str, rewards: Rewards) -> Pools:

@@ -86,7 +86,9 @@ def _over_windows(
     """The mean of a number of masks over micro-batches and layers of attention."""
     kinds = planned.pieces.source.spec.kinds or (LayerKind(),)
     windows = Counter(kind.window for kind in kinds if kind.mixer == "attention")
-    means = [np.mean([of_mask(mask) for mask in _masks(batch, window)]) for window in windows]
+    means = [
+        float(np.mean([of_mask(mask) for mask in _masks(batch, window)])) for window in windows
+    ]
     return float(np.average(means, weights=list(windows.values())))
 
 

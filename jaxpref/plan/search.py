@@ -154,7 +154,7 @@ def _saved(spec: ModelSpec, choice: Choice) -> float:
     """Bytes that the forward pass keeps for a token in a layer, at least, averaged over layers."""
     if choice.remat == "full":
         return 2.0 * spec.width
-    heads = (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim
+    heads: float = (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim
     if spec.delta is not None:
         attention = spec.mixers.count("attention") / spec.layers
         keys = spec.delta.key_heads * spec.delta.key_size

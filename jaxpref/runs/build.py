@@ -161,8 +161,11 @@ def with_compute_dtype(config: Config, mesh: Mesh) -> Config:
 
 def _check_host_memory(config: Config, mesh: Mesh) -> None:
     """Errors: InputError where the devices cannot read what is to lie in the hosts' memory."""
-    sections = {"optim.offload": config.optim, "reference.offload": config.reference}
-    asked = [name for name, section in sections.items() if section.offload]
+    sections = {
+        "optim.offload": config.optim.offload,
+        "reference.offload": config.reference.offload,
+    }
+    asked = [name for name, offload in sections.items() if offload]
     if asked and not has_host_memory(mesh):
         raise InputError(
             f"devices that reach the hosts' memory ({HOST_MEMORY}), for {' and '.join(asked)}",

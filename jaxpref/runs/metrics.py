@@ -49,7 +49,8 @@ class Writers:
     """
 
     def __init__(self, out: Path, config: Config, resumed_at: int = 0):
-        self._opened, self._sinks, self._sample_sinks = ExitStack(), [], []
+        self._opened, self._sinks = ExitStack(), []
+        self._sample_sinks: list[Callable[[int, Sequence[Sample]], None]] = []
         if jax.process_index() != 0:
             return
         self._sinks.append(self._jsonl(out / "metrics.jsonl", resumed_at))

@@ -159,7 +159,7 @@ def _learning_rate(optim: OptimConfig) -> str:
     warmup = f"{optim.warmup_steps or 0} steps"
     if optim.warmup_ratio is not None:
         warmup = f"{optim.warmup_ratio:g} of all steps"
-    schedule = optim.schedule
+    schedule: str = optim.schedule
     if optim.min_ratio:
         schedule += f" to {optim.min_ratio:g} of it"
     return f"{optim.learning_rate:g}, {schedule}, warm-up {warmup}"

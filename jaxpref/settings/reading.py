@@ -219,7 +219,7 @@ def _with_todays_names(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return raw
 
 
-def _without(raw: Mapping[str, Any], locations: list[tuple]) -> dict[str, Any]:
+def _without(raw: Mapping[str, Any], locations: list[list[str | int]]) -> dict[str, Any]:
     kept = json.loads(json.dumps(raw))
     for place in locations:
         node = kept

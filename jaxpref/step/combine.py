@@ -96,7 +96,7 @@ def inner_products(tree_O: Any) -> jax.Array:
         axes = list(range(1, x.ndim))
         return jnp.tensordot(x, x, (axes, axes), precision="highest")
 
-    return sum(jax.tree.leaves(jax.tree.map(of_leaf, tree_O)))
+    return jax.tree.reduce(jnp.add, jax.tree.map(of_leaf, tree_O))
 
 
 def _raco(gram_OO: jax.Array, w_O: jax.Array, c: float) -> jax.Array:
