@@ -19,13 +19,14 @@ from jaxpref.from_trl.writing import as_yaml
 from jaxpref.from_trl.yaml_text import read_yaml
 
 EPILOG = """examples:
-  jaxpref from-trl dpo.py --out dpo.yaml            a script with DPOConfig; it is read, not run
-  jaxpref from-trl config.yaml --trainer kto        the file of `trl kto --config`
-  jaxpref from-trl qlora-dpo.yml                    axolotl's
-  jaxpref from-trl run.sh                           the command in it
+  jaxpref from-trl dpo.py --out dpo.yaml        a script; it is read, not run
+  jaxpref from-trl config.yaml --trainer kto    the file of `trl kto --config`
+  jaxpref from-trl qlora-dpo.yml                axolotl's
+  jaxpref from-trl run.sh                       the command in it
   jaxpref from-trl -- accelerate launch dpo.py --learning_rate 5e-7
 
-What has no counterpart is a comment that says what to do instead; docs/from_trl.md has all options.
+What has no counterpart is a comment that says what to do instead;
+docs/from_trl.md has all options.
 """
 
 

@@ -7,8 +7,8 @@ from rich.console import Console
 from jaxpref.runs.export import export_run
 
 EPILOG = """examples:
-  jaxpref export runs/dpo --to my-model             a model, an adapter merged into it
-  jaxpref export runs/dpo --to my-adapter --adapter   the adapter alone, for PEFT
+  jaxpref export runs/dpo --to model               an adapter is merged into it
+  jaxpref export runs/dpo --to adapter --adapter   the adapter alone, for PEFT
 """
 
 
