@@ -95,7 +95,6 @@ def test_wrong_type_or_range_names_the_key(raw, key):
         ({"data": {"row_length": 200}}, "data.row_length=200 is not a multiple of model.attention_block=128"),
         ({"data": {"row_length": 256, "length_buckets": 4}}, "attention_block=128 * data.length_buckets=4"),
         ({"mesh": {"data": 2, "fsdp": 2}, "train": {"micro_rows": 6}}, "train.micro_rows=6 is not a multiple"),
-        ({"train": {"eval_every": 5}}, "train.eval_every is set but data.eval is empty"),
         ({"objective": [{"name": "sft"}], "reference": {"path": "x"}}, "no objective uses a reference"),
         ({"objective": []}, "objective: an empty list"),
         ({"objective": [{"name": "minor_dop"}]}, "did you mean 'minor_dpo'"),

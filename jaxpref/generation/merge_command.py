@@ -4,9 +4,7 @@ import argparse
 
 from rich.console import Console
 
-from jaxpref.generation.mixing import parse_policies
 from jaxpref.runs.export_command import destination_arguments
-from jaxpref.runs.merge import merge
 
 EPILOG = """examples:
   jaxpref merge runs/a:0.3 runs/b:0.7 --how deltas --to soup
@@ -42,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
+    from jaxpref.generation.mixing import parse_policies  # waits for jax, as help need not
+    from jaxpref.runs.merge import merge
+
     sources = [policy for text in options.sources for policy in parse_policies(text)]
     merge(
         sources,

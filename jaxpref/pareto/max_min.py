@@ -64,19 +64,19 @@ def max_min_weights(ratios: Sequence[np.ndarray]) -> np.ndarray:
         ratios: per prompt [N, O], log pi_k(y) - log pi_ref(y) of the reference's answers, nats.
     """
     objectives = ratios[0].shape[1]
-    span = max(float(np.ptp(ratio_NO)) for ratio_NO in ratios)
+    span = max(float(np.ptp(ratio_BO)) for ratio_BO in ratios)
     if span == 0:
         return np.full(objectives, 1 / objectives)
     log_weight_O = np.full(objectives, -np.log(objectives))
     for _ in range(_STEPS):
         weight_O = np.exp(log_weight_O)
-        gradient_O = np.mean([_gradient(ratio_NO, weight_O) for ratio_NO in ratios], axis=0)
+        gradient_O = np.mean([_gradient(ratio_BO, weight_O) for ratio_BO in ratios], axis=0)
         log_weight_O = log_weight_O - gradient_O / span**2
         log_weight_O -= np.logaddexp.reduce(log_weight_O)
     return np.exp(log_weight_O)
 
 
-def _gradient(ratio_NO: np.ndarray, weight_O: np.ndarray) -> np.ndarray:
+def _gradient(ratio_BO: np.ndarray, weight_O: np.ndarray) -> np.ndarray:
     """Of one prompt: the mean ratios under the policy of these weights, among the answers."""
-    log_N = ratio_NO @ weight_O
-    return np.exp(log_N - np.logaddexp.reduce(log_N)) @ ratio_NO
+    log_B = ratio_BO @ weight_O
+    return np.exp(log_B - np.logaddexp.reduce(log_B)) @ ratio_BO

@@ -4,8 +4,6 @@ import argparse
 
 from rich.console import Console
 
-from jaxpref.runs.export import export_run
-
 EPILOG = """examples:
   jaxpref export runs/dpo --to model               an adapter is merged into it
   jaxpref export runs/dpo --to adapter --adapter   the adapter alone, for PEFT
@@ -30,6 +28,8 @@ def destination_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
+    from jaxpref.runs.export import export_run  # waits for jax, as help need not
+
     step = export_run(
         options.directory,
         options.to,

@@ -159,11 +159,11 @@ def _least(gram_OO: jax.Array, b_O: jax.Array, s: jax.Array) -> jax.Array:
             inner = gram_OO[jnp.ix_(index, index)] + _RIDGE * jnp.eye(size)
             for p in _stationary(inner, b_O[index], s):
                 candidates.append(jnp.zeros(count).at[index].set(p))
-    candidates_XO = jnp.stack(candidates)
-    inside_X = jnp.all(candidates_XO >= 0, axis=-1) & jnp.all(jnp.isfinite(candidates_XO), axis=-1)
-    candidates_XO = jnp.where(inside_X[:, None], candidates_XO, 1.0 / count)
-    values_X = candidates_XO @ b_O + s * jax.vmap(_length, (None, 0))(gram_OO, candidates_XO)
-    return candidates_XO[jnp.argmin(values_X)]
+    candidates = jnp.stack(candidates)
+    inside = jnp.all(candidates >= 0, axis=-1) & jnp.all(jnp.isfinite(candidates), axis=-1)
+    candidates = jnp.where(inside[:, None], candidates, 1.0 / count)
+    values = candidates @ b_O + s * jax.vmap(_length, (None, 0))(gram_OO, candidates)
+    return candidates[jnp.argmin(values)]
 
 
 def _stationary(inner: jax.Array, b: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
