@@ -13,7 +13,7 @@ NUMERIC = tests/step tests/generation/test_generate.py tests/generation/test_mix
 	tests/runs/test_padded_vocab.py $(addprefix tests/models/test_,attention.py kv_cache.py decoder.py experts.py \
 	features.py layers.py logprobs.py lora.py)
 
-.PHONY: demo demo-pareto docs test test-isa test-slow test-tpu test-buckets lint clean
+.PHONY: demo demo-pareto docs test test-isa test-slow test-tpu test-buckets notebooks lint clean
 
 demo: $(VENV)/.ready
 	$(CPU) $(VENV)/bin/jaxpref demo configs/demo.yaml train.resume=auto
@@ -42,6 +42,11 @@ test-tpu:
 test-buckets:
 	$(MAKE) VENV=.venv-buckets EXTRAS=test,gcs,s3,test-buckets .venv-buckets/.ready
 	.venv-buckets/bin/python -m pytest tests/test_buckets.py
+
+# Runs the notebooks from top to bottom and keeps what they show, but for warnings about the machine.
+notebooks: $(VENV)/.ready
+	cd notebooks && PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 TRANSFORMERS_NO_ADVISORY_WARNINGS=1 \
+		$(abspath $(VENV))/bin/jupyter execute --inplace --timeout=3600 *.ipynb
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

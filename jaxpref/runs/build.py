@@ -141,6 +141,8 @@ def _check_fits_own(config: Config) -> None:
         problems.append("an adapter (adapter.rank, adapter.path)")
     if config.reference.path is not None:
         problems.append("reference.path (reference.extra takes checkpoints)")
+    if config.train.neftune_alpha is not None:
+        problems.append(f"train.neftune_alpha={config.train.neftune_alpha:g}")
     if config.mesh.context > 1:
         problems.append(f"mesh.context={config.mesh.context}")
     if problems:

@@ -47,10 +47,10 @@ class Result:
 
     @property
     def params(self) -> Any:
-        """Parameters of the best checkpoint, on the mesh: a tree that `train(params=)` takes.
+        """Parameters of the best checkpoint, on the mesh.
 
-        With an adapter it lies beside the weights, under `lora`.  Those of another checkpoint:
-        `runs.directory.run_params`.
+        `train(params=)` takes them, but for those with an adapter, which lies beside the weights
+        under `lora`.  Those of another checkpoint: `runs.directory.run_params`.
         """
         own = self.pieces.source.own
         return self._run_params if own is None else own.params_of(self._run_params)

@@ -93,7 +93,7 @@ def swept_configs(config: Config, over: Mapping[str, Sequence[Any]]) -> list[Con
 
     Errors: InputError for an unknown key, a value that does not fit, and one that is there twice.
     """
-    wrong = [key for key, values in over.items() if np.ndim(values) == 0 or not len(values)]
+    wrong = [key for key, values in over.items() if not _is_list(values)]
     if wrong or not over:
         raise InputError(
             "keys with lists of values",
@@ -111,6 +111,11 @@ def swept_configs(config: Config, over: Mapping[str, Sequence[Any]]) -> list[Con
     return configs
 
 
+def _is_list(values: Any) -> bool:
+    listed = isinstance(values, Sequence | np.ndarray) and not isinstance(values, str)
+    return listed and len(values) > 0
+
+
 def _short(key: str, keys: Mapping[str, Any]) -> str:
     """The last part of a key, where it is the only one with it."""
     last = key.rpartition(".")[2]
@@ -118,6 +123,9 @@ def _short(key: str, keys: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
+    """As a part of a directory's name."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "_".join(map(_text, value))
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text.replace("/", "_")
 

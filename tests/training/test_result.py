@@ -49,6 +49,14 @@ def test_answers_are_those_of_the_run_on_disk(result):
         result.generate(prompts, step="latest")
 
 
+def test_account_of_the_data(result):
+    shown = jaxpref.show_data(result.pieces.config)
+    text = repr(shown)
+    assert [one.name for one in shown.sets] == ["train", "eval"] and len(shown.sets[0].groups) == 18
+    assert "18 pair" in text and "packing" in text and "loss tokens]" in text
+    assert shown._repr_html_().startswith("<pre") and "color" in shown._repr_html_()
+
+
 def test_texts(result):
     text = repr(result)
     assert f"{result.out}: 4 steps" in text and "\n" not in text

@@ -26,6 +26,9 @@ def test_every_combination_has_a_directory(tmp_path, tiny_files):
     assert names[:2] == ["beta=0.1,learning_rate=0.001", "beta=0.1,learning_rate=0.002"]
     assert names[-1] == "beta=0.3,learning_rate=1e-06" and len(names) == 6
     assert configs[-1].objective == [{"name": "dpo", "beta": 0.3}] and configs[-1].optim.learning_rate == 1e-6
+    adapter = config(tmp_path, tiny_files, adapter={"rank": 2})
+    (listed,) = swept_configs(adapter, {"adapter.targets": [["q", "attention/k"]]})
+    assert listed.out == f"{tmp_path}/targets=q_attention_k"
     for wrong, named in (
         ({"objective.1.beta": [0.1]}, "objective.1.beta"),
         ({"optim.learning_rat": [0.1]}, "learning_rat"),

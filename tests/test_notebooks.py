@@ -1,0 +1,34 @@
+"""The notebooks: what is committed has outputs, and each runs from top to bottom."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+def code_cells(path: Path) -> list[dict]:
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_with_outputs(path):
+    cells = code_cells(path)
+    assert "%pip install" in "".join(cells[0]["source"]), "the first cell installs"
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1)), "run once, in order"
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    text = json.dumps(outputs)
+    assert "image/png" in text or "data:image/png" in text or path.stem.startswith("5"), "a figure"
+    assert "/home/" not in text and "site-packages" not in text, "nothing of the machine that ran it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_from_top_to_bottom(path, tmp_path):
+    """From 1 to some minutes each."""
+    nbformat = pytest.importorskip("nbformat")
+    client = pytest.importorskip("nbclient")
+    notebook = nbformat.read(path, as_version=4)
+    client.NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": str(tmp_path)}}).execute()
