@@ -152,14 +152,14 @@ def _least(gram_OO: jax.Array, b_O: jax.Array, s: jax.Array) -> jax.Array:
     the corners is the answer.
     """
     count = len(b_O)
-    candidates = []
+    found = []
     for size in range(1, count + 1):
         for members in itertools.combinations(range(count), size):
             index = jnp.asarray(members)
             inner = gram_OO[jnp.ix_(index, index)] + _RIDGE * jnp.eye(size)
             for p in _stationary(inner, b_O[index], s):
-                candidates.append(jnp.zeros(count).at[index].set(p))
-    candidates = jnp.stack(candidates)
+                found.append(jnp.zeros(count).at[index].set(p))
+    candidates = jnp.stack(found)
     inside = jnp.all(candidates >= 0, axis=-1) & jnp.all(jnp.isfinite(candidates), axis=-1)
     candidates = jnp.where(inside[:, None], candidates, 1.0 / count)
     values = candidates @ b_O + s * jax.vmap(_length, (None, 0))(gram_OO, candidates)
