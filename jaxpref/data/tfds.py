@@ -169,7 +169,7 @@ def write(splits: Mapping[str, Callable[[], Iterable[dict]]], directory: str | P
         splits: name -> what gives its rows, from the first, any number of times.
     Errors: InputError for a directory that exists.
     """
-    tfds = _library()
+    tfds: Any = _library()
     to = check_destination(directory, "a new directory for the data set")
     forms = _forms(row for rows in splits.values() for row in rows())
     features = {name: _feature(form, tfds.features) for name, form in forms.items()}
@@ -184,7 +184,9 @@ def write(splits: Mapping[str, Callable[[], Iterable[dict]]], directory: str | P
                 },
             )
 
-    class Written(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    builder_class: Any = tfds.core.GeneratorBasedBuilder
+
+    class Written(builder_class, skip_registration=True):
         name = "rows"
         VERSION = tfds.core.Version("1.0.0")
 
