@@ -176,9 +176,9 @@ class DataConfig:
     @property
     def eval_sets(self) -> dict[str, list[str]]:
         """Paths of the held-out sets by their names; of a single one that has none, "" is it."""
-        if self.eval and not isinstance(self.eval, dict):
-            return {"": self.eval}
-        return dict(self.eval)
+        if isinstance(self.eval, dict):
+            return self.eval
+        return {"": self.eval} if self.eval else {}
 
 
 @dataclass(frozen=True, config=_STRICT)
