@@ -150,6 +150,27 @@ class DataConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class OnlineConfig:
+    rewards: dict[str, str] = Field(default_factory=dict)
+    """Rewards of answers, as {polite: judge.py:polite}, each as `jaxpref score --reward` takes it.
+    With any, training is on-policy: data.train and data.eval give the prompts, and the policy is
+    trained on answers that it draws itself, anew in every step."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Objective weight of every reward; empty: 1 each."""
+    scales: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """What a reward is divided by first; 1 where it is not named."""
+    aggregation: Literal["sum", "normalize_then_sum"] = "sum"
+    """How several rewards become one: their weighted sum, or (GDPO) each less its mean over a
+    prompt's answers and divided by its deviation, then the weighted sum, scaled over the batch."""
+    samples: int = Field(default=4, ge=2)
+    """Answers to every prompt; objectives on pairs take 2."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Tokens of an answer, at most."""
+    decode_rows: int = Field(default=32, ge=1)
+    """Answers that are drawn together, over all devices."""
+
+
+@dataclass(frozen=True, config=_STRICT)
 class OptimConfig:
     name: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = "adamw"
     """Optimizer (optax). muon orthogonalises the updates of the layers' matrices, scaled so that
@@ -243,7 +264,7 @@ class TrainConfig:
     """How many of the latest checkpoints are kept, beside the best."""
     best_metric: str | None = None
     """Evaluation metric that decides which checkpoint is the best; null: eval/rewards/accuracies,
-    or eval/loss where there are none."""
+    with online.rewards eval/reward, or else eval/loss."""
     best_mode: Literal["max", "min"] | None = None
     """Whether the highest or the lowest value is the best; null: the lowest of a loss, the highest
     of any other metric."""
@@ -308,6 +329,7 @@ class Config:
     objective: Objectives = Field(default_factory=lambda: [{"name": "dpo"}])
     """Weighted sum of objectives, each with its hyperparameters: [{name: dpo, weight: 1.0, beta:
     0.1}]; one of them, or its name, may stand alone. `jaxpref objectives` lists them."""
+    online: OnlineConfig = Field(default_factory=OnlineConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     mesh: MeshConfig = Field(default_factory=MeshConfig)

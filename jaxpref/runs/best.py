@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-ACCURACY, LOSS = "eval/rewards/accuracies", "eval/loss"
+ACCURACY, REWARD, LOSS = "eval/rewards/accuracies", "eval/reward", "eval/loss"
 
 
 @dataclass(frozen=True)
@@ -11,8 +11,8 @@ class BestRule:
     """Which evaluation is the best.
 
     Args:
-        metric: by which; None: the reward accuracy where the objective logs it, otherwise the loss,
-            which all log.
+        metric: by which; None: the reward accuracy where the objective logs it, on-policy the
+            reward of the answers, otherwise the loss.
         mode: `max` or `min`; None: `min` for the loss or a part of it, otherwise `max`.
     """
 
@@ -21,7 +21,7 @@ class BestRule:
 
     def deciding(self, metrics: Mapping[str, float]) -> str | None:
         """Name of the metric that decides; None when it is not among these."""
-        names = (ACCURACY, LOSS) if self.metric is None else (self.metric,)
+        names = (ACCURACY, REWARD, LOSS) if self.metric is None else (self.metric,)
         return next((name for name in names if name in metrics), None)
 
     def mode_of(self, name: str) -> str:

@@ -1,7 +1,7 @@
 """Data into a run: read, laid out in rows, planned as steps, put onto the mesh batch by batch."""
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -18,10 +18,15 @@ from jaxpref.runs.agreement import check_same_rows
 from jaxpref.runs.build import Pieces
 from jaxpref.sharding import batch_sharding, device_memory, place, replicated, row_ways
 from jaxpref.step.batch_loss import REFERENCE_COLUMN
+from jaxpref.step.state import TrainState
 from jaxpref.types import Batch, EncodedGroup
 
 EXTRA_COLUMN = "extra_refs"
 """Data column [R, G, K, O] of log-probs under the models of `reference.extra`."""
+
+
+Fed = tuple[Step, Batch, jax.Array]
+"""(a step, its arrays [T, R, ...] on the mesh, how many of the T micro-batches are in use)."""
 
 
 def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataReport]:
@@ -50,11 +55,11 @@ def read_data(pieces: Pieces, which: str) -> tuple[list[EncodedGroup], DataRepor
     sequences = ((group.where, (group.prompt_ids, *group.completion_ids)) for group in groups)
     check_known_tokens(sequences, spec.vocab)
     check_positions(groups, spec)
-    _check_size(pieces, groups, training=which == "train")
+    check_size(pieces, groups, training=which == "train")
     return groups, report
 
 
-def _check_size(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: bool) -> None:
+def check_size(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: bool) -> None:
     """Sizes that no device has room for, and plans that never end, before weights are read.
 
     The least that a micro-batch needs is its hidden states; training keeps those before every
@@ -63,7 +68,7 @@ def _check_size(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
     train, spec = pieces.config.train, pieces.source.spec
     if training:
         check_steps(len(groups), train.batch_size, train.epochs, train.max_steps)
-    tokens = _micro_rows(pieces) * row_layout(pieces, groups).row_length
+    tokens = micro_rows(pieces) * row_layout(pieces, groups).row_length
     states = spec.layers if training else 1
     ways = row_ways(pieces.mesh) * pieces.config.mesh.context
     least = tokens // ways * states * spec.width * pieces.dtype.itemsize
@@ -78,7 +83,8 @@ def _check_size(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
         )
 
 
-def _micro_rows(pieces: Pieces) -> int:
+def micro_rows(pieces: Pieces) -> int:
+    """Packed rows of a micro-batch."""
     return pieces.config.train.micro_rows or row_ways(pieces.mesh)
 
 
@@ -154,7 +160,7 @@ def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
     return Loader(
         groups,
         batch_size=config.train.batch_size,
-        micro_rows=_micro_rows(pieces),
+        micro_rows=micro_rows(pieces),
         layout=row_layout(pieces, groups),
         columns=columns,
         masks=[name for name in asked if name in MASKS],
@@ -168,22 +174,56 @@ def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
 
 def own_steps(loader: Loader, mesh: Mesh) -> Any:
     """The loader's iterator of steps, building the rows that this process's devices hold."""
-    rows = loader.plan.micro_rows
+    return loader.iterate(own_rows(loader.plan.micro_rows, mesh))
+
+
+def own_rows(rows: int, mesh: Mesh) -> list[bool]:
+    """Which rows of a micro-batch this process's devices hold."""
     owned = [False] * rows
     for (part,) in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values():
         for r in range(*part.indices(rows)):
             owned[r] = True
-    return loader.iterate(owned)
+    return owned
 
 
-def batches(steps: Iterator[Step], mesh: Mesh) -> Iterator[tuple[Step, Batch, jax.Array]]:
-    """Steps of a loader, each with what the compiled step takes of it, on the mesh.
+def batches(steps: Iterator[Step], mesh: Mesh) -> Iterator[Fed]:
+    """Steps of a loader, each with what the compiled step takes of it, on the mesh."""
+    return (on_mesh(step, mesh) for step in steps)
 
-    Returns: (step, its arrays [T, R, ...], how many of the T micro-batches are in use).
-    """
-    whole = replicated(mesh)
-    for step in steps:
-        yield step, put_batch(step.batch, mesh), place(np.int32(step.micro_batches), whole)
+
+class Feed(Protocol):
+    """What gives a run its steps, one after another, and can go on where it was."""
+
+    def next(self, state: TrainState) -> Fed:
+        """The next step, made from the state in which it is to be taken."""
+
+    def get_state(self) -> Any:
+        """The position behind the last step that was given, as JSON."""
+
+    def set_state(self, position: Any) -> None:
+        """Goes on from such a position; called before the first step, if at all."""
+
+
+class LoaderFeed:
+    """The steps of a loader, built ahead: data do not depend on the state."""
+
+    def __init__(self, loader: Loader, mesh: Mesh):
+        self._steps = own_steps(loader, mesh)
+        self._batches = batches(self._steps, mesh)
+
+    def next(self, state: TrainState) -> Fed:
+        return next(self._batches)
+
+    def get_state(self) -> Any:
+        return self._steps.get_state()
+
+    def set_state(self, position: Any) -> None:
+        self._steps.set_state(position)
+
+
+def on_mesh(step: Step, mesh: Mesh) -> Fed:
+    """A step with what the compiled step takes of it."""
+    return step, put_batch(step.batch, mesh), place(np.int32(step.micro_batches), replicated(mesh))
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

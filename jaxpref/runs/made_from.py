@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpref.data.loader import Loader
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import LORA
 from jaxpref.models.source import open_checkpoint
@@ -51,9 +50,8 @@ def add_group(digest: Any, group: EncodedGroup) -> None:
         digest.update(f"{name} {np.asarray(value, float).tolist()}".encode())
 
 
-def of_order(loader: Loader) -> str:
+def of_order(row_ids: Sequence[int]) -> str:
     """Of the row ids of the first epoch: they decide the other epochs, and what is drawn."""
-    row_ids = [loader.groups[i].row_id for i in loader.first_epoch()]
     return hashlib.sha256(np.array(row_ids, "<i8").tobytes()).hexdigest()[:32]
 
 

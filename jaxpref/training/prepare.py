@@ -11,9 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxpref.config import Config
-from jaxpref.data.dataset import DataReport
-from jaxpref.data.loader import Loader, Step
-from jaxpref.evaluation import Evaluator
+from jaxpref.data.loader import Step
 from jaxpref.files import whole_file
 from jaxpref.models.quantize import qwix
 from jaxpref.models.source import Checkpoint
@@ -27,11 +25,9 @@ from jaxpref.runs.agreement import (
 )
 from jaxpref.runs.best import BestRule
 from jaxpref.runs.build import Pieces, attention_of, build
-from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.compute_dtype import choose_compute_dtype
 from jaxpref.runs.directory import CHECKPOINTS, DATA_FILE, RUN_FILE, check_run_directory
-from jaxpref.runs.feed import make_loader, read_data
 from jaxpref.runs.made_from import (
     Digests,
     MadeFrom,
@@ -41,7 +37,6 @@ from jaxpref.runs.made_from import (
     of_order,
     of_own_model,
     of_references,
-    of_rows,
 )
 from jaxpref.runs.metrics import Sample, check_trackers
 from jaxpref.runs.params import load_params, reference_overlay, runs_reference
@@ -55,12 +50,14 @@ from jaxpref.step.state import TrainState, init_state
 from jaxpref.step.train_step import make_train_step
 from jaxpref.storage.paths import as_path
 from jaxpref.training.callbacks import Callbacks
+from jaxpref.training.data import Evaluate, FileData, PlannedData, TrainingData
 from jaxpref.training.description import Training, Values
 from jaxpref.training.first_step import first_loss_check
-from jaxpref.training.own_model import check_own_model
-from jaxpref.types import EncodedGroup
 
 _log = logging.getLogger(__name__)
+
+ReadData = Callable[[Pieces], TrainingData]
+"""Reads the data of a run.  Errors: InputError."""
 
 
 class StepNumbers(NamedTuple):
@@ -112,13 +109,9 @@ class Prepared:
 
     config: Config
     pieces: Pieces
-    loader: Loader
+    data: TrainingData
+    steps: PlannedData
     made_from: Digests
-    where: dict[int, str]
-    """Row id -> file and row."""
-    held_out: list[EncodedGroup] | None
-    reports: tuple[DataReport, DataReport | None]
-    """On training and held-out data."""
     checkpoints: Checkpoints
     best: BestRule
     resume_step: int | None
@@ -131,7 +124,7 @@ class Prepared:
     @property
     def loss_spec(self) -> LossSpec:
         """How a training batch becomes losses."""
-        return self.pieces.loss_spec(self.loader.layout, self.reports[0].kind)
+        return self.pieces.loss_spec(self.steps.layout, self.data.kind)
 
     @property
     def numbers(self) -> StepNumbers:
@@ -140,15 +133,12 @@ class Prepared:
 
     def train_step(self, numbers: StepNumbers) -> Callable:
         """The optimizer step with these numbers, as `make_train_step` makes it."""
-        steps = self.loader.plan.steps
+        steps = self.steps.plan.steps
         return step_with(numbers, self.pieces, self.loss_spec, steps, self.rule)
 
-    def evaluator(self, make_step: Callable | None = None, numbers: Any = None) -> Evaluator | None:
+    def evaluator(self, make_step: Callable | None = None, numbers: Any = None) -> Evaluate | None:
         """Of the held-out data; None without any.  Args: as of `Evaluator`."""
-        if self.held_out is None:
-            return None
-        kind = self.reports[1].kind
-        return Evaluator(self.pieces, self.held_out, kind, make_step, numbers)
+        return self.steps.evaluator(make_step, numbers)
 
     def first_state(self, params: Any, moving_ref: Any) -> TrainState:
         """The state before the first step; pure.
@@ -183,11 +173,12 @@ class Prepared:
         """
         check_first = None
         if self.resume_step is None:
-            check_first = first_loss_check(self.pieces, self.loader, points)
+            check_first = first_loss_check(self.pieces, self.steps.first_groups, points)
         return Training(
             settings=self.config.train,
             mesh=self.pieces.mesh,
-            loader=self.loader,
+            plan=self.steps.plan,
+            open_feed=self.steps.open_feed,
             vocabulary=self.pieces.source.spec.vocab,
             made_from=self.made_from,
             checkpoints=self.checkpoints,
@@ -204,7 +195,7 @@ class Prepared:
             step_flops=step_flops,
             writers=writers,
             callbacks=callbacks or Callbacks(),
-            where=self.where,
+            where=self.data.where,
             check_first=check_first,
             began=self.began,
         )
@@ -212,9 +203,8 @@ class Prepared:
     def write_settings(self, config: Config) -> None:
         """Config and an account of the data into the config's directory."""
         out = as_path(config.out)
-        report, eval_report = self.reports
         with whole_file(out / DATA_FILE) as partial:
-            partial.write_text(f"{report}\n{eval_report or ''}\n{self.loader.plan}\n")
+            partial.write_text(f"{self.data.account}\n{self.steps.plan}\n")
         with whole_file(out / RUN_FILE) as partial:
             save_config(config, partial)
 
@@ -224,12 +214,14 @@ def prepare(
     objective: Sequence[Any] | None = None,
     source: Checkpoint | None = None,
     rule: GivenRule = AS_CONFIGURED,
+    read: ReadData = FileData,
 ) -> tuple[Prepared, Any, Any]:
     """Reads model and data of a run.
 
     Args:
         source: in place of what is at `config.model.path`.
         rule: optimizer and schedule in place of those of `config.optim`.
+        read: what reads its data.
     Returns: all but what the state will hold; the trained parameters, from which training starts;
         and of a reference that moves its start, otherwise None.
     Errors: InputError for anything wrong with config, model or data.
@@ -248,34 +240,24 @@ def prepare(
     _tell_dtype(pieces, asked_dtype, config.model.compute_dtype)
     attention = attention_of(pieces.config, pieces.source)
     _log.info("attention: %s (%s)", attention.name, attention.why)
-    groups, report = read_data(pieces, "train")
-    _log.info("training data: %s", report.summary())
-    held_out, eval_report = read_data(pieces, "eval") if config.data.eval else (None, None)
-    if eval_report is not None:
-        _log.info("held-out data: %s", eval_report.summary())
+    data = read(pieces)
     best = BestRule(config.train.best_metric, config.train.best_mode)
     checkpoints = Checkpoints(as_path(config.out) / CHECKPOINTS, keep=config.train.keep, best=best)
     resumed = resume_step(config, checkpoints)
     stored = {} if resumed is None else checkpoints.progress(resumed)
     made_from = MadeFrom(stored.get("made_from", {}), config.out, resumed)
-    of_data = {"data.train": of_rows(groups), "data.eval": of_rows(held_out or [])}
-    made_from.add(of_data | {"objective": of_objective(pieces.parts)})
+    made_from.add(data.digests | {"objective": of_objective(pieces.parts)})
 
     params = load_params(pieces)
     made_from.add({"model.path": of_model(pieces, params), "model= of train": of_own_model(pieces)})
-    if pieces.source.own is not None:
-        check_own_model(pieces, params, groups)
-    groups, _ = with_reference_logps(pieces, groups, params)
-    loader = make_loader(pieces, groups, training=True)
-    check_same_plan(loader.plan, resumed)
-    made_from.add({"order": of_order(loader)})
+    steps = data.planned(params)
+    check_same_plan(steps.plan, resumed)
+    made_from.add({"order": of_order(steps.row_ids)})
     if resumed is not None:
-        _tell_position(config, resumed, loader.plan.steps, stored.get("stopped", ""))
-    if held_out is not None:
-        held_out, _ = with_reference_logps(pieces, held_out, params)
+        _tell_position(config, resumed, steps.plan.steps, stored.get("stopped", ""))
     trained, base = split(params)
     vocab = pieces.source.spec.vocab
-    optimizer, schedule = make_rule(config.optim, loader.plan.steps, vocab, rule=rule)
+    optimizer, schedule = make_rule(config.optim, steps.plan.steps, vocab, rule=rule)
     of_rule = of_given_rule(rule, optimizer, schedule, trained)
     made_from.add(of_rule)
     check_same("optimizer and schedule (digests)", of_rule, "copy the same code to every host")
@@ -286,11 +268,9 @@ def prepare(
     prepared = Prepared(
         config=pieces.config,
         pieces=pieces,
-        loader=loader,
+        data=data,
+        steps=steps,
         made_from=made_from.known,
-        where={group.row_id: group.where for group in groups},
-        held_out=held_out,
-        reports=(report, eval_report),
         checkpoints=checkpoints,
         best=best,
         resume_step=resumed,

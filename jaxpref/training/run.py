@@ -26,9 +26,10 @@ from jaxpref.step.state import TrainState, state_shardings
 from jaxpref.storage.paths import as_path
 from jaxpref.training import loop
 from jaxpref.training.callbacks import Callback, Callbacks, Moment
+from jaxpref.training.data import FileData
 from jaxpref.training.description import Training
 from jaxpref.training.preemption import TermFlag
-from jaxpref.training.prepare import Prepared, prepare
+from jaxpref.training.prepare import Prepared, ReadData, prepare
 from jaxpref.training.progress import OnLog, training_progress
 from jaxpref.training.result import Result
 from jaxpref.training.samples import make_samples
@@ -45,6 +46,7 @@ def train(
     optimizer: Any = None,
     schedule: Callable[[Any], Any] | None = None,
     on_log: OnLog | None = None,
+    read: ReadData = FileData,
 ) -> Result:
     """Runs (or continues) a training run; of a finished one the results are returned again.
 
@@ -61,6 +63,7 @@ def train(
         schedule: step -> learning rate, in place of `config.optim`'s.
         on_log: called with (step, steps, values of the step) after every step; None: the progress
             is shown, unless `log.progress` is false.
+        read: what reads its data.
     Errors:
         InputError for anything wrong with config, model or data, before anything is compiled.
         NotFiniteError with the step and its rows.
@@ -83,7 +86,7 @@ def train(
     with shown as on_log, sole_writer(config.out), term.listening_at_once():
         # Not named here, the first parameters are freed as soon as the state holds them.
         training, pieces = _training(
-            objective, callbacks, *prepare(config, objective, source, rule)
+            objective, callbacks, *prepare(config, objective, source, rule, read)
         )
         done = loop.run(training, on_log, term)
     return Result(
@@ -122,7 +125,7 @@ def _training(
             with whole_file(as_path(config.out) / MODEL_FILE) as partial:
                 partial.write_text(json.dumps({"own": pieces.source.own is not None}) + "\n")
     evaluator = prepared.evaluator()
-    answers = make_samples(pieces, prepared.held_out or [])
+    answers = make_samples(pieces, prepared.steps.held_out)
     shardings = state_shardings(
         jax.eval_shape(prepared.first_state, params, moving_ref), pieces.mesh, pieces.model.axes
     )
