@@ -239,10 +239,11 @@ def _train(options: argparse.Namespace) -> None:
 
 def run_with_progress(config: "Config") -> "Result":
     """Trains and shows the progress; what a run says of itself at the start is printed."""
+    from jaxpref.online.train import train
+
     # What `report` needs at the end is missed at the beginning.
     from jaxpref.runs import plots  # noqa: F401
     from jaxpref.training.progress import training_progress
-    from jaxpref.training.run import train
 
     _log.setLevel(logging.INFO)
     with training_progress(console, config.train.log_every, show=config.log.progress) as on_log:
@@ -262,6 +263,13 @@ def report(result: "Result") -> None:
         tie = " (the policy is the reference: every pair ties)" if before == 0 else ""
         console.print(
             f"held-out reward accuracy: {before:.3f} before{tie}, "
+            f"[bold]{after:.3f}[/bold] after {result.steps} steps"
+        )
+    name = "eval/reward"
+    if name in result.first_eval and name in result.last_eval:
+        before, after = result.first_eval[name], result.last_eval[name]
+        console.print(
+            f"reward of answers to held-out prompts: {before:.3f} before, "
             f"[bold]{after:.3f}[/bold] after {result.steps} steps"
         )
     console.print(f"curves      {plot_curves(result.out)}", highlight=False)

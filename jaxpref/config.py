@@ -157,6 +157,10 @@ class OnlineConfig:
     trained on answers that it draws itself, anew in every step."""
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Objective weight of every reward; empty: 1 each."""
+    dirichlet: float | None = Field(default=None, gt=0)
+    """Draw weights of their own for every prompt and step, from a Dirichlet distribution of this
+    concentration, and write them into the prompt: one policy for all weights (MO-ODPO). 1 draws
+    uniformly. null: the weights above for all."""
     scales: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """What a reward is divided by first; 1 where it is not named."""
     aggregation: Literal["sum", "normalize_then_sum"] = "sum"

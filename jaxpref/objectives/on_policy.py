@@ -27,11 +27,12 @@ def rloo(
     beta: NotNegative = 0.05,
     ratio_max: Positive = 2.0,
 ) -> ObjectiveOutput:
-    """REINFORCE with a leave-one-out baseline (RLOO): -A_i * u_i * pi(y_i) / sg(pi(y_i)), mean over i.
+    """REINFORCE with a leave-one-out baseline (RLOO): the gradient of -A_i * u_i * log pi(y_i).
 
     A_i = R_i - (mean of R over the prompt's other answers), R = score - beta * rho: the KL to the
     reference is a part of the reward.  u_i = min(pi(y_i) / mu(y_i), ratio_max) is the importance
-    weight of an answer that was drawn with probability mu; A and u have no gradient.
+    weight of an answer that was drawn with probability mu; A and u have no gradient.  The loss is
+    the mean over a prompt's answers.
 
     Args:
         policy, ref: summed log-probs in nats and token counts, [B, K], K >= 2 answers of a prompt;
@@ -59,7 +60,9 @@ def rloo(
     advantage_BK = reward_BK - others_BK / jnp.maximum(count_B1 - 1.0, 1.0)
     gone_BK = jax.lax.stop_gradient(policy.sum) - sampled_logp
     ratio_BK = jnp.minimum(jnp.exp(jnp.minimum(gone_BK, LARGEST_EXPONENT)), ratio_max)
-    one_BK = jnp.exp(policy.sum - jax.lax.stop_gradient(policy.sum))  # 1, with the gradient of log pi
+    one_BK = jnp.exp(
+        policy.sum - jax.lax.stop_gradient(policy.sum)
+    )  # 1, with the gradient of log pi
     loss_B = -mean(advantage_BK * ratio_BK * one_BK, present_BK, axis=-1)
     metrics = {
         "score": mean(score, present_BK, axis=-1),

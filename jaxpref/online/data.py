@@ -6,17 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
+from jaxpref.config import Config
 from jaxpref.data.dataset import common_columns
-from jaxpref.data.loader import Packer, Plan
-from jaxpref.data.pack import Layout, row_tokens, tokens_in_row
+from jaxpref.data.loader import Order, Packer, Plan
+from jaxpref.data.pack import Layout
 from jaxpref.objectives import check_columns
-from jaxpref.online.prompts import Prompts, read_prompts
+from jaxpref.online.asking import Asking
+from jaxpref.online.prompts import read_prompts
 from jaxpref.online.rollouts import Drawn, Rollouts, kind_of_rollouts, reward_digests
 from jaxpref.processes.together import first_does
 from jaxpref.runs.agreement import check_same_rows
 from jaxpref.runs.build import Pieces
-from jaxpref.runs.feed import Fed, check_size, make_loader, on_mesh, own_rows, row_layout
+from jaxpref.runs.feed import Fed, check_size, make_loader, on_mesh, own_rows
 from jaxpref.runs.made_from import of_rows
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState
@@ -39,38 +42,43 @@ class RolloutData:
         self._pieces, config = pieces, pieces.config
         self.kind = kind_of_rollouts(pieces.parts, config.online.samples)
         self._rollouts = Rollouts(pieces, self.kind)
-        self._prompts = read_prompts(pieces, "train")
-        self._held_out = read_prompts(pieces, "eval") if config.data.eval else None
-        _log.info("prompts: %s", self._prompts.summary())
-        check_same_rows("prompts", self._prompts.encoded())
-        self._largest = [
-            self._rollouts.placeholder(prompt, ids)
-            for prompt, ids in zip(self._prompts.groups, self._prompts.ids, strict=True)
-        ]
+        prompts = read_prompts(pieces, "train")
+        check_same_rows("prompts", prompts.encoded())
+        _log.info("prompts: %s", prompts.summary())
+        held_out = read_prompts(pieces, "eval") if config.data.eval else None
+        self._asking = Asking(pieces, prompts)
+        self._held_out = None if held_out is None else Asking(pieces, held_out)
+        self._order = Order(
+            len(prompts.groups),
+            batch_size=config.train.batch_size,
+            seed=config.train.seed if config.data.shuffle else None,
+            epochs=config.train.epochs,
+            max_steps=config.train.max_steps,
+        )
+        longest, self._shortest = self._asking.lengths(self._order)
+        self._largest = self._rollouts.largest(self._asking.all(0)._replace(ids=longest))
         check_columns(pieces.parts, common_columns(self._largest))
         check_size(pieces, self._largest, training=True)
-        self.where = {prompt.row_id: prompt.where for prompt in self._prompts.groups}
-        held_out = [] if self._held_out is None else self._held_out.encoded()
+        self.where = {prompt.row_id: prompt.where for prompt in prompts.groups}
         self.digests = {
-            "data.train": of_rows(self._prompts.encoded()),
-            "data.eval": of_rows(held_out),
+            "data.train": of_rows(prompts.encoded()),
+            "data.eval": of_rows([] if held_out is None else held_out.encoded()),
             "online.rewards": first_does(lambda: reward_digests(self._rollouts.rewards)),
         }
-        summaries = [self._prompts, *([self._held_out] if self._held_out else [])]
-        self.account = "\n".join(f"prompts: {prompts.summary()}" for prompts in summaries)
+        read = [prompts] if held_out is None else [prompts, held_out]
+        self.account = "\n".join(f"prompts: {side.summary()}" for side in read)
 
     def planned(self, params: Any) -> PlannedData:
         pieces = self._pieces
         loader = make_loader(pieces, self._largest, training=True)
-        plan = _roomier(loader.plan, self._largest, loader.layout, pieces.config.train.batch_size)
+        plan = _roomier(loader.plan, self._largest, self._shortest, loader.layout, pieces.config)
         packer = dataclasses.replace(loader.packer, plan=plan)
         base = Frozen(split(params)[1], None)
-        of_row = {prompt.row_id: i for i, prompt in enumerate(self._prompts.groups)}
         first: list[EncodedGroup] = []
 
         def draw(step: int, state: TrainState) -> Drawn:
-            members = [of_row[group.row_id] for group in loader.groups_of(step)]
-            drawn = self._draw(self._prompts, members, base.policy(state.params), step)
+            asked = self._asking.at(step, self._order[step])
+            drawn = self._rollouts.draw(asked, base.policy(state.params), self._seed(step))
             if step == 0:
                 first.extend(drawn.groups)
             return drawn
@@ -81,22 +89,21 @@ class RolloutData:
         return PlannedData(
             plan=plan,
             layout=loader.layout,
-            row_ids=[self._largest[i].row_id for i in loader.first_epoch()],
-            open_feed=lambda: RolloutFeed(draw, packer, pieces),
+            row_ids=[self._largest[i].row_id for i in self._order.first_epoch()],
+            open_feed=lambda: RolloutFeed(draw, packer, pieces.mesh),
             first_groups=lambda: first,
             evaluator=evaluator,
         )
 
-    def _draw(self, prompts: Prompts, members: Sequence[int], params: Any, step: int) -> Drawn:
-        """Answers to some of the prompts; what is drawn depends on the run's seed and the step."""
-        seed = np.random.SeedSequence((self._pieces.config.train.seed, step)).generate_state(1)[0]
-        asked = [prompts.groups[i] for i in members]
-        return self._rollouts.draw(asked, [prompts.ids[i] for i in members], params, int(seed))
+    def _seed(self, step: int) -> int:
+        """Of the answers of a step."""
+        sequence = np.random.SeedSequence((self._pieces.config.train.seed, step))
+        return int(sequence.generate_state(1)[0])
 
     def _evaluate(self, params: Any, ref_params: Any, running: Any) -> dict[str, Any]:
         """The rewards of the policy's answers to held-out prompts, every time drawn alike."""
-        prompts = self._held_out
-        drawn = self._draw(prompts, range(len(prompts.groups)), params, _HELD_OUT)
+        asked = self._held_out.all(_HELD_OUT)
+        drawn = self._rollouts.draw(asked, params, self._seed(_HELD_OUT))
         return {f"eval/{name}": x for name, x in drawn.values.items() if name != "seconds"}
 
 
@@ -108,9 +115,9 @@ class RolloutFeed:
         packer: makes packed rows of them.
     """
 
-    def __init__(self, draw: Callable[[int, TrainState], Drawn], packer: Packer, pieces: Pieces):
-        self._draw, self._packer, self._mesh = draw, packer, pieces.mesh
-        self._owned = own_rows(packer.plan.micro_rows, pieces.mesh)
+    def __init__(self, draw: Callable[[int, TrainState], Drawn], packer: Packer, mesh: Mesh):
+        self._draw, self._packer, self._mesh = draw, packer, mesh
+        self._owned = own_rows(packer.plan.micro_rows, mesh)
         self._step = 0
 
     def next(self, state: TrainState) -> Fed:
@@ -129,22 +136,21 @@ class RolloutFeed:
         self._step = position["steps"]
 
 
-def _roomier(plan: Plan, largest: Sequence[EncodedGroup], layout: Layout, groups: int) -> Plan:
+def _roomier(
+    plan: Plan, largest: Sequence[EncodedGroup], shortest: int, layout: Layout, config: Config
+) -> Plan:
     """The plan of the largest groups with room for whatever answers may come.
 
     Shorter answers pack otherwise: more groups fit into a row.
 
     Args:
-        groups: of a step.
+        shortest: tokens of the shortest prompt.
     """
-    copies = 1 if layout.share_prefix else plan.shape.completions
-    prompt = copies * min(len(group.prompt_ids) for group in largest)
-    answers = max(sum(map(len, group.completion_ids)) for group in largest)
-    smallest = prompt + plan.shape.completions
-    most = min(groups, layout.row_length // smallest) if layout.pack else 1
-    loss_tokens = max(
-        min(n * answers, layout.row_length - n * prompt) for n in range(1, most + 1)
-    )
+    groups = min(config.train.batch_size, len(largest))
+    samples = config.online.samples
+    prompt = shortest * (1 if layout.share_prefix else samples)
+    answers = samples * config.online.max_new_tokens
+    most = min(groups, layout.row_length // (prompt + samples)) if layout.pack else 1
+    loss_tokens = max(min(n * answers, layout.row_length - n * prompt) for n in range(1, most + 1))
     shape = dataclasses.replace(plan.shape, groups=most, loss_tokens=loss_tokens)
-    rows = min(groups, len(largest))
-    return dataclasses.replace(plan, shape=shape, micro_batches=-(-rows // plan.micro_rows))
+    return dataclasses.replace(plan, shape=shape, micro_batches=-(-groups // plan.micro_rows))

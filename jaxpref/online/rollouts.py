@@ -1,22 +1,22 @@
-"""Answers of the policy with their rewards: prompts -> groups of a step."""
+"""Answers of the policy with their rewards: what a step asks -> the groups it trains on."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from jaxpref.config import OnlineConfig
 from jaxpref.errors import InputError
 from jaxpref.generation.completions import Completion, Settings, complete
 from jaxpref.generation.sampling import Sampling
 from jaxpref.objectives import Part, group_kinds
+from jaxpref.online.asking import Asked
 from jaxpref.online.weighing import weighed
 from jaxpref.rewards import Reward, open_reward
 from jaxpref.runs.build import Pieces
 from jaxpref.runs.flops import forward_flops
-from jaxpref.types import EncodedGroup, Group
+from jaxpref.types import EncodedGroup
 
 
 def kind_of_rollouts(parts: Sequence[Part], samples: int) -> str:
@@ -69,13 +69,11 @@ class Rollouts:
     def __init__(self, pieces: Pieces, kind: str):
         self._pieces, self._online, self._kind = pieces, pieces.config.online, kind
         self.rewards = {name: open_reward(what) for name, what in self._online.rewards.items()}
-        self._weights = weights_of(self._online)
 
-    def draw(self, prompts: Sequence[Group], ids: Sequence[np.ndarray], params: Any, seed: int):
-        """Answers to these prompts.
+    def draw(self, asked: Asked, params: Any, seed: int) -> Drawn:
+        """Answers to prompts.
 
         Args:
-            prompts, ids: as groups without completions, and as token ids.
             params: of the policy.
             seed: of what is drawn, below 2^32.
         Errors: InputError for a reward that is not a finite number, naming the prompt.
@@ -88,81 +86,102 @@ class Rollouts:
             seed=seed,
             batch_size=online.decode_rows,
         )
-        drawn = complete(self._pieces, params, prompts, settings)
-        drawn = sorted(drawn, key=lambda answer: (answer.prompt_index, answer.sample))
+        drawn = sorted(
+            complete(self._pieces, params, asked.given, settings),
+            key=lambda answer: (answer.prompt_index, answer.sample),
+        )
         seconds = time.perf_counter() - began
-        reward_BKO = self._judged(prompts, drawn)
-        weight_BO = np.tile(self._weights, (len(prompts), 1))
-        score_BK = weighed(reward_BKO, weight_BO, online.aggregation)
-        answers = [drawn[i : i + online.samples] for i in range(0, len(drawn), online.samples)]
-        groups = [
-            self._group(prompt, own_ids, answers[b], score_BK[b], reward_BKO[b])
-            for b, (prompt, own_ids) in enumerate(zip(prompts, ids, strict=True))
-        ]
-        values = {"reward": float(np.einsum("BKO,BO->BK", reward_BKO, weight_BO).mean())}
-        for o, name in enumerate(self.rewards):
-            values[f"reward/{name}"] = float(reward_BKO[:, :, o].mean())
-        values["tokens"] = float(np.mean([len(answer.token_ids) for answer in drawn]))
-        values["finished"] = float(np.mean([answer.finish != "length" for answer in drawn]))
-        values["seconds"] = seconds
-        spec = self._pieces.source.spec
-        return Drawn(groups, values, forward_flops(spec, groups, share_prefix=False))
+        reward_BKO = self._judged(asked, drawn)
+        score_BK = weighed(reward_BKO, asked.weight_BO, online.aggregation)
+        groups = []
+        for b in range(len(asked.prompts)):
+            own = drawn[b * online.samples : (b + 1) * online.samples]
+            groups.append(self._group(asked, b, own, score_BK[b], reward_BKO[b]))
+        values = self._means(asked, drawn, reward_BKO) | {"seconds": seconds}
+        flops = forward_flops(self._pieces.source.spec, groups, share_prefix=False)
+        return Drawn(groups, values, flops)
 
-    def placeholder(self, prompt: Group, ids: np.ndarray) -> EncodedGroup:
-        """The largest group that may come of a prompt, before anything is drawn."""
-        online = self._online
+    def largest(self, asked: Asked) -> list[EncodedGroup]:
+        """The largest groups that may come of the prompts, before anything is drawn."""
+        samples, length = self._online.samples, self._online.max_new_tokens
         answer = Completion(
-            prompt.prompt,
+            prompt="",
             prompt_index=0,
             sample=0,
             text="",
-            token_ids=np.zeros(online.max_new_tokens, np.int32),
-            token_logps=np.zeros(online.max_new_tokens, np.float32),
+            token_ids=np.zeros(length, np.int32),
+            token_logps=np.zeros(length, np.float32),
             finish="length",
-            prompt_tokens=len(ids),
+            prompt_tokens=0,
         )
-        K, O = online.samples, len(self.rewards)
-        return self._group(prompt, ids, [answer] * K, np.zeros(K), np.zeros((K, O)))
+        score_K, reward_KO = np.zeros(samples), np.zeros((samples, len(self.rewards)))
+        prompts = range(len(asked.prompts))
+        return [self._group(asked, b, [answer] * samples, score_K, reward_KO) for b in prompts]
 
-    def _judged(self, prompts: Sequence[Group], drawn: Sequence[Completion]) -> np.ndarray:
+    def _judged(self, asked: Asked, drawn: Sequence[Completion]) -> np.ndarray:
         """[B, K, O] rewards on their scales."""
-        asked = [prompts[answer.prompt_index] for answer in drawn]
+        prompts = [asked.prompts[answer.prompt_index] for answer in drawn]
         texts = [answer.text for answer in drawn]
         scales = self._online.scales
         rewards = [
-            reward(asked, texts) / scales.get(name, 1.0) for name, reward in self.rewards.items()
+            reward(prompts, texts) / scales.get(name, 1.0) for name, reward in self.rewards.items()
         ]
-        return np.stack(rewards, axis=-1).reshape(len(prompts), -1, len(rewards))
+        return np.stack(rewards, axis=-1).reshape(len(asked.prompts), -1, len(rewards))
+
+    def _means(
+        self, asked: Asked, drawn: Sequence[Completion], reward_BKO: np.ndarray
+    ) -> dict[str, float]:
+        """What is logged of the answers."""
+        values = {"reward": np.einsum("BKO,BO->BK", reward_BKO, asked.weight_BO).mean()}
+        for o, name in enumerate(self.rewards):
+            values[f"reward/{name}"] = reward_BKO[:, :, o].mean()
+        values["tokens"] = np.mean([len(answer.token_ids) for answer in drawn])
+        values["finished"] = np.mean([answer.finish != "length" for answer in drawn])
+        values["logp"] = np.mean([answer.logp for answer in drawn])
+        return {name: float(value) for name, value in values.items()}
 
     def _group(
         self,
-        prompt: Group,
-        ids: np.ndarray,
+        asked: Asked,
+        b: int,
         answers: Sequence[Completion],
         score_K: np.ndarray,
         reward_KO: np.ndarray,
     ) -> EncodedGroup:
-        """Answers to a prompt, best first; of equal ones the one that was drawn first."""
-        order = np.argsort(-score_K, kind="stable")
+        """Answers to prompt b, best first; of equal ones the one that was drawn first.
+
+        They are drawn alike, so that order is as good as a coin.
+        """
+        prompt, order = asked.prompts[b], np.argsort(-score_K, kind="stable")
         columns: dict[str, Any] = {
             "score": tuple(score_K[order]),
             "sampled_logp": tuple(answers[k].logp for k in order),
         }
-        for o, name in enumerate(self.rewards):
-            columns[f"scores/{name}"] = tuple(reward_KO[order, o])
+        for name, reward_K in zip(self.rewards, reward_KO[order].T, strict=True):
+            columns[f"scores/{name}"] = tuple(reward_K)
         if self._kind == "pair":
-            columns["margin"] = score_K[order[0]] - score_K[order[1]]
-            columns["probability"] = 1.0 / (1.0 + np.exp(-columns["margin"]))
+            own = dict(zip(self.rewards, asked.weight_BO[b], strict=True))
+            columns |= _pair_columns(columns, own)
         completions = tuple(answers[k].token_ids for k in order)
-        return EncodedGroup(ids, completions, prompt.row_id, prompt.where, columns)
+        return EncodedGroup(asked.ids[b], completions, prompt.row_id, prompt.where, columns)
 
 
-def weights_of(online: OnlineConfig) -> np.ndarray:
-    """[O] objective weights, in the order of the rewards."""
-    return np.array([online.weights.get(name, 1.0) for name in online.rewards])
+def _pair_columns(columns: Mapping[str, Any], weights: Mapping[str, float]) -> dict[str, float]:
+    """What objectives on pairs may read beside the scores: by the one reward, and by each.
+
+    Args:
+        columns: `score` and `scores/NAME` of the two answers.
+        weights: reward -> its weight.
+    """
+    margin = columns["score"][0] - columns["score"][1]
+    made = {"margin": margin, "probability": 1.0 / (1.0 + np.exp(-margin))}
+    for name, weight in weights.items():
+        chosen, rejected = columns[f"scores/{name}"]
+        made |= {f"label/{name}": np.sign(chosen - rejected), f"w/{name}": weight}
+    return made
 
 
-def reward_digests(rewards: dict[str, Reward]) -> dict[str, str | None]:
+def reward_digests(rewards: Mapping[str, Reward]) -> dict[str, str | None]:
     """Name -> what a reward's numbers depend on; None where that is not known."""
     return {
         name: None if reward.identity is None else reward.identity()
