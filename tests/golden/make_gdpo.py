@@ -23,7 +23,8 @@ def branch(source: str) -> str:
     (test,) = (
         node
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "self.multi_objective_aggregation == 'normalize_then_sum'"
+        if isinstance(node, ast.If)
+        and ast.unparse(node.test) == "self.multi_objective_aggregation == 'normalize_then_sum'"
     )
     lines = source.splitlines()[test.body[0].lineno - 1 : test.body[-1].end_lineno]
     return textwrap.dedent("\n".join(lines))
@@ -47,7 +48,9 @@ def main() -> None:
         "num_generations": SAMPLES,
         "rewards_per_func": flat,
         "unscorable_mask": torch.zeros(len(flat), dtype=torch.bool),
-        "self": SimpleNamespace(reward_funcs=[None] * REWARDS, reward_weights=torch.tensor(weights, dtype=torch.float64)),
+        "self": SimpleNamespace(
+            reward_funcs=[None] * REWARDS, reward_weights=torch.tensor(weights, dtype=torch.float64)
+        ),
     }
     exec(function((trainer / "utils.py").read_text(), "nanstd"), given)
     exec(branch((trainer / "grpo_trainer.py").read_text()), given)
