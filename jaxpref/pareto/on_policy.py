@@ -25,6 +25,10 @@ def on_policy_run(
         weights: None: one run for all, whose prompts say them.
     """
     run, name = front.run, _OBJECTIVE[method]
+    if weights is None:
+        out = conditioned_out(front, method)
+    else:
+        out = point_out(front, weights, method)
     online = replace(
         run.online,
         rewards={objective: _reward(front, objective) for objective in front.names},
@@ -35,9 +39,7 @@ def on_policy_run(
     )
     return replace(
         run,
-        out=conditioned_out(front, method)
-        if weights is None
-        else point_out(front, weights, method),
+        out=out,
         data=replace(run.data, train=_prompts(front), eval=[]),
         objective=[{"name": name, "beta": front.pareto.beta}],
         online=online,

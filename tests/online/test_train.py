@@ -33,14 +33,14 @@ def short(prompt, answer):
     return -0.1 * len(answer)
 
 
-def config(out, files, *, objective="rloo", online={}, **changes):
+def config(out, files, *, objective="rloo", online=(), **changes):
     rewards = {name: f"{__file__}:{name}" for name in ("vowels", "short")}
     return tiny.config(
         out,
         files.model,
         files.train,
         objective=[{"name": objective, "beta": BETA}],
-        online={"rewards": rewards, "weights": {"vowels": 0.75, "short": 0.25}, "max_new_tokens": 6} | online,
+        online={"rewards": rewards, "weights": {"vowels": 0.75, "short": 0.25}, "max_new_tokens": 6} | dict(online),
         train={"batch_size": 4, "max_steps": 5, "save_every": 2, "log_every": 1},
         adapter={"rank": 2},
         **changes,

@@ -1,6 +1,5 @@
 """Fronts of methods that train on their own answers."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from jaxpref.pareto.on_policy import on_policy_run
 from jaxpref.pareto.settings import make_front_config
 from jaxpref.pareto.stages import Stages
 from jaxpref.pareto.sweep import Watch, run_front
+from jaxpref.runs.metrics import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
@@ -50,7 +50,7 @@ def test_the_runs_have_the_same_prompts_rewards_and_beta(tiny_files, tmp_path):
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"online": {"weights": {"likes": 1.0}}}, "a front chooses them for every run"),
+        ({"online": {"rewards": {"words": "rule:words"}}}, "a front chooses them for every run"),
         ({"short": {"reward": "column:short", "judge": "rule:words"}}, "cannot score the answers of rloo"),
     ],
 )
@@ -82,5 +82,6 @@ def test_flops_of_drawing_count_where_rules_judge(tiny_files, tmp_path):
     raw["pareto"]["weights"] = [[0.5, 0.5]]
     front = make_front_config(raw)
     (_, point) = run_front(front, QUIET).points
-    without = dataclasses.replace(point.cost.own, flops=0.0)
-    assert point.cost.own.flops > without.flops and not point.cost.shared
+    trained = read_jsonl(Path(point.run) / "metrics.jsonl")
+    assert not point.cost.shared and len(trained) == 2 and all(line["rollout/seconds"] > 0 for line in trained)
+    assert point.cost.own.flops > 0
