@@ -1,4 +1,4 @@
-"""RLOO and MO-ODPO through the real trainer, to pi_ref exp(w . r / beta) / Z: a model whose answers can be enumerated."""
+"""RLOO and MO-ODPO through the real trainer, to pi_ref exp(w . r / beta) / Z, where answers can be enumerated."""
 
 from pathlib import Path
 
