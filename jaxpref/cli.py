@@ -280,7 +280,13 @@ def _data(options: argparse.Namespace) -> None:
     from jaxpref.runs.show_data import show_data
     from jaxpref.settings import load_config
 
-    show_data(load_config(options.config, options.overrides)).show(console)
+    config = load_config(options.config, options.overrides)
+    if config.online.rewards:
+        from jaxpref.online.prompts import show_prompts
+
+        show_prompts(config, console)
+        return
+    show_data(config).show(console)
 
 
 def _demo(options: argparse.Namespace) -> None:

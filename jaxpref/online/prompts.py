@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from rich.console import Console
 
-from jaxpref.config import DataConfig
+from jaxpref.config import Config, DataConfig
 from jaxpref.data.encode import check_known_tokens, encode_prompts
 from jaxpref.data.sources import read_all
 from jaxpref.data.splits import part_of_side
 from jaxpref.errors import InputError, RowError
 from jaxpref.generation.prompts import to_prompt
-from jaxpref.runs.build import Pieces
+from jaxpref.runs.build import Pieces, build
+from jaxpref.runs.resume import with_stored
 from jaxpref.types import EncodedGroup, Group
 
 TOO_LONG = "longer than data.max_length less online.max_new_tokens"
@@ -81,6 +83,13 @@ def read_prompts(pieces: Pieces, side: str) -> Prompts:
             f"a prompt in data.{side}", prompts.summary(), "raise data.max_length, or mend the rows"
         )
     return prompts
+
+
+def show_prompts(config: Config, console: Console) -> None:
+    """What a run on these prompts would read, a line for each side."""
+    pieces = build(with_stored(config))
+    for side in ("train", "eval") if config.data.eval else ("train",):
+        console.print(f"{side}: {read_prompts(pieces, side).summary()}", highlight=False)
 
 
 def _read(data: DataConfig, paths: Sequence[str], side: str) -> tuple[list[Group], Counter]:

@@ -204,6 +204,10 @@ def _tell_program(key: str, before: Any, now: Any) -> Iterator[str]:
         yield f"{key}: {'given' if before else 'not given'} then, {'' if now else 'not '}given now"
 
 
+def _tell_rewards(key: str, before: Digests, now: Digests) -> Iterator[str]:
+    return (f"{key}: what {name} says" for name in now if before.get(name) != now[name])
+
+
 _TELL: dict[str, Callable[[str, Any, Any], Iterator[str]]] = {
     "data.train": _tell_rows,
     "data.eval": _tell_rows,
@@ -212,4 +216,5 @@ _TELL: dict[str, Callable[[str, Any, Any], Iterator[str]]] = {
     "model= of train": _tell_program,
     "optimizer= of train": _tell_program,
     "schedule= of train": _tell_program,
+    "online.rewards": _tell_rewards,
 }

@@ -14,6 +14,7 @@ from jaxpref.online.data import RolloutData
 from jaxpref.online.prompts import read_prompts
 from jaxpref.online.rollouts import kind_of_rollouts
 from jaxpref.runs.build import build
+from jaxpref.runs.made_from import MadeFrom
 from jaxpref.runs.params import load_params
 from jaxpref.step.policy import split
 from jaxpref.step.state import TrainState
@@ -158,3 +159,23 @@ def test_objectives_decide_what_answers_are():
 def test_settings_that_do_not_fit(tiny_files, tmp_path, online, said):
     with pytest.raises(InputError, match=said):
         config(tmp_path / "run", tiny_files, online=online)
+
+
+def test_a_run_goes_on_from_the_rewards_it_was_started_with(tiny_files, tmp_path):
+    """A function of another file's bytes is another reward."""
+    judge = tmp_path / "judge.py"
+    judge.write_text("def words(prompt, answer):\n    return -float(len(answer.split()))\n")
+    one = lambda: RolloutData(build(config(tmp_path / "run", tiny_files, online=own))).digests
+    own = {"rewards": {"words": f"{judge}:words"}, "weights": {}}
+    before = MadeFrom({}, "run", None)
+    before.add(one())
+    MadeFrom(before.known, "run", 1).add(one())
+    judge.write_text(judge.read_text().replace("-float", "+float"))
+    with pytest.raises(InputError, match="online.rewards: what words says"):
+        MadeFrom(before.known, "run", 1).add(one())
+
+
+def test_what_is_trained_on_is_said_before(tiny_files, tmp_path, call):
+    path = tiny.write_config(config(tmp_path / "run", tiny_files), tmp_path / "config.yaml")
+    code, printed, _ = call("data", path)
+    assert code == 0 and "train: 18 rows, 18 prompts; 0 dropped" in printed
