@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from jaxpref.fields import Day, Interval, LocalPath, Names, Objectives, Paths
+from jaxpref.fields import Day, Interval, LocalPath, Names, Objectives, Paths, Scales, Weights
 
 _STRICT = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -155,13 +155,13 @@ class OnlineConfig:
     """Rewards of answers, as {polite: judge.py:polite}, each as `jaxpref score --reward` takes it.
     With any, training is on-policy: data.train and data.eval give the prompts, and the policy is
     trained on answers that it draws itself, anew in every step."""
-    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    weights: Weights = Field(default_factory=dict)
     """Objective weight of every reward; empty: 1 each."""
     dirichlet: float | None = Field(default=None, gt=0)
     """Draw weights of their own for every prompt and step, from a Dirichlet distribution of this
     concentration, and write them into the prompt: one policy for all weights (MO-ODPO). 1 draws
     uniformly. null: the weights above for all."""
-    scales: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    scales: Scales = Field(default_factory=dict)
     """What a reward is divided by first; 1 where it is not named."""
     aggregation: Literal["sum", "normalize_then_sum"] = "sum"
     """How several rewards become one: their weighted sum, or (GDPO) each less its mean over a

@@ -9,7 +9,7 @@ import numpy as np
 from jaxpref.conditioning.weights import draw_weights, weighted_prompt
 from jaxpref.config import OnlineConfig
 from jaxpref.data.encode import encode_prompts
-from jaxpref.data.loader import Order
+from jaxpref.data.order import Order
 from jaxpref.online.prompts import Prompts
 from jaxpref.runs.build import Pieces
 from jaxpref.types import Group

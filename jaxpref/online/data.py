@@ -10,8 +10,10 @@ from jax.sharding import Mesh
 
 from jaxpref.config import Config
 from jaxpref.data.dataset import common_columns
-from jaxpref.data.loader import Order, Packer, Plan
+from jaxpref.data.loader import Packer, Plan
+from jaxpref.data.order import Order
 from jaxpref.data.pack import Layout
+from jaxpref.errors import InputError
 from jaxpref.objectives import check_columns
 from jaxpref.online.asking import Asking
 from jaxpref.online.prompts import read_prompts
@@ -24,6 +26,7 @@ from jaxpref.runs.made_from import of_rows
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState
 from jaxpref.training.data import Evaluate, PlannedData
+from jaxpref.training.own_model import check_own_model
 from jaxpref.types import EncodedGroup
 
 _log = logging.getLogger(__name__)
@@ -40,6 +43,12 @@ class RolloutData:
 
     def __init__(self, pieces: Pieces):
         self._pieces, config = pieces, pieces.config
+        if pieces.model.extend is None:
+            raise InputError(
+                "a model that can be decoded, for on-policy training",
+                "a model without `init_cache` and `extend`",
+                "remove the section `online`, or give the model these functions",
+            )
         self.kind = kind_of_rollouts(pieces.parts, config.online.samples)
         self._rollouts = Rollouts(pieces, self.kind)
         prompts = read_prompts(pieces, "train")
@@ -56,13 +65,14 @@ class RolloutData:
             max_steps=config.train.max_steps,
         )
         longest, self._shortest = self._asking.lengths(self._order)
+        self._held_out_prompts = [] if held_out is None else held_out.encoded()
         self._largest = self._rollouts.largest(self._asking.all(0)._replace(ids=longest))
         check_columns(pieces.parts, common_columns(self._largest))
         check_size(pieces, self._largest, training=True)
         self.where = {prompt.row_id: prompt.where for prompt in prompts.groups}
         self.digests = {
             "data.train": of_rows(prompts.encoded()),
-            "data.eval": of_rows([] if held_out is None else held_out.encoded()),
+            "data.eval": of_rows(self._held_out_prompts),
             "online.rewards": first_does(lambda: reward_digests(self._rollouts.rewards)),
         }
         read = [prompts] if held_out is None else [prompts, held_out]
@@ -70,6 +80,8 @@ class RolloutData:
 
     def planned(self, params: Any) -> PlannedData:
         pieces = self._pieces
+        if pieces.source.own is not None:
+            check_own_model(pieces, params, self._largest)
         loader = make_loader(pieces, self._largest, training=True)
         plan = _roomier(loader.plan, self._largest, self._shortest, loader.layout, pieces.config)
         packer = dataclasses.replace(loader.packer, plan=plan)
@@ -93,6 +105,7 @@ class RolloutData:
             open_feed=lambda: RolloutFeed(draw, packer, pieces.mesh),
             first_groups=lambda: first,
             evaluator=evaluator,
+            held_out=self._held_out_prompts,
         )
 
     def _seed(self, step: int) -> int:

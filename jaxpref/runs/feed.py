@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 
 from jaxpref.data.dataset import DataReport, common_columns, load_groups
 from jaxpref.data.encode import check_known_tokens
-from jaxpref.data.loader import Loader, Step, check_steps
+from jaxpref.data.loader import Loader, Step
+from jaxpref.data.order import check_steps
 from jaxpref.data.pack import MASKS, UNIFORM, Layout, row_tokens
 from jaxpref.errors import InputError
 from jaxpref.models.spec import ModelSpec
