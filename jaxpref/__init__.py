@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxpref.models.own import OwnModel
     from jaxpref.models.peft import load_adapters
     from jaxpref.objectives import ObjectiveOutput
+    from jaxpref.online.train import train
     from jaxpref.rewards import score_data
     from jaxpref.runs.compare import compare
     from jaxpref.runs.export import export_run
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from jaxpref.settings import load_config, make_config
     from jaxpref.training.callbacks import Callback, EarlyStopping, Moment
     from jaxpref.training.result import Result
-    from jaxpref.training.run import train
     from jaxpref.training.sweep import sweep
 
 __all__ = [
@@ -87,7 +87,7 @@ _MODULES = {
     "score_data": "jaxpref.rewards",
     "show_data": "jaxpref.runs.show_data",
     "sweep": "jaxpref.training.sweep",
-    "train": "jaxpref.training.run",
+    "train": "jaxpref.online.train",
 }
 """Public name -> its module, imported when the name is first used.
 

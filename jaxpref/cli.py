@@ -212,10 +212,11 @@ def _train(options: argparse.Namespace) -> None:
 
 def run_with_progress(config: "Config") -> "Result":
     """Trains and shows the progress; what a run says of itself at the start is printed."""
+    from jaxpref.online.train import train
+
     # What `report` needs at the end is missed at the beginning.
     from jaxpref.runs import plots  # noqa: F401
     from jaxpref.training.progress import training_progress
-    from jaxpref.training.run import train
 
     _log.setLevel(logging.INFO)
     with training_progress(console, config.train.log_every, show=config.log.progress) as on_log:
@@ -240,6 +241,13 @@ def report(result: "Result") -> None:
             f"held-out reward accuracy{of_set}: {before:.3f} before{tie}, "
             f"[bold]{after:.3f}[/bold] after {result.steps} steps"
         )
+    name = "eval/reward"
+    if name in result.first_eval and name in result.last_eval:
+        before, after = result.first_eval[name], result.last_eval[name]
+        console.print(
+            f"reward of answers to held-out prompts: {before:.3f} before, "
+            f"[bold]{after:.3f}[/bold] after {result.steps} steps"
+        )
     console.print(f"curves      {plot_curves(result.out)}", highlight=False)
     console.print(f"checkpoints {result.out / 'checkpoints'}; best: {result.best}", highlight=False)
 
@@ -251,6 +259,10 @@ def _data(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides)
     if options.write_tfds:
         _write_tfds(config, options.write_tfds)
+    elif config.online.rewards:
+        from jaxpref.online.prompts import show_prompts
+
+        show_prompts(config, console)
     else:
         show_data(config).show(console)
 

@@ -19,6 +19,8 @@ from jaxpref.fields import (
     Names,
     Objectives,
     Paths,
+    Scales,
+    Weights,
 )
 
 _STRICT = ConfigDict(
@@ -184,6 +186,31 @@ class DataConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class OnlineConfig:
+    rewards: dict[str, str] = Field(default_factory=dict)
+    """Rewards of answers, as {polite: judge.py:polite}, each as `jaxpref score --reward` takes it.
+    With any, training is on-policy: data.train and data.eval give the prompts, and the policy is
+    trained on answers that it draws itself, anew in every step."""
+    weights: Weights = Field(default_factory=dict)
+    """Objective weight of every reward; empty: 1 each."""
+    dirichlet: float | None = Field(default=None, gt=0)
+    """Draw weights of their own for every prompt and step, from a Dirichlet distribution of this
+    concentration, and write them into the prompt: one policy for all weights (MO-ODPO). 1 draws
+    uniformly. null: the weights above for all."""
+    scales: Scales = Field(default_factory=dict)
+    """What a reward is divided by first; 1 where it is not named."""
+    aggregation: Literal["sum", "normalize_then_sum"] = "sum"
+    """How several rewards become one: their weighted sum, or (GDPO) each less its mean over a
+    prompt's answers and divided by its deviation, then the weighted sum, scaled over the batch."""
+    samples: int = Field(default=4, ge=2)
+    """Answers to every prompt; objectives on pairs take 2."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Tokens of an answer, at most."""
+    decode_rows: int = Field(default=32, ge=1)
+    """Answers that are drawn together, over all devices."""
+
+
+@dataclass(frozen=True, config=_STRICT)
 class OptimConfig:
     """The optimizer and its learning rate."""
 
@@ -286,7 +313,7 @@ class TrainConfig:
     """How many of the latest checkpoints are kept, beside the best."""
     best_metric: str | None = None
     """Evaluation metric that decides which checkpoint is the best; null: eval/rewards/accuracies,
-    or eval/loss where there are none, and of named sets those of the first
+    with online.rewards eval/reward, or else eval/loss; of named sets those of the first
     (eval/NAME/rewards/accuracies)."""
     best_mode: Literal["max", "min"] | None = None
     """Whether the highest or the lowest value is the best; null: the lowest of a loss, the highest
@@ -362,6 +389,7 @@ class Config:
     objective: Objectives = Field(default_factory=lambda: [{"name": "dpo"}])
     """Weighted sum of objectives, each with its hyperparameters: [{name: dpo, weight: 1.0, beta:
     0.1}]; one of them, or its name, may stand alone. `jaxpref objectives` lists them."""
+    online: OnlineConfig = Field(default_factory=OnlineConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     mesh: MeshConfig = Field(default_factory=MeshConfig)

@@ -5,7 +5,7 @@ from datetime import date
 from os.path import expanduser
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, PlainValidator, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PlainValidator, Tag
 
 LocalPath = Annotated[str, AfterValidator(expanduser)]
 """A path, whose `~` is the home directory, or another name of what may lie at a path."""
@@ -82,3 +82,8 @@ Interval = Annotated[int | str | None, PlainValidator(_interval)]
 """A number of steps, or `epoch`, or `epoch/N` for its Nth part; None: never."""
 
 Objectives = Annotated[list[dict[str, Any]], BeforeValidator(objective_list)]
+
+Weights = dict[str, Annotated[float, Field(ge=0)]]
+"""Name -> how much it counts."""
+Scales = dict[str, Annotated[float, Field(gt=0)]]
+"""Name -> what its numbers are divided by."""

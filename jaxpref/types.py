@@ -38,7 +38,7 @@ Dimension letters, suffixes of array names and of einsum strings; each has one m
         v  size of a value
         s  states that are carried from chunk to chunk
         t  taps of the convolution
-    objectives, step, generation, evaluation, pareto
+    objectives, step, generation, evaluation, online, pareto
         O  objectives, or their policies and references
         W  resamples of a bootstrap
         X  points of a front or a figure

@@ -20,13 +20,13 @@ from jaxpref.config import Config, MeshConfig
 from jaxpref.data.loader import Loader
 from jaxpref.models.hf import save_pretrained
 from jaxpref.models.source import open_checkpoint
+from jaxpref.online.train import train
 from jaxpref.runs.build import build
 from jaxpref.runs.feed import make_loader, read_data
 from jaxpref.runs.metrics import read_jsonl
 from jaxpref.settings import make_config, save_config
 from jaxpref.sharding import make_mesh
 from jaxpref.training.result import Result
-from jaxpref.training.run import train
 
 RANDOM_LLAMA = Path(__file__).parent / "golden" / "llama_tiny"
 LOGP_TOLERANCE = tolerance.decoder(open_checkpoint(RANDOM_LLAMA).spec, score=25.0, value=10.0)

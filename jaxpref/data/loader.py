@@ -12,14 +12,14 @@ mesh.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import grain
 import numpy as np
 
+from jaxpref.data.order import Order
 from jaxpref.data.pack import (
     UNIFORM,
     Layout,
@@ -33,11 +33,6 @@ from jaxpref.data.pack import (
 )
 from jaxpref.errors import InputError
 from jaxpref.types import Batch, EncodedGroup, Noise
-
-MOST_STEPS = 1_000_000
-"""Every step is planned before the first one, in 5 to 100 microseconds for each of its groups."""
-_ROUNDING = 1e-9
-"""0.1 of 30 steps are 3, and not 4 because 0.1 * 30 is 3.0000000000000004."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,10 @@ class Step:
     visible: int
     """Visible (query, key) pairs of the rows: the work of attention."""
     loss_tokens: int
+    made_flops: float = 0.0
+    """Model FLOPs of making it, beside training on it: of answers that were drawn for it."""
+    made_values: Mapping[str, float] = field(default_factory=dict)
+    """What is logged of how it was made."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +74,89 @@ class Plan:
     """Share of padding among the tokens of all micro-batches that are run."""
 
 
-def check_steps(groups: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
-    """How many steps a run over so many groups has; arguments as of `Loader`.
+@dataclass(frozen=True)
+class Packer:
+    """Makes packed rows of the groups of a step, in the shapes of a plan."""
 
-    Errors: InputError for more than can be planned.
-    """
-    per_epoch = -(-groups // batch_size)
-    steps = max_steps or math.ceil(per_epoch * epochs - _ROUNDING)
-    if steps > MOST_STEPS:
-        raise InputError(
-            f"at most {MOST_STEPS:,} steps, which are planned before the first one",
-            f"{steps:,} steps; an epoch has {per_epoch:,}",
-            "lower train.epochs or train.max_steps, or raise train.batch_size",
+    plan: Plan
+    layout: Layout
+    columns: Sequence[tuple[str, tuple[int, ...]]]
+    """Data columns, each with its shape after [R, G]: of the group, or of every completion."""
+    masks: Sequence[str]
+    loss_on_prompt: bool
+    seed: int
+    """Of what is drawn for a group."""
+    noise_alpha: float | None = None
+    """As of `Loader`."""
+
+    def pack(
+        self, step: int, groups: Sequence[EncodedGroup], owned_rows: Sequence[bool] | None = None
+    ) -> Step:
+        """The groups of a step as its arrays.
+
+        Args:
+            owned_rows: as of `Loader.iterate`.
+        """
+        plan, layout = self.plan, self.layout
+        lengths = [row_tokens(group, layout.share_prefix) for group in groups]
+        rows = assign_rows(lengths, layout)
+        flat = empty_batch(
+            plan.micro_batches * plan.micro_rows,
+            plan.shape,
+            self.columns,
+            self.masks,
+            noise=self.noise_alpha is not None,
         )
-    return steps
+
+        def rng_of(group: EncodedGroup) -> np.random.Generator:
+            """Draws depend on seed, step and group: not on the mesh, nor on the group's place."""
+            return np.random.default_rng((self.seed, step, group.row_id))
+
+        for r, row in enumerate(rows):
+            if owned_rows is None or owned_rows[r % plan.micro_rows]:
+                fill_row(
+                    flat,
+                    r,
+                    [groups[i] for i in row],
+                    layout.share_prefix,
+                    loss_on_prompt=self.loss_on_prompt,
+                    rng_of=rng_of,
+                    noise_alpha=self.noise_alpha,
+                )
+
+        def split(array: np.ndarray) -> np.ndarray:
+            """A leading axis for the micro-batches."""
+            return array.reshape(plan.micro_batches, plan.micro_rows, *array.shape[1:])
+
+        return Step(
+            batch=Batch(*(_map_arrays(split, x) for x in flat)),
+            micro_batches=-(-len(rows) // plan.micro_rows),
+            groups=len(groups),
+            run_tokens=run_tokens(rows, lengths, plan.micro_rows, layout),
+            tokens=sum(lengths),
+            tokens_unshared=sum(row_tokens(group, share_prefix=False) for group in groups),
+            visible=sum(visible_pairs(group, layout.share_prefix) for group in groups),
+            loss_tokens=sum(all_loss_tokens(group, self.loss_on_prompt) for group in groups),
+        )
+
+
+def all_loss_tokens(group: EncodedGroup, loss_on_prompt: bool) -> int:
+    """Loss tokens of a group.  Args: loss_on_prompt as of `Loader`."""
+    return sum(loss_tokens_of(group)) + (prompt_loss_tokens_of(group) if loss_on_prompt else 0)
+
+
+def run_tokens(
+    rows: Sequence[Sequence[int]], lengths: Sequence[int], micro_rows: int, layout: Layout
+) -> int:
+    """Tokens that a step computes: every micro-batch at the length of its fullest row.
+
+    Args:
+        rows: the groups of every row, as indices into `lengths`.
+        lengths: tokens of the groups.
+    """
+    used = [sum(lengths[i] for i in row) for row in rows]
+    fullest = [max(used[r : r + micro_rows]) for r in range(0, len(rows), micro_rows)]
+    return micro_rows * sum(next(n for n in layout.lengths if n >= tokens) for tokens in fullest)
 
 
 class Loader:
@@ -132,23 +200,20 @@ class Loader:
         self._lengths = [row_tokens(group, layout.share_prefix) for group in groups]
         self._check()
         self._completions = max(len(group.completion_ids) for group in groups)
-        self._columns = [(name, self._column_shape(name)) for name in columns]
-        self._masks, self._loss_on_prompt, self._draw_seed = masks, loss_on_prompt, seed or 0
-        self._noise_alpha = noise_alpha
-        order = grain.MapDataset.range(len(groups))
-        if seed is not None:
-            order = order.shuffle(seed=seed)
-        # The last batch of an epoch may be smaller: no row is lost.
-        order = order.batch(batch_size, batch_fn=list)
-        self._epoch, self._per_epoch = order, len(order)
-        steps = check_steps(len(groups), batch_size, epochs, max_steps)
-        self._order = order.repeat(-(-steps // self._per_epoch))[:steps]
+        self._loss_on_prompt = loss_on_prompt
+        self._order = Order(
+            len(groups), batch_size=batch_size, seed=seed, epochs=epochs, max_steps=max_steps
+        )
         plan = self._plan(micro_rows)
         self.plan = _rounded(plan) if rounded else plan
+        shapes = [(name, self._column_shape(name)) for name in columns]
+        self.packer = Packer(
+            self.plan, layout, shapes, masks, loss_on_prompt, seed or 0, noise_alpha
+        )
 
     def first_epoch(self) -> list[int]:
         """Indices of the groups in the order of the first epoch, whatever the number of steps."""
-        return [int(i) for s in range(self._per_epoch) for i in self._epoch[s]]
+        return self._order.first_epoch()
 
     def iterate(self, owned_rows: Sequence[bool] | None = None) -> Any:
         """A grain iterator of `Step`s with `get_state()` and `set_state()`, which builds ahead.
@@ -158,9 +223,9 @@ class Loader:
         """
 
         def build(step: int, members: Sequence[int]) -> Step:
-            return self._build(step, members, owned_rows)
+            return self.packer.pack(step, [self.groups[i] for i in members], owned_rows)
 
-        steps = self._order.map_with_index(build)
+        steps = self._order.dataset.map_with_index(build)
         # One thread keeps the steps in order of building and is faster than any step trains.
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
@@ -184,32 +249,22 @@ class Loader:
         shape = () if name == UNIFORM else np.shape(self.groups[0].columns[name])
         return (self._completions, *shape[1:]) if shape else ()
 
-    def _loss_tokens(self, group: EncodedGroup) -> int:
-        tokens = sum(loss_tokens_of(group))
-        if self._loss_on_prompt:
-            tokens += prompt_loss_tokens_of(group)
-        return tokens
-
-    def _rows(self, members: Sequence[int]) -> list[list[int]]:
-        """The rows of a step, as lists of group indices."""
-        rows = assign_rows([self._lengths[i] for i in members], self.layout)
-        return [[int(members[i]) for i in row] for row in rows]
-
     def _plan(self, micro_rows: int) -> Plan:
-        loss_tokens = [self._loss_tokens(group) for group in self.groups]
+        loss_tokens = [all_loss_tokens(group, self._loss_on_prompt) for group in self.groups]
         most_loss_tokens = most_groups = most_rows = 0
-        all_rows = run_tokens = tokens = 0
-        for s in range(len(self._order)):
+        all_rows = computed_tokens = tokens = 0
+        steps = self._order.steps
+        for s in range(steps):
             members = self._order[s]
-            rows = self._rows(members)
+            lengths = [self._lengths[i] for i in members]
+            rows = assign_rows(lengths, self.layout)
             for row in rows:
-                most_loss_tokens = max(most_loss_tokens, sum(loss_tokens[i] for i in row))
+                most_loss_tokens = max(most_loss_tokens, sum(loss_tokens[members[i]] for i in row))
                 most_groups = max(most_groups, len(row))
             most_rows = max(most_rows, len(rows))
             all_rows += len(rows)
-            run_tokens += self._run_tokens(rows, micro_rows)
-            tokens += sum(self._lengths[i] for i in members)
-        steps = len(self._order)
+            computed_tokens += run_tokens(rows, lengths, micro_rows, self.layout)
+            tokens += sum(lengths)
         return Plan(
             shape=RowShape(
                 self.layout.row_length, most_loss_tokens, most_groups, self._completions
@@ -217,60 +272,9 @@ class Loader:
             micro_rows=micro_rows,
             micro_batches=-(-most_rows // micro_rows),
             steps=steps,
-            steps_per_epoch=self._per_epoch,
+            steps_per_epoch=self._order.per_epoch,
             mean_rows=all_rows / steps,
-            padding_fraction=1.0 - tokens / run_tokens,
-        )
-
-    def _run_tokens(self, rows: list[list[int]], micro_rows: int) -> int:
-        """Tokens that the step computes: every micro-batch at the length of its fullest row."""
-        used = [sum(self._lengths[i] for i in row) for row in rows]
-        fullest = [max(used[r : r + micro_rows]) for r in range(0, len(rows), micro_rows)]
-        lengths = [next(n for n in self.layout.lengths if n >= tokens) for tokens in fullest]
-        return micro_rows * sum(lengths)
-
-    def _build(self, step: int, members: Sequence[int], owned_rows: Sequence[bool] | None) -> Step:
-        plan, layout = self.plan, self.layout
-        rows = self._rows(members)
-        flat = empty_batch(
-            plan.micro_batches * plan.micro_rows,
-            plan.shape,
-            self._columns,
-            self._masks,
-            noise=self._noise_alpha is not None,
-        )
-
-        def rng_of(group: EncodedGroup) -> np.random.Generator:
-            """Draws depend on seed, step and group: not on the mesh, nor on the group's place."""
-            return np.random.default_rng((self._draw_seed, step, group.row_id))
-
-        for r, row in enumerate(rows):
-            if owned_rows is None or owned_rows[r % plan.micro_rows]:
-                in_row = [self.groups[i] for i in row]
-                fill_row(
-                    flat,
-                    r,
-                    in_row,
-                    layout.share_prefix,
-                    loss_on_prompt=self._loss_on_prompt,
-                    rng_of=rng_of,
-                    noise_alpha=self._noise_alpha,
-                )
-
-        def split(array: np.ndarray) -> np.ndarray:
-            """A leading axis for the micro-batches."""
-            return array.reshape(plan.micro_batches, plan.micro_rows, *array.shape[1:])
-
-        groups = [self.groups[i] for i in members]
-        return Step(
-            batch=Batch(*(_map_arrays(split, x) for x in flat)),
-            micro_batches=-(-len(rows) // plan.micro_rows),
-            groups=len(members),
-            run_tokens=self._run_tokens(rows, plan.micro_rows),
-            tokens=sum(self._lengths[i] for i in members),
-            tokens_unshared=sum(row_tokens(group, share_prefix=False) for group in groups),
-            visible=sum(visible_pairs(group, layout.share_prefix) for group in groups),
-            loss_tokens=sum(map(self._loss_tokens, groups)),
+            padding_fraction=1.0 - tokens / computed_tokens,
         )
 
 

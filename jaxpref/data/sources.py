@@ -58,7 +58,7 @@ def read_rows(path: str, split: str | None = None, *, name: str | None = None) -
     return _part_of(path, wanted).rows()
 
 
-def read_all(paths: Iterable[str], wanted: Part) -> Rows:
+def read_all(paths: Iterable[str | Table], wanted: Part) -> Rows:
     """The rows of all `paths`, one after another.  A file has no parts: it is read whole."""
     for table in tables_of(paths, wanted):
         yield from table.rows()

@@ -46,9 +46,20 @@ def given_prompts(prompts: Sequence[Any]) -> list[Group]:
     return [to_prompt(row, f"prompts[{number}]", number) for number, row in enumerate(rows)]
 
 
-def to_prompt(row: Mapping[str, Any], where: str, number: int) -> Group:
-    """A row as a group without completions.  Errors: InputError for a row without a prompt."""
-    own = own_row(row, where)
+def to_prompt(
+    row: Mapping[str, Any],
+    where: str,
+    number: int,
+    format: str = "auto",
+    columns: Mapping[str, str | None] = {},
+) -> Group:
+    """A row as a group without completions.
+
+    Args:
+        format, columns: as of `own_row`.
+    Errors: InputError for a row without a prompt.
+    """
+    own = own_row(row, where, format, columns)
     row = own.values
     if any(key in row for key in _ANSWERS):
         answered = read_group(kind_of_row(row, where), row, where, number, own.form, ())

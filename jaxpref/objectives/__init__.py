@@ -6,6 +6,7 @@ from jaxpref.objectives import (
     divergences,
     margins,
     multiobjective,
+    on_policy,
     pairwise,
     pointwise,
     ranked,
@@ -44,6 +45,7 @@ FAMILIES = (
     references,
     multiobjective,
     advantage,
+    on_policy,
     reward,
     router,
 )
@@ -120,6 +122,7 @@ _LISTED = (
     advantage.hpo_kto,
     advantage.advantage_mle,
     advantage.advantage_mle_value,
+    on_policy.rloo,
     reward.bradley_terry,
     router.router_balance,
 )

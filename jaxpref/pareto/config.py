@@ -70,11 +70,25 @@ class AnswersConfig:
     """Rows that are decoded together."""
 
 
-Method = Literal["dpo", "modpo", "mod", "soup_deltas", "soup_factors", "mpo", "raco", "cos_dpo"]
-CONDITIONED = ("cos_dpo",)
+Method = Literal[
+    "dpo",
+    "modpo",
+    "mod",
+    "soup_deltas",
+    "soup_factors",
+    "mpo",
+    "raco",
+    "cos_dpo",
+    "rloo",
+    "online_dpo",
+    "mo_odpo",
+]
+CONDITIONED = ("cos_dpo", "mo_odpo")
 """Methods whose one policy serves all weights, which its prompt says."""
 LABELLED = ("raco", "cos_dpo")
 """Methods that train on labels of all objectives; they need no DPO policies."""
+ON_POLICY = ("rloo", "online_dpo", "mo_odpo")
+"""Methods that train on answers of their own, by the rewards; they need no labels."""
 
 
 def _default_methods() -> list[Method]:
@@ -103,7 +117,8 @@ class ParetoConfig:
     when decoding; soups average them; mpo mixes them with the weights whose worst objective is
     best.  raco: the weighted DPO losses of all labels, by directions
     that avoid conflicts (optim.combine_c).  cos_dpo: one run for all weights, which the prompts
-    say."""
+    say.  On answers of their own, judged by the rewards (section `online`): rloo, online_dpo (pairs
+    labelled by the weighted reward), mo_odpo (the same, one run for all weights)."""
     dirichlet: float = Field(default=1.0, gt=0)
     """Concentration of the Dirichlet distribution from which weights are drawn for every row, where
     one run serves all: 1 is uniform, less draws more near the ends."""
@@ -166,7 +181,7 @@ class FrontConfig:
         return (
             self.objective(name).reward is None
             or self.pareto.warm_start
-            or not set(self.pareto.methods) <= {"modpo", *LABELLED}
+            or not set(self.pareto.methods) <= {"modpo", *LABELLED, *ON_POLICY}
         )
 
 

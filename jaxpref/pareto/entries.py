@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from jaxpref.pareto.config import CONDITIONED, FrontConfig, point_name
+from jaxpref.pareto.config import CONDITIONED, ON_POLICY, FrontConfig, point_name
 from jaxpref.pareto.cost import Cost
 from jaxpref.pareto.max_min import chosen_weights
 from jaxpref.pareto.measure import Candidate
+from jaxpref.pareto.on_policy import on_policy_cost
 from jaxpref.pareto.policies import LATEST, FrontPolicies, MakeCandidate
 from jaxpref.pareto.run_configs import conditioned_out, point_out, single_out
 from jaxpref.pareto.stage_costs import (
@@ -55,6 +56,8 @@ def entries(front: FrontConfig, policies: FrontPolicies, stages: Stages) -> Iter
                 yield _raco_point(front, weights, stages)
             elif method in CONDITIONED:
                 yield _conditioned_point(front, method, weights, stages)
+            elif method in ON_POLICY:
+                yield _on_policy_point(front, method, weights, stages)
             elif method != "dpo":
                 yield _combined_point(front, method, weights, stages)
 
@@ -110,7 +113,25 @@ def _conditioned_point(
         weights,
         make=lambda policies: policies.conditioned(run, weights),
         run=run,
-        cost=conditioned_cost(front, method, stages),
+        cost=(
+            on_policy_cost(front, method, None, stages)
+            if method in ON_POLICY
+            else conditioned_cost(front, method, stages)
+        ),
+    )
+
+
+def _on_policy_point(
+    front: FrontConfig, method: str, weights: Mapping[str, float], stages: Stages
+) -> Entry:
+    run = point_out(front, weights, method)
+    return Entry(
+        point_name(method, weights),
+        method,
+        weights,
+        make=lambda policies: policies.run(run),
+        run=run,
+        cost=on_policy_cost(front, method, weights, stages),
     )
 
 

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jaxpref.config import Config
 from jaxpref.errors import InputError
-from jaxpref.pareto.config import FrontConfig, ObjectiveConfig, ParetoConfig, describe
+from jaxpref.pareto.config import ON_POLICY, FrontConfig, ObjectiveConfig, ParetoConfig, describe
 from jaxpref.settings import described, make_config, merged_settings, to_dict
 
 SMALL_BASE = 0.1
@@ -197,8 +197,30 @@ def _run_contradictions(pareto: ParetoConfig, run: Config) -> Iterator[str]:
         yield "data.prefer and data.other_rewards: a front chooses them for every run: remove them"
     if run.optim.combine != "sum":
         yield "optim.combine: methods of a front choose it (raco): remove it; optim.combine_c stays"
+    yield from _online_contradictions(pareto, run)
     if run.reference.sync_every or run.reference.extra:
         yield "reference.sync_every and reference.extra have no place in a front: remove them"
+
+
+def _online_contradictions(pareto: ParetoConfig, run: Config) -> Iterator[str]:
+    online = run.online
+    if online.rewards or online.weights or online.scales or online.dirichlet:
+        yield (
+            "online.rewards, weights, scales and dirichlet: a front chooses them for every run: "
+            "remove them; see pareto.dirichlet"
+        )
+    methods = [method for method in pareto.methods if method in ON_POLICY]
+    for objective in pareto.objectives:
+        if methods and (objective.reward or "").startswith("column:"):
+            yield (
+                f"pareto.objectives: {objective.name}: {objective.reward} cannot score the answers "
+                f"of {', '.join(methods)}: name a reward that can"
+            )
+    if methods and run.reference.mode == "cache":
+        yield (
+            f"reference.mode=cache with {', '.join(methods)}, whose answers are drawn on the way: "
+            "set reference.mode=copy"
+        )
 
 
 # ---- doubts

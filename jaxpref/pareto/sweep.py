@@ -6,7 +6,7 @@ its last checkpoint, otherwise at the next stage.
     data/      the pairs of every objective with the scores of all
     dpo/       one run per objective
     points/    one run per weight vector (MODPO, RACO)
-    cos_dpo/   the run of all weights
+    cos_dpo/   the run of all weights, and so mo_odpo/
     stacked/   what the points that are trained together go on from
     adapters/  with warm starts, the DPO policies as PEFT adapters
     stages/    the result of every stage (answers, accuracies, rewards) and its cost; what is there
@@ -22,11 +22,21 @@ from typing import Any
 
 from jaxpref.config import Config
 from jaxpref.data.rewrite import configured
+from jaxpref.online.train import train
 from jaxpref.pareto.compare import of_seeds
-from jaxpref.pareto.config import LABELLED, SHARED, FrontConfig, describe, point_name
+from jaxpref.pareto.config import (
+    CONDITIONED,
+    LABELLED,
+    ON_POLICY,
+    SHARED,
+    FrontConfig,
+    describe,
+    point_name,
+)
 from jaxpref.pareto.front import Front
 from jaxpref.pareto.inputs import start_front
 from jaxpref.pareto.labels import write_conditioned_rows, write_labels
+from jaxpref.pareto.on_policy import on_policy_run, on_policy_stage
 from jaxpref.pareto.policies import LATEST
 from jaxpref.pareto.record import measured_front
 from jaxpref.pareto.rewards import explicit_reward, limits, temperature
@@ -47,7 +57,6 @@ from jaxpref.runs.export import export_run
 from jaxpref.runs.lock import sole_writer
 from jaxpref.storage.paths import as_path
 from jaxpref.training.result import Result
-from jaxpref.training.run import train
 from jaxpref.training.stacked import train_stacked
 
 Pools = dict[str, dict[str, list[str]]]
@@ -118,6 +127,7 @@ class _Sweep:
         self._train_singles(pools)
         if set(front.pareto.methods) & set(LABELLED):
             self._train_on_labels(pools)
+        self._train_on_policy()
         if "modpo" in front.pareto.methods:
             self._train_points(self._scored(pools, "implicit", self._implicit_rewards()))
         singles = {name: self._single(name, pools) for name in front.names}
@@ -254,6 +264,16 @@ class _Sweep:
         if "cos_dpo" in front.pareto.methods:
             rows = write_conditioned_rows(front, "cos_dpo", labelled, stages)
             self._train("cos_dpo", "COS-DPO, all weights", cos_dpo_run(front, rows))
+
+    def _train_on_policy(self) -> None:
+        """The methods that train on answers of their own."""
+        for method in self.front.pareto.methods:
+            if method not in ON_POLICY:
+                continue
+            for weights in [None] if method in CONDITIONED else self.front.points:
+                config = on_policy_run(self.front, method, weights, self.stages)
+                which = "all weights" if weights is None else describe(weights)
+                self._train(on_policy_stage(method, weights), f"{method} {which}", config)
 
     def _warm(self, config: Config, base: str) -> Config:
         """With `warm_start`: from the DPO adapter of the base, against the model as it was."""

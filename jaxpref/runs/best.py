@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-ACCURACY, LOSS = "eval/rewards/accuracies", "eval/loss"
+ACCURACY, REWARD, LOSS = "eval/rewards/accuracies", "eval/reward", "eval/loss"
 _OF_LOSS = re.compile("eval/([^/]+/)?loss(/|$)")
 """The loss or a part of it, of the held-out data or of one of its sets."""
 
@@ -14,8 +14,8 @@ class BestRule:
     """Which evaluation is the best.
 
     Args:
-        metric: by which; None: the reward accuracy where the objective logs it, otherwise the loss,
-            which all log; of several held-out sets those of the first.
+        metric: by which; None: the reward accuracy where the objective logs it, on-policy the
+            reward of the answers, otherwise the loss; of several held-out sets those of the first.
         mode: `max` or `min`; None: `min` for the loss or a part of it, otherwise `max`.
     """
 
@@ -42,8 +42,8 @@ class BestRule:
 
 
 def _usual(metrics: Mapping[str, float]) -> tuple[str, ...]:
-    if LOSS in metrics or not metrics:
-        return ACCURACY, LOSS
+    if LOSS in metrics or REWARD in metrics or not metrics:
+        return ACCURACY, REWARD, LOSS
     first = next(iter(metrics)).split("/")[1]  # eval/SET/..., set by set in the order of the config
     return f"eval/{first}/rewards/accuracies", f"eval/{first}/loss"
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -11,8 +11,9 @@ from rich import get_console
 
 from jaxpref.data.dataset import common_columns, load_groups
 from jaxpref.data.encode import check_known_tokens
-from jaxpref.data.loader import Loader, Step, check_steps
+from jaxpref.data.loader import Loader, Step
 from jaxpref.data.memory import Given, tables_in_memory
+from jaxpref.data.order import check_steps
 from jaxpref.data.pack import MASKS, UNIFORM, Layout, row_tokens
 from jaxpref.data.report import DataReport
 from jaxpref.data.splits import part_of_side
@@ -25,10 +26,15 @@ from jaxpref.runs.agreement import check_same_rows
 from jaxpref.runs.build import Pieces
 from jaxpref.sharding import batch_sharding, device_memory, micro_rows, place, replicated, row_ways
 from jaxpref.step.batch_loss import REFERENCE_COLUMN
+from jaxpref.step.state import TrainState
 from jaxpref.types import Batch, EncodedGroup
 
 EXTRA_COLUMN = "extra_refs"
 """Data column [R, G, K, O] of log-probs under the models of `reference.extra`."""
+
+
+Fed = tuple[Step, Batch, jax.Array]
+"""(a step, its arrays [T, R, ...] on the mesh, how many of the T micro-batches are in use)."""
 
 
 def read_data(pieces: Pieces, which: str) -> tuple[Sequence[EncodedGroup], DataReport]:
@@ -40,11 +46,7 @@ def read_data(pieces: Pieces, which: str) -> tuple[Sequence[EncodedGroup], DataR
         not fit the model's vocabulary or positions; for rows beyond a device's memory, and more
         steps than can be planned; where hosts have other rows.
     """
-    spec, (side, _, name) = pieces.source.spec, which.partition(".")
-    paths = pieces.config.data.train if side == "train" else held_out_sets(pieces).get(name)
-    paths = pieces.given.get(which, paths)
-    if not paths:
-        raise _no_paths(pieces, which)
+    spec, side, paths = pieces.source.spec, which.partition(".")[0], paths_of(pieces, which)
     seed, kinds = pieces.config.train.seed, group_kinds(pieces.parts)
     columns = sorted({name for part in pieces.parts for name in part.all_columns})
     show = pieces.config.log.progress and jax.process_index() == 0
@@ -58,8 +60,21 @@ def read_data(pieces: Pieces, which: str) -> tuple[Sequence[EncodedGroup], DataR
     sequences = ((group.where, (group.prompt_ids, *group.completion_ids)) for group in groups)
     check_known_tokens(sequences, spec.vocab)
     check_positions(groups, spec)
-    _check_size(pieces, groups, training=side == "train")
+    check_size(pieces, groups, training=side == "train")
     return groups, report
+
+
+def paths_of(pieces: Pieces, which: str) -> Sequence[str | Table]:
+    """Where the rows of training or held-out data are; as of `read_data`.
+
+    Errors: InputError where there are none.
+    """
+    side, _, name = which.partition(".")
+    paths = pieces.config.data.train if side == "train" else held_out_sets(pieces).get(name)
+    paths = pieces.given.get(which, paths)
+    if not paths:
+        raise _no_paths(pieces, which)
+    return paths
 
 
 def _no_paths(pieces: Pieces, which: str) -> InputError:
@@ -118,7 +133,7 @@ def with_given(pieces: Pieces, data: Given, held_out: Given) -> Pieces:
     return replace(pieces, given=given)
 
 
-def _check_size(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: bool) -> None:
+def check_size(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: bool) -> None:
     """Sizes that no device has room for, and plans that never end, before weights are read.
 
     The least that a micro-batch needs is its hidden states; training keeps those before every
@@ -241,22 +256,56 @@ def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
 
 def own_steps(loader: Loader, mesh: Mesh) -> Any:
     """The loader's iterator of steps, building the rows that this process's devices hold."""
-    rows = loader.plan.micro_rows
+    return loader.iterate(own_rows(loader.plan.micro_rows, mesh))
+
+
+def own_rows(rows: int, mesh: Mesh) -> list[bool]:
+    """Which rows of a micro-batch this process's devices hold."""
     owned = [False] * rows
     for (part,) in batch_sharding(mesh).addressable_devices_indices_map((rows,)).values():
         for r in range(*part.indices(rows)):
             owned[r] = True
-    return loader.iterate(owned)
+    return owned
 
 
-def batches(steps: Iterator[Step], mesh: Mesh) -> Iterator[tuple[Step, Batch, jax.Array]]:
-    """Steps of a loader, each with what the compiled step takes of it, on the mesh.
+def batches(steps: Iterator[Step], mesh: Mesh) -> Iterator[Fed]:
+    """Steps of a loader, each with what the compiled step takes of it, on the mesh."""
+    return (on_mesh(step, mesh) for step in steps)
 
-    Returns: (step, its arrays [T, R, ...], how many of the T micro-batches are in use).
-    """
-    whole = replicated(mesh)
-    for step in steps:
-        yield step, put_batch(step.batch, mesh), place(np.int32(step.micro_batches), whole)
+
+class Feed(Protocol):
+    """What gives a run its steps, one after another, and can go on where it was."""
+
+    def next(self, state: TrainState) -> Fed:
+        """The next step, made from the state in which it is to be taken."""
+
+    def get_state(self) -> Any:
+        """The position behind the last step that was given, as JSON."""
+
+    def set_state(self, position: Any) -> None:
+        """Goes on from such a position; called before the first step, if at all."""
+
+
+class LoaderFeed:
+    """The steps of a loader, built ahead: data do not depend on the state."""
+
+    def __init__(self, loader: Loader, mesh: Mesh):
+        self._steps = own_steps(loader, mesh)
+        self._batches = batches(self._steps, mesh)
+
+    def next(self, state: TrainState) -> Fed:
+        return next(self._batches)
+
+    def get_state(self) -> Any:
+        return self._steps.get_state()
+
+    def set_state(self, position: Any) -> None:
+        self._steps.set_state(position)
+
+
+def on_mesh(step: Step, mesh: Mesh) -> Fed:
+    """A step with what the compiled step takes of it."""
+    return step, put_batch(step.batch, mesh), place(np.int32(step.micro_batches), replicated(mesh))
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

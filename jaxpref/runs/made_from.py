@@ -10,8 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpref.data.kept_groups import row_ids_of
-from jaxpref.data.loader import Loader
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import LORA
 from jaxpref.models.source import open_checkpoint
@@ -52,10 +50,9 @@ def add_group(digest: Any, group: EncodedGroup) -> None:
         digest.update(f"{name} {np.asarray(value, float).tolist()}".encode())
 
 
-def of_order(loader: Loader) -> str:
+def of_order(row_ids: Sequence[int] | np.ndarray) -> str:
     """Of the row ids of the first epoch: they decide the other epochs, and what is drawn."""
-    row_ids = row_ids_of(loader.groups)[loader.first_epoch()]
-    return hashlib.sha256(row_ids.astype("<i8").tobytes()).hexdigest()[:32]
+    return hashlib.sha256(np.asarray(row_ids).astype("<i8").tobytes()).hexdigest()[:32]
 
 
 def of_objective(parts: Sequence[Part]) -> Digests:
@@ -213,6 +210,10 @@ def _teller(key: str) -> Callable[[str, Any, Any], Iterator[str]]:
     return _tell_rows if of_set else _TELL.get(key, _tell_weights)
 
 
+def _tell_rewards(key: str, before: Digests, now: Digests) -> Iterator[str]:
+    return (f"{key}: what {name} says" for name in now if before.get(name) != now[name])
+
+
 _TELL: dict[str, Callable[[str, Any, Any], Iterator[str]]] = {
     "data.train": _tell_rows,
     "data.eval": _tell_rows,
@@ -221,4 +222,5 @@ _TELL: dict[str, Callable[[str, Any, Any], Iterator[str]]] = {
     "model= of train": _tell_program,
     "optimizer= of train": _tell_program,
     "schedule= of train": _tell_program,
+    "online.rewards": _tell_rewards,
 }

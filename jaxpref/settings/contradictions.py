@@ -19,6 +19,7 @@ def contradictions(config: Config) -> Iterator[str]:
     yield from _optimizer(config)
     yield from _batches(config)
     yield from _adapter(config)
+    yield from _online(config)
     try:
         parts = bind(config.objective, OBJECTIVES, TRANSFORMS)
     except InputError as error:
@@ -126,6 +127,43 @@ def _adapter(config: Config) -> Iterator[str]:
         yield (
             "a reference that moves with an adapter starts as that adapter: remove "
             "reference.adapter and reference.path"
+        )
+
+
+def _online(config: Config) -> Iterator[str]:
+    online, data, reference = config.online, config.data, config.reference
+    if not online.rewards:
+        for key in ("weights", "scales", "dirichlet"):
+            if getattr(online, key):
+                yield f"online.{key} is set but online.rewards is empty"
+        return
+    names = ", ".join(online.rewards)
+    if online.weights and online.weights.keys() != online.rewards.keys():
+        given = ", ".join(online.weights)
+        yield f"online.weights names {given}: give a weight to each of online.rewards, {names}"
+    if online.weights and not any(online.weights.values()):
+        yield "online.weights: all are 0"
+    if unknown := ", ".join(online.scales.keys() - online.rewards.keys()):
+        yield f"online.scales names {unknown}, which is none of online.rewards: {names}"
+    if online.dirichlet and (online.weights or len(online.rewards) < 2):
+        yield "online.dirichlet draws the weights of two or more rewards: remove online.weights"
+    for name, what in online.rewards.items():
+        if what.startswith("column:"):
+            yield (
+                f"online.rewards: {name} is {what}, a score that is in the data: name a reward "
+                "that can score new answers"
+            )
+    if data.prefer or data.other_rewards:
+        yield "data.prefer and data.other_rewards read scores of given answers: remove them"
+    if reference.mode == "cache" or reference.extra:
+        yield (
+            "log-probs of answers that are not drawn yet cannot be cached: set "
+            "reference.mode=copy and remove reference.extra"
+        )
+    if data.max_length is not None and data.max_length <= online.max_new_tokens:
+        yield (
+            f"data.max_length={data.max_length} leaves no room for a prompt beside "
+            f"online.max_new_tokens={online.max_new_tokens}"
         )
 
 

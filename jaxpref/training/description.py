@@ -8,9 +8,10 @@ import jax
 from jax.sharding import Mesh
 
 from jaxpref.config import TrainConfig
-from jaxpref.data.loader import Loader, Step
+from jaxpref.data.loader import Plan, Step
 from jaxpref.runs.best import BestRule
 from jaxpref.runs.checkpoint import Checkpoints
+from jaxpref.runs.feed import Feed
 from jaxpref.runs.made_from import Digests
 from jaxpref.runs.metrics import Sample
 from jaxpref.step.policy import Frozen
@@ -28,7 +29,9 @@ class Training:
 
     settings: TrainConfig
     mesh: Mesh
-    loader: Loader
+    plan: Plan
+    open_feed: Callable[[], Feed]
+    """Makes what gives the steps of the plan; called once."""
     vocabulary: int
     """Tokens of the model, which a checkpoint must agree with."""
     made_from: Digests

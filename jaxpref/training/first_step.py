@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxpref.data.loader import Loader
 from jaxpref.data.pack import loss_tokens_of
 from jaxpref.errors import RunError
 from jaxpref.objectives import Part
@@ -39,26 +38,21 @@ class FirstLossError(RunError):
 
 
 def first_loss_check(
-    pieces: Pieces, loader: Loader, points: Sequence[Sequence[Part]]
+    pieces: Pieces,
+    groups: Callable[[], Sequence[EncodedGroup]],
+    points: Sequence[Sequence[Part]],
 ) -> Check | None:
     """What to do with the metrics of a new run's first step; None: nothing is known of its loss.
 
     Args:
+        groups: gives those of the first step, once it was taken.
         points: the parts of the objective, of each policy that is trained together.
     """
     if not starts_as_reference(pieces):
         return None
-    rounding = _rounding(pieces, stacked=len(points) > 1)
-    count_BK, columns = _arrays(loader.groups_of(0))
-    spans = {}
-    for parts in points:
-        running = init_running(parts)
-        for part in parts:
-            own = {"running": running[part.name]} if part.name in running else {}
-            span = span_at_equality(part, count_BK, columns | own, rounding)
-            spans.setdefault(part.name, []).append(_of_metric(span, part, parts))
 
     def check(metrics: Mapping[str, Any]) -> None:
+        spans = _spans(groups(), points, _rounding(pieces, stacked=len(points) > 1))
         for part in points[0]:
             name = "loss" if len(points[0]) == 1 else f"loss/{part.name}"
             losses = np.atleast_1d(metrics[name])
@@ -67,6 +61,21 @@ def first_loss_check(
                     raise FirstLossError(_said(name, float(loss), part, span))
 
     return check
+
+
+def _spans(
+    groups: Sequence[EncodedGroup], points: Sequence[Sequence[Part]], rounding: float
+) -> dict[str, list[Span | None]]:
+    """Part -> where its loss must lie, for each of several policies."""
+    count_BK, columns = _arrays(groups)
+    spans: dict[str, list[Span | None]] = {}
+    for parts in points:
+        running = init_running(parts)
+        for part in parts:
+            own = {"running": running[part.name]} if part.name in running else {}
+            span = span_at_equality(part, count_BK, columns | own, rounding)
+            spans.setdefault(part.name, []).append(_of_metric(span, part, parts))
+    return spans
 
 
 def starts_as_reference(pieces: Pieces) -> bool:

@@ -23,7 +23,7 @@ from jaxpref.errors import InputError, NotWrittenError, RunError, shortened
 from jaxpref.files import disk_problem
 from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.damage import unprinted_late_errors
-from jaxpref.runs.feed import batches, own_steps
+from jaxpref.runs.feed import Feed
 from jaxpref.runs.made_from import Digests
 from jaxpref.runs.metrics import Window
 from jaxpref.sharding import place_numbers, replicated
@@ -48,7 +48,7 @@ class Progress:
     made_from: Digests
     """Both as of `Training`."""
     data: Any = None
-    """State of the loader's iterator."""
+    """Position of the feed."""
     window: Values = field(default_factory=dict)
     """Of the steps since the last log line, as `Window.stored` gives it."""
     first_eval: Values = field(default_factory=dict)
@@ -117,24 +117,24 @@ class _Loop:
 
     def run(self) -> Finished:
         training = self.training
-        steps = own_steps(training.loader, training.mesh)
+        feed = training.open_feed()
         with training.checkpoints as checkpoints:
             self.state = training.start()
-            first = 0 if training.resume_step is None else self._restore(steps)
+            first = 0 if training.resume_step is None else self._restore(feed)
             self.writers = training.writers(first)
             with closing(self.writers), self.term.listening(), jax.set_mesh(training.mesh):
                 if first == 0 and training.evaluate:
                     self.progress.first_eval = self._evaluate(0)
-                done = first if self.progress.stopped else self._steps(first, steps)
+                done = first if self.progress.stopped else self._steps(first, feed)
                 checkpoints.wait()
                 if self.term.interrupted:  # too late to stop this run, but what comes after it
-                    raise Interrupted(self._saved("Ctrl-C", training.loader.plan.steps))
+                    raise Interrupted(self._saved("Ctrl-C", training.plan.steps))
                 best = checkpoints.about_best()
         self._count_seconds()
         return Finished(self.state, self.progress, done, best)
 
-    def _restore(self, steps: Any) -> int:
-        """State, progress and the loader's position of the newest whole checkpoint; its step."""
+    def _restore(self, feed: Feed) -> int:
+        """State, progress and the feed's position of the newest whole checkpoint; its step."""
         training, checkpoints = self.training, self.training.checkpoints
         checkpoints.check_vocabulary(training.resume_step, training.vocabulary)
         step, self.state, stored = checkpoints.restore_newest(self.state)
@@ -143,20 +143,19 @@ class _Loop:
         self.window = Window(**self.progress.window)
         training.callbacks.restore(self.progress.callbacks)
         self.seconds_before = self.progress.seconds
-        steps.set_state(self.progress.data)
+        feed.set_state(self.progress.data)
         return step
 
-    def _steps(self, first: int, steps: Any) -> int:
+    def _steps(self, first: int, feed: Feed) -> int:
         """Trains from after step `first` to the end, or until it is told to stop; the last step."""
         training, settings = self.training, self.training.settings
         callbacks = training.callbacks
-        total = training.loader.plan.steps
-        feed = batches(steps, training.mesh)
+        total = training.plan.steps
         compiled = None
         pending: deque = deque()
         self.term.tell(training.mesh)
         for step in range(first + 1, total + 1):
-            item, batch, micro_batches = next(feed)
+            item, batch, micro_batches = feed.next(self.state)
             if compiled is None:
                 numbers = place_numbers(training.numbers, training.mesh)
                 compiled = _compile(training, self.state, batch, micro_batches, numbers)
@@ -168,7 +167,7 @@ class _Loop:
             self.progress.num_tokens += item.tokens_unshared
             pending.append((step, item, metrics))
             last = step == total
-            per_epoch = training.loader.plan.steps_per_epoch
+            per_epoch = training.plan.steps_per_epoch
             evaluate = last or _every(settings.eval_every, step, per_epoch)
             stop = self.term.agreed(training.mesh)
             save_now = _every(settings.save_every, step, per_epoch)
@@ -187,7 +186,7 @@ class _Loop:
             if ended:
                 self._end(step)
             if save or ended:
-                self.progress.data = steps.get_state()
+                self.progress.data = feed.get_state()
                 evaluated = evaluate and training.evaluate
                 self._save(step, self.progress.last_eval if evaluated else None)
             if ended:
@@ -208,14 +207,14 @@ class _Loop:
 
     def _read(self, step: int, item: Step, metrics: Any) -> None:
         """Takes note of a finished step."""
-        training, plan = self.training, self.training.loader.plan
+        training, plan = self.training, self.training.plan
         values: Values = {
             name: np.asarray(x, float)[()] for name, x in jax.device_get(metrics).items()
-        }
+        } | dict(item.made_values)
         _check_finite(step, item, values, training.where)
         if step == 1 and training.check_first:
             training.check_first(values)
-        flops = training.step_flops(item)
+        flops = training.step_flops(item) + item.made_flops
         self.progress.flops += flops
         self.window.add(values, item, flops)
         speed = self.window.tokens_per_second()
@@ -225,7 +224,7 @@ class _Loop:
 
     def _log(self, step: int) -> None:
         """Writes the means since the last line, and what callbacks add to them."""
-        plan, callbacks = self.training.loader.plan, self.training.callbacks
+        plan, callbacks = self.training.plan, self.training.callbacks
         counted = {
             "epoch": step / plan.steps_per_epoch,
             "num_tokens": float(self.progress.num_tokens),
@@ -240,7 +239,7 @@ class _Loop:
 
     def _evaluate(self, step: int) -> Values:
         """Evaluates and writes it down; the metric that decides must be among the values."""
-        steps, callbacks = self.training.loader.plan.steps, self.training.callbacks
+        steps, callbacks = self.training.plan.steps, self.training.callbacks
         values = self.training.evaluate(self.state)
         values = values | callbacks.evaluated(step, steps, values, self.state)
         if bad := _not_finite(values):  # NaN would count as the best
@@ -285,7 +284,7 @@ class _Loop:
 
     def _saved(self, why: str, step: int) -> str:
         """What is said of a run that was stopped."""
-        steps, where = self.training.loader.plan.steps, self.training.checkpoints.directory
+        steps, where = self.training.plan.steps, self.training.checkpoints.directory
         goes_on = "start the same run again to go on" if step < steps else "the run is finished"
         return f"{why}: saved step {step} of {steps} in {where}; {goes_on}"
 

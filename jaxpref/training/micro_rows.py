@@ -9,12 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpref.data.loader import Loader, Step
 from jaxpref.errors import InputError
 from jaxpref.fields import AUTO
 from jaxpref.processes.store import exchanged
-from jaxpref.runs.feed import make_loader
 from jaxpref.sharding import batch_sharding, device_memory, replicated, row_ways
+from jaxpref.training.data import PlannedData
 from jaxpref.training.prepare import Prepared
 
 _log = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ _SHARE_OF_OTHERS = 0.92
 
 
 def with_fitting_rows(
-    prepared: Prepared, state: Any, compiled_step: Callable[[Loader], Callable]
+    prepared: Prepared, state: Any, compiled_step: Callable[[PlannedData], Callable]
 ) -> Prepared:
     """With the largest micro-batches that fit, where the config asks for `auto`.
 
@@ -34,24 +33,27 @@ def with_fitting_rows(
 
     Args:
         state: shapes and shardings of the train state.
-        compiled_step: the step of a loader's plan, jitted, as training calls it.
+        compiled_step: the step of such data, jitted, as training calls it.
     Errors: InputError where not even the smallest fits.
     """
     if prepared.config.train.micro_rows != AUTO:
         return prepared
     pieces = prepared.pieces
+    if prepared.steps.planned_with is None:
+        _log.info("micro_rows: %d (what a step holds is drawn in it)", _least(prepared))
+        return prepared
     memory = device_memory(pieces.mesh)
     if memory is None:
         _log.info("micro_rows: %d (the device does not say what memory it has)", _least(prepared))
         return prepared
     room = _room(pieces.mesh, memory)
     fitting, tried = None, ""
-    for loader in _loaders(prepared):
-        needed = _needed(prepared, state, loader, compiled_step(loader))
+    for planned in _plans(prepared):
+        needed = _needed(prepared, state, planned, compiled_step(planned))
         tried = _said(needed, room)
         if needed is None or needed > room:
             break
-        fitting = loader
+        fitting = planned
         said = tried
     if fitting is None:
         raise InputError(
@@ -63,23 +65,22 @@ def with_fitting_rows(
     _log.info("micro_rows: %d (auto: the step takes %s)", rows, said)
     train = replace(pieces.config.train, micro_rows=rows)
     pieces = replace(pieces, config=replace(pieces.config, train=train))
-    return dataclasses.replace(prepared, pieces=pieces, loader=fitting)
+    return dataclasses.replace(prepared, pieces=pieces, steps=fitting)
 
 
 def _least(prepared: Prepared) -> int:
     return row_ways(prepared.pieces.mesh)
 
 
-def _loaders(prepared: Prepared) -> Iterator[Loader]:
+def _plans(prepared: Prepared) -> Iterator[PlannedData]:
     """Of ever more rows, up to a micro-batch that holds any step."""
     pieces, rows = prepared.pieces, _least(prepared)
-    groups = prepared.loader.groups
     while True:
         train = replace(pieces.config.train, micro_rows=rows)
         config = replace(pieces.config, train=train)
-        loader = make_loader(replace(pieces, config=config), groups, training=True)
-        yield loader
-        if loader.plan.micro_batches == 1:
+        planned = prepared.steps.planned_with(replace(pieces, config=config))
+        yield planned
+        if planned.plan.micro_batches == 1:
             return
         rows *= 2
 
@@ -93,16 +94,15 @@ def _room(mesh: Any, memory: int) -> float:
     return share * min(int(each) for each in exchanged(str(memory).encode()))
 
 
-def _needed(prepared: Prepared, state: Any, loader: Loader, step: Any) -> float | None:
+def _needed(prepared: Prepared, state: Any, planned: PlannedData, step: Any) -> float | None:
     """Bytes of a device that the step takes; None: the compiler says that it does not fit."""
     mesh = prepared.pieces.mesh
-    item: Step = next(loader.iterate())
     rows, whole = batch_sharding(mesh, leading=1), replicated(mesh)
 
     def shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=sharding)
 
-    batch = jax.tree.map(lambda x: shape(x, rows), item.batch)
+    batch = jax.tree.map(lambda x: shape(x, rows), planned.first_batch())
     in_use = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     numbers = jax.tree.map(lambda x: shape(jnp.float32(x), whole), prepared.numbers)
     with jax.set_mesh(mesh):

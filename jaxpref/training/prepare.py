@@ -11,11 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxpref.config import Config
-from jaxpref.data.kept_groups import places_of
-from jaxpref.data.loader import Loader, Step
+from jaxpref.data.loader import Step
 from jaxpref.data.memory import Given
-from jaxpref.data.report import DataReport
-from jaxpref.evaluation import Evaluator
 from jaxpref.files import whole_file
 from jaxpref.models.quantize import qwix
 from jaxpref.models.source import Checkpoint
@@ -29,17 +26,9 @@ from jaxpref.runs.agreement import (
 )
 from jaxpref.runs.best import BestRule
 from jaxpref.runs.build import Pieces, attention_of, build
-from jaxpref.runs.cached_reference import with_reference_logps
 from jaxpref.runs.checkpoint import Checkpoints
 from jaxpref.runs.directory import CHECKPOINTS, DATA_FILE, RUN_FILE, check_run_directory
-from jaxpref.runs.feed import (
-    held_out_sets,
-    make_loader,
-    read_data,
-    read_held_out,
-    which_of,
-    with_given,
-)
+from jaxpref.runs.feed import with_given
 from jaxpref.runs.made_from import (
     Digests,
     MadeFrom,
@@ -49,7 +38,6 @@ from jaxpref.runs.made_from import (
     of_order,
     of_own_model,
     of_references,
-    of_rows,
 )
 from jaxpref.runs.metrics import Sample, check_trackers
 from jaxpref.runs.params import load_params, reference_overlay, runs_reference
@@ -65,12 +53,14 @@ from jaxpref.step.train_step import make_train_step
 from jaxpref.storage.paths import as_path
 from jaxpref.training.beginning import check_held_out, tell_dtype, tell_position
 from jaxpref.training.callbacks import Callbacks
+from jaxpref.training.data import Evaluate, FileData, PlannedData, TrainingData
 from jaxpref.training.description import Training, Values
 from jaxpref.training.first_step import first_loss_check
-from jaxpref.training.own_model import check_own_model
-from jaxpref.types import EncodedGroup
 
 _log = logging.getLogger(__name__)
+
+ReadData = Callable[[Pieces], TrainingData]
+"""Reads the data of a run.  Errors: InputError."""
 
 
 class StepNumbers(NamedTuple):
@@ -122,14 +112,9 @@ class Prepared:
 
     config: Config
     pieces: Pieces
-    loader: Loader
+    rows: TrainingData
+    steps: PlannedData
     made_from: Digests
-    where: Mapping[int, str]
-    """Row id -> file and row."""
-    report: DataReport
-    """On the training data."""
-    held_out: Mapping[str, tuple[Sequence[EncodedGroup], DataReport]]
-    """The sets of held-out data by their names."""
     checkpoints: Checkpoints
     best: BestRule
     resume_step: int | None
@@ -142,7 +127,7 @@ class Prepared:
     @property
     def loss_spec(self) -> LossSpec:
         """How a training batch becomes losses."""
-        return self.pieces.loss_spec(self.loader.layout, self.report.kind)
+        return self.pieces.loss_spec(self.steps.layout, self.rows.kind)
 
     @property
     def numbers(self) -> StepNumbers:
@@ -151,27 +136,12 @@ class Prepared:
 
     def train_step(self, numbers: StepNumbers) -> Callable:
         """The optimizer step with these numbers, as `make_train_step` makes it."""
-        steps = self.loader.plan.steps
+        steps = self.steps.plan.steps
         return step_with(numbers, self.pieces, self.loss_spec, steps, self.rule)
 
-    def evaluator(
-        self, make_step: Callable | None = None, numbers: Any = None
-    ) -> Callable[..., Values] | None:
-        """Called as an `Evaluator`: all sets of held-out data; None without any.
-
-        Args: as of `Evaluator`.
-        """
-        if not self.held_out:
-            return None
-        each = [
-            Evaluator(self.pieces, groups, report.kind, make_step, numbers, name)
-            for name, (groups, report) in self.held_out.items()
-        ]
-
-        def evaluate(*policy: Any) -> Values:
-            return {name: x for one in each for name, x in one(*policy).items()}
-
-        return evaluate
+    def evaluator(self, make_step: Callable | None = None, numbers: Any = None) -> Evaluate | None:
+        """Of the held-out data; None without any.  Args: as of `Evaluator`."""
+        return self.steps.evaluator(make_step, numbers)
 
     def first_state(self, params: Any, moving_ref: Any) -> TrainState:
         """The state before the first step; pure.
@@ -206,11 +176,12 @@ class Prepared:
         """
         check_first = None
         if self.resume_step is None:
-            check_first = first_loss_check(self.pieces, self.loader, points)
+            check_first = first_loss_check(self.pieces, self.steps.first_groups, points)
         return Training(
             settings=self.config.train,
             mesh=self.pieces.mesh,
-            loader=self.loader,
+            plan=self.steps.plan,
+            open_feed=self.steps.open_feed,
             vocabulary=self.pieces.source.spec.vocab,
             made_from=self.made_from,
             checkpoints=self.checkpoints,
@@ -227,7 +198,7 @@ class Prepared:
             step_flops=step_flops,
             writers=writers,
             callbacks=callbacks or Callbacks(),
-            where=self.where,
+            where=self.rows.where,
             check_first=check_first,
             began=self.began,
         )
@@ -235,9 +206,8 @@ class Prepared:
     def write_settings(self, config: Config) -> None:
         """Config and an account of the data into the config's directory."""
         out = as_path(config.out)
-        reports = [self.report, *(report for _, report in self.held_out.values())]
         with whole_file(out / DATA_FILE) as partial:
-            partial.write_text("\n".join([*map(str, reports), str(self.loader.plan)]) + "\n")
+            partial.write_text(f"{self.rows.account}\n{self.steps.plan}\n")
         with whole_file(out / RUN_FILE) as partial:
             save_config(config, partial)
 
@@ -249,6 +219,7 @@ def prepare(
     rule: GivenRule = AS_CONFIGURED,
     data: Given = None,
     eval: Given = None,
+    read: ReadData = FileData,
 ) -> tuple[Prepared, Any, Any]:
     """Reads model and data of a run.
 
@@ -256,6 +227,7 @@ def prepare(
         source: in place of what is at `config.model.path`.
         rule: optimizer and schedule in place of those of `config.optim`.
         data, eval: as of `train`.
+        read: what reads its data.
     Returns: all but what the state will hold; the trained parameters, from which training starts;
         and of a reference that moves its start, otherwise None.
     Errors: InputError for anything wrong with config, model or data.
@@ -276,38 +248,24 @@ def prepare(
     tell_dtype(pieces, asked_dtype, config.model.compute_dtype)
     attention = attention_of(pieces.config, pieces.source)
     _log.info("attention: %s (%s)", attention.name, attention.why)
-    groups, report = read_data(pieces, "train")
-    _log.info("training data: %s", report.summary())
-    held_out = read_held_out(pieces) if held_out_sets(pieces) else {}
-    for name, (_, eval_report) in held_out.items():
-        of_set = f" ({name})" if name else ""
-        _log.info("held-out data%s: %s", of_set, eval_report.summary())
+    rows = read(pieces)
     best = BestRule(config.train.best_metric, config.train.best_mode)
     checkpoints = Checkpoints(as_path(config.out) / CHECKPOINTS, keep=config.train.keep, best=best)
     resumed = resume_step(config, checkpoints)
     stored = {} if resumed is None else checkpoints.progress(resumed)
     made_from = MadeFrom(stored.get("made_from", {}), config.out, resumed)
-    of_data = {"data.train": of_rows(groups)}
-    of_data |= {f"data.{which_of(name)}": of_rows(rows) for name, (rows, _) in held_out.items()}
-    made_from.add(of_data | {"objective": of_objective(pieces.parts)})
+    made_from.add(rows.digests | {"objective": of_objective(pieces.parts)})
 
     params = load_params(pieces)
     made_from.add({"model.path": of_model(pieces, params), "model= of train": of_own_model(pieces)})
-    if pieces.source.own is not None:
-        check_own_model(pieces, params, groups)
-    groups, _ = with_reference_logps(pieces, groups, params)
-    loader = make_loader(pieces, groups, training=True)
-    check_same_plan(loader.plan, resumed)
-    made_from.add({"order": of_order(loader)})
+    steps = rows.planned(params)
+    check_same_plan(steps.plan, resumed)
+    made_from.add({"order": of_order(steps.row_ids)})
     if resumed is not None:
-        tell_position(config, resumed, loader.plan.steps, stored.get("stopped", ""))
-    held_out = {
-        name: (with_reference_logps(pieces, rows, params)[0], of_set)
-        for name, (rows, of_set) in held_out.items()
-    }
+        tell_position(config, resumed, steps.plan.steps, stored.get("stopped", ""))
     trained, base = split(params)
     vocab = pieces.source.spec.vocab
-    optimizer, schedule = make_rule(config.optim, loader.plan.steps, vocab, rule=rule)
+    optimizer, schedule = make_rule(config.optim, steps.plan.steps, vocab, rule=rule)
     of_rule = of_given_rule(rule, optimizer, schedule, trained)
     made_from.add(of_rule)
     check_same("optimizer and schedule (digests)", of_rule, "copy the same code to every host")
@@ -322,11 +280,9 @@ def prepare(
     prepared = Prepared(
         config=pieces.config,
         pieces=pieces,
-        loader=loader,
+        rows=rows,
+        steps=steps,
         made_from=made_from.known,
-        where=places_of(groups),
-        report=report,
-        held_out=held_out,
         checkpoints=checkpoints,
         best=best,
         resume_step=resumed,

@@ -4,14 +4,13 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import jax
 from rich import get_console
 
 from jaxpref.config import Config
-from jaxpref.data.loader import Loader, Step
+from jaxpref.data.loader import Step
 from jaxpref.data.memory import Given
 from jaxpref.files import whole_file
 from jaxpref.models.own import OwnModel
@@ -28,10 +27,11 @@ from jaxpref.step.state import TrainState, state_shardings
 from jaxpref.storage.paths import as_path
 from jaxpref.training import loop
 from jaxpref.training.callbacks import Callback, Callbacks, Moment
+from jaxpref.training.data import FileData, PlannedData
 from jaxpref.training.description import Training
 from jaxpref.training.micro_rows import with_fitting_rows
 from jaxpref.training.preemption import TermFlag
-from jaxpref.training.prepare import Prepared, prepare
+from jaxpref.training.prepare import Prepared, ReadData, prepare
 from jaxpref.training.progress import OnLog, training_progress
 from jaxpref.training.result import Result
 from jaxpref.training.samples import make_samples
@@ -50,6 +50,7 @@ def train(
     optimizer: Any = None,
     schedule: Callable[[Any], Any] | None = None,
     on_log: OnLog | None = None,
+    read: ReadData = FileData,
 ) -> Result:
     """Runs (or continues) a training run; of a finished one the results are returned again.
 
@@ -69,6 +70,7 @@ def train(
         schedule: step -> learning rate, in place of `config.optim`'s.
         on_log: called with (step, steps, values of the step) after every step; None: the progress
             is shown, unless `log.progress` is false.
+        read: what reads its data.
     Errors:
         InputError for anything wrong with config, model or data, before anything is compiled.
         NotFiniteError with the step and its rows.
@@ -93,7 +95,7 @@ def train(
     with shown as on_log, sole_writer(config.out), term.listening_at_once():
         # Not named here, the first parameters are freed as soon as the state holds them.
         training, pieces = _training(
-            objective, callbacks, *prepare(config, objective, source, rule, data, eval)
+            objective, callbacks, *prepare(config, objective, source, rule, data, eval, read)
         )
         done = loop.run(training, on_log, term)
     return Result(
@@ -137,8 +139,7 @@ def _training(
             with whole_file(as_path(config.out) / MODEL_FILE) as partial:
                 partial.write_text(json.dumps({"own": pieces.source.own is not None}) + "\n")
     evaluator = prepared.evaluator()
-    held_out = (groups for groups, _ in prepared.held_out.values())
-    answers = make_samples(pieces, chain.from_iterable(held_out))
+    answers = make_samples(pieces, prepared.steps.held_out())
 
     def start() -> TrainState:
         nonlocal params, moving_ref
@@ -200,8 +201,8 @@ def _with_fitting_rows(prepared: Prepared, shapes: TrainState, shardings: TrainS
         shardings,
     )
 
-    def step(loader: Loader) -> Callable:
-        own = _step_of(replace(prepared, loader=loader))
+    def step(planned: PlannedData) -> Callable:
+        own = _step_of(replace(prepared, steps=planned))
         return loop.jitted_step(own, shardings, prepared.pieces.mesh)
 
     return with_fitting_rows(prepared, state, step)

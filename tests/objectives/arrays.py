@@ -52,7 +52,7 @@ def columns(part, batch: int, K: int, seed: int = 0) -> dict:
         "score": jnp.sort(each(), axis=1)[:, ::-1], "scores": each(EXTRA), "other_rewards": each(EXTRA),
         "labels": jnp.asarray(rng.choice([-1.0, 0.0, 0.5, 1.0], (batch, EXTRA)), jnp.float32),
         "objective_weights": jnp.asarray(rng.dirichlet(np.ones(EXTRA), batch), jnp.float32),
-        "sign": 1.0 - 2.0 * (jnp.arange(batch) % 2), "extra_refs": -5.0 + each(EXTRA),
+        "sampled_logp": -6.0 + each(), "sign": 1.0 - 2.0 * (jnp.arange(batch) % 2), "extra_refs": -5.0 + each(EXTRA),
         "running": dict(part.needs.running),
     }  # fmt: skip
     asked = inspect.signature(part.function).parameters

@@ -60,7 +60,7 @@ DOCUMENTED = {
 
 OF_THE_MODEL = {
     "hypo", "wpo", "wpo_clamped", "hpo_dpo", "hpo_kto", "mrpo", "mrpo_fixed", "geometric_mrpo", "multi_dpo",
-    "modpo_implicit", "spo",
+    "modpo_implicit", "spo", "rloo",
 }  # fmt: skip
 """Depends on how likely the answers are, or on further models."""
 

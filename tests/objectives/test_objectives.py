@@ -43,7 +43,7 @@ REQUIRED = {
 # Their gradient leaves something out on purpose (stopped weights, means, anchors), so finite differences disagree.
 STOPPED = {
     "bco", "bco_pair_centred", "kto", "wpo", "wpo_clamped", "tdpo2", "beta_dpo", "hpo_dpo", "hpo_kto", "advantage_mle",
-    "advantage_mle_value", "mrpo",
+    "advantage_mle_value", "mrpo", "rloo",
 }  # fmt: skip
 
 # Works on another field than the log-probs.

@@ -24,7 +24,7 @@ def checked(out, files, **changes):
     """The check of a run's first step, and that of two policies with it."""
     pieces = build(tiny.config(out, files.model, files.train, **changes))
     loader = make_loader(pieces, read_data(pieces, "train")[0], training=True)
-    return first_loss_check(pieces, loader, [pieces.parts]), pieces, loader
+    return first_loss_check(pieces, lambda: loader.groups_of(0), [pieces.parts]), pieces, loader
 
 
 def test_another_loss_is_refused(tiny_files, tmp_path):
@@ -36,7 +36,7 @@ def test_another_loss_is_refused(tiny_files, tmp_path):
         check({"loss": 0.706})
     # Of several policies, each is held against the value of its own objective.
     (stronger,) = (dataclasses.replace(part, weight=2.0) for part in pieces.parts)
-    two = first_loss_check(pieces, loader, [pieces.parts, [stronger]])
+    two = first_loss_check(pieces, lambda: loader.groups_of(0), [pieces.parts, [stronger]])
     two({"loss": np.array([LN2, 2 * LN2])})
     with pytest.raises(FirstLossError):
         two({"loss": np.array([LN2, LN2])})

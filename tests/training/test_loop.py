@@ -19,6 +19,7 @@ from jaxpref.data.pack import Layout
 from jaxpref.errors import InputError
 from jaxpref.runs.best import BestRule
 from jaxpref.runs.checkpoint import Checkpoints
+from jaxpref.runs.feed import LoaderFeed
 from jaxpref.runs.metrics import SAMPLES_FILE, Sample, Writers, read_jsonl
 from jaxpref.settings import make_config
 from jaxpref.sharding import make_mesh
@@ -58,6 +59,7 @@ def describe(out: Path, *, rate=0.01, best=NEAREST, vocabulary=VOCABULARY, **cha
     checkpoints = Checkpoints(out / "checkpoints", keep=settings.keep, best=best)
     shapes = TrainState({"w": 0}, (), 0, 0, {}, None)
     config = make_config({"out": str(out), "train": {"samples": settings.samples}, "data": {"eval": ["a.jsonl"]}})
+    loader = Loader(groups(), batch_size=2, micro_rows=1, layout=Layout(2), seed=0, max_steps=STEPS)
 
     def start() -> TrainState:
         state = TrainState({"w": jnp.float32(1)}, (), jnp.int32(0), jax.random.key(3), {}, None)
@@ -69,7 +71,8 @@ def describe(out: Path, *, rate=0.01, best=NEAREST, vocabulary=VOCABULARY, **cha
     return Training(
         settings=settings,
         mesh=mesh,
-        loader=Loader(groups(), batch_size=2, micro_rows=1, layout=Layout(2), seed=0, max_steps=STEPS),
+        plan=loader.plan,
+        open_feed=lambda: LoaderFeed(loader, mesh),
         vocabulary=vocabulary,
         made_from={"data.train": [["rows.jsonl", GROUPS, "digest"]]},
         checkpoints=checkpoints,

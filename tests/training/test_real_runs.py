@@ -55,6 +55,9 @@ MOVES = {
 }
 """Evaluation metric and direction; of all others the margin must grow."""
 
+ON_GIVEN_ANSWERS = [name for name in OBJECTIVES if name != "rloo"]
+"""`rloo` trains on answers of its own: tests/online."""
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, request):
@@ -107,7 +110,7 @@ def files(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ON_GIVEN_ANSWERS)
 def test_loss_falls_and_the_quantity_moves(name, model, other, files, tmp_path):
     function = OBJECTIVES[name]
     first = function.needs.groups[0]

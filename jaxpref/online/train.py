@@ -1,0 +1,22 @@
+"""Training as the config asks for it: on given answers, or on the policy's own."""
+
+from typing import Any
+
+from jaxpref.config import Config
+from jaxpref.online.data import RolloutData
+from jaxpref.training import run
+from jaxpref.training.data import FileData
+from jaxpref.training.prepare import ReadData
+from jaxpref.training.result import Result
+
+
+def train(config: Config, **given: Any) -> Result:
+    """Runs (or continues) a training run; with `online.rewards` on the policy's own answers.
+
+    Args:
+        given: as of `training.run.train`: objective, model, params, callbacks, optimizer,
+            schedule, data, eval, on_log.
+    Errors: as of `training.run.train`.
+    """
+    read: ReadData = RolloutData if config.online.rewards else FileData
+    return run.train(config, read=read, **given)
