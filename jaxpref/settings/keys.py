@@ -21,6 +21,7 @@ SECTIONS = {
     "adapter": "A LoRA adapter, trained in place of the weights.",
     "reference": "The reference policy, and further ones.",
     "data": "The rows: where they are, how they are read, cut and packed.",
+    "online": "On-policy training: rewards of answers that the policy draws itself.",
     "optim": "The optimizer and its learning rate.",
     "train": "How long training takes, and what it writes on the way.",
     "mesh": "How a step is spread over devices.",
