@@ -5,7 +5,18 @@ from datetime import date
 from os.path import expanduser
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PlainValidator, Tag
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+)
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+"""Of the config's dataclasses: unknown keys and values of other types are refused."""
 
 LocalPath = Annotated[str, AfterValidator(expanduser)]
 """A path, whose `~` is the home directory, or another name of what may lie at a path."""

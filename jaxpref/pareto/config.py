@@ -18,15 +18,12 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from jaxpref.config import Config
-from jaxpref.fields import LocalPath, OneOrMore, Paths
+from jaxpref.fields import STRICT, LocalPath, OneOrMore, Paths
 
-_STRICT = ConfigDict(
-    extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-)
 SHARED = "data.train"
 """Name of the pairs of data.train and data.eval beside the objectives' own.
 
@@ -34,7 +31,7 @@ No objective can be named so.
 """
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class ObjectiveConfig:
     name: str
     """For tables, directories and the data's scores: letters, digits, - and _."""
@@ -53,7 +50,7 @@ class ObjectiveConfig:
     """Reward by which answers are judged; null: the objective's own."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class AnswersConfig:
     prompts: LocalPath | None = None
     """File of prompts that every policy answers; null: the first distinct prompts of the
@@ -95,7 +92,7 @@ def _default_methods() -> list[Method]:
     return ["dpo", "modpo"]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class ParetoConfig:
     objectives: list[ObjectiveConfig] = Field(default_factory=list)
     """Two or more, in the order of the weights."""
