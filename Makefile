@@ -44,9 +44,10 @@ test-buckets:
 	.venv-buckets/bin/python -m pytest tests/test_buckets.py
 
 # Runs the notebooks from top to bottom and keeps what they show, but for warnings about the machine.
-notebooks: $(VENV)/.ready
+notebooks:
+	$(MAKE) VENV=.venv-notebooks EXTRAS=notebooks,tpu .venv-notebooks/.ready
 	cd notebooks && PYTHONWARNINGS=ignore TF_CPP_MIN_LOG_LEVEL=3 TRANSFORMERS_NO_ADVISORY_WARNINGS=1 \
-		$(abspath $(VENV))/bin/jupyter execute --inplace --timeout=3600 *.ipynb
+		JAX_PLATFORMS=cpu ../.venv-notebooks/bin/jupyter execute --inplace --timeout=3600 *.ipynb
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
