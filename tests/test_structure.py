@@ -91,3 +91,9 @@ if __name__ == "__main__":
     for name, figure in figures().items():
         print(f"{name}: {figure}")
     print(*upward(), sep="\n")
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """pytest finds modules by their names alone, and one file of two with the same name would not run."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert len(set(names)) == len(names), sorted(name for name in set(names) if names.count(name) > 1)

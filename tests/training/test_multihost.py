@@ -44,10 +44,10 @@ assert jax.process_count() == count and jax.device_count() == 4
 
 from jaxpref.errors import InputError
 from jaxpref.objectives import PAIRS, ObjectiveOutput, needs
-from jaxpref.runs import build
+from jaxpref.runs import build, feed
 from jaxpref.settings import load_config
 from jaxpref.sharding import make_mesh
-from jaxpref.training import loop, prepare
+from jaxpref.training import prepare
 from jaxpref.training.preemption import PREEMPTED, Preempted
 from jaxpref.training.run import train
 """
@@ -58,12 +58,12 @@ order, *config_paths = sys.argv[4:]
 ordered = [jax.devices()[i] for i in json.loads(order)]
 build.make_mesh = lambda mesh: make_mesh(mesh, devices=ordered)
 filled = []
-batches = loop.batches
+batches = feed.batches
 def watched(steps, mesh):
     for item, *arrays in batches(steps, mesh):
         filled.append(int((item.batch.row_id_RG >= 0).sum()))
         yield item, *arrays
-loop.batches = watched
+feed.batches = watched
 
 for path in config_paths:
     while not os.path.exists(path):
@@ -180,7 +180,8 @@ def seen_by(count, config_path):
 def wait_for(files, workers):
     until = time.monotonic() + 600
     while not all(file.exists() for file in files):
-        assert all(worker.poll() is None for worker in workers) and time.monotonic() < until
+        ended = [worker.stdout.read() for worker in workers if worker.poll() is not None]
+        assert not ended and time.monotonic() < until, "\n".join(ended)
         time.sleep(0.05)
 
 
