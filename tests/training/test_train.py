@@ -1,6 +1,5 @@
 """Whole runs: TRL's logs, interruption and continuation, one compile, and the ways in which a run ends early."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -156,7 +155,8 @@ def test_finished_run_says_so_and_returns_its_results(finished_run, tiny_files, 
         again = tiny.run(config)
     assert again.steps == {} and tiny.logged(config.out) == before
     assert "is finished (step 10 of 10): nothing is trained" in caplog.text
-    ours, theirs = (dataclasses.asdict(run.result) | {"out": None, "seconds": None} for run in (again, finished_run))
+    own = {"out": None, "seconds": None, "pieces": None}
+    ours, theirs = (vars(run.result) | own for run in (again, finished_run))
     assert ours == theirs and ours["metrics"]["loss"] == finished_run.losses[-1] and ours["last_eval"]
     assert not any("step" in name for _, name in again.compiled)  # neither to train nor to evaluate
 
@@ -194,7 +194,7 @@ def test_a_run_that_cannot_be_extended_exactly_says_how_to_go_on(finished_run, t
             train(config)
         with pytest.raises(InputError) as caught:
             train(tiny.long_config(config.out, tiny_files, optim=optim, train={"epochs": 3}))
-        assert caught.value.got == "changed: train.epochs 2 -> 3"
+        assert caught.value.got == "changed: train.epochs 2.0 -> 3.0"
         assert "the learning rate was planned for these steps" in caught.value.fix
         assert "start a new run from this one's policy" in caught.value.fix
 
