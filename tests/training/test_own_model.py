@@ -123,6 +123,8 @@ def test_what_does_not_fit_is_named(tmp_path, tiny_files):
         jaxpref.train(run, model=dataclasses.replace(own(), params=None))
     with pytest.raises(InputError, match="neftune"):
         jaxpref.train(config(tmp_path / "run", tiny_files, train={"neftune_alpha": 5.0}), model=own())
+    with pytest.raises(InputError, match="optim.name=muon"):
+        jaxpref.train(config(tmp_path / "run", tiny_files, optim={"name": "muon"}), model=own())
     with pytest.raises(InputError, match="adapter"):
         jaxpref.train(config(tmp_path / "run", tiny_files, adapter={"rank": 2}), model=own())
 
