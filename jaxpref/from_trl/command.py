@@ -15,6 +15,7 @@ from jaxpref.from_trl.command_line import commands_in, read_command
 from jaxpref.from_trl.script import read_script
 from jaxpref.from_trl.source import TRAINERS, Source
 from jaxpref.from_trl.translate import translate
+from jaxpref.from_trl.translation import Translation
 from jaxpref.from_trl.writing import as_yaml
 from jaxpref.from_trl.yaml_text import read_yaml
 
@@ -39,12 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="FILE", help="where to write; otherwise it is printed")
     parser.add_argument(
-        "--trainer", choices=TRAINERS, help="of a YAML file of TRL's that does not say it"
+        "--trainer",
+        choices=TRAINERS,
+        help="of a file that does not name it; otherwise the one whose options it has, or dpo",
     )
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    text = translated(options.source, options.trainer)
+    translation = translated(options.source, options.trainer)
+    text = as_yaml(translation)
     if options.out is None:
         console.print(text, end="", highlight=False, markup=False, soft_wrap=True)
         return
@@ -54,11 +58,13 @@ def run(options: argparse.Namespace, console: Console) -> None:
             "a file that is not there yet, for --out", f"{out} exists", "name another, or remove it"
         )
     out.write_text(text, encoding="utf-8")
+    for remark in translation.remarks:
+        console.print(remark, highlight=False, markup=False, soft_wrap=True)
     console.print(f"written to {out}; next: jaxpref data {out}", highlight=False)
 
 
-def translated(words: list[str], trainer: str | None = None) -> str:
-    """Our YAML for a file, or for a command in words.
+def translated(words: list[str], trainer: str | None = None) -> Translation:
+    """The translation of a file, or of a command in words.
 
     Errors: InputError for what cannot be read, or has no counterpart at all.
     """
@@ -67,7 +73,7 @@ def translated(words: list[str], trainer: str | None = None) -> str:
     source = _read(path) if len(words) == 1 else read_command(words, "the command")
     if trainer is not None:
         source.trainer = trainer
-    return as_yaml(translate(source), f"translated from {name} by jaxpref from-trl")
+    return translate(source, f"translated from {name} by jaxpref from-trl")
 
 
 def _read(path: Path) -> Source:

@@ -8,11 +8,13 @@ from typing import Any
 import yaml
 
 from jaxpref.errors import InputError
-from jaxpref.from_trl.source import TRAINERS, Source
+from jaxpref.from_trl.source import Source
 from jaxpref.from_trl.yaml_text import read_yaml
 
 _STARTS = ("accelerate", "trl", "python", "python3", "torchrun", "uv")
-_SCRIPT_TRAINER = re.compile(r"(dpo|kto|cpo|orpo|reward)(_modeling)?\.py$")
+_SCRIPT_TRAINER = re.compile(
+    r"(online_dpo|dpo|kto|cpo|orpo|reward|sft|grpo|rloo|ppo)(_modeling|_vlm)?\.py$"
+)
 
 
 def commands_in(text: str) -> list[str]:
@@ -43,7 +45,7 @@ def read_command(words: str | Sequence[str], where: str) -> Source:
         )
     named, at = found
     launcher = _options(words[:named]) if words[0] == "accelerate" else {}
-    source.trainer = _trainer(words[named])
+    source.trainer = words[named] if words[0] == "trl" else _trainer_of_script(words[named])
     source.options = _options(words[at:])
     config = source.options.pop("config", None)
     if config is not None:
@@ -70,10 +72,9 @@ def _start_of_options(words: Sequence[str]) -> tuple[int, int] | None:
     return None
 
 
-def _trainer(word: str) -> str | None:
-    if word in TRAINERS:
-        return word
-    matched = _SCRIPT_TRAINER.search(word.rpartition("/")[2])
+def _trainer_of_script(path: str) -> str | None:
+    """As TRL's own scripts are named; None for another name."""
+    matched = _SCRIPT_TRAINER.search(path)
     return matched[1] if matched else None
 
 

@@ -64,7 +64,9 @@ def _dpo(options: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _dpo_part(loss: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if loss not in _DPO:
         raise InputError(
-            f"a loss of TRL's DPOConfig ({', '.join(_DPO)})", f"loss_type {loss!r}", "correct it"
+            f"a loss of TRL's DPOConfig ({', '.join(_DPO)})",
+            f"loss_type {loss!r}",
+            "write one of them",
         )
     name = _DPO[loss]
     if name == "sft":

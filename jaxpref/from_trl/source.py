@@ -7,13 +7,37 @@ from typing import Any
 TRAINERS = ("dpo", "kto", "cpo", "orpo", "reward")
 """Trainers of TRL that have a counterpart."""
 
-_OF_ONE_TRAINER = {
-    "desirable_weight": "kto",
-    "undesirable_weight": "kto",
-    "cpo_alpha": "cpo",
-    "simpo_gamma": "cpo",
-    "center_rewards_coefficient": "reward",
+_OPTIONS_OF = {
+    "kto": ("desirable_weight", "undesirable_weight"),
+    "cpo": ("cpo_alpha", "simpo_gamma"),
+    "reward": ("center_rewards_coefficient",),
+    "dpo": (
+        "beta",
+        "loss_type",
+        "loss_weights",
+        "label_smoothing",
+        "f_divergence_type",
+        "ld_alpha",
+        "use_weighting",
+        "precompute_ref_log_probs",
+        "sync_ref_model",
+        "max_prompt_length",
+        "max_completion_length",
+    ),
+    "sft": (
+        "dataset_text_field",
+        "dataset_kwargs",
+        "packing",
+        "packing_strategy",
+        "eval_packing",
+        "max_seq_length",
+        "num_of_sequences",
+        "completion_only_loss",
+        "assistant_only_loss",
+        "shuffle_dataset",
+    ),
 }
+"""Trainer -> options that tell a file of it from those of the trainers below, older ones too."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +62,12 @@ class Source:
     ours: dict[str, Any] = field(default_factory=dict)
     """Dotted keys of our config that follow at once, where TRL has no option for it."""
 
-    @property
-    def trainer_or_guess(self) -> str:
-        """The trainer, or the one that an option belongs to; dpo where none does."""
-        if self.trainer is not None:
-            return self.trainer
-        own = (_OF_ONE_TRAINER[name] for name in self.options if name in _OF_ONE_TRAINER)
-        return next(own, "dpo")
+    def guess_trainer(self) -> tuple[str, str]:
+        """The trainer that some options belong to, and which; dpo where there are none."""
+        for trainer, names in _OPTIONS_OF.items():
+            if own := [name for name in names if name in self.options]:
+                return trainer, f" (it has {', '.join(own)})"
+        return "dpo", ""
 
     def add(self, options: Mapping[str, Any]) -> None:
         """More options; those whose values are known already stay."""

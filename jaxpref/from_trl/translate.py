@@ -1,13 +1,12 @@
 """TRL's options as settings of ours: each one a key, a comment, or both."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from jaxpref.errors import InputError
 from jaxpref.from_trl.losses import NoCounterpart, objectives
 from jaxpref.from_trl.schedules import schedule_of
-from jaxpref.from_trl.source import TRAINERS, Source, Unknown
+from jaxpref.from_trl.source import TRAINERS, Source
+from jaxpref.from_trl.translation import Options, Translation
 from jaxpref.settings.other_trainers import answer
 
 DEFAULTS: dict[str, Any] = {
@@ -53,39 +52,26 @@ _LOSS_OPTIONS = (
 _ASKS_FOR_NOTHING = (None, False, "none", "", [])
 
 
-@dataclass
-class Translation:
-    """Settings under dotted keys, what is said beside them, and what has no counterpart."""
-
-    settings: dict[str, Any] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
-    """Dotted key -> comment on its line."""
-    left: list[tuple[str, Any, str]] = field(default_factory=list)
-    """(option, value, what to do instead)."""
-    nothing: list[str] = field(default_factory=list)
-    """Options that were given and ask for nothing."""
-    remarks: list[str] = field(default_factory=list)
-
-    def set(self, key: str, value: Any, note: str = "") -> None:
-        self.settings[key] = value
-        if note:
-            self.notes[key] = note
-
-
-def translate(source: Source) -> Translation:
+def translate(source: Source, title: str) -> Translation:
     """The settings that train as the source's options do.
 
     Errors: InputError for a trainer without counterpart, and for values that TRL refuses too.
     """
-    trainer = source.trainer_or_guess
+    trainer, why = (source.trainer, "") if source.trainer else source.guess_trainer()
     if trainer not in TRAINERS:
         raise InputError(
             f"a config of one of TRL's trainers on preferences ({', '.join(TRAINERS)})",
-            f"trainer {trainer!r}",
-            "give a config, script or command that learns from preferences",
+            f"trainer {trainer!r}{why}",
+            "give a config, script or command that learns from preferences, or name its trainer "
+            "by --trainer",
         )
-    made = Translation(remarks=list(source.remarks))
-    options = _Options(source.options, made, _REWARD_DEFAULTS if trainer == "reward" else {})
+    made = Translation(title, remarks=list(source.remarks))
+    if source.trainer is None:
+        made.remarks.insert(
+            0, f"no trainer is named: {trainer} is assumed{why}; --trainer names another"
+        )
+    own_defaults = _REWARD_DEFAULTS if trainer == "reward" else {}
+    options = Options(source.options, made, DEFAULTS | own_defaults)
     _out_and_model(options)
     _adapter(options)
     _reference(options)
@@ -104,40 +90,7 @@ def translate(source: Source) -> Translation:
     return made
 
 
-class _Options:
-    """Options, taken one after another; a value that only the running script knows is left out."""
-
-    def __init__(self, given: Mapping[str, Any], made: Translation, defaults: Mapping[str, Any]):
-        self.made, self._defaults = made, {**DEFAULTS, **defaults}
-        self._rest = {}
-        for name, value in given.items():
-            if isinstance(value, Unknown):
-                made.left.append((name, value, "is known when the script runs: set it by hand"))
-            else:
-                self._rest[name] = value
-
-    def take(self, name: str, default: Any = None) -> Any:
-        value = self._rest.pop(name, None)
-        return self._defaults.get(name, default) if value is None else value
-
-    def has(self, name: str) -> bool:
-        return self._rest.get(name) is not None
-
-    def copy(self, name: str, key: str, convert: Callable[[Any], Any] | None = None) -> None:
-        """An option that was given, under our key."""
-        if self.has(name):
-            value = self.take(name)
-            self.made.set(key, convert(value) if convert else value)
-
-    def leave(self, name: str, why: str) -> None:
-        if self.has(name):
-            self.made.left.append((name, self._rest.pop(name), why))
-
-    def rest(self) -> dict[str, Any]:
-        return self._rest
-
-
-def _out_and_model(options: _Options) -> None:
+def _out_and_model(options: Options) -> None:
     made = options.made
     options.copy("output_dir", "out", str)
     model, revision = options.take("model_name_or_path"), options.take("model_revision", "main")
@@ -159,7 +112,7 @@ def _out_and_model(options: _Options) -> None:
         options.take("gradient_checkpointing_kwargs")
 
 
-def _adapter(options: _Options) -> None:
+def _adapter(options: Options) -> None:
     made, asked = options.made, options.take("use_peft", False)
     names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora")
     if not asked and not options.has("lora_model_dir"):
@@ -195,7 +148,7 @@ def _adapter(options: _Options) -> None:
             made.set("adapter.quantize", quantised)
 
 
-def _reference(options: _Options) -> None:
+def _reference(options: Options) -> None:
     made = options.made
     options.copy("ref_model", "reference.path")
     if options.take("precompute_ref_log_probs"):
@@ -207,7 +160,7 @@ def _reference(options: _Options) -> None:
         options.leave(name, "has no effect without sync_ref_model")
 
 
-def _data(options: _Options, trainer: str) -> None:
+def _data(options: Options, trainer: str) -> None:
     made, strategy = options.made, options.take("eval_strategy")
     path = options.take("dataset_name") or options.take("datasets")
     if path is None:
@@ -239,7 +192,7 @@ def _data(options: _Options, trainer: str) -> None:
         _steps(options, "train.eval_every", steps)
 
 
-def _steps(options: _Options, key: str, steps: Any) -> None:
+def _steps(options: Options, key: str, steps: Any) -> None:
     """An interval of steps; below 1 it is a share of all steps in transformers."""
     if isinstance(steps, float) and not steps.is_integer():
         note = f"{steps:g} of all steps in transformers; here by the epoch"
@@ -248,7 +201,7 @@ def _steps(options: _Options, key: str, steps: Any) -> None:
         options.made.set(key, int(steps))
 
 
-def _objective(options: _Options, trainer: str) -> None:
+def _objective(options: Options, trainer: str) -> None:
     made = options.made
     given = {name: options.take(name) for name in _LOSS_OPTIONS if options.has(name)}
     try:
@@ -260,7 +213,7 @@ def _objective(options: _Options, trainer: str) -> None:
         made.left += [(name, given[name], str(why)) for name in sorted(left)]
 
 
-def _optimizer(options: _Options) -> None:
+def _optimizer(options: Options) -> None:
     made = options.made
     name = str(options.take("optim")).lower()
     family = next((ours for theirs, ours in _OPTIMIZERS.items() if name.startswith(theirs)), None)
@@ -295,7 +248,7 @@ def _optimizer(options: _Options) -> None:
         made.set("optim.warmup_ratio", float(ratio))
 
 
-def _train(options: _Options, devices: int) -> None:
+def _train(options: Options, devices: int) -> None:
     made = options.made
     per_device = options.take("per_device_train_batch_size")
     accumulated = options.take("gradient_accumulation_steps")
@@ -329,13 +282,13 @@ def _train(options: _Options, devices: int) -> None:
     options.take("resume_from_checkpoint")
 
 
-def _log_every(options: _Options) -> None:
+def _log_every(options: Options) -> None:
     every = options.take("logging_steps")
     if options.take("logging_strategy", "steps") == "steps" and float(every) >= 1:
         options.made.set("train.log_every", int(every))
 
 
-def _log(options: _Options) -> None:
+def _log(options: Options) -> None:
     made = options.made
     trackers = options.take("report_to")
     for tracker in [trackers] if isinstance(trackers, str) else trackers:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from jaxpref.config import Config
-from jaxpref.from_trl.translate import Translation
+from jaxpref.from_trl.translation import Translation
 from jaxpref.settings import make_config
 
 _WIDTH = 100
@@ -30,18 +30,18 @@ def nested(translation: Translation) -> dict[str, Any]:
     return settings
 
 
-def as_yaml(translation: Translation, title: str) -> str:
+def as_yaml(translation: Translation) -> str:
     """The config, checked.
 
     Errors: InputError for values that the config refuses.
     """
     settings = nested(translation)
-    make_config(settings, where=title)
-    return "\n".join(_lines(translation, settings, title)) + "\n"
+    make_config(settings, where=translation.title)
+    return "\n".join(_lines(translation, settings)) + "\n"
 
 
-def _lines(translation: Translation, settings: dict[str, Any], title: str) -> Iterator[str]:
-    yield f"# {title}"
+def _lines(translation: Translation, settings: dict[str, Any]) -> Iterator[str]:
+    yield f"# {translation.title}"
     for remark in translation.remarks:
         yield from _comment(remark)
     for section, value in settings.items():

@@ -8,11 +8,16 @@ import yaml
 
 from jaxpref import cli
 from jaxpref.errors import InputError
-from jaxpref.from_trl.command import translated
+from jaxpref.from_trl import command
 from jaxpref.from_trl.translate import DEFAULTS
+from jaxpref.from_trl.writing import as_yaml
 from jaxpref.settings import load_config, make_config
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/trl_options.json").read_text())["options"]
+
+
+def translated(words, trainer=None):
+    return as_yaml(command.translated(words, trainer))
 
 
 def written(tmp_path, name, text, **options):
@@ -179,6 +184,24 @@ def test_yaml_of_trls_command(tmp_path):
     assert settings["optim"]["learning_rate"] == 1e-5
 
 
+ASSUMED = {
+    "model_name_or_path: c/d\n": "dpo is assumed; --trainer",
+    "model_name_or_path: c/d\npacking: true\nbeta: 0.2\n": "dpo is assumed (it has beta); --trainer",
+    "model_name_or_path: c/d\nbeta: 0.2\ndesirable_weight: 2\n": "kto is assumed (it has desirable_weight); --trainer",
+}
+
+
+@pytest.mark.parametrize("text, said", ASSUMED.items())
+def test_a_trainer_that_is_assumed_is_said(tmp_path, capsys, text, said):
+    """In the config, and on the terminal where the config is written to a file."""
+    source, out = tmp_path / "c.yaml", tmp_path / "ours.yaml"
+    source.write_text(text)
+    assert cli.main(["from-trl", str(source), "--out", str(out)]) == 0
+    remark = comments(out.read_text())[1]
+    assert said in remark and remark in capsys.readouterr().out
+    assert "assumed" not in written(tmp_path, "c.yaml", text, trainer="dpo")
+
+
 def test_yaml_of_axolotl(tmp_path):
     text = """
 base_model: meta-llama/Llama-3.2-1B
@@ -236,6 +259,9 @@ flash_attention: true
         ("a.yaml", "a: [1,\n", "line"),
         ("a.yaml", "nothing: known\n", "model_name_or_path"),
         ("a.yaml", "base_model: x\nrl: grpo\n", "trainer 'grpo'"),
+        ("a.yaml", "output_dir: x\nmax_seq_length: 8\npacking: true\n", "'sft' (it has packing, max_seq_length)"),
+        ("a.sh", "trl sft --packing true\n", "trainer 'sft'"),
+        ("a.sh", "python trl/scripts/online_dpo.py --beta 0.1\n", "trainer 'online_dpo'"),
         ("a.sh", "echo hello\n", "none"),
         ("a.yaml", "model_name_or_path: x\nloss_type: sigmod\n", "loss_type 'sigmod'"),
         ("a.yaml", "model_name_or_path: x\nlearning_rate: -1\n", "optim.learning_rate"),
