@@ -67,7 +67,9 @@ class Combine:
         gram_OO = inner_products(grads_O)
         w_O = jnp.stack([jnp.asarray(part.weight, jnp.float32) for part in parts])
         loss_O = jnp.stack([losses[part.name] for part in parts])
-        a_O = self.coefficients(gram_OO, w_O, loss_O)
+        # Accelerators would round the factors of these small products to bfloat16 or TF32.
+        with jax.default_matmul_precision("highest"):
+            a_O = self.coefficients(gram_OO, w_O, loss_O)
         direction = jax.tree.map(lambda g: jnp.tensordot(a_O, g, 1, precision="highest"), grads_O)
         metrics = {f"combined/{part.name}": a for part, a in zip(parts, a_O, strict=True)}
         return direction, metrics | {"gradient_cosine": _least_cosine(gram_OO)}
