@@ -171,8 +171,8 @@ OTHERWISE = {
     "quantization": _QUANTIZE,
     "quantization_config": _QUANTIZE,
     "gradient_checkpointing_kwargs": "set model.remat: full, dots or none",
-    "activation_offloading": "nothing is moved to the host; model.remat: full takes least memory",
-    "gradient_checkpointing_offload": "nothing is moved to the host; model.remat: full",
+    "activation_offloading": "activations stay on the device; model.remat: full takes least memory",
+    "gradient_checkpointing_offload": "activations stay on the device; model.remat: full",
     "use_liger_kernel": "the LM head is chunked always; see model.logprob_chunk",
     "liger_kernel_config": "the LM head is chunked always; see model.logprob_chunk",
     "flash_attention": "set model.attention: auto",
@@ -206,8 +206,8 @@ OTHERWISE = {
     "trust_remote_code": "code of models is never run; model.path needs a known model_type",
     # data
     "dataset_streaming": "data.train is read whole before the first step",
-    "dataset_num_proc": "data.train is read by one process",
-    "dataset_prepared_path": "data.train is tokenised anew in every run",
+    "dataset_num_proc": "one process per processor tokenises data.train",
+    "dataset_prepared_path": "set data.cache: a directory for token ids, or none",
     "val_set_size": "name held-out data in data.eval",
     "max_prompt_length": "data.max_length limits prompt and completion together",
     "max_completion_length": "data.max_length limits prompt and completion together",
@@ -227,7 +227,8 @@ OTHERWISE = {
     "evals_per_epoch": _EPOCHS,
     "saves_per_epoch": _EPOCHS,
     "load_best_model_at_end": "export and eval take the best by default; see train.best_metric",
-    "early_stopping_patience": "there is none; train.keep keeps the best checkpoint",
+    "early_stopping_patience": "in Python: jaxpref.EarlyStopping, as a callback of train; it "
+    "sees what train.eval_every evaluates",
     "overwrite_output_dir": "set train.resume: never and another out",
     "save_only_model": "checkpoints in out hold what a run goes on from; `jaxpref export` "
     "writes the model alone",

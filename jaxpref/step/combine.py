@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxpref.config import OptimConfig
 from jaxpref.errors import InputError
@@ -66,7 +67,9 @@ class Combine:
         gram_OO = inner_products(grads_O)
         w_O = jnp.stack([jnp.asarray(part.weight, jnp.float32) for part in parts])
         loss_O = jnp.stack([losses[part.name] for part in parts])
-        a_O = self.coefficients(gram_OO, w_O, loss_O)
+        # Accelerators would round the factors of these small products to bfloat16 or TF32.
+        with jax.default_matmul_precision("highest"):
+            a_O = self.coefficients(gram_OO, w_O, loss_O)
         direction = jax.tree.map(lambda g: jnp.tensordot(a_O, g, 1, precision="highest"), grads_O)
         metrics = {f"combined/{part.name}": a for part, a in zip(parts, a_O, strict=True)}
         return direction, metrics | {"gradient_cosine": _least_cosine(gram_OO)}
@@ -151,30 +154,46 @@ def _least(gram_OO: jax.Array, b_O: jax.Array, s: jax.Array) -> jax.Array:
     (l - b)' inv(H) (l - b) = s^2.  The least of all of them, of each set's shortest gradient and of
     the corners is the answer.
     """
-    count = len(b_O)
-    found = []
-    for size in range(1, count + 1):
-        for members in itertools.combinations(range(count), size):
-            index = jnp.asarray(members)
-            inner = gram_OO[jnp.ix_(index, index)] + _RIDGE * jnp.eye(size)
-            for p in _stationary(inner, b_O[index], s):
-                found.append(jnp.zeros(count).at[index].set(p))
-    candidates = jnp.stack(found)
+    sets = np.array(list(itertools.product([False, True], repeat=len(b_O)))[1:])
+    points = jax.vmap(_stationary, (None, None, None, 0))(gram_OO, b_O, s, sets)
+    candidates = jnp.concatenate(points)
     inside = jnp.all(candidates >= 0, axis=-1) & jnp.all(jnp.isfinite(candidates), axis=-1)
-    candidates = jnp.where(inside[:, None], candidates, 1.0 / count)
+    candidates = jnp.where(inside[:, None], candidates, 1.0 / len(b_O))
     values = candidates @ b_O + s * jax.vmap(_length, (None, 0))(gram_OO, candidates)
     return candidates[jnp.argmin(values)]
 
 
-def _stationary(inner: jax.Array, b: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of one set of objectives: where the derivatives are equal, and the shortest gradient."""
-    ones, at_b = jnp.linalg.solve(inner, jnp.stack([jnp.ones_like(b), b], -1)).T
-    a, e, f = ones.sum(), at_b.sum(), at_b @ b
+def _stationary(
+    gram_OO: jax.Array, b_O: jax.Array, s: jax.Array, member_O: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Of one set of objectives: where the derivatives are equal, and the shortest gradient.
+
+    Those that are not members have 0 in both: their rows of the system are those of the identity.
+    """
+    member_OO = member_O[:, None] & member_O[None, :]
+    inner_OO = jnp.where(member_OO, gram_OO, 0.0) + jnp.diag(jnp.where(member_O, _RIDGE, 1.0))
+    right = jnp.where(member_O[:, None], jnp.stack([jnp.ones_like(b_O), b_O], -1), 0.0)
+    ones_O, at_b_O = _solve(inner_OO, right).T
+    a, e, f = ones_O.sum(), at_b_O.sum(), at_b_O @ b_O
     root = jnp.sqrt(jnp.maximum(e * e - a * (f - s * s), 0.0))
     level = (e + root) / a
-    p = level * ones - at_b
-    sums_to = jnp.where(root > 0, p.sum(), jnp.nan)
-    return p / sums_to, ones / a
+    p_O = level * ones_O - at_b_O
+    sums_to = jnp.where(root > 0, p_O.sum(), jnp.nan)
+    return p_O / sums_to, ones_O / a
+
+
+def _solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
+    """inv(matrix) @ right by elimination; a positive definite matrix needs no pivoting.
+
+    Written out because matrices are small and, in stacked runs, many: on CPUs LAPACK would be
+    called for each of them.
+    """
+    count = len(matrix)
+    rows = jnp.concatenate([matrix, right], axis=1)
+    for i in range(count):
+        own = rows[i] / rows[i, i]
+        rows = (rows - jnp.outer(rows[:, i], own)).at[i].set(own)
+    return rows[:, count:]
 
 
 def _scaled(gram_OO: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -14,12 +14,15 @@ from jaxpref.settings import load_config
 from jaxpref.training.progress import OnLog, training_progress
 from jaxpref.training.sweep import sweep
 
-EPILOG = """the runs lie in `out`, each in a directory that is named by its values; a sweep that was
-stopped goes on where it was when the same command is given again
+EPILOG = """examples:
+  jaxpref sweep dpo.yaml --over optim.learning_rate=[1e-6,1e-5]
+  jaxpref sweep dpo.yaml --over train.epochs=[1,2] --over train.seed=[0,1]
+  jaxpref sweep dpo.yaml adapter.rank=16 --over objective.0.beta=[0.1,0.3]
 
-    jaxpref sweep CONFIG.yaml --over objective.0.beta=[0.05,0.1,0.3]
-    jaxpref sweep CONFIG.yaml --over optim.learning_rate=[1e-6,1e-5] --over train.seed=[0,1,2]
-    jaxpref sweep CONFIG.yaml adapter.rank=16 --over objective.0.beta=[0.1,0.3]    # in one step
+The runs lie in `out`, each in a directory that is named by its values. Runs of
+an adapter that differ in numbers of their objectives alone, as in the last
+example, are trained in one step. Given again, the command goes on with a sweep
+that was stopped. Quote the brackets in zsh: --over 'train.seed=[0,1]'.
 """
 
 
@@ -30,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="KEY=[A,B,...]",
-        help="a key and its values; of several keys every combination is trained",
+        help="a key and its values, without spaces; of several keys every combination is trained",
     )
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="of all runs: train.epochs=2"

@@ -11,7 +11,7 @@ from jaxpref.config import OptimConfig
 from jaxpref.data.pack import Layout
 from jaxpref.errors import InputError
 from jaxpref.objectives import OBJECTIVES, bind
-from jaxpref.step.combine import Combine, _least, check_combinable, inner_products
+from jaxpref.step.combine import Combine, _least, _solve, check_combinable, inner_products
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -62,6 +62,16 @@ def test_the_weights_solve_racos_problem(count):
         assert p.min() >= 0 and p.sum() == pytest.approx(1, abs=1e-5)
         others = np.concatenate([rng.dirichlet(np.ones(count), 4000), 0.99 * p + 0.01 * np.eye(count), np.eye(count)])
         assert value_of(p, gram, b, s) <= value_of(others, gram, b, s).min() + 2e-5
+
+
+def test_elimination_solves_positive_definite_systems():
+    rng = np.random.default_rng(4)
+    factors, right = rng.normal(size=(3, 5, 8)), rng.normal(size=(3, 5, 2))
+    matrices = factors @ factors.swapaxes(1, 2)
+    solved = jax.vmap(_solve)(jnp.asarray(matrices, jnp.float32), jnp.asarray(right, jnp.float32))
+    # Rounding times the condition of the matrices.
+    allowed = 1e-7 * np.linalg.cond(matrices).max()
+    np.testing.assert_allclose(solved, np.linalg.solve(matrices, right), rtol=allowed, atol=allowed)
 
 
 def test_mgda_is_the_shortest_and_where_raco_goes_as_c_grows():

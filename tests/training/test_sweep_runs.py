@@ -9,6 +9,7 @@ import jaxpref
 from jaxpref import cli
 from jaxpref.errors import InputError
 from jaxpref.objectives import ObjectiveOutput
+from jaxpref.training import sweep_command
 from jaxpref.training.sweep import swept_configs
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
@@ -41,6 +42,17 @@ def test_every_combination_has_a_directory(tmp_path, tiny_files):
 
 
 @pytest.mark.slow
+def test_the_commands_of_the_help_are_what_it_reads():
+    commands = [line.split() for line in sweep_command.EPILOG.splitlines() if "jaxpref sweep" in line]
+    read = [cli._parse(words[1:]) for words in commands]
+    assert [dict(map(sweep_command._key_and_values, options.over)) for options in read] == [
+        {"optim.learning_rate": [1e-6, 1e-5]},
+        {"train.epochs": [1, 2], "train.seed": [0, 1]},
+        {"objective.0.beta": [0.1, 0.3]},
+    ]
+    assert read[-1].overrides == ["adapter.rank=16"]
+
+
 def test_adapters_are_trained_in_one_step(tmp_path, tiny_files):
     """And each is what it is alone; another learning rate is another run. About 60 s."""
     run = config(tmp_path / "sweep", tiny_files, adapter={"rank": 2})
