@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxpref.config import OptimConfig
 from jaxpref.errors import InputError
@@ -154,7 +153,7 @@ def _least(gram_OO: jax.Array, b_O: jax.Array, s: jax.Array) -> jax.Array:
     (l - b)' inv(H) (l - b) = s^2.  The least of all of them, of each set's shortest gradient and of
     the corners is the answer.
     """
-    sets = np.array(list(itertools.product([False, True], repeat=len(b_O)))[1:])
+    sets = jnp.asarray(list(itertools.product([False, True], repeat=len(b_O)))[1:])
     points = jax.vmap(_stationary, (None, None, None, 0))(gram_OO, b_O, s, sets)
     candidates = jnp.concatenate(points)
     inside = jnp.all(candidates >= 0, axis=-1) & jnp.all(jnp.isfinite(candidates), axis=-1)
