@@ -76,18 +76,14 @@ install() {
 # running, ended CODE, lost (the machine was started anew, or the keeper killed), or not started
 state() {
   local keeper boot
-  if [[ -f $run/exit_code ]]; then
-    echo "ended $(<"$run/exit_code")"
-  elif [[ -f $run/keeper ]]; then
+  if [[ ! -f $run/exit_code ]]; then
+    if [[ ! -f $run/keeper ]]; then echo "not started" && return; fi
     read -r keeper boot <"$run/keeper"
-    if [[ $boot == "$(boot)" ]] && kill -0 "$keeper" 2>/dev/null; then
-      echo running
-    else
-      echo lost
-    fi
-  else
-    echo "not started"
+    if [[ $boot == "$(boot)" ]] && kill -0 "$keeper" 2>/dev/null; then echo running && return; fi
+    # It may have ended since the first look.
+    if [[ ! -f $run/exit_code ]]; then echo lost && return; fi
   fi
+  echo "ended $(<"$run/exit_code")"
 }
 
 boot() { cat /proc/sys/kernel/random/boot_id; }
@@ -126,7 +122,8 @@ keep() {
   echo $! >"$run/pid"
   wait $! || code=$?
   echo "=== exit code $code"
-  echo "$code" >"$run/exit_code"
+  echo "$code" >"$run/exit_code.new"
+  mv "$run/exit_code.new" "$run/exit_code"
 }
 
 # SIGTERM, on which jaxpref saves and ends; SIGKILL where it does not within some seconds.

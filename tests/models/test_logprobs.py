@@ -142,6 +142,7 @@ def test_policy_equal_to_reference_gives_ln2(params):
     np.testing.assert_allclose(out.loss_B, np.log(2.0), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_policy_equal_to_reference_gives_ln2_with_a_real_vocabulary():
     """The policy's pass also sums the entropy; neither may lose digits over 49,152 terms (beside float64, too)."""
     spec = dataclasses.replace(SPEC, vocab=49152)

@@ -87,6 +87,7 @@ def test_a_kill_changes_nothing(uninterrupted, tiny_files, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+@pytest.mark.slow
 def test_online_dpo_trains_on_pairs_that_the_rewards_label(tiny_files, tmp_path):
     """Its first loss is ln 2, which the run checks itself; `score` of the first answer is the larger one."""
     run = tiny.run(config(tmp_path / "run", tiny_files, objective="dpo", online={"samples": 2}))
@@ -105,6 +106,7 @@ def drawn_groups(config, step=0):
     return planned, item
 
 
+@pytest.mark.slow
 def test_the_plan_has_room_for_every_answer_and_pairs_their_columns(tiny_files, tmp_path):
     """Packed, shared, weighed: what the batch holds is what was drawn."""
     columns = {"labels": ["label/vowels", "label/short"], "objective_weights": ["w/vowels", "w/short"]}

@@ -214,7 +214,7 @@ def test_the_exit_codes_of_all_workers_count(site):
         command = ":".join(map(str, codes))
         site.settings(COMMAND=f"({command} {{worker}})", ENVIRONMENT=f"(PYTHONPATH={site.root}/program)")
         code, out, err = site.call("run")
-        assert code == expected and said in out + err
+        assert code == expected and said in out + err, (codes, code, out, err)
         assert all(f"pod\t{number}\tended {code}\n" in out for number, code in enumerate(codes))
 
 

@@ -30,6 +30,7 @@ def memories(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_losses_and_checkpoints_are_those_of_a_run_on_the_devices(tiny_files, tmp_path, memories):
     def run(out, die_at=None, **changes):
         common = {"train": {"max_steps": 4, "save_every": 2}, "mesh": {"data": 1, "fsdp": 2}}

@@ -53,6 +53,7 @@ def test_the_commands_of_the_help_are_what_it_reads():
     assert read[-1].overrides == ["adapter.rank=16"]
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_in_one_step(tmp_path, tiny_files):
     """And each is what it is alone; another learning rate is another run. About 60 s."""
     run = config(tmp_path / "sweep", tiny_files, adapter={"rank": 2})
