@@ -197,15 +197,7 @@ def make_optimizer(
         return decay_mask(config, params)
 
     if config.name == "adamw":
-        rule = optax.adamw(
-            schedule,
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            mu_dtype=config.moment_dtype,
-            weight_decay=weight_decay,
-            mask=mask,
-        )
+        rule = _adamw(config, schedule, weight_decay, mask)
     elif config.name == "lion":
         rule = optax.lion(
             schedule,
@@ -231,6 +223,21 @@ def make_optimizer(
     if config.clip_norm is not None:
         clip = optax.clip_by_global_norm(config.clip_norm)
     return optax.chain(clip, rule)
+
+
+def _adamw(
+    config: OptimConfig, schedule: optax.Schedule, weight_decay: Any, mask: Any = None
+) -> optax.GradientTransformation:
+    """As the config has it, but for the decay."""
+    return optax.adamw(
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        mu_dtype=config.moment_dtype,
+        weight_decay=weight_decay,
+        mask=mask,
+    )
 
 
 def _muon(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -265,15 +272,8 @@ def _muon(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransf
         muon_weight_dimension_numbers=axes_of,
         consistent_rms=_MUON_RMS,
     )
-    adamw = optax.adamw(
-        schedule,
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        mu_dtype=config.moment_dtype,
-        weight_decay=0.0,
-    )
-    return optax.partition({"muon": muon, "adamw": adamw}, labels)
+    # What decays is added to both.
+    return optax.partition({"muon": muon, "adamw": _adamw(config, schedule, 0.0)}, labels)
 
 
 def _adafactor(schedule: optax.Schedule, vocab: int | None) -> optax.GradientTransformation:
