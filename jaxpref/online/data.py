@@ -19,7 +19,6 @@ from jaxpref.online.asking import Asking
 from jaxpref.online.prompts import read_prompts
 from jaxpref.online.rollouts import Drawn, Rollouts, kind_of_rollouts, reward_digests
 from jaxpref.processes.together import first_does
-from jaxpref.runs.agreement import check_same_rows
 from jaxpref.runs.build import Pieces
 from jaxpref.runs.feed import Fed, check_size, held_out_sets, make_loader, on_mesh, own_rows
 from jaxpref.runs.made_from import Digests, of_rows
@@ -52,7 +51,6 @@ class RolloutData:
         self.kind = kind_of_rollouts(pieces.parts, config.online.samples)
         self._rollouts = Rollouts(pieces, self.kind)
         prompts = read_prompts(pieces, "train")
-        check_same_rows("prompts", prompts.encoded())
         _log.info("prompts: %s", prompts.summary())
         held_out = read_prompts(pieces, "eval") if held_out_sets(pieces) else None
         self._asking = Asking(pieces, prompts)

@@ -14,6 +14,7 @@ from jaxpref.data.splits import part_of_side
 from jaxpref.data.tables import Table
 from jaxpref.errors import InputError, RowError
 from jaxpref.generation.prompts import to_prompt
+from jaxpref.runs.agreement import check_same_rows
 from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.feed import paths_of
 from jaxpref.runs.resume import with_stored
@@ -50,7 +51,8 @@ def read_prompts(pieces: Pieces, side: str) -> Prompts:
 
     Args:
         side: `train` or `eval`.
-    Errors: InputError for data that cannot be read, and where nothing is left of them.
+    Errors: InputError for data that cannot be read, where nothing is left of them, and where hosts
+        have other prompts.
     """
     data, spec = pieces.config.data, pieces.source.spec
     groups, dropped = _read(data, paths_of(pieces, side), side)
@@ -79,6 +81,7 @@ def read_prompts(pieces: Pieces, side: str) -> Prompts:
         raise InputError(
             f"a prompt in data.{side}", prompts.summary(), "raise data.max_length, or mend the rows"
         )
+    check_same_rows("prompts" if side == "train" else "held-out prompts", prompts.encoded())
     return prompts
 
 
