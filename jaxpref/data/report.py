@@ -53,11 +53,10 @@ class DataReport:
 
     def summary(self) -> str:
         """One line: what is trained on, and what is not."""
-        encoding, dropped = self.encoding, self.dropped()
-        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(dropped.items()))
+        encoding = self.encoding
         parts = [
             f"{sum(self.rows.values()):,} rows, {encoding.groups_kept:,} groups ({self.kind})",
-            f"{dropped.total():,} dropped" + (f" ({reasons})" if reasons else ""),
+            dropped_with_reasons(self.dropped()),
             f"{encoding.completions_truncated:,} completions and {encoding.prompts_truncated:,} "
             "prompts cut",
         ]
@@ -95,6 +94,16 @@ class DataReport:
             cut = f"({self.lent_cut} of these cut)"
             lines.append(f"{self.lent} groups lent an answer to another prompt {cut}")
         return "\n".join(lines)
+
+
+def dropped_with_reasons(dropped: Counter) -> str:
+    """How many in all, and why.
+
+    Args:
+        dropped: by reason.
+    """
+    reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(dropped.items()))
+    return f"{dropped.total():,} dropped" + (f" ({reasons})" if reasons else "")
 
 
 def _add_counts(whole: Any, part: Any) -> None:

@@ -24,7 +24,7 @@ from jaxpref.data.kept_groups import KeptGroups
 from jaxpref.data.report import DataReport
 from jaxpref.data.tables import Table
 from jaxpref.errors import InputError
-from jaxpref.storage.entries import entry_of
+from jaxpref.storage.entries import among_users_caches, entry_of
 
 GROUPS, REPORT = "groups.arrow", "report.json"
 
@@ -138,10 +138,7 @@ def _directory(asked: str) -> Path | None:
             asked,
             "name a local directory, auto or none",
         )
-    if asked != "auto":
-        return Path(asked)
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(caches) / "jaxpref" / "tokens" if os.path.isabs(caches) else None
+    return among_users_caches("tokens") if asked == "auto" else Path(asked)
 
 
 _reports = TypeAdapter(DataReport)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from jaxpref.config import Config, DataConfig
 from jaxpref.data.encode import check_known_tokens, encode_prompts
+from jaxpref.data.report import dropped_with_reasons
 from jaxpref.data.sources import read_all
 from jaxpref.data.splits import part_of_side
 from jaxpref.data.tables import Table
@@ -34,8 +35,7 @@ class Prompts:
 
     def summary(self) -> str:
         """One line."""
-        reasons = ", ".join(f"{reason}: {n:,}" for reason, n in sorted(self.dropped.items()))
-        dropped = f"{self.dropped.total():,} dropped" + (f" ({reasons})" if reasons else "")
+        dropped = dropped_with_reasons(self.dropped)
         return f"{self.rows:,} rows, {len(self.groups):,} prompts; {dropped}"
 
     def encoded(self) -> list[EncodedGroup]:

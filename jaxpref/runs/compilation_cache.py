@@ -5,12 +5,13 @@ processor's instruction sets, so that hosts of different kinds may share a direc
 """
 
 import logging
-import os
 from pathlib import Path
 
 import jax
 from filelock import FileLock, Timeout
 from jax.experimental.compilation_cache import compilation_cache
+
+from jaxpref.storage.entries import among_users_caches
 
 _log = logging.getLogger(__name__)
 
@@ -51,10 +52,8 @@ def _default_directory() -> str | None:
     Several processes may lie on hosts with a directory each.  Then some find a program that others
     compile, and those that compile on GPUs wait for each other: such a directory has to be named.
     """
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if jax.process_count() > 1 or not os.path.isabs(caches):
-        return None
-    return os.path.join(caches, "jaxpref", "compiled")
+    directory = among_users_caches("compiled")
+    return None if jax.process_count() > 1 or directory is None else str(directory)
 
 
 def _keep_in(directory: str | None) -> None:

@@ -78,3 +78,9 @@ def _remove_old(top: Path, kept: Path, limit: float, told: Callable[[Path], str]
 
 def _bytes_in(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
+
+def among_users_caches(name: str) -> Path | None:
+    """jaxpref/NAME in the user's directory of caches; None: there is none to be used."""
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(caches) / "jaxpref" / name if os.path.isabs(caches) else None
