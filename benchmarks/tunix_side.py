@@ -13,8 +13,9 @@ BEGAN = time.perf_counter()
 import importlib.metadata  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
-import resource  # noqa: E402
 import sys  # noqa: E402
+
+from step_times import StepTimes  # noqa: E402
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def _run(job: dict) -> dict:
 
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
-            self.steps, self.ends, self.cpu, self.peak = [], [], [], 0
+            self.steps, self.times = [], StepTimes()
 
         def _write_train_metrics(self):
             buffered = self._buffered_train_metrics
@@ -42,9 +43,7 @@ def _run(job: dict) -> dict:
                 for name, (logged, mean) in buffered.additional_metrics.items():
                     values[name] = float(mean(logged))
                 self.steps.append(values)
-                self.ends.append(time.perf_counter())
-                self.cpu.append(time.process_time())
-                self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                self.times.step_ended()
             super()._write_train_metrics()
 
     optimizer = optax.chain(
@@ -62,15 +61,11 @@ def _run(job: dict) -> dict:
         | {ours: step[theirs] for ours, theirs in names.items()}
         for step, so_far in zip(trainer.steps, tokens, strict=True)
     ]
-    ends, cpu = trainer.ends, trainer.cpu
     packages = ("google-tunix", "jax", "flax")
     return {
         "steps": steps,
-        "seconds": [b - a for a, b in zip(ends, ends[1:], strict=False)],
-        "cpu_seconds": [b - a for a, b in zip(cpu, cpu[1:], strict=False)],
-        "first_step_done": ends[0] - BEGAN,
+        **trainer.times.result(BEGAN),
         "compile": None,
-        "peak_bytes": trainer.peak,
         "versions": {f"tunix' {name}": importlib.metadata.version(name) for name in packages},
         "optimizer": f"optax {optax.__version__}, jax {jax.__version__}",
     }
