@@ -7,7 +7,7 @@ from jaxpref.config import Config
 from jaxpref.pareto.config import SHARED, FrontConfig, point_name
 from jaxpref.pareto.cost import Cost, Work
 from jaxpref.pareto.rewards import temperature
-from jaxpref.pareto.run_configs import conditioned_out, point_out, single_out
+from jaxpref.pareto.run_configs import conditioned_out, point_out, single_out, unevaluated_run
 from jaxpref.pareto.stages import Stages
 from jaxpref.storage.paths import as_path
 
@@ -24,11 +24,12 @@ def on_policy_run(
     Args:
         weights: None: one run for all, whose prompts say them.
     """
-    run, name = front.run, _OBJECTIVE[method]
+    name = _OBJECTIVE[method]
     if weights is None:
         out = conditioned_out(front, method)
     else:
         out = point_out(front, weights, method)
+    run = unevaluated_run(front, out, _prompts(front))
     online = replace(
         run.online,
         rewards={objective: _reward(front, objective) for objective in front.names},
@@ -37,14 +38,8 @@ def on_policy_run(
         dirichlet=front.pareto.dirichlet if weights is None else None,
         samples=run.online.samples if name == "rloo" else 2,
     )
-    return replace(
-        run,
-        out=out,
-        data=replace(run.data, train=_prompts(front), eval=[]),
-        objective=[{"name": name, "beta": front.pareto.beta}],
-        online=online,
-        train=replace(run.train, eval_every=None),
-    )
+    objective = [{"name": name, "beta": front.pareto.beta}]
+    return replace(run, objective=objective, online=online)
 
 
 def on_policy_stage(method: str, weights: Mapping[str, float] | None) -> str:

@@ -96,12 +96,22 @@ def cos_dpo_run(front: FrontConfig, train: str) -> Config:
 
 
 def _labelled_run(front: FrontConfig, out: str, train: str, objective: list[dict]) -> Config:
-    """A run on rows that this package wrote; it does not evaluate itself on the way."""
+    """A run on rows that this package wrote."""
+    run = unevaluated_run(front, out, [train])
+    data = replace(run.data, format="auto", columns={})
+    return replace(run, data=data, objective=objective)
+
+
+def unevaluated_run(front: FrontConfig, out: str, train: Sequence[str]) -> Config:
+    """The front's run in `out`, on these rows; it does not evaluate itself on the way."""
     run = front.run
-    data = replace(run.data, train=[train], eval=[], format="auto", columns={})
-    alone = replace(run.train, eval_every=None, samples=0)
-    log = _log_of(front, as_path(out).name)
-    return replace(run, out=out, data=data, objective=objective, train=alone, log=log)
+    return replace(
+        run,
+        out=out,
+        data=replace(run.data, train=list(train), eval=[]),
+        train=replace(run.train, eval_every=None, samples=0),
+        log=_log_of(front, as_path(out).name),
+    )
 
 
 def _log_of(front: FrontConfig, name: str) -> LogConfig:

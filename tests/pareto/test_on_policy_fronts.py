@@ -47,6 +47,16 @@ def test_the_runs_have_the_same_prompts_rewards_and_beta(tiny_files, tmp_path):
     assert len({run.out for run in runs.values()}) == 3
 
 
+def test_a_run_names_itself_and_answers_nothing_on_the_way(tiny_files, tmp_path):
+    """It has no held-out data, without which `train.samples` and `train.eval_every` would be refused."""
+    raw = settings(tmp_path, tiny_files)
+    raw["train"] |= {"samples": 2, "eval_every": 1}
+    front = make_front_config(raw | {"log": {"name": "front"}})
+    run = on_policy_run(front, "rloo", front.points[0], Stages(tmp_path / "stages"))
+    assert (run.data.eval, run.train.samples, run.train.eval_every) == ([], 0, None)
+    assert run.log.name == f"front-{Path(run.out).name}"
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [
