@@ -7,7 +7,8 @@ import numpy as np
 
 from jaxpref.errors import InputError
 from jaxpref.generation.completions import stop_ids
-from jaxpref.generation.decoding import Generator, decodes_unstacked, decoding_model
+from jaxpref.generation.decoding import Generator
+from jaxpref.generation.opening import OpenPolicy
 from jaxpref.generation.sampling import Sampling
 from jaxpref.generation.text import Ending
 from jaxpref.runs.build import Pieces
@@ -47,7 +48,7 @@ def make_samples(pieces: Pieces, held_out: Iterable[EncodedGroup]) -> AnswerProm
 
     def answers(params: Any) -> list[Sample]:
         generator = Generator(
-            decoding_model(pieces.model, decodes_unstacked(pieces.mesh)),
+            OpenPolicy(pieces, params).decoding_model,
             params,
             pieces.mesh,
             sampling=Sampling(),
