@@ -32,7 +32,13 @@ from jaxpref.step.batch_loss import (
     reference_states,
     total_weights,
 )
-from jaxpref.step.micro_batches import MICRO_BATCHES, at_used_length, micro_batch, whole_batch
+from jaxpref.step.micro_batches import (
+    MICRO_BATCHES,
+    at_used_length,
+    micro_batch,
+    traced_once,
+    whole_batch,
+)
 from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState
 from jaxpref.types import Batch
@@ -64,7 +70,9 @@ def split_gradient(
         share, (sums, _) = loss_and_sums(loss_spec, logps, ref, micro, state.running, totals)
         return share, sums
 
-    gradient = at_used_length(_gradient_of(loss_spec)(loss, has_aux=True), loss_spec.lengths)
+    gradient = traced_once(
+        at_used_length(_gradient_of(loss_spec)(loss, has_aux=True), loss_spec.lengths)
+    )
 
     def gradient_of(t):
         grads, sums = gradient(state.params, *micro_batch((batch, keys_T), t))

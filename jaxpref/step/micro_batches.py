@@ -1,6 +1,7 @@
 """The micro-batches of a step: arrays [T, R, ...] of which a loop takes one after another."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +22,13 @@ def micro_batch(tree_T: Any, t) -> Any:
 def whole_batch(batch: Batch) -> Batch:
     """All micro-batches as one: [T, R, ...] -> [T * R, ...]."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+
+traced_once = partial(jax.jit, inline=True)
+"""For what a loop over micro-batches runs: its shapes are asked for before, which traces it too.
+
+Tracing a model takes seconds, and is not repeated. The program is as if it were written out.
+"""
 
 
 def at_used_length(function: Callable[..., Any], lengths: Sequence[int]) -> Callable[..., Any]:
@@ -57,6 +65,7 @@ def at_used_length(function: Callable[..., Any], lengths: Sequence[int]) -> Call
 def collect(function: Callable[[Any], Any], tree_T: Any, micro_batches) -> Any:
     """`function` of every micro-batch in use, stacked on a leading T; zeros for the others."""
     T = jax.tree.leaves(tree_T)[0].shape[0]
+    function = traced_once(function)
     shapes = jax.eval_shape(function, micro_batch(tree_T, 0))
     zeros_T = jax.tree.map(lambda x: jnp.zeros((T, *x.shape), x.dtype), shapes)
 
