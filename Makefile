@@ -25,10 +25,11 @@ demo-pareto: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(PYTEST) -m "not slow and not tpu_compiler"
 
-# As on a lesser processor: AVX2, or SSE4_2, which has no fused multiply-add and so rounds otherwise.
+# As on a lesser processor: AVX2, or SSE4_2, which has no fused multiply-add and so rounds otherwise. Programs are
+# optimised as those of users are; the quick tests optimise little.
 ISA ?= AVX2
 test-isa: $(VENV)/.ready
-	XLA_FLAGS=--xla_cpu_max_isa=$(ISA) $(PYTEST) -m "not slow and not tpu_compiler" $(NUMERIC)
+	XLA_FLAGS=--xla_cpu_max_isa=$(ISA) $(PYTEST) --optimised -m "not slow and not tpu_compiler" $(NUMERIC)
 
 test-slow: $(VENV)/.ready
 	$(PYTEST) -m slow

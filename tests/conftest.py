@@ -7,6 +7,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # but for what `quick_compile` keeps: no test finds another's
 
+from contextlib import nullcontext  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
@@ -21,6 +22,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 def pytest_addoption(parser):
     parser.addoption("--margins", metavar="FILE", help="write how much of its tolerance every comparison used")
+    parser.addoption("--optimised", action="store_true", help="compile everything as users do, `quick_compile` too")
 
 
 def pytest_configure(config):
@@ -56,9 +58,12 @@ def compile_cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quick_compile(compile_cache):
-    """For tests of whole runs: XLA optimises little, and a program that was compiled before is taken from disk."""
-    with tiny.quick_compile(compile_cache):
+def quick_compile(compile_cache, pytestconfig):
+    """Where compiling is most of a test: XLA optimises little, and programs compiled before are taken from disk.
+
+    Not with `--optimised`; so `make test-isa` runs the numeric tests.
+    """
+    with nullcontext() if pytestconfig.getoption("optimised") else tiny.quick_compile(compile_cache):
         yield
 
 

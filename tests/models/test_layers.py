@@ -15,6 +15,8 @@ from jaxpref.models import layers
 from jaxpref.models.families import FAMILIES, spec_from_hf
 from jaxpref.models.spec import DynamicRope
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)

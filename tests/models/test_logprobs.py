@@ -17,6 +17,8 @@ from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives.pairwise import dpo
 from jaxpref.types import EncodedGroup
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 SPEC = ModelSpec("llama", 61, 32, 48, 2, 4, 2, 8, 512, 1e4, 1e-5, True)
 MODEL = build_model(SPEC, attention_block=8)
 RELATIVE = 1e-5  # float32 sums in another order

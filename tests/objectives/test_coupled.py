@@ -13,8 +13,6 @@ from jaxpref.objectives import bind
 from jaxpref.objectives.coupled import _draw, aot, aot_unpaired, beta_dpo, dr_dpo
 from jaxpref.objectives.pairwise import dpo
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 START = {"mean": jnp.zeros(()), "std": jnp.zeros(())}
 
 

@@ -16,8 +16,6 @@ from jaxpref.objectives.multiobjective import cos_dpo, modpo, modpo_hinge, modpo
 from jaxpref.objectives.pairwise import dpo
 from jaxpref.objectives.unpaired import apo_zero_unpaired, bco, kto
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def logps(sums, counts=None):
     total = jnp.asarray(sums, jnp.float32)

@@ -13,7 +13,6 @@ from jaxpref.objectives import bind
 from jaxpref.objectives.pairwise import dpo
 from jaxpref.objectives.references import geometric_mrpo, mrpo, mrpo_fixed, multi_dpo
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 ALL = (mrpo, mrpo_fixed, geometric_mrpo, multi_dpo)
 
 

@@ -20,7 +20,6 @@ from jaxpref.objectives.references import geometric_mrpo, mrpo, mrpo_fixed, mult
 
 ARMS = 6
 FIRST, SECOND = np.nonzero(~np.eye(ARMS, dtype=bool))  # all ordered pairs, (winner, loser)
-pytestmark = pytest.mark.usefixtures("quick_compile")
 BETA = 0.7
 TOLERANCE = 1e-5  # of log-probs at the optimum, where the gradient is below 1e-9
 

@@ -20,6 +20,8 @@ from jaxpref.models.peft.tensors import adapter_tensors, stored_targets
 from jaxpref.models.spec import ModelSpec
 from jaxpref.step.optim import OptimNumbers, decay_mask, make_optimizer, make_schedule, warmup_steps
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 VALUE_TOLERANCE = 1e-6
 """Relative, of float32 learning rates."""
 PEAK = 2e-4

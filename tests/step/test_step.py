@@ -22,6 +22,8 @@ from jaxpref.step.state import init_state, state_shardings
 from jaxpref.step.train_step import make_eval_step, make_train_step
 from jaxpref.types import EncodedGroup
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 # Heads, key/value heads, ffn, width and vocabulary that 8 devices divide.
 SPEC = ModelSpec("llama", 64, 32, 64, 2, 8, 8, 8, 512, 1e4, 1e-5, False)
 MODEL = build_model(SPEC, attention_block=16)
