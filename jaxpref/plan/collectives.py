@@ -30,6 +30,8 @@ class Collective:
     """Runs in a step."""
     shape: str
     """What it gives, as the program writes it."""
+    sizes: tuple[tuple[int, ...], ...]
+    """Of the arrays that it gives."""
     dcn: bool
     """Its groups reach over slices."""
     where: str
@@ -70,6 +72,7 @@ def collectives(program: Program, trips: Trips, devices: np.ndarray, axes: tuple
             bytes=times * _sent(kind, sum(array.bytes for array in _given(line)), size),
             times=times,
             shape=_written(_given(line)),
+            sizes=tuple(array.dims for array in _given(line)),
             dcn=_crosses(groups, devices),
             where=line.op_name,
         )
@@ -94,6 +97,7 @@ def _between_slices(
         bytes=times * _sent(kind, sum(array.bytes for array in given), count),
         times=times,
         shape=_written(given),
+        sizes=tuple(array.dims for array in given),
         dcn=True,
         where=line.op_name,
     )

@@ -75,7 +75,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
     if options.search:
         configs, said = _searched(options, configs, rows, target, console)
     else:
-        said = compile_in_child(configs, rows, target, options.cache)
+        with progress(console) as update:
+            update("compiling", 0, None, f"for {target}; minutes for billions of parameters")
+            said = compile_in_child(configs, rows, target, options.cache)
     show(said, target, console)
     if options.write and "does_not_fit" not in said:
         with whole_file(options.write) as partial:

@@ -22,7 +22,7 @@ from jaxpref.errors import InputError
 from jaxpref.models.parameters import LORA
 from jaxpref.plan.child import refusal
 from jaxpref.plan.chips import Slice, parse_slice
-from jaxpref.plan.collectives import collectives
+from jaxpref.plan.collectives import Collective, collectives
 from jaxpref.plan.flops import program_flops
 from jaxpref.plan.loops import Loops, count_loops
 from jaxpref.plan.planned_step import PlannedStep, plan_step
@@ -169,7 +169,31 @@ def read_program(compiled: Any, planned: PlannedStep, loops: Loops) -> dict[str,
         "kernel_flops": loops.kernels * kernel_flops,
         "kernel_bytes": kernel_bytes,
         "collectives": [vars(one) for one in sent],
+        "gathered_activations": _gathered_activations(sent, planned),
     }
+
+
+def _gathered_activations(sent: list[Collective], planned: PlannedStep) -> float:
+    """Bytes that a device sends so that others have whole what is no weight, within the layers.
+
+    Keys and values are gathered over `context` by intent, and not counted.
+    """
+    frozen = jax.tree.leaves((planned.frozen.base, planned.frozen.reference))
+    weights = {_sides(leaf.shape[1:]) for leaf in frozen}
+    for leaf in jax.tree.leaves(planned.state.params):
+        points = leaf.shape[: planned.points > 1]  # the axis before that of the layers
+        weights.add(_sides(points + leaf.shape[len(points) + 1 :]))
+    return sum(
+        one.bytes
+        for one in sent
+        if one.kind == "all-gather" and "/layers/" in one.where and one.axes != ("context",)
+        if not all(_sides(sizes) in weights for sizes in one.sizes)
+    )
+
+
+def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without those of 1, and in an order that does not depend on how an array lies in memory."""
+    return tuple(sorted(side for side in shape if side > 1))
 
 
 def saved_for_backward(program: Program, layers: int, planned: PlannedStep) -> int:

@@ -28,6 +28,7 @@ _FREE = {
     "while",
     "conditional",
     "call",
+    "call-start",
     "async-start",
     "async-done",
     "async-update",
@@ -35,6 +36,8 @@ _FREE = {
     "optimization-barrier",
 }
 """Instructions that move nothing themselves."""
+_CALLS = ("call", "call-start", "async-start")
+"""Instructions that run another computation once; `call-start` those of a TPU's sparse cores."""
 
 
 class Array(NamedTuple):
@@ -135,7 +138,7 @@ class Program:
             elif line.opcode == "conditional":
                 branches = line.called("branch_computations", "true_computation")
                 yield from self._runs(branches[-1], times, trips)
-            elif line.opcode in ("call", "async-start"):
+            elif line.opcode in _CALLS:
                 for called in line.called("to_apply", "calls", "called_computations"):
                     yield from self._runs(called, times, trips)
 

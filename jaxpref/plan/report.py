@@ -69,7 +69,7 @@ def _time_table(said: dict[str, Any], time: Estimate, target: Slice) -> Table:
     dcn = sum(one["bytes"] for one in sent if one["dcn"])
     table.add_row("model FLOPs", f"{model / 1e12:.3g} T", f"{time.model_seconds:.2g}")
     table.add_row("FLOPs of the program", f"{said['flops'] / 1e12:.3g} T", f"{time.compute:.2g}")
-    table.add_row("HBM traffic", f"{said['bytes_moved'] / 1e9:,.0f} GB", f"{time.hbm:.2g}")
+    table.add_row("HBM traffic", f"{_amount(said['bytes_moved'] / 1e9)} GB", f"{time.hbm:.2g}")
     if time.by_cycles:
         cycles, seconds = said["cycles"], {k: v / chip.clock for k, v in said["cycles"].items()}
         for name, count in cycles.items():
@@ -96,14 +96,14 @@ def _traffic_table(sent: list[dict[str, Any]], target: Slice) -> Table:
             one["kind"],
             "+".join(one["axes"]) or "-",
             "DCN" if one["dcn"] else "ICI",
-            f"{one['bytes'] / 1e6:,.0f}",
+            _amount(one["bytes"] / 1e6),
             f"{one['times']:,.0f}",
             one["shape"][:48],
         )
     rest = sent[_SHOWN:]
     if rest:
         mb = sum(one["bytes"] for one in rest) / 1e6
-        table.add_row(f"{len(rest)} more", "", "", f"{mb:,.0f}", "", "")
+        table.add_row(f"{len(rest)} more", "", "", _amount(mb), "", "")
     return table
 
 
@@ -125,6 +125,11 @@ def _rounded(x: float) -> str:
     return f"{float(f'{x:.2g}'):,.0f}"
 
 
+def _amount(x: float) -> str:
+    """Whole, or two digits of what is small."""
+    return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
+
+
 def warnings(said: dict[str, Any], target: Slice) -> Iterator[str]:
     """What deserves a look, in words."""
     large = 0.01 * target.chip.hbm
@@ -135,6 +140,12 @@ def warnings(said: dict[str, Any], target: Slice) -> Iterator[str]:
         if one["kind"] == "all-gather" and one["times"] <= said["micro_batches"]:
             if one["bytes"] > large:
                 yield f"an all-gather outside the layers: {one['shape']} ({one['where'][-60:]})"
+    everything = sum(one["bytes"] for one in said["collectives"])
+    if said["gathered_activations"] > 0.05 * everything:
+        yield (
+            "activations are gathered in the layers, where weights alone should be: "
+            f"{said['gathered_activations'] / 1e9:.2g} of {everything / 1e9:.2g} GB sent"
+        )
     memory = memory_of(said, target.chip)
     if memory.fits and memory.share > 0.9:
         yield f"{memory.share:.0%} of HBM is in use: more than 90 % leaves little for the runtime"

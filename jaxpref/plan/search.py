@@ -179,17 +179,18 @@ def search(
     Args:
         compiled: config -> what `compiled.compile_and_read` gives.
         tries: programs to compile at most.
-        on_try: called before each with (number, of how many, what).
+        on_try: called with (how many are done, of how many, what comes next).
     Errors: InputError where nothing can fit.
     """
-    ordered = _in_order(config, spec, rows, target)
+    tried = _in_order(config, spec, rows, target)[:tries]
     found = []
-    for number, choice in enumerate(ordered[:tries]):
-        on_try(number, min(tries, len(ordered)), str(choice))
+    for number, choice in enumerate(tried):
+        on_try(number, len(tried), str(choice))
         try:
             found.append(Found(choice, compiled(choice.applied(config))))
         except InputError:
             continue  # a mesh or row that training would refuse: no plan
+    on_try(len(tried), len(tried), "done")
     return sorted(found, key=lambda one: one.seconds(target))
 
 

@@ -138,3 +138,22 @@ def test_what_a_slice_sends_to_another_is_a_collective():
     devices = np.array([Device(0), Device(0), Device(1), Device(1)]).reshape(2, 2)
     (one,) = collectives(Program.parse(text), never, devices, ("data", "fsdp"))
     assert (one.kind, one.axes, one.devices, one.bytes, one.dcn) == ("all-reduce", ("data",), 2, 32.0, True)
+
+
+def test_collectives_on_sparse_cores_are_found():
+    """As the TPU compiler writes them for v7x."""
+    text = """%on_sparse_core (q: f32[2]) -> f32[8] {
+  %q = f32[2]{0} parameter(0)
+  ROOT %gathered = f32[8]{0} all-gather(%q), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+ENTRY %main (p: f32[2]) -> f32[8] {
+  %p = f32[2]{0} parameter(0)
+  %begun = ((f32[2]{0}, token[]), f32[8]{0}) call-start(%p), to_apply=%on_sparse_core
+  ROOT %done = f32[8]{0} call-done(%begun)
+}
+"""
+    program = Program.parse(text)
+    (one,) = collectives(program, never, np.array(jax.devices()[:4]), ("fsdp",))
+    assert (one.kind, one.axes, one.bytes) == ("all-gather", ("fsdp",), 24)
+    assert program.bytes_moved(never) == 8 + 32
