@@ -95,8 +95,9 @@ class ReferenceConfig:
     """Share of the policy in the updated reference; 1 replaces it."""
     offload: bool = False
     """Keep the copy's weights in the hosts' memory between steps."""
-    cache_dir: str = "~/.cache/jaxpref/reference"
-    """Directory of cached log-probs, under a key of weights, compute dtype and token ids."""
+    cache_dir: str = "auto"
+    """Directory of cached log-probs, under a key of weights, compute dtype and token ids; auto:
+    jaxpref/reference among the user's caches."""
 
 
 @dataclass(frozen=True, config=STRICT)

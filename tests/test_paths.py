@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxpref.errors import InputError
+from jaxpref.storage.entries import cache_directory
 from jaxpref.storage.paths import as_path, is_bucket, is_within
 
 
@@ -60,3 +61,16 @@ def test_what_lies_in_what():
         ("/a/run", "s3://a/run", False),
     ):
         assert is_within(path, directory) == inside
+
+
+def test_caches_are_the_users_unless_they_are_in_the_home_directory_already(monkeypatch, tmp_path):
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    before = home / ".cache/jaxpref/scores"
+    assert cache_directory("auto", "scores") == before
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert cache_directory("auto", "scores") == tmp_path / "caches/jaxpref/scores"
+    before.mkdir(parents=True)
+    assert cache_directory("auto", "scores") == before, "what is kept there is found"
+    assert cache_directory("~/own", "scores") == home / "own"

@@ -30,6 +30,7 @@ import numpy as np
 from jaxpref.data.messages import PROMPT_ROLES
 from jaxpref.data.prefix import common_length
 from jaxpref.data.template import group_texts
+from jaxpref.data.tokenise import token_ids
 from jaxpref.data.truncation import TRUNCATIONS, Dropped, Parts, fit
 from jaxpref.errors import InputError, RowError
 from jaxpref.types import EncodedGroup, Group
@@ -269,9 +270,9 @@ def _encode_batch(
 def _token_ids(
     groups: Sequence[Group], texts: Sequence[list[str] | RowError], tokenizer: Any
 ) -> list[list[list[int]] | RowError]:
-    """Token ids of every text, all tokenised by one call."""
+    """Token ids of the texts of every group, all tokenised by one call."""
     flat = [text for rendered in texts if not isinstance(rendered, RowError) for text in rendered]
-    ids = iter(_encode(flat, tokenizer) if flat else [])
+    ids = iter(token_ids(flat, tokenizer))
     before = _ids_before_text(tokenizer)
     results: list[list[list[int]] | RowError] = []
     for group, rendered in zip(groups, texts, strict=True):
@@ -283,17 +284,6 @@ def _token_ids(
             encoded = [_begun(tokens, before) for tokens in encoded]
         results.append(encoded)
     return results
-
-
-def _encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # no log line about `model_max_length`: the limit here is `max_length`
-    )
-    return encoded["input_ids"]
 
 
 def _ids_before_text(tokenizer: Any) -> list[int]:

@@ -22,8 +22,10 @@ from jaxpref.plan.chips import Slice
 from jaxpref.plan.row_sizes import RowSizes
 from jaxpref.runs.made_from import add_group, of_objective
 from jaxpref.settings import save_config, to_dict
+from jaxpref.storage.entries import cache_directory
 
-CACHE = "~/.cache/jaxpref/plans"
+CACHE = "auto"
+"""jaxpref/plans among the user's caches."""
 
 
 def compile_in_child(
@@ -46,7 +48,7 @@ def compile_in_child(
             "no such package in this environment",
             'pip install "jaxpref[tpu]" (no TPU is needed)',
         )
-    kept = None if cache is None else _kept(configs, rows, Path(cache), target)
+    kept = None if cache is None else _kept(configs, rows, cache_directory(cache, "plans"), target)
     if kept is not None and kept.is_file():
         return json.loads(kept.read_text())
     said = _asked(configs, rows, target)
@@ -115,7 +117,7 @@ def _kept(configs: Sequence[Config], rows: RowSizes, cache: Path, target: Slice 
         digest.update(_version(package).encode())
     for source in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(source.read_bytes())
-    return cache.expanduser() / f"{digest.hexdigest()[:32]}.json"
+    return cache / f"{digest.hexdigest()[:32]}.json"
 
 
 def _version(package: str) -> str:

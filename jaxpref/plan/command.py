@@ -62,7 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--write", metavar="FILE", help="save the config of the best plan there")
     parser.add_argument("--json", metavar="FILE", help="write all of it there too")
-    parser.add_argument("--cache", default=CACHE, help=f"earlier compilations (default {CACHE})")
+    parser.add_argument(
+        "--cache",
+        default=CACHE,
+        metavar="DIR",
+        help="of earlier compilations (default jaxpref/plans among the user's caches)",
+    )
 
 
 def run(options: argparse.Namespace, console: Console) -> None:

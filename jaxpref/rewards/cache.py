@@ -17,10 +17,12 @@ from pathlib import Path
 from jaxpref.errors import InputError
 from jaxpref.processes.together import first_does
 from jaxpref.rewards.reward import Limits, Reward, Values
+from jaxpref.storage.entries import cache_directory
 from jaxpref.storage.paths import is_bucket
 from jaxpref.types import Group
 
-CACHE_DIR = "~/.cache/jaxpref/scores"
+CACHE_DIR = "auto"
+"""jaxpref/scores among the user's caches."""
 
 
 def cached(reward: Reward, directory: str | Path = CACHE_DIR) -> Reward:
@@ -42,7 +44,7 @@ def cached(reward: Reward, directory: str | Path = CACHE_DIR) -> Reward:
     @functools.cache
     def file() -> Path:
         name = hashlib.sha256(f"scores v1 {reward.identity()}".encode()).hexdigest()[:32]
-        return Path(directory).expanduser() / f"{name}.sqlite"
+        return cache_directory(directory, "scores") / f"{name}.sqlite"
 
     def of_groups(groups: Sequence[Group], limits: Limits) -> list[Values]:
         keys = [group_key(group, limits) for group in groups]

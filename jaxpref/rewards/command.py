@@ -91,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache",
         default=CACHE_DIR,
         metavar="DIR",
-        help=f"of kept scores (default {CACHE_DIR}); none: keep nothing",
+        help="of kept scores (default jaxpref/scores among the user's caches); none: keep nothing",
     )
 
 

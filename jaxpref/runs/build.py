@@ -143,16 +143,13 @@ def _check_fits_own(config: Config) -> None:
         problems.append("reference.path (reference.extra takes checkpoints)")
     if config.train.neftune_alpha is not None:
         problems.append(f"train.neftune_alpha={config.train.neftune_alpha:g}")
-    if config.optim.name == "muon":
-        problems.append("optim.name=muon (which matrices are those of its layers is not known)")
     if config.mesh.context > 1:
         problems.append(f"mesh.context={config.mesh.context}")
     if problems:
         raise InputError(
             "settings that a model given in Python can follow",
             f"out={config.out}: {'; '.join(problems)}",
-            "remove these settings; freeze weights in the module itself, by jax.lax.stop_gradient, "
-            "and give an optimizer that knows the module as train(optimizer=...)",
+            "remove these settings; freeze weights in the module itself, by jax.lax.stop_gradient",
         )
 
 

@@ -27,7 +27,7 @@ from jaxpref.runs.made_from import of_own_model
 from jaxpref.runs.params import load_params, reference_params, reference_source
 from jaxpref.runs.sequence_logps import compute_logps
 from jaxpref.step.batch_loss import REFERENCE_COLUMN
-from jaxpref.storage.paths import as_path
+from jaxpref.storage.entries import cache_directory
 from jaxpref.types import EncodedGroup
 
 
@@ -117,7 +117,7 @@ def _through_cache(
         key: -> digest of the weights, which names the file.
         load: -> parameters; called only where some log-probs are not in the cache.
     """
-    directory = as_path(pieces.config.reference.cache_dir)
+    directory = cache_directory(pieces.config.reference.cache_dir, "reference")
 
     def compute(missing: Sequence[EncodedGroup]) -> Mapping[int, np.ndarray]:
         return compute_logps(pieces, load(), missing)

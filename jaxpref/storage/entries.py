@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jaxpref.storage.paths import as_path
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -84,3 +86,14 @@ def among_users_caches(name: str) -> Path | None:
     """jaxpref/NAME in the user's directory of caches; None: there is none to be used."""
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(caches) / "jaxpref" / name if os.path.isabs(caches) else None
+
+
+def cache_directory(asked: str | Path, name: str) -> Path:
+    """The directory that is asked for; of `auto`, jaxpref/NAME among the user's caches.
+
+    These caches used to lie in ~/.cache whatever XDG_CACHE_HOME says, so one that is there is used.
+    """
+    if asked != "auto":
+        return as_path(asked)
+    before = Path("~/.cache/jaxpref").expanduser() / name
+    return before if before.is_dir() else among_users_caches(name) or before

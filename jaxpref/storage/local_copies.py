@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxpref.errors import InputError
-from jaxpref.storage.entries import entry_of
+from jaxpref.storage.entries import cache_directory, entry_of
 from jaxpref.storage.paths import file_system, is_bucket, key_of
 
 DIRECTORY, LIMIT = "JAXPREF_CACHE_DIR", "JAXPREF_CACHE_GB"
 """Environment variables: where the copies are, and how many GB (10^9 bytes) they may take."""
-_DEFAULTS = {DIRECTORY: "~/.cache/jaxpref/files", LIMIT: "50"}
+_DEFAULTS = {DIRECTORY: "auto", LIMIT: "50"}
 
 
 def local_file(path: Path) -> Path:
@@ -75,7 +75,7 @@ def _setting(name: str) -> str:
 
 
 def _top() -> Path:
-    top = Path(_setting(DIRECTORY)).expanduser()
+    top = cache_directory(_setting(DIRECTORY), "files")
     top.mkdir(parents=True, exist_ok=True)
     return top
 

@@ -13,6 +13,7 @@ import optax
 from jaxpref.config import Config
 from jaxpref.data.loader import Step
 from jaxpref.data.memory import Given
+from jaxpref.errors import InputError
 from jaxpref.files import whole_file
 from jaxpref.models.quantize import qwix
 from jaxpref.models.source import Checkpoint
@@ -245,6 +246,8 @@ def prepare(
     check_same_objective(pieces.parts)
     check_combinable(pieces.config.optim, pieces.parts)
     check_trainable(pieces.source)
+    if pieces.source.own is not None and rule.optimizer is None:
+        _check_optimizer_of_own(config.optim.name)
     tell_dtype(pieces, asked_dtype, config.model.compute_dtype)
     attention = attention_of(pieces.config, pieces.source)
     _log.info("attention: %s (%s)", attention.name, attention.why)
@@ -292,3 +295,14 @@ def prepare(
         began=began,
     )
     return prepared, trained, moving_ref
+
+
+def _check_optimizer_of_own(name: str) -> None:
+    """Errors: InputError for one that treats every leaf as the built-in decoder has it."""
+    if name == "muon":
+        raise InputError(
+            "an optimizer that needs to know nothing of a model given in Python",
+            "optim.name=muon (which matrices are those of its layers is not known)",
+            "set another optim.name, or give an optimizer that knows the model, as "
+            "train(optimizer=...)",
+        )

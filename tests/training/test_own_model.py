@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import own_model
 import pytest
 import tiny
@@ -13,7 +14,9 @@ from flax import nnx
 
 import jaxpref
 from jaxpref.errors import InputError
-from jaxpref.models.source import open_checkpoint
+from jaxpref.models.source import given_model, open_checkpoint
+from jaxpref.step.optim import GivenRule
+from jaxpref.training.prepare import prepare
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
@@ -125,6 +128,10 @@ def test_what_does_not_fit_is_named(tmp_path, tiny_files):
         jaxpref.train(config(tmp_path / "run", tiny_files, train={"neftune_alpha": 5.0}), model=own())
     with pytest.raises(InputError, match="optim.name=muon"):
         jaxpref.train(config(tmp_path / "run", tiny_files, optim={"name": "muon"}), model=own())
+    given = GivenRule(optax.contrib.muon)
+    muon = config(tmp_path / "run", tiny_files, optim={"name": "muon"})
+    prepared, *_ = prepare(muon, source=given_model(muon.model, own(), None), rule=given)
+    assert prepared.rule is given, "it stands in the place of optim.name"
     with pytest.raises(InputError, match="adapter"):
         jaxpref.train(config(tmp_path / "run", tiny_files, adapter={"rank": 2}), model=own())
 
