@@ -61,6 +61,11 @@ class AdapterConfig:
     """Scale by alpha / sqrt(rank) instead (rsLoRA)."""
     dora: bool = False
     """Learn the magnitudes and the directions of the weights separately (DoRA)."""
+    kind: Literal["lora", "panacea", "pblora"] = "lora"
+    """panacea, pblora: one adapter for all weights of several objectives, which every row brings
+    (`weight_columns`); at given weights it is LoRA, of rank + objectives or 2 * rank."""
+    weight_columns: list[str] = Field(default_factory=list)
+    """Data columns of a row's objective weights, one per objective, for panacea and pblora."""
     path: LocalPath | None = None
     """PEFT adapter to continue from; it brings rank, alpha, targets, rslora and dora."""
     quantize: Literal["int8", "int4", "nf4"] | None = None

@@ -30,6 +30,7 @@ Dimension letters, suffixes of array names and of einsum strings; each has one m
         U  experts per token
         Y  layers
         Z  rank of an adapter
+        z  the same, before the middle of a conditioned one
         g  queries and gate of a head that has both: 2
     models, Gated DeltaNet
         m  key heads
@@ -38,7 +39,7 @@ Dimension letters, suffixes of array names and of einsum strings; each has one m
         v  size of a value
         s  states that are carried from chunk to chunk
         t  taps of the convolution
-    objectives, step, generation, evaluation, online, pareto
+    models, objectives, step, generation, evaluation, online, pareto
         O  objectives, or their policies and references
         W  resamples of a bootstrap
         X  points of a front or a figure

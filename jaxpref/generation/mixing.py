@@ -25,6 +25,10 @@ class Mix:
     log base) on the k most likely tokens of the model, is `Mix({model: 1 - lam, guide: lam},
     first_top_k=k)` where the model is the guide's base; its code uses lam 0.8 and k 10.
 
+    PARM (Lin et al., arXiv 2505.06274), logits log model + (1/b) log reward model, is `Mix({model:
+    b / (1 + b), reward model: 1 / (1 + b)})` drawn from at b / (1 + b) times the temperature.  The
+    reward model may be smaller than the model; its code uses b = 1.
+
     Errors: InputError for settings out of range or without effect.
     """
 

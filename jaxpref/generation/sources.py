@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jaxpref.config import Config
 from jaxpref.errors import InputError
 from jaxpref.models.peft import base_of, is_adapter
+from jaxpref.runs.adapters import check_one_policy
 from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.directory import as_policy, is_run, read_config
 from jaxpref.settings import load_config
@@ -27,7 +28,9 @@ def find_source(path: str | Path, step: str, overrides: Sequence[str]) -> Source
     Errors: InputError for a `step` of something that is no run, and what `build` raises.
     """
     if is_run(path):
-        return Source(path, build(read_config(path, overrides)), is_run=True)
+        pieces = build(read_config(path, overrides))
+        check_one_policy(path, pieces.lora)
+        return Source(path, pieces, is_run=True)
     if step != "best":
         raise InputError(
             "`step` with a run only",

@@ -36,6 +36,8 @@ class Shared(NamedTuple):
     """What `attend` decides by which keys a query sees."""
     paths: deltanet.Paths | None
     """How tokens follow one another, for layers of Gated DeltaNet."""
+    weights_RLO: jax.Array | None = None
+    """Objective weights of every token, for a conditioned adapter."""
 
 
 class Carry(NamedTuple):
@@ -48,13 +50,16 @@ class Carry(NamedTuple):
     """Sum of `routing.statistics` over the layers, where asked for."""
 
 
-def _product(module, name: str, equation: str, x: jax.Array, *, bias: bool = False) -> jax.Array:
+def _product(
+    module, name: str, equation: str, x: jax.Array, shared: Shared, *, bias: bool = False
+) -> jax.Array:
     """x times the parameter `name` and its adapter, if there is one, plus `<name>_bias`."""
     w = _weight(module, name)
     if module.has_variable("lora", name):
         key = module.make_rng("dropout") if module.has_rng("dropout") else None
         spec = module.lora.on(f"{module.name}/{name}")
-        y = adapted(equation, x, w, module.get_variable("lora", name), spec, key)
+        adapter = module.get_variable("lora", name)
+        y = adapted(equation, x, w, adapter, spec, key, shared.weights_RLO)
     else:
         y = layers.product(equation, x, w)
     if bias:
@@ -104,12 +109,12 @@ class Attention(nn.Module):
     def __call__(self, x_RLD, memory, shared: Shared, layer):
         spec = self.spec
         if spec.attention_gate:
-            both_RLNgH = _product(self, "q_gate", "RLD,DNgH->RLNgH", x_RLD)
+            both_RLNgH = _product(self, "q_gate", "RLD,DNgH->RLNgH", x_RLD, shared)
             q_RLNH, gate_RLNH = both_RLNgH[..., 0, :], both_RLNgH[..., 1, :]
         else:
-            q_RLNH = _product(self, "q", "RLD,DNH->RLNH", x_RLD, bias=spec.qkv_bias)
-        k_RLMH = _product(self, "k", "RLD,DMH->RLMH", x_RLD, bias=spec.qkv_bias)
-        v_RLMH = _product(self, "v", "RLD,DMH->RLMH", x_RLD, bias=spec.qkv_bias)
+            q_RLNH = _product(self, "q", "RLD,DNH->RLNH", x_RLD, shared, bias=spec.qkv_bias)
+        k_RLMH = _product(self, "k", "RLD,DMH->RLMH", x_RLD, shared, bias=spec.qkv_bias)
+        v_RLMH = _product(self, "v", "RLD,DMH->RLMH", x_RLD, shared, bias=spec.qkv_bias)
         if spec.qk_norm:
             q_scale = _norm_scale(self, "q_norm", _shape(self, "q_norm"))
             q_RLNH = layers.rms_norm(q_RLNH, q_scale, spec.norm_eps)
@@ -126,7 +131,7 @@ class Attention(nn.Module):
         )
         if spec.attention_gate:
             out_RLNH = out_RLNH * jax.nn.sigmoid(gate_RLNH)
-        return _product(self, "o", "RLNH,NHD->RLD", out_RLNH, bias=spec.o_bias), memory
+        return _product(self, "o", "RLNH,NHD->RLD", out_RLNH, shared, bias=spec.o_bias), memory
 
 
 def _rotation_of_layer(rope, layer):
@@ -148,9 +153,9 @@ class Delta(nn.Module):
         spec, paths, dtype = self.spec, shared.paths, x_RLD.dtype
         kept = None if memory is None else kv_cache.kept_states(memory, layer)
         projected = {
-            "q": _product(self, "q", "RLD,Dmh->RLmh", x_RLD),
-            "k": _product(self, "k", "RLD,Dmh->RLmh", x_RLD),
-            "v": _product(self, "v", "RLD,Dnv->RLnv", x_RLD),
+            "q": _product(self, "q", "RLD,Dmh->RLmh", x_RLD, shared),
+            "k": _product(self, "k", "RLD,Dmh->RLmh", x_RLD, shared),
+            "v": _product(self, "v", "RLD,Dnv->RLnv", x_RLD, shared),
         }
         mixed = {
             name: deltanet.convolve(
@@ -161,8 +166,8 @@ class Delta(nn.Module):
             )
             for name, x in projected.items()
         }
-        beta_RLn = _product(self, "beta", "RLD,Dn->RLn", x_RLD)
-        decay_RLn = _product(self, "decay", "RLD,Dn->RLn", x_RLD)
+        beta_RLn = _product(self, "beta", "RLD,Dn->RLn", x_RLD, shared)
+        decay_RLn = _product(self, "decay", "RLD,Dn->RLn", x_RLD, shared)
         a_log_n = self.param("a_log", _a_log_init, _shape(self, "a_log"))
         dt_bias_n = self.param("dt_bias", nn.initializers.ones, _shape(self, "dt_bias"))
         out_RLnv, states = deltanet.gated_delta(
@@ -182,11 +187,11 @@ class Delta(nn.Module):
                 for name, x in projected.items()
             }
             memory = kv_cache.with_states(memory, layer, kv_cache.States(windows, states))
-        z_RLnv = _product(self, "z", "RLD,Dnv->RLnv", x_RLD)
+        z_RLnv = _product(self, "z", "RLD,Dnv->RLnv", x_RLD, shared)
         scale_v = self.param("norm", nn.initializers.ones, _shape(self, "norm"))
         normed_RLnv = layers.rms_norm(out_RLnv, scale_v, spec.norm_eps)
         gated_RLnv = layers.gated(z_RLnv.astype(jnp.float32), normed_RLnv, "silu").astype(dtype)
-        return _product(self, "o", "RLnv,nvD->RLD", gated_RLnv), memory
+        return _product(self, "o", "RLnv,nvD->RLD", gated_RLnv, shared), memory
 
 
 def _a_log_init(key, shape):
@@ -199,16 +204,16 @@ class Mlp(nn.Module):
     lora: LoraSpec | None
 
     @nn.compact
-    def __call__(self, x_RLD):
+    def __call__(self, x_RLD, shared: Shared):
         spec = self.spec
         if spec.gated:
-            gate_RLF = _product(self, "gate", "RLD,DF->RLF", x_RLD)
-            up_RLF = _product(self, "up", "RLD,DF->RLF", x_RLD, bias=spec.mlp_bias)
+            gate_RLF = _product(self, "gate", "RLD,DF->RLF", x_RLD, shared)
+            up_RLF = _product(self, "up", "RLD,DF->RLF", x_RLD, shared, bias=spec.mlp_bias)
             hidden_RLF = layers.gated(gate_RLF, up_RLF, spec.activation)
         else:
-            up_RLF = _product(self, "up", "RLD,DF->RLF", x_RLD, bias=spec.mlp_bias)
+            up_RLF = _product(self, "up", "RLD,DF->RLF", x_RLD, shared, bias=spec.mlp_bias)
             hidden_RLF = layers.activate(up_RLF, spec.activation)
-        return _product(self, "down", "RLF,FD->RLD", hidden_RLF, bias=spec.mlp_bias)
+        return _product(self, "down", "RLF,FD->RLD", hidden_RLF, shared, bias=spec.mlp_bias)
 
 
 class Experts(nn.Module):
@@ -282,6 +287,6 @@ class Block(nn.Module):
             if router_RL2E is not None:
                 router_RL2E = router_RL2E + routing.statistics(chosen)
         else:
-            out_RLD = Mlp(spec, self.lora, name="mlp")(normed_RLD)
+            out_RLD = Mlp(spec, self.lora, name="mlp")(normed_RLD, shared)
         x_RLD = added(x_RLD, norm_if(after, "mlp_post_norm", out_RLD))
         return Carry(constrain(x_RLD, "rows", self.token_axis, None), memory, router_RL2E), None

@@ -72,7 +72,15 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, token_RL, position_RL, real_RL, visibility, paths=None, memory=None, noise=None
+        self,
+        token_RL,
+        position_RL,
+        real_RL,
+        visibility,
+        paths=None,
+        memory=None,
+        noise=None,
+        weights_RLO=None,
     ):
         spec = self.spec
         position_RL = constrain(position_RL, "rows", self.token_axis)
@@ -81,7 +89,7 @@ class Decoder(nn.Module):
         router_RL2E = jnp.zeros((*token_RL.shape, 2, spec.experts)) if self.router else None
         rope, numbers = _layer_numbers(spec, position_RL)
         carry = Carry(x_RLD, {} if memory is None else memory, router_RL2E)
-        shared = Shared(rope, real_RL, visibility, paths)
+        shared = Shared(rope, real_RL, visibility, paths, weights_RLO)
         if self.unstacked:
             carry = self._one_by_one(carry, shared, numbers)
         elif len(set(spec.mixers)) == 1:
@@ -181,6 +189,7 @@ def build_model(
     scan: bool = True,
     scalar_heads: Sequence[str] = (),
     lora: LoraSpec | None = None,
+    weight_columns: Sequence[str] = (),
     vocab_multiple: int = 1,
 ) -> Model:
     """The decoder of `spec` as a `Model`.
@@ -198,6 +207,7 @@ def build_model(
             `value`), [1, D] each; they start at zero.
         scan: False unrolls the layers (compile time grows with depth; for tests and inspection).
         lora: what an adapter under the params' key `lora` is.
+        weight_columns: of a row's objective weights, for a conditioned adapter.
         vocab_multiple: embedding and head get rows of padding up to a multiple of it.
     Errors: InputError for an unknown remat policy or sizes that do not fit together.  Positions are
         not checked here: a row may be longer than any sequence in it
@@ -239,18 +249,22 @@ def build_model(
         heads = {name: jnp.zeros((1, spec.width)) for name in scalar_heads}
         return params | {SCALAR_HEADS: heads} if heads else params
 
-    def run(router, params, token_RL, position_RL, expiry_RL, key, noise):
+    def run(router, params, token_RL, position_RL, expiry_RL, key, noise, weights_RLO):
         rngs = {} if key is None else {"dropout": key}
         rows = expiry_RL, position_RL
         inputs = token_RL, position_RL, expiry_RL > 0, rows, paths_of(expiry_RL)
         module = decoder(attend_rows, "tokens", router)
-        return module.apply(_collections(params, lora), *inputs, noise=noise, rngs=rngs)
+        optional = {"noise": noise, "weights_RLO": weights_RLO}
+        return module.apply(_collections(params, lora), *inputs, **optional, rngs=rngs)
 
-    def hidden(params, token_RL, position_RL, expiry_RL, key=None, noise=None):
-        return run(False, params, token_RL, position_RL, expiry_RL, key, noise).x_RLD
+    def hidden(params, token_RL, position_RL, expiry_RL, key=None, noise=None, weights_RLO=None):
+        rows = token_RL, position_RL, expiry_RL
+        return run(False, params, *rows, key, noise, weights_RLO).x_RLD
 
-    def hidden_and_router(params, token_RL, position_RL, expiry_RL, key=None, noise=None):
-        carry = run(True, params, token_RL, position_RL, expiry_RL, key, noise)
+    def hidden_and_router(
+        params, token_RL, position_RL, expiry_RL, key=None, noise=None, weights_RLO=None
+    ):
+        carry = run(True, params, token_RL, position_RL, expiry_RL, key, noise, weights_RLO)
         return carry.x_RLD, carry.router_RL2E
 
     def head(params):
@@ -283,6 +297,7 @@ def build_model(
         logit_softcap=spec.logit_softcap,
         logit_divisor=spec.logit_divisor,
         experts=spec.experts,
+        weight_columns=tuple(weight_columns),
         hidden_and_router=hidden_and_router if spec.experts else None,
         init_cache=new_cache,
         extend=extend,

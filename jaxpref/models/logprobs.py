@@ -119,18 +119,32 @@ def hidden_states(
         key: of the adapter's dropout; None: no dropout.
     """
     inputs = params, batch.token_RL, batch.position_RL, batch.expiry_RL
-    random = {"key": key, "noise": batch.noise}
-    random = {name: x for name, x in random.items() if x is not None}  # which a model may not take
+    weights_RLO = _objective_weights(batch, model.weight_columns)
+    optional = {"key": key, "noise": batch.noise, "weights_RLO": weights_RLO}
+    optional = {name: x for name, x in optional.items() if x is not None}  # a model may lack them
     if not router:
-        return States(model.hidden(*inputs, **random), model.head(params))
+        return States(model.hidden(*inputs, **optional), model.head(params))
     if model.hidden_and_router is None:
         raise InputError(
             "a mixture of experts",
             "a model without a router",
             "remove the objective router_balance, or train a mixture of experts",
         )
-    hidden_RLD, router_RL2E = model.hidden_and_router(*inputs, **random)
+    hidden_RLD, router_RL2E = model.hidden_and_router(*inputs, **optional)
     return States(hidden_RLD, model.head(params), router_RL2E)
+
+
+def _objective_weights(batch: Batch, columns: Sequence[str]) -> jax.Array | None:
+    """[R, L, O] the objective weights of the group that a token belongs to; 0 for padding.
+
+    None for a batch without them, as an adapter at given weights is asked with.
+    """
+    if not columns or columns[0] not in batch.columns:
+        return None
+    weights_RGO = jnp.stack([batch.columns[name] for name in columns], axis=-1)
+    number_11G = 1 + jnp.arange(weights_RGO.shape[1])[None, None, :]
+    member_RLG = batch.segment_RL[:, :, None] == number_11G
+    return jnp.sum(jnp.where(member_RLG[..., None], weights_RGO[:, None], 0.0), axis=2)
 
 
 def reference_logps(

@@ -1,4 +1,4 @@
-"""Low-rank adapters on the weights of the layers: LoRA, rsLoRA, DoRA.
+"""Low-rank adapters on the weights of the layers: LoRA, rsLoRA, DoRA, and those of conditioned.py.
 
 An adapter is a tree beside the parameters, under the top-level key `lora`: at
 `lora/layers/attention/q` lie the factors of what is added to `layers/attention/q`.  A model is the
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.errors import InputError
+from jaxpref.models import conditioned
 from jaxpref.models.layers import product
 from jaxpref.models.parameters import ADAPTABLE, nest
 from jaxpref.models.quantize import as_array
@@ -41,6 +42,9 @@ class LoraSpec:
         a [Y, N, H, Z]    the axes that the product sums over, then the rank
         b [Y, Z, D]       the rank, then the axes of the output
         m [Y, D]          DoRA only: the length of every output's weights
+
+    Other kinds have a middle between `a` and `b`, which the objective weights of a row fill
+    (`conditioned.py`); Z is then `width`.
     """
 
     rank: int
@@ -55,6 +59,20 @@ class LoraSpec:
     """Lengths and directions are learned separately (Liu et al., arXiv 2402.09353)."""
     alphas: tuple[float, ...] = ()
     """One for each of `targets`, where they differ; empty: `alpha` for all."""
+    kind: conditioned.Kind = "lora"
+    objectives: int = 0
+    """How many weights a row has; 0 for LoRA."""
+
+    @property
+    def width(self) -> int:
+        """Columns of `a`: the rank of what is added to a weight."""
+        return conditioned.width(self.kind, self.rank, self.objectives)
+
+    @property
+    def of_one_weight_vector(self) -> "LoraSpec":
+        """What `conditioned.at_weights` makes of such an adapter: LoRA of the same scale."""
+        alpha = self.scale * self.width
+        return replace(self, kind="lora", objectives=0, rank=self.width, alpha=alpha)
 
     def on(self, target: str) -> "LoraSpec":
         """The same for one weight: `alpha` is its own."""
@@ -125,11 +143,14 @@ def init(key: jax.Array, layers: Mapping[str, Any], spec: LoraSpec) -> dict[str,
         bound = 1.0 / math.sqrt(math.prod(inputs))
         flat[f"{path}/a"] = jax.random.uniform(
             jax.random.fold_in(key, number),
-            (count, *inputs, spec.rank),
+            (count, *inputs, spec.width),
             minval=-bound,
             maxval=bound,
         )
-        flat[f"{path}/b"] = jnp.zeros((count, spec.rank, *outputs))
+        flat[f"{path}/b"] = jnp.zeros((count, spec.width, *outputs))
+        of_middle = jax.random.fold_in(jax.random.fold_in(key, number), 1)
+        middle = conditioned.init_middle(of_middle, spec.kind, count, spec.rank, spec.objectives)
+        flat |= {f"{path}/{name}": leaf for name, leaf in middle.items()}
         if spec.dora:
             flat[f"{path}/m"] = jax.vmap(partial(_lengths_of, axes=axes))(w)
     return nest(flat)
@@ -146,6 +167,7 @@ def adapted(
     adapter: Mapping[str, jax.Array],
     spec: LoraSpec,
     key: jax.Array | None,
+    weights_RLO: jax.Array | None = None,
 ) -> jax.Array:
     """x times the adapted weight, in float32: `layers.product` with an adapter.
 
@@ -156,8 +178,10 @@ def adapted(
         equation: of the product with the weight, as `RLD,DNH->RLNH`; the output ends with the
             weight's own axes.
         w: the frozen weight of one layer, quantised or not.
-        adapter: `a`, `b` and, for DoRA, `m` of this weight in this layer.
+        adapter: `a`, `b` and, for DoRA, `m` of this weight in this layer, or the leaves of a
+            middle.
         key: of the dropout on the adapter's input, one per layer and weight; None: no dropout.
+        weights_RLO: objective weights of every token, for an adapter with a middle.
 
     DoRA is (m / |W + scale a b|) (x W + scale x a b), where the length |.| of every output's
     weights is a constant to the gradient (section 4.3 of the paper).  With dropout PEFT's form is
@@ -171,6 +195,8 @@ def adapted(
     batch = y_axes.removesuffix(axes[1])
     dropped = x if key is None else _dropout(x, spec.dropout, key)
     low = product(f"{x_axes},{axes[0]}Z->{batch}Z", dropped, adapter["a"]).astype(x.dtype)
+    if conditioned.has_middle(adapter):
+        low = conditioned.through_middle(low, adapter, weights_RLO).astype(x.dtype)
     added = spec.scale * product(f"{batch}Z,Z{axes[1]}->{y_axes}", low, adapter["b"])
     base = product(equation, x, w)
     if "m" in adapter:

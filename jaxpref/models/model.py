@@ -17,10 +17,11 @@ class Model:
     init: Callable[[jax.Array], Any]
     """key -> params, float32."""
     hidden: Callable[..., jax.Array]
-    """(params, token_RL, position_RL, expiry_RL, key=None, noise=None) -> final hidden states.
+    """(params, token_RL, position_RL, expiry_RL, key=None, noise=None, weights_RLO=None) -> states.
 
-    [R, L, D], normed, in the compute dtype.  The key is of the adapter's dropout, the noise
-    (`types.Noise`) on the embeddings; None: there is none, and neither is given.
+    Final hidden states [R, L, D], normed, in the compute dtype.  The key is of the adapter's
+    dropout, the noise (`types.Noise`) on the embeddings, the objective weights of a conditioned
+    adapter; None: there is none, and it is not given.
     """
     head: Callable[[Any], jax.Array]
     """params -> unembedding [V, D]; rows beyond `vocab` are padding."""
@@ -34,6 +35,8 @@ class Model:
     """Logits are divided by it."""
     experts: int = 0
     """Of a mixture, per layer; 0: no mixture."""
+    weight_columns: tuple[str, ...] = ()
+    """Data columns of a row's objective weights, which the adapter reads; empty: it reads none."""
     hidden_and_router: Callable[..., tuple[jax.Array, jax.Array]] | None = None
     """As `hidden`, and the router's statistics, [R, L, 2, E] float32; None: no mixture of experts.
 

@@ -183,9 +183,9 @@ SCALAR_HEAD_LEAVES: tuple[Leaf, ...] = (
 
 
 def adapter_leaves(leaf: Leaf) -> dict[str, Leaf]:
-    """The leaves `a`, `b` and `m` of an adapter on this leaf, which lie as the leaf does.
+    """The leaves of an adapter on this leaf, of any kind (lora.py, conditioned.py).
 
-    The rank Z is whole on every device.
+    `a`, `b` and `m` lie as the leaf does; the rank Z is whole on every device.
     """
     axis = dict(zip(leaf.letters, leaf.axes, strict=True))
 
@@ -197,6 +197,10 @@ def adapter_leaves(leaf: Leaf) -> dict[str, Leaf]:
         "a": part("a", f"Y{leaf.summed}Z", leaf.summed),
         "b": part("b", f"YZ{leaf.outputs}", "Z"),
         "m": part("m", f"Y{leaf.outputs}"),
+        "singular": part("singular", "YZ"),
+        "gain": part("gain", "Y"),
+        "common": part("common", "YzZ", "z"),
+        "by_objective": part("by_objective", "YOzZ", "z"),
     }
 
 

@@ -187,7 +187,7 @@ def spo(
     return _modpo(policy, ref, rewards_BKO, weight, (1.0, *lambdas), beta, _logistic)
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def cos_dpo(
     policy: Logps,
     ref: Logps,
@@ -199,8 +199,8 @@ def cos_dpo(
 ) -> ObjectiveOutput:
     """DPO on the labels of several objectives: sum_k w_k |l_k| * -log sigmoid(sign(l_k) beta * D).
 
-    The objective weights w are the row's own, and the prompt says them (`jaxpref.conditioning`), so
-    that one policy learns the answers for all weights.
+    The objective weights w are the row's own, and the prompt says them (`jaxpref.conditioning`) or
+    the adapter reads them (`adapter.kind`), so that one policy learns the answers for all weights.
 
     Args:
         policy, ref: summed log-probs [B, K] in nats of completions 0 and 1.
@@ -213,10 +213,12 @@ def cos_dpo(
     Source: Ren et al., arXiv 2410.08316, weight-conditioned, with a prompt that carries w
         as in its experiments on language models; from third parties' summaries, for the authors'
         code could not be had.
-    Use: one run for the whole front; `jaxpref pareto` writes its rows (`pareto.methods:
-        [cos_dpo]`).  By hand: `columns: {labels: [label/a, label/b], objective_weights: [w/a,
-        w/b]}`.  The optimum at w is that of the weighted sum of DPO losses, not MODPO's.  Learning
-        rate as for DPO, and more steps than one point of a front takes.
+    Use: one run for the whole front; `jaxpref pareto` writes its rows (`pareto.methods: [cos_dpo,
+        panacea, pblora]`).  By hand: `columns: {labels: [label/a, label/b], objective_weights:
+        [w/a, w/b]}`.  The optimum at w is that of the weighted sum of DPO losses, not MODPO's.
+        With `transform: reference_free`, `adapter.kind: pblora` and beta 0.01 it is the loss of
+        PARM's reward model (arXiv 2505.06274, and its code).  Learning rate as for DPO, and more
+        steps than one point of a front takes.
     Curves: the loss falls less than DPO's, for objectives that disagree on a pair hold each other;
         `rewards/accuracies` is the share of pairs whose weighted label the policy agrees with.
     """
@@ -230,7 +232,7 @@ def cos_dpo(
     return pair_output(loss_B, _turned(beta_rho_BK, agreed), policy, weight)
 
 
-@needs(groups=PAIRS)
+@needs(groups=PAIRS, transformable=True)
 def signed_dpo(
     policy: Logps, ref: Logps, sign: jax.Array, weight: RowWeight = None, *, beta: Positive = 0.1
 ) -> ObjectiveOutput:

@@ -137,13 +137,17 @@ def asked_logps(parts: Sequence[Part]) -> tuple[str, ...]:
 
 
 def check_columns(
-    parts: Sequence[Part], have: Sequence[str], unread: Sequence[str] = ()
+    parts: Sequence[Part],
+    have: Sequence[str],
+    unread: Sequence[str] = (),
+    of_adapter: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """Names of the data columns that the objectives will read.
+    """Names of the data columns that the objectives, and the adapter, will read.
 
     Args:
         have: the columns of the data that were asked for.
         unread: what else the rows hold, to be named in errors.
+        of_adapter: the columns of `adapter.weight_columns`.
     Errors: InputError for a missing required column, with the list of columns that the data has.
     """
     missing = [
@@ -152,12 +156,16 @@ def check_columns(
         for column in part.columns
         if column not in have
     ]
+    missing += [
+        f"adapter.weight_columns names {column!r}" for column in of_adapter if column not in have
+    ]
     if missing:
         has = [*sorted(have), *unread]
         raise InputError(
-            "data with every column that the objectives ask for",
+            "data with every column that objectives and adapter ask for",
             "; ".join(missing) + f"; the data has: {', '.join(has) or 'no such columns'}",
             "add the column to the data, name another in the objective's `columns`, "
             "or choose another objective",
         )
-    return tuple(sorted({column for part in parts for column in part.all_columns} & set(have)))
+    read = {column for part in parts for column in part.all_columns} | set(of_adapter)
+    return tuple(sorted(read & set(have)))

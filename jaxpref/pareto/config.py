@@ -76,13 +76,17 @@ Method = Literal[
     "mpo",
     "raco",
     "cos_dpo",
+    "panacea",
+    "pblora",
     "rloo",
     "online_dpo",
     "mo_odpo",
 ]
-CONDITIONED = ("cos_dpo", "mo_odpo")
-"""Methods whose one policy serves all weights, which its prompt says."""
-LABELLED = ("raco", "cos_dpo")
+BY_ADAPTER = ("panacea", "pblora")
+"""Methods whose one adapter serves all weights: the names of its kinds (`adapter.kind`)."""
+CONDITIONED = ("cos_dpo", "mo_odpo", *BY_ADAPTER)
+"""Methods whose one run serves all weights, by its prompts or its adapter."""
+LABELLED = ("raco", "cos_dpo", *BY_ADAPTER)
 """Methods that train on labels of all objectives; they need no DPO policies."""
 ON_POLICY = ("rloo", "online_dpo", "mo_odpo")
 """Methods that train on answers of their own, by the rewards; they need no labels."""
@@ -113,9 +117,10 @@ class ParetoConfig:
     """What is shown.  dpo: the ends of the front, one run per objective; mod mixes these policies
     when decoding; soups average them; mpo mixes them with the weights whose worst objective is
     best.  raco: the weighted DPO losses of all labels, by directions
-    that avoid conflicts (optim.combine_c).  cos_dpo: one run for all weights, which the prompts
-    say.  On answers of their own, judged by the rewards (section `online`): rloo, online_dpo (pairs
-    labelled by the weighted reward), mo_odpo (the same, one run for all weights)."""
+    that avoid conflicts (optim.combine_c).  One run for all weights, on these labels: cos_dpo,
+    whose prompts say them; panacea and pblora, whose adapter reads them (adapter.kind).  On answers
+    of their own, judged by the rewards (section `online`): rloo, online_dpo (pairs labelled by the
+    weighted reward), mo_odpo (the same, one run for all weights)."""
     dirichlet: float = Field(default=1.0, gt=0)
     """Concentration of the Dirichlet distribution from which weights are drawn for every row, where
     one run serves all: 1 is uniform, less draws more near the ends."""

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from jaxpref.pareto.config import CONDITIONED, ON_POLICY, FrontConfig, point_name
+from jaxpref.pareto.config import (
+    BY_ADAPTER,
+    CONDITIONED,
+    ON_POLICY,
+    FrontConfig,
+    point_name,
+)
 from jaxpref.pareto.cost import Cost
 from jaxpref.pareto.max_min import chosen_weights
 from jaxpref.pareto.measure import Candidate
@@ -22,6 +28,7 @@ from jaxpref.pareto.stage_costs import (
 from jaxpref.pareto.stages import Stages
 from jaxpref.processes.together import first_does
 from jaxpref.runs.build import Pieces
+from jaxpref.runs.export import export_run
 from jaxpref.runs.merge import How, merge
 from jaxpref.storage.paths import as_path
 
@@ -106,12 +113,22 @@ def _conditioned_point(
     front: FrontConfig, method: str, weights: Mapping[str, float], stages: Stages
 ) -> Entry:
     """The policy of all weights, asked for these."""
-    run = conditioned_out(front, method)
+    run, name = conditioned_out(front, method), point_name(method, weights)
+
+    def make(policies: FrontPolicies) -> Candidate:
+        if method not in BY_ADAPTER:
+            return policies.conditioned(run, weights)
+        adapter = as_path(front.run.out) / "adapters" / name
+        if not first_does(adapter.is_dir):
+            chosen = list(weights.values())
+            export_run(run, adapter, step=LATEST, adapter=True, weights=chosen)
+        return policies.adapter(adapter)
+
     return Entry(
-        point_name(method, weights),
+        name,
         method,
         weights,
-        make=lambda policies: policies.conditioned(run, weights),
+        make,
         run=run,
         cost=(
             on_policy_cost(front, method, None, stages)

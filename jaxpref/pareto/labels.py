@@ -18,7 +18,7 @@ from jaxpref.conditioning.weights import draw_weights, weighted_prompt
 from jaxpref.data.dimensions import scores_of
 from jaxpref.data.rewrite import Source, configured, write_lines
 from jaxpref.errors import InputError
-from jaxpref.pareto.config import SHARED, FrontConfig
+from jaxpref.pareto.config import BY_ADAPTER, SHARED, FrontConfig
 from jaxpref.pareto.stages import Stages
 from jaxpref.processes.together import first_does
 from jaxpref.storage.paths import as_path
@@ -86,8 +86,9 @@ def conditioned_rows(
     passes: int,
     concentration: float,
     seed: int,
+    told: bool,
 ) -> Iterator[dict]:
-    """Labelled rows `passes` times, each time with weights drawn for it, which its prompt says.
+    """Labelled rows `passes` times, each time with weights drawn for it.
 
     A draw depends on seed, pass and row alone.  Labels are weighed so that the mean over the rows
     is the weighted sum of the objectives' mean losses, however many rows each of them labels.
@@ -95,6 +96,7 @@ def conditioned_rows(
     Args:
         rows: as `labelled_rows` gives them.
         concentration: as of `draw_weights`.
+        told: the prompts say the weights.
     """
     counts = Counter(name for row in rows for name in names if row[f"{_LABEL}{name}"])
     for number in range(passes):
@@ -104,8 +106,8 @@ def conditioned_rows(
             weights = dict(zip(names, drawn, strict=True))
             sizes = {name: len(rows) / max(counts[name], 1) for name in names}
             labels = {name: row[f"{_LABEL}{name}"] * sizes[name] for name in names}
-            told = {"prompt": weighted_prompt(row["prompt"], weights)}
-            yield {**row, **told, **_keyed(_LABEL, labels), **_keyed(_WEIGHT, weights)}
+            prompt = weighted_prompt(row["prompt"], weights) if told else row["prompt"]
+            yield {**row, "prompt": prompt, **_keyed(_LABEL, labels), **_keyed(_WEIGHT, weights)}
 
 
 def write_labels(
@@ -155,6 +157,7 @@ def write_conditioned_rows(front: FrontConfig, method: str, labelled: str, stage
             passes=_passes(front, len(lines)),
             concentration=front.pareto.dirichlet,
             seed=front.run.train.seed,
+            told=method not in BY_ADAPTER,
         )
 
     return _written(front, f"rows-{method}", rows, stages)

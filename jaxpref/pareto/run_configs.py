@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from jaxpref.config import Config, LogConfig
-from jaxpref.pareto.config import FrontConfig, point_name
+from jaxpref.pareto.config import BY_ADAPTER, FrontConfig, point_name
 from jaxpref.pareto.labels import label_columns, weight_columns
 from jaxpref.storage.paths import as_path
 
@@ -81,8 +81,8 @@ def raco_run(front: FrontConfig, weights: Mapping[str, float], train: str) -> Co
     return replace(run, optim=replace(run.optim, combine="raco"))
 
 
-def cos_dpo_run(front: FrontConfig, train: str) -> Config:
-    """The COS-DPO run: one for all weights.
+def conditioned_run(front: FrontConfig, method: str, train: str) -> Config:
+    """The run of all weights, on labels: by prompts (COS-DPO), or by an adapter that reads them.
 
     Args:
         train: as `labels.conditioned_rows` makes them: every pass over the pairs is in there.
@@ -90,9 +90,13 @@ def cos_dpo_run(front: FrontConfig, train: str) -> Config:
     names = front.names
     columns = {"labels": label_columns(names), "objective_weights": weight_columns(names)}
     part = {"name": "cos_dpo", "beta": front.pareto.beta, "columns": columns}
-    run = _labelled_run(front, conditioned_out(front, "cos_dpo"), train, [part])
+    run = _labelled_run(front, conditioned_out(front, method), train, [part])
     epochs = run.train.epochs / math.ceil(run.train.epochs)  # the last pass may be a part of one
-    return replace(run, train=replace(run.train, epochs=epochs))
+    run = replace(run, train=replace(run.train, epochs=epochs))
+    if method not in BY_ADAPTER:
+        return run
+    adapter = replace(run.adapter, kind=method, weight_columns=weight_columns(names))
+    return replace(run, adapter=adapter)
 
 
 def _labelled_run(front: FrontConfig, out: str, train: str, objective: list[dict]) -> Config:

@@ -11,7 +11,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from jaxpref.config import Config
 from jaxpref.errors import InputError
-from jaxpref.pareto.config import ON_POLICY, FrontConfig, ObjectiveConfig, ParetoConfig, describe
+from jaxpref.pareto.config import (
+    BY_ADAPTER,
+    ON_POLICY,
+    FrontConfig,
+    ObjectiveConfig,
+    ParetoConfig,
+    describe,
+)
 from jaxpref.settings import described, make_config, merged_settings, to_dict
 
 SMALL_BASE = 0.1
@@ -174,6 +181,16 @@ def _run_contradictions(pareto: ParetoConfig, run: Config) -> Iterator[str]:
     soups = ", ".join(key for key in ("soup_deltas", "soup_factors") if key in pareto.methods)
     if run.adapter.rank is None and soups:
         yield f"pareto.methods: {soups} average adapters: set adapter.rank"
+    by_adapter = ", ".join(method for method in BY_ADAPTER if method in pareto.methods)
+    if by_adapter and run.adapter.rank is None:
+        yield f"pareto.methods: {by_adapter} are kinds of adapters: set adapter.rank"
+    if by_adapter and (run.adapter.dora or run.adapter.rslora):
+        yield (
+            f"pareto.methods: {by_adapter} with adapter.dora or adapter.rslora, which are of LoRA: "
+            "remove one of them"
+        )
+    if run.adapter.kind != "lora":
+        yield "adapter.kind: methods of a front choose it (panacea, pblora): remove it"
     if run.adapter.dora and soups:
         yield (
             f"pareto.methods: {soups} and adapter.dora, whose lengths are not a sum: "

@@ -6,9 +6,10 @@ its last checkpoint, otherwise at the next stage.
     data/      the pairs of every objective with the scores of all
     dpo/       one run per objective
     points/    one run per weight vector (MODPO, RACO)
-    cos_dpo/   the run of all weights, and so mo_odpo/
+    cos_dpo/   the run of all weights, and so mo_odpo/, panacea/, pblora/
     stacked/   what the points that are trained together go on from
-    adapters/  with warm starts, the DPO policies as PEFT adapters
+    adapters/  as PEFT adapters: with warm starts the DPO policies, and points of adapters that
+               serve all weights
     stages/    the result of every stage (answers, accuracies, rewards) and its cost; what is there
                is not done again
 """
@@ -42,7 +43,7 @@ from jaxpref.pareto.record import measured_front
 from jaxpref.pareto.rewards import explicit_reward, limits, temperature
 from jaxpref.pareto.run_configs import (
     RACO_POINTS,
-    cos_dpo_run,
+    conditioned_run,
     point_run,
     raco_run,
     single_out,
@@ -261,9 +262,10 @@ class _Sweep:
         if "raco" in front.pareto.methods:
             points = [(weights, raco_run(front, weights, labelled)) for weights in front.points]
             self._train_sweep("raco", points, RACO_POINTS, f"RACO, {len(points)} points")
-        if "cos_dpo" in front.pareto.methods:
-            rows = write_conditioned_rows(front, "cos_dpo", labelled, stages)
-            self._train("cos_dpo", "COS-DPO, all weights", cos_dpo_run(front, rows))
+        for method in front.pareto.methods:
+            if method in CONDITIONED and method in LABELLED:
+                rows = write_conditioned_rows(front, method, labelled, stages)
+                self._train(method, f"{method} all weights", conditioned_run(front, method, rows))
 
     def _train_on_policy(self) -> None:
         """The methods that train on answers of their own."""

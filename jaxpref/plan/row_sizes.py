@@ -18,7 +18,7 @@ from jaxpref.runs.build import build
 from jaxpref.runs.feed import read_data
 from jaxpref.types import EncodedGroup
 
-GROUP_ARRAYS = ("weight", "margin", "label", "baseline")
+GROUP_ARRAYS = ("weight", "margin", "label", "baseline", "labels", "objective_weights", "sign")
 """Arrays of objectives with one number per group; others have one per completion."""
 
 

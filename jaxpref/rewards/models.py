@@ -20,7 +20,7 @@ from jaxpref.rewards.classifier import open_classifier
 from jaxpref.rewards.reward import Limits, Reward, Values
 from jaxpref.rewards.scale import likelihood_of_preferences
 from jaxpref.rewards.tokens import encode_within, single_rewards
-from jaxpref.runs.adapters import BASE
+from jaxpref.runs.adapters import BASE, check_one_policy
 from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.digests import checkpoint_digest, model_digest
 from jaxpref.runs.directory import load_run, open_run, run_params
@@ -61,6 +61,7 @@ def run_reward(
     reference = dataclasses.replace(config.reference, mode="copy")
     config = dataclasses.replace(config, reference=reference, data=_unbounded(config.data))
     pieces = build(config, objective)
+    check_one_policy(run, pieces.lora)
     digests = lambda: f"{checkpoint_digest(pieces, run, step)} {model_digest(pieces)}"
     if "reward" in asked_logps(pieces.parts):
         return _head_reward(

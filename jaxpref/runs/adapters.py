@@ -1,7 +1,7 @@
 """The adapter of a run, from its config: its shape, where it starts, how its base is kept."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxpref.config import AdapterConfig, Config
 from jaxpref.errors import InputError
-from jaxpref.models import lora, peft
+from jaxpref.models import conditioned, lora, peft
 from jaxpref.models.loading import Put, whole
 from jaxpref.models.lora import TARGETS, LoraSpec
 from jaxpref.models.parameters import LORA, axis_sizes
@@ -48,8 +48,51 @@ def adapter_spec(config: AdapterConfig, model: ModelSpec) -> LoraSpec | None:
         return spec if config.dropout is None else replace(spec, dropout=config.dropout)
     targets = lora.find_targets(config.targets, peft.target_names(model))
     _check_rank(config.rank, targets, model)
-    alpha = float(config.rank) if config.alpha is None else config.alpha
-    return LoraSpec(config.rank, alpha, targets, config.dropout or 0.0, config.rslora, config.dora)
+    return LoraSpec(
+        config.rank,
+        float(config.rank) if config.alpha is None else config.alpha,
+        targets,
+        dropout=config.dropout or 0.0,
+        rslora=config.rslora,
+        dora=config.dora,
+        kind=config.kind,
+        objectives=len(config.weight_columns),
+    )
+
+
+def adapter_at(
+    tree: Mapping[str, Any], spec: LoraSpec, weights: Sequence[float]
+) -> tuple[dict[str, Any], LoraSpec]:
+    """A conditioned adapter for these objective weights, as an ordinary one.
+
+    Args:
+        tree: what lies under `lora`.
+    Errors: InputError for an adapter that reads no weights, and for weights that do not fit.
+    """
+    fits = len(weights) == spec.objectives and all(0 <= w < math.inf for w in weights)
+    if spec.kind == "lora" or not fits:
+        wanted = f"{spec.objectives} objective weights of 0 or more"
+        raise InputError(
+            "an adapter for all weights" if spec.kind == "lora" else wanted,
+            f"weights {list(weights)} for adapter.kind={spec.kind}",
+            "give one weight per objective, in the order of the run's adapter.weight_columns",
+        )
+    groups = {
+        group: {name: conditioned.at_weights(own, weights) for name, own in adapters.items()}
+        for group, adapters in tree["layers"].items()
+    }
+    return {"layers": groups}, spec.of_one_weight_vector
+
+
+def check_one_policy(directory: str | Path, spec: LoraSpec | None) -> None:
+    """Errors: InputError for a run that is one policy per weight vector, and not one policy."""
+    if spec is not None and spec.kind != "lora":
+        raise InputError(
+            "one policy",
+            f"{directory} serves all objective weights (adapter.kind={spec.kind})",
+            f"choose weights: jaxpref export {directory} --to DIR --adapter --weights "
+            f"{','.join([f'{1 / spec.objectives:.2g}'] * spec.objectives)}, and name DIR instead",
+        )
 
 
 def _check_rank(rank: int, targets: Sequence[str], model: ModelSpec) -> None:

@@ -55,6 +55,12 @@ class Pieces:
     """`train` or `eval` -> what is read in place of the paths in the config."""
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Data columns that are read, where the data has them."""
+        of_parts = {name for part in self.parts for name in part.all_columns}
+        return tuple(sorted(of_parts | set(self.model.weight_columns)))
+
+    @property
     def needs_reference(self) -> bool:
         return any(part.needs_reference for part in self.parts)
 
@@ -244,6 +250,7 @@ def make_decoder(
         scalar_heads=heads,
         vocab_multiple=vocab_multiple,
         lora=lora,
+        weight_columns=config.adapter.weight_columns if lora is not None else (),
     )
 
 

@@ -19,7 +19,7 @@ from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.models.stored import ReadSlice
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
 from jaxpref.processes.together import first_does
-from jaxpref.runs.adapters import adapter_spec, quantisation
+from jaxpref.runs.adapters import adapter_at, adapter_spec, check_one_policy, quantisation
 from jaxpref.runs.directory import host_params, load_run, models_of
 from jaxpref.runs.model_card import model_card
 
@@ -32,6 +32,7 @@ def export_run(
     dtype: str = "float32",
     objective: Sequence[Any] | None = None,
     adapter: bool = False,
+    weights: Sequence[float] | None = None,
 ) -> int:
     """Writes the Hugging Face directory of a run's checkpoint; returns the checkpoint's step.
 
@@ -45,6 +46,7 @@ def export_run(
         dtype: of the written weights: float32, bfloat16 or float16.
         objective: as given to `train`, when it was.
         adapter: write a PEFT directory with the adapter alone, in float32.
+        weights: of the objectives, at which an adapter that serves all of them is written.
     Errors: InputError for a run or a directory that does not fit, and a directory that holds the
         run or a model that it was made from.
     """
@@ -55,6 +57,11 @@ def export_run(
     parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
     lora = adapter_spec(config.adapter, source.spec)
     params, number = host_params(config, source, parts, lora, run, step)
+    if weights is not None:
+        _check_has_adapter(run, lora, {})
+        params[LORA], lora = adapter_at(params[LORA], lora, weights)
+    elif lora is not None:
+        check_one_policy(run, lora)
     heads = params.pop(SCALAR_HEADS, {})
     rewards = {}
     if "reward" in heads:

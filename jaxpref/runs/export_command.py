@@ -7,6 +7,7 @@ from rich.console import Console
 EPILOG = """examples:
   jaxpref export runs/dpo --to model               an adapter is merged into it
   jaxpref export runs/dpo --to adapter --adapter   the adapter alone, for PEFT
+  jaxpref export runs/panacea --to adapter --adapter --weights 0.3,0.7
 """
 
 
@@ -17,6 +18,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--adapter", action="store_true", help="the adapter alone, for PEFT; otherwise it is merged"
     )
     parser.add_argument("--step", default="best", help="best (default), latest or a number")
+    parser.add_argument(
+        "--weights",
+        type=_weights,
+        metavar="W,W",
+        help="of the objectives, for a run that serves all weights (adapter.kind)",
+    )
+
+
+def _weights(text: str) -> list[float]:
+    return [float(weight) for weight in text.split(",")]
 
 
 def destination_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,5 +47,6 @@ def run(options: argparse.Namespace, console: Console) -> None:
         step=options.step,
         dtype=options.dtype,
         adapter=options.adapter,
+        weights=options.weights,
     )
     console.print(f"step {step} written to {options.to}", highlight=False)

@@ -48,14 +48,15 @@ def read_data(pieces: Pieces, which: str) -> tuple[Sequence[EncodedGroup], DataR
     """
     spec, side, paths = pieces.source.spec, which.partition(".")[0], paths_of(pieces, which)
     seed, kinds = pieces.config.train.seed, group_kinds(pieces.parts)
-    columns = sorted({name for part in pieces.parts for name in part.all_columns})
+    columns = pieces.columns
     show = pieces.config.log.progress and jax.process_index() == 0
     with progress(get_console(), show=show) as watch:
         groups, report = load_groups(
             pieces.config.data, pieces.tokenizer, paths, side, kinds, seed, columns, watch
         )
     check_same_rows("training rows" if side == "train" else "held-out rows", groups)
-    check_columns(pieces.parts, common_columns(groups), sorted(report.unread))
+    of_adapter = pieces.model.weight_columns
+    check_columns(pieces.parts, common_columns(groups), sorted(report.unread), of_adapter)
     check_weights(groups, {name for part in pieces.parts for name in part.weight_columns})
     sequences = ((group.where, (group.prompt_ids, *group.completion_ids)) for group in groups)
     check_known_tokens(sequences, spec.vocab)
@@ -234,7 +235,8 @@ def row_layout(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Layout:
 def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: bool) -> Loader:
     """Training: shuffled, by steps of the config.  Otherwise one pass in order."""
     config = pieces.config
-    columns = list(check_columns(pieces.parts, common_columns(groups)))
+    of_adapter = pieces.model.weight_columns
+    columns = list(check_columns(pieces.parts, common_columns(groups), of_adapter=of_adapter))
     columns += [name for name in (REFERENCE_COLUMN, EXTRA_COLUMN) if name in groups[0].columns]
     if any(UNIFORM in (*part.required, *part.optional) for part in pieces.parts):
         columns.append(UNIFORM)

@@ -36,7 +36,7 @@ from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.models.stored import ReadSlice
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, asked_logps, bind
 from jaxpref.processes.together import first_does
-from jaxpref.runs.adapters import adapter_spec, below_adapter, quantisation
+from jaxpref.runs.adapters import adapter_spec, below_adapter, check_one_policy, quantisation
 from jaxpref.runs.digests import weights_key
 from jaxpref.runs.directory import RUN_FILE, as_policy, host_params, is_run, models_of
 from jaxpref.runs.export import merged_params
@@ -156,6 +156,7 @@ def _run(run: str | Path, weight: float, step: str) -> Ingredient:
     config = as_policy(trained)
     base = open_checkpoint(config.model.path)
     lora = adapter_spec(config.adapter, base.spec)
+    check_one_policy(run, lora)
 
     def load() -> dict[str, Any]:
         params, _ = host_params(config, base, (), lora, run, step)

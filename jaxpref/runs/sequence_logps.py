@@ -31,11 +31,15 @@ def compute_logps(
     Errors: InputError for a sequence that the model has no positions for.
     """
     config, mesh = pieces.config, pieces.mesh
+    # A conditioned adapter reads the weights of rows, where they have some.
+    has = groups[0].columns if groups else ()
+    columns = [name for name in pieces.model.weight_columns if name in has]
     loader = Loader(
         groups,
         batch_size=config.train.batch_size,
         micro_rows=micro_rows(config.train.micro_rows, mesh),
         layout=row_layout(pieces, groups),
+        columns=columns,
     )
     if sums is None:
         sums = summed_logps(pieces.model, config.model.logprob_chunk)

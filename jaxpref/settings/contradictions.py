@@ -94,6 +94,32 @@ def _batches(config: Config) -> Iterator[str]:
             yield f"{given} is not a multiple of {product} = {ways}"
 
 
+def _conditioned(config: Config) -> Iterator[str]:
+    adapter = config.adapter
+    kind = f"adapter.kind={adapter.kind}"
+    if adapter.kind == "lora":
+        if adapter.weight_columns:
+            yield (
+                "adapter.weight_columns is read by adapter.kind=panacea and pblora: "
+                "set one of these, or remove it"
+            )
+        return
+    if adapter.rank is None:
+        yield f"{kind} starts a new adapter: set adapter.rank"
+    if not adapter.weight_columns:
+        yield f"{kind} reads objective weights: name their columns in adapter.weight_columns"
+    for key in ("rslora", "dora"):
+        if getattr(adapter, key):
+            yield f"adapter.{key} and {kind}: it is of adapter.kind=lora: remove one of them"
+    if config.online.rewards:
+        yield (
+            f"{kind} and online.rewards: answers are not drawn at weights of their own: "
+            "set adapter.kind=lora, and online.dirichlet for prompts that say the weights"
+        )
+    if config.train.samples:
+        yield f"{kind} and train.samples: a sample needs weights: set train.samples=0"
+
+
 def _adapter(config: Config) -> Iterator[str]:
     adapter, reference = config.adapter, config.reference
     shape = [key for key in ("rank", "alpha", "targets", "rslora", "dora") if getattr(adapter, key)]
@@ -102,6 +128,7 @@ def _adapter(config: Config) -> Iterator[str]:
             f"adapter.path brings its own {', '.join(shape)}: remove these keys, or remove "
             "adapter.path to start a new adapter"
         )
+    yield from _conditioned(config)
     if not adapter.trained:
         for key in [*shape, *(key for key in ("dropout", "quantize") if getattr(adapter, key))]:
             yield f"adapter.{key} is set but there is no adapter: set adapter.rank or adapter.path"

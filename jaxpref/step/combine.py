@@ -109,14 +109,14 @@ def _raco(gram_OO: jax.Array, w_O: jax.Array, c: float) -> jax.Array:
     |G_q|.  The authors' code does so for every micro-batch; here the gradients are the batch's.
     """
     total = w_O.sum()
-    w_O = w_O / total
+    share_O = w_O / total
     gram_OO, scale = _scaled(gram_OO)
-    length = _length(gram_OO, w_O)
-    p_O = _least(gram_OO, gram_OO @ w_O, c * length)
-    q_O = jnp.minimum(p_O, w_O)
+    length = _length(gram_OO, share_O)
+    p_O = _least(gram_OO, gram_OO @ share_O, c * length)
+    q_O = jnp.minimum(p_O, share_O)
     q_length = _length(gram_OO, q_O)
     turn = jnp.where(q_length > 0, c * length / jnp.where(q_length > 0, q_length, 1.0), 0.0)
-    return total * (w_O + turn * q_O)
+    return w_O + total * turn * q_O  # the weights to the bit where c is 0
 
 
 def _min_norm(gram_OO: jax.Array) -> jax.Array:

@@ -218,6 +218,19 @@ def test_pad_is_the_sum_of_logits_on_the_first_policys_most_likely_tokens():
         np.testing.assert_allclose(log_softmax(mixed)[row][kept], expected, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("beta", [1.0, 0.25])
+def test_parm_is_a_mix_drawn_from_at_a_lower_temperature(beta):
+    """log pi = log base + (1 / beta) log reward model + constant."""
+    logits, p = policies(1)
+    mix = Mix({"base": beta / (1 + beta), "reward model": 1 / (1 + beta)})
+    weights = np.float32([weight for _, weight in mix.policies])
+    drawn = log_softmax(mixed_logits(logits, weights, mix.rule) * (1 + beta) / beta)
+    base, reward = np.log(p)
+    expected = base + reward / beta
+    expected = expected - logsumexp(expected, axis=-1, keepdims=True)
+    np.testing.assert_allclose(drawn, expected, atol=1e-4)
+
+
 # ---- what is exactly true of mixing token by token
 
 

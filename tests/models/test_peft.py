@@ -23,7 +23,7 @@ from jaxpref.models.lora import LoraSpec
 from jaxpref.models.parameters import LORA
 from jaxpref.models.peft.writer import _peft_config as peft_config
 from jaxpref.models.source import open_checkpoint
-from jaxpref.runs.adapters import below_adapter, check_trainable
+from jaxpref.runs.adapters import adapter_at, below_adapter, check_trainable
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -303,7 +303,10 @@ with torch.no_grad():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [{}, {"rslora": True}, {"dora": True}])
+@pytest.mark.parametrize(
+    "kind",
+    [{}, {"rslora": True}, {"dora": True}, {"kind": "panacea", "objectives": 2}, {"kind": "pblora", "objectives": 2}],
+)
 def test_peft_loads_what_is_written(kind, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("peft")
@@ -311,6 +314,8 @@ def test_peft_loads_what_is_written(kind, tmp_path):
     tree = lora.init(jax.random.key(0), base()[1]["layers"], spec)
     moved = lambda x: x * 1.1 + 0.05 * jax.random.normal(jax.random.key(1), x.shape)
     tree = jax.tree.map(moved, tree)
+    if spec.kind != "lora":
+        tree, spec = adapter_at(tree, spec, (0.3, 0.7))
     peft.save_adapter(tmp_path / "out", tree, spec, base()[0], base="", model_card="# card")
     program = [sys.executable, "-c", _PEFT_LOGITS, str(GOLDEN / "llama_tiny"), str(tmp_path / "out"), str(IDS)]
     subprocess.run([*program, str(tmp_path / "logits")], check=True, timeout=600)

@@ -65,8 +65,14 @@ def test_rows_of_several_answers_give_all_their_pairs(tmp_path):
 def test_every_pass_draws_weights_anew_and_labels_weigh_alike():
     """Three rows of one objective, one of the other: their mean losses weigh by w alone."""
     rows = [{"prompt": f"n {i}", "label/likes": float(i < 3), "label/short": -float(i == 3)} for i in range(4)]
-    make = lambda seed: list(conditioned_rows(rows, NAMES, passes=200, concentration=1.0, seed=seed))
+
+    def make(seed, told=True):
+        settings = {"passes": 200, "concentration": 1.0, "seed": seed, "told": told}
+        return list(conditioned_rows(rows, NAMES, **settings))
+
     made = make(0)
+    prompts = [row["prompt"] for row in rows] * 200
+    assert make(0, told=False) == [row | {"prompt": p} for row, p in zip(made, prompts, strict=True)]
     assert made == make(0) != make(1) and len(made) == 800
     for i, row in enumerate(made):
         w = {name: row[f"w/{name}"] for name in NAMES}

@@ -19,6 +19,7 @@ from jaxpref.pareto.settings import doubtful_bases, load_front_config, make_fron
 from jaxpref.pareto.sweep import Watch, run_front
 from jaxpref.runs.build import build
 from jaxpref.runs.lock import sole_writer
+from jaxpref.settings import load_config
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
@@ -299,6 +300,25 @@ def test_the_command_writes_and_draws_again(files, tmp_path, capsys):
 def test_what_is_wrong_is_said(files, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         make_front_config(settings(tmp_path / "front", files, **changes))
+
+
+@pytest.mark.slow
+def test_one_adapter_serves_all_weights(files, tmp_path):
+    """Each point is an ordinary adapter, made of the run of its kind; prompts say no weights."""
+    out, methods = tmp_path / "front", ["panacea", "pblora"]
+    found = run_front(make_front_config(settings(out, files, methods=methods)), QUIET)
+    points = {point.name: point for point in found.points}
+    assert len(points) == 1 + 2 * len(WEIGHTS)
+    for method in methods:
+        one, other = points[f"{method}_0.2_0.8"], points[f"{method}_0.8_0.2"]
+        assert one.run == other.run == str(out / method) and one.cost == other.cost
+        assert one.estimates["kl"] != other.estimates["kl"]
+        assert set(one.cost.shared) >= {f"the run of {method}", "labels"}
+        assert load_config(Path(one.run) / "config.yaml").adapter.kind == method
+        adapter = json.loads((out / "adapters" / one.name / "adapter_config.json").read_text())
+        assert adapter["r"] == 4 and adapter["lora_alpha"] == 16.0
+    rows = [json.loads(line) for line in (out / "data" / "rows-panacea.jsonl").read_text().splitlines()]
+    assert rows[0]["prompt"][0]["content"] == "n 0" and 0 < rows[0]["w/likes"] < 1
 
 
 @pytest.mark.slow

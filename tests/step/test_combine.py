@@ -189,6 +189,17 @@ def test_raco_with_c_0_is_the_weighted_sum():
     assert of(combine="raco") == RACO and of(combine="mgda") is not None
 
 
+def test_the_arithmetic_of_raco_gives_the_weights_to_the_bit_with_c_0():
+    rng, combine = np.random.default_rng(7), Combine("raco", 0.0)
+    for count in (2, 3):
+        gradients = jnp.asarray(rng.normal(size=(count, 5)), jnp.float32)
+        gradients = gradients.at[0].set(-gradients[1])  # opposed, as at a stationary point
+        w = jnp.asarray(rng.uniform(0.1, 2.0, count), jnp.float32)
+        gram = inner_products({"x": gradients})
+        assert np.array_equal(jax.jit(combine.coefficients)(gram, w, jnp.ones(count)), w)
+        assert not np.array_equal(Combine("raco", 0.4).coefficients(gram, w, jnp.ones(count)), w)
+
+
 @pytest.mark.slow
 def test_a_small_c_is_close_to_the_weighted_sum(params):  # noqa: F811
     """The arithmetic of combined gradients, held against the gradient of the sum."""

@@ -35,6 +35,8 @@ _STYLES = {
     "mpo": Style("MPO, max-min weights", "#7F7F00", "#C9C94B", "star"),
     "raco": Style("RACO", "#B8860B", "#F0C050", "diamond"),
     "cos_dpo": Style("COS-DPO", "#6A3D9A", "#B79AE0", "hexagon"),
+    "panacea": Style("Panacea", "#A0522D", "#E0A07A", "up"),
+    "pblora": Style("PBLoRA", "#2F6F7F", "#7FC4D4", "down"),
     "rloo": Style("RLOO", "#8B1A1A", "#E07070", "circle"),
     "online_dpo": Style("online DPO", "#3B7A57", "#8FD0A8", "square"),
     "mo_odpo": Style("MO-ODPO", "#4A5A8A", "#9DB0E8", "hexagon"),
