@@ -1,6 +1,7 @@
 """How long the other processes run on after one is lost: killed in a collective, or between them.
 
-    python benchmarks/lost_process.py [--processes N] [--tries N] [--heartbeat-timeout SECONDS]
+    python benchmarks/lost_process.py [--processes N] [--tries N] [--how killed frozen]
+        [--heartbeat-timeout SECONDS]
 
 prints a table: seconds from the loss of a process until the last of the others has ended, and
 their exit codes.  The processes run on this machine and meet over localhost; no model is trained,
@@ -44,16 +45,21 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--tries", type=int, default=3)
     parser.add_argument("--heartbeat-timeout", type=int, default=HEARTBEAT_TIMEOUT)
+    parser.add_argument("--how", nargs="+", choices=LOSSES, default=list(LOSSES))
     add_argument(parser)
     options = parser.parse_args()
     print("| lost | how | the others were | seconds until the last ended | exit codes |")
     print("|---|---|---|---|---|")
     for victim, name in ((1, "a worker"), (0, "the coordinator")):
-        for how, number in LOSSES.items():
+        for how in options.how:
             for collective, where in ((1, "in a collective"), (0, "between collectives")):
                 tries = [
                     measure(
-                        options.processes, victim, number, options.heartbeat_timeout, collective
+                        options.processes,
+                        victim,
+                        LOSSES[how],
+                        options.heartbeat_timeout,
+                        collective,
                     )
                     for _ in range(options.tries)
                 ]

@@ -44,12 +44,12 @@ assert jax.process_count() == count and jax.device_count() == 4
 
 from jaxpref.errors import InputError
 from jaxpref.objectives import PAIRS, ObjectiveOutput, needs
+from jaxpref.online.train import train
 from jaxpref.runs import build, feed
 from jaxpref.settings import load_config
 from jaxpref.sharding import make_mesh
 from jaxpref.training import prepare
 from jaxpref.training.preemption import PREEMPTED, Preempted
-from jaxpref.training.run import train
 """
 
 # Trains each config once it is there, and writes what it saw beside it.
@@ -297,9 +297,12 @@ def test_processes_that_differ_are_refused_by_name(tiny_files, tmp_path, compile
     # Hosts see one path, each its own file; process 0 has the first of the pair.
     here = [tmp_path / f"host_{number}" for number in range(2)]
     models = [tiny.write_model(tmp_path / f"model_{number}", scale=1.0 + 1e-3 * number) for number in range(2)]
+    drawn = {"objective": [{"name": "rloo"}], "online": {"rewards": {"long": "rule:words"}, "max_new_tokens": 4}}
     pairs = {
         "weights": [{"model": {"path": "model"}}] * 2,
         "settings": [{"optim": {"learning_rate": 0.01}, "train": {"max_steps": 2, "save_every": 1}}, {}],
+        "prompts": ["same", "reversed"],
+        "held-out prompts": ["same", "longer"],
         "order": ["same", "reversed"],
         "rows": ["same", "longer"],
     }
@@ -309,16 +312,24 @@ def test_processes_that_differ_are_refused_by_name(tiny_files, tmp_path, compile
             file = here[number] / name / "rows.jsonl"
             file.parent.mkdir(parents=True)
             changes = own if isinstance(own, dict) else {}
+            read = ["rows.jsonl"]
             tiny.write_rows(file, data[own] if isinstance(own, str) else rows)
             if name == "weights":
                 shutil.copytree(models[number], file.parent / "model")
-            config = tiny.config(tmp_path / name, tiny_files.model, "rows.jsonl", mesh={"fsdp": 4}, **changes)
+            if "prompts" in name:
+                changes = drawn
+            if name == "held-out prompts":
+                tiny.write_rows(file.parent / "train.jsonl", rows)
+                read = ["train.jsonl", "rows.jsonl"]
+            config = tiny.config(tmp_path / name, tiny_files.model, *read, mesh={"fsdp": 4}, **changes)
             paths[number].append(tiny.write_config(config, file.parent / "config.yaml"))
     seen = [folder / "seen.json" for folder in here]
     processes(TRY_ALL, [(*own, file) for own, file in zip(paths, seen, strict=True)], compile_cache)
     one, other = (json.loads(file.read_text()) for file in seen)
-    assert one == other and len(one) == 5
-    weights, settings, order, longer, objective = one
+    assert one == other and len(one) == 7
+    weights, settings, prompts, held_out, order, longer, objective = one
+    assert "the same prompts, in the same order" in prompts and "8 differ, from number 1 to number 8" in prompts
+    assert "the same held-out prompts, in the same order" in held_out and "number 9 is" in held_out
     assert "model.path/model.safetensors: '" in weights and "config.json" not in weights
     assert "the same objective (digests of its code)" in objective and "got: mine: '" in objective
     for said in (
