@@ -64,6 +64,16 @@ def exchanged(own: bytes) -> list[bytes]:
     return of_each
 
 
+def wait_for_all(name: str) -> None:
+    """Until all processes have come here; each may come in a thread of its own.
+
+    Args:
+        name: of this place and time; it is used once.
+    """
+    if process_count() > 1:
+        store().wait_at_barrier(f"jaxpref/{name}", _PATIENCE)
+
+
 def _at(call: int, process: int) -> str:
     return f"jaxpref/exchange/{call}/{process}"
 

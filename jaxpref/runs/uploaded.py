@@ -1,7 +1,9 @@
-"""Checkpoints in s3:// buckets: saved on this host's disk, then uploaded.
+"""Checkpoints in s3:// buckets: saved on the hosts' disks, then uploaded.
 
-orbax writes to gs:// itself, and to no other bucket.  A file that marks the end is uploaded last,
-the one that orbax writes last to gs://, so half a checkpoint never counts.
+orbax writes to gs:// itself, and to no other bucket.  Of several processes each saves its part on
+its own disk and uploads it; together the parts are what one process would have saved.  A file that
+marks the end is uploaded last, the one that orbax writes last to gs://, so half a checkpoint never
+counts.
 """
 
 import tempfile
@@ -10,12 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxpref.errors import InputError
 from jaxpref.files import as_disk_problem, upload_file
+from jaxpref.processes.store import wait_for_all
+from jaxpref.processes.together import is_first
 from jaxpref.runs.best import BestRule
 from jaxpref.runs.damage import COMMITTED, read_item, steps_in
 from jaxpref.storage.local_copies import local_directory
@@ -38,26 +40,20 @@ class UploadingManager:
     Args:
         directory: in the bucket.
         keep: latest checkpoints to keep, beside the best.
-    Errors: InputError under several processes: each has a part of a checkpoint on its own disk.
     """
 
     def __init__(self, directory: Path, keep: int, best: BestRule):
-        if jax.process_count() > 1:
-            raise InputError(
-                "a gs:// bucket or a disk that all processes share, for a run of several processes",
-                f"{directory}, {jax.process_count()} processes",
-                "choose such an `out`; s3:// takes the checkpoints of one process",
-            )
         self._directory, self._keep, self._best = directory, keep, best
         self._scratch = tempfile.TemporaryDirectory(prefix="jaxpref-checkpoints-")
-        options = ocp.CheckpointManagerOptions(best_fn=best.rank, max_to_keep=1)
-        self._manager = ocp.CheckpointManager(self._scratch.name, options=options)
+        self._manager = _on_own_disk(self._scratch.name, best)
         self._pool = ThreadPoolExecutor(1, "upload")
         self._upload: Future | None = None
+        self._saves = 0
 
     def save(self, step: int, args: Any, metrics: Mapping[str, float] | None) -> None:
-        """Starts saving, once the checkpoint before is in the bucket."""
+        """Starts saving, once the checkpoint before is in the bucket; called by all processes."""
         self.wait_until_finished()
+        self._saves += 1
         self._manager.save(step, args=args, metrics=metrics)
         self._upload = self._pool.submit(self._finish, step)
 
@@ -82,11 +78,21 @@ class UploadingManager:
         self._manager.wait_until_finished()
         saved, to = Path(self._scratch.name) / str(step), self._directory / str(step)
         with as_disk_problem(to):
-            _remove(to)  # of an upload that was killed
+            if is_first():
+                _remove(to)  # of an upload that was killed
+            self._wait_for_all("removed")
             for file in sorted(path for path in saved.rglob("*") if path.is_file()):
-                upload_file(file, to / str(file.relative_to(saved)))
-            (to / COMMITTED).write_text("whole\n")
-        self._remove_old()
+                if file.name != COMMITTED:  # which says it of this process alone
+                    upload_file(file, to / str(file.relative_to(saved)))
+            self._wait_for_all("uploaded")
+            if is_first():
+                (to / COMMITTED).write_text("whole\n")
+                self._remove_old()
+            self._wait_for_all("whole")
+
+    def _wait_for_all(self, what: str) -> None:
+        """Until all processes have come so far with what is saved."""
+        wait_for_all(f"{self._directory} {self._saves} {what}")
 
     def _remove_old(self) -> None:
         steps = steps_in(self._directory)
@@ -97,6 +103,26 @@ class UploadingManager:
         kept = {*steps[-self._keep :], *(step for _, step in sorted(ranks)[-1:])}
         for step in set(steps) - kept:
             _remove(self._directory / str(step))
+
+
+def _on_own_disk(directory: str, best: BestRule) -> ocp.CheckpointManager:
+    """Saves the latest checkpoint, of several processes each its own part.
+
+    Numbers lie in a file for each part of an array (no OCDBT, whose index one process makes of
+    the files of all), and what is no array is written by every process.
+    """
+    own = ocp.options.MultiprocessingOptions(primary_host=None)
+    return ocp.CheckpointManager(
+        directory,
+        options=ocp.CheckpointManagerOptions(
+            best_fn=best.rank, max_to_keep=1, create=False, multiprocessing_options=own
+        ),
+        item_handlers={
+            "state": ocp.StandardCheckpointHandler(use_ocdbt=False, multiprocessing_options=own),
+            "progress": ocp.JsonCheckpointHandler(multiprocessing_options=own),
+            "checksums": ocp.JsonCheckpointHandler(multiprocessing_options=own),
+        },
+    )
 
 
 def _remove(directory: Path) -> None:

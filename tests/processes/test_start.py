@@ -8,10 +8,17 @@ import pytest
 from test_meeting import free_port
 
 JOIN = """
+import logging, warnings
 import jax
+from rich.console import Console
+from jaxpref.processes.output import first_prints
 from jaxpref.processes.start import join
 join(start_timeout=60)
 print(jax.process_index(), "of", jax.process_count())
+first_prints(Console())
+logging.warning("logged")
+warnings.warn("warned")
+logging.error("failed")
 """
 
 # Of both processes, and of each.
@@ -56,19 +63,28 @@ CASES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name 
 
 @pytest.mark.parametrize("cluster", CASES)
 def test_a_cluster_says_who_is_who(cluster):
+    """And once they know it, one of them warns."""
     shared, own = CLUSTERS[cluster]
     # jax's own variable for the port: without it all jobs of one number would meet on one.
     shared = os.environ | shared | {"JAX_COORDINATOR_PORT": str(free_port())}
     workers = [
-        subprocess.Popen([sys.executable, "-c", JOIN], env=shared | mine, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", JOIN],
+            env=shared | mine,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for mine in own
     ]
     try:
-        said = [worker.communicate(timeout=120)[0].strip() for worker in workers]
+        said, warned = zip(*(worker.communicate(timeout=120) for worker in workers), strict=True)
     finally:
         for worker in workers:
             worker.kill()
-    assert said == ["0 of 2", "1 of 2"]
+    assert [out.strip() for out in said] == ["0 of 2", "1 of 2"]
+    found = [[word for word in ("logged", "warned", "failed") if word in err] for err in warned]
+    assert found == [["logged", "warned", "failed"], ["failed"]], warned
 
 
 WRONG = {

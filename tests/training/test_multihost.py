@@ -297,6 +297,8 @@ def test_processes_that_differ_are_refused_by_name(tiny_files, tmp_path, compile
     # Hosts see one path, each its own file; process 0 has the first of the pair.
     here = [tmp_path / f"host_{number}" for number in range(2)]
     models = [tiny.write_model(tmp_path / f"model_{number}", scale=1.0 + 1e-3 * number) for number in range(2)]
+    with (models[1] / "tokenizer.json").open("a") as file:
+        file.write("\n")
     drawn = {"objective": [{"name": "rloo"}], "online": {"rewards": {"long": "rule:words"}, "max_new_tokens": 4}}
     pairs = {
         "weights": [{"model": {"path": "model"}}] * 2,
@@ -330,7 +332,8 @@ def test_processes_that_differ_are_refused_by_name(tiny_files, tmp_path, compile
     weights, settings, prompts, held_out, order, longer, objective = one
     assert "the same prompts, in the same order" in prompts and "8 differ, from number 1 to number 8" in prompts
     assert "the same held-out prompts, in the same order" in held_out and "number 9 is" in held_out
-    assert "model.path/model.safetensors: '" in weights and "config.json" not in weights
+    assert "model.path/model.safetensors: '" in weights and "model.path/tokenizer.json: '" in weights
+    assert "model.path/config.json" not in weights
     assert "the same objective (digests of its code)" in objective and "got: mine: '" in objective
     for said in (
         "optim.learning_rate: 0.01 on process 0, 0.002 on process 1",
