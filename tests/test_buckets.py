@@ -21,6 +21,7 @@ from jaxpref.errors import InputError
 from jaxpref.runs.cached_reference import cached_logps
 from jaxpref.runs.damage import COMMITTED, steps_in
 from jaxpref.runs.lock import sole_writer
+from jaxpref.runs.metrics import read_jsonl
 from jaxpref.settings import make_config
 from jaxpref.storage import local_copies
 from jaxpref.storage.paths import as_path, file_system, key_of
@@ -152,7 +153,7 @@ def test_two_processes_stop_and_go_on_there(store, files, call, tmp_path, compil
     config = tiny.write_config(tiny.long_config(out, files, **settings), tmp_path / "config.yaml")
     metrics, train = as_path(f"{out}/metrics.jsonl"), ("-m", "jaxpref.cli", "train", config)
     with hosts.running(hosts.together(2, *train), tmp_path, compile_cache) as both:
-        while not metrics.is_file() or metrics.read_text().count("\n") < 2:
+        while not metrics.is_file() or len(read_jsonl(metrics)) < 2:
             assert both[0].process.poll() is None, both[0].said
             time.sleep(0.05)
         both[1].process.send_signal(signal.SIGTERM)
@@ -430,7 +431,7 @@ def test_gguf_files_are_read_there(store, call, tmp_path):
 
 
 def test_scores_and_conditions_lie_there(store, call, tmp_path):
-    rows = [{"prompt": f"n {i}", "chosen": "n" + " n" * i, "rejected": "n"} for i in range(6)]
+    rows = [{"prompt": f"n {i}", "chosen": "n n" + " n" * i, "rejected": "n"} for i in range(6)]
     pairs = tiny.write_rows(tmp_path / "rows.jsonl", rows)
     bucket_servers.upload(pairs, as_path(f"{store}/rows.jsonl"))
     for folder in (str(tmp_path), store):
@@ -461,7 +462,7 @@ def test_a_front_lies_there(store, files, call, tmp_path):
     (tmp_path / "front.yaml").write_text(json.dumps(raw))  # JSON is YAML
     succeed(call, ("pareto", tmp_path / "front.yaml"))
     found = json.loads(as_path(f"{store}/front/front.json").read_text())
-    names = [point["name"] for point in found["points"]]
+    names = [point["name"] for point in found["front"]["points"]]
     assert names == ["reference", "dpo_likes", "dpo_long", "modpo_0.2_0.8", "mod_0.2_0.8", "soup_deltas_0.2_0.8"]
     succeed(call, ("pareto", tmp_path / "front.yaml"), ("pareto", f"{store}/front"))
     assert json.loads(as_path(f"{store}/front/front.json").read_text()) == found

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from jaxpref.errors import InputError
 from jaxpref.processes.together import first_does, processes_where
-from jaxpref.storage.paths import as_path, file_system, is_bucket, key_of
+from jaxpref.storage.paths import as_path, file_system, is_bucket, key_of, read_at_once
 
 try:
     import fcntl
@@ -206,7 +206,7 @@ class _BucketLock:
     def _read(self) -> dict | None:
         """What the lock says; None: it is gone."""
         try:
-            return json.loads(self._path.read_bytes())
+            return json.loads(read_at_once(self._path))
         except FileNotFoundError:
             return None
 

@@ -23,7 +23,7 @@ from jaxpref.errors import optional_package
 from jaxpref.files import GrowingFile, upload_file, whole_file
 from jaxpref.runs.flops import peak_flops
 from jaxpref.settings import to_dict
-from jaxpref.storage.paths import as_path, is_bucket
+from jaxpref.storage.paths import as_path, is_bucket, read_at_once
 
 TRACKER_ID_FILE = "tracker_id.txt"
 SAMPLES_FILE = "samples.jsonl"
@@ -210,7 +210,7 @@ def tracker_id(out: Path) -> str:
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in as_path(path).read_text().splitlines()]
+    return [json.loads(line) for line in read_at_once(as_path(path)).splitlines()]
 
 
 def read_history(run: str | Path) -> list[dict[str, Any]]:

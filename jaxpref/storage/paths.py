@@ -58,6 +58,14 @@ def file_system(path: Path):
     return path.fs  # type: ignore[attr-defined]
 
 
+def read_at_once(path: Path) -> bytes:
+    """A file's bytes, also where another process replaces it meanwhile.
+
+    In a bucket that takes one request: s3fs refuses to read on in another version of a file.
+    """
+    return file_system(path).cat_file(key_of(path)) if is_bucket(path) else path.read_bytes()
+
+
 def _scheme(name: str) -> str | None:
     """Of a path in a bucket; None: a local path.  Errors: InputError for neither."""
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(/+)", name)

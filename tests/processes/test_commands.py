@@ -218,22 +218,21 @@ def test_a_run_directory_that_hosts_do_not_share_is_refused(tiny_files, tmp_path
     assert not any(list(host.iterdir()) for host in hosts)
 
 
+@pytest.fixture(scope="module")
+def made_by_one(tiny_files, tmp_path_factory, compile_cache) -> Path:
+    return made_by(1, tiny_files, tmp_path_factory.mktemp("one") / "made", compile_cache)
+
+
 @pytest.mark.slow
-def test_two_and_four_processes_as_one(tiny_files, tmp_path, compile_cache):
-    one = made_by(1, tiny_files, tmp_path / "one", compile_cache)
-    found = {}
-    for count in (2, 4):
-        many = made_by(count, tiny_files, tmp_path / str(count), compile_cache)
-        found[count] = differences(many, one, tiny_files)
-    print(table(found))
-    assert max(max(by_command.values()) for by_command in found.values()) <= TOLERANCE
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_as_one(count, made_by_one, tiny_files, tmp_path, compile_cache):
+    many = made_by(count, tiny_files, tmp_path / "many", compile_cache)
+    found = differences(many, made_by_one, tiny_files)
+    print(table(count, found))
+    assert max(found.values()) <= TOLERANCE
 
 
-def table(found: dict[int, dict[str, float]]) -> str:
-    """Command x number of processes, with the largest difference from one process."""
-    heads = [f"{count} processes" for count in found]
-    lines = ["\n| command | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
-    for name in next(iter(found.values())):
-        numbers = [f"{by_command[name]:.0e}" for by_command in found.values()]
-        lines.append(f"| {name} | " + " | ".join(numbers) + " |")
-    return "\n".join(lines)
+def table(count: int, found: dict[str, float]) -> str:
+    """Of each command the largest difference from one process."""
+    lines = [f"\n| command | {count} processes |", "|---|---|"]
+    return "\n".join(lines + [f"| {name} | {number:.0e} |" for name, number in found.items()])
