@@ -120,7 +120,7 @@ class Checkpoints:
         items = {"progress": dict(progress)} | ({} if kept is None else {"metrics": kept})
         of_items = {name: json_checksum(item) for name, item in items.items()}
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(fields),
+            state=ocp.args.PyTreeSave(fields),
             progress=ocp.args.JsonSave(items["progress"]),
             checksums=ocp.args.JsonSave({"state": sums, "items": of_items}),
         )

@@ -6,14 +6,20 @@ marks the end is uploaded last, the one that orbax writes last to gs://, so half
 counts.
 """
 
+import itertools
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
+
+# It has no public name in orbax.
+from orbax.checkpoint._src.metadata.array_metadata_store import Store
 
 from jaxpref.files import as_disk_problem, upload_file
 from jaxpref.processes.store import wait_for_all
@@ -22,6 +28,9 @@ from jaxpref.runs.best import BestRule
 from jaxpref.runs.damage import COMMITTED, read_item, steps_in
 from jaxpref.storage.local_copies import local_directory
 from jaxpref.storage.paths import file_system, key_of
+
+_opened = itertools.count()
+"""Numbers the managers: all processes open the same ones in the same order."""
 
 
 def is_uploaded(directory: Path) -> bool:
@@ -48,7 +57,7 @@ class UploadingManager:
         self._manager = _on_own_disk(self._scratch.name, best)
         self._pool = ThreadPoolExecutor(1, "upload")
         self._upload: Future | None = None
-        self._saves = 0
+        self._name, self._saves = f"uploads {next(_opened)}", 0
 
     def save(self, step: int, args: Any, metrics: Mapping[str, float] | None) -> None:
         """Starts saving, once the checkpoint before is in the bucket; called by all processes."""
@@ -92,7 +101,7 @@ class UploadingManager:
 
     def _wait_for_all(self, what: str) -> None:
         """Until all processes have come so far with what is saved."""
-        wait_for_all(f"{self._directory} {self._saves} {what}")
+        wait_for_all(f"{self._name}, {self._saves}, {what}")
 
     def _remove_old(self) -> None:
         steps = steps_in(self._directory)
@@ -106,23 +115,37 @@ class UploadingManager:
 
 
 def _on_own_disk(directory: str, best: BestRule) -> ocp.CheckpointManager:
-    """Saves the latest checkpoint, of several processes each its own part.
+    """Saves the latest checkpoint; of several processes each saves its own part, by itself.
 
     Numbers lie in a file for each part of an array (no OCDBT, whose index one process makes of
     the files of all), and what is no array is written by every process.
     """
-    own = ocp.options.MultiprocessingOptions(primary_host=None)
-    return ocp.CheckpointManager(
-        directory,
-        options=ocp.CheckpointManagerOptions(
-            best_fn=best.rank, max_to_keep=1, create=False, multiprocessing_options=own
-        ),
-        item_handlers={
-            "state": ocp.StandardCheckpointHandler(use_ocdbt=False, multiprocessing_options=own),
-            "progress": ocp.JsonCheckpointHandler(multiprocessing_options=own),
-            "checksums": ocp.JsonCheckpointHandler(multiprocessing_options=own),
-        },
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
     )
+    # Of its own, for orbax keeps in the common one which process makes the directories, and whoever
+    # reads a checkpoint changes that.
+    arrays = ocp.type_handlers.create_type_handler_registry(
+        (jax.Array, ocp.type_handlers.ArrayHandler(array_metadata_store=Store()))
+    )
+    state = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False,
+        # "All are primary": the parts of the others are not looked for.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=None),
+        type_handler_registry=arrays,
+    )
+    json = ocp.JsonCheckpointHandler(multiprocessing_options=alone)
+    options = ocp.CheckpointManagerOptions(
+        best_fn=best.rank,  # or no metrics are written
+        preservation_policy=policies.LatestN(1),
+        create=False,
+        multiprocessing_options=alone,
+        # Otherwise it is told to all processes that one has made its directories.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+    )
+    handlers = {"state": state, "progress": json, "checksums": json}
+    return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
 
 def _remove(directory: Path) -> None:
