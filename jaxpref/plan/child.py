@@ -113,6 +113,7 @@ def _kept(configs: Sequence[Config], rows: RowSizes, cache: Path, target: Slice 
         digest.update(f"{to_dict(config)} {objective} {model}".encode())
     for group in rows.groups:
         add_group(digest, group)
+    digest.update(os.environ.get("LIBTPU_INIT_ARGS", "").encode())
     for package in ("jax", "jaxlib", "libtpu", "flax", "optax"):
         digest.update(_version(package).encode())
     for source in sorted(Path(__file__).parents[1].rglob("*.py")):

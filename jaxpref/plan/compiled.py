@@ -169,11 +169,11 @@ def read_program(compiled: Any, planned: PlannedStep, loops: Loops) -> dict[str,
         "kernel_flops": loops.kernels * kernel_flops,
         "kernel_bytes": kernel_bytes,
         "collectives": [vars(one) for one in sent],
-        "gathered_activations": _gathered_activations(sent, planned),
+        "gathered_activations": gathered_activations(sent, planned),
     }
 
 
-def _gathered_activations(sent: list[Collective], planned: PlannedStep) -> float:
+def gathered_activations(sent: list[Collective], planned: PlannedStep) -> float:
     """Bytes that a device sends so that others have whole what is no weight, within the layers.
 
     Keys and values are gathered over `context` by intent, and not counted.

@@ -17,7 +17,8 @@ from jaxpref.models.tpu_attention import seen_share
 from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.plan import search
 from jaxpref.plan.chips import parse_slice
-from jaxpref.plan.compiled import step_facts
+from jaxpref.plan.collectives import Collective
+from jaxpref.plan.compiled import gathered_activations, step_facts
 from jaxpref.plan.loops import count_loops
 from jaxpref.plan.planned_step import plan_step
 from jaxpref.plan.row_sizes import made_rows, rows_like
@@ -135,3 +136,18 @@ def test_attentions_kernels_are_counted_on_the_rows_of_the_plan(tiny_files, tmp_
         masks = [Mask(expiry) for expiry in planned.item.batch.expiry_RL]
         assert shares[-1] == pytest.approx(np.mean([seen_share(mask) for mask in masks]))
     assert 0 < shares[1] < shares[0] < 1
+
+
+def test_gathered_activations_are_told_from_gathered_weights(tiny_files, tmp_path):
+    config = of_tiny(tiny_files, tmp_path / "run", adapter={"rank": 4})
+    planned = plan_step([config], rows_like(config, str(tiny_files.train)), jax.devices()[:1])
+    spec = planned.pieces.source.spec
+
+    def gathered(*sizes, axes=("fsdp",), where="while/body/layers/mlp/RLD,DF->RLF"):
+        one = Collective("all-gather", axes, 2, 10.0, 1, "", (sizes,), False, where)
+        return gathered_activations([one], planned)
+
+    assert gathered(1, spec.width, spec.ffn) == gathered(spec.ffn, spec.width) == gathered(4, spec.ffn) == 0
+    assert gathered(8, 512, spec.width) == 10
+    assert gathered(8, 512, spec.kv_heads, spec.head_dim, axes=("context",)) == 0
+    assert gathered(8, 512, spec.width, where="lm_head/while/body") == 0
