@@ -202,7 +202,8 @@ class _Cursor:
 
 def _parse(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     size = path.stat().st_size
-    data = np.memmap(path, mode="r") if size else np.empty(0, np.uint8)
+    # As a plain array, whose slices cost a tenth of a memmap's.
+    data = np.memmap(path, mode="r").view(np.ndarray) if size else np.empty(0, np.uint8)
     cursor = _Cursor(data)
     try:
         magic, version = cursor.take(4), cursor.u32()
