@@ -44,6 +44,9 @@ class ModelConfig:
     """Loss tokens of each row whose logits over the vocabulary are computed at a time."""
 
 
+AdapterKind = Literal["lora", "panacea", "pblora"]
+
+
 @dataclass(frozen=True, config=STRICT)
 class AdapterConfig:
     rank: int | None = Field(default=None, ge=1)
@@ -61,7 +64,7 @@ class AdapterConfig:
     """Scale by alpha / sqrt(rank) instead (rsLoRA)."""
     dora: bool = False
     """Learn the magnitudes and the directions of the weights separately (DoRA)."""
-    kind: Literal["lora", "panacea", "pblora"] = "lora"
+    kind: AdapterKind = "lora"
     """panacea, pblora: one adapter for all weights of several objectives, which every row brings
     (`weight_columns`); at given weights it is LoRA, of rank + objectives or 2 * rank."""
     weight_columns: list[str] = Field(default_factory=list)

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
-from jaxpref.config import Config, LogConfig
+from jaxpref.config import AdapterKind, Config, LogConfig
 from jaxpref.pareto.config import BY_ADAPTER, FrontConfig, point_name
 from jaxpref.pareto.labels import label_columns, weight_columns
 from jaxpref.storage.paths import as_path
@@ -95,7 +96,9 @@ def conditioned_run(front: FrontConfig, method: str, train: str) -> Config:
     run = replace(run, train=replace(run.train, epochs=epochs))
     if method not in BY_ADAPTER:
         return run
-    adapter = replace(run.adapter, kind=method, weight_columns=weight_columns(names))
+    adapter = replace(
+        run.adapter, kind=cast(AdapterKind, method), weight_columns=weight_columns(names)
+    )
     return replace(run, adapter=adapter)
 
 
