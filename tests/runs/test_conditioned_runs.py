@@ -95,7 +95,7 @@ def test_it_is_no_policy_without_weights(tmp_path):
         open_source(config.out)
     with pytest.raises(InputError, match="serves all objective weights"):
         export_run(config.out, tmp_path / "whole", step="latest")
-    with pytest.raises(InputError, match=r"2 objective weights.*weights \[1.0\]"):
+    with pytest.raises(InputError, match=r"(?s)2 objective weights.*weights \[1.0\]"):
         export_run(config.out, tmp_path / "adapter", step="latest", adapter=True, weights=[1.0])
 
 
