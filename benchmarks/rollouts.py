@@ -4,8 +4,8 @@
 
 A run of RLOO with a LoRA adapter draws answers to 8 prompts in every step.  Then the finished run
 draws as many batches of the same size as `jaxpref generate` does: in one call, which lays the
-weights out once, where training does so in every step.  First batches, with compilation, are left
-out on both sides.
+weights out once, where training does so in every step.  Both in turn, several rounds, for a machine
+is not always as fast.  First batches, with compilation, are left out on both sides.
 """
 
 import argparse
@@ -40,31 +40,38 @@ def main() -> None:
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=48, help="of an answer, at most")
     add_argument(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rollouts-") as directory:
         prompts = Path(directory) / "prompts.txt"
         prompts.write_text("".join(f"Tell me a story about {n} birds.\n" for n in range(PROMPTS)))
-        speeds, of_step = rollouts(args, Path(directory), prompts)
-        alone = generate(args, Path(directory) / "run", prompts)
-    in_training = median(speeds)
+        speeds, shares, alone = [], [], []
+        for number in range(args.rounds):
+            run = Path(directory) / f"run_{number}"
+            of_round, share = rollouts(args, run, prompts)
+            speeds += of_round
+            shares.append(share)
+            alone.append(generate(args, run, prompts))
+            print(f"round {number + 1}: {median(of_round):.1f} and {alone[-1]:.1f} tokens/s")
+    in_training, by_generate, of_step = median(speeds), median(alone), median(shares)
     measured = {"drawing in training, tokens/s": speeds, "jaxpref generate, tokens/s": alone}
     versions = {"jax": jax.__version__}
     append(args.record, [record("rollouts", f"{PROMPTS} prompts", measured, versions=versions)])
     print("| | tokens/s |\n|---|---|")
-    print(f"| drawing in training | {in_training:.1f} |\n| jaxpref generate | {alone:.1f} |")
-    print(f"| ratio | {in_training / alone:.2f} |\n\ndrawing takes {of_step:.0%} of a step")
+    print(f"| drawing in training | {in_training:.1f} |\n| jaxpref generate | {by_generate:.1f} |")
+    print(f"| ratio | {in_training / by_generate:.2f} |\n\ndrawing takes {of_step:.0%} of a step")
 
 
-def rollouts(args: argparse.Namespace, directory: Path, prompts: Path) -> tuple[list[float], float]:
+def rollouts(args: argparse.Namespace, run: Path, prompts: Path) -> tuple[list[float], float]:
     """Tokens/s of drawing in all steps but the first; median of its share of a step's seconds."""
-    rows = directory / "prompts.jsonl"
+    rows = prompts.with_suffix(".jsonl")
     texts = prompts.read_text().splitlines()
     rows.write_text("".join(f'{{"prompt": "{text}"}}\n' for text in texts))
     config = make_config(
         {
-            "out": str(directory / "run"),
+            "out": str(run),
             "model": {"path": args.model},
             "adapter": {"rank": 8},
             "data": {"train": [str(rows)], "shuffle": False},

@@ -16,26 +16,25 @@ No gradient flows to w.  The scale is alpha / r in both.
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxpref.config import AdapterKind
 from jaxpref.errors import InputError
 from jaxpref.models.layers import product
-
-Kind = Literal["lora", "panacea", "pblora"]
 
 _SINGULAR_STD = 0.02
 
 
-def width(kind: Kind, rank: int, objectives: int) -> int:
+def width(kind: AdapterKind, rank: int, objectives: int) -> int:
     """The size of the middle: the rank of the adapter at any weights."""
     return {"lora": rank, "panacea": rank + objectives, "pblora": 2 * rank}[kind]
 
 
 def init_middle(
-    key: jax.Array, kind: Kind, layers: int, rank: int, objectives: int
+    key: jax.Array, kind: AdapterKind, layers: int, rank: int, objectives: int
 ) -> dict[str, jax.Array]:
     """New leaves of a middle.
 

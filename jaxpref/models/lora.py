@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxpref.config import AdapterKind
 from jaxpref.errors import InputError
 from jaxpref.models import conditioned
 from jaxpref.models.layers import product
@@ -59,7 +60,7 @@ class LoraSpec:
     """Lengths and directions are learned separately (Liu et al., arXiv 2402.09353)."""
     alphas: tuple[float, ...] = ()
     """One for each of `targets`, where they differ; empty: `alpha` for all."""
-    kind: conditioned.Kind = "lora"
+    kind: AdapterKind = "lora"
     objectives: int = 0
     """How many weights a row has; 0 for LoRA."""
 

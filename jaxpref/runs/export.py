@@ -67,7 +67,13 @@ def export_run(
     if "reward" in heads:
         rewards[SCALAR_HEADS] = {"reward": heads["reward"]}
     card = model_card(
-        run, config, parts, number, adapter=adapter, classifier=bool(rewards) and not adapter
+        run,
+        config,
+        parts,
+        number,
+        adapter=adapter,
+        classifier=bool(rewards) and not adapter,
+        weights=weights,
     )
     if adapter:
         _check_has_adapter(run, lora, rewards)

@@ -27,6 +27,7 @@ def model_card(
     *,
     classifier: bool = False,
     adapter: bool = False,
+    weights: Sequence[float] | None = None,
 ) -> str:
     """Markdown with the Hub's YAML front matter.
 
@@ -37,11 +38,15 @@ def model_card(
         step: of the exported checkpoint.
         classifier: a reward model, written as a sequence classifier.
         adapter: a PEFT directory.
+        weights: of the objectives, where the run serves all.
     """
     run, data = as_path(run), ", ".join(config.data.train)
     about = f"{config.model.path}, trained with jaxpref for {step} steps on {data}."
     if classifier:
         about += " It scores an answer at its last token: one label, higher is better."
+    if weights is not None:
+        at = zip(config.adapter.weight_columns, weights, strict=True)
+        about += f" It is the policy for {', '.join(f'{name}={w:g}' for name, w in at)}."
     sections = [
         _front_matter(_metadata(config, parts, classifier, adapter)),
         f"# {as_path(config.out).name}",
@@ -189,7 +194,9 @@ def _trained(adapter: AdapterConfig) -> str:
         return "all weights"
     if adapter.path:
         return f"the adapter {adapter.path}"
-    kind = "DoRA" if adapter.dora else "LoRA"
+    kind = {"lora": "LoRA", "panacea": "Panacea", "pblora": "PBLoRA"}[adapter.kind]
+    if adapter.dora:
+        kind = "DoRA"
     if adapter.rslora:
         kind += ", rank-stabilised"
     size = f"rank {adapter.rank}, alpha {adapter.alpha or adapter.rank:g}"

@@ -77,6 +77,7 @@ def test_a_run_serves_every_row_at_its_weights(kind, mesh, tmp_path):
     to = tmp_path / "adapter"
     main(["export", config.out, "--to", str(to), "--adapter", "--step", "latest", "--weights", "0.7,0.3"])
     assert peft.read_spec(to, pieces.source.spec).rank == 4
+    assert "the policy for w/a=0.7, w/b=0.3." in (to / "README.md").read_text()
     np.testing.assert_allclose(answers_of(to, lines()[0]), alone[0.7, 0.3][0], atol=tiny.LOGP_TOLERANCE)
 
 
@@ -93,8 +94,8 @@ def test_it_is_no_policy_without_weights(tmp_path):
     with pytest.raises(InputError, match=r"(?s)serves all objective weights.*--weights 0.5,0.5"):
         open_source(config.out)
     with pytest.raises(InputError, match="serves all objective weights"):
-        export_run(config.out, tmp_path / "model", step="latest")
-    with pytest.raises(InputError, match=r"2 objective weights.*weights \[1.0\]"):
+        export_run(config.out, tmp_path / "whole", step="latest")
+    with pytest.raises(InputError, match=r"(?s)2 objective weights.*weights \[1.0\]"):
         export_run(config.out, tmp_path / "adapter", step="latest", adapter=True, weights=[1.0])
 
 
