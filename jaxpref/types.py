@@ -38,6 +38,25 @@ Dimension letters, suffixes of array names and of einsum strings; each has one m
         v  size of a value
         s  states that are carried from chunk to chunk
         t  taps of the convolution
+    pictures
+        p  tiles of a row: what the tower sees at a time, a picture or a part of one
+        i  rows of pixels of a tile
+        j  pixels of such a row
+        c  colours of a pixel: 3
+        e  embeddings that the decoder gets of a tile
+        x  those of all tiles of a row: p * e
+    models, towers of pictures
+        a  patches of a tile, and the class token where there is one
+        b  queries of a chunk of these
+        k  rows of pixels of a patch
+        o  pixels of such a row
+        d  width
+        f  ffn width
+        l  layers
+        q  heads
+        r  head size
+        w  numbers of which the connector makes an embedding
+        u  width between two maps of the connector
     objectives, step, generation, evaluation, online, pareto
         O  objectives, or their policies and references
         W  resamples of a bootstrap
@@ -106,6 +125,16 @@ class Noise(NamedTuple):
     """float32, alpha / sqrt(tokens of the longest sequence of the group); 0 for padding."""
 
 
+class Pictures(NamedTuple):
+    """The pictures of packed rows, and the positions at which their embeddings stand."""
+
+    pixels_Rpijc: Any
+    """uint8 tiles, as the model's processor cuts them; zeros behind a row's last tile.  They are
+    rescaled and normalised on the device (`VisionSpec.mean`)."""
+    index_RL: Any
+    """int32, which of the row's p * e embeddings stands in place of the token's own; -1: none."""
+
+
 class Batch(NamedTuple):
     """Packed, prefix-shared rows of one micro-batch; with a leading T, of all of a step.
 
@@ -148,13 +177,18 @@ class Batch(NamedTuple):
     """What the objective asked for: per group [R, G] or per completion [R, G, K, ...], float32."""
     noise: Noise | None = None
     """On the policy's embeddings, in training; None: none."""
+    pictures: Pictures | None = None
+    """None where the run has no pictures."""
 
     def first_tokens(self, length: int) -> "Batch":
         """The rows cut to this length; everything that is not per token of a row stays."""
-        cut = {
+        cut: dict[str, Any] = {
             name: getattr(self, name)[:, :length]
             for name in ("token_RL", "position_RL", "expiry_RL", "segment_RL")
         }
         if self.noise is not None:
             cut["noise"] = Noise(*(array[:, :length] for array in self.noise))
+        if self.pictures is not None:
+            index_RL = self.pictures.index_RL[:, :length]
+            cut["pictures"] = self.pictures._replace(index_RL=index_RL)
         return self._replace(**cut)

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpref.errors import InputError
-from jaxpref.models import deltanet, kv_cache, layers, periods, unstacked
+from jaxpref.models import deltanet, kv_cache, layers, periods, tower, unstacked
 from jaxpref.models.attention import ATTENTION, Mask, attention
 from jaxpref.models.blocks import PRODUCT, WEIGHT_INIT, Block, Carry, Norm, Shared
 from jaxpref.models.context import spread_attention
-from jaxpref.models.embedding import Embed
+from jaxpref.models.embedding import Embed, Seen
 from jaxpref.models.lora import LoraSpec
 from jaxpref.models.misfits import misfits
 from jaxpref.models.model import Model
@@ -72,12 +72,20 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, token_RL, position_RL, real_RL, visibility, paths=None, memory=None, noise=None
+        self,
+        token_RL,
+        position_RL,
+        real_RL,
+        visibility,
+        paths=None,
+        memory=None,
+        noise=None,
+        seen=None,
     ):
         spec = self.spec
         position_RL = constrain(position_RL, "rows", self.token_axis)
         embed = Embed(spec, self.vocab_rows, self.token_axis, name="embed")
-        x_RLD = embed(token_RL, position_RL, self.dtype, noise)
+        x_RLD = embed(token_RL, position_RL, self.dtype, noise, seen)
         router_RL2E = jnp.zeros((*token_RL.shape, 2, spec.experts)) if self.router else None
         rope, numbers = _layer_numbers(spec, position_RL)
         carry = Carry(x_RLD, {} if memory is None else memory, router_RL2E)
@@ -236,21 +244,36 @@ def build_model(
         token_RL = jnp.zeros((1, attention_block), jnp.int32)
         inputs = token_RL, token_RL, token_RL > 0, (token_RL, token_RL), paths_of(token_RL)
         params = decoder(attend_one_row, "tokens").init(key, *inputs)["params"]
+        if spec.vision is not None:
+            params = params | tower.init(jax.random.fold_in(key, 1), spec, WEIGHT_INIT)
         heads = {name: jnp.zeros((1, spec.width)) for name in scalar_heads}
         return params | {SCALAR_HEADS: heads} if heads else params
 
-    def run(router, params, token_RL, position_RL, expiry_RL, key, noise):
+    def see(params, pictures, key=None):
+        keep = REMAT_POLICIES[remat]
+        checkpoint = None if remat == "none" else partial(jax.checkpoint, policy=keep)
+        options = {"dtype": dtype, "lora": lora, "key": key, "checkpoint": checkpoint}
+        pixels_Rpijc = pictures.pixels_Rpijc
+        embedding_RxD = tower.picture_embeddings(spec, params, pixels_Rpijc, **options)
+        return Seen(embedding_RxD, pictures.index_RL)
+
+    def run(router, params, token_RL, position_RL, expiry_RL, key, noise, pictures):
         rngs = {} if key is None else {"dropout": key}
         rows = expiry_RL, position_RL
         inputs = token_RL, position_RL, expiry_RL > 0, rows, paths_of(expiry_RL)
         module = decoder(attend_rows, "tokens", router)
-        return module.apply(_collections(params, lora), *inputs, noise=noise, rngs=rngs)
+        seen = None if pictures is None else see(params, pictures, key)
+        collections = _collections(params, lora)
+        return module.apply(collections, *inputs, noise=noise, seen=seen, rngs=rngs)
 
-    def hidden(params, token_RL, position_RL, expiry_RL, key=None, noise=None):
-        return run(False, params, token_RL, position_RL, expiry_RL, key, noise).x_RLD
+    def hidden(params, token_RL, position_RL, expiry_RL, key=None, noise=None, pictures=None):
+        inputs = token_RL, position_RL, expiry_RL, key, noise, pictures
+        return run(False, params, *inputs).x_RLD
 
-    def hidden_and_router(params, token_RL, position_RL, expiry_RL, key=None, noise=None):
-        carry = run(True, params, token_RL, position_RL, expiry_RL, key, noise)
+    def hidden_and_router(
+        params, token_RL, position_RL, expiry_RL, key=None, noise=None, pictures=None
+    ):
+        carry = run(True, params, token_RL, position_RL, expiry_RL, key, noise, pictures)
         return carry.x_RLD, carry.router_RL2E
 
     def head(params):

@@ -119,17 +119,17 @@ def hidden_states(
         key: of the adapter's dropout; None: no dropout.
     """
     inputs = params, batch.token_RL, batch.position_RL, batch.expiry_RL
-    random = {"key": key, "noise": batch.noise}
-    random = {name: x for name, x in random.items() if x is not None}  # which a model may not take
+    optional = {"key": key, "noise": batch.noise, "pictures": batch.pictures}
+    given = {name: x for name, x in optional.items() if x is not None}  # a model may not take all
     if not router:
-        return States(model.hidden(*inputs, **random), model.head(params))
+        return States(model.hidden(*inputs, **given), model.head(params))
     if model.hidden_and_router is None:
         raise InputError(
             "a mixture of experts",
             "a model without a router",
             "remove the objective router_balance, or train a mixture of experts",
         )
-    hidden_RLD, router_RL2E = model.hidden_and_router(*inputs, **random)
+    hidden_RLD, router_RL2E = model.hidden_and_router(*inputs, **given)
     return States(hidden_RLD, model.head(params), router_RL2E)
 
 

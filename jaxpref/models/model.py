@@ -17,10 +17,12 @@ class Model:
     init: Callable[[jax.Array], Any]
     """key -> params, float32."""
     hidden: Callable[..., jax.Array]
-    """(params, token_RL, position_RL, expiry_RL, key=None, noise=None) -> final hidden states.
+    """(params, token_RL, position_RL, expiry_RL, key=None, noise=None, pictures=None)
+    -> final hidden states.
 
     [R, L, D], normed, in the compute dtype.  The key is of the adapter's dropout, the noise
-    (`types.Noise`) on the embeddings; None: there is none, and neither is given.
+    (`types.Noise`) on the embeddings, the pictures (`types.Pictures`) in place of some; None: there
+    is none, and what is None is not given.
     """
     head: Callable[[Any], jax.Array]
     """params -> unembedding [V, D]; rows beyond `vocab` are padding."""

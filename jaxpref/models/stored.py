@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxpref.models.parameters import axis_sizes, layers_with, model_leaves
+from jaxpref.models.leaf import axis_sizes, layers_with
+from jaxpref.models.parameters import model_leaves
 from jaxpref.models.spec import ModelSpec
 
 Index = tuple[slice, ...]

@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from jaxpref.config import AdapterConfig, Config
 from jaxpref.errors import InputError
 from jaxpref.models import lora, peft
+from jaxpref.models.leaf import axis_sizes
 from jaxpref.models.loading import Put, whole
 from jaxpref.models.lora import TARGETS, LoraSpec
-from jaxpref.models.parameters import LORA, axis_sizes
+from jaxpref.models.parameters import LORA
 from jaxpref.models.placement import param_shardings
 from jaxpref.models.quantize import Quantisation
 from jaxpref.models.source import Checkpoint

@@ -13,8 +13,9 @@ from jaxpref.models import lora, parameters
 from jaxpref.models.decoder import build_model
 from jaxpref.models.families import FAMILIES, forms, spec_from_hf
 from jaxpref.models.families.llama import from_hf, to_hf
+from jaxpref.models.leaf import axis_sizes
 from jaxpref.models.loading import TensorSource, load_tree
-from jaxpref.models.parameters import axis_sizes, flatten
+from jaxpref.models.parameters import flatten
 from jaxpref.models.placement import param_specs
 from jaxpref.models.spec import ClampedSwiglu, DeltaNet, LayerKind, LinearRope, Llama3Rope, ModelSpec
 from jaxpref.models.stored import StoredLeaf, stored_form, stored_shapes, stored_tensors, used_leaves

@@ -18,14 +18,9 @@ from jaxpref.models.families import FAMILIES
 from jaxpref.models.finite import is_finite
 from jaxpref.models.hf.ranges import RangedFile
 from jaxpref.models.hf.reader import DTYPE_CODES, INDEX_FILE, WEIGHTS_FILE, read_json
+from jaxpref.models.leaf import axis_sizes
 from jaxpref.models.loading import check_shapes
-from jaxpref.models.parameters import (
-    SCALAR_HEADS,
-    VOCAB_LEAVES,
-    axis_sizes,
-    flatten,
-    model_shapes,
-)
+from jaxpref.models.parameters import SCALAR_HEADS, VOCAB_LEAVES, flatten, model_shapes
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import StoredLeaf, StoredTensor, stored_tensors, used_leaves
 from jaxpref.storage.paths import as_path, is_bucket

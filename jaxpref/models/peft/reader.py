@@ -12,9 +12,10 @@ from safetensors import SafetensorError, safe_open
 
 from jaxpref.errors import InputError
 from jaxpref.models.hf.reader import read_json
+from jaxpref.models.leaf import axis_sizes, layers_with
 from jaxpref.models.loading import check_finite, check_shapes
 from jaxpref.models.lora import LoraSpec
-from jaxpref.models.parameters import axis_sizes, layers_with, nest
+from jaxpref.models.parameters import nest
 from jaxpref.models.peft.settings import (
     adapts,
     check_settings,

@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from jaxpref.models.families import FAMILIES
+from jaxpref.models.leaf import layers_with
 from jaxpref.models.lora import TARGETS, LoraSpec
-from jaxpref.models.parameters import VOCAB_LEAVES, layers_with
+from jaxpref.models.parameters import VOCAB_LEAVES
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import StoredLeaf, used_leaves
 
