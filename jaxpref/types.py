@@ -135,6 +135,15 @@ class Pictures(NamedTuple):
     """int32, which of the row's p * e embeddings stands in place of the token's own; -1: none."""
 
 
+class Looked(NamedTuple):
+    """In place of `Pictures`: what a tower made of them, where several models share it."""
+
+    patch_Rpad: Any
+    """In the compute dtype."""
+    index_RL: Any
+    """As of `Pictures`."""
+
+
 class Batch(NamedTuple):
     """Packed, prefix-shared rows of one micro-batch; with a leading T, of all of a step.
 
@@ -177,7 +186,7 @@ class Batch(NamedTuple):
     """What the objective asked for: per group [R, G] or per completion [R, G, K, ...], float32."""
     noise: Noise | None = None
     """On the policy's embeddings, in training; None: none."""
-    pictures: Pictures | None = None
+    pictures: Pictures | Looked | None = None
     """None where the run has no pictures."""
 
     def first_tokens(self, length: int) -> "Batch":

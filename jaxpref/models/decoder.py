@@ -29,6 +29,7 @@ from jaxpref.models.model import Model
 from jaxpref.models.parameters import LORA, SCALAR_HEADS, cast_for_products
 from jaxpref.models.spec import Mixer, ModelSpec
 from jaxpref.sharding import constrain, context_ways
+from jaxpref.types import Looked, Pictures
 
 # What the backward pass keeps of a layer's forward pass; everything else is recomputed.
 REMAT_POLICIES: dict[str, Any] = {
@@ -249,12 +250,18 @@ def build_model(
         heads = {name: jnp.zeros((1, spec.width)) for name in scalar_heads}
         return params | {SCALAR_HEADS: heads} if heads else params
 
-    def see(params, pictures, key=None):
-        keep = REMAT_POLICIES[remat]
-        checkpoint = None if remat == "none" else partial(jax.checkpoint, policy=keep)
+    def look(params, pictures, key=None):
+        checkpoint = None
+        if remat != "none":
+            checkpoint = partial(jax.checkpoint, policy=REMAT_POLICIES[remat])
         options = {"dtype": dtype, "lora": lora, "key": key, "checkpoint": checkpoint}
-        pixels_Rpijc = pictures.pixels_Rpijc
-        embedding_RxD = tower.picture_embeddings(spec, params, pixels_Rpijc, **options)
+        patch_Rpad = tower.patch_features(spec, params, pictures.pixels_Rpijc, **options)
+        return Looked(patch_Rpad, pictures.index_RL)
+
+    def see(params, pictures, key=None):
+        if isinstance(pictures, Pictures):
+            pictures = look(params, pictures, key)
+        embedding_RxD = tower.embeddings(spec, params, pictures.patch_Rpad, lora=lora, key=key)
         return Seen(embedding_RxD, pictures.index_RL)
 
     def run(router, params, token_RL, position_RL, expiry_RL, key, noise, pictures):
@@ -307,6 +314,7 @@ def build_model(
         logit_divisor=spec.logit_divisor,
         experts=spec.experts,
         hidden_and_router=hidden_and_router if spec.experts else None,
+        look=look if spec.vision else None,
         init_cache=new_cache,
         extend=extend,
         unstack_layers=unstack_layers,

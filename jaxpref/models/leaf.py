@@ -9,8 +9,8 @@ from jaxpref.models.spec import DeltaNet, Mixer, ModelSpec
 MIXERS = get_args(Mixer)
 """Groups below `layers` that only some layers have, where a model's layers mix in several ways."""
 
-LAYERS = ("Y", "l")
-"""Letters of layers, the decoder's and the tower's, over which leaves are stacked."""
+LAYERS = ("Y", "l", "1")
+"""Letters of layers over which leaves are stacked: the decoder's, the tower's, the connector's."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,13 @@ def _tower_sizes(spec: ModelSpec) -> dict[str, int]:
 
 
 def layers_with(path: str, spec: ModelSpec) -> tuple[int, ...]:
-    """Numbers of the layers that have the leaf at a path, below `layers` or an adapter's."""
+    """Numbers of the layers that have the leaf at a path, below `layers` or an adapter's.
+
+    Of a leaf of the tower its own layers, of one of the connector its only one.
+    """
+    if "vision" in path.split("/"):
+        return tuple(range(spec.vision.layers if spec.vision else 0))
+    if "connector" in path.split("/"):
+        return (0,)
     (group,) = [part for part in path.split("/") if part in MIXERS][:1] or [None]
     return tuple(y for y, mixer in enumerate(spec.mixers) if group in (None, mixer))

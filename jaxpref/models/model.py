@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from jaxpref.types import Looked, Pictures
+
 
 @dataclass(frozen=True)
 class Model:
@@ -41,6 +43,11 @@ class Model:
 
     Of every token, summed over the layers: how often each expert was chosen (no gradient), and its
     router probability.
+    """
+    look: Callable[[Any, Pictures], Looked] | None = None
+    """(params, pictures) -> what the tower makes of them, which `hidden` takes in their place.
+
+    None: the model sees no pictures.
     """
     init_cache: Callable[[int, int], Any] | None = None
     """(rows, length) -> an empty cache for `extend`."""

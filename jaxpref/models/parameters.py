@@ -227,6 +227,13 @@ def leaf_path(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def leaf_at(tree: Mapping[str, Any], path: str) -> Any:
+    """What lies at a path of a nested dict."""
+    for name in path.split("/"):
+        tree = tree[name]
+    return tree
+
+
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     """`{"a/b": x}` -> `{"a": {"b": x}}`."""
     tree: dict[str, Any] = {}

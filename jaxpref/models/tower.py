@@ -54,7 +54,7 @@ def init(key: jax.Array, spec: ModelSpec, weight_init) -> dict[str, Any]:
     return nest(flat)
 
 
-def picture_embeddings(
+def patch_features(
     spec: ModelSpec,
     params: Mapping[str, Any],
     pixels_Rpijc: jax.Array,
@@ -64,7 +64,7 @@ def picture_embeddings(
     key: jax.Array | None = None,
     checkpoint: Any = None,
 ) -> jax.Array:
-    """[R, x, D] embeddings of a row's tiles, one behind the other, in the compute dtype.
+    """[R, p, a, d] what the tower makes of every patch of a row's tiles, in the compute dtype.
 
     Args:
         params: of the whole model, with its adapter.
@@ -72,16 +72,35 @@ def picture_embeddings(
         key: of its dropout; None: no dropout.
         checkpoint: what the tower's layers are wrapped in; None: nothing.
     """
-    vision, adapter = spec.vision, params.get(LORA, {})
-    assert vision is not None, "a text model sees no pictures"
-    parts = {
-        name: Weights(params[name], adapter.get(name, {}), key) for name in ("vision", "connector")
-    }
-    patch_Rpakoc = _patches(vision, pixels_Rpijc).astype(dtype)
-    x_Rpad = _tower(vision, parts["vision"], lora, patch_Rpakoc, checkpoint)
-    x_RpeD = _connector(spec, parts["connector"], lora, x_Rpad)
-    rows, tiles, embeddings, width = x_RpeD.shape
-    return constrain(x_RpeD.reshape(rows, tiles * embeddings, width), "rows", None, None)
+    patch_Rpakoc = _patches(_vision(spec), pixels_Rpijc).astype(dtype)
+    weights = _part("vision", params, key)
+    return _tower(_vision(spec), weights, lora, patch_Rpakoc, checkpoint)
+
+
+def embeddings(
+    spec: ModelSpec,
+    params: Mapping[str, Any],
+    x_Rpad: jax.Array,
+    *,
+    lora: LoraSpec | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """[R, x, D] what the connector makes of the patches: the row's embeddings, tile by tile.
+
+    Args: as of `patch_features`.
+    """
+    x_RpeD = _connector(spec, _part("connector", params, key), lora, x_Rpad)
+    rows, tiles, count, width = x_RpeD.shape
+    return constrain(x_RpeD.reshape(rows, tiles * count, width), "rows", None, None)
+
+
+def _vision(spec: ModelSpec) -> VisionSpec:
+    assert spec.vision is not None, "a text model sees no pictures"
+    return spec.vision
+
+
+def _part(name: str, params: Mapping[str, Any], key: jax.Array | None) -> Weights:
+    return Weights(params[name], params.get(LORA, {}).get(name, {}), key)
 
 
 def _patches(vision: VisionSpec, pixels_Rpijc: jax.Array) -> jax.Array:
@@ -182,7 +201,8 @@ def _attention(q_Rpaqr, k_Rpaqr, v_Rpaqr) -> jax.Array:
 
 def _connector(spec: ModelSpec, weights: Weights, lora, x_Rpad) -> jax.Array:
     """[R, p, e, D]."""
-    vision, product = spec.vision, partial(_product, lora, "connector")
+    weights = Weights(*jax.tree.map(lambda x: x[0], weights[:2]), weights.key)  # its one layer
+    vision, product = _vision(spec), partial(_product, lora, "connector")
     if vision.connector == "mlp":
         up_Rpau = product(weights, "up", "Rpad,du->Rpau", x_Rpad, bias=True)
         hidden_Rpau = layers.activate(up_Rpau, "gelu")

@@ -44,11 +44,11 @@ TOWER: tuple[Leaf, ...] = (
 """Of the tower that sees pictures (`tower.py`)."""
 
 CONNECTOR: tuple[Leaf, ...] = (
-    Leaf("connector/norm/scale", "d", (None,), has.pool_connector, decay=False),
-    Leaf("connector/project", "wD", (None, "width"), has.linear_connector, "w", True),
-    Leaf("connector/up", "du", ("width", "ffn"), has.mlp_connector, "d", True),
-    Leaf("connector/up_bias", "u", ("ffn",), has.mlp_connector, decay=False),
-    Leaf("connector/down", "uD", ("ffn", "width"), has.mlp_connector, "u", True),
-    Leaf("connector/down_bias", "D", (None,), has.mlp_connector, decay=False),
+    Leaf("connector/norm/scale", "1d", (None, None), has.pool_connector, decay=False),
+    Leaf("connector/project", "1wD", (None, None, "width"), has.linear_connector, "w", True),
+    Leaf("connector/up", "1du", (None, "width", "ffn"), has.mlp_connector, "d", True),
+    Leaf("connector/up_bias", "1u", (None, "ffn"), has.mlp_connector, decay=False),
+    Leaf("connector/down", "1uD", (None, "ffn", "width"), has.mlp_connector, "u", True),
+    Leaf("connector/down_bias", "1D", (None, None), has.mlp_connector, decay=False),
 )
-"""Of what makes embeddings for the decoder of the tower's patches."""
+"""Of what makes embeddings for the decoder of the tower's patches: one layer."""

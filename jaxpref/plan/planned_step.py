@@ -184,10 +184,10 @@ def _loaded(pieces: Pieces) -> dict[str, Any]:
 
 
 def _adapter(pieces: Pieces, shapes: Any) -> Any:
-    def new(layers):
-        return lora.init(jax.random.key(0), layers, pieces.lora)
+    def new(base):
+        return lora.init(jax.random.key(0), base, pieces.lora)
 
-    adapter = {LORA: jax.eval_shape(new, shapes["layers"])}
+    adapter = {LORA: jax.eval_shape(new, shapes)}
     return jax.tree.map(_laid_out, adapter, param_shardings(adapter, pieces.mesh))[LORA]
 
 

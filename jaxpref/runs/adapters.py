@@ -119,11 +119,11 @@ def start_adapter(
     if config.path is not None:
         return read_adapter(config.path, spec, model, mesh, modules=True)
 
-    def new(layers):
-        return lora.init(jax.random.key(seed), layers, spec)
+    def new(base):
+        return lora.init(jax.random.key(seed), base, spec)
 
-    shardings = param_shardings({LORA: jax.eval_shape(new, base["layers"])}, mesh)
-    return jax.jit(new, out_shardings=shardings[LORA])(base["layers"])
+    shardings = param_shardings({LORA: jax.eval_shape(new, base)}, mesh)
+    return jax.jit(new, out_shardings=shardings[LORA])(base)
 
 
 def read_adapter(

@@ -114,7 +114,11 @@ def build_without_tokenizer(
     mesh = make_mesh(config.mesh, **given)
     config = with_compute_dtype(config, mesh)
     _check_host_memory(config, mesh)
-    source = open_checkpoint(config.model.path) if source is None else source
+    source = (
+        open_checkpoint(config.model.path, pictures=config.model.pictures)
+        if source is None
+        else source
+    )
     if source.own is not None:
         _check_fits_own(config)
     source = below_adapter(source, config.adapter.path)

@@ -50,7 +50,8 @@ def with_reference_logps(
     if config.reference.extra:
         under_each = []
         for path in config.reference.extra:
-            logps, count = _under_checkpoint(pieces, open_checkpoint(path), groups)
+            source = open_checkpoint(path, pictures=config.model.pictures)
+            logps, count = _under_checkpoint(pieces, source, groups)
             under_each.append(logps)
             computed += count
         together = [np.stack(of_group, axis=-1) for of_group in zip(*under_each, strict=True)]

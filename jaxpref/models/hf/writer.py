@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_directory
-from jaxpref.models.families import FAMILIES
+from jaxpref.models.families import family_module
 from jaxpref.models.finite import is_finite
 from jaxpref.models.hf.ranges import RangedFile
 from jaxpref.models.hf.reader import DTYPE_CODES, INDEX_FILE, WEIGHTS_FILE, read_json
@@ -90,7 +90,7 @@ def save_pretrained(
             f"dtype = {dtype}",
             "choose one of them",
         )
-    table = used_leaves(FAMILIES[spec.family].TENSORS, spec)
+    table = used_leaves(family_module(spec.family).TENSORS, spec)
     leaves = flatten(params)
     rewards = _REWARD in leaves
     if rewards:  # a sequence classifier has no language-modelling head
@@ -113,7 +113,7 @@ def save_pretrained(
     check_model_directory(directory)
 
     generation = ids if generation_config is None else generation_config
-    config = FAMILIES[spec.family].to_hf(spec) | ids
+    config = family_module(spec.family).to_hf(spec) | ids
     config |= {key: generation[key] for key in ids if key in generation}
     if rewards:
         config |= {"architectures": [_classifier_class(config["model_type"])], "num_labels": 1}
