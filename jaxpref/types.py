@@ -76,6 +76,26 @@ Text = Any
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture of a row as it is stored, not decoded: a file, or what would stand in one."""
+
+    file: str | None = None
+    data: Any = None
+    """Bytes, where they do not lie in a file of their own."""
+    digest: str = ""
+    """Of its bytes; "" before they were read."""
+    grid: tuple[int, int] = (0, 0)
+    """Rows and columns of the tiles that it is cut into, before one that holds all of it; known
+    once it was read."""
+
+    @property
+    def tiles(self) -> int:
+        """That the model is given of it."""
+        rows, columns = self.grid
+        return rows * columns + 1
+
+
+@dataclass(frozen=True)
 class Group:
     """One prompt with K completions, as text or as chat messages; K is 2 for a pair (chosen first).
 
@@ -94,6 +114,8 @@ class Group:
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Numbers an objective may ask for: one of the group (`weight`, `margin`), or one or more of
     every completion."""
+    pictures: tuple[Picture, ...] = ()
+    """In the order of their places in the prompt."""
 
     @property
     def conversational(self) -> bool:
@@ -113,6 +135,16 @@ class EncodedGroup:
     row_id: int
     where: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
+    """Of the prompt, in order."""
+    other_pictures: str | None = None
+    """How the pictures of the last completion differ from those of the others
+    (`data/pictures/other.py`): it stands after a copy of the prompt of its own.  None: all
+    completions stand after the same prompt."""
+
+    def has_own_prompt(self, k: int) -> bool:
+        """Whether completion k, if it is not the first, stands after another prompt than that."""
+        return self.other_pictures is not None and k == len(self.completion_ids) - 1
 
 
 class Noise(NamedTuple):
