@@ -142,6 +142,12 @@ class EncodedGroup:
     (`data/pictures/other.py`): it stands after a copy of the prompt of its own.  None: all
     completions stand after the same prompt."""
 
+    @property
+    def prompt_key(self) -> bytes:
+        """The same for equal prompts, pictures included."""
+        digests = "".join(picture.digest for picture in self.pictures)
+        return self.prompt_ids.tobytes() + digests.encode()
+
     def has_own_prompt(self, k: int) -> bool:
         """Whether completion k, if it is not the first, stands after another prompt than that."""
         return self.other_pictures is not None and k == len(self.completion_ids) - 1

@@ -52,6 +52,8 @@ _ANSWERS = {
 NAMES = {
     "pair": ("chosen", "rejected"),
     "triple": ("chosen", "rejected", "gold"),
+    "pair_cropped": ("chosen", "rejected", "other_picture"),
+    "pair_masked": ("chosen", "rejected", "other_picture"),
     "single": ("completion",),
     "judged": ("completion",),
     "judged_other": ("completion", "other"),

@@ -13,11 +13,13 @@ from jax.sharding import Mesh
 
 from jaxpref.config import Config
 from jaxpref.data.pack import Layout
+from jaxpref.data.pictures.processor import PictureProcessor, open_processor
 from jaxpref.data.tables import Table
 from jaxpref.data.template_date import fix_date, prints_date
 from jaxpref.errors import InputError
 from jaxpref.models.decoder import build_model
 from jaxpref.models.fused_attention import AttentionChoice, choose_attention
+from jaxpref.models.hf import read_json
 from jaxpref.models.lora import LoraSpec
 from jaxpref.models.model import Model
 from jaxpref.models.placement import param_shardings
@@ -51,6 +53,8 @@ class Pieces:
     parts: tuple[Part, ...]
     lora: LoraSpec | None = None
     """The adapter that is trained in place of the weights."""
+    processor: PictureProcessor | None = None
+    """Of a model that sees pictures."""
     given: Mapping[str, Sequence[str | Table]] = field(default_factory=dict)
     """`train` or `eval` -> what is read in place of the paths in the config."""
 
@@ -96,7 +100,19 @@ def build(
     use_compilation_cache(config.compilation_cache)
     pieces = build_without_tokenizer(config, objective, source)
     config, tokenizer = dated_tokenizer(pieces.config, pieces.source)
-    return replace(pieces, config=config, tokenizer=tokenizer)
+    processor = picture_processor(pieces.source, tokenizer)
+    return replace(pieces, config=config, tokenizer=tokenizer, processor=processor)
+
+
+def picture_processor(source: Checkpoint, tokenizer: Any) -> PictureProcessor | None:
+    """How a checkpoint's model is given pictures; None: it sees none.
+
+    Errors: InputError for a checkpoint without it.
+    """
+    if source.own is not None or source.spec.vision is None:
+        return None
+    model_type = read_json(source.path / "config.json")["model_type"]
+    return open_processor(source.path, model_type, source.spec.vision, tokenizer)
 
 
 def build_without_tokenizer(

@@ -36,6 +36,7 @@ def compute_logps(
         batch_size=config.train.batch_size,
         micro_rows=micro_rows(config.train.micro_rows, mesh),
         layout=row_layout(pieces, groups),
+        processor=pieces.processor,
     )
     if sums is None:
         sums = summed_logps(pieces.model, config.model.logprob_chunk)

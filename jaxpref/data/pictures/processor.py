@@ -90,14 +90,13 @@ class PictureProcessor:
         """
         (prompt, completions), (kept_prompt, _) = whole, kept
         needed = sum(picture.tiles for picture in group.pictures) * self.tile_embeddings
-        if prompt.count(self.token_id) != needed or any(
-            self.token_id in ids for ids in completions
-        ):
+        tokens = prompt.count(self.token_id)
+        if tokens != needed or any(self.token_id in ids for ids in completions):
             return RowError(
                 "tokens of pictures that are none",
                 f"{self.token} where a picture stands in the prompt, and nowhere else",
-                f"{group.where}: {prompt.count(self.token_id)} of these tokens in the prompt for "
-                f"{needed} of its pictures, or some in an answer",
+                f"{group.where}: {tokens} in the prompt for {needed} of its pictures, or some in "
+                "an answer",
                 f"remove {self.token} from the texts, or drop the row",
             )
         if kept_prompt.count(self.token_id) != needed:
@@ -265,7 +264,9 @@ def _image_processor(directory: Path, kind: str) -> Any:
         image_processor = AutoImageProcessor.from_pretrained(directory, backend="pil")
     except (ValueError, OSError, ImportError) as error:
         raise InputError(
-            "an image processor that transformers knows", f"{file}: {error}", ""
+            "an image processor that transformers knows",
+            f"{file}: {error}",
+            "take the file that belongs to the model",
         ) from error
     name = re.sub("(Pil|Fast)$", "", type(image_processor).__name__)
     if name not in KINDS[kind].image_processors:
@@ -280,10 +281,6 @@ def _image_processor(directory: Path, kind: str) -> Any:
 def _check_fits(processor: PictureProcessor, vision: Any, directory: Path) -> None:
     """Errors: InputError where what comes out is not what the model takes."""
     own, file, problems = processor.image_processor, directory / FILE, []
-    pixels = processor.tiles(pillow().new("RGB", (37, 23)))
-    size = processor.image_size
-    if pixels.shape[1:] != (size, size, 3):
-        problems.append(f"tiles of {pixels.shape[1]} x {pixels.shape[2]} for {size} x {size}")
     scales = own.rescale_factor if own.do_rescale else 1.0
     if not own.do_normalize or not math.isclose(scales, 1 / 255, rel_tol=1e-6):
         problems.append(f"do_normalize={own.do_normalize}, rescale_factor={scales:.4g} for 1/255")
@@ -292,6 +289,10 @@ def _check_fits(processor: PictureProcessor, vision: Any, directory: Path) -> No
         if not np.allclose(theirs, ours, rtol=1e-5):
             problems.append(f"image_{name}={list(theirs)} for {list(ours)}")
     problems += [f"{option}=true" for option in KINDS[processor.kind].plain if getattr(own, option)]
+    if not problems:
+        _, height, width, _ = processor.tiles(pillow().new("RGB", (37, 23))).shape
+        if height != vision.image_size or width != vision.image_size:
+            problems.append(f"tiles of {width} x {height} for {vision.image_size} pixels")
     if problems:
         raise InputError(
             "an image processor that makes what the model takes",

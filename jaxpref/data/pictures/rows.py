@@ -13,16 +13,18 @@ parts and of {"type": "text", "text": ...}.  A part may hold its picture itself,
 in TRL.
 """
 
+import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxpref.data.checks import check_text, shown
-from jaxpref.data.pictures.decode import as_rgb, pillow
+from jaxpref.data.pictures.decode import as_rgb, digest_of, pillow
 from jaxpref.errors import InputError, RowError
 from jaxpref.storage.paths import as_path
 from jaxpref.types import Picture
@@ -52,7 +54,12 @@ def as_picture(value: Any, place: str, where: str) -> Picture:
     if isinstance(value, Picture):
         return value
     if isinstance(value, Mapping) and set(value) <= {"bytes", "path"}:
-        value = value.get("bytes") or value.get("path")
+        stored = value.get("bytes")
+        if isinstance(stored, str):
+            raise InputError(
+                "the bytes of a picture", f"{place}: text {stored[:20]!r}", "store them in Parquet"
+            )
+        value = value.get("path") if stored is None else stored
     if value is None:
         raise RowError("missing picture", "a picture", f"{place}: null", "add it or drop the row")
     if isinstance(value, str | Path):
@@ -166,6 +173,48 @@ def _text_parts(message: Any) -> Any:
         return message
     parts = [p for p in message["content"] if not (isinstance(p, Mapping) and p["type"] == IMAGE)]
     return {**message, "content": parts}
+
+
+def digest_of_files(
+    rows: Iterable[tuple[Mapping[str, Any], str]], columns: Mapping[str, str | None]
+) -> str:
+    """Of the bytes of all files that rows name as pictures; what cannot be read is left out.
+
+    Args:
+        columns: as `data.columns`.
+    """
+    digest = hashlib.sha256()
+    for row, where in rows:
+        for picture in _written_pictures(row, where, columns):
+            file = as_path(picture.file) if picture.file else None
+            if file is not None and file.is_file():
+                digest.update(picture.file.encode() + digest_of(file.read_bytes()).encode())
+    return digest.hexdigest()
+
+
+def _written_pictures(
+    row: Mapping[str, Any], where: str, columns: Mapping[str, str | None]
+) -> Iterator[Picture]:
+    """Pictures of a row that are written as such, whatever else is wrong with it."""
+    names = [columns.get("images", "images"), "image"]
+    held = [row.get(name) for name in names if name is not None]
+    for value in held:
+        values = value if isinstance(value, Sequence) and not _is_one(value) else [value]
+        for one in values:
+            with suppress(InputError):
+                yield as_picture(one, where, where)
+    for message in _messages(row.values()):
+        for part in message["content"]:
+            with suppress(InputError):
+                yield from filter(None, [_part(part, where, where).get("image")])
+
+
+def _messages(values: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
+    """Messages whose content is a list, wherever they stand in a row."""
+    for value in values:
+        for one in value if isinstance(value, list) else []:
+            if isinstance(one, Mapping) and isinstance(one.get("content"), list):
+                yield one
 
 
 # ---- their places in a prompt
