@@ -23,6 +23,7 @@ from jaxpref.objectives import (
     group_kinds,
     needs,
 )
+from jaxpref.objectives.contract import PAIRS
 from jaxpref.objectives.pairwise import dpo
 
 REQUIRED = {
