@@ -11,6 +11,9 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from jaxpref.data.pictures.processor import open_processor
+from jaxpref.models.hf import save_pretrained
+from jaxpref.models.parameters import model_shapes, nest
+from jaxpref.models.spec import ModelSpec, VisionSpec
 
 VISION = SimpleNamespace(image_size=16, tile_embeddings=4, mean=(0.5,) * 3, std=(0.5,) * 3)
 """What is read of a `VisionSpec`."""
@@ -69,6 +72,35 @@ def make_processor(directory: Path, tokenizer, kind: str = "idefics3", **changes
     token = "<image_soft_token>" if kind == "gemma3" else "<image>"
     vision = SimpleNamespace(**vars(VISION), token_id=tokenizer.convert_tokens_to_ids(token))
     return open_processor(write_processor(directory, kind, **changes), kind, vision, tokenizer)
+
+
+SPEC = ModelSpec(
+    "idefics3", 128, 16, 24, 2, 4, 2, 4, 256, 1e4, 1e-5, False,
+    vision=VisionSpec(
+        image_size=16, patch_size=4, width=12, ffn=16, layers=2, heads=2, norm_eps=1e-6, activation="gelu_tanh",
+        connector="shuffle", tile_embeddings=4, token_id=make_tokenizer().convert_tokens_to_ids("<image>"),
+        mean=VISION.mean, std=VISION.std,
+    ),
+)  # fmt: skip
+
+
+def write_model(directory: Path, seed: int = 0) -> Path:
+    """A SmolVLM of random weights, so large that pictures matter."""
+    rng, shapes = np.random.default_rng(seed), model_shapes(SPEC)
+    flat = {path: rng.normal(size=shape, scale=0.3).astype(np.float32) for path, shape in shapes.items()}
+    params = nest({path: x + (1.0 if path.endswith("scale") else 0.0) for path, x in flat.items()})
+    about = {"dtype": np.float32, "generation_config": None, "model_card": "# tiny\n"}
+    save_pretrained(directory, SPEC, params, make_tokenizer(), **about)
+    return write_processor(directory)
+
+
+def config(out: Path, model_dir: Path, rows_file: Path, *, objective=({"name": "dpo"},), **changes):
+    """A run on pictures; `changes` as of `tiny.settings`."""
+    of_model = {"pictures": True, "attention_block": 16, **changes.pop("model", {})}
+    data = {"cache": "none", **changes.pop("data", {})}
+    return tiny.config(
+        out, model_dir, rows_file, rows_file, model=of_model, data=data, objective=list(objective), **changes
+    )
 
 
 def transformers_processor(directory: Path):
