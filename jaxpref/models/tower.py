@@ -128,7 +128,7 @@ def _tower(vision: VisionSpec, tower: Weights, lora, patch_Rpakoc, checkpoint) -
         x_Rpad = jnp.concatenate([class_Rp1d, x_Rpad], axis=2) + position_ad[None, None]
         x_Rpad = _norm(vision, tower.params["first_norm"], x_Rpad)
     else:
-        x_Rpad = x_Rpad + position_ad[None, None, _positions(vision)]
+        x_Rpad = x_Rpad + position_ad[None, None]
 
     def layer(x_Rpad, of_layer):
         params, adapter, key = of_layer
@@ -142,21 +142,6 @@ def _tower(vision: VisionSpec, tower: Weights, lora, patch_Rpakoc, checkpoint) -
     if vision.layers_run is None:
         x_Rpad = _norm(vision, tower.params["final_norm"], x_Rpad)
     return x_Rpad[:, :, 1:] if vision.class_token else x_Rpad
-
-
-def _positions(vision: VisionSpec) -> np.ndarray:
-    """[a] which learned position every patch has.
-
-    Idefics3 finds it by the patch's place as a fraction of the picture, in float32, among the
-    boundaries of the fractions that each position stands for.
-    """
-    side = vision.image_size // vision.patch_size
-    if vision.connector != "shuffle":
-        return np.arange(side * side)
-    boundaries = np.arange(1 / side, 1.0, 1 / side).astype(np.float32)
-    place = np.arange(side, dtype=np.float32) * np.float32(1 / side)
-    at = np.searchsorted(boundaries, np.minimum(place, np.float32(1 - 1e-6)), side="right")
-    return (at[:, None] * side + at[None, :]).reshape(-1)
 
 
 def _layer(vision: VisionSpec, weights: Weights, lora, x_Rpad) -> jax.Array:

@@ -88,6 +88,7 @@ def export_run(
             dtype=np.dtype(dtype),
             generation_config=generation if source.generation_config else None,
             model_card=card,
+            processor=source.path if config.model.pictures else None,
         )
 
     first_does(write)

@@ -355,8 +355,9 @@ def test_what_follows_from_the_table():
         ("attention/o", ("NH", "D")), ("mlp/gate", ("D", "F")), ("mlp/up", ("D", "F")), ("mlp/down", ("F", "D")),
         ("attention/q_gate", ("D", "NgH")), ("delta/q", ("D", "mh")), ("delta/k", ("D", "mh")),
         ("delta/v", ("D", "nv")), ("delta/z", ("D", "nv")), ("delta/beta", ("D", "n")), ("delta/decay", ("D", "n")),
-        ("delta/o", ("nv", "D")), ("vision/layers/attention/q", ("d", "qr")), ("vision/layers/attention/k", ("d", "qr")),
-        ("vision/layers/attention/v", ("d", "qr")), ("vision/layers/attention/o", ("qr", "d")),
+        ("delta/o", ("nv", "D")), ("vision/layers/attention/q", ("d", "qr")),
+        ("vision/layers/attention/k", ("d", "qr")), ("vision/layers/attention/v", ("d", "qr")),
+        ("vision/layers/attention/o", ("qr", "d")),
         ("vision/layers/mlp/up", ("d", "f")), ("vision/layers/mlp/down", ("f", "d")), ("connector/project", ("w", "D")),
         ("connector/up", ("d", "u")), ("connector/down", ("u", "D")),
     ], "and in this order, by which a new adapter's numbers are drawn"  # fmt: skip

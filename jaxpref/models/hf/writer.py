@@ -28,6 +28,8 @@ from jaxpref.storage.paths import as_path, is_bucket
 # transformers asks for "format"; by "producer" a later export knows that it may replace the
 # directory.
 METADATA = {"format": "pt", "producer": "jaxpref"}
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""How a model's processor makes tiles of pictures, and tokens for them."""
 _OUR_FILES = (
     "config.json",
     "generation_config.json",
@@ -45,6 +47,7 @@ _OUR_FILES = (
     "merges.txt",
     "tokenizer.model",
     "chat_template.jinja",
+    *PROCESSOR_FILES,
     "additional_chat_templates",
 )
 _REWARD = f"{SCALAR_HEADS}/reward"
@@ -60,6 +63,7 @@ def save_pretrained(
     dtype: Any,
     generation_config: dict[str, Any] | None,
     model_card: str,
+    processor: Path | None = None,
     max_shard_bytes: int = 5 * 2**30,
 ) -> None:
     """Writes a model directory that transformers loads.
@@ -77,6 +81,7 @@ def save_pretrained(
         generation_config: written to generation_config.json; None takes the special ids from the
             tokenizer.
         model_card: text of README.md.
+        processor: a directory whose files on how pictures are processed are copied; None: none.
         max_shard_bytes: largest safetensors file; a single tensor larger than this gets its own.
 
     Errors: InputError for parameters that do not fit the spec (all listed), a tokenizer larger than
@@ -123,6 +128,9 @@ def save_pretrained(
         (partial / "README.md").write_text(model_card, encoding="utf-8")
         if tokenizer is not None:
             _write_tokenizer(partial, tokenizer)
+        for name in PROCESSOR_FILES if processor is not None else ():
+            if (processor / name).is_file():
+                (partial / name).write_bytes((processor / name).read_bytes())
         _write_weights(partial, leaves, table, spec, dtype, max_shard_bytes)
 
 
