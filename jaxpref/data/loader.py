@@ -57,6 +57,8 @@ class Step:
     visible: int
     """Visible (query, key) pairs of the rows: the work of attention."""
     loss_tokens: int
+    tiles: int = 0
+    """Of pictures, as `layout.tiles_of` counts them."""
     made_flops: float = 0.0
     """Model FLOPs of making it, beside training on it: of answers that were drawn for it."""
     made_values: Mapping[str, float] = field(default_factory=dict)
@@ -153,6 +155,7 @@ class Packer:
             tokens_unshared=sum(row_tokens(group, share_prefix=False) for group in groups),
             visible=sum(visible_pairs(group, layout.share_prefix) for group in groups),
             loss_tokens=sum(all_loss_tokens(group, self.loss_on_prompt) for group in groups),
+            tiles=sum(map(tiles_of, groups)),
         )
 
 

@@ -84,6 +84,7 @@ class PlannedStep:
             reference=reference,
             frozen=bool(self.frozen.base),
             backward=self.pieces.backward_passes,
+            tower=self.pieces.tower,
             policies=self.points,
         )
 

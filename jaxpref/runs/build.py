@@ -79,6 +79,13 @@ class Pieces:
         """Of a training step through one forward pass."""
         return len(self.parts) if Combine.of(self.config.optim) else 1
 
+    @property
+    def tower(self) -> str:
+        """What becomes of the tower that sees pictures, for `runs.flops.step_flops`."""
+        if self.lora is None:
+            return "trained"
+        return "adapted" if any(t.startswith("vision/") for t in self.lora.targets) else "frozen"
+
     def loss_spec(self, layout: Layout, kind: str) -> LossSpec:
         """How groups of a kind, laid out so, become losses."""
         dropout = self.lora is not None and self.lora.dropout > 0
