@@ -17,7 +17,7 @@ SIDE = 33
 """Pixels of a tile, of which patches of 5 cover 30."""
 
 _TEXT: dict[str, Any] = dict(
-    model_type="llama", vocab_size=70, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+    model_type="llama", vocab_size=72, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, rms_norm_eps=1e-5,
     tie_word_embeddings=False, rope_theta=300.0, bos_token_id=None, eos_token_id=None, pad_token_id=None,
 )  # fmt: skip
