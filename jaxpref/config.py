@@ -42,6 +42,9 @@ class ModelConfig:
     of 2 * mesh.context blocks)."""
     logprob_chunk: int = Field(default=128, ge=1)
     """Loss tokens of each row whose logits over the vocabulary are computed at a time."""
+    pictures: bool = False
+    """Of a model that sees pictures: train it whole, on rows that may have some. false: its text
+    part alone."""
 
 
 AdapterKind = Literal["lora", "panacea", "pblora"]

@@ -39,6 +39,25 @@ Dimension letters, suffixes of array names and of einsum strings; each has one m
         v  size of a value
         s  states that are carried from chunk to chunk
         t  taps of the convolution
+    pictures
+        p  tiles of a row: what the tower sees at a time, a picture or a part of one
+        i  rows of pixels of a tile
+        j  pixels of such a row
+        c  colours of a pixel: 3
+        e  embeddings that the decoder gets of a tile
+        x  those of all tiles of a row: p * e
+    models, towers of pictures
+        a  patches of a tile, and the class token where there is one
+        b  queries of a chunk of these
+        k  rows of pixels of a patch
+        o  pixels of such a row
+        d  width
+        f  ffn width
+        l  layers
+        q  heads
+        r  head size
+        w  numbers of which the connector makes an embedding
+        u  width between two maps of the connector
     models, objectives, step, generation, evaluation, online, pareto
         O  objectives, or their policies and references
         W  resamples of a bootstrap
@@ -55,6 +74,26 @@ import numpy as np
 
 Text = Any
 """A text, or a list of `{"role": ..., "content": ...}` messages; all of a group are of one kind."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a row as it is stored, not decoded: a file, or what would stand in one."""
+
+    file: str | None = None
+    data: Any = None
+    """Bytes, where they do not lie in a file of their own."""
+    digest: str = ""
+    """Of its bytes; "" before they were read."""
+    grid: tuple[int, int] = (0, 0)
+    """Rows and columns of the tiles that it is cut into, before one that holds all of it; known
+    once it was read."""
+
+    @property
+    def tiles(self) -> int:
+        """That the model is given of it."""
+        rows, columns = self.grid
+        return rows * columns + 1
 
 
 @dataclass(frozen=True)
@@ -76,6 +115,8 @@ class Group:
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Numbers an objective may ask for: one of the group (`weight`, `margin`), or one or more of
     every completion."""
+    pictures: tuple[Picture, ...] = ()
+    """In the order of their places in the prompt."""
 
     @property
     def conversational(self) -> bool:
@@ -95,6 +136,22 @@ class EncodedGroup:
     row_id: int
     where: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
+    """Of the prompt, in order."""
+    other_pictures: str | None = None
+    """How the pictures of the last completion differ from those of the others
+    (`data/pictures/other.py`): it stands after a copy of the prompt of its own.  None: all
+    completions stand after the same prompt."""
+
+    @property
+    def prompt_key(self) -> bytes:
+        """The same for equal prompts, pictures included."""
+        digests = "".join(picture.digest for picture in self.pictures)
+        return self.prompt_ids.tobytes() + digests.encode()
+
+    def has_own_prompt(self, k: int) -> bool:
+        """Whether completion k, if it is not the first, stands after another prompt than that."""
+        return self.other_pictures is not None and k == len(self.completion_ids) - 1
 
 
 class Noise(NamedTuple):
@@ -105,6 +162,25 @@ class Noise(NamedTuple):
     neither packing nor a shared prompt changes."""
     scale_RL: Any
     """float32, alpha / sqrt(tokens of the longest sequence of the group); 0 for padding."""
+
+
+class Pictures(NamedTuple):
+    """The pictures of packed rows, and the positions at which their embeddings stand."""
+
+    pixels_Rpijc: Any
+    """uint8 tiles, as the model's processor cuts them; zeros behind a row's last tile.  They are
+    rescaled and normalised on the device (`VisionSpec.mean`)."""
+    index_RL: Any
+    """int32, which of the row's p * e embeddings stands in place of the token's own; -1: none."""
+
+
+class Looked(NamedTuple):
+    """In place of `Pictures`: what a tower made of them, where several models share it."""
+
+    patch_Rpad: Any
+    """In the compute dtype."""
+    index_RL: Any
+    """As of `Pictures`."""
 
 
 class Batch(NamedTuple):
@@ -149,13 +225,18 @@ class Batch(NamedTuple):
     """What the objective asked for: per group [R, G] or per completion [R, G, K, ...], float32."""
     noise: Noise | None = None
     """On the policy's embeddings, in training; None: none."""
+    pictures: Pictures | Looked | None = None
+    """None where the run has no pictures."""
 
     def first_tokens(self, length: int) -> "Batch":
         """The rows cut to this length; everything that is not per token of a row stays."""
-        cut = {
+        cut: dict[str, Any] = {
             name: getattr(self, name)[:, :length]
             for name in ("token_RL", "position_RL", "expiry_RL", "segment_RL")
         }
         if self.noise is not None:
             cut["noise"] = Noise(*(array[:, :length] for array in self.noise))
+        if self.pictures is not None:
+            index_RL = self.pictures.index_RL[:, :length]
+            cut["pictures"] = self.pictures._replace(index_RL=index_RL)
         return self._replace(**cut)

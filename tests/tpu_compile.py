@@ -119,7 +119,7 @@ def main(case: str) -> None:
     if adapter is None:
         trained, frozen = params, Frozen({}, frozen)
     else:
-        trained = {LORA: jax.eval_shape(lambda layers: lora.init(jax.random.key(0), layers, adapter), params["layers"])}
+        trained = {LORA: jax.eval_shape(lambda base: lora.init(jax.random.key(0), base, adapter), params)}
         frozen = Frozen(frozen, {})
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 0), trained)
     offload = options.get("offload", False)

@@ -11,6 +11,9 @@ from jaxpref.data.dimensions import OTHER_REWARDS, Preferred, kind_of_pairs
 from jaxpref.data.foreign import check_columns_key, own_row
 from jaxpref.data.kept_groups import with_row_ids_from, write_batches
 from jaxpref.data.kinds import kind_of_row
+from jaxpref.data.pictures.other import OTHER_PICTURES
+from jaxpref.data.pictures.processor import PictureProcessor
+from jaxpref.data.pictures.rows import digest_of_files
 from jaxpref.data.reading import BatchEncoder, Encoded, PlacedRow, RowEncoder, renumbered
 from jaxpref.data.regroup import choose_kind, with_other_answers
 from jaxpref.data.report import UNUSABLE, DataReport
@@ -41,6 +44,7 @@ def load_groups(
     seed: int = 0,
     columns: Sequence[str] | None = None,
     watch: Watch = unwatched,
+    processor: PictureProcessor | None = None,
 ) -> tuple[Sequence[EncodedGroup], DataReport]:
     """Groups of all `paths`, one after another, encoded, all of one kind.
 
@@ -57,6 +61,7 @@ def load_groups(
         columns: names that objectives ask for; others are neither read nor checked.  Those that
             jaxpref does not know are read as they stand in the row.  None: all that it knows.
         watch: is told how many rows are tokenised, where there are many.
+        processor: of a model that sees pictures; None: rows with pictures are refused.
     Errors: RowError or InputError as `read_rows`, `own_row`, `kind_of_row`, `choose_kind`,
         `read_group`, `encode_groups`, `with_other_answers` and those of `dimensions.py` raise them;
         InputError where no row is left, with the reasons and their counts.
@@ -66,15 +71,24 @@ def load_groups(
     check_columns_key(config.columns, columns or ())
     part, gold = part_of_side(config, side), "triple" in kinds and "pair" not in kinds
     tables = tables_of(paths, part)
-    key = key_of(tables, config, tokenizer, part=part, kinds=list(kinds), columns=columns)
+    asked = {"part": part, "kinds": list(kinds), "columns": columns}
+    if processor is not None:
+        asked["pictures"] = [repr(processor), digest_of_files(_rows(tables), config.columns)]
+    key = key_of(tables, config, tokenizer, **asked)
     groups: Sequence[EncodedGroup]
     groups, report = find(config, key) or _encoded(
-        config, tokenizer, tables, key, list(kinds), gold, columns, watch
+        config, tokenizer, tables, key, list(kinds), gold, columns, watch, processor
     )
     if report.preferred and report.preferred.only_ties:
         raise _only_ties(report)
     if not groups:
         raise _nothing_left(report)
+    if report.kind in OTHER_PICTURES and not report.encoding.pictures:
+        raise InputError(
+            "pictures, which the objectives compare answers after",
+            f"{', '.join(report.paths)}: no row has any",
+            "give rows with `images`; choose dpo for rows of text",
+        )
     if report.kind == "judged_other":
         groups, report.lent_cut = with_other_answers(
             groups, seed=seed, max_length=config.max_length
@@ -92,6 +106,7 @@ def _encoded(
     gold: bool,
     columns: Sequence[str] | None,
     watch: Watch,
+    processor: PictureProcessor | None,
 ) -> tuple[Sequence[EncodedGroup], DataReport]:
     """As `load_groups`, but for what depends on the seed.
 
@@ -103,8 +118,8 @@ def _encoded(
     first_of_kind = _first_of_kind(config, tables, gold, report)
     report.kind = choose_kind(first_of_kind, kinds) if first_of_kind else kinds[0]
     pairs = "pair" in first_of_kind
-    encoder = RowEncoder(config, tokenizer, report.kind, pairs, gold, columns)
-    rows = chain.from_iterable(table.rows() for table in tables)
+    encoder = RowEncoder(config, tokenizer, report.kind, pairs, gold, columns, processor)
+    rows = _rows(tables)
     jobs = iter(lambda: list(islice(rows, _ROWS)), [])
     count = report.rows.total()
     groups: Sequence[EncodedGroup]
@@ -115,6 +130,10 @@ def _encoded(
     else:
         groups, report = keep(config, key, partial(_write, encoder, jobs, count, report, watch))
     return groups, report
+
+
+def _rows(tables: Sequence[Table]) -> Iterator[PlacedRow]:
+    return chain.from_iterable(table.rows() for table in tables)
 
 
 def _write(
@@ -171,7 +190,7 @@ def _first_of_kind(
     """
     first_of_kind: dict[str, str] = {}
     unseen = set(config.columns.values()) - {None}
-    for row, where in chain.from_iterable(table.rows() for table in tables):
+    for row, where in _rows(tables):
         unseen -= row.keys()
         try:
             own = own_row(row, where, config.format, config.columns)

@@ -11,7 +11,8 @@ The rules are TRL's (DPOTrainer 1.16), so that both train on the same tokens:
    the prompt otherwise once an answer follows, that end counts as part of every completion and is
    in the loss.
 3. A prompt of `max_length` tokens or more drops the row; a completion that reaches beyond is cut at
-   its end (`truncation.py`).
+   its end (`truncation.py`).  Pictures are never cut: a prompt that would lose tokens of one drops
+   the row.
 
 Other than in TRL, plain text has one BOS where it begins with the token itself, and one end-of-text
 token where the tokenizer adds one too; and a prompt has none of the latter.
@@ -19,15 +20,14 @@ token where the tokenizer adds one too; and a prompt has none of the latter.
 Whatever is dropped, cut or moved is counted in an `EncodeReport`.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from typing import Any
 
 import numpy as np
 
-from jaxpref.data.messages import PROMPT_ROLES
+from jaxpref.data.encode_report import EncodeReport
+from jaxpref.data.pictures.processor import PictureProcessor, with_read_pictures
 from jaxpref.data.prefix import common_length
 from jaxpref.data.template import group_texts
 from jaxpref.data.tokenise import token_ids
@@ -35,92 +35,8 @@ from jaxpref.data.truncation import TRUNCATIONS, Dropped, Parts, fit
 from jaxpref.errors import InputError, RowError
 from jaxpref.types import EncodedGroup, Group
 
-_OTHER_ROLES = {*PROMPT_ROLES, "tool"}
 _BATCH = 256
 """Groups tokenised by one call: enough for all cores, and their texts and ids stay small."""
-
-
-@dataclass
-class EncodeReport:
-    """What became of the groups.
-
-    Counts are of groups unless the name says tokens or completions; all but the first three are
-    of the groups kept.
-    """
-
-    groups_in: int = 0
-    groups_kept: int = 0
-    dropped: Counter = field(default_factory=Counter)
-    """Groups dropped, by reason."""
-    first_dropped: dict[str, str] = field(default_factory=dict)
-    """Reason -> the first such group."""
-    completions_truncated: int = 0
-    completion_tokens_cut: int = 0
-    prompts_truncated: int = 0
-    prompt_tokens_cut: int = 0
-    boundary_merges: int = 0
-    """The tokens of the prompt alone are not the start of prompt + completion."""
-    boundary_tokens: int = 0
-    """Tokens at the end of those prompts that the completions replace by others."""
-    empty_prompts: int = 0
-    """No prompt token: the first token of each completion is not in the loss."""
-    identical_completions: int = 0
-    """Two completions are the same tokens: kept, but a pair that truncation made equal teaches
-    nothing."""
-    completions_with_other_turns: int = 0
-    """Completions that hold user, system or tool messages, whose tokens are in the loss too."""
-
-    def __str__(self) -> str:
-        head = f"groups: {self.groups_in} in, {self.groups_kept} kept"
-        if self.dropped:
-            drops = ", ".join(f"{reason}: {n}" for reason, n in sorted(self.dropped.items()))
-            head += f"; dropped: {drops}"
-        cut, replaced = self.completion_tokens_cut, self.boundary_tokens
-        notes = (
-            (self.completions_truncated, f"completions cut, by {cut} tokens"),
-            (self.prompts_truncated, f"prompts cut, by {self.prompt_tokens_cut} tokens"),
-            (self.boundary_merges, f"groups whose completions replace {replaced} prompt tokens"),
-            (self.empty_prompts, "groups with an empty prompt (first token not in the loss)"),
-            (self.identical_completions, "groups with completions of the same tokens"),
-            (
-                self.completions_with_other_turns,
-                "completions in which user, system or tool turns are in the loss",
-            ),
-        )
-        return "\n".join([head, *(f"{count} {text}" for count, text in notes if count)])
-
-    def drop(self, what: Dropped | RowError) -> None:
-        """Counts a dropped group."""
-        self.dropped[what.reason] += 1
-        place = what.got if isinstance(what, RowError) else what.where
-        self.first_dropped.setdefault(what.reason, place)
-
-    def count(self, group: Group, prompt_alone: list[int], whole: Parts, kept: Parts) -> None:
-        """Counts a kept group.
-
-        Args:
-            prompt_alone: token ids of its prompt without a completion behind it.
-            whole: its parts before the length limit; `kept`: those after it.
-        """
-        (prompt, completions), (kept_prompt, kept_completions) = whole, kept
-        cuts = [
-            len(before) - len(after)
-            for before, after in zip(completions, kept_completions, strict=True)
-        ]
-        self.groups_kept += 1
-        self.completions_truncated += sum(cut > 0 for cut in cuts)
-        self.completion_tokens_cut += sum(cuts)
-        self.prompts_truncated += len(kept_prompt) < len(prompt)
-        self.prompt_tokens_cut += len(prompt) - len(kept_prompt)
-        self.boundary_merges += len(prompt) < len(prompt_alone)
-        self.boundary_tokens += len(prompt_alone) - len(prompt)
-        self.empty_prompts += not kept_prompt
-        self.identical_completions += len(set(map(tuple, kept_completions))) < len(kept_completions)
-        if group.conversational:
-            self.completions_with_other_turns += sum(
-                any(message["role"] in _OTHER_ROLES for message in completion)
-                for completion in group.completions
-            )
 
 
 def encode_groups(
@@ -130,6 +46,7 @@ def encode_groups(
     max_length: int | None,
     truncation: str = "keep_start",
     on_bad_row: str = "error",
+    processor: PictureProcessor | None = None,
 ) -> tuple[list[EncodedGroup], EncodeReport]:
     """Encodes groups in their order, tokenising many at a time.
 
@@ -142,17 +59,19 @@ def encode_groups(
             completion needs (a leading BOS token stays), and completions to `max_length - 1`;
             `drop` drops the row; `error` raises.
         on_bad_row: `error` raises a `RowError`, `drop` drops and counts the row.
+        processor: of a model that sees pictures; None: groups with pictures are refused.
 
     Raises:
-        RowError: a completion without tokens, or messages that the chat template refuses.
+        RowError: a completion without tokens, messages that the chat template refuses, pictures
+            that cannot be used.
         InputError: no chat template for messages, no end-of-text token for texts, or a row beyond
-            the limit with `truncation="error"`.
+            the limit with `truncation="error"`; pictures that the model does not see.
     """
     _check_options(max_length, truncation, on_bad_row)
     report, encoded = EncodeReport(), []
     groups = iter(groups)
     while batch := list(islice(groups, _BATCH)):
-        for result in _encode_batch(batch, tokenizer, max_length, truncation, report):
+        for result in _encode_batch(batch, tokenizer, max_length, truncation, report, processor):
             if isinstance(result, RowError) and on_bad_row == "error":
                 raise result
             if isinstance(result, EncodedGroup):
@@ -200,14 +119,21 @@ def check_known_tokens(rows: Iterable[tuple[str, Iterable[np.ndarray]]], vocabul
             )
 
 
-def encode_prompts(prompts: Sequence[Group], tokenizer: Any) -> list[np.ndarray]:
+def encode_prompts(
+    prompts: Sequence[Group], tokenizer: Any, processor: PictureProcessor | None = None
+) -> list[np.ndarray]:
     """Token ids of groups without completions: what a model is given to go on with.
+
+    Args:
+        prompts: whose pictures are read (`with_read_pictures`).
+        processor: as of `encode_groups`.
 
     Raises:
         RowError: messages that the chat template refuses.
-        InputError: no chat template for messages.
+        InputError: no chat template for messages, pictures that the model does not see.
     """
-    results = _token_ids(prompts, [group_texts(prompt, tokenizer) for prompt in prompts], tokenizer)
+    texts = [group_texts(prompt, tokenizer, processor) for prompt in prompts]
+    results = _token_ids(prompts, texts, tokenizer)
     encoded = []
     for result in results:
         if isinstance(result, RowError):
@@ -240,10 +166,18 @@ def _encode_batch(
     max_length: int | None,
     truncation: str,
     report: EncodeReport,
+    processor: PictureProcessor | None = None,
 ) -> Iterator[EncodedGroup | Dropped | RowError]:
-    texts = [group_texts(group, tokenizer) for group in groups]
-    for group, ids in zip(groups, _token_ids(groups, texts, tokenizer), strict=True):
+    read = [_with_read_pictures(group, processor) for group in groups]
+    texts = [
+        group if isinstance(group, RowError) else group_texts(group, tokenizer, processor)
+        for group in read
+    ]
+    for group, ids in zip(read, _token_ids(groups, texts, tokenizer), strict=True):
         report.groups_in += 1
+        if isinstance(group, RowError):
+            yield group
+            continue
         if isinstance(ids, RowError):
             yield ids
             continue
@@ -256,15 +190,29 @@ def _encode_batch(
         if isinstance(kept, Dropped):
             yield kept
             continue
-        report.count(group, ids[0], whole, kept)
         prompt, completions = kept
+        if processor is not None:
+            cut = processor.cut(group, whole, kept)
+            if cut is not None:
+                yield cut
+                continue
+            report.picture_tokens += prompt.count(processor.token_id)
+        report.count(group, ids[0], whole, kept)
         yield EncodedGroup(
             prompt_ids=np.array(prompt, np.int32),
             completion_ids=tuple(np.array(tokens, np.int32) for tokens in completions),
             row_id=group.row_id,
             where=group.where,
             columns=group.columns,
+            pictures=group.pictures,
         )
+
+
+def _with_read_pictures(group: Group, processor: PictureProcessor | None) -> Group | RowError:
+    try:
+        return with_read_pictures(group, processor)
+    except RowError as error:
+        return error
 
 
 def _token_ids(

@@ -22,6 +22,7 @@ from jaxpref.data.columns import KNOWN_COLUMNS
 from jaxpref.data.forms import FORMS
 from jaxpref.data.messages import read_messages
 from jaxpref.data.notations import as_messages, message_of
+from jaxpref.data.pictures.rows import without_pictures
 from jaxpref.data.prompt_parts import (
     ANSWERS,
     MEDIA,
@@ -72,7 +73,7 @@ def own_row(
     """
     values, unread = _renamed(row, where, columns)
     if format != "standard":
-        _read_messages(values, where)
+        _read_messages(values, where, pictures=columns.get("images", "images") is not None)
     named = format if format in _READERS else _recognised(values, where, columns)
     if named is None:
         add_system(values, where)
@@ -130,13 +131,22 @@ def _renamed(
     return values, unread
 
 
-def _read_messages(values: dict[str, Any], where: str) -> None:
-    """Puts lists of messages, as we write them, in the place of messages in other notations."""
+def _read_messages(values: dict[str, Any], where: str, *, pictures: bool) -> None:
+    """Puts lists of messages, as we write them, in the place of messages in other notations.
+
+    Args:
+        pictures: whether parts that are pictures stay.
+    """
+
+    def read(value: Any, name: str) -> Any:
+        messages = as_messages(value, name, where)
+        return messages if pictures else without_pictures(messages)
+
     for key in ("prompt", *_CONVERSATIONS):
         if key in values:
-            values[key] = as_messages(values[key], key, where)
+            values[key] = read(values[key], key)
     for holder, key, name in answers_of(values):
-        holder[key] = as_messages(holder[key], name, where)
+        holder[key] = read(holder[key], name)
 
 
 # ---- formats

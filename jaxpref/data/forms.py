@@ -25,6 +25,7 @@ from jaxpref.data.checks import (
     shown,
 )
 from jaxpref.data.messages import read_dialogs, split_conversations
+from jaxpref.data.pictures.rows import column_pictures, place_pictures, refuse_pictures
 from jaxpref.data.prefix import common_length
 from jaxpref.data.template import template_columns
 from jaxpref.errors import InputError, RowError
@@ -46,7 +47,7 @@ def make_group(
     """A group of any number of answers, without numbers.
 
     Args:
-        row: for `prompt` and what the chat template is given.
+        row: for `prompt`, its pictures and what the chat template is given.
         answers: {key to name in errors: raw answer}, in the order of the completions.
         where: file and row, for errors.
         row_id: becomes `Group.row_id`.
@@ -67,7 +68,10 @@ def make_group(
         if form == "anthropic":
             prompt, answers = None, read_dialogs(prompt, answers, where)
         prompt, completions = split_conversations(prompt, answers, where)
+    for key, completion in completions.items():
+        refuse_pictures(completion, key, where)
     refuse_unusable(completions, where)
+    prompt, pictures = place_pictures(prompt, column_pictures(row, where), where)
     tools, template_kwargs = template_columns(row, where)
     if isinstance(prompt, str) and (tools or template_kwargs):
         raise InputError(
@@ -75,7 +79,15 @@ def make_group(
             f'{where}, key "{"tools" if tools else "chat_template_kwargs"}": the row is plain text',
             "write the prompt and the answers as lists of messages, or remove the column",
         )
-    return Group(prompt, tuple(completions.values()), row_id, where, tools, template_kwargs)
+    return Group(
+        prompt,
+        tuple(completions.values()),
+        row_id,
+        where,
+        tools,
+        template_kwargs,
+        pictures=pictures,
+    )
 
 
 def _check_answers(answers: Mapping[str, Any], where: str) -> None:

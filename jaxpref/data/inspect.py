@@ -1,6 +1,7 @@
 """What training will see: lengths, data columns, packing, and one group in colours."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from jaxpref.types import EncodedGroup
 if TYPE_CHECKING:  # the loader needs jax
     from jaxpref.data.loader import Loader, Plan
 
+_MOST_SHOWN = 16
+"""Equal tokens in a row."""
 _COLOURS = ("green", "red", "yellow", "cyan", "magenta")
 
 
@@ -41,10 +44,11 @@ def _packing(groups: Sequence[EncodedGroup], plan: "Plan") -> str:
     shape = plan.shape
     unshared = sum(row_tokens(group, share_prefix=False) for group in groups)
     shared = sum(row_tokens(group, share_prefix=True) for group in groups)
+    tiles = f", {shape.tiles} tiles of pictures" if shape.tiles else ""
     return (
         f"{plan.steps} steps of up to {plan.micro_batches} micro-batches of {plan.micro_rows} rows "
-        f"x {shape.length} tokens; at most {shape.groups} groups and {shape.loss_tokens} loss "
-        f"tokens per row\n"
+        f"x {shape.length} tokens; at most {shape.groups} groups{tiles} and {shape.loss_tokens} "
+        f"loss tokens per row\n"
         f"packing: {1 - plan.padding_fraction:.1%} of the row positions hold a token; "
         f"prefix sharing: {shared} tokens instead of {unshared} ({shared / unshared:.1%})"
     )
@@ -91,5 +95,12 @@ def sample(group: EncodedGroup, tokenizer: Any, kind: str) -> Text:
 
 
 def _tokens(ids: np.ndarray, tokenizer: Any) -> str:
-    """Token texts with boundaries shown, so that a merge across prompt and completion is seen."""
-    return "|".join(tokenizer.decode([int(i)]) for i in ids)
+    """Token texts with boundaries shown, so that a merge across prompt and completion is seen.
+
+    Those of pictures, one hundred times the same, are counted.
+    """
+    shown = []
+    for i, same in groupby(ids.tolist()):
+        text, count = tokenizer.decode([i]), len(list(same))
+        shown += [f"{text} x {count}"] if count > _MOST_SHOWN else [text] * count
+    return "|".join(shown)

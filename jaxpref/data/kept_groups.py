@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
-from jaxpref.types import EncodedGroup
+from jaxpref.types import EncodedGroup, Picture
 
 if TYPE_CHECKING:
     import pyarrow
@@ -30,7 +30,43 @@ def as_batch(groups: Sequence[EncodedGroup]) -> "pyarrow.RecordBatch":
             "columns": pyarrow.array(
                 [_written(group.columns) for group in groups], pyarrow.string()
             ),
+            "pictures": pyarrow.array(
+                [[_as_struct(picture) for picture in group.pictures] for group in groups],
+                pyarrow.list_(_picture_type()),
+            ),
+            "other_pictures": pyarrow.array(
+                [group.other_pictures for group in groups], pyarrow.string()
+            ),
         }
+    )
+
+
+def _picture_type() -> "pyarrow.DataType":
+    import pyarrow
+
+    number = pyarrow.int32()
+    return pyarrow.struct(
+        {
+            "file": pyarrow.string(),
+            "data": pyarrow.large_binary(),
+            "digest": pyarrow.string(),
+            "rows": number,
+            "columns": number,
+        }
+    )
+
+
+def _as_struct(picture: Picture) -> dict[str, Any]:
+    rows, columns = picture.grid
+    about = {"file": picture.file, "data": picture.data, "digest": picture.digest}
+    return {**about, "rows": rows, "columns": columns}
+
+
+def _as_picture(struct: "pyarrow.StructScalar") -> Picture:
+    """Its bytes are not read before they are used."""
+    grid = struct["rows"].as_py(), struct["columns"].as_py()
+    return Picture(
+        struct["file"].as_py(), struct["data"].as_buffer(), struct["digest"].as_py(), grid
     )
 
 
@@ -85,6 +121,9 @@ class _Part(NamedTuple):
     row_ids: np.ndarray
     where: "pyarrow.StringArray"
     columns: "pyarrow.StringArray"
+    picture_counts: np.ndarray
+    pictures: "pyarrow.ListArray"
+    other_pictures: "pyarrow.StringArray"
 
     @classmethod
     def of(cls, batch: "pyarrow.RecordBatch") -> "_Part":
@@ -98,6 +137,9 @@ class _Part(NamedTuple):
             batch["row_id"].to_numpy(),
             batch["where"],
             batch["columns"],
+            np.diff(batch["pictures"].offsets.to_numpy()),
+            batch["pictures"],
+            batch["other_pictures"],
         )
 
     def group(self, i: int) -> EncodedGroup:
@@ -110,14 +152,24 @@ class _Part(NamedTuple):
             row_id=int(self.row_ids[i]),
             where=self.where[i].as_py(),
             columns=_read(self.columns[i].as_py()),
+            pictures=self._pictures_of(i),
+            other_pictures=self.other_pictures[i].as_py(),
         )
+
+    def _pictures_of(self, i: int) -> tuple[Picture, ...]:
+        return tuple(map(_as_picture, self.pictures[i])) if self.picture_counts[i] else ()
 
     def groups(self) -> Iterator[EncodedGroup]:
         """All, faster than one by one."""
         prompts, completions = self.prompt_starts.tolist(), self.completion_starts.tolist()
         firsts, row_ids = self.first_completions.tolist(), self.row_ids.tolist()
-        texts = zip(self.where.to_pylist(), self.columns.to_pylist(), strict=True)
-        for i, (where, columns) in enumerate(texts):
+        texts = zip(
+            self.where.to_pylist(),
+            self.columns.to_pylist(),
+            self.other_pictures.to_pylist(),
+            strict=True,
+        )
+        for i, (where, columns, other_pictures) in enumerate(texts):
             starts = completions[firsts[i] : firsts[i + 1] + 1]
             yield EncodedGroup(
                 self.prompts[prompts[i] : prompts[i + 1]],
@@ -125,6 +177,8 @@ class _Part(NamedTuple):
                 row_ids[i],
                 where,
                 _read(columns),
+                self._pictures_of(i),
+                other_pictures,
             )
 
 

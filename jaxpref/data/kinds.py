@@ -27,6 +27,7 @@ from jaxpref.data.columns import (
     ranked_columns,
 )
 from jaxpref.data.forms import make_group
+from jaxpref.data.pictures.rows import COLUMNS as PICTURES
 from jaxpref.errors import InputError, RowError
 from jaxpref.types import Group
 
@@ -51,6 +52,8 @@ _ANSWERS = {
 NAMES = {
     "pair": ("chosen", "rejected"),
     "triple": ("chosen", "rejected", "gold"),
+    "pair_cropped": ("chosen", "rejected", "other_picture"),
+    "pair_masked": ("chosen", "rejected", "other_picture"),
     "single": ("completion",),
     "judged": ("completion",),
     "judged_other": ("completion", "other"),
@@ -108,7 +111,7 @@ def unread_keys(
         kind: of the row.
         columns: that are asked for; None: all.
     """
-    read = {"prompt", "tools", "chat_template_kwargs", *_ANSWERS[kind]}
+    read = {"prompt", "tools", "chat_template_kwargs", *PICTURES, *_ANSWERS[kind]}
     if columns is None:
         read |= KNOWN_COLUMNS.keys()
     else:

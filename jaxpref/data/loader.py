@@ -28,11 +28,15 @@ from jaxpref.data.pack import (
     empty_batch,
     fill_row,
     loss_tokens_of,
+    prompt_copies,
     prompt_loss_tokens_of,
     row_tokens,
 )
+from jaxpref.data.pictures.layout import first_tiles, tiles_of
+from jaxpref.data.pictures.processor import PictureProcessor
+from jaxpref.data.pictures.tiles import TileReader
 from jaxpref.errors import InputError
-from jaxpref.types import Batch, EncodedGroup, Noise
+from jaxpref.types import Batch, EncodedGroup, Noise, Pictures
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Step:
     visible: int
     """Visible (query, key) pairs of the rows: the work of attention."""
     loss_tokens: int
+    tiles: int = 0
+    """Of pictures, as `layout.tiles_of` counts them."""
     made_flops: float = 0.0
     """Model FLOPs of making it, beside training on it: of answers that were drawn for it."""
     made_values: Mapping[str, float] = field(default_factory=dict)
@@ -88,6 +94,8 @@ class Packer:
     """Of what is drawn for a group."""
     noise_alpha: float | None = None
     """As of `Loader`."""
+    tile_reader: TileReader | None = None
+    """Of the pictures, where there are any."""
 
     def pack(
         self, step: int, groups: Sequence[EncodedGroup], owned_rows: Sequence[bool] | None = None
@@ -106,7 +114,9 @@ class Packer:
             self.columns,
             self.masks,
             noise=self.noise_alpha is not None,
+            tile_size=self.tile_reader.processor.image_size if self.tile_reader else 0,
         )
+        places: list[tuple[np.ndarray, EncodedGroup]] = []
 
         def rng_of(group: EncodedGroup) -> np.random.Generator:
             """Draws depend on seed, step and group: not on the mesh, nor on the group's place."""
@@ -114,15 +124,23 @@ class Packer:
 
         for r, row in enumerate(rows):
             if owned_rows is None or owned_rows[r % plan.micro_rows]:
+                of_row = [groups[i] for i in row]
                 fill_row(
                     flat,
                     r,
-                    [groups[i] for i in row],
+                    of_row,
                     layout.share_prefix,
                     loss_on_prompt=self.loss_on_prompt,
                     rng_of=rng_of,
                     noise_alpha=self.noise_alpha,
+                    processor=self.tile_reader.processor if self.tile_reader else None,
                 )
+                if isinstance(flat.pictures, Pictures):
+                    tiles_pijc = flat.pictures.pixels_Rpijc[r]
+                    for group, start in zip(of_row, first_tiles(of_row), strict=False):
+                        places.append((tiles_pijc[start:], group))
+        if places:
+            self.tile_reader.fill(places)
 
         def split(array: np.ndarray) -> np.ndarray:
             """A leading axis for the micro-batches."""
@@ -137,6 +155,7 @@ class Packer:
             tokens_unshared=sum(row_tokens(group, share_prefix=False) for group in groups),
             visible=sum(visible_pairs(group, layout.share_prefix) for group in groups),
             loss_tokens=sum(all_loss_tokens(group, self.loss_on_prompt) for group in groups),
+            tiles=sum(map(tiles_of, groups)),
         )
 
 
@@ -176,6 +195,7 @@ class Loader:
         rounded: make the arrays' sizes powers of two, so that loaders over parts of a data set
             share compiled programs; micro-batches of padding alone are not run.
         noise_alpha: of the noise on embeddings (NEFTune); None: there is none.
+        processor: of a model that sees pictures; None: the groups have none.
     Errors: InputError when a group is longer than a row, naming it, and for more steps than can be
         planned.
     """
@@ -195,6 +215,7 @@ class Loader:
         max_steps: int | None = None,
         rounded: bool = False,
         noise_alpha: float | None = None,
+        processor: PictureProcessor | None = None,
     ):
         self.groups, self.layout = groups, layout
         self._lengths = [row_tokens(group, layout.share_prefix) for group in groups]
@@ -208,7 +229,14 @@ class Loader:
         self.plan = _rounded(plan) if rounded else plan
         shapes = [(name, self._column_shape(name)) for name in columns]
         self.packer = Packer(
-            self.plan, layout, shapes, masks, loss_on_prompt, seed or 0, noise_alpha
+            self.plan,
+            layout,
+            shapes,
+            masks,
+            loss_on_prompt,
+            seed or 0,
+            noise_alpha,
+            TileReader(processor) if processor and self.plan.shape.tiles else None,
         )
 
     def first_epoch(self) -> list[int]:
@@ -251,7 +279,8 @@ class Loader:
 
     def _plan(self, micro_rows: int) -> Plan:
         loss_tokens = [all_loss_tokens(group, self._loss_on_prompt) for group in self.groups]
-        most_loss_tokens = most_groups = most_rows = 0
+        most_loss_tokens = most_groups = most_rows = most_tiles = 0
+        tiles = [tiles_of(group) for group in self.groups]
         all_rows = computed_tokens = tokens = 0
         steps = self._order.steps
         for s in range(steps):
@@ -261,13 +290,18 @@ class Loader:
             for row in rows:
                 most_loss_tokens = max(most_loss_tokens, sum(loss_tokens[members[i]] for i in row))
                 most_groups = max(most_groups, len(row))
+                most_tiles = max(most_tiles, sum(tiles[members[i]] for i in row))
             most_rows = max(most_rows, len(rows))
             all_rows += len(rows)
             computed_tokens += run_tokens(rows, lengths, micro_rows, self.layout)
             tokens += sum(lengths)
         return Plan(
             shape=RowShape(
-                self.layout.row_length, most_loss_tokens, most_groups, self._completions
+                self.layout.row_length,
+                most_loss_tokens,
+                most_groups,
+                self._completions,
+                most_tiles,
             ),
             micro_rows=micro_rows,
             micro_batches=-(-most_rows // micro_rows),
@@ -285,7 +319,10 @@ def _rounded(plan: Plan) -> Plan:
         return 1 << (n - 1).bit_length() if n > 1 else n
 
     shape = dataclasses.replace(
-        plan.shape, loss_tokens=up(plan.shape.loss_tokens), groups=up(plan.shape.groups)
+        plan.shape,
+        loss_tokens=up(plan.shape.loss_tokens),
+        groups=up(plan.shape.groups),
+        tiles=up(plan.shape.tiles),
     )
     return dataclasses.replace(plan, shape=shape, micro_batches=up(plan.micro_batches))
 
@@ -294,8 +331,8 @@ def _map_arrays(function: Callable, x: Any) -> Any:
     """Over arrays in a field of a batch; jax's tree functions are not for the loader's thread."""
     if isinstance(x, dict):
         return {name: function(array) for name, array in x.items()}
-    if isinstance(x, Noise):
-        return Noise(*map(function, x))
+    if isinstance(x, Noise | Pictures):
+        return type(x)(*map(function, x))
     return None if x is None else function(x)
 
 
@@ -303,6 +340,6 @@ def visible_pairs(group: EncodedGroup, share_prefix: bool) -> int:
     """(query, key) pairs that the mask allows."""
     triangle = lambda n: n * (n + 1) // 2
     prompt = len(group.prompt_ids)
-    copies = 1 if share_prefix else len(group.completion_ids)
+    copies = prompt_copies(group, share_prefix)
     branches = sum(triangle(len(ids)) + prompt * len(ids) for ids in group.completion_ids)
     return triangle(prompt) * copies + branches

@@ -1,6 +1,7 @@
 """Prompts and answers as messages: the conversational form, and the dialogs of the anthropic form.
 
-A message is {"role": ..., "content": ...}, and whatever else the chat template reads.
+A message is {"role": ..., "content": ...}, and whatever else the chat template reads.  Its content
+is text, or, where there are pictures, a list of parts (`pictures/rows.py`).
 """
 
 import re
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxpref.data.checks import check_json, check_text, empty_completion, quoted, shown
+from jaxpref.data.pictures.rows import read_parts
 from jaxpref.data.prefix import common_length
 from jaxpref.errors import InputError, RowError
 
@@ -138,7 +140,11 @@ def _message(message: Any, key: str, where: str) -> dict:
         )
     # Columnar files fill what a message lacks with null.
     message = {k: v for k, v in message.items() if v is not None}
-    check_json(message, key, where)
+    check_json({k: v for k, v in message.items() if k != "content"}, key, where)
+    if isinstance(message.get("content"), list):
+        message["content"] = read_parts(message["content"], f"{key}.content", where)
+        if isinstance(message["content"], list) and isinstance(message.get("role"), str):
+            return message
     if "content" not in message and message.get("tool_calls"):
         message["content"] = ""
     for field in ("role", "content"):
@@ -149,7 +155,7 @@ def _message(message: Any, key: str, where: str) -> dict:
             raise InputError(
                 'a message with text for "role" and "content"',
                 f'{place}, key "{field}": {got}',
-                "give both as strings; parts such as images are not supported",
+                "give both as strings, or the content as a list of parts",
             )
         check_text(message[field], field, place)
     return message

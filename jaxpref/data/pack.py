@@ -2,7 +2,8 @@
 
 A group is laid out as `prompt ++ completion_0 ++ ... ++ completion_{K-1}`, and several groups share
 a row.  With `share_prefix` off every completion gets its own copy of the prompt, with `pack` off
-every group a row of its own; nothing behind the loader knows which.
+every group a row of its own; nothing behind the loader knows which.  A completion after other
+pictures than the rest of its group always has a copy of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxpref.types import Batch, EncodedGroup, Noise
+from jaxpref.data.pictures.layout import first_tiles, point_at_tiles
+from jaxpref.data.pictures.processor import PictureProcessor
+from jaxpref.types import Batch, EncodedGroup, Noise, Pictures
 
 UNIFORM = "uniform"
 """Data column that the loader draws itself, anew every step."""
@@ -28,6 +31,8 @@ class RowShape:
     """G."""
     completions: int
     """K, of a group."""
+    tiles: int = 0
+    """p, of pictures; 0: there are none."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +55,21 @@ class Layout:
         return tuple(self.row_length * i // self.buckets for i in range(1, self.buckets + 1))
 
 
-def tokens_in_row(prompt: int, completions: Sequence[int], share_prefix: bool) -> int:
-    """Tokens of a row that a group takes: its prompt once, or once per completion."""
-    copies = 1 if share_prefix else len(completions)
-    return prompt * copies + sum(completions)
+def begins_with_prompt(group: EncodedGroup, k: int, share_prefix: bool) -> bool:
+    """Whether a copy of the prompt stands right before completion k."""
+    return k == 0 or not share_prefix or group.has_own_prompt(k)
+
+
+def prompt_copies(group: EncodedGroup, share_prefix: bool) -> int:
+    """How often the prompt of a group stands in its row."""
+    completions = range(len(group.completion_ids))
+    return sum(begins_with_prompt(group, k, share_prefix) for k in completions)
 
 
 def row_tokens(group: EncodedGroup, share_prefix: bool) -> int:
-    return tokens_in_row(
-        len(group.prompt_ids), [len(ids) for ids in group.completion_ids], share_prefix
-    )
+    """Tokens of a row that a group takes."""
+    copies = prompt_copies(group, share_prefix)
+    return len(group.prompt_ids) * copies + sum(map(len, group.completion_ids))
 
 
 def loss_tokens_of(group: EncodedGroup) -> list[int]:
@@ -125,6 +135,7 @@ def empty_batch(
     columns: Sequence[tuple[str, tuple[int, ...]]] = (),
     masks: Sequence[str] = (),
     noise: bool = False,
+    tile_size: int = 0,
 ) -> Batch:
     """Rows of padding.
 
@@ -132,6 +143,7 @@ def empty_batch(
         columns: names of data columns with their shape after [R, G]: `()` or `(K, ...)`.
         masks: names of `MASKS`.
         noise: whether the embeddings get some.
+        tile_size: pixels of a side of the tiles, where there are any.
     """
     R, L, S, G, K = rows, shape.length, shape.loss_tokens, shape.groups, shape.completions
     ints = lambda *size: np.zeros(size, np.int32)
@@ -154,6 +166,12 @@ def empty_batch(
         noise=Noise(np.zeros((R, L, 2), np.uint32), np.zeros((R, L), np.float32))
         if noise
         else None,
+        pictures=Pictures(
+            np.zeros((R, shape.tiles, tile_size, tile_size, 3), np.uint8),
+            np.full((R, L), -1, np.int32),
+        )
+        if shape.tiles
+        else None,
     )
 
 
@@ -166,16 +184,18 @@ def fill_row(
     loss_on_prompt: bool = False,
     rng_of: Callable[[EncodedGroup], np.random.Generator] | None = None,
     noise_alpha: float | None = None,
+    processor: PictureProcessor | None = None,
 ) -> None:
-    """Write `groups` into row r of a batch of padding.
+    """Write `groups` into row r of a batch of padding, all but the pixels of their pictures.
 
     Args:
         loss_on_prompt: put the prompts' tokens into the loss too, in slots of their own.
         rng_of: the generator of a group's draws, for masks, the column `uniform` and noise.
         noise_alpha: NEFTune's; None: no noise.
+        processor: of the pictures, where there are any.
     """
     start = filled = 0  # the next free token of the row, and the next free loss token
-    for g, group in enumerate(groups):
+    for g, (group, tile) in enumerate(zip(groups, first_tiles(groups), strict=False)):
         rng = rng_of(group) if rng_of else None
         _fill_numbers(batch, r, g, group, rng)
         group_end = start + row_tokens(group, share_prefix)
@@ -184,12 +204,13 @@ def fill_row(
             filled = _add_prompt_to_loss(batch, r, filled, start, g, group)
         prompt_end = start
         for k, ids in enumerate(group.completion_ids):
-            if k == 0 or not share_prefix:
+            if begins_with_prompt(group, k, share_prefix):
                 prompt_end = start + len(group.prompt_ids)
-                # A shared prompt stays visible to the end of the group, a private one to the end of
-                # its branch.
-                expiry = group_end if share_prefix else prompt_end + len(ids)
+                expiry = prompt_end + _tokens_behind_prompt(group, k, share_prefix)
                 _write(batch, r, start, group.prompt_ids, position=0, expiry=expiry)
+                if batch.pictures is not None:
+                    index_L = batch.pictures.index_RL[r, start:prompt_end]
+                    point_at_tiles(index_L, group, k, tile, processor)
                 start = prompt_end
             if k == 0 and len(group.prompt_ids):
                 batch.prompt_last_RG[r, g] = prompt_end - 1
@@ -203,6 +224,16 @@ def fill_row(
         if noise_alpha is not None:
             of_group = slice(start - row_tokens(group, share_prefix), start)
             _fill_noise(batch.noise, r, of_group, group, share_prefix, rng, noise_alpha)
+
+
+def _tokens_behind_prompt(group: EncodedGroup, k: int, share_prefix: bool) -> int:
+    """Tokens of completion k and of those behind it that follow the same copy of the prompt."""
+    tokens = len(group.completion_ids[k])
+    for other in range(k + 1, len(group.completion_ids)):
+        if begins_with_prompt(group, other, share_prefix):
+            break
+        tokens += len(group.completion_ids[other])
+    return tokens
 
 
 def _fill_noise(
@@ -221,7 +252,7 @@ def _fill_noise(
     prompt = np.arange(len(group.prompt_ids))
     places, first = [], len(prompt)
     for k, ids in enumerate(group.completion_ids):
-        if k == 0 or not share_prefix:
+        if begins_with_prompt(group, k, share_prefix):
             places.append(prompt)
         places.append(np.arange(first, first + len(ids)))
         first += len(ids)

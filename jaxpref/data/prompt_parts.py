@@ -7,11 +7,13 @@ from jaxpref.data.checks import GOLD, shown
 from jaxpref.data.forms import DIALOG
 from jaxpref.data.messages import PROMPT_ROLES
 from jaxpref.data.notations import message_of
+from jaxpref.data.pictures.rows import COLUMNS as PICTURES
 from jaxpref.errors import InputError, RowError
 
 ANSWERS = ("chosen", "rejected", GOLD, "completion")
 SYSTEM = ("system", "system_prompt", "system_message")
-MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+NOT_READ = ("videos", "video", "audios", "audio")
+MEDIA = (*PICTURES, *NOT_READ)
 
 
 def answers_of(values: dict[str, Any]) -> Iterator[tuple[Any, Any, str]]:
@@ -91,11 +93,11 @@ def _begun(system: list[dict], messages: list, key: str, where: str) -> list:
 
 def refuse_parts(values: Mapping[str, Any], where: str) -> None:
     """Raises: InputError for parts of the prompt that cannot be read."""
-    if key := next((key for key in MEDIA if filled(values.get(key))), None):
+    if key := next((key for key in NOT_READ if filled(values.get(key))), None):
         raise InputError(
-            "rows of text",
+            "rows of text and pictures",
             f'{where}, key "{key}": {shown(values[key])}',
-            "models of text do not see it; data.columns: {images: null} trains without it",
+            "models do not see it; data.columns: {images: null} trains without it",
         )
     if filled(values.get("history")) and values.get("prompt") is not None:
         raise InputError(

@@ -18,6 +18,8 @@ from jaxpref.data.encode import encode_groups
 from jaxpref.data.foreign import OwnRow, own_row
 from jaxpref.data.kept_groups import as_batch
 from jaxpref.data.kinds import kind_of_row, read_group, unread_keys
+from jaxpref.data.pictures.other import OTHER_PICTURES, with_other_pictures
+from jaxpref.data.pictures.processor import PictureProcessor
 from jaxpref.data.regroup import regroup
 from jaxpref.data.report import DataReport
 from jaxpref.errors import RowError
@@ -50,6 +52,7 @@ class RowEncoder:
     gold: bool
     """Whether a gold answer is read."""
     columns: Sequence[str] | None
+    processor: PictureProcessor | None = None
     """As of `load_groups`."""
 
     def __call__(self, rows: Sequence[PlacedRow]) -> Encoded:
@@ -64,7 +67,10 @@ class RowEncoder:
             max_length=config.max_length,
             truncation=config.truncation,
             on_bad_row=config.on_bad_row,
+            processor=self.processor,
         )
+        if how := OTHER_PICTURES.get(self.kind):
+            encoded = [with_other_pictures(group, how) for group in encoded]
         return Encoded(encoded, report, row_ids)
 
     @property
@@ -93,7 +99,7 @@ class RowEncoder:
             report.unread.update((*own.unread, *unread_keys(own.values, kind, self.columns)))
             if report.preferred:
                 kind = kind_of_pairs(kind, where)
-            if kind == "pair" and self.kind != "pair":
+            if kind == "pair" and self.kind not in ("pair", *OTHER_PICTURES):
                 report.converted += len(made)
             for group in made:
                 groups += regroup(group, kind, self.kind, pairs=self.pairs)

@@ -2,13 +2,14 @@
 
     pair -> judged          chosen with label 1 and rejected with label 0, as two groups
     pair -> single          chosen alone
+    pair -> pair_cropped, pair_masked   with the chosen answer once more, after other pictures
     judged -> judged_other  with the answer of another group, to another prompt, as completion 1
 
 The first two happen to texts, so that every answer gets its own prompt boundary (TRL's KTO does the
-same).  Answers to other prompts are added to token ids, after the length limit: what the objective
-trains on is then the same as without them, no row is dropped because of an answer it was lent, and
-it is TRL's rule (KTO: prompt ids ++ another row's completion ids).  Such an answer keeps the tokens
-that the chat template gave it after its own prompt.
+same); the others to token ids, after the length limit.  What the objective trains on is then the
+same as without answers to other prompts, no row is dropped because of an answer it was lent, and it
+is TRL's rule (KTO: prompt ids ++ another row's completion ids).  Such an answer keeps the tokens
+that the chat template gave it after its own prompt.  Other pictures: `pictures/other.py`.
 """
 
 import dataclasses
@@ -18,12 +19,14 @@ from itertools import cycle
 
 from jaxpref.data.columns import columns_of_one, padded
 from jaxpref.data.kinds import WRITTEN
+from jaxpref.data.pictures.other import OTHER_PICTURES
 from jaxpref.errors import InputError
 from jaxpref.types import EncodedGroup, Group
 
 _MADE_FROM = {
     "pair": ("pair",),
     "triple": ("triple",),
+    **dict.fromkeys(OTHER_PICTURES, ("pair",)),
     "single": ("single", "pair"),
     "judged": ("judged", "pair"),
     "judged_other": ("judged", "pair"),
@@ -110,7 +113,7 @@ def with_other_answers(
     Raises:
         InputError: all prompts are the same.
     """
-    lenders = draw_others([group.prompt_ids.tobytes() for group in groups], seed)
+    lenders = draw_others([group.prompt_key for group in groups], seed)
     results, cut = [], 0
     for group, lender in zip(groups, lenders, strict=True):
         other = groups[lender].completion_ids[0]

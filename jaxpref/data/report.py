@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxpref.data.dimensions import Preferred
-from jaxpref.data.encode import EncodeReport
+from jaxpref.data.encode_report import EncodeReport
 
 UNUSABLE = "unusable"
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxpref.data.readers import Rows
 from jaxpref.storage.local_copies import version_of
@@ -29,8 +30,16 @@ class Table:
             digest.update(str(file).encode() + _digest_of(file))  # places name the file
         if not self.files:
             for row, _ in self.rows():
-                digest.update(json.dumps(row, default=repr).encode() + b"\n")
+                digest.update(json.dumps(row, default=_of_value).encode() + b"\n")
         return digest.hexdigest()
+
+
+def _of_value(value: Any) -> str:
+    """Of what JSON does not have: bytes, and pictures and arrays, whose repr leaves out most."""
+    if hasattr(value, "tobytes"):
+        shape = getattr(value, "shape", getattr(value, "size", None))
+        return f"{type(value).__name__} {shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    return repr(value)
 
 
 def _digest_of(file: Path) -> bytes:

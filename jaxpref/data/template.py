@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import jinja2
 
 from jaxpref.data.checks import check_json, shown
+from jaxpref.data.pictures.processor import PictureProcessor
+from jaxpref.data.pictures.rows import as_parts
 from jaxpref.errors import InputError, RowError
 from jaxpref.types import Group
 
@@ -87,9 +90,35 @@ def _template_kwargs(value: Any, where: str) -> dict[str, Any]:
     return kwargs
 
 
-def group_texts(group: Group, tokenizer: Any) -> list[str] | RowError:
-    """What is tokenised of a group: the prompt, then prompt + completion for each completion."""
-    return _rendered(group, tokenizer) if group.conversational else _plain(group, tokenizer)
+def group_texts(
+    group: Group, tokenizer: Any, processor: PictureProcessor | None = None
+) -> list[str] | RowError:
+    """What is tokenised of a group: the prompt, then prompt + completion for each completion.
+
+    Args:
+        group: whose pictures are read.
+        processor: which writes what stands for them; None: the model sees none.
+
+    Raises:
+        InputError: pictures for a model that sees none.
+    """
+    if group.pictures and processor is None:
+        raise InputError(
+            "rows of text, for a model that is given no pictures",
+            f"{group.where}: {len(group.pictures)} pictures",
+            "set model.pictures=true where the model sees them; data.columns: {images: null} "
+            "trains without them",
+        )
+    try:
+        if group.conversational:
+            texts = _rendered(group, tokenizer, pictures=processor is not None)
+        else:
+            texts = _plain(group, tokenizer)
+        if processor is None:
+            return texts
+        return [processor.with_tokens(text, group.pictures, group.where) for text in texts]
+    except RowError as error:
+        return error
 
 
 def _plain(group: Group, tokenizer: Any) -> list[str]:
@@ -104,7 +133,12 @@ def _plain(group: Group, tokenizer: Any) -> list[str]:
     return [group.prompt, *(group.prompt + completion for completion in ended)]
 
 
-def _rendered(group: Group, tokenizer: Any) -> list[str] | RowError:
+def _rendered(group: Group, tokenizer: Any, *, pictures: bool) -> list[str]:
+    """Texts of messages.
+
+    Args:
+        pictures: whether the model sees them; such a template reads all contents as parts.
+    """
     if not tokenizer.chat_template:
         raise InputError(
             "a tokenizer with a chat template for rows of messages",
@@ -113,7 +147,11 @@ def _rendered(group: Group, tokenizer: Any) -> list[str] | RowError:
             "or give the rows as plain text",
         )
 
+    in_parts = pictures or _reads_parts(tokenizer, tokenizer.chat_template)
+
     def render(messages: list[dict], *, add_generation_prompt: bool) -> str:
+        if in_parts:
+            messages = [{**m, "content": as_parts(m["content"])} for m in messages]
         return tokenizer.apply_chat_template(
             messages,
             tools=group.tools,
@@ -127,12 +165,28 @@ def _rendered(group: Group, tokenizer: Any) -> list[str] | RowError:
         for completion in group.completions:
             texts.append(render([*group.prompt, *completion], add_generation_prompt=False))
     except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
-        refusal = RowError(
+        raise RowError(
             "refused by the chat template",
             "messages that the tokenizer's chat template can write",
             f"{group.where}: {type(error).__name__}: {error}",
             "mend or drop the row, or use another chat template",
-        )
-        refusal.__cause__ = error
-        return refusal
+        ) from error
     return texts
+
+
+@lru_cache(maxsize=8)
+def _reads_parts(tokenizer: Any, template: str) -> bool:
+    """Whether a chat template writes contents only where they are lists of parts.
+
+    Those of models that see pictures may leave out a content that is text, without a word.
+    """
+    text = "The quick brown fox"
+
+    def is_written(content: Any) -> bool:
+        message = {"role": "user", "content": content}
+        try:
+            return text in tokenizer.apply_chat_template([message], tokenize=False)
+        except (jinja2.TemplateError, TypeError, KeyError, ValueError):
+            return False
+
+    return not is_written(text) and is_written(as_parts(text))

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ _NOT_READ = {
     "shuffle",
 }
 """Keys of the data's settings on which tokens do not depend; paths come in by what is there."""
-_PACKAGES = ("transformers", "tokenizers", "jinja2", "datasets", "pyarrow")
+_PACKAGES = ("transformers", "tokenizers", "jinja2", "datasets", "pyarrow", "pillow")
 
 _log = logging.getLogger(__name__)
 
@@ -60,9 +60,16 @@ def key_of(tables: Sequence[Table], config: DataConfig, tokenizer: Any, **asked:
         "settings": settings,
         "asked": asked,
         "code": _code_digest(),
-        "packages": {package: version(package) for package in _PACKAGES},
+        "packages": {package: _version(package) for package in _PACKAGES},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # without pictures, pillow may be missing
+        return None
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
@@ -78,7 +85,7 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 
 def _code_digest() -> str:
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 

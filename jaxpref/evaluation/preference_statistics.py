@@ -28,7 +28,7 @@ class Evaluated:
     def __init__(self, kind: str, groups: Sequence[EncodedGroup], records: Records, pieces: Pieces):
         self.kind, self.groups, self.records, self.pieces = kind, groups, records, pieces
         policy, ref = records.policy, records.ref
-        self.unit_B = units_of([group.prompt_ids.tobytes() for group in groups])
+        self.unit_B = units_of([group.prompt_key for group in groups])
         self.reward_BK = _rewards(kind, records.values["means"])
         self.log_ratio_BK = None if ref is None else policy.sum - ref.sum
         self.label_B = self.margin_B = self.length_difference_B = None

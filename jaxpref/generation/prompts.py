@@ -1,5 +1,6 @@
 """Prompts: texts and conversations, from files or Python, as token ids."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from jaxpref.data.encode import check_known_tokens, encode_prompts
 from jaxpref.data.foreign import own_row
 from jaxpref.data.kinds import kind_of_row, read_group
 from jaxpref.data.messages import read_messages
+from jaxpref.data.pictures.rows import column_pictures, place_pictures
 from jaxpref.data.sources import read_all
 from jaxpref.data.splits import Part
 from jaxpref.data.template import template_columns
@@ -63,7 +65,7 @@ def to_prompt(
     row = own.values
     if any(key in row for key in _ANSWERS):
         answered = read_group(kind_of_row(row, where), row, where, number, own.form, ())
-        return Group(answered.prompt, (), number, where, answered.tools, answered.template_kwargs)
+        return dataclasses.replace(answered, completions=(), columns={})
     value = row.get("prompt")
     if value is None:
         raise InputError(
@@ -73,7 +75,7 @@ def to_prompt(
         )
     if isinstance(value, str):
         check_text(value, "prompt", where)
-        return Group(value, (), number, where)
+        return Group(value, (), number, where, pictures=column_pictures(row, where))
     if not isinstance(value, list):
         raise InputError(
             "text or a list of messages",
@@ -87,7 +89,9 @@ def to_prompt(
             f'{where}, key "prompt": its last message has role "assistant"',
             "remove that message from the end of the row",
         )
-    return Group(messages, (), number, where, *template_columns(row, where))
+    prompt, pictures = place_pictures(messages, column_pictures(row, where), where)
+    given = template_columns(row, where)
+    return Group(prompt, (), number, where, *given, pictures=pictures)
 
 
 def prompt_ids(

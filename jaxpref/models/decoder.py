@@ -18,17 +18,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpref.errors import InputError
-from jaxpref.models import deltanet, kv_cache, layers, periods, unstacked
+from jaxpref.models import deltanet, kv_cache, layers, periods, tower, unstacked
 from jaxpref.models.attention import ATTENTION, Mask, attention
 from jaxpref.models.blocks import PRODUCT, WEIGHT_INIT, Block, Carry, Norm, Shared
 from jaxpref.models.context import spread_attention
-from jaxpref.models.embedding import Embed
+from jaxpref.models.embedding import Embed, Seen
 from jaxpref.models.lora import LoraSpec
 from jaxpref.models.misfits import misfits
 from jaxpref.models.model import Model
 from jaxpref.models.parameters import LORA, SCALAR_HEADS, cast_for_products
 from jaxpref.models.spec import Mixer, ModelSpec
 from jaxpref.sharding import constrain, context_ways
+from jaxpref.types import Looked, Pictures
 
 # What the backward pass keeps of a layer's forward pass; everything else is recomputed.
 REMAT_POLICIES: dict[str, Any] = {
@@ -81,11 +82,12 @@ class Decoder(nn.Module):
         memory=None,
         noise=None,
         weights_RLO=None,
+        seen=None,
     ):
         spec = self.spec
         position_RL = constrain(position_RL, "rows", self.token_axis)
         embed = Embed(spec, self.vocab_rows, self.token_axis, name="embed")
-        x_RLD = embed(token_RL, position_RL, self.dtype, noise)
+        x_RLD = embed(token_RL, position_RL, self.dtype, noise, seen)
         router_RL2E = jnp.zeros((*token_RL.shape, 2, spec.experts)) if self.router else None
         rope, numbers = _layer_numbers(spec, position_RL)
         carry = Carry(x_RLD, {} if memory is None else memory, router_RL2E)
@@ -246,25 +248,61 @@ def build_model(
         token_RL = jnp.zeros((1, attention_block), jnp.int32)
         inputs = token_RL, token_RL, token_RL > 0, (token_RL, token_RL), paths_of(token_RL)
         params = decoder(attend_one_row, "tokens").init(key, *inputs)["params"]
+        if spec.vision is not None:
+            params = params | tower.init(jax.random.fold_in(key, 1), spec, WEIGHT_INIT)
         heads = {name: jnp.zeros((1, spec.width)) for name in scalar_heads}
         return params | {SCALAR_HEADS: heads} if heads else params
 
-    def run(router, params, token_RL, position_RL, expiry_RL, key, noise, weights_RLO):
+    def look(params, pictures, key=None):
+        checkpoint = None
+        if remat != "none":
+            checkpoint = partial(jax.checkpoint, policy=REMAT_POLICIES[remat])
+        options = {"dtype": dtype, "lora": lora, "key": key, "checkpoint": checkpoint}
+        patch_Rpad = tower.patch_features(spec, params, pictures.pixels_Rpijc, **options)
+        return Looked(patch_Rpad, pictures.index_RL)
+
+    def see(params, pictures, key=None):
+        if isinstance(pictures, Pictures):
+            pictures = look(params, pictures, key)
+        embedding_RxD = tower.embeddings(spec, params, pictures.patch_Rpad, lora=lora, key=key)
+        return Seen(embedding_RxD, pictures.index_RL)
+
+    def run(router, params, rows, key, noise, weights_RLO, pictures):
+        token_RL, position_RL, expiry_RL = rows
         rngs = {} if key is None else {"dropout": key}
-        rows = expiry_RL, position_RL
-        inputs = token_RL, position_RL, expiry_RL > 0, rows, paths_of(expiry_RL)
+        visibility = expiry_RL, position_RL
+        inputs = token_RL, position_RL, expiry_RL > 0, visibility, paths_of(expiry_RL)
         module = decoder(attend_rows, "tokens", router)
         optional = {"noise": noise, "weights_RLO": weights_RLO}
+        if pictures is not None:
+            optional["seen"] = see(params, pictures, key)
         return module.apply(_collections(params, lora), *inputs, **optional, rngs=rngs)
 
-    def hidden(params, token_RL, position_RL, expiry_RL, key=None, noise=None, weights_RLO=None):
+    def hidden(
+        params,
+        token_RL,
+        position_RL,
+        expiry_RL,
+        key=None,
+        noise=None,
+        weights_RLO=None,
+        pictures=None,
+    ):
         rows = token_RL, position_RL, expiry_RL
-        return run(False, params, *rows, key, noise, weights_RLO).x_RLD
+        return run(False, params, rows, key, noise, weights_RLO, pictures).x_RLD
 
     def hidden_and_router(
-        params, token_RL, position_RL, expiry_RL, key=None, noise=None, weights_RLO=None
+        params,
+        token_RL,
+        position_RL,
+        expiry_RL,
+        key=None,
+        noise=None,
+        weights_RLO=None,
+        pictures=None,
     ):
-        carry = run(True, params, token_RL, position_RL, expiry_RL, key, noise, weights_RLO)
+        rows = token_RL, position_RL, expiry_RL
+        carry = run(True, params, rows, key, noise, weights_RLO, pictures)
         return carry.x_RLD, carry.router_RL2E
 
     def head(params):
@@ -299,6 +337,7 @@ def build_model(
         experts=spec.experts,
         weight_columns=tuple(weight_columns),
         hidden_and_router=hidden_and_router if spec.experts else None,
+        look=look if spec.vision else None,
         init_cache=new_cache,
         extend=extend,
         unstack_layers=unstack_layers,

@@ -1,5 +1,7 @@
 """Token ids -> the hidden states before the first layer."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,15 @@ from jaxpref.sharding import constrain
 from jaxpref.types import Noise
 
 
+class Seen(NamedTuple):
+    """Embeddings of pictures, and where they stand."""
+
+    embedding_RxD: jax.Array
+    """Of a row's tiles, one behind the other."""
+    index_RL: jax.Array
+    """As of `types.Pictures`."""
+
+
 class Embed(nn.Module):
     spec: ModelSpec
     rows: int
@@ -18,7 +29,7 @@ class Embed(nn.Module):
     """As of `Decoder`."""
 
     @nn.compact
-    def __call__(self, token_RL, position_RL, dtype, noise=None):
+    def __call__(self, token_RL, position_RL, dtype, noise=None, seen: Seen | None = None):
         spec, tokens = self.spec, self.token_axis
         table_VD = self.param("table", WEIGHT_INIT, (self.rows, spec.width))
         # The vocabulary lies over fsdp and tensor, so every holder looks up all rows of its data
@@ -35,11 +46,20 @@ class Embed(nn.Module):
         if noise is not None:
             drawn_RLD = constrain(noise_on_embeddings(noise, spec.width), "rows", tokens, None)
             x_RLD = (x_RLD + drawn_RLD).astype(dtype)
+        if seen is not None:
+            x_RLD = constrain(_with_pictures(x_RLD, seen), "rows", tokens, None)
         if spec.learned_positions:
             position_PD = self.param("position", WEIGHT_INIT, (spec.max_positions, spec.width))
             added_RLD = position_PD[jnp.maximum(position_RL, 0)].astype(dtype)
             x_RLD = x_RLD + constrain(added_RLD, "rows", tokens, None)
         return x_RLD
+
+
+def _with_pictures(x_RLD, seen: Seen):
+    """The hidden states, with embeddings of pictures in place of those of their tokens."""
+    at_RL1 = jnp.maximum(seen.index_RL, 0)[..., None]
+    picture_RLD = jnp.take_along_axis(seen.embedding_RxD, at_RL1, axis=1).astype(x_RLD.dtype)
+    return jnp.where(seen.index_RL[..., None] >= 0, picture_RLD, x_RLD)
 
 
 def noise_on_embeddings(noise: Noise, width: int):

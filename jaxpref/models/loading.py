@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxpref.errors import InputError
 from jaxpref.models.finite import is_finite
-from jaxpref.models.parameters import axis_sizes, layers_with, model_shapes, nest
+from jaxpref.models.leaf import axis_sizes, layers_with
+from jaxpref.models.parameters import model_shapes, nest
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import Index, ReadSlice, StoredLeaf, stored_shapes, used_leaves
 

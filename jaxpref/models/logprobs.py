@@ -120,7 +120,12 @@ def hidden_states(
     """
     inputs = params, batch.token_RL, batch.position_RL, batch.expiry_RL
     weights_RLO = _objective_weights(batch, model.weight_columns)
-    optional = {"key": key, "noise": batch.noise, "weights_RLO": weights_RLO}
+    optional = {
+        "key": key,
+        "noise": batch.noise,
+        "weights_RLO": weights_RLO,
+        "pictures": batch.pictures,
+    }
     optional = {name: x for name, x in optional.items() if x is not None}  # a model may lack them
     if not router:
         return States(model.hidden(*inputs, **optional), model.head(params))

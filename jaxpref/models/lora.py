@@ -20,17 +20,22 @@ from jaxpref.config import AdapterKind
 from jaxpref.errors import InputError
 from jaxpref.models import conditioned
 from jaxpref.models.layers import product
-from jaxpref.models.parameters import ADAPTABLE, nest
+from jaxpref.models.parameters import ADAPTABLE, leaf_at, nest
 from jaxpref.models.quantize import as_array
 
 TARGETS: dict[str, tuple[str, str]] = {
     path.removeprefix("layers/"): (leaf.summed, leaf.outputs) for path, leaf in ADAPTABLE.items()
 }
-"""Weight that an adapter may be put on, by its path below `layers` -> axes of inputs and outputs.
+"""Weight that an adapter may be put on -> axes of inputs and outputs.
 
-They are the axes that its product sums over, and those of the product's output.  The experts of a
-mixture are not among them.
+Weights go by their path, those of the decoder below `layers`.  The axes are those that its product
+sums over, and those of the product's output.  The experts of a mixture are not among them.
 """
+
+
+def path_of(target: str) -> str:
+    """The path of a weight in the parameter tree."""
+    return target if target in ADAPTABLE else f"layers/{target}"
 
 
 @dataclass(frozen=True)
@@ -93,17 +98,18 @@ def find_targets(
     """The weights that any of the patterns names.
 
     Args:
-        patterns: regular expressions, each of which must match a whole name; None: every weight.
+        patterns: regular expressions, each of which must match a whole name; None: every weight
+            but those of a tower.
         names: weight that can be adapted -> the names it goes by.
     Errors: InputError for patterns that match nothing, with all names.
     """
-    chosen, unmatched = set(names), []
+    chosen, unmatched = {name for name in names if not name.startswith("vision/")}, []
     if patterns is not None:
         matches = {pattern: _matches(pattern, names) for pattern in patterns}
         chosen = set().union(*matches.values())
         unmatched = [pattern for pattern, targets in matches.items() if not targets]
     if unmatched or not names:
-        known = "; ".join(" or ".join(alternatives) for alternatives in names.values())
+        known = "; ".join(" or ".join(dict.fromkeys(known)) for known in names.values())
         raise InputError(
             f"adapter.targets among {known or 'no weight: no adapter may be put on this model'}",
             f"{unmatched}",
@@ -125,8 +131,8 @@ def _matches(pattern: str, names: Mapping[str, Sequence[str]]) -> set[str]:
     return {target for target, known in names.items() if any(map(compiled.fullmatch, known))}
 
 
-def init(key: jax.Array, layers: Mapping[str, Any], spec: LoraSpec) -> dict[str, Any]:
-    """A new adapter on the weights `layers` of a base, which adds nothing to them yet, as PEFT's.
+def init(key: jax.Array, base: Mapping[str, Any], spec: LoraSpec) -> dict[str, Any]:
+    """A new adapter on a base's weights, which adds nothing to them yet, as PEFT's.
 
     `a` is torch's kaiming_uniform with a = sqrt(5), which is uniform within 1 / sqrt(inputs) of 0,
     `b` is zero, and `m` the weights' own lengths.
@@ -137,8 +143,8 @@ def init(key: jax.Array, layers: Mapping[str, Any], spec: LoraSpec) -> dict[str,
     for number, (target, axes) in enumerate(TARGETS.items()):
         if target not in spec.targets:
             continue
-        group, name = target.split("/")
-        w, path = layers[group][name], f"layers/{target}"
+        path = path_of(target)
+        w = leaf_at(base, path)
         first_output = 1 + len(axes[0])
         count, inputs, outputs = w.shape[0], w.shape[1:first_output], w.shape[first_output:]
         bound = 1.0 / math.sqrt(math.prod(inputs))

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from jaxpref.types import Looked, Pictures
+
 
 @dataclass(frozen=True)
 class Model:
@@ -17,11 +19,12 @@ class Model:
     init: Callable[[jax.Array], Any]
     """key -> params, float32."""
     hidden: Callable[..., jax.Array]
-    """(params, token_RL, position_RL, expiry_RL, key=None, noise=None, weights_RLO=None) -> states.
+    """(params, token_RL, position_RL, expiry_RL, key=None, noise=None, weights_RLO=None,
+    pictures=None) -> final hidden states.
 
-    Final hidden states [R, L, D], normed, in the compute dtype.  The key is of the adapter's
-    dropout, the noise (`types.Noise`) on the embeddings, the objective weights of a conditioned
-    adapter; None: there is none, and it is not given.
+    [R, L, D], normed, in the compute dtype.  The key is of the adapter's dropout, the noise
+    (`types.Noise`) on the embeddings, the objective weights of a conditioned adapter, the pictures
+    (`types.Pictures`) in place of some tokens; None: there is none, and it is not given.
     """
     head: Callable[[Any], jax.Array]
     """params -> unembedding [V, D]; rows beyond `vocab` are padding."""
@@ -42,6 +45,11 @@ class Model:
 
     Of every token, summed over the layers: how often each expert was chosen (no gradient), and its
     router probability.
+    """
+    look: Callable[[Any, Pictures], Looked] | None = None
+    """(params, pictures) -> what the tower makes of them, which `hidden` takes in their place.
+
+    None: the model sees no pictures.
     """
     init_cache: Callable[[int, int], Any] | None = None
     """(rows, length) -> an empty cache for `extend`."""

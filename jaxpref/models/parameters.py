@@ -8,13 +8,14 @@ the compute dtype (generation/bases.py).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import jax
 
 from jaxpref.models import presence as has
-from jaxpref.models.spec import DeltaNet, Mixer, ModelSpec
+from jaxpref.models.leaf import MIXERS, Leaf
+from jaxpref.models.spec import ModelSpec
+from jaxpref.models.tower_leaves import CONNECTOR, TOWER, TOWER_PARTS
 
 LORA = "lora"
 """Top level of the parameter tree under which an adapter is kept; its tree mirrors the model's."""
@@ -25,64 +26,7 @@ SCALAR_HEADS = "scalar_heads"
 OWN = "own"
 """Top level of the parameter tree for all leaves of a model of the user's own (`own.py`)."""
 
-MIXERS = get_args(Mixer)
-"""Groups below `layers` that only some layers have, where a model's layers mix in several ways."""
-
 # ---- the table
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One leaf of the parameter tree."""
-
-    path: str
-    letters: str
-    """Its axes, letters as in `jaxpref.types`.
-
-    Below `layers` leaves are stacked over the layers that have them, Y (`layers_with`).
-    """
-    axes: tuple[str | None, ...]
-    """The logical axis of every letter (`sharding.LOGICAL`); None: whole on every device."""
-    present: has.Present = has.always
-    """Whether a model has this leaf."""
-    summed: str = ""
-    """Letters that its product with an activation sums over; empty: not a factor of a product."""
-    adaptable: bool = False
-    """Whether an adapter may lie on it and, frozen below one, it may be quantised.
-
-    Its axes are then the layers', those summed over, and the output's, in this order.
-    """
-    decay: bool = True
-    """Whether weight decay applies: not to norm scales and biases, as in Hugging Face's Trainer."""
-
-    def shape(self, spec: ModelSpec, rank: int = 0) -> tuple[int, ...]:
-        """Args: rank: of the adapter whose leaf it is."""
-        sizes = axis_sizes(spec) | {"Y": len(layers_with(self.path, spec)), "Z": rank}
-        return tuple(sizes[letter] for letter in self.letters)
-
-    @property
-    def outputs(self) -> str:
-        """Letters of the output of an adaptable leaf's product."""
-        return self.letters.removeprefix("Y" + self.summed)
-
-    @property
-    def summed_axes(self) -> tuple[int, ...]:
-        """Numbers of the axes that its product sums over."""
-        return tuple(self.letters.index(letter) for letter in self.summed)
-
-    @property
-    def output_axes(self) -> tuple[int, ...]:
-        """Numbers of the axes of its product's output."""
-        kept = set(self.letters) - set(self.summed) - {"Y", "E"}
-        return tuple(self.letters.index(letter) for letter in self.letters if letter in kept)
-
-    @property
-    def is_matrix(self) -> bool:
-        """Whether it holds the layers' matrices, from activations to activations.
-
-        Embedding, LM head and router are none: they come from tokens or end in choices.
-        """
-        return bool(self.summed) and self.letters[0] == "Y" and bool(self.output_axes)
 
 
 def _norm(path: str, letters: str, present: has.Present = has.always) -> tuple[Leaf, Leaf]:
@@ -168,6 +112,8 @@ LEAVES: tuple[Leaf, ...] = (
     Leaf("layers/delta/a_log", "Yn", (None, "heads"), has.delta),
     Leaf("layers/delta/dt_bias", "Yn", (None, "heads"), has.delta, decay=False),
     Leaf("layers/delta/norm", "Yv", (None, None), has.delta, decay=False),
+    *TOWER,
+    *CONNECTOR,
 )
 """Every leaf of a decoder; of two lines with one path (`qk_norm`) a model has at most one."""
 
@@ -194,13 +140,13 @@ def adapter_leaves(leaf: Leaf) -> dict[str, Leaf]:
         return Leaf(f"{LORA}/{leaf.path}/{name}", letters, axes, summed=summed)
 
     return {
-        "a": part("a", f"Y{leaf.summed}Z", leaf.summed),
-        "b": part("b", f"YZ{leaf.outputs}", "Z"),
-        "m": part("m", f"Y{leaf.outputs}"),
-        "singular": part("singular", "YZ"),
-        "gain": part("gain", "Y"),
-        "common": part("common", "YzZ", "z"),
-        "by_objective": part("by_objective", "YOzZ", "z"),
+        "a": part("a", f"{leaf.stack}{leaf.summed}Z", leaf.summed),
+        "b": part("b", f"{leaf.stack}Z{leaf.outputs}", "Z"),
+        "m": part("m", f"{leaf.stack}{leaf.outputs}"),
+        "singular": part("singular", f"{leaf.stack}Z"),
+        "gain": part("gain", leaf.stack),
+        "common": part("common", f"{leaf.stack}zZ", "z"),
+        "by_objective": part("by_objective", f"{leaf.stack}OzZ", "z"),
     }
 
 
@@ -213,7 +159,7 @@ CAST_BY_PRODUCTS = frozenset(leaf.path for leaf in LEAVES if leaf.summed)
 LAYER_AXES: dict[str, str | None] = {
     letter: axis
     for leaf in LEAVES
-    if leaf.summed and leaf.path.startswith("layers/")
+    if leaf.summed and leaf.path.startswith(("layers/", *TOWER_PARTS))
     for letter, axis in zip(leaf.letters, leaf.axes, strict=True)
 }
 """Letter -> logical axis, the same in every factor of a layer's products."""
@@ -233,29 +179,6 @@ _BY_PATH_AND_RANK = {
 }
 
 
-def axis_sizes(spec: ModelSpec) -> dict[str, int]:
-    """Letter -> size, for the letters of `LEAVES`; Y of all layers."""
-    delta = spec.delta or DeltaNet(0, 0, 0, 0, 0)
-    return {
-        "1": 1,
-        "D": spec.width,
-        "F": spec.ffn,
-        "V": spec.vocab,
-        "P": spec.max_positions,
-        "N": spec.heads,
-        "M": spec.kv_heads,
-        "H": spec.head_dim,
-        "Y": spec.layers,
-        "E": spec.experts,
-        "g": 2,
-        "m": delta.key_heads,
-        "n": delta.value_heads,
-        "h": delta.key_size,
-        "v": delta.value_size,
-        "t": delta.taps,
-    }
-
-
 def model_leaves(spec: ModelSpec) -> dict[str, Leaf]:
     """Path -> leaf of a model, without scalar heads and adapter."""
     return {leaf.path: leaf for leaf in LEAVES if leaf.present(spec)}
@@ -264,12 +187,6 @@ def model_leaves(spec: ModelSpec) -> dict[str, Leaf]:
 def model_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every leaf of a model, without scalar heads and adapter."""
     return {path: leaf.shape(spec) for path, leaf in model_leaves(spec).items()}
-
-
-def layers_with(path: str, spec: ModelSpec) -> tuple[int, ...]:
-    """Numbers of the layers that have the leaf at a path, below `layers` or an adapter's."""
-    (group,) = [part for part in path.split("/") if part in MIXERS][:1] or [None]
-    return tuple(y for y, mixer in enumerate(spec.mixers) if group in (None, mixer))
 
 
 def one_layer(layers: Mapping[str, Any], y: int, mixers: Sequence[str]) -> dict[str, Any]:
@@ -312,6 +229,13 @@ def cast_for_products(params: Any, dtype: Any) -> Any:
 def leaf_path(path: Any) -> str:
     """`layers/attention/q` of a tree path; `opt_state/1/mu/layers/attention/q` of a state's."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def leaf_at(tree: Mapping[str, Any], path: str) -> Any:
+    """What lies at a path of a nested dict."""
+    for name in path.split("/"):
+        tree = tree[name]
+    return tree
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

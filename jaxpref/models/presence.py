@@ -75,5 +75,29 @@ def learned_positions(spec: ModelSpec) -> bool:
     return spec.learned_positions
 
 
+def vision(spec: ModelSpec) -> bool:
+    return spec.vision is not None
+
+
+def class_token(spec: ModelSpec) -> bool:
+    return spec.vision is not None and spec.vision.class_token
+
+
+def no_class_token(spec: ModelSpec) -> bool:
+    return spec.vision is not None and not spec.vision.class_token
+
+
+def mlp_connector(spec: ModelSpec) -> bool:
+    return spec.vision is not None and spec.vision.connector == "mlp"
+
+
+def pool_connector(spec: ModelSpec) -> bool:
+    return spec.vision is not None and spec.vision.connector == "pool"
+
+
+def linear_connector(spec: ModelSpec) -> bool:
+    return spec.vision is not None and spec.vision.connector != "mlp"
+
+
 def own_head(spec: ModelSpec) -> bool:
     return not spec.tied

@@ -57,7 +57,7 @@ class Quantisation:
 
 def is_quantisable(path: str) -> bool:
     """Whether the leaf at this path of the parameter tree is one that `place_quantised` takes."""
-    return path in ADAPTABLE
+    return path in ADAPTABLE and path.startswith("layers/")
 
 
 def is_quantised(w: Any) -> bool:

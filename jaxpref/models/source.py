@@ -54,16 +54,18 @@ class Checkpoint:
 
     def check_adapter_base(self) -> None:
         """Errors: InputError where PEFT would not find the weights under the names written here."""
-        if self.text_part_of is not None:
+        multimodal = self.spec.family if self.own is None and self.spec.vision else None
+        multimodal = multimodal or self.text_part_of
+        if multimodal is not None:
             raise InputError(
                 "a text model as the base of an adapter for PEFT",
-                f"{self.path} is multimodal ({self.text_part_of}), and PEFT names its weights as "
+                f"{self.path} is multimodal ({multimodal}), and PEFT names its weights as "
                 "transformers' multimodal class does",
                 "write the merged model, without --adapter",
             )
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, pictures: bool = False) -> Checkpoint:
     """Finds a model and reads its config.
 
     Args:
@@ -72,16 +74,17 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             are no tokenizer files beside it; `pkg://package/path` for either inside an installed
             Python package; or a Hub id `org/name`, with `@revision` if wanted, which is downloaded
             or taken from the cache.
+        pictures: whether a multimodal model is read whole, and not its text part alone.
 
     Errors: InputError when nothing is found there, saying what was looked for, or the model is not
         supported.
     """
     local = _local_path(str(path))
     if local.is_dir():
-        spec = hf.load_spec(local)
+        spec = hf.load_spec(local, pictures=pictures)
         model_type = hf.read_json(local / "config.json")["model_type"]
-        multimodal = model_type in TEXT_PARTS
-        if multimodal:
+        text_part = model_type in TEXT_PARTS and not pictures
+        if text_part:
             _log.info("%s is multimodal (%s): its text part alone is read", local, model_type)
         return Checkpoint(
             path=local,
@@ -89,13 +92,19 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             generation_config=_generation_config(local),
             load_params=partial(hf.load_params, local, spec),
             load_tokenizer=partial(_tokenizer_in, local),
-            text_part_of=model_type if multimodal else None,
+            text_part_of=model_type if text_part else None,
         )
     if local.suffix != ".gguf":
         raise InputError(
             "a model directory or a .gguf file",
             str(local),
             "name the directory that holds config.json",
+        )
+    if pictures:
+        raise InputError(
+            "the directory of a model that sees pictures",
+            f"model.pictures=true with {local}",
+            "leave out model.pictures, or name the model's Hugging Face directory",
         )
     opened = gguf.open_gguf(local_file(local))
     tokenizer = opened.load_tokenizer
@@ -113,7 +122,7 @@ def given_model(config: ModelConfig, model: OwnModel | None, params: Any) -> Che
     Errors: InputError for parameters that do not fit.
     """
     if model is None:
-        at_path = open_checkpoint(config.path)
+        at_path = open_checkpoint(config.path, pictures=config.pictures)
         load_params = partial(load_given, params, at_path.spec)
         return replace(at_path, load_params=load_params, in_memory=True)
     own = model.opened(params)

@@ -104,6 +104,52 @@ class DeltaNet:
     """Of the short convolution: a token is mixed with the taps - 1 before it."""
 
 
+@dataclass(frozen=True)
+class VisionSpec:
+    """Sizes and constants of the tower and the connector that make embeddings of pictures."""
+
+    image_size: int
+    """Pixels of a tile's side."""
+    patch_size: int
+    """Pixels of a patch's side."""
+    width: int
+    ffn: int
+    layers: int
+    heads: int
+    norm_eps: float
+    activation: Literal["gelu_tanh", "gelu", "quick_gelu"]
+    connector: Literal["shuffle", "mlp", "pool"]
+    """`shuffle`: patches of a square side by side, then a linear map (Idefics3).  `mlp`: two linear
+    maps with an activation between them (LLaVA).  `pool`: the mean over a square, a norm and a
+    linear map (Gemma 3)."""
+    tile_embeddings: int
+    """That the decoder gets of a tile."""
+    token_id: int
+    """Of the tokens in whose place they stand."""
+    mean: tuple[float, float, float]
+    """Of each colour, taken from pixels between 0 and 1, which are then divided by `std`."""
+    std: tuple[float, float, float]
+    layers_run: int | None = None
+    """Layers whose output is used; None: all, and the norm behind them."""
+    class_token: bool = False
+    """CLIP's: before the patches, and none of the decoder's embeddings; a norm comes before the
+    first layer, and the patches' product has no bias."""
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def patches(self) -> int:
+        """Of a tile."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def square(self) -> int:
+        """Patches along a side of the square of which an embedding is made."""
+        return math.isqrt(self.patches // self.tile_embeddings)
+
+
 Mixer = Literal["attention", "delta"]
 """What mixes the tokens of a layer: a group of the parameter tree that only such layers have."""
 
@@ -186,6 +232,8 @@ class ModelSpec:
     """Of router and experts."""
     delta: DeltaNet | None = None
     """Of the layers whose `LayerKind.mixer` says so."""
+    vision: VisionSpec | None = None
+    """Of a model that sees pictures; None: text only."""
 
     @property
     def mixers(self) -> tuple[Mixer, ...]:

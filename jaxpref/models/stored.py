@@ -11,11 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxpref.models.parameters import axis_sizes, layers_with, model_leaves
+from jaxpref.models.leaf import axis_sizes, layers_with
+from jaxpref.models.parameters import model_leaves
 from jaxpref.models.spec import ModelSpec
 
 Index = tuple[slice, ...]
 ReadSlice = Callable[[Index], np.ndarray]
+
+
+_FIELDS = {"Y": "layer", "E": "expert", "l": "block"}
+"""Letter of a leaf's axis that is spread over stored tensors -> its field in their name."""
 
 
 class StoredAxis(NamedTuple):
@@ -56,8 +61,9 @@ class StoredLeaf:
     """Where one leaf is stored, and in which layout.
 
     `name` is the tensor's name: with `{layer}` in it the leaf is stacked over layers, with
-    `{expert}` over layers and experts.  `layout` reads `stored -> leaf`, one letter per axis
-    (letters as in `jaxpref.types`), commas between the stored axes:
+    `{expert}` over layers and experts, with `{block}` over the layers of a tower.  `layout` reads
+    `stored -> leaf`, one letter per axis (letters as in `jaxpref.types`), commas between the stored
+    axes:
 
     - letters that share a stored axis are flattened into it, the first one slowest: `NH,D -> DNH`
       is a stored `[N*H, D]` matrix whose leaf is `[D, N, H]`;
@@ -73,8 +79,7 @@ class StoredLeaf:
     @property
     def stack(self) -> str:
         """Letters of the leaf's leading axes that are spread over stored tensors."""
-        fields = {"Y": "{layer}", "E": "{expert}"}
-        return "".join(letter for letter, field in fields.items() if field in self.name)
+        return "".join(letter for letter, field in _FIELDS.items() if f"{{{field}}}" in self.name)
 
     @property
     def stacked(self) -> bool:
@@ -82,7 +87,8 @@ class StoredLeaf:
 
     def stored_name(self, place: tuple[int, ...]) -> str:
         """Of the tensor at this layer and expert."""
-        return self.name.format(**dict(zip(("layer", "expert"), place, strict=False)))
+        fields = (_FIELDS[letter] for letter in self.stack)
+        return self.name.format(**dict(zip(fields, place, strict=True)))
 
     @property
     def stored_axes(self) -> list[StoredAxis]:
@@ -213,7 +219,7 @@ def stored_tensors(table: Mapping[str, StoredLeaf], spec: ModelSpec) -> list[Sto
     single = [StoredTensor(parts[0][1].name, (), parts) for parts in groups if not _stack(parts)]
     stacked = [
         tensor
-        for layer in range(spec.layers)
+        for layer in range(max(spec.layers, spec.vision.layers if spec.vision else 0))
         for parts in groups
         for tensor in _tensors_of_layer(parts, layer, sizes, spec)
     ]

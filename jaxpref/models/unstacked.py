@@ -34,7 +34,7 @@ def unstack_layers(mixers: Sequence[Mixer], params: Any) -> dict[str, Any]:
 def _transposed_weights(layer: Mapping[str, Any]) -> dict[str, Any]:
     groups = {group: dict(leaves) for group, leaves in layer.items()}
     for target, (inputs, _) in TARGETS.items():
-        group, name = target.split("/")
+        group, _, name = target.rpartition("/")
         w = groups.get(group, {}).get(name)
         if w is not None and not is_quantised(w):
             groups[group][name] = transposed(w, len(inputs))

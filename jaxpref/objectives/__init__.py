@@ -2,6 +2,7 @@
 
 from jaxpref.objectives import (
     advantage,
+    conditional,
     coupled,
     divergences,
     margins,
@@ -35,6 +36,7 @@ FAMILIES = (
     pairwise,
     margins,
     pointwise,
+    conditional,
     divergences,
     tokenwise,
     coupled,
@@ -73,6 +75,8 @@ _LISTED = (
     pointwise.sppo_soft,
     pointwise.cal_dpo,
     pointwise.mdpo_anchor,
+    conditional.mdpo,
+    conditional.mdpo_masked,
     pointwise.apo_zero,
     pointwise.apo_down,
     pointwise.bco_pair,

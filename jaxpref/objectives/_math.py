@@ -78,7 +78,7 @@ def token_nll(policy: Logps, weight: RowWeight, completion: int = 0) -> Term:
     return Term(nll_B, pair_weight(policy, weight) * policy.count[:, completion])
 
 
-def plus_metrics(out: ObjectiveOutput, metrics: Mapping[str, jax.Array]) -> ObjectiveOutput:
+def plus_metrics(out: ObjectiveOutput, metrics: Mapping[str, jax.Array | Term]) -> ObjectiveOutput:
     """`out` with more to log, without gradient."""
     return out._replace(metrics={**out.metrics, **jax.lax.stop_gradient(dict(metrics))})
 

@@ -25,11 +25,11 @@ from jaxpref.objectives._math import (
     per_token,
     plus_term,
 )
-from jaxpref.objectives.contract import KINDS, ObjectiveOutput, Term, needs
+from jaxpref.objectives.contract import ObjectiveOutput, Term, needs
 from jaxpref.objectives.pairwise import dpo
 from jaxpref.objectives.unpaired import kto
 
-_OWN_SCORES = tuple(kind for kind in KINDS if kind not in ("judged_other", "triple"))
+_OWN_SCORES = ("pair", "single", "judged", "ranked")
 """Kinds of groups whose completions all have scores, as answers to the group's prompt."""
 
 RewardWeights = Annotated[tuple[Finite, ...], Field(min_length=1)]

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from jaxpref.errors import InputError
 
-PAIRS = ("pair", "triple")
+PAIRS = ("pair", "triple", "pair_cropped", "pair_masked")
 """Kinds of groups whose completion 0 is chosen and 1 rejected."""
 JUDGED = ("judged", "judged_other")
 """Kinds of groups whose completion 0 has a label; in `judged_other` completion 1 answers another
@@ -35,6 +35,8 @@ prompt."""
 KINDS = {
     "pair": "chosen, rejected",
     "triple": "chosen, rejected, gold answer",
+    "pair_cropped": "chosen, rejected, chosen after a part of the pictures",
+    "pair_masked": "chosen, rejected, chosen after no pictures",
     "single": "one completion",
     "judged": "one completion with a label, 1 desirable or 0 undesirable",
     "judged_other": "a judged completion, and an answer to another prompt",

@@ -109,7 +109,7 @@ def _kept(configs: Sequence[Config], rows: RowSizes, cache: Path, target: Slice 
     digest = hashlib.sha256(repr(target).encode())
     for config in configs:
         objective = of_objective(bind(config.objective, OBJECTIVES, TRANSFORMS))
-        model = open_checkpoint(config.model.path).spec
+        model = open_checkpoint(config.model.path, pictures=config.model.pictures).spec
         digest.update(f"{to_dict(config)} {objective} {model}".encode())
     for group in rows.groups:
         add_group(digest, group)

@@ -132,7 +132,7 @@ def _searched(
 ) -> tuple[list[Config], dict[str, Any]]:
     """The best config and its plan, with a line for every program that was compiled."""
     (config,) = configs
-    spec = open_checkpoint(config.model.path).spec
+    spec = open_checkpoint(config.model.path, pictures=config.model.pictures).spec
     with progress(console) as update:
         found = search(
             config,

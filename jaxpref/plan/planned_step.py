@@ -84,6 +84,7 @@ class PlannedStep:
             reference=reference,
             frozen=bool(self.frozen.base),
             backward=self.pieces.backward_passes,
+            tower=self.pieces.tower,
             policies=self.points,
         )
 
@@ -184,10 +185,10 @@ def _loaded(pieces: Pieces) -> dict[str, Any]:
 
 
 def _adapter(pieces: Pieces, shapes: Any) -> Any:
-    def new(layers):
-        return lora.init(jax.random.key(0), layers, pieces.lora)
+    def new(base):
+        return lora.init(jax.random.key(0), base, pieces.lora)
 
-    adapter = {LORA: jax.eval_shape(new, shapes["layers"])}
+    adapter = {LORA: jax.eval_shape(new, shapes)}
     return jax.tree.map(_laid_out, adapter, param_shardings(adapter, pieces.mesh))[LORA]
 
 

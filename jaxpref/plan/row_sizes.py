@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxpref.config import Config, MeshConfig
 from jaxpref.data.dimensions import OTHER_REWARDS
+from jaxpref.data.pictures.other import OTHER_PICTURES
 from jaxpref.objectives import Part, group_kinds
 from jaxpref.objectives.contract import KINDS
 from jaxpref.runs.build import build
@@ -78,6 +79,7 @@ def made_rows(
                 row_id=i,
                 where=f"made group {i + 1}",
                 columns=columns,
+                other_pictures=OTHER_PICTURES.get(kind),
             )
             for i in range(groups)
         ),

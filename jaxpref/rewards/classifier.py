@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxpref.errors import InputError
-from jaxpref.models.families import FAMILIES, forms, spec_from_hf
+from jaxpref.models.families import family_module, forms, spec_from_hf
 from jaxpref.models.hf import open_safetensors, read_json
 from jaxpref.models.hf.tokenizer import load_tokenizer
 from jaxpref.models.loading import check_finite, load_tree
@@ -55,7 +55,7 @@ def open_classifier(path: str | Path) -> tuple[Checkpoint, Callable[[], np.ndarr
         )
 
     def load_params(**options: Any) -> dict[str, Any]:
-        ignored = rf"{FAMILIES[spec.family].IGNORED_TENSORS}|score\.weight"
+        ignored = rf"{family_module(spec.family).IGNORED_TENSORS}|score\.weight"
         with open_safetensors(path) as source:
             return load_tree(
                 source,

@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from jaxpref.config import AdapterConfig, Config
 from jaxpref.errors import InputError
 from jaxpref.models import conditioned, lora, peft
+from jaxpref.models.leaf import axis_sizes
 from jaxpref.models.loading import Put, whole
 from jaxpref.models.lora import TARGETS, LoraSpec
-from jaxpref.models.parameters import LORA, axis_sizes
+from jaxpref.models.parameters import LORA
 from jaxpref.models.placement import param_shardings
 from jaxpref.models.quantize import Quantisation
 from jaxpref.models.source import Checkpoint
@@ -161,11 +162,11 @@ def start_adapter(
     if config.path is not None:
         return read_adapter(config.path, spec, model, mesh, modules=True)
 
-    def new(layers):
-        return lora.init(jax.random.key(seed), layers, spec)
+    def new(base):
+        return lora.init(jax.random.key(seed), base, spec)
 
-    shardings = param_shardings({LORA: jax.eval_shape(new, base["layers"])}, mesh)
-    return jax.jit(new, out_shardings=shardings[LORA])(base["layers"])
+    shardings = param_shardings({LORA: jax.eval_shape(new, base)}, mesh)
+    return jax.jit(new, out_shardings=shardings[LORA])(base)
 
 
 def read_adapter(

@@ -13,11 +13,13 @@ from jax.sharding import Mesh
 
 from jaxpref.config import Config
 from jaxpref.data.pack import Layout
+from jaxpref.data.pictures.processor import PictureProcessor, open_processor
 from jaxpref.data.tables import Table
 from jaxpref.data.template_date import fix_date, prints_date
 from jaxpref.errors import InputError
 from jaxpref.models.decoder import build_model
 from jaxpref.models.fused_attention import AttentionChoice, choose_attention
+from jaxpref.models.hf import read_json
 from jaxpref.models.lora import LoraSpec
 from jaxpref.models.model import Model
 from jaxpref.models.placement import param_shardings
@@ -51,6 +53,8 @@ class Pieces:
     parts: tuple[Part, ...]
     lora: LoraSpec | None = None
     """The adapter that is trained in place of the weights."""
+    processor: PictureProcessor | None = None
+    """Of a model that sees pictures."""
     given: Mapping[str, Sequence[str | Table]] = field(default_factory=dict)
     """`train` or `eval` -> what is read in place of the paths in the config."""
 
@@ -81,6 +85,13 @@ class Pieces:
         """Of a training step through one forward pass."""
         return len(self.parts) if Combine.of(self.config.optim) else 1
 
+    @property
+    def tower(self) -> str:
+        """What becomes of the tower that sees pictures, for `runs.flops.step_flops`."""
+        if self.lora is None:
+            return "trained"
+        return "adapted" if any(t.startswith("vision/") for t in self.lora.targets) else "frozen"
+
     def loss_spec(self, layout: Layout, kind: str) -> LossSpec:
         """How groups of a kind, laid out so, become losses."""
         dropout = self.lora is not None and self.lora.dropout > 0
@@ -102,7 +113,19 @@ def build(
     use_compilation_cache(config.compilation_cache)
     pieces = build_without_tokenizer(config, objective, source)
     config, tokenizer = dated_tokenizer(pieces.config, pieces.source)
-    return replace(pieces, config=config, tokenizer=tokenizer)
+    processor = picture_processor(pieces.source, tokenizer)
+    return replace(pieces, config=config, tokenizer=tokenizer, processor=processor)
+
+
+def picture_processor(source: Checkpoint, tokenizer: Any) -> PictureProcessor | None:
+    """How a checkpoint's model is given pictures; None: it sees none.
+
+    Errors: InputError for a checkpoint without it.
+    """
+    if source.own is not None or source.spec.vision is None:
+        return None
+    model_type = read_json(source.path / "config.json")["model_type"]
+    return open_processor(source.path, model_type, source.spec.vision, tokenizer)
 
 
 def build_without_tokenizer(
@@ -120,7 +143,11 @@ def build_without_tokenizer(
     mesh = make_mesh(config.mesh, **given)
     config = with_compute_dtype(config, mesh)
     _check_host_memory(config, mesh)
-    source = open_checkpoint(config.model.path) if source is None else source
+    source = (
+        open_checkpoint(config.model.path, pictures=config.model.pictures)
+        if source is None
+        else source
+    )
     if source.own is not None:
         _check_fits_own(config)
     source = below_adapter(source, config.adapter.path)

@@ -50,7 +50,8 @@ def with_reference_logps(
     if config.reference.extra:
         under_each = []
         for path in config.reference.extra:
-            logps, count = _under_checkpoint(pieces, open_checkpoint(path), groups)
+            source = open_checkpoint(path, pictures=config.model.pictures)
+            logps, count = _under_checkpoint(pieces, source, groups)
             under_each.append(logps)
             computed += count
         together = [np.stack(of_group, axis=-1) for of_group in zip(*under_each, strict=True)]
@@ -165,9 +166,14 @@ def cached_logps(
 
 
 def completion_key(group: EncodedGroup, k: int) -> bytes:
-    """Digest of one completion after its prompt, as tokens."""
+    """Digest of one completion after its prompt, as tokens and pictures."""
     prompt, completion = group.prompt_ids.astype("<i4"), group.completion_ids[k].astype("<i4")
     whole = len(prompt).to_bytes(4, "little") + prompt.tobytes() + completion.tobytes()
+    if group.pictures:
+        digests = [picture.digest for picture in group.pictures]
+        # A crop is the row's own.
+        other = (group.other_pictures, group.row_id) if group.has_own_prompt(k) else None
+        whole += f"{digests} {other}".encode()
     return hashlib.sha256(whole).digest()[:16]
 
 

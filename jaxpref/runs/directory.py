@@ -212,10 +212,10 @@ def host_params(
     shapes = param_shapes(make_decoder(config, source, parts))
     if adapter is not None:
 
-        def new(layers):
-            return lora.init(jax.random.key(0), layers, adapter)
+        def new(base):
+            return lora.init(jax.random.key(0), base, adapter)
 
-        shapes, _ = split(shapes | {LORA: jax.eval_shape(new, shapes["layers"])})
+        shapes, _ = split(shapes | {LORA: jax.eval_shape(new, shapes)})
     state, number = _restore(config, run, step, {"params": shapes}, source.spec.vocab)
     return state["params"], number
 

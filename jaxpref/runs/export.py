@@ -12,7 +12,7 @@ from jaxpref.errors import InputError
 from jaxpref.models.hf import check_model_directory, save_pretrained
 from jaxpref.models.loading import whole
 from jaxpref.models.lora import TARGETS, LoraSpec, merged
-from jaxpref.models.parameters import LORA, SCALAR_HEADS
+from jaxpref.models.parameters import LORA, SCALAR_HEADS, flatten
 from jaxpref.models.peft import check_adapter_directory, save_adapter
 from jaxpref.models.quantize import Quantisation, as_array, is_quantisable, quantised
 from jaxpref.models.source import Checkpoint, open_checkpoint
@@ -51,7 +51,7 @@ def export_run(
         run or a model that it was made from.
     """
     config = load_run(run, objective=objective)
-    source = open_checkpoint(config.model.path)
+    source = open_checkpoint(config.model.path, pictures=config.model.pictures)
     check = check_adapter_directory if adapter else check_model_directory
     first_does(partial(check, to, sources=[run, source.path, *models_of(config)]))
     parts = bind(objective or config.objective, OBJECTIVES, TRANSFORMS)
@@ -101,6 +101,7 @@ def export_run(
             dtype=np.dtype(dtype),
             generation_config=generation if source.generation_config else None,
             model_card=card,
+            processor=source.path if config.model.pictures else None,
         )
 
     first_does(write)
@@ -134,6 +135,7 @@ def merged_params(
         how: the weights were quantised when the adapter was trained; None: they were not.
     """
     merge = jax.jit(merged, static_argnames=("axes", "scale"))
+    factors_of = flatten(adapter)
 
     def put(path: str, shape: tuple[int, ...], dtype: np.dtype, read: ReadSlice) -> np.ndarray:
         leaf = whole(path, shape, dtype, read)
@@ -142,9 +144,10 @@ def merged_params(
             for y in range(len(leaf)):
                 leaf[y] = as_array(quantised(leaf[y : y + 1], path, how), np.float32)[0]
         if target in spec.targets:
-            (group, name), scale = target.split("/"), spec.on(target).scale
+            scale = spec.on(target).scale
+            parts = [part for part in "abm" if f"{path}/{part}" in factors_of]
             for y in range(len(leaf)):
-                factors = {part: x[y] for part, x in adapter["layers"][group][name].items()}
+                factors = {part: factors_of[f"{path}/{part}"][y] for part in parts}
                 leaf[y] = merge(leaf[y], factors, axes=TARGETS[target], scale=scale)
         return leaf
 

@@ -52,7 +52,15 @@ def read_data(pieces: Pieces, which: str) -> tuple[Sequence[EncodedGroup], DataR
     show = pieces.config.log.progress and jax.process_index() == 0
     with progress(get_console(), show=show) as watch:
         groups, report = load_groups(
-            pieces.config.data, pieces.tokenizer, paths, side, kinds, seed, columns, watch
+            pieces.config.data,
+            pieces.tokenizer,
+            paths,
+            side,
+            kinds,
+            seed,
+            columns,
+            watch,
+            pieces.processor,
         )
     check_same_rows("training rows" if side == "train" else "held-out rows", groups)
     of_adapter = pieces.model.weight_columns
@@ -253,6 +261,7 @@ def make_loader(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: boo
         epochs=config.train.epochs if training else 1,
         max_steps=config.train.max_steps if training else None,
         noise_alpha=config.train.neftune_alpha if training else None,
+        processor=pieces.processor,
     )
 
 

@@ -7,7 +7,7 @@ import jax
 from jaxpref.data.loader import Step, visible_pairs
 from jaxpref.data.pack import loss_tokens_of, row_tokens
 from jaxpref.models.own import OwnSpec
-from jaxpref.models.spec import DeltaNet, ModelSpec
+from jaxpref.models.spec import DeltaNet, ModelSpec, VisionSpec
 from jaxpref.types import EncodedGroup
 
 PEAK_FLOPS = {
@@ -39,6 +39,7 @@ def step_flops(
     frozen: bool = False,
     policies: int = 1,
     backward: int = 1,
+    tower: str = "trained",
 ) -> float:
     """Model FLOPs of a step, of real tokens only: padding and recomputation (remat) do not count.
 
@@ -52,13 +53,37 @@ def step_flops(
         frozen: the weights are frozen, and an adapter is trained.
         policies: trained at once on the same reference.
         backward: passes back through one forward pass, of objectives whose gradients are combined.
+        tower: what becomes of the tower that sees pictures: `trained`; `adapted`; `frozen`, then it
+            runs once for all.
     """
     weights, pairs = _multiply_adds(spec, step.tokens, step.loss_tokens, step.visible)
     passes = 1 + backward * (1 if frozen else 2)
     flops = policies * (2.0 * weights * passes + 2.0 * pairs * (1 + 2 * backward))
     if reference:
         flops += 2.0 * (weights + pairs)
+    if step.tiles and isinstance(spec, ModelSpec) and spec.vision is not None:
+        of_tower, of_connector = tile_multiply_adds(spec.vision, spec.width)
+        runs = policies * (1 + backward * {"trained": 2, "adapted": 1, "frozen": 0}[tower])
+        runs = 1 if tower == "frozen" else runs + reference
+        flops += (
+            2.0 * step.tiles * (of_tower * runs + of_connector * (policies * passes + reference))
+        )
     return flops
+
+
+def tile_multiply_adds(vision: VisionSpec, width: int) -> tuple[int, int]:
+    """Of a tile of a picture in the tower, and in the connector.
+
+    Args:
+        width: of the decoder.
+    """
+    d, tokens = vision.width, vision.patches + vision.class_token
+    layers = vision.layers if vision.layers_run is None else vision.layers_run
+    weights = vision.patches * 3 * vision.patch_size**2 * d
+    weights += layers * tokens * (4 * d * d + 2 * d * vision.ffn)
+    tower = weights + layers * 2 * tokens * tokens * d
+    made_of = {"shuffle": vision.square**2 * d, "pool": d, "mlp": d + width}[vision.connector]
+    return tower, vision.tile_embeddings * made_of * width
 
 
 def forward_flops(

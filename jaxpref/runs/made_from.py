@@ -41,13 +41,16 @@ def of_rows(groups: Sequence[EncodedGroup]) -> list[list[Any]]:
 
 
 def add_group(digest: Any, group: EncodedGroup) -> None:
-    """Adds what is trained on of a group: token ids and columns."""
+    """Adds what is trained on of a group: token ids, columns and pictures."""
     texts = (group.prompt_ids, *group.completion_ids)
     digest.update(np.array([len(texts), *map(len, texts)], "<i8").tobytes())
     for ids in texts:
         digest.update(ids.astype("<i4").tobytes())
     for name, value in sorted(group.columns.items()):
         digest.update(f"{name} {np.asarray(value, float).tolist()}".encode())
+    if group.pictures:
+        digests = [picture.digest for picture in group.pictures]
+        digest.update(f"pictures {digests} {group.other_pictures}".encode())
 
 
 def of_order(row_ids: Sequence[int] | np.ndarray) -> str:

@@ -28,7 +28,7 @@ from jaxpref.errors import InputError
 from jaxpref.models import peft
 from jaxpref.models.hf import check_model_directory, save_pretrained
 from jaxpref.models.loading import whole
-from jaxpref.models.lora import TARGETS, LoraSpec
+from jaxpref.models.lora import TARGETS, LoraSpec, path_of
 from jaxpref.models.parameters import LORA, VOCAB_LEAVES, flatten, nest
 from jaxpref.models.peft import check_adapter_directory, is_adapter, save_adapter
 from jaxpref.models.quantize import Quantisation
@@ -154,7 +154,7 @@ def _run(run: str | Path, weight: float, step: str) -> Ingredient:
             "policies", f"{run} trained a reward model", "merge policies only, without it"
         )
     config = as_policy(trained)
-    base = open_checkpoint(config.model.path)
+    base = open_checkpoint(config.model.path, pictures=config.model.pictures)
     lora = adapter_spec(config.adapter, base.spec)
     check_one_policy(run, lora)
 
@@ -237,7 +237,7 @@ def _summed_deltas(soup: Sequence[Ingredient]) -> tuple[LoraSpec, dict[str, Any]
     rank = sum(item.lora.rank for item in soup)
     flat: dict[str, np.ndarray] = {}
     for target in targets:
-        a, b = f"layers/{target}/a", f"layers/{target}/b"
+        a, b = f"{path_of(target)}/a", f"{path_of(target)}/b"
         one = next(own for own in leaves if a in own)
         all_a, all_b = [], []
         for item, own in zip(soup, leaves, strict=True):

@@ -90,7 +90,7 @@ def reference_source(pieces: Pieces) -> Checkpoint:
     path, spec = pieces.config.reference.path, pieces.source.spec
     if path is None:
         return pieces.source
-    source = open_checkpoint(path)
+    source = open_checkpoint(path, pictures=pieces.config.model.pictures)
     if source.spec != spec:
         raise InputError(
             "a reference of the same sizes as the model",

@@ -40,6 +40,7 @@ def compute_logps(
         micro_rows=micro_rows(config.train.micro_rows, mesh),
         layout=row_layout(pieces, groups),
         columns=columns,
+        processor=pieces.processor,
     )
     if sums is None:
         sums = summed_logps(pieces.model, config.model.logprob_chunk)

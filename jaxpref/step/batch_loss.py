@@ -25,9 +25,10 @@ from jaxpref.models.logprobs import (
     reference_logps,
 )
 from jaxpref.models.model import Model
+from jaxpref.models.parameters import LORA
 from jaxpref.objectives import ObjectiveOutput, Part, Term, asked_logps
 from jaxpref.step.micro_batches import at_used_length, collect, whole_batch
-from jaxpref.types import Batch
+from jaxpref.types import Batch, Pictures
 
 REFERENCE_COLUMN = "ref_logp"
 """Per-completion column [R, G, K] of cached reference log-probs, in place of a reference model."""
@@ -130,6 +131,7 @@ def both_logps(
 
     Args: as of `policy_logps`; a batch with `REFERENCE_COLUMN` brings the reference's along.
     """
+    micro = _looked_once(loss_spec.model, params, ref_params, micro)
     ref_states = reference_states(loss_spec, ref_params, micro)
     logps = policy_logps(loss_spec, params, ref_states, micro, key)
     if REFERENCE_COLUMN in micro.columns:
@@ -142,6 +144,16 @@ def both_logps(
         loss_spec.model, ref_states, micro, chunk=loss_spec.chunk, asked=loss_spec.asked
     )
     return logps, ref
+
+
+def _looked_once(model: Model, params, ref_params, micro: Batch) -> Batch:
+    """With what the tower makes of the pictures, where policy and reference have it in common."""
+    if not isinstance(micro.pictures, Pictures) or model.look is None or ref_params is None:
+        return micro
+    adapted = "vision" in params.get(LORA, {})
+    if adapted or params["vision"] is not ref_params["vision"]:  # the same arrays, not equal ones
+        return micro
+    return micro._replace(pictures=lax.stop_gradient(model.look(params, micro.pictures)))
 
 
 def all_logps(

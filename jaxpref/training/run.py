@@ -164,6 +164,7 @@ def _training(
             reference=runs_reference,
             frozen=bool(frozen.base),
             backward=pieces.backward_passes,
+            tower=pieces.tower,
         )
 
     training = prepared.training(

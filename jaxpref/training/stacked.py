@@ -199,6 +199,7 @@ def _training(
             frozen=True,
             policies=len(configs),
             backward=pieces.backward_passes,
+            tower=pieces.tower,
         )
 
     return prepared.training(

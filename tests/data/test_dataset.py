@@ -263,7 +263,7 @@ def test_widths_of_columns_that_are_arrays_are_left_alone():
     assert common_columns(groups) == ["x"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ROWS)
 def test_every_kind_reaches_the_batch(kind, load):
     groups, report = load(ROWS[kind], kinds=(kind,))
     assert report.kind == kind
@@ -293,7 +293,7 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ROWS)
 def test_what_is_shown(kind, load, tokenizer):
     groups, report = load(ROWS[kind], kinds=(kind,))
     console = Console(record=True, width=200, file=io.StringIO())

@@ -187,8 +187,8 @@ def test_a_system_column_begins_the_conversation():
         ({"system": ["Be kind"]}, ["one system message, as text"]),
         ({"system": "x", "system_prompt": "y"}, ["one system message"]),
         ({"history": [["Hi", "Hello"]]}, ['"history" beside "prompt"', "{instruction: prompt}", "{history: null}"]),
-        ({"images": ["cat.png"]}, ['key "images"', "{images: null}"]),
-        ({"image": {"bytes": "x"}}, ['key "image"', "{images: null}"]),
+        ({"videos": ["cat.mp4"]}, ['key "videos"', "{images: null}"]),
+        ({"audio": {"bytes": "x"}}, ['key "audio"', "{images: null}"]),
     ],
 )
 def test_parts_of_a_prompt_are_never_dropped(column, parts):

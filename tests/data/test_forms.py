@@ -281,7 +281,7 @@ CHAT = {"prompt": [user("q")], "chosen": [bot("a")], "rejected": [bot("b")]}
         (CHAT | {"prompt": [user("q"), {"role": "user"}]}, ['key "prompt[1]", key "content": missing']),
         (
             CHAT | {"rejected": [bot([{"type": "text"}])]},
-            ['key "rejected[0]", key "content": list', "images"],
+            ['key "rejected[0].content[0]", key "text": NoneType'],
         ),
         (CHAT | {"rejected": [bot("b") | {"role": 1}]}, ['key "rejected[0]", key "role": int 1']),
         (PAIR | {"weight": True}, ['key "weight": bool True']),

@@ -4,6 +4,7 @@ import pytest
 
 from jaxpref.data.columns import KNOWN_COLUMNS
 from jaxpref.data.kinds import NAMES, WRITTEN, completion_name, kind_of_row, read_group
+from jaxpref.data.pictures.other import OTHER_PICTURES
 from jaxpref.errors import InputError
 
 WHERE = "train.jsonl, row 12"
@@ -82,7 +83,7 @@ def test_rows_of_no_kind(row, parts):
 
 
 def test_every_kind_has_keys_and_names():
-    assert set(WRITTEN) == set(NAMES) - {"judged_other"}
+    assert set(WRITTEN) == set(NAMES) - {"judged_other", *OTHER_PICTURES}
     names = [completion_name("ranked", k) for k in range(3)]
     assert names == ["best", "completion 2", "completion 3"]
     assert [completion_name("triple", k) for k in range(3)] == ["chosen", "rejected", "gold"]

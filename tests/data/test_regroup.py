@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 
+from jaxpref.data.pictures.other import OTHER_PICTURES
 from jaxpref.data.regroup import choose_kind, draw_others, regroup, with_other_answers
 from jaxpref.errors import InputError
 from jaxpref.objectives import KINDS
@@ -60,7 +61,7 @@ def test_rows_that_cannot_become_what_is_wanted(found, wanted, said):
 
 def test_every_kind_of_the_objectives_is_known():
     for kind in KINDS:
-        source = {"judged_other": "judged"}.get(kind, kind)
+        source = {"judged_other": "judged", **dict.fromkeys(OTHER_PICTURES, "pair")}.get(kind, kind)
         assert choose_kind({source: "a.jsonl, row 1"}, [kind]) == kind
 
 

@@ -292,7 +292,7 @@ def random_adapter(model, directory, seed, rank=3, targets=("attention/q", "atte
     """A PEFT directory; its rank depends on the seed."""
     source = open_checkpoint(model)
     spec = lora.LoraSpec(rank + seed, 2.0 + seed, targets)
-    tree = lora.init(jax.random.key(seed), source.load_params()["layers"], spec)
+    tree = lora.init(jax.random.key(seed), source.load_params(), spec)
     keys = iter(jax.random.split(jax.random.key(seed + 100), 100))
     tree = jax.tree.map(lambda x: size * jax.random.normal(next(keys), x.shape), tree)
     save_adapter(directory, tree, spec, source.spec, base=str(model), model_card="")

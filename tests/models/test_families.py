@@ -13,10 +13,11 @@ from jaxpref.models import lora, parameters
 from jaxpref.models.decoder import build_model
 from jaxpref.models.families import FAMILIES, forms, spec_from_hf
 from jaxpref.models.families.llama import from_hf, to_hf
+from jaxpref.models.leaf import axis_sizes
 from jaxpref.models.loading import TensorSource, load_tree
-from jaxpref.models.parameters import axis_sizes, flatten
+from jaxpref.models.parameters import flatten
 from jaxpref.models.placement import param_specs
-from jaxpref.models.spec import ClampedSwiglu, DeltaNet, LayerKind, LinearRope, Llama3Rope, ModelSpec
+from jaxpref.models.spec import ClampedSwiglu, DeltaNet, LayerKind, LinearRope, Llama3Rope, ModelSpec, VisionSpec
 from jaxpref.models.stored import StoredLeaf, stored_form, stored_shapes, stored_tensors, used_leaves
 from jaxpref.sharding import LOGICAL
 
@@ -197,6 +198,8 @@ def test_slices_read_no_more_than_needed(layout, asked, stored):
 
 # ---- every family
 
+TOWER = dict(image_size=13, patch_size=3, width=10, ffn=14, layers=4, heads=2, norm_eps=1e-6, token_id=19,
+             mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))  # fmt: skip
 SPECS = {
     "llama": ModelSpec("llama", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-5, False),
     "gpt2": ModelSpec("gpt2", 20, 8, 12, 3, 4, 4, 2, 32, 1e4, 1e-5, True, gated=False, norm="layer", qkv_bias=True,
@@ -212,11 +215,21 @@ SPECS = {
                          attention_sinks=True, experts=5, experts_per_token=2, expert_bias=True,
                          activation=ClampedSwiglu(1.7, 7.0)),
     "mixtral": ModelSpec("mixtral", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-5, False, experts=5, experts_per_token=2),
+    "idefics3": ModelSpec("idefics3", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-5, False,
+                          vision=VisionSpec(connector="shuffle", activation="gelu_tanh", tile_embeddings=4, **TOWER)),
+    "llava": ModelSpec("llava", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-5, False,
+                       vision=VisionSpec(connector="mlp", activation="quick_gelu", tile_embeddings=16, layers_run=3,
+                                         class_token=True, **TOWER)),
 }  # fmt: skip
 
 
 # With the leaves that no family has.
-MODELS = SPECS | {"layer norms everywhere": replace(SPECS["gpt2"], norm_at="both", tied=False)}
+MODELS = SPECS | {
+    "layer norms everywhere": replace(SPECS["gpt2"], norm_at="both", tied=False),
+    "a connector that pools": replace(
+        SPECS["idefics3"], vision=replace(SPECS["idefics3"].vision, connector="pool", tile_embeddings=4)
+    ),
+}
 
 
 @cache
@@ -305,19 +318,20 @@ def test_lines_are_distinct_and_fit_together():
     assert len({(leaf.path, len(leaf.letters)) for leaf in lines}) == len(lines)
     for leaf in lines:
         assert len(leaf.axes) == len(leaf.letters) and set(leaf.summed) <= set(leaf.letters), leaf
-        assert not leaf.adaptable or leaf.letters == "Y" + leaf.summed + leaf.outputs, leaf
+        assert not leaf.adaptable or leaf.letters == leaf.stack + leaf.summed + leaf.outputs, leaf
+        assert not leaf.adaptable or leaf.stack, leaf
         assert {axis for axis in leaf.axes if axis} <= LOGICAL.keys(), leaf
 
 
 def test_axis_sizes_have_every_letter():
     letters = {letter for leaf in parameters.LEAVES for letter in leaf.letters}
-    assert letters <= axis_sizes(SPECS["mixtral"]).keys()
+    assert letters <= axis_sizes(SPECS["idefics3"]).keys()
 
 
 def test_adapters_and_scalar_heads_lie_as_the_table_says():
     layers = parameters.nest({path: np.zeros(shape) for path, shape in parameters.model_shapes(SPECS["llama"]).items()})
     targets = tuple(target for target in lora.TARGETS if f"layers/{target}" in parameters.model_leaves(SPECS["llama"]))
-    adapter = lora.init(jax.random.key(0), layers["layers"], lora.LoraSpec(2, 2.0, targets, dora=True))
+    adapter = lora.init(jax.random.key(0), layers, lora.LoraSpec(2, 2.0, targets, dora=True))
     heads = {"reward": np.zeros((1, 8)), "value": np.zeros((1, 8))}
     specs = flatten(param_specs({parameters.LORA: adapter, parameters.SCALAR_HEADS: heads}))
     assert len(specs) == 3 * 7 + 2
@@ -341,11 +355,15 @@ def test_what_follows_from_the_table():
         ("attention/o", ("NH", "D")), ("mlp/gate", ("D", "F")), ("mlp/up", ("D", "F")), ("mlp/down", ("F", "D")),
         ("attention/q_gate", ("D", "NgH")), ("delta/q", ("D", "mh")), ("delta/k", ("D", "mh")),
         ("delta/v", ("D", "nv")), ("delta/z", ("D", "nv")), ("delta/beta", ("D", "n")), ("delta/decay", ("D", "n")),
-        ("delta/o", ("nv", "D")),
+        ("delta/o", ("nv", "D")), ("vision/layers/attention/q", ("d", "qr")),
+        ("vision/layers/attention/k", ("d", "qr")), ("vision/layers/attention/v", ("d", "qr")),
+        ("vision/layers/attention/o", ("qr", "d")),
+        ("vision/layers/mlp/up", ("d", "f")), ("vision/layers/mlp/down", ("f", "d")), ("connector/project", ("w", "D")),
+        ("connector/up", ("d", "u")), ("connector/down", ("u", "D")),
     ], "and in this order, by which a new adapter's numbers are drawn"  # fmt: skip
     assert parameters.ADAPTABLE["layers/attention/o"].summed_axes == (1, 2)
     assert parameters.VOCAB_LEAVES == ("embed/table", "head/kernel")
     assert parameters.CAST_BY_PRODUCTS == {
-        "embed/table", "head/kernel", *(f"layers/{target}" for target in lora.TARGETS),
+        "embed/table", "head/kernel", "vision/embed/patch", *map(lora.path_of, lora.TARGETS),
         *(f"layers/experts/{name}" for name in ("router", "gate", "up", "down")),
     }  # fmt: skip

@@ -8,10 +8,12 @@ import pytest
 from jaxpref.errors import InputError
 from jaxpref.models import layers, lora
 from jaxpref.models.lora import TARGETS, LoraSpec
+from jaxpref.models.parameters import leaf_at, nest
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 SIZES = {"R": 2, "L": 5, "D": 8, "N": 3, "M": 1, "H": 4, "F": 6, "Z": 2} | {"g": 2, "m": 2, "n": 4, "h": 3, "v": 5}
+SIZES |= {"d": 4, "q": 2, "r": 3, "f": 5, "w": 7, "u": 3}
 EQUATIONS = {
     "attention/q": "RLD,DNH->RLNH",
     "attention/k": "RLD,DMH->RLMH",
@@ -96,11 +98,10 @@ def test_bfloat16_products_have_float32_gradients():
 
 def weights():
     """Of three layers, in the parameter tree's shape."""
-    tree: dict = {}
-    for seed, (target, (inputs, outputs)) in enumerate(TARGETS.items()):
-        group, name = target.split("/")
-        tree.setdefault(group, {})[name] = jnp.stack([draw(inputs + outputs, 10 * seed + y) for y in range(3)])
-    return tree
+    return nest({
+        lora.path_of(target): jnp.stack([draw(inputs + outputs, 10 * seed + y) for y in range(3)])
+        for seed, (target, (inputs, outputs)) in enumerate(TARGETS.items())
+    })  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
@@ -108,8 +109,8 @@ def test_a_new_adapter_is_exactly_the_base(kind):
     spec = KINDS[kind]
     tree = jax.jit(lambda w: lora.init(jax.random.key(0), w, spec))(weights())
     for target, equation in EQUATIONS.items():
-        group, name = target.split("/")
-        x, w, leaf = draw(f"RL{TARGETS[target][0]}", 0), weights()[group][name], tree["layers"][group][name]
+        path = lora.path_of(target)
+        x, w, leaf = draw(f"RL{TARGETS[target][0]}", 0), leaf_at(weights(), path), leaf_at(tree, path)
         for y in range(3):
             one = jax.tree.map(lambda leaf, y=y: leaf[y], leaf)
             np.testing.assert_array_equal(adapted(equation, x, w[y], one, spec, None), product(equation, x, w[y]))

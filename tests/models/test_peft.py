@@ -311,7 +311,7 @@ def test_peft_loads_what_is_written(kind, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("peft")
     spec = LoraSpec(3, 5.0, ("attention/q", "attention/o", "mlp/up", "mlp/down"), **kind)
-    tree = lora.init(jax.random.key(0), base()[1]["layers"], spec)
+    tree = lora.init(jax.random.key(0), base()[1], spec)
     moved = lambda x: x * 1.1 + 0.05 * jax.random.normal(jax.random.key(1), x.shape)
     tree = jax.tree.map(moved, tree)
     if spec.kind != "lora":
@@ -339,7 +339,7 @@ def test_peft_loads_what_is_written_for_fused_weights(case, kind, tmp_path):
         targets = ("attention/k", "attention/v", "attention/o", "mlp/up")
     alphas = (5.0, 5.0, 2.0, 7.0) if kind.pop("alphas", False) else ()
     spec = LoraSpec(3, 5.0, targets, alphas=alphas, **kind)
-    tree = lora.init(jax.random.key(0), params["layers"], spec)
+    tree = lora.init(jax.random.key(0), params, spec)
     moved = lambda x: x * 1.1 + 0.05 * jax.random.normal(jax.random.key(1), x.shape)
     tree = jax.tree.map(moved, tree)
     peft.save_adapter(tmp_path / "out", tree, spec, model, base="", model_card="# card")

@@ -7,7 +7,16 @@ import numpy as np
 
 from jaxpref.models.logprobs import Logps
 
-COMPLETIONS = {"pair": 2, "triple": 3, "single": 1, "judged": 1, "judged_other": 2, "ranked": 3}
+COMPLETIONS = {
+    "pair": 2,
+    "triple": 3,
+    "pair_cropped": 3,
+    "pair_masked": 3,
+    "single": 1,
+    "judged": 1,
+    "judged_other": 2,
+    "ranked": 3,
+}
 EXTRA = 2  # further references, further rewards
 
 

@@ -51,6 +51,10 @@ DOCUMENTED = {
     "sppo_soft": lambda count, c, beta: np.mean(2 * ((np.asarray(c["probability"]) - 0.5) / beta) ** 2),
     "cal_dpo": lambda count, c, beta, lam: LN2 + lam / (2 * beta**2),
     "mdpo_anchor": lambda count, c, beta, delta: softplus(delta),
+    **dict.fromkeys(
+        ("mdpo", "mdpo_masked"),
+        lambda count, c, beta, conditional, anchor, delta: LN2 * (1 + conditional) + anchor * softplus(delta),
+    ),
     "minor_sft": lambda count, c, beta: np.mean(2 * LN2 / (beta * count[:, 0])),
     "plackett_luce": lambda count, c, beta: math.log(math.factorial(count.shape[1])),
     "info_nca": lambda count, c, **h: math.log(count.shape[1]),

@@ -23,6 +23,7 @@ from jaxpref.objectives import (
     group_kinds,
     needs,
 )
+from jaxpref.objectives.contract import PAIRS
 from jaxpref.objectives.pairwise import dpo
 
 REQUIRED = {
@@ -214,7 +215,7 @@ def test_a_sum_binds_names_weights_and_hyperparameters():
     assert [(p.name, p.weight) for p in parts] == [("dpo", 1.0), ("sft", 0.5), ("dpo_2", 1.0)]
     assert parts[0].hyperparameters == {"beta": 0.3} and parts[2].hyperparameters == {"beta": 0.1}
     assert parts[0].needs_reference and not parts[1].needs_reference
-    assert group_kinds(parts) == ("pair", "triple")
+    assert group_kinds(parts) == PAIRS
 
 
 def test_every_mistake_is_named_at_once():

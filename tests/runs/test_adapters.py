@@ -276,7 +276,7 @@ def make_step(objective, *, dropout: float, micro_rows: int):
     spec = dataclasses.replace(ADAPTER, dropout=dropout)
     model = build_model(SPEC, attention_block=16, lora=spec)
     base = jax.jit(lambda key: jax.tree.map(lambda x: 3 * x, MODEL.init(key)))(jax.random.key(0))
-    adapter = {LORA: jax.tree.map(lambda x: x + 0.05, lora.init(jax.random.key(1), base["layers"], spec))}
+    adapter = {LORA: jax.tree.map(lambda x: x + 0.05, lora.init(jax.random.key(1), base, spec))}
     (item,) = Loader(make_groups(), batch_size=8, micro_rows=micro_rows, layout=Layout(32)).iterate()
     optimizer = optax.sgd(1.0)  # the update is the gradient
     scoring = LossSpec(model, bind(objective, OBJECTIVES), 8, dropout=dropout > 0)

@@ -33,7 +33,7 @@ def adapter(model, directory, seed, *, rank=4, alpha=8.0, targets=("attention/q"
     """A PEFT directory with random factors, and its tree."""
     source = open_checkpoint(model)
     spec = lora.LoraSpec(rank, alpha, targets, **settings)
-    tree = lora.init(jax.random.key(seed), source.load_params()["layers"], spec)
+    tree = lora.init(jax.random.key(seed), source.load_params(), spec)
     noise = lambda path, x: 0.3 * jax.random.normal(jax.random.fold_in(jax.random.key(seed), hash_of(path)), x.shape)
     tree = jax.tree_util.tree_map_with_path(noise, tree)
     peft.save_adapter(directory, tree, spec, source.spec, base=str(model), model_card="")

@@ -13,9 +13,9 @@ import tiny
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import Layout
 from jaxpref.errors import InputError
-from jaxpref.models.spec import DeltaNet, LayerKind, ModelSpec
+from jaxpref.models.spec import DeltaNet, LayerKind, ModelSpec, VisionSpec
 from jaxpref.runs import flops
-from jaxpref.runs.flops import peak_flops, step_flops
+from jaxpref.runs.flops import peak_flops, step_flops, tile_multiply_adds
 from jaxpref.runs.metrics import TRACKER_ID_FILE, Sample, Window, Writers, read_jsonl, tracker_id
 from jaxpref.settings import make_config
 from jaxpref.training.run import train
@@ -49,6 +49,27 @@ def by_hand(columns, pairs, scored):
     A visible (query, key) pair: 3 multiply-adds for the score and 3 for the value, in 4 heads = 24.
     """
     return 2 * (2 * (72 + 36 + 36 + 72 + 180) * columns + 2 * 24 * pairs + 11 * 6 * scored)
+
+
+def test_flops_of_pictures():
+    """A tower of 2 layers that runs one of them, on 9 patches and a class token; two linear maps of 6 behind it."""
+    vision = VisionSpec(
+        image_size=6, patch_size=2, width=5, ffn=7, layers=2, heads=1, norm_eps=1e-6, activation="gelu",
+        connector="mlp", tile_embeddings=9, token_id=0, mean=(0, 0, 0), std=(1, 1, 1), layers_run=1, class_token=True,
+    )  # fmt: skip
+    tower = 9 * 12 * 5 + 10 * (4 * 25 + 2 * 35) + 2 * 100 * 5
+    connector = 9 * (5 * 6 + 6 * 6)
+    assert tile_multiply_adds(vision, 6) == (tower, connector)
+    text, spec = one_step(3, (2, 4), share_prefix=True), replace(SPEC, vision=vision)
+    step = replace(text, tiles=4)
+
+    def of_pictures(**kwargs):
+        return step_flops(spec, step, **kwargs) - step_flops(SPEC, text, **kwargs | {"tower": "trained"})
+
+    assert of_pictures(reference=True) == 2 * 4 * 4 * (tower + connector)
+    frozen = {"reference": True, "frozen": True}
+    assert of_pictures(**frozen, tower="frozen") == 2 * 4 * (tower + 3 * connector)
+    assert of_pictures(**frozen, tower="adapted") == 2 * 4 * (3 * tower + 3 * connector)
 
 
 def test_flops_of_a_shared_prompt():

@@ -10,9 +10,9 @@ A family is one module with
     to_hf            spec -> config.json
     text_part        (config, where) of a multimodal model -> config of its text part (optional)
 
-and one line in `FAMILIES`, and in `TEXT_PARTS` where there is a text part.  What several share is
-in `hf_config`, `attributes`, `rope`, `tensors`, `qwen` and `gemma`; `near` speaks of models of no
-family.
+and one line in `FAMILIES`, in `TEXT_PARTS` where there is a text part, and in `WITH_PICTURES` where
+the whole of such a model is understood.  What several share is in `hf_config`, `attributes`,
+`rope`, `tensors`, `towers`, `qwen` and `gemma`; `near` speaks of models of no family.
 """
 
 from collections.abc import Mapping
@@ -27,6 +27,7 @@ from jaxpref.models.families import (
     gpt_oss,
     granite,
     llama,
+    llava,
     mistral,
     mixtral,
     near,
@@ -38,7 +39,7 @@ from jaxpref.models.families import (
     qwen3_5,
     qwen3_moe,
     smollm3,
-    vision_llama,
+    smolvlm,
 )
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import StoredLeaf
@@ -64,25 +65,38 @@ FAMILIES = {
 
 TEXT_PARTS = {
     "gemma3": gemma3.text_part,
-    "idefics3": vision_llama.smolvlm_text_part,
-    "llava": vision_llama.llava_text_part,
+    "idefics3": smolvlm.text_part,
+    "llava": llava.text_part,
     "qwen3_5": qwen3_5.text_part,
-    "smolvlm": vision_llama.smolvlm_text_part,
+    "smolvlm": smolvlm.text_part,
 }
 """By the `model_type` of multimodal models: what finds the config of the text part."""
 
 
-def spec_from_hf(config: dict[str, Any], where: str) -> ModelSpec:
+WITH_PICTURES = {"idefics3": smolvlm, "llava": llava, "smolvlm": smolvlm}
+"""By the `model_type` of multimodal models that can be read whole."""
+
+
+def spec_from_hf(config: dict[str, Any], where: str, *, pictures: bool = False) -> ModelSpec:
     """The spec of a Hugging Face config dict, read by the family that its `model_type` names.
 
     Args:
         where: the file, for error messages.
+        pictures: whether a multimodal model is read whole, and not its text part alone.
 
-    Errors: InputError for quantised weights, for an unknown `model_type`, and what the family's
-        `from_hf` refuses.
+    Errors: InputError for quantised weights, for an unknown `model_type`, for pictures without a
+        model that sees any, and what the family's `from_hf` refuses.
     """
     _check_not_quantised(config, where)
     model_type = config.get("model_type")
+    if pictures:
+        if model_type not in WITH_PICTURES:
+            raise InputError(
+                f"a model that sees pictures: a model_type among {', '.join(WITH_PICTURES)}",
+                f"model.pictures=true with model_type = {model_type!r} in {where}",
+                "leave out model.pictures, or take a model of one of these",
+            )
+        return WITH_PICTURES[model_type].from_hf(config, where)
     if model_type in TEXT_PARTS:
         return spec_from_hf(TEXT_PARTS[model_type](config, where), f"text_config of {where}")
     if model_type not in FAMILIES:
@@ -112,7 +126,12 @@ def quantised(found: str) -> InputError:
     )
 
 
+def family_module(family: str) -> Any:
+    """The module of a spec's family."""
+    return WITH_PICTURES[family] if family in WITH_PICTURES else FAMILIES[family]
+
+
 def forms(family: str) -> tuple[Mapping[str, StoredLeaf], ...]:
     """The tables of stored tensors that checkpoints of a family follow; the first is written."""
-    module = FAMILIES[family]
+    module = family_module(family)
     return (module.TENSORS, *getattr(module, "OTHER_FORMS", ()))

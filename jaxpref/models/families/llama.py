@@ -8,7 +8,7 @@ from jaxpref.models.families.tensors import LLAMA, ROTARY_BUFFERS, in_multimodal
 from jaxpref.models.spec import LinearRope, ModelSpec
 
 TENSORS = LLAMA
-# Of LLaVA's and SmolVLM's checkpoints, whose text part is read (`vision_llama.py`).
+# Of LLaVA's and SmolVLM's checkpoints, whose text part is read (`smolvlm.py`, `llava.py`).
 OTHER_FORMS = (*in_multimodal(TENSORS), inside(TENSORS, "text_model"))
 _OF_IMAGES = r"(model\.)?(vision_tower|multi_modal_projector|vision_model|connector)\..*"
 IGNORED_TENSORS = rf"{ROTARY_BUFFERS}|{_OF_IMAGES}"

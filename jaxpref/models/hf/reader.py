@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxpref.errors import InputError
-from jaxpref.models.families import FAMILIES, forms, quantised, spec_from_hf
+from jaxpref.models.families import family_module, forms, quantised, spec_from_hf
 from jaxpref.models.hf.ranges import RangedFile
 from jaxpref.models.loading import Put, TensorSource, load_tree
 from jaxpref.models.spec import ModelSpec
@@ -51,8 +51,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def load_spec(directory: str | Path) -> ModelSpec:
+def load_spec(directory: str | Path, *, pictures: bool = False) -> ModelSpec:
     """The spec in a directory's config.json.
+
+    Args:
+        pictures: as of `families.spec_from_hf`.
 
     Errors: InputError when there is none, it is refused, or the weights are quantised.
     """
@@ -62,7 +65,7 @@ def load_spec(directory: str | Path) -> ModelSpec:
     for name in _QUANTISED_FILES:
         if (path.parent / name).is_file():
             raise quantised(f"{name} in {directory}")
-    return spec_from_hf(read_json(path), str(path))
+    return spec_from_hf(read_json(path), str(path), pictures=pictures)
 
 
 def load_params(
@@ -86,7 +89,7 @@ def load_params(
         that differs from the embedding, and one that lists all missing, extra and misshaped
         tensors.
     """
-    ignored = FAMILIES[spec.family].IGNORED_TENSORS
+    ignored = family_module(spec.family).IGNORED_TENSORS
     with open_safetensors(as_path(directory), ignored) as source:
         table = stored_form(source.shapes, forms(spec.family), spec)
         head, embedding = table["head/kernel"].name, table["embed/table"].name

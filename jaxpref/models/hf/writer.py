@@ -14,18 +14,13 @@ from safetensors import SafetensorError, safe_open
 
 from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_directory
-from jaxpref.models.families import FAMILIES
+from jaxpref.models.families import family_module
 from jaxpref.models.finite import is_finite
 from jaxpref.models.hf.ranges import RangedFile
 from jaxpref.models.hf.reader import DTYPE_CODES, INDEX_FILE, WEIGHTS_FILE, read_json
+from jaxpref.models.leaf import axis_sizes
 from jaxpref.models.loading import check_shapes
-from jaxpref.models.parameters import (
-    SCALAR_HEADS,
-    VOCAB_LEAVES,
-    axis_sizes,
-    flatten,
-    model_shapes,
-)
+from jaxpref.models.parameters import SCALAR_HEADS, VOCAB_LEAVES, flatten, model_shapes
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import StoredLeaf, StoredTensor, stored_tensors, used_leaves
 from jaxpref.storage.paths import as_path, is_bucket
@@ -33,6 +28,8 @@ from jaxpref.storage.paths import as_path, is_bucket
 # transformers asks for "format"; by "producer" a later export knows that it may replace the
 # directory.
 METADATA = {"format": "pt", "producer": "jaxpref"}
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""How a model's processor makes tiles of pictures, and tokens for them."""
 _OUR_FILES = (
     "config.json",
     "generation_config.json",
@@ -50,6 +47,7 @@ _OUR_FILES = (
     "merges.txt",
     "tokenizer.model",
     "chat_template.jinja",
+    *PROCESSOR_FILES,
     "additional_chat_templates",
 )
 _REWARD = f"{SCALAR_HEADS}/reward"
@@ -65,6 +63,7 @@ def save_pretrained(
     dtype: Any,
     generation_config: dict[str, Any] | None,
     model_card: str,
+    processor: Path | None = None,
     max_shard_bytes: int = 5 * 2**30,
 ) -> None:
     """Writes a model directory that transformers loads.
@@ -82,6 +81,7 @@ def save_pretrained(
         generation_config: written to generation_config.json; None takes the special ids from the
             tokenizer.
         model_card: text of README.md.
+        processor: a directory whose files on how pictures are processed are copied; None: none.
         max_shard_bytes: largest safetensors file; a single tensor larger than this gets its own.
 
     Errors: InputError for parameters that do not fit the spec (all listed), a tokenizer larger than
@@ -95,7 +95,7 @@ def save_pretrained(
             f"dtype = {dtype}",
             "choose one of them",
         )
-    table = used_leaves(FAMILIES[spec.family].TENSORS, spec)
+    table = used_leaves(family_module(spec.family).TENSORS, spec)
     leaves = flatten(params)
     rewards = _REWARD in leaves
     if rewards:  # a sequence classifier has no language-modelling head
@@ -118,7 +118,7 @@ def save_pretrained(
     check_model_directory(directory)
 
     generation = ids if generation_config is None else generation_config
-    config = FAMILIES[spec.family].to_hf(spec) | ids
+    config = family_module(spec.family).to_hf(spec) | ids
     config |= {key: generation[key] for key in ids if key in generation}
     if rewards:
         config |= {"architectures": [_classifier_class(config["model_type"])], "num_labels": 1}
@@ -128,6 +128,9 @@ def save_pretrained(
         (partial / "README.md").write_text(model_card, encoding="utf-8")
         if tokenizer is not None:
             _write_tokenizer(partial, tokenizer)
+        for name in PROCESSOR_FILES if processor is not None else ():
+            if (processor / name).is_file():
+                (partial / name).write_bytes((processor / name).read_bytes())
         _write_weights(partial, leaves, table, spec, dtype, max_shard_bytes)
 
 

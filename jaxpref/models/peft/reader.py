@@ -12,9 +12,10 @@ from safetensors import SafetensorError, safe_open
 
 from jaxpref.errors import InputError
 from jaxpref.models.hf.reader import read_json
+from jaxpref.models.leaf import axis_sizes, layers_with
 from jaxpref.models.loading import check_finite, check_shapes
-from jaxpref.models.lora import LoraSpec
-from jaxpref.models.parameters import axis_sizes, layers_with, nest
+from jaxpref.models.lora import LoraSpec, path_of
+from jaxpref.models.parameters import nest
 from jaxpref.models.peft.settings import (
     adapts,
     check_settings,
@@ -217,7 +218,7 @@ def _targets_of(
     """The weights that are adapted in some layer, in the order of TARGETS."""
 
     def is_adapted(target: str, leaf: StoredLeaf) -> bool:
-        layers = layers_with(f"layers/{target}", model)
+        layers = layers_with(path_of(target), model)
         modules = [module_of(leaf, layer) for layer in layers]
         if says_modules(config):
             return any(adapts(config, module) for module in modules)

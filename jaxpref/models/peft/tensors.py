@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from jaxpref.models.families import FAMILIES
-from jaxpref.models.lora import TARGETS, LoraSpec
-from jaxpref.models.parameters import VOCAB_LEAVES, layers_with
+from jaxpref.models.families import family_module
+from jaxpref.models.leaf import layers_with
+from jaxpref.models.lora import TARGETS, LoraSpec, path_of
+from jaxpref.models.parameters import ADAPTABLE, VOCAB_LEAVES
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import StoredLeaf, used_leaves
 
@@ -23,10 +24,15 @@ def target_names(model: ModelSpec) -> dict[str, tuple[str, ...]]:
     """Every weight that may be adapted -> its names.
 
     They are `q`, `attention/q`, `q_proj` and `self_attn.q_proj`; weights that are stored in one
-    tensor share the latter two.
+    tensor share the latter two.  Those of a tower are `vision`, all together, and
+    `vision/attention/q`; those of a connector `connector` and `connector/project`.
     """
     names: dict[str, tuple[str, ...]] = {}
     for target, leaf in stored_targets(model).items():
+        part, _, rest = target.partition("/")
+        if target in ADAPTABLE:  # outside of the decoder, whose weights have such names too
+            names[target] = (part, target, f"{part}/{rest.removeprefix('layers/')}")
+            continue
         module = module_in_layer(leaf)
         names[target] = (target.rpartition("/")[2], target, module.rpartition(".")[2], module)
     return names
@@ -47,16 +53,16 @@ class AdapterTensor(NamedTuple):
     @property
     def path(self) -> str:
         """Of the leaf, below `lora`."""
-        return f"layers/{self.target}/{self.part}"
+        return f"{path_of(self.target)}/{self.part}"
 
 
 def adapter_tensors(model: ModelSpec, spec: LoraSpec) -> Iterator[AdapterTensor]:
     """All parts of an adapter; those of fused weights name the same `lora_A`."""
     leaves = stored_targets(model)
-    for layer in range(model.layers):
+    for layer in range(max(model.layers, model.vision.layers if model.vision else 0)):
         for target in spec.targets:
             (inputs, outputs), leaf = TARGETS[target], leaves[target]
-            layers = layers_with(f"layers/{target}", model)
+            layers = layers_with(path_of(target), model)
             if layer not in layers:
                 continue
             rows = _rows(leaf, outputs)
@@ -82,13 +88,13 @@ def _rows(leaf: StoredLeaf, outputs: str) -> str:
 
 def stored_targets(model: ModelSpec) -> dict[str, StoredLeaf]:
     """Where the weights that may be adapted are stored, by target."""
-    used = used_leaves(FAMILIES[model.family].TENSORS, model)
-    return {target: used[f"layers/{target}"] for target in TARGETS if f"layers/{target}" in used}
+    used = used_leaves(family_module(model.family).TENSORS, model)
+    return {target: used[path_of(target)] for target in TARGETS if path_of(target) in used}
 
 
 def saved_leaves(model: ModelSpec) -> dict[str, StoredLeaf]:
     """The weights that an adapter may bring whole (`modules_to_save`): the embedding, the head."""
-    used = used_leaves(FAMILIES[model.family].TENSORS, model)
+    used = used_leaves(family_module(model.family).TENSORS, model)
     return {
         path: replace(used[path], name=PREFIX + used[path].name)
         for path in VOCAB_LEAVES
@@ -98,7 +104,7 @@ def saved_leaves(model: ModelSpec) -> dict[str, StoredLeaf]:
 
 def module_of(leaf: StoredLeaf, layer: int) -> str:
     """The module that holds a weight of one layer: `model.layers.0.self_attn.q_proj`."""
-    return _module(leaf).format(layer=layer)
+    return _module(leaf).format(layer=layer, block=layer)
 
 
 def module_in_layer(leaf: StoredLeaf) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxpref.errors import InputError
-from jaxpref.models.lora import TARGETS, LoraSpec
+from jaxpref.models.lora import TARGETS, LoraSpec, path_of
 from jaxpref.models.parameters import ADAPTABLE, adapter_leaves, flatten, nest
 from jaxpref.models.peft.reader import load_adapter
 from jaxpref.models.spec import ModelSpec
@@ -49,7 +49,7 @@ def rescaled(tree: Mapping[str, Any], own: LoraSpec, spec: LoraSpec) -> dict[str
     for target in own.targets:
         factor = own.on(target).scale / spec.on(target).scale
         if factor != 1.0:
-            b = f"layers/{target}/b"
+            b = f"{path_of(target)}/b"
             flat[b] = flat[b] * np.float32(factor)
     return nest(flat)
 
@@ -64,7 +64,7 @@ def _widened(
     """The same function as an adapter of the common spec."""
     own, flat = flatten(tree), {}
     for target in common.targets:
-        path = f"layers/{target}"
+        path = path_of(target)
         leaves = adapter_leaves(ADAPTABLE[path])
         a, b = (np.zeros(leaves[part].shape(model, common.rank), np.float32) for part in "ab")
         if target in spec.targets:

@@ -15,8 +15,9 @@ from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_directory
 from jaxpref.models.finite import not_finite
 from jaxpref.models.hf import METADATA, foreign_files
+from jaxpref.models.leaf import axis_sizes
 from jaxpref.models.lora import TARGETS, LoraSpec
-from jaxpref.models.parameters import axis_sizes, flatten
+from jaxpref.models.parameters import flatten
 from jaxpref.models.peft.tensors import (
     CONFIG_FILE,
     WEIGHTS_FILE,

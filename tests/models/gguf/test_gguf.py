@@ -15,7 +15,8 @@ from jaxpref.errors import InputError
 from jaxpref.models import stored
 from jaxpref.models.families import llama
 from jaxpref.models.gguf.reader import open_gguf
-from jaxpref.models.parameters import axis_sizes, flatten
+from jaxpref.models.leaf import axis_sizes
+from jaxpref.models.parameters import flatten
 from jaxpref.models.source import open_checkpoint
 from jaxpref.models.spec import Llama3Rope, ModelSpec
 from jaxpref.models.stored import used_leaves

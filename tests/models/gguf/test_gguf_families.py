@@ -11,7 +11,8 @@ from jaxpref.errors import InputError
 from jaxpref.models.families import FAMILIES, forms, spec_from_hf
 from jaxpref.models.gguf.families import ARCHITECTURES
 from jaxpref.models.gguf.reader import open_gguf
-from jaxpref.models.parameters import axis_sizes, flatten, model_shapes
+from jaxpref.models.leaf import axis_sizes
+from jaxpref.models.parameters import flatten, model_shapes
 from jaxpref.models.stored import stored_tensors, used_leaves
 
 SIZES = dict(

@@ -1,0 +1,181 @@
+"""Models that see pictures against transformers: embeddings, logits, gradients, packed and with shared prompts.
+
+The golden values (tests/golden/make_vision.py) are of one sequence at a time with its own pictures; here groups with
+two tiles, none and one share a row.
+"""
+
+import json
+from functools import cache
+
+import family_cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import vision_cases as cases
+from safetensors.numpy import load_file, save_file
+
+from jaxpref.config import MeshConfig
+from jaxpref.data.loader import Loader
+from jaxpref.data.pack import Layout
+from jaxpref.models import hf
+from jaxpref.models.chunked_head import logits
+from jaxpref.models.decoder import build_model
+from jaxpref.models.families import forms
+from jaxpref.models.logprobs import completion_logps
+from jaxpref.models.parameters import flatten
+from jaxpref.models.placement import param_shardings
+from jaxpref.models.stored import stored_form, stored_tensors, used_leaves
+from jaxpref.models.tower import embeddings, patch_features
+from jaxpref.sharding import make_mesh
+from jaxpref.types import EncodedGroup, Pictures
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+VALUES = 1e-4  # absolute, float32 against torch's float32, on logits of up to 6 and embeddings of up to 9
+GRADIENTS = 1e-3  # relative to the largest element, and for projections to the norm, of a tensor's gradient
+
+
+def golden(case):
+    return json.loads((cases.GOLDEN / f"{case}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    @cache
+    def load(case):
+        directory, wanted = tmp_path_factory.mktemp(case), golden(case)
+        (directory / "config.json").write_text(json.dumps(wanted["config"]))
+        shapes = wanted["tensors"].items()
+        tensors = {name: family_cases.tensor(case, name, tuple(shape)) for name, shape in shapes}
+        save_file(tensors, directory / hf.WEIGHTS_FILE)
+        spec = hf.load_spec(directory, pictures=True)
+        return spec, hf.load_params(directory, spec), wanted
+
+    return load
+
+
+def make_batch(case, *, share: bool, rows: int = 1):
+    """All groups as one micro-batch, with the pictures of each in its row."""
+    found = cases.groups(case)
+    groups = [
+        EncodedGroup(np.int32(prompt), tuple(map(np.int32, completions)), i, f"row {i}")
+        for i, (prompt, completions, _) in enumerate(found)
+    ]
+    length = max(len(prompt) + sum(map(len, completions)) for prompt, completions, _ in found)
+    length = -(-(3 if share else 2) * length // 16) * 16
+    layout = Layout(length, share_prefix=share, pack=share)
+    needed = Loader(groups, batch_size=3, micro_rows=rows, layout=layout).plan.micro_batches * rows
+    (step,) = Loader(groups, batch_size=3, micro_rows=needed, layout=layout).iterate()
+    batch = jax.tree.map(lambda x: x[0], step.batch)
+    tiles, at = [], np.full(batch.token_RL.shape, -1, np.int32)
+    for r, row_ids in enumerate(batch.row_id_RG):
+        tiles.append([])
+        for segment, group in enumerate(row_ids, 1):
+            if group < 0:
+                continue
+            prompt = np.array(found[group][0])
+            first = len(tiles[r]) * cases.EMBEDDINGS[case]
+            here = (batch.segment_RL[r] == segment) & (batch.token_RL[r] == cases.TOKEN)
+            before = np.cumsum(prompt == cases.TOKEN) - 1
+            at[r, here] = first + before[batch.position_RL[r, here]]
+            tiles[r] += list(cases.pixels(case, group))
+    most, side = max(map(len, tiles)), cases.side(case)
+    pixels = np.zeros((len(tiles), most, side, side, 3), np.uint8)
+    for r, own in enumerate(tiles):
+        for i, tile in enumerate(own):
+            pixels[r, i] = tile
+    return batch._replace(pictures=Pictures(pixels, at))
+
+
+def of_completions(batch):
+    """(row, indices whose hidden state predicts the completion's tokens), group by group."""
+    found = {}
+    R, G, K = batch.slot_count_RGK.shape
+    for r, g, k in np.ndindex(R, G, K):
+        indices = batch.loss_src_RS[r][batch.loss_slot_RS[r] == g * K + k]
+        if len(indices):
+            found[int(batch.row_id_RG[r, g]), k] = r, indices
+    return [found[key] for key in sorted(found)]
+
+
+def check(loaded, batch, case, **options):
+    spec, params, wanted = loaded
+    model = build_model(spec, attention_block=16, **options)
+    weight_RGK = np.reshape(cases.WEIGHTS, (-1, 2))[batch.row_id_RG]
+
+    def loss(params, batch):
+        logps = completion_logps(model, params, batch, chunk=8, stats=False)
+        weight_BK = jnp.asarray(weight_RGK.reshape(logps.sum.shape)) * (logps.count > 0)
+        inputs = params, batch.token_RL, batch.position_RL, batch.expiry_RL
+        hidden_RLD = model.hidden(*inputs, pictures=batch.pictures)
+        return jnp.sum(weight_BK * logps.sum), logits(model, hidden_RLD, model.head(params))
+
+    (value, logits_RLV), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch)
+    for (row, indices), kept in zip(of_completions(batch), wanted["logits"], strict=True):
+        np.testing.assert_allclose(np.asarray(logits_RLV)[row, indices], kept, atol=VALUES, rtol=0)
+    np.testing.assert_allclose(value, wanted["loss"], rtol=1e-4)
+    leaves = flatten(gradient)
+    fetch = lambda path, at: np.asarray(leaves[path][at] if at else leaves[path])
+    form = stored_form(wanted["gradients"], forms(spec.family), spec)
+    tensors = stored_tensors(used_leaves(form, spec), spec)
+    assert {tensor.name for tensor in tensors} == wanted["gradients"].keys()
+    nothing = 1e-3 * max(digest["largest"] for digest in wanted["gradients"].values())
+    for tensor in tensors:
+        ours = family_cases.digest(case, tensor.name, tensor.build(fetch))
+        theirs = wanted["gradients"][tensor.name]
+        for kept, size in (("elements", "largest"), ("projections", "norm"), ("norm", "norm")):
+            atol = GRADIENTS * max(theirs[size], nothing)
+            np.testing.assert_allclose(ours[kept], theirs[kept], atol=atol, rtol=0, err_msg=tensor.name)
+
+
+@pytest.mark.parametrize("case", cases.CASES)
+def test_embeddings(load, case):
+    spec, params, wanted = load(case)
+    for group, kept in enumerate(wanted["embeddings"]):
+        if kept:
+            features = patch_features(spec, params, cases.pixels(case, group)[None], dtype=jnp.float32)
+            ours = np.asarray(embeddings(spec, params, features))[0]
+            np.testing.assert_allclose(ours, kept, atol=VALUES, rtol=0)
+            assert len(ours) == 1 or np.abs(ours[0] - ours[-1]).max() > 100 * VALUES, "tiles and patches differ"
+
+
+@pytest.mark.parametrize("case", ["idefics3", "llava", pytest.param("smolvlm", marks=pytest.mark.slow)])
+def test_logits_and_gradients_in_one_row_that_shares_prompts(load, case):
+    batch = make_batch(case, share=True)
+    assert batch.token_RL.shape[0] == 1, "all groups in one row"
+    check(load(case), batch, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", cases.CASES)
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_the_same_a_group_a_row(load, case, remat):
+    check(load(case), make_batch(case, share=False), case, remat=remat)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", cases.CASES)
+def test_the_same_on_a_mesh(load, case):
+    spec, params, wanted = load(case)
+    mesh = make_mesh(MeshConfig(1, 2, 2), devices=jax.devices()[:4])
+    shardings = param_shardings(params, mesh)
+    spread = lambda tree: any(not sharding.is_fully_replicated for sharding in jax.tree.leaves(tree))
+    assert spread(shardings["vision"]) and spread(shardings["connector"])
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, shardings)
+        check((spec, placed, wanted), make_batch(case, share=False, rows=4), case)
+
+
+@pytest.mark.parametrize("case", cases.CASES)
+def test_load_save_load(load, case, tmp_path):
+    """Bit for bit, tower and all; what is written is read by transformers in test_families_torch.py."""
+    spec, params, wanted = load(case)
+    options = dict(dtype=np.float32, generation_config=None, model_card="# tiny\n")
+    hf.save_pretrained(tmp_path / "model", spec, params, None, **options)
+    assert len(load_file(tmp_path / "model" / hf.WEIGHTS_FILE)) == len(wanted["tensors"])
+    assert hf.load_spec(tmp_path / "model", pictures=True) == spec
+    ours, again = flatten(params), flatten(hf.load_params(tmp_path / "model", spec))
+    assert ours.keys() == again.keys() and any(path.startswith("vision/") for path in ours)
+    for path, leaf in ours.items():
+        np.testing.assert_array_equal(leaf, again[path], err_msg=path, strict=True)

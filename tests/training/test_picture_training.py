@@ -1,0 +1,164 @@
+"""Whole runs on pictures: a random SmolVLM, pairs about pictures that the tests draw."""
+
+import numpy as np
+import pytest
+import tiny_pictures
+from PIL import Image
+from tiny_pictures import config, row
+
+from jaxpref.errors import InputError
+from jaxpref.online.train import train
+from jaxpref.runs.metrics import read_jsonl
+
+pytestmark = pytest.mark.usefixtures("any_mesh")
+
+LN2 = np.log(2)
+MPO = ({"name": "dpo", "weight": 0.8}, {"name": "bco_pair", "weight": 0.2, "beta": 0.1}, {"name": "sft"})
+TEXT = row(7, images=None, prompt="1 + 1 = ", chosen="2", rejected="33")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_pictures.write_model(tmp_path_factory.mktemp("vision") / "model")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Six pairs about pictures of two shapes and one of text."""
+    return tiny_pictures.write_rows(tmp_path_factory.mktemp("rows") / "train.jsonl", [*map(row, range(6)), TEXT])
+
+
+@pytest.fixture
+def run(tmp_path, model, rows):
+    """The lines of the log of a short run."""
+
+    def run(name="run", steps=2, objective=({"name": "mdpo"},), rows=rows, **changes):
+        train_ = {"max_steps": steps, "batch_size": 4, "eval_every": steps, **changes.pop("train", {})}
+        train(config(tmp_path / name, model, rows, objective=objective, train=train_, **changes))
+        return read_jsonl(tmp_path / name / "metrics.jsonl")
+
+    return run
+
+
+def values(lines, key="loss"):
+    return [line[key] for line in lines if key in line]
+
+
+def test_mdpo_from_start_to_end(run):
+    """Policy and reference are equal before the first update, which warm-up leaves at 0."""
+    lines = run(steps=3)
+    first, second, third = values(lines)
+    assert {round(4 * loss / LN2, 4) for loss in (first, second)} == {11, 12}  # one step has the row of text
+    before, after = values(lines, "eval/loss")
+    assert before == pytest.approx((6 * 3 + 2) / 7 * LN2, rel=1e-5) and after < before - 0.1
+    assert values(lines, "eval/pictures/accuracies") == [0, 1]
+
+
+@pytest.fixture(scope="module")
+def base():
+    return {}
+
+
+LAYOUTS = {
+    "unpacked": {"data": {"pack": False}},
+    "unshared": {"data": {"share_prefix": False}},
+    "two rows": {"train": {"micro_rows": 2}},
+    "one row, unshared, unpacked": {"data": {"pack": False, "share_prefix": False}, "train": {"micro_rows": 1}},
+    "buckets": {"data": {"length_buckets": 2}},
+    "no remat": {"model": {"remat": "none"}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["mdpo", "mdpo_masked"])
+def test_the_layout_changes_neither_loss_nor_gradient(name, layout, run, base):
+    if name not in base:
+        base[name] = run("base", objective=[{"name": name}])
+    lines = run("other", objective=[{"name": name}], **LAYOUTS[layout])
+    for key in ("loss", "grad_norm", "logps/other_picture", "eval/loss", "eval/logps/other_picture"):
+        expected = values(base[name], key)
+        assert values(lines, key) == pytest.approx(expected, rel=2e-4) and len(expected) == 2
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_where_it_was(run, tmp_path, model, rows):
+    whole = run("whole", steps=4, train={"save_every": 2})
+    run("part", steps=2, train={"save_every": 2, "eval_every": 4})
+    settings = {"max_steps": 4, "batch_size": 4, "save_every": 2, "eval_every": 4, "resume": "auto"}
+    changed = config(tmp_path / "part", model, rows, objective=[{"name": "mdpo"}], train=settings)
+    train(changed)
+    lines = read_jsonl(tmp_path / "part" / "metrics.jsonl")
+    assert values(lines)[-2:] == values(whole)[-2:] and values(lines, "eval/loss")[-1] == values(whole, "eval/loss")[-1]
+
+
+@pytest.mark.slow
+def test_equal_pictures_teach_nothing_of_pictures(run, tmp_path):
+    """A part of a picture of one colour is that picture: R_c - R_o is 0, whatever was learnt."""
+    rows = tiny_pictures.write_rows(tmp_path / "rows.jsonl", [*map(row, range(8))])
+    for i in range(8):
+        Image.new("RGB", (40, 30), (10 * i, 200, 30)).save(tmp_path / f"{i}.png")
+    lines = run(steps=4, rows=rows)
+    assert np.abs(values(lines, "pictures/margins")).max() < 1e-6
+    assert values(lines, "rewards/chosen")[-1] > 0.05
+    first, last = values(lines, "eval/loss")
+    assert first == pytest.approx(3 * LN2, rel=1e-6) and last > LN2
+
+
+@pytest.mark.slow
+def test_masked_pictures_are_not_seen(run, tmp_path):
+    """What is drawn on them does not change the chosen answer after them, but does after the whole picture."""
+    of_pictures = []
+    for colours in ("red", "blue"):
+        directory = tmp_path / colours
+        directory.mkdir()
+        rows = tiny_pictures.write_rows(directory / "rows.jsonl", [*map(row, range(4))])
+        for i in range(4):
+            Image.new("RGB", (40, 30), colours).save(directory / f"{i}.png")
+        of_pictures.append(run(colours, steps=1, rows=rows, objective=[{"name": "mdpo_masked"}]))
+    one, other = of_pictures
+    assert values(one, "logps/other_picture") == values(other, "logps/other_picture")
+    assert values(one, "logps/chosen")[0] != pytest.approx(values(other, "logps/chosen")[0], rel=1e-3)
+
+
+OBJECTIVES = {
+    "dpo": [{"name": "dpo"}],
+    "kto": [{"name": "kto"}],
+    "orpo": [{"name": "orpo"}],
+    "mpo": list(MPO),
+    "mdpo and sft": [{"name": "mdpo"}, {"name": "sft", "weight": 0.1}],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_other_objectives_on_pictures(name, run):
+    lines = run(steps=4, objective=OBJECTIVES[name], optim={"learning_rate": 5e-3})
+    before, after = values(lines, "eval/loss")
+    assert after < before
+    if name == "mpo":
+        assert before > 0.8 * LN2 + 0.2 * 2 * LN2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", [["vision"], ["connector"], ["attention/q", "mlp/up"]])
+def test_adapters_on_each_part(targets, run, tmp_path):
+    adapter = {"rank": 2, "targets": targets}
+    before, after = values(run(steps=4, adapter=adapter, optim={"learning_rate": 2e-2}), "eval/loss")
+    assert after < before - 0.02
+
+
+@pytest.mark.slow
+def test_kept_log_probs_of_the_reference_know_pictures(run, tmp_path):
+    kept = {"reference": {"precompute": True, "cache_dir": str(tmp_path / "cache")}}
+    live, first, again = run("live"), run("first", **kept), run("again", **kept)
+    for lines in (first, again):
+        assert values(lines) == pytest.approx(values(live), rel=1e-5)
+
+
+def test_without_pictures_the_text_part_is_trained_on_rows_without_them(run, tmp_path):
+    rows = tiny_pictures.write_rows(tmp_path / "rows.jsonl", [row(i, images=None) for i in range(4)])
+    with pytest.raises(InputError, match="not as many|without a picture"):
+        run(rows=rows)
+    with pytest.raises(InputError, match="model.pictures=true"):
+        run(model={"pictures": False}, objective=[{"name": "dpo"}])
