@@ -28,6 +28,10 @@ SCRIPTS = {name: f"{name}_side.py" for name in ("jaxpref", "trl", "tunix", "easy
 TORCH = ["torch", "--index-url", "https://download.pytorch.org/whl/cpu"]
 ENVIRONMENTS = {
     "trl": [TORCH, ["trl==1.16.0", "transformers>=5.20,<6", "jinja2"]],
+    "trl-pictures": [
+        ["torch", "torchvision", *TORCH[1:]],
+        ["trl==1.16.0", "transformers>=5.20,<6", "jinja2", "pillow"],
+    ],
     "tunix": [["google-tunix==0.1.7"]],
     "easydel": [TORCH, ["easydel==0.3.0", "pillow"]],
 }
@@ -70,7 +74,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="peers-", dir=args.work) as work:
         cpus = sorted(os.sched_getaffinity(0))[: args.threads]
         pairs = max(args.pairs, args.steps * args.batch)
-        prepared = _run_side(
+        prepared = run_side(
             sys.executable,
             ["jaxpref_side.py", "prepare"],
             {
@@ -211,12 +215,12 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 def _run_entry(name: str, args: argparse.Namespace, job: dict, out: str) -> dict:
     side, own = ENTRIES[name]
     if side == "jaxpref":
-        return _run_side(sys.executable, [SCRIPTS[side], "train"], job | own | {"out": out})
+        return run_side(sys.executable, [SCRIPTS[side], "train"], job | own | {"out": out})
     given = args.trl_python if side == "trl" else None
-    return _run_side(given or _python(side, args.environments), [SCRIPTS[side]], job | own)
+    return run_side(given or python_of(side, args.environments), [SCRIPTS[side]], job | own)
 
 
-def _python(side: str, environments: Path) -> str:
+def python_of(side: str, environments: Path) -> str:
     """The python of a peer's environment, which is made if it is missing."""
     folder = environments / side
     python = folder / "bin" / "python"
@@ -228,7 +232,7 @@ def _python(side: str, environments: Path) -> str:
     return str(python)
 
 
-def _run_side(python: str, command: list[str], job: dict) -> dict:
+def run_side(python: str, command: list[str], job: dict) -> dict:
     """Runs a side to its end; its last line of output is the result.
 
     This process stays small, because Linux starts a child's ru_maxrss at what its parent had in
@@ -248,7 +252,7 @@ def _run_side(python: str, command: list[str], job: dict) -> dict:
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if command[0] == "jaxpref_side.py":
+    if command[0] in ("jaxpref_side.py", "pictures_side.py"):
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
         )

@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def _run(job: dict, torch, transformers, trl) -> dict:
-    from datasets import Dataset
+    from datasets import Dataset, Image, List
 
     with open(job["rows"]) as file:
         rows = [json.loads(line) for line in file]
@@ -67,10 +67,13 @@ def _run(job: dict, torch, transformers, trl) -> dict:
             report_to="none",
             disable_tqdm=True,
         )
+        train_dataset = Dataset.from_list(rows)
+        if "images" in rows[0]:
+            train_dataset = train_dataset.cast_column("images", List(Image()))
         trainer = trl.DPOTrainer(
             model=job["model"],
             args=config,
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=train_dataset,
             callbacks=[measured],
         )
         trainer.train()
