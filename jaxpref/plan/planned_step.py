@@ -31,6 +31,7 @@ from jaxpref.step.combine import check_combinable
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state, state_shardings
+from jaxpref.training.loop import jitted_step
 from jaxpref.training.prepare import StepNumbers, step_with
 from jaxpref.training.stackable import stacked_numbers
 from jaxpref.training.stacked import make_stacked_step
@@ -71,8 +72,7 @@ class PlannedStep:
     def jitted(self) -> Any:
         """The step as the training loop compiles it; lower it under `jax.set_mesh`."""
         shardings = jax.tree.map(lambda x: x.sharding, self.state)
-        whole = replicated(self.pieces.mesh)
-        return jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, whole))
+        return jitted_step(self.step, shardings, self.pieces.mesh)
 
     @property
     def model_flops(self) -> float:
