@@ -12,6 +12,7 @@ from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_file
 from jaxpref.models.source import open_checkpoint
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
+from jaxpref.online.rollouts import kind_of_rollouts
 from jaxpref.pareto.run_configs import point_run
 from jaxpref.pareto.settings import load_front_config
 from jaxpref.plan.child import CACHE, compile_in_child
@@ -76,7 +77,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     target = parse_slice(options.topology, configs[0].mesh.slices)
     if options.write:
         check_destination(options.write, "a new file for the config", sources=[options.config])
-    rows = _rows(options, configs[0])
+    rows = rows_of(options, configs[0])
     if options.search:
         configs, said = _searched(options, configs, rows, target, console)
     else:
@@ -166,7 +167,8 @@ def as_json(said: dict[str, Any], target: Slice) -> dict[str, Any]:
     return out
 
 
-def _rows(options: argparse.Namespace, config: Config) -> RowSizes:
+def rows_of(options: argparse.Namespace, config: Config) -> RowSizes:
+    """What the options say of the rows to plan for."""
     if options.rows_like:
         return rows_like(config, options.rows_like)
     for name in ("groups", "prompt", "answer"):
@@ -174,10 +176,16 @@ def _rows(options: argparse.Namespace, config: Config) -> RowSizes:
         if value is not None and value < 1:
             raise InputError(f"--{name} of 1 or more", str(value), "give a count of tokens or rows")
     parts = bind(config.objective, OBJECTIVES, TRANSFORMS)
+    kind, completions = None, None
+    if config.online.rewards:
+        completions = config.online.samples
+        kind = kind_of_rollouts(parts, completions)
     return made_rows(
         parts,
         groups=options.groups or 2 * config.train.batch_size,
         prompt=options.prompt,
         completion=options.answer,
+        completions=completions,
+        kind=kind,
         others=len(config.data.other_rewards),
     )

@@ -91,6 +91,7 @@ def step_facts(planned: PlannedStep) -> dict[str, Any]:
         "micro_rows": plan.micro_rows,
         "micro_batches": item.micro_batches,
         "points": planned.points,
+        "on_policy": bool(planned.pieces.config.online.rewards),
         "hbm": {
             "parameters": _on_device(params) + _on_device(planned.frozen.base),
             "adapter": _on_device(adapter),

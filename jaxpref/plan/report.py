@@ -159,5 +159,7 @@ def warnings(said: dict[str, Any], target: Slice) -> Iterator[str]:
             f"heads of {said['head_dim']}: the matrix unit is 128 wide, and attention fills "
             f"{said['head_dim'] / (128 * -(-said['head_dim'] // 128)):.0%} of it"
         )
+    if said["on_policy"]:
+        yield "an on-policy run: answers are drawn before every step, which is not counted here"
     if said["vocabulary_padding"]:
         yield f"{said['vocabulary_padding']} rows of zeros behind the vocabulary, for the mesh"

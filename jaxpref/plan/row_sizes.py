@@ -48,17 +48,19 @@ def made_rows(
     prompt: int,
     completion: int,
     completions: int | None = None,
+    kind: str | None = None,
     others: int = 0,
 ) -> RowSizes:
-    """Groups of one size, of the first kind that the objectives take; columns they require are 0.
+    """Groups of one size; columns that the objectives require are 0.
 
     Args:
         groups: how many.
         prompt, completion: tokens of a prompt, and of every completion.
         completions: per prompt; None: as many as the kind has, 4 in a ranked list.
+        kind: of the groups; None: the first that the objectives take.
         others: rewards of other objectives that `data.other_rewards` names; 0: none.
     """
-    kind = group_kinds(parts)[0]
+    kind = kind or group_kinds(parts)[0]
     count = completions or (4 if kind == "ranked" else len(KINDS[kind].split(", ")))
     if kind == "judged":
         count = 1  # "one completion with a label, 1 ..." has commas of its own

@@ -1,5 +1,6 @@
 """The planned step is the one that training compiles, and the search's bounds are bounds."""
 
+import argparse
 import dataclasses
 import math
 
@@ -18,6 +19,7 @@ from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.plan import search
 from jaxpref.plan.chips import parse_slice
 from jaxpref.plan.collectives import Collective
+from jaxpref.plan.command import rows_of
 from jaxpref.plan.compiled import gathered_activations, step_facts
 from jaxpref.plan.loops import count_loops
 from jaxpref.plan.planned_step import plan_step
@@ -151,3 +153,12 @@ def test_gathered_activations_are_told_from_gathered_weights(tiny_files, tmp_pat
     assert gathered(8, 512, spec.width) == 10
     assert gathered(8, 512, spec.kv_heads, spec.head_dim, axes=("context",)) == 0
     assert gathered(8, 512, spec.width, where="lm_head/while/body") == 0
+
+
+def test_an_on_policy_run_is_planned_for_as_many_answers_as_it_draws(tiny_files, tmp_path):
+    online = {"rewards": {"long": "rule:words"}, "samples": 3}
+    config = of_tiny(tiny_files, tmp_path / "run", objective=[{"name": "rloo"}], online=online)
+    options = argparse.Namespace(rows_like=None, groups=8, prompt=10, answer=6)
+    rows = rows_of(options, config)
+    assert rows.kind == "ranked" and {len(group.completion_ids) for group in rows.groups} == {3}
+    assert step_facts(plan_step([config], rows, jax.devices()[:1]))["on_policy"]
