@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from jaxpref.data.pictures.processor import with_read_pictures
 from jaxpref.errors import InputError
 from jaxpref.generation.decoding import Generator
 from jaxpref.generation.mixing import Mix
 from jaxpref.generation.opening import MixedModels, OpenPolicy, open_policy, open_source
+from jaxpref.generation.pictures import PromptTiles
 from jaxpref.generation.prompts import given_prompts, prompt_ids, read_prompts
 from jaxpref.generation.sampling import Sampling
 from jaxpref.generation.text import Ending
 from jaxpref.runs.build import Pieces
-from jaxpref.types import Group
+from jaxpref.types import Group, Picture
 
 __all__ = [
     "Completion",
@@ -52,6 +54,8 @@ class Completion:
     tools: list | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """What the chat template was given beside the messages."""
+    pictures: tuple[Picture, ...] = ()
+    """Of the prompt."""
 
     @property
     def logp(self) -> float:
@@ -72,6 +76,8 @@ class Completion:
         }
         if self.tools:
             line["tools"] = self.tools
+        if self.pictures:
+            line["images"] = [picture.file for picture in self.pictures]
         if self.template_kwargs:
             line["chat_template_kwargs"] = dict(self.template_kwargs)
         return line
@@ -190,14 +196,17 @@ def complete(
     Errors: InputError for a prompt that does not fit the model, at once.
     """
     opened = OpenPolicy(pieces, params, mixed)
-    positions = opened.positions
+    positions, processor = opened.positions, pieces.processor
+    prompts = [with_read_pictures(prompt, processor) for prompt in prompts]
     ids = prompt_ids(
         prompts,
         pieces.tokenizer,
         vocabulary=pieces.source.spec.vocab,
         positions=positions,
         max_new_tokens=settings.max_new_tokens,
+        processor=processor,
     )
+    tiles = None if processor is None else PromptTiles(processor)
     stops = stop_ids(pieces) if settings.stop_tokens is None else frozenset(settings.stop_tokens)
     ending = Ending(pieces.tokenizer, stops, settings.stops)
     generator = Generator(
@@ -218,7 +227,14 @@ def complete(
             batch = numbers[first : first + settings.batch_size]
             inputs = [ids[i] for i, _ in batch]
             ends = [ending.within(prompt) for prompt in inputs]
-            for row, new, logps in generator.run(inputs, batch, ends, limit=settings.batch_size):
+            pictures = None
+            if tiles is not None:
+                pictures = [
+                    tiles.read(ids[i], prompts[i].pictures, prompts[i].where) for i, _ in batch
+                ]
+            for row, new, logps in generator.run(
+                inputs, batch, ends, limit=settings.batch_size, pictures=pictures
+            ):
                 i, sample = batch[row]
                 text, finish = ending.cut(inputs[row], new)
                 yield Completion(
@@ -232,6 +248,7 @@ def complete(
                     prompt_tokens=len(ids[i]),
                     tools=prompts[i].tools,
                     template_kwargs=prompts[i].template_kwargs,
+                    pictures=prompts[i].pictures,
                 )
 
     return completions()

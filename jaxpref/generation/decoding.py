@@ -22,6 +22,7 @@ from jaxpref.models.chunked_head import logits
 from jaxpref.models.model import Model
 from jaxpref.models.transposed import in_rows
 from jaxpref.sharding import constrain, place, replicated, row_ways
+from jaxpref.types import Pictures
 
 CHUNK = 256
 """Prompt tokens of a row that are read at a time."""
@@ -37,9 +38,12 @@ class DecodingModel(NamedTuple):
 
     start: Callable[[int, int], Any]
     """(rows, length) -> empty state with room for `length` tokens of every row."""
-    read: Callable[[Any, Any, jax.Array, jax.Array, jax.Array], Any]
-    """(params, state, token_RC, position_RC, index) -> state with these tokens at cache positions
-    [index, index + C).  Position -1 is padding."""
+    read: Callable[..., Any]
+    """(params, state, token_RC, position_RC, index, looked=None, index_RC=None) -> state with these
+    tokens at cache positions [index, index + C).  Position -1 is padding.
+
+    Where prompts have pictures, `looked` is what `look` makes of them, and `index_RC` which of the
+    row's embeddings stands in place of a token (`types.Pictures`)."""
     params_for_decoding: Callable[[Any], Any]
     """params -> the same as `next_logits` reads them; called once."""
     state_for_decoding: Callable[[Any], Any]
@@ -47,6 +51,17 @@ class DecodingModel(NamedTuple):
     next_logits: Callable[[Any, Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
     """(params, state, token_R, position_R, index) -> (float32 log-probs of the token after these,
     [R, V], up to a constant of the row; state with these tokens)."""
+    look: Callable[[Any, Pictures], Any] | None = None
+    """(params, pictures) -> what `read` takes of them; None: not all models see pictures."""
+
+
+class PromptPictures(NamedTuple):
+    """The pictures of a prompt."""
+
+    pixels_pijc: np.ndarray
+    """uint8 tiles."""
+    index_L: np.ndarray
+    """As of `types.Pictures`, of the prompt's tokens."""
 
 
 def decodes_unstacked(mesh: Mesh) -> bool:
@@ -62,9 +77,11 @@ def decoding_model(model: Model, unstacked: bool = False) -> DecodingModel:
     """One model as a DecodingModel.  Args: unstacked as of `decodes_unstacked`."""
     unstacked = unstacked and model.unstack_layers is not None
 
-    def read(params, cache, token_RC, position_RC, index):
-        _, cache = model.extend(params, token_RC, position_RC, cache, index)
-        return cache
+    def read(params, cache, token_RC, position_RC, index, looked=None, index_RC=None):
+        chunk = token_RC, position_RC, cache, index
+        if looked is None:
+            return model.extend(params, *chunk)[1]
+        return model.extend(params, *chunk, pictures=looked._replace(index_RL=index_RC))[1]
 
     def next_logits(params, cache, token_R, position_R, index):
         x_R1D, cache = model.extend(params, token_R[:, None], position_R[:, None], cache, index)
@@ -79,7 +96,7 @@ def decoding_model(model: Model, unstacked: bool = False) -> DecodingModel:
     else:
         params_for_decoding = state_for_decoding = lambda tree: tree
     return DecodingModel(
-        model.init_cache, read, params_for_decoding, state_for_decoding, next_logits
+        model.init_cache, read, params_for_decoding, state_for_decoding, next_logits, model.look
     )
 
 
@@ -139,6 +156,7 @@ class Generator:
         ends: Sequence[Callable[[np.ndarray], int | None]],
         *,
         limit: int,
+        pictures: Sequence[PromptPictures | None] | None = None,
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Continues a batch of prompts.
 
@@ -149,11 +167,12 @@ class Generator:
             ends: of each row: new tokens -> after how many of them it ends, for another reason than
                 a stop token and `max_new_tokens`; None while it goes on.
             limit: of rows; the prompts are padded with empty ones up to a power of two below it.
+            pictures: of every prompt; None: none has any.
         Returns: (row, new token ids, their log-probs in nats) of each prompt, once it is finished.
         """
         rows = _padded_rows(len(prompts), limit, row_ways(self._mesh))
         key_R2 = row_keys(self._seed, [*numbers, *[(0, 0)] * (rows - len(prompts))])
-        batch, first = self._read_prompts(prompts, rows)
+        batch, first = self._read_prompts(prompts, rows, pictures or [None] * len(prompts))
         going_R, until = np.arange(rows) < len(prompts), 0
         while going_R.any():
             until = min(until + SEGMENT, self.max_new_tokens)
@@ -177,7 +196,10 @@ class Generator:
                     yield row, ids[:end], logp_RL[row, : len(ids)][:end]
 
     def _read_prompts(
-        self, prompts: Sequence[np.ndarray], rows: int
+        self,
+        prompts: Sequence[np.ndarray],
+        rows: int,
+        pictures: Sequence[PromptPictures | None],
     ) -> tuple[BatchInProgress, np.int32]:
         """The batch before its first new token, and the cache position of the last prompt token."""
         length = min(
@@ -186,16 +208,22 @@ class Generator:
         token_RL = np.zeros((rows, length), np.int32)
         position_RL = np.full((rows, length), -1, np.int32)
         last_R, last_position_R = np.zeros(rows, np.int32), np.full(rows, -1, np.int32)
-        for row, ids in enumerate(prompts):
+        at_RL = np.full((rows, length), -1, np.int32)
+        for row, (ids, own) in enumerate(zip(prompts, pictures, strict=True)):
             before_last = len(ids) - 1
             token_RL[row, length - before_last :] = ids[:-1]
             position_RL[row, length - before_last :] = np.arange(before_last)
             last_R[row], last_position_R[row] = ids[-1], before_last
+            if own is not None:
+                at_RL[row, length - before_last :] = own.index_L[:-1]
         with jax.set_mesh(self._mesh):
             state = _start(self._model.start, rows, length + self.max_new_tokens)
+            looked = self._look(pictures, rows)
             for index in range(0, length, CHUNK):
                 part = np.s_[:, index : index + CHUNK]
                 chunk = [self._put(x) for x in (token_RL[part], position_RL[part], np.int32(index))]
+                if looked is not None:
+                    chunk += [looked, self._put(at_RL[part])]
                 state = _read(self._model.read, self._params, state, *chunk)
             state = self._model.state_for_decoding(state)
         batch = BatchInProgress(
@@ -207,6 +235,20 @@ class Generator:
             drawn=self._put(np.int32(0)),
         )
         return batch, np.int32(length)
+
+    def _look(self, pictures: Sequence[PromptPictures | None], rows: int) -> Any:
+        """What the tower makes of the prompts' pictures; None: there are none."""
+        tiles = [0 if own is None else len(own.pixels_pijc) for own in pictures]
+        if not any(tiles):
+            return None
+        most = 1 << (max(tiles) - 1).bit_length()  # few shapes are compiled
+        (side,) = {own.pixels_pijc.shape[1:] for own in pictures if own is not None}
+        pixels_Rpijc = np.zeros((rows, most, *side), np.uint8)
+        for row, own in enumerate(pictures):
+            if own is not None:
+                pixels_Rpijc[row, : tiles[row]] = own.pixels_pijc
+        none = self._put(np.zeros((rows, 0), np.int32))
+        return _look(self._model.look, self._params, Pictures(self._put(pixels_Rpijc), none))
 
     def _put(self, x: Any) -> jax.Array:
         return place(x, replicated(self._mesh))
@@ -222,8 +264,13 @@ def _start(start, rows: int, length: int):
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _read(read, params, state, token_RC, position_RC, index):
-    return read(params, state, token_RC, position_RC, index)
+def _read(read, params, state, *chunk):
+    return read(params, state, *chunk)
+
+
+@partial(jax.jit, static_argnums=0)
+def _look(look, params, pictures: Pictures):
+    return look(params, pictures)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)

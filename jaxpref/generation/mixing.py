@@ -138,12 +138,18 @@ def mixture_of(models: tuple[tuple[DecodingModel, int], ...], rule: Rule) -> Dec
     def start(rows, length):
         return tuple(model.start(rows, length) for model in each)
 
-    def read(params, states, *chunk):
-        trees = whole_params(params, models)
+    def read(params, states, token_RC, position_RC, index, looked=None, index_RC=None):
+        trees, chunk = whole_params(params, models), (token_RC, position_RC, index)
         return tuple(
-            model.read(tree, state, *chunk)
-            for model, tree, state in zip(each, trees, states, strict=True)
+            model.read(tree, state, *chunk, own, index_RC)
+            for model, tree, state, own in zip(
+                each, trees, states, looked or [None] * len(each), strict=True
+            )
         )
+
+    def look(params, pictures):
+        trees = whole_params(params, models)
+        return tuple(model.look(tree, pictures) for model, tree in zip(each, trees, strict=True))
 
     def params_for_decoding(params):
         bases = tuple(
@@ -171,7 +177,14 @@ def mixture_of(models: tuple[tuple[DecodingModel, int], ...], rule: Rule) -> Dec
         mixed_RV = mixed_logits(jnp.stack(each_logits_RV), params["weight_O"], rule)
         return mixed_RV, tuple(new_states)
 
-    return DecodingModel(start, read, params_for_decoding, state_for_decoding, next_logits)
+    return DecodingModel(
+        start,
+        read,
+        params_for_decoding,
+        state_for_decoding,
+        next_logits,
+        look if all(model.look is not None for model in each) else None,
+    )
 
 
 def whole_params(

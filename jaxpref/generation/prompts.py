@@ -12,6 +12,7 @@ from jaxpref.data.encode import check_known_tokens, encode_prompts
 from jaxpref.data.foreign import own_row
 from jaxpref.data.kinds import kind_of_row, read_group
 from jaxpref.data.messages import read_messages
+from jaxpref.data.pictures.processor import PictureProcessor
 from jaxpref.data.pictures.rows import column_pictures, place_pictures
 from jaxpref.data.sources import read_all
 from jaxpref.data.splits import Part
@@ -101,6 +102,7 @@ def prompt_ids(
     vocabulary: int,
     positions: int,
     max_new_tokens: int,
+    processor: PictureProcessor | None = None,
 ) -> list[np.ndarray]:
     """Token ids of every prompt.
 
@@ -109,12 +111,13 @@ def prompt_ids(
     Args:
         vocabulary: of the model.
         positions: of the model, for prompt and new tokens together.
-    Errors: InputError for no prompts, one without tokens, and one that leaves too little room;
-        RowError for one that the chat template refuses.
+        processor: of a model that sees pictures, which the prompts' are read by.
+    Errors: InputError for no prompts, one without tokens, one that ends with a picture, and one
+        that leaves too little room; RowError for one that the chat template refuses.
     """
     if not prompts:
         raise InputError("at least one prompt", "none", "add prompts to the file or the list")
-    encoded = encode_prompts(prompts, tokenizer)
+    encoded = encode_prompts(prompts, tokenizer, processor)
     check_known_tokens(
         ((prompt.where, (ids,)) for prompt, ids in zip(prompts, encoded, strict=True)), vocabulary
     )
@@ -124,6 +127,12 @@ def prompt_ids(
                 "a prompt of at least one token",
                 f"{prompt.where}: no token",
                 "write a text, or remove the row",
+            )
+        if processor is not None and ids[-1] == processor.token_id:
+            raise InputError(
+                "a prompt that ends with text",
+                f"{prompt.where}: it ends with a picture",
+                "put a question, or a line break, after the picture",
             )
         if len(ids) + max_new_tokens > positions:
             raise InputError(

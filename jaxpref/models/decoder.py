@@ -311,7 +311,7 @@ def build_model(
     def new_cache(rows, length):
         return kv_cache.init_cache(spec, rows, length, dtype)
 
-    def extend(params, token_RC, position_RC, cache, index):
+    def extend(params, token_RC, position_RC, cache, index, pictures=None):
         position_RI = lax.dynamic_update_slice_in_dim(cache["position"], position_RC, index, 1)
         positions = kv_cache.CachePositions(position_RC, position_RI, index)
         attend_cached = partial(kv_cache.attend, **options)
@@ -320,7 +320,8 @@ def build_model(
         if spec.delta is not None:
             paths = deltanet.cached_paths(real_RC, spec.delta.taps, chunk)
         inputs = token_RC, position_RC, real_RC, positions, paths, cache["layers"]
-        carry = module.apply(_collections(params, lora), *inputs)
+        seen = None if pictures is None else see(params, pictures)
+        carry = module.apply(_collections(params, lora), *inputs, seen=seen)
         return carry.x_RLD, {"layers": carry.memory, "position": position_RI}
 
     def unstack_layers(params):

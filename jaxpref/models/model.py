@@ -54,12 +54,13 @@ class Model:
     init_cache: Callable[[int, int], Any] | None = None
     """(rows, length) -> an empty cache for `extend`."""
     extend: Callable[..., tuple[jax.Array, Any]] | None = None
-    """(params, token_RC, position_RC, cache, index) -> hidden states [R, C, D], normed, and cache.
+    """(params, token_RC, position_RC, cache, index, pictures=None) -> hidden states, and cache.
 
-    The cache then holds these tokens at [index, index + C) of every row.  The index is an int32
-    scalar; the caller keeps index + C <= length.  A key is visible to a query iff 0 <= key's
-    position <= query's position, and within the layer's window.  A token of position -1 is padding:
-    written, never seen.
+    Hidden states [R, C, D] are normed; pictures as of `hidden`, not given where None.  The cache
+    then holds these tokens at [index, index + C) of every row.  The index is an int32 scalar; the
+    caller keeps index + C <= length.  A key is visible to a query iff 0 <= key's position <=
+    query's position, and within the layer's window.  A token of position -1 is padding: written,
+    never seen.
     """
     unstack_layers: Callable[[Any], Any] | None = None
     """params -> the same for `extend`, every layer in arrays of its own.

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-
 from jaxpref.errors import InputError
 from jaxpref.generation.completions import stop_ids
 from jaxpref.generation.decoding import Generator
 from jaxpref.generation.opening import OpenPolicy
+from jaxpref.generation.pictures import PromptTiles
 from jaxpref.generation.sampling import Sampling
 from jaxpref.generation.text import Ending
 from jaxpref.runs.build import Pieces
@@ -34,7 +33,8 @@ def make_samples(pieces: Pieces, held_out: Iterable[EncodedGroup]) -> AnswerProm
             "a model without `init_cache` and `extend`",
             "set train.samples=0, or give the model these functions",
         )
-    prompts = _first_prompts(held_out, settings.samples, positions - settings.sample_tokens)
+    first = _first_prompts(held_out, settings.samples, positions - settings.sample_tokens)
+    prompts = [group.prompt_ids for group in first]
     if not prompts:
         raise InputError(
             f"held-out prompts that leave room for train.sample_tokens={settings.sample_tokens}",
@@ -44,6 +44,10 @@ def make_samples(pieces: Pieces, held_out: Iterable[EncodedGroup]) -> AnswerProm
     stops, tokenizer = stop_ids(pieces), pieces.tokenizer
     ending = Ending(tokenizer, stops, ())
     texts = [tokenizer.decode(ids) for ids in prompts]
+    pictures = None
+    if pieces.processor is not None:
+        tiles = PromptTiles(pieces.processor)
+        pictures = [tiles.read(group.prompt_ids, group.pictures, group.where) for group in first]
     ends = [ending.within(ids) for ids in prompts]
 
     def answers(params: Any) -> list[Sample]:
@@ -60,18 +64,19 @@ def make_samples(pieces: Pieces, held_out: Iterable[EncodedGroup]) -> AnswerProm
         numbers = [(i, 0) for i in range(len(prompts))]
         done = {
             i: ending.cut(prompts[i], new)[0]
-            for i, new, _ in generator.run(prompts, numbers, ends, limit=len(prompts))
+            for i, new, _ in generator.run(
+                prompts, numbers, ends, limit=len(prompts), pictures=pictures
+            )
         }
         return [Sample(texts[i], done[i]) for i, _ in numbers]
 
     return answers
 
 
-def _first_prompts(groups: Iterable[EncodedGroup], count: int, longest: int) -> list[np.ndarray]:
-    """The first different ones that are not empty, at most so many tokens long."""
-    prompts: dict[bytes, np.ndarray] = {}
+def _first_prompts(groups: Iterable[EncodedGroup], count: int, longest: int) -> list[EncodedGroup]:
+    """Groups of the first different ones that are not empty, at most so many tokens long."""
+    prompts: dict[bytes, EncodedGroup] = {}
     for group in groups:
-        ids = group.prompt_ids
-        if 0 < len(ids) <= longest and len(prompts) < count:
-            prompts.setdefault(ids.tobytes(), ids)
+        if 0 < len(group.prompt_ids) <= longest and len(prompts) < count:
+            prompts.setdefault(group.prompt_key, group)
     return list(prompts.values())
