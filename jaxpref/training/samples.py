@@ -37,7 +37,8 @@ def make_samples(pieces: Pieces, held_out: Iterable[EncodedGroup]) -> AnswerProm
     prompts = _first_prompts(held_out, settings.samples, positions - settings.sample_tokens)
     if not prompts:
         raise InputError(
-            f"held-out prompts that leave room for train.sample_tokens={settings.sample_tokens}",
+            "held-out prompts without pictures that leave room for "
+            f"train.sample_tokens={settings.sample_tokens}",
             f"none within the model's {positions} positions",
             "lower train.sample_tokens, or set train.samples=0",
         )
@@ -68,10 +69,13 @@ def make_samples(pieces: Pieces, held_out: Iterable[EncodedGroup]) -> AnswerProm
 
 
 def _first_prompts(groups: Iterable[EncodedGroup], count: int, longest: int) -> list[np.ndarray]:
-    """The first different ones that are not empty, at most so many tokens long."""
+    """The first different ones that are not empty, at most so many tokens long.
+
+    Those with pictures are left out: only their tokens would be given to the model.
+    """
     prompts: dict[bytes, np.ndarray] = {}
     for group in groups:
         ids = group.prompt_ids
-        if 0 < len(ids) <= longest and len(prompts) < count:
+        if 0 < len(ids) <= longest and len(prompts) < count and not group.pictures:
             prompts.setdefault(ids.tobytes(), ids)
     return list(prompts.values())
