@@ -72,8 +72,10 @@ LAYOUTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["mdpo", "mdpo_masked"])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [*(("mdpo", layout) for layout in LAYOUTS), ("mdpo_masked", "one row, unshared, unpacked")],
+)
 def test_the_layout_changes_neither_loss_nor_gradient(name, layout, run, base):
     if name not in base:
         base[name] = run("base", objective=[{"name": name}])
@@ -150,15 +152,14 @@ def test_adapters_on_each_part(targets, run):
 
 
 @pytest.mark.slow
-def test_kept_log_probs_of_the_reference_know_pictures(run, tmp_path, model):
-    """Rows 0 and 2 to 5 differ in their pictures; of another directory, the reference's log-probs are kept."""
+def test_kept_log_probs_of_the_reference_know_pictures(run, tmp_path):
+    """The rows differ in their pictures alone."""
     same = [row(i, **{key: row(0)[key] for key in ("prompt", "chosen", "rejected")}) for i in range(6)]
     rows = tiny_pictures.write_rows(tmp_path / "rows.jsonl", same)
-    kept = {"reference": {"path": str(model), "cache_dir": str(tmp_path / "cache")}}
-    live, first, again = (run(name, rows=rows, **more) for name, more in (("live", {}), ("1", kept), ("2", kept)))
-    for lines in (first, again):
-        assert values(lines) == pytest.approx(values(live), rel=1e-5)
-        assert values(lines, "rewards/chosen")[0] == pytest.approx(0, abs=1e-4)
+    kept = {"reference": {"mode": "cache", "cache_dir": str(tmp_path / "cache")}}
+    live, lines = run("live", steps=3, rows=rows), run("kept", steps=3, rows=rows, **kept)
+    assert values(lines) == pytest.approx(values(live), rel=1e-5)
+    assert values(lines, "rewards/chosen")[0] == pytest.approx(0, abs=1e-4)
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 1
 
 
