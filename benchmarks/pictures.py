@@ -67,7 +67,9 @@ def main() -> None:
                 else:
                     run = run_side(sys.executable, ["jaxpref_side.py", "train"], job | own)
                     runs[name].append(run)
-    print("| | s per step | tokens/s | peak GiB | first loss |\n|---|---|---|---|---|")
+    for kind, ratio in made["flops"].items():
+        print(f"- model FLOPs of a pair about a picture{kind}, for one of text: {ratio:.2f}")
+    print("\n| | s per step | tokens/s | peak GiB | first loss |\n|---|---|---|---|---|")
     for name, of_entry in runs.items():
         print(_row(name, of_entry))
     append(args.record, (_record(name, of_entry, args) for name, of_entry in runs.items()))

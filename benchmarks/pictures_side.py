@@ -7,6 +7,7 @@ The last line of the output is a JSON object of paths.
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,29 @@ def main() -> None:
                 "model": str(model),
                 "pictures": str(_write(work / "pictures.jsonl", pictures)),
                 "texts": str(_write(work / "texts.jsonl", texts)),
+                "flops": {"": _flops(job, adapter=False), ", adapter": _flops(job, adapter=True)},
             }
         )
     )
+
+
+def _flops(job: dict, *, adapter: bool) -> float:
+    """Model FLOPs of a pair about a picture, for those of a pair of text with as many tokens."""
+    from jaxpref.data.loader import Loader
+    from jaxpref.data.pack import Layout
+    from jaxpref.runs.flops import step_flops
+    from jaxpref.types import EncodedGroup
+
+    ids = lambda n: np.zeros(n, np.int32)
+    prompt = 6 + job["question"] + _picture_tokens(job["model"], job["tiles"])
+    pair = EncodedGroup(ids(prompt), (ids(job["answer"] + 2),) * 2, 0, "a pair")
+    [text] = Loader([pair], batch_size=1, micro_rows=1, layout=Layout(8192)).iterate()
+    tower = "frozen" if adapter else "trained"
+    costs = [
+        step_flops(_spec(job["model"]), step, reference=True, frozen=adapter, tower=tower)
+        for step in (replace(text, tiles=job["tiles"]), text)
+    ]
+    return costs[0] / costs[1]
 
 
 def _asked(text: str) -> list[dict]:
@@ -93,30 +114,9 @@ def _picture_tokens(name: str, tiles: int) -> int:
 def _write_model(directory: Path, name: str) -> Path:
     from jaxpref.models.hf import save_pretrained
     from jaxpref.models.parameters import model_shapes, nest
-    from jaxpref.models.spec import ModelSpec, VisionSpec
 
-    sizes, tower, tile, patch, tokens = SIZES[name]
-    vocab, width, ffn, layers, heads, kv_heads, head_dim = sizes
-    tokenizer = _tokenizer()
-    vision = VisionSpec(
-        image_size=tile,
-        patch_size=patch,
-        width=tower[0],
-        ffn=tower[1],
-        layers=tower[2],
-        heads=tower[3],
-        norm_eps=1e-6,
-        activation="gelu_tanh",
-        connector="shuffle",
-        tile_embeddings=tokens,
-        token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-    )
-    spec = ModelSpec(
-        "idefics3", vocab, width, ffn, layers, heads, kv_heads, head_dim, 8192, 1e5, 1e-5, True,
-        vision=vision,
-    )  # fmt: skip
+    _, _, tile, _, tokens = SIZES[name]
+    tokenizer, spec = _tokenizer(), _spec(name)
     rng = np.random.default_rng(0)
 
     def leaf(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -140,6 +140,32 @@ def _write_model(directory: Path, name: str) -> Path:
     about = {"processor_class": "Idefics3Processor", "image_seq_len": tokens}
     (directory / "processor_config.json").write_text(json.dumps(about))
     return directory
+
+
+def _spec(name: str):
+    from jaxpref.models.spec import ModelSpec, VisionSpec
+
+    sizes, tower, tile, patch, tokens = SIZES[name]
+    vocab, width, ffn, layers, heads, kv_heads, head_dim = sizes
+    vision = VisionSpec(
+        image_size=tile,
+        patch_size=patch,
+        width=tower[0],
+        ffn=tower[1],
+        layers=tower[2],
+        heads=tower[3],
+        norm_eps=1e-6,
+        activation="gelu_tanh",
+        connector="shuffle",
+        tile_embeddings=tokens,
+        token_id=_tokenizer().convert_tokens_to_ids("<image>"),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
+    return ModelSpec(
+        "idefics3", vocab, width, ffn, layers, heads, kv_heads, head_dim, 8192, 1e5, 1e-5, True,
+        vision=vision,
+    )  # fmt: skip
 
 
 def _tokenizer():

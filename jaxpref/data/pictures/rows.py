@@ -185,28 +185,27 @@ def digest_of_files(
     """
     digest = hashlib.sha256()
     for row, where in rows:
-        for picture in _written_pictures(row, where, columns):
-            file = as_path(picture.file) if picture.file else None
-            if file is not None and file.is_file():
-                digest.update(picture.file.encode() + digest_of(file.read_bytes()).encode())
+        for name in _named_files(row, columns):
+            with suppress(InputError):
+                file = as_path(_file(name, where, where))
+                if file.is_file():
+                    digest.update(str(file).encode() + digest_of(file.read_bytes()).encode())
     return digest.hexdigest()
 
 
-def _written_pictures(
-    row: Mapping[str, Any], where: str, columns: Mapping[str, str | None]
-) -> Iterator[Picture]:
-    """Pictures of a row that are written as such, whatever else is wrong with it."""
-    names = [columns.get("images", "images"), "image"]
-    held = [row.get(name) for name in names if name is not None]
-    for value in held:
-        values = value if isinstance(value, Sequence) and not _is_one(value) else [value]
-        for one in values:
-            with suppress(InputError):
-                yield as_picture(one, where, where)
+def _named_files(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Iterator[str]:
+    """Files that a row names as pictures, whatever else is wrong with it."""
+    held = [row.get(columns.get("images", "images")), row.get("image")]
     for message in _messages(row.values()):
         for part in message["content"]:
-            with suppress(InputError):
-                yield from filter(None, [_part(part, where, where).get("image")])
+            held += [part.get(key) for key in _HELD] if isinstance(part, Mapping) else []
+    for value in held:
+        for one in value if isinstance(value, list | tuple) else [value]:
+            name = one
+            if isinstance(one, Mapping):
+                name = one.get("path") if one.get("bytes") is None else None
+            if isinstance(name, str):
+                yield name
 
 
 def _messages(values: Iterable[Any]) -> Iterator[Mapping[str, Any]]:

@@ -1,5 +1,8 @@
 """Rows with pictures into groups and tokens: how they are written, counted, cut and refused."""
 
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -10,6 +13,7 @@ from tiny_pictures import picture, row, stored
 from jaxpref.config import DataConfig
 from jaxpref.data import dataset
 from jaxpref.data.dataset import load_groups
+from jaxpref.data.kept_groups import KeptGroups, as_batch, write_batches
 from jaxpref.data.memory import tables_in_memory
 from jaxpref.data.pictures.rows import as_picture
 from jaxpref.data.splits import part_of_side
@@ -221,6 +225,26 @@ def test_the_end_of_a_prompt_may_hold_a_picture_whose_start_is_cut(tokenizer, pr
 
 
 # ---- kept on disk
+
+
+def test_bytes_of_pictures_stay_in_the_file_of_kept_groups(load, tmp_path):
+    asked = [{"role": "user", "content": "Which?"}]
+    images = [[stored(picture(i)), stored(picture(i, 20, 60))] for i in range(2)]
+    rows = [row(i, images=images[i], prompt=asked) for i in range(2)]
+    text = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    groups = load([*rows, text], in_memory=True)[0]
+    write_batches(tmp_path / "groups.arrow", [as_batch(groups[:1]), as_batch(groups[1:])])
+    kept = KeptGroups(tmp_path / "groups.arrow")
+    for one, two in ((list(kept), groups), ([kept[0], kept[1], kept[2]], groups)):
+        for a, b in zip(one, two, strict=True):
+            assert [replace(p, data=bytes(p.data)) for p in a.pictures] == list(b.pictures)
+            assert a.prompt_key == b.prompt_key and a.other_pictures == b.other_pictures
+    assert not isinstance(kept[0].pictures[0].data, bytes)  # it looks into the file
+
+
+def test_workers_are_sent_the_processor(processor):
+    again = pickle.loads(pickle.dumps(processor))
+    assert np.array_equal(again.tiles(picture()), processor.tiles(picture()))
 
 
 def test_kept_groups_are_the_same_and_follow_the_pictures(load, tmp_path, monkeypatch):
