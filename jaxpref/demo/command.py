@@ -51,7 +51,7 @@ def demo(
     """
     began = time.perf_counter()
     data = Path(config.data.train[0]).parent
-    first_does(lambda: [str(path) for path in synthetic.write(data, ROWS, SEED, TEST_FRACTION)])
+    first_does(lambda: _write_data(data))
     file = Path(config.data.eval_sets[""][0])
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     pieces = build(config)
@@ -67,6 +67,11 @@ def demo(
     export_run(config.out, export, step="latest")
     console.print(f"export      {export}  (loads in transformers)", highlight=False)
     console.print(f"{time.perf_counter() - began:.0f} s in all", highlight=False)
+
+
+def _write_data(directory: Path) -> None:
+    """Pairs of which every chosen answer is good on all axes, so that a short run shows on each."""
+    synthetic.write(directory, ROWS, SEED, TEST_FRACTION, train_on=synthetic.chosen_is_good)
 
 
 def _answer(pieces: Pieces, params: Any, rows: Sequence[Mapping[str, Any]]) -> _Answers:
@@ -86,7 +91,7 @@ def _of_shown(items: Sequence[Any]) -> Sequence[Any]:
 
 
 def _shown_answers(rows: Sequence[Mapping[str, Any]], before: _Answers, after: _Answers) -> Table:
-    table = Table("unseen question", "", "before", "after", title="answers", show_lines=True)
+    table = Table("unseen question", "", "before", "after", title="answers")
     for row, old, new, old_drawn, new_drawn in zip(
         _of_shown(rows),
         _of_shown(before.greedy),
@@ -96,8 +101,8 @@ def _shown_answers(rows: Sequence[Mapping[str, Any]], before: _Answers, after: _
         strict=True,
     ):
         question = row["prompt"][-1]["content"]
-        table.add_row(question, "greedy", old, new, end_section=False)
-        table.add_row("", "sampled", old_drawn, new_drawn)
+        table.add_row(question, "greedy", old, new)
+        table.add_row("", "sampled", old_drawn, new_drawn, end_section=True)
     return table
 
 
