@@ -363,6 +363,14 @@ def test_help_lists_every_key_with_its_default(command, capsys):
     assert all(f" {name}: {about} {name}." in text for name, about in SECTIONS.items())
 
 
+@pytest.mark.parametrize("command", cli._COMMANDS)
+def test_help_of_every_command_fits_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
 @pytest.mark.parametrize("columns", [80, 160])
 def test_help_fits_the_terminal(columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))

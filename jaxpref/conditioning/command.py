@@ -38,18 +38,20 @@ from jaxpref.storage.paths import as_path
 from jaxpref.types import Group
 
 EPILOG = """for training, from data with scores (`jaxpref score`)
-    jaxpref condition scored.jsonl --as cdpo --scores helpful,brief --control brief \\
-        --out pairs.jsonl
+    jaxpref condition scored.jsonl --as cdpo --scores helpful,brief \\
+        --control brief --out pairs.jsonl
     jaxpref condition scored.jsonl --as ric --scores helpful,brief \\
-        --out answers.jsonl                                         # and answers.statistics.json
-    jaxpref condition scored.jsonl --as metaalign --preference helpful="Be helpful." \\
-        --preference brief="Be brief." --out pairs.jsonl
+        --out answers.jsonl               # and answers.statistics.json
+    jaxpref condition scored.jsonl --as metaalign \\
+        --preference helpful="Be helpful." --preference brief="Be brief." \\
+        --out pairs.jsonl
 
 for answers, from prompts as `jaxpref generate` takes them
     jaxpref condition prompts.jsonl --as cdpo --target brief=5 --out asked.jsonl
     jaxpref condition prompts.jsonl --as ric --weights helpful=0.7,brief=0.3 \\
         --statistics answers.statistics.json --out asked.jsonl
-    jaxpref condition prompts.jsonl --as metaalign --words "Be brief." --out asked.jsonl"""
+    jaxpref condition prompts.jsonl --as metaalign --words "Be brief." \\
+        --out asked.jsonl"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -56,7 +56,13 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--split", help="of a path that has several (default train)")
     add("--config-name", metavar="NAME", help="configuration of a hub dataset that has several")
-    add("--format", default="auto", choices=FORMATS, help="of the rows (default auto)")
+    add(
+        "--format",
+        default="auto",
+        choices=FORMATS,
+        metavar="FORMAT",
+        help=f"of the rows: {', '.join(FORMATS)} (default auto)",
+    )
     add(
         "--on-bad-row",
         default="error",

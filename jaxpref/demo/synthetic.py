@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -242,15 +242,29 @@ def _questions(
     return [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
 
 
+def chosen_is_good(row: Mapping) -> bool:
+    """Whether the chosen answer is right, polite, and of at most 15 words."""
+    scores = row["scores_chosen"]
+    return scores["correctness"] == 1 and scores["politeness"] > 0.5 and scores["brevity"] >= 0.6
+
+
 def write(
-    directory: str | Path, rows: int, seed: int, test_fraction: float = 0.2
+    directory: str | Path,
+    rows: int,
+    seed: int,
+    test_fraction: float = 0.2,
+    train_on: Callable[[Mapping], bool] = lambda row: True,
 ) -> tuple[Path, Path]:
     """Writes `train.jsonl` and `test.jsonl` into `directory` and returns their paths.
 
+    Args:
+        rows, seed, test_fraction: as of `generate`.
+        train_on: which rows of the training split are written.
     Errors: InputError for such files that hold something else.
     """
     directory = Path(directory)
-    splits = generate(rows, seed=seed, test_fraction=test_fraction)
+    train, test = generate(rows, seed=seed, test_fraction=test_fraction)
+    splits = [row for row in train if train_on(row)], test
     paths = (directory / "train.jsonl", directory / "test.jsonl")
     texts = ["".join(json.dumps(row) + "\n" for row in split) for split in splits]
     for path, text in zip(paths, texts, strict=True):

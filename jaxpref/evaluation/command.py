@@ -26,14 +26,19 @@ from jaxpref.settings import for_all_models
 from jaxpref.storage.paths import as_path
 
 EPILOG = """\
-without --reward: accuracy, margins, log-probs, KL estimates, lengths, calibration on held-out data
+without --reward: accuracy, margins, log-probs, KL estimates, lengths and
+calibration on held-out data
     jaxpref eval runs/demo
     jaxpref eval runs/demo --step latest data.eval=[other.jsonl]
 
-with --reward: rewards of answers to prompts, and win rates against another policy
-    jaxpref eval runs/demo --prompts prompts.jsonl --reward judge.py:polite --against base-model
-    jaxpref eval runs/demo --prompts prompts.jsonl --reward runs/judge --temperature 1 --samples 4
-    jaxpref eval ours.jsonl --against theirs.jsonl --reward runs/dpo --out compared.json
+with --reward: rewards of answers to prompts, and win rates against another
+policy
+    jaxpref eval runs/demo --prompts prompts.jsonl --reward judge.py:polite \\
+        --against base-model
+    jaxpref eval runs/demo --prompts prompts.jsonl --reward runs/judge \\
+        --temperature 1 --samples 4
+    jaxpref eval ours.jsonl --against theirs.jsonl --reward runs/dpo \\
+        --out compared.json
 """
 _GENERATION = {
     "max_new_tokens": (int, "tokens of an answer at most"),

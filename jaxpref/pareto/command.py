@@ -24,8 +24,8 @@ from jaxpref.settings import keys_help, named, numbers
 from jaxpref.storage.paths import as_path
 from jaxpref.training.progress import training_progress
 
-EPILOG = """the config is that of a run (`jaxpref train --help`) without `objective`, with a section
-`pareto`:
+EPILOG = """the config is that of a run (`jaxpref train --help`) without `objective`, with a
+section `pareto`:
     pareto:
       objectives:
         # pairs; its reward is learned by DPO
@@ -34,11 +34,16 @@ EPILOG = """the config is that of a run (`jaxpref train --help`) without `object
         - {name: brief, reward: "rule:words"}
       weights: [[0.1, 0.9], [0.5, 0.5], [0.9, 0.1]]      # or grid: 10
       methods: [dpo, modpo, mod, soup_deltas]
-a front that was killed goes on where it was when the same command is given again
+a front that was killed goes on where it was when the same command is given
+again
 
     jaxpref pareto CONFIG.yaml
-    jaxpref pareto runs/front --reference-point helpful=0 brief=-60      # only the report
-    jaxpref pareto --compare runs/front runs/other     # on the same prompts; differences are paired
+
+    # only the report
+    jaxpref pareto runs/front --reference-point helpful=0 brief=-60
+
+    # on the same prompts; differences are paired
+    jaxpref pareto --compare runs/front runs/other
 
 """ + keys_help(ParetoConfig, "pareto.")
 

@@ -25,12 +25,14 @@ from jaxpref.progress import progress
 from jaxpref.settings import load_config, merged_settings, save_config
 
 EPILOG = """\
-It compiles the very step that `jaxpref train` would run, for devices that need not exist.  Shapes
-are enough: of the model a config.json, and no data.  docs/plan.md says how to read the result.
+It compiles the very step that `jaxpref train` would run, for devices that need
+not exist.  Shapes are enough: of the model a config.json, and no data.
+docs/plan.md says how to read the result.
 
   jaxpref plan CONFIG.yaml --topology v5p:2x2x4 mesh.fsdp=16
   jaxpref plan CONFIG.yaml --topology v5p:2x2x4 --search --write planned.yaml
-  jaxpref plan CONFIG.yaml --topology v6e:4x4 --prompt 1024 --answer 512 --json plan.json
+  jaxpref plan CONFIG.yaml --topology v6e:4x4 --prompt 1024 --answer 512 \\
+      --json plan.json
 """
 
 

@@ -22,16 +22,20 @@ from jaxpref.settings import for_all_models, named
 from jaxpref.storage.paths import as_path
 
 EPILOG = f"""rewards
-    a run                            its scalar head, or its implicit reward beta * log(pi / ref)
+    a run                            its scalar head, or its implicit reward
+                                     beta * log(pi / ref)
     adapter:DIR,base=MODEL,beta=0.1  the implicit reward of a PEFT adapter
     a directory                      a reward model in Hugging Face form
     module:function, FILE.py:function
     column:NAME                      a score that the data has already
 {RULES_HELP}
 
-    jaxpref score pairs.jsonl --reward good=runs/good --reward brief=rule:words --out scored.jsonl
-    jaxpref score pairs.jsonl --reward kind=rule:vader --calibrate kind_pairs.jsonl --out new.jsonl
-    jaxpref score scored.jsonl --scalarise both=worst_case:good=0.7,brief=0.3 --out both.jsonl"""
+    jaxpref score pairs.jsonl --reward good=runs/good \\
+        --reward brief=rule:words --out scored.jsonl
+    jaxpref score pairs.jsonl --reward kind=rule:vader \\
+        --calibrate kind_pairs.jsonl --out new.jsonl
+    jaxpref score scored.jsonl --scalarise both=worst_case:good=0.7,brief=0.3 \\
+        --out both.jsonl"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,9 +15,9 @@ from jaxpref.rewards.tokens import token_count_reward
 from jaxpref.types import Group
 
 RULES_HELP = """    rule:words                       minus the number of words
-    rule:tokens:MODEL                minus the number of tokens, by the tokenizer of a model or run
+    rule:tokens:MODEL                minus the number of its tokenizer's tokens
     rule:vader                       VADER's compound sentiment, -1 to 1
-    rule:readability                 Flesch's reading ease: 60 to 70 is plain English, higher easier
+    rule:readability                 Flesch's reading ease: 60 to 70 is plain
     rule:profanity                   minus the number of profane words"""
 
 _WORDS_KEPT = 1 << 16

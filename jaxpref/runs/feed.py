@@ -68,7 +68,6 @@ def read_data(pieces: Pieces, which: str) -> tuple[Sequence[EncodedGroup], DataR
     check_weights(groups, {name for part in pieces.parts for name in part.weight_columns})
     sequences = ((group.where, (group.prompt_ids, *group.completion_ids)) for group in groups)
     check_known_tokens(sequences, spec.vocab)
-    check_positions(groups, spec)
     check_size(pieces, groups, training=side == "train")
     return groups, report
 

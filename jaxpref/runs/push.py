@@ -21,10 +21,10 @@ from jaxpref.runs.directory import is_run
 from jaxpref.runs.export import export_run
 
 EPILOG = """examples:
-  jaxpref push runs/dpo --to me/model               the best checkpoint, exported
-  jaxpref push runs/dpo --to me/adapter --adapter   the adapter alone, for PEFT
-  jaxpref push exported --to me/model --private     what was exported before
-  jaxpref push runs/dpo --to me/model --dry-run     what would be uploaded
+  jaxpref push runs/dpo --to me/model              the best checkpoint, exported
+  jaxpref push runs/dpo --to me/adapter --adapter  the adapter alone, for PEFT
+  jaxpref push exported --to me/model --private    what was exported before
+  jaxpref push runs/dpo --to me/model --dry-run    what would be uploaded
 
 The token is that of `hf auth login`, or HF_TOKEN; it needs leave to write.
 """

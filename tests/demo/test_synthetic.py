@@ -49,6 +49,17 @@ class TestReproducible:
     def test_another_seed_another_file(self):
         assert generate(60, seed=7) != generate(60, seed=8)
 
+    def test_training_rows_whose_chosen_answer_is_good(self, tmp_path):
+        paths = write(tmp_path, 200, seed=4, train_on=synthetic.chosen_is_good)
+        train, test = ([json.loads(line) for line in path.read_text().splitlines()] for path in paths)
+        all_train, all_test = generate(200, seed=4)
+        assert test == all_test and train == [row for row in all_train if row in train]
+        assert len(all_train) / 4 < len(train) < len(all_train) * 3 / 4
+        for row in train:
+            scores = row["scores_chosen"]
+            assert scores["correctness"] == 1 and scores["politeness"] >= 0.75
+            assert len(row["chosen"][0]["content"].split()) <= 15
+
     def test_written_rows_are_the_generated_rows(self, tmp_path):
         paths = write(tmp_path / "new" / "folder", 60, 3, test_fraction=0.3)
         assert [path.name for path in paths] == ["train.jsonl", "test.jsonl"]
