@@ -58,7 +58,7 @@ Dimension letters, suffixes of array names and of einsum strings; each has one m
         r  head size
         w  numbers of which the connector makes an embedding
         u  width between two maps of the connector
-    models, objectives, step, generation, evaluation, online, pareto
+    models, objectives, step, generation, evaluation, online, pareto, demo
         O  objectives, or their policies and references
         W  resamples of a bootstrap
         X  points of a front or a figure
