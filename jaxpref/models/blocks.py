@@ -275,12 +275,12 @@ class Block(nn.Module):
             mix = Delta(spec, self.lora, name="delta")
         else:
             mix = Attention(spec, self.lora, self.attend, name="attention")
-        normed_RLD = norm_if(before, "attention_norm", x_RLD)
+        normed_RLD = layers.computed_once(norm_if(before, "attention_norm", x_RLD))
         mixed_RLD, own = mix(normed_RLD, memory.get(self.mixer), shared, layer)
         if memory:
             memory = memory | {self.mixer: own}
         x_RLD = added(x_RLD, norm_if(after, "attention_post_norm", mixed_RLD))
-        normed_RLD = norm_if(before, "mlp_norm", x_RLD)
+        normed_RLD = layers.computed_once(norm_if(before, "mlp_norm", x_RLD))
         if spec.experts:
             mixture = Experts(spec, self.token_axis, name="experts")
             out_RLD, chosen = mixture(normed_RLD, shared.real_RL)

@@ -79,6 +79,15 @@ def _einsum(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
+def computed_once(x: jax.Array) -> jax.Array:
+    """`x`, on a TPU in memory before it is used.
+
+    Its compiler computes what is cheap once more in each product that takes it, for every block of
+    the product, and the matrix units wait for that.
+    """
+    return jax.lax.platform_dependent(x, tpu=jax.lax.optimization_barrier, default=lambda x: x)
+
+
 def _product_forward(equation, x, w):
     return product(equation, x, w), (x, w)
 
@@ -87,7 +96,7 @@ def _product_backward(equation, saved, dy):
     x, w = saved
     inputs, y_axes = equation.split("->")
     x_axes, w_axes = inputs.split(",")
-    dy = dy.astype(x.dtype)
+    dy = computed_once(dy.astype(x.dtype))
     whole = _gathered(as_array(w, x.dtype), w_axes)
     dx = _einsum(f"{y_axes},{w_axes}->{x_axes}", dy, whole).astype(x.dtype)
     if is_quantised(w):

@@ -146,3 +146,19 @@ def test_lengths_at_which_transformers_changes_its_frequencies_are_refused(name,
 )
 def test_yarn_reaches_as_far_as_its_factor(name, longest):
     assert spec_from_hf(ROPES[name]["config"], name).longest_sequence == longest
+
+
+def test_what_is_computed_once_stays_as_it_is_and_costs_nothing_elsewhere():
+    def loss(x_RLD, w_DF):
+        return jnp.sum(jnp.square(layers.product("RLD,DF->RLF", layers.computed_once(x_RLD), w_DF)))
+
+    x, w = jax.random.normal(jax.random.key(0), (2, 3, 4)), jax.random.normal(jax.random.key(1), (4, 5))
+    traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, w)
+    barriers = {
+        platform: traced.lower(lowering_platforms=(platform,)).as_text().count("optimization_barrier")
+        for platform in ("tpu", "cpu", "cuda")
+    }
+    assert barriers == {"tpu": 3, "cpu": 0, "cuda": 0}  # of x, its gradient and that of the product
+    by_autodiff = jax.grad(lambda x, w: jnp.sum(jnp.square(x @ w)), (0, 1))(x, w)
+    for ours, theirs in zip(jax.grad(loss, (0, 1))(x, w), by_autodiff, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)

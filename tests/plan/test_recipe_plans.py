@@ -18,8 +18,8 @@ PLANNED = {
 }
 """Recipe -> its slice, and the other options of the plan in its header."""
 
-LEAST_MFU = {"llama31_8b_dpo_v5p": 0.5, "llama31_8b_dpo_v6e": 0.3}
-"""Of the better end of the predicted range; 0.59 and 0.36 when it was written."""
+LEAST_MFU = {"llama31_8b_dpo_v5p": 0.5, "llama31_8b_dpo_v6e": 0.4}
+"""Of the better end of the predicted range; 0.59 and 0.42 when it was written."""
 
 
 def test_every_recipe_for_a_tpu_has_a_plan():
