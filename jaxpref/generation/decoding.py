@@ -53,6 +53,8 @@ class DecodingModel(NamedTuple):
     [R, V], up to a constant of the row; state with these tokens)."""
     look: Callable[[Any, Pictures], Any] | None = None
     """(params, pictures) -> what `read` takes of them; None: not all models see pictures."""
+    pictures_whole: bool = False
+    """As of `Model`."""
 
 
 class PromptPictures(NamedTuple):
@@ -96,7 +98,13 @@ def decoding_model(model: Model, unstacked: bool = False) -> DecodingModel:
     else:
         params_for_decoding = state_for_decoding = lambda tree: tree
     return DecodingModel(
-        model.init_cache, read, params_for_decoding, state_for_decoding, next_logits, model.look
+        model.init_cache,
+        read,
+        params_for_decoding,
+        state_for_decoding,
+        next_logits,
+        model.look,
+        model.pictures_whole,
     )
 
 
@@ -219,8 +227,10 @@ class Generator:
         with jax.set_mesh(self._mesh):
             state = _start(self._model.start, rows, length + self.max_new_tokens)
             looked = self._look(pictures, rows)
-            for index in range(0, length, CHUNK):
-                part = np.s_[:, index : index + CHUNK]
+            whole = looked is not None and self._model.pictures_whole
+            size = length if whole else CHUNK
+            for index in range(0, length, size):
+                part = np.s_[:, index : index + size]
                 chunk = [self._put(x) for x in (token_RL[part], position_RL[part], np.int32(index))]
                 if looked is not None:
                     chunk += [looked, self._put(at_RL[part])]

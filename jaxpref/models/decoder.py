@@ -246,7 +246,8 @@ def build_model(
         # Blockwise: on a mesh, another attention may not take a single row.
         attend_one_row = partial(_attend_rows, partial(blockwise, **options))
         token_RL = jnp.zeros((1, attention_block), jnp.int32)
-        inputs = token_RL, token_RL, token_RL > 0, (token_RL, token_RL), paths_of(token_RL)
+        rows = Mask(token_RL, token_RL)
+        inputs = token_RL, token_RL, token_RL > 0, rows, paths_of(token_RL)
         params = decoder(attend_one_row, "tokens").init(key, *inputs)["params"]
         if spec.vision is not None:
             params = params | tower.init(jax.random.fold_in(key, 1), spec, WEIGHT_INIT)
@@ -270,7 +271,7 @@ def build_model(
     def run(router, params, rows, key, noise, weights_RLO, pictures):
         token_RL, position_RL, expiry_RL = rows
         rngs = {} if key is None else {"dropout": key}
-        visibility = expiry_RL, position_RL
+        visibility = Mask(expiry_RL, position_RL, start_RL=_starts(spec, pictures))
         inputs = token_RL, position_RL, expiry_RL > 0, visibility, paths_of(expiry_RL)
         module = decoder(attend_rows, "tokens", router)
         optional = {"noise": noise, "weights_RLO": weights_RLO}
@@ -313,7 +314,12 @@ def build_model(
 
     def extend(params, token_RC, position_RC, cache, index, pictures=None):
         position_RI = lax.dynamic_update_slice_in_dim(cache["position"], position_RC, index, 1)
-        positions = kv_cache.CachePositions(position_RC, position_RI, index)
+        first_RI = position_RI
+        if (start_RC := _starts(spec, pictures)) is not None:
+            # As positions; all tokens of a tile are in this call (`Model.pictures_whole`).
+            start_RC = position_RC - (jnp.arange(start_RC.shape[1])[None] - start_RC)
+            first_RI = lax.dynamic_update_slice_in_dim(first_RI, start_RC, index, 1)
+        positions = kv_cache.CachePositions(position_RC, position_RI, index, first_RI)
         attend_cached = partial(kv_cache.attend, **options)
         module = decoder(attend_cached, None, unstacked="layers" not in params)
         real_RC, paths = position_RC >= 0, None
@@ -339,6 +345,7 @@ def build_model(
         weight_columns=tuple(weight_columns),
         hidden_and_router=hidden_and_router if spec.experts else None,
         look=look if spec.vision else None,
+        pictures_whole=spec.vision is not None and spec.vision.mutual,
         init_cache=new_cache,
         extend=extend,
         unstack_layers=unstack_layers,
@@ -346,9 +353,19 @@ def build_model(
     )
 
 
-def _attend_rows(attend, q_RLNH, k_RLMH, v_RLMH, sink_N, memory, rows, layer):
+def _starts(spec: ModelSpec, pictures: Pictures | Looked | None) -> jax.Array | None:
+    """`Mask.start_RL`: the tokens of a tile lie one behind the other, and all see its first one."""
+    if pictures is None or not spec.vision.mutual:
+        return None
+    index_RL = pictures.index_RL
+    place_RL = jnp.broadcast_to(jnp.arange(index_RL.shape[1])[None], index_RL.shape)
+    before_RL = jnp.where(index_RL >= 0, index_RL % spec.vision.tile_embeddings, 0)
+    return place_RL - before_RL
+
+
+def _attend_rows(attend, q_RLNH, k_RLMH, v_RLMH, sink_N, memory, rows: Mask, layer):
     """Attention over packed rows, as a layer calls it: there is no memory."""
-    mask = Mask(*rows, layer.get("window"))
+    mask = rows._replace(window=layer.get("window"))
     if context_ways() > 1:
         return spread_attention(attend, q_RLNH, k_RLMH, v_RLMH, mask, sink_N), memory
     sinks = {} if sink_N is None else {"sink_N": sink_N}
