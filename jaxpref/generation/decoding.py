@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
+from jaxpref.generation.pictures import PromptPictures, stacked_pixels
 from jaxpref.generation.sampling import Sampling, choose, row_keys
 from jaxpref.models.chunked_head import logits
 from jaxpref.models.model import Model
@@ -55,15 +56,6 @@ class DecodingModel(NamedTuple):
     """(params, pictures) -> what `read` takes of them; None: not all models see pictures."""
     pictures_whole: bool = False
     """As of `Model`."""
-
-
-class PromptPictures(NamedTuple):
-    """The pictures of a prompt."""
-
-    pixels_pijc: np.ndarray
-    """uint8 tiles."""
-    index_L: np.ndarray
-    """As of `types.Pictures`, of the prompt's tokens."""
 
 
 def decodes_unstacked(mesh: Mesh) -> bool:
@@ -248,15 +240,9 @@ class Generator:
 
     def _look(self, pictures: Sequence[PromptPictures | None], rows: int) -> Any:
         """What the tower makes of the prompts' pictures; None: there are none."""
-        tiles = [0 if own is None else len(own.pixels_pijc) for own in pictures]
-        if not any(tiles):
+        pixels_Rpijc = stacked_pixels(pictures, rows)
+        if pixels_Rpijc is None:
             return None
-        most = 1 << (max(tiles) - 1).bit_length()  # few shapes are compiled
-        (side,) = {own.pixels_pijc.shape[1:] for own in pictures if own is not None}
-        pixels_Rpijc = np.zeros((rows, most, *side), np.uint8)
-        for row, own in enumerate(pictures):
-            if own is not None:
-                pixels_Rpijc[row, : tiles[row]] = own.pixels_pijc
         none = self._put(np.zeros((rows, 0), np.int32))
         return _look(self._model.look, self._params, Pictures(self._put(pixels_Rpijc), none))
 
