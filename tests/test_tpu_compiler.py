@@ -114,6 +114,30 @@ def test_a_mixture_of_experts_on_v5e_2x2():
     assert_nothing_whole(result)
 
 
+def without_single_layers(result):
+    """Without parameters that are one layer, so that they are gathered whole: patches of a tower, connectors."""
+    stacked = [shape for shape in result["parameters"] if len(shape) < 3 or shape[0] >= 12]
+    return {**result, "parameters": stacked}
+
+
+def test_a_smolvlm_step_on_v5e_2x2():
+    """SmolVLM-256M on ten tiles a row: a few GiB, and no layer of the tower is whole on a chip but while it runs."""
+    result = compile_for("smolvlm-256m")
+    assert result["arguments"] < 1.1 * GIB
+    assert result["arguments"] + result["temporaries"] < 8 * GIB
+    assert_nothing_whole(without_single_layers(result))
+
+
+def test_a_llava_7b_step_on_v5p_2x2x1():
+    """All weights trained: parameters, two moments and the reference; and with a frozen base and an adapter."""
+    whole, adapter = compile_for("llava-1.5-7b"), compile_for("llava-1.5-7b-lora")
+    assert whole["arguments"] == pytest.approx((4 + 4 + 4 + 2) * whole["count"] / 4, rel=0.02)
+    assert adapter["arguments"] < 2.2 * whole["count"] / 4
+    for result in (whole, adapter):
+        assert result["arguments"] + result["temporaries"] < 60 * GIB
+        assert_nothing_whole(without_single_layers(result))
+
+
 def test_a_llama_3_1_8b_step_on_v5p_2x2x4():
     """8.03 B parameters, fsdp=4 x tensor=4, 32 rows of 2,048 tokens, over 16 chips of 95 GiB."""
     result = compile_for("llama-3.1-8b")

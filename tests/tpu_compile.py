@@ -24,7 +24,7 @@ from jaxpref.models.decoder import build_model
 from jaxpref.models.fused_attention import choose_attention
 from jaxpref.models.parameters import LORA
 from jaxpref.models.placement import param_shardings
-from jaxpref.models.spec import LayerKind, Llama3Rope, ModelSpec
+from jaxpref.models.spec import LayerKind, Llama3Rope, ModelSpec, VisionSpec
 from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.plan.chips import CHIPS, parse_slice
 from jaxpref.plan.compiled import slice_devices
@@ -41,6 +41,17 @@ from jaxpref.step.train_step import make_train_step
 
 SMOLLM2 = ModelSpec("llama", 49152, 576, 1536, 30, 9, 3, 64, 8192, 1e5, 1e-5, True)
 EVEN = dataclasses.replace(SMOLLM2, heads=8, kv_heads=4)
+SIGLIP = VisionSpec(
+    image_size=512, patch_size=16, width=768, ffn=3072, layers=12, heads=12, norm_eps=1e-6, activation="gelu_tanh",
+    connector="shuffle", tile_embeddings=64, token_id=49190, mean=(0.5,) * 3, std=(0.5,) * 3,
+)  # fmt: skip
+SMOLVLM = ModelSpec("idefics3", 49280, 576, 1536, 30, 9, 3, 64, 8192, 1e5, 1e-5, False, vision=SIGLIP)
+CLIP = VisionSpec(
+    image_size=336, patch_size=14, width=1024, ffn=4096, layers=24, heads=16, norm_eps=1e-5, activation="quick_gelu",
+    connector="mlp", tile_embeddings=576, token_id=32000, mean=(0.5,) * 3, std=(0.5,) * 3, layers_run=23,
+    class_token=True,
+)  # fmt: skip
+LLAVA = ModelSpec("llava", 32064, 4096, 11008, 32, 32, 32, 128, 4096, 1e4, 1e-5, False, vision=CLIP)
 LLAMA = ModelSpec(
     "llama", 128256, 4096, 14336, 32, 32, 8, 128, 131072, 5e5, 1e-5, False, Llama3Rope(8.0, 1.0, 4.0, 8192)
 )
@@ -80,6 +91,10 @@ CASES = {
     "llama-3.1-8b-4096-full": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"]),
     "llama-3.1-8b-4096-v6e": (LLAMA, "v6e:4x4", (1, 16, 1), 1, 32, LONG, ["dpo"]),
     "llama-3.1-8b-4096-lora": (LLAMA, "v5p:2x2x4", (1, 16, 1), 1, 32, LONG, ["dpo"], {"rank": 16}),
+    # Pairs about pictures: SmolVLM-256M cuts each into 4 tiles and one, LLaVA 1.5 takes it in one.
+    "smolvlm-256m": (SMOLVLM, "v5e:2x2", (1, 4, 1), 2, 4, RowShape(1024, 256, 2, 3, 10), ["mdpo"]),
+    "llava-1.5-7b": (LLAVA, "v5p:2x2x1", (1, 4, 1), 1, 4, RowShape(2048, 512, 2, 3, 4), ["mdpo"]),
+    "llava-1.5-7b-lora": (LLAVA, "v5p:2x2x1", (1, 4, 1), 1, 4, RowShape(2048, 512, 2, 3, 4), ["mdpo"], {"rank": 16}),
     "two-slices": (EVEN, "v5e:2x2", (2, 2, 2), 3, 4, RowShape(512, 320, 7, 2), ["dpo"], {"slices": 2}),
     "llama-3.1-8b-131072": (LLAMA, "v5p:4x4x4", (1, 1, 1), 1, 1, CONVERSATION, ["dpo"], SPREAD),
     **{
@@ -130,7 +145,7 @@ def main(case: str) -> None:
     state = jax.tree.map(place, shapes, shardings)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((micro_batches, *x.shape), x.dtype, sharding=batch_sharding(mesh, leading=1)),
-        empty_batch(rows, shape, []),
+        empty_batch(rows, shape, [], tile_size=spec.vision.image_size if spec.vision else 0),
     )
     replicated = NamedSharding(mesh, P())
     began = time.time()

@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
+from jaxpref.generation.pictures import PromptPictures, stacked_pixels
 from jaxpref.generation.sampling import Sampling, choose, row_keys
 from jaxpref.models.chunked_head import logits
 from jaxpref.models.model import Model
@@ -53,15 +54,8 @@ class DecodingModel(NamedTuple):
     [R, V], up to a constant of the row; state with these tokens)."""
     look: Callable[[Any, Pictures], Any] | None = None
     """(params, pictures) -> what `read` takes of them; None: not all models see pictures."""
-
-
-class PromptPictures(NamedTuple):
-    """The pictures of a prompt."""
-
-    pixels_pijc: np.ndarray
-    """uint8 tiles."""
-    index_L: np.ndarray
-    """As of `types.Pictures`, of the prompt's tokens."""
+    pictures_whole: bool = False
+    """As of `Model`."""
 
 
 def decodes_unstacked(mesh: Mesh) -> bool:
@@ -96,7 +90,13 @@ def decoding_model(model: Model, unstacked: bool = False) -> DecodingModel:
     else:
         params_for_decoding = state_for_decoding = lambda tree: tree
     return DecodingModel(
-        model.init_cache, read, params_for_decoding, state_for_decoding, next_logits, model.look
+        model.init_cache,
+        read,
+        params_for_decoding,
+        state_for_decoding,
+        next_logits,
+        model.look,
+        model.pictures_whole,
     )
 
 
@@ -219,8 +219,10 @@ class Generator:
         with jax.set_mesh(self._mesh):
             state = _start(self._model.start, rows, length + self.max_new_tokens)
             looked = self._look(pictures, rows)
-            for index in range(0, length, CHUNK):
-                part = np.s_[:, index : index + CHUNK]
+            whole = looked is not None and self._model.pictures_whole
+            size = length if whole else CHUNK
+            for index in range(0, length, size):
+                part = np.s_[:, index : index + size]
                 chunk = [self._put(x) for x in (token_RL[part], position_RL[part], np.int32(index))]
                 if looked is not None:
                     chunk += [looked, self._put(at_RL[part])]
@@ -238,15 +240,9 @@ class Generator:
 
     def _look(self, pictures: Sequence[PromptPictures | None], rows: int) -> Any:
         """What the tower makes of the prompts' pictures; None: there are none."""
-        tiles = [0 if own is None else len(own.pixels_pijc) for own in pictures]
-        if not any(tiles):
+        pixels_Rpijc = stacked_pixels(pictures, rows)
+        if pixels_Rpijc is None:
             return None
-        most = 1 << (max(tiles) - 1).bit_length()  # few shapes are compiled
-        (side,) = {own.pixels_pijc.shape[1:] for own in pictures if own is not None}
-        pixels_Rpijc = np.zeros((rows, most, *side), np.uint8)
-        for row, own in enumerate(pictures):
-            if own is not None:
-                pixels_Rpijc[row, : tiles[row]] = own.pixels_pijc
         none = self._put(np.zeros((rows, 0), np.int32))
         return _look(self._model.look, self._params, Pictures(self._put(pixels_Rpijc), none))
 

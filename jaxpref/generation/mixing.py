@@ -184,6 +184,7 @@ def mixture_of(models: tuple[tuple[DecodingModel, int], ...], rule: Rule) -> Dec
         state_for_decoding,
         next_logits,
         look if all(model.look is not None for model in each) else None,
+        any(model.pictures_whole for model in each),
     )
 
 

@@ -1,7 +1,8 @@
 """Causal attention over packed, prefix-shared rows.
 
 A key at index k is visible to the query at index q of the same row iff k <= q < expiry[k] and,
-where the layer has a window, position[q] - position[k] < window.
+where the layer has a window, position[q] - position[k] < window.  Where tokens see later ones
+too (those of a picture, in Gemma 3), start[k] stands for k: the first query that sees the key.
 
 Blockwise with an online softmax (Milakov & Gimelshein, arXiv 1805.02867; FlashAttention, arXiv
 2205.14135), so that [L, L] attention logits never exist, and with the mask of FlashMask (arXiv
@@ -39,6 +40,8 @@ class Mask(NamedTuple):
     """int32 position inside its own branch; read where there is a window."""
     window: jax.Array | None = None
     """int32 scalar, tokens; None: no window, and nothing of it in the program."""
+    start_RL: jax.Array | None = None
+    """int32, the first index whose query may see the key; None: its own, of every key."""
 
 
 def attention(
@@ -116,7 +119,11 @@ def visible_blocks(mask: Mask, block, block_i):
         visible_ij = expiry_j[None, :] > (block_i * block)[:, None]
     else:
         visible_ij = _within_window(mask, block, block_i)
-    visible_ij &= jnp.arange(blocks)[None, :] <= block_i[:, None]
+    if mask.start_RL is None:
+        visible_ij &= jnp.arange(blocks)[None, :] <= block_i[:, None]
+    else:
+        start_j = mask.start_RL.reshape(-1, blocks, block).min((0, 2))
+        visible_ij &= start_j[None, :] < ((block_i + 1) * block)[:, None]
     visible_first_ij = jnp.argsort(~visible_ij, axis=1, stable=True)
     return visible_ij.sum(1, dtype=jnp.int32), visible_first_ij.astype(jnp.int32)
 
@@ -154,7 +161,10 @@ def _masked(logits_RMJqk, mask: Mask, i, j, block):
     index_q = i * block + jnp.arange(block)
     index_k = j * block + jnp.arange(block)
     expiry_Rk = _block(mask.expiry_RL, j, block, 1)
-    visible_Rqk = (index_k[None, None, :] <= index_q[None, :, None]) & (
+    start_Rk = index_k[None, :]
+    if mask.start_RL is not None:
+        start_Rk = _block(mask.start_RL, j, block, 1)
+    visible_Rqk = (start_Rk[:, None, :] <= index_q[None, :, None]) & (
         index_q[None, :, None] < expiry_Rk[:, None, :]
     )
     if mask.window is not None:

@@ -18,17 +18,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxpref.errors import InputError
-from jaxpref.models import deltanet, kv_cache, layers, periods, tower, unstacked
+from jaxpref.models import deltanet, kv_cache, periods, tower, unstacked
 from jaxpref.models.attention import ATTENTION, Mask, attention
 from jaxpref.models.blocks import PRODUCT, WEIGHT_INIT, Block, Carry, Norm, Shared
-from jaxpref.models.context import spread_attention
+from jaxpref.models.decoder_inputs import attend_rows, collections, layer_numbers, starts
 from jaxpref.models.embedding import Embed, Seen
 from jaxpref.models.lora import LoraSpec
 from jaxpref.models.misfits import misfits
 from jaxpref.models.model import Model
-from jaxpref.models.parameters import LORA, SCALAR_HEADS, cast_for_products
+from jaxpref.models.parameters import SCALAR_HEADS, cast_for_products
 from jaxpref.models.spec import Mixer, ModelSpec
-from jaxpref.sharding import constrain, context_ways
+from jaxpref.sharding import constrain
 from jaxpref.types import Looked, Pictures
 
 # What the backward pass keeps of a layer's forward pass; everything else is recomputed.
@@ -39,8 +39,6 @@ REMAT_POLICIES: dict[str, Any] = {
     # gradients of their own, into which the policies for dot products do not look.
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION),
 }
-
-_NO_WINDOW = 2**30  # more than any position
 
 
 class Head(nn.Module):
@@ -89,7 +87,7 @@ class Decoder(nn.Module):
         embed = Embed(spec, self.vocab_rows, self.token_axis, name="embed")
         x_RLD = embed(token_RL, position_RL, self.dtype, noise, seen)
         router_RL2E = jnp.zeros((*token_RL.shape, 2, spec.experts)) if self.router else None
-        rope, numbers = _layer_numbers(spec, position_RL)
+        rope, numbers = layer_numbers(spec, position_RL)
         carry = Carry(x_RLD, {} if memory is None else memory, router_RL2E)
         shared = Shared(rope, real_RL, visibility, paths, weights_RLO)
         if self.unstacked:
@@ -159,28 +157,6 @@ class Decoder(nn.Module):
         )
 
 
-def _layer_numbers(spec: ModelSpec, position_RL):
-    """Rotations, and {name: [Y]} numbers in which the layers differ.
-
-    What no layer has is not in the program.
-    """
-    mixers = spec.mixers
-    numbers = {"index": jnp.asarray([mixers[:y].count(mixer) for y, mixer in enumerate(mixers)])}
-    if any(kind.window is not None for kind in spec.kinds):
-        numbers["window"] = jnp.asarray(
-            [kind.window or _NO_WINDOW for kind in spec.kinds], jnp.int32
-        )
-    if spec.learned_positions:
-        return None, numbers
-    kinds = [kind.rope for kind in spec.kinds] or ["global"]
-    names = list(dict.fromkeys(kinds))
-    tables = [layers.rope_tables(position_RL, spec, name) for name in names]
-    if len(names) == 1:
-        return tables[0], numbers
-    numbers["rope"] = jnp.asarray([names.index(kind) for kind in kinds], jnp.int32)
-    return jax.tree.map(lambda *x: jnp.stack(x), *tables), numbers
-
-
 def build_model(
     spec: ModelSpec,
     *,
@@ -236,7 +212,7 @@ def build_model(
     chunk = min(attention_block, deltanet.LONGEST_CHUNK)
     if attend is None:
         attend = blockwise
-    attend_rows = partial(_attend_rows, partial(attend, **options))
+    attend_packed = partial(attend_rows, partial(attend, **options))
     decoder = partial(Decoder, spec, lora, vocab_rows, dtype, remat, scan)
 
     def paths_of(expiry_RL):
@@ -244,9 +220,10 @@ def build_model(
 
     def init(key):
         # Blockwise: on a mesh, another attention may not take a single row.
-        attend_one_row = partial(_attend_rows, partial(blockwise, **options))
+        attend_one_row = partial(attend_rows, partial(blockwise, **options))
         token_RL = jnp.zeros((1, attention_block), jnp.int32)
-        inputs = token_RL, token_RL, token_RL > 0, (token_RL, token_RL), paths_of(token_RL)
+        rows = Mask(token_RL, token_RL)
+        inputs = token_RL, token_RL, token_RL > 0, rows, paths_of(token_RL)
         params = decoder(attend_one_row, "tokens").init(key, *inputs)["params"]
         if spec.vision is not None:
             params = params | tower.init(jax.random.fold_in(key, 1), spec, WEIGHT_INIT)
@@ -270,13 +247,13 @@ def build_model(
     def run(router, params, rows, key, noise, weights_RLO, pictures):
         token_RL, position_RL, expiry_RL = rows
         rngs = {} if key is None else {"dropout": key}
-        visibility = expiry_RL, position_RL
+        visibility = Mask(expiry_RL, position_RL, start_RL=starts(spec, pictures))
         inputs = token_RL, position_RL, expiry_RL > 0, visibility, paths_of(expiry_RL)
-        module = decoder(attend_rows, "tokens", router)
+        module = decoder(attend_packed, "tokens", router)
         optional = {"noise": noise, "weights_RLO": weights_RLO}
         if pictures is not None:
             optional["seen"] = see(params, pictures, key)
-        return module.apply(_collections(params, lora), *inputs, **optional, rngs=rngs)
+        return module.apply(collections(params, lora), *inputs, **optional, rngs=rngs)
 
     def hidden(
         params,
@@ -313,7 +290,12 @@ def build_model(
 
     def extend(params, token_RC, position_RC, cache, index, pictures=None):
         position_RI = lax.dynamic_update_slice_in_dim(cache["position"], position_RC, index, 1)
-        positions = kv_cache.CachePositions(position_RC, position_RI, index)
+        first_RI = position_RI
+        if (start_RC := starts(spec, pictures)) is not None:
+            # As positions; all tokens of a tile are in this call (`Model.pictures_whole`).
+            start_RC = position_RC - (jnp.arange(start_RC.shape[1])[None] - start_RC)
+            first_RI = lax.dynamic_update_slice_in_dim(first_RI, start_RC, index, 1)
+        positions = kv_cache.CachePositions(position_RC, position_RI, index, first_RI)
         attend_cached = partial(kv_cache.attend, **options)
         module = decoder(attend_cached, None, unstacked="layers" not in params)
         real_RC, paths = position_RC >= 0, None
@@ -321,7 +303,7 @@ def build_model(
             paths = deltanet.cached_paths(real_RC, spec.delta.taps, chunk)
         inputs = token_RC, position_RC, real_RC, positions, paths, cache["layers"]
         seen = None if pictures is None else see(params, pictures)
-        carry = module.apply(_collections(params, lora), *inputs, seen=seen)
+        carry = module.apply(collections(params, lora), *inputs, seen=seen)
         return carry.x_RLD, {"layers": carry.memory, "position": position_RI}
 
     def unstack_layers(params):
@@ -339,31 +321,9 @@ def build_model(
         weight_columns=tuple(weight_columns),
         hidden_and_router=hidden_and_router if spec.experts else None,
         look=look if spec.vision else None,
+        pictures_whole=spec.vision is not None and spec.vision.mutual,
         init_cache=new_cache,
         extend=extend,
         unstack_layers=unstack_layers,
         unstack_cache=partial(kv_cache.unstack_layers, spec),
     )
-
-
-def _attend_rows(attend, q_RLNH, k_RLMH, v_RLMH, sink_N, memory, rows, layer):
-    """Attention over packed rows, as a layer calls it: there is no memory."""
-    mask = Mask(*rows, layer.get("window"))
-    if context_ways() > 1:
-        return spread_attention(attend, q_RLNH, k_RLMH, v_RLMH, mask, sink_N), memory
-    sinks = {} if sink_N is None else {"sink_N": sink_N}
-    return attend(q_RLNH, k_RLMH, v_RLMH, mask, **sinks), memory
-
-
-def _collections(params, lora: LoraSpec | None):
-    """Linen's collections of a parameter tree."""
-    if LORA in params and lora is None:
-        raise InputError(
-            "an adapter's LoraSpec",
-            f"params[{LORA!r}] for a model built without",
-            "set build_model(lora=)",
-        )
-    collections = {"params": {k: v for k, v in params.items() if k not in (SCALAR_HEADS, LORA)}}
-    if LORA in params:
-        collections["lora"] = params[LORA]
-    return collections

@@ -75,6 +75,15 @@ def choose_attention(
     """
     if asked == "xla":
         return AttentionChoice("xla", "as model.attention says", None)
+    if spec.vision is not None and spec.vision.mutual:
+        why = "tokens of a picture see each other"
+        if asked == "auto":
+            return AttentionChoice("xla", why, None)
+        raise InputError(
+            "a model whose tokens see earlier ones alone, for kernels of attention",
+            f"model.attention={asked}, but {why}",
+            "set model.attention=xla",
+        )
     name = asked
     if asked == "auto":
         name = "pallas" if device.platform == "tpu" else "tokamax"

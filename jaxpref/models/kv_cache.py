@@ -26,6 +26,9 @@ class CachePositions(NamedTuple):
     """int32, of the keys, those just written among them; -1 where there is none."""
     start: jax.Array
     """int32 scalar, the first index of the cache that is written."""
+    first_RI: jax.Array
+    """int32, position of the first query that sees the key: its own, or that of the first token of
+    a picture whose tokens see each other."""
 
 
 class States(NamedTuple):
@@ -168,5 +171,5 @@ def _written(kept, new, y, start):
 
 def _visible(positions: CachePositions, window):
     query, key = positions.position_RC[:, :, None], positions.position_RI[:, None, :]
-    visible_RCI = (key >= 0) & (key <= query)
+    visible_RCI = (key >= 0) & (positions.first_RI[:, None, :] <= query)
     return visible_RCI if window is None else visible_RCI & (query - key < window)

@@ -51,6 +51,8 @@ class Model:
 
     None: the model sees no pictures.
     """
+    pictures_whole: bool = False
+    """Whether all tokens of a tile must be in one call of `extend`, for they see each other."""
     init_cache: Callable[[int, int], Any] | None = None
     """(rows, length) -> an empty cache for `extend`."""
     extend: Callable[..., tuple[jax.Array, Any]] | None = None

@@ -129,6 +129,11 @@ class VisionSpec:
     mean: tuple[float, float, float]
     """Of each colour, taken from pixels between 0 and 1, which are then divided by `std`."""
     std: tuple[float, float, float]
+    mutual: bool = False
+    """Whether the tokens of a tile see each other, the later ones too (Gemma 3)."""
+    around_ids: tuple[int, ...] = ()
+    """Of the tokens before and after a picture's, where the config says them; read by no part of
+    the model."""
     layers_run: int | None = None
     """Layers whose output is used; None: all, and the norm behind them."""
     class_token: bool = False

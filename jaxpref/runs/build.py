@@ -262,6 +262,13 @@ def make_decoder(
         vocab_multiple = vocab_ways(mesh)
     if source.own is not None:
         return source.own.model(dtype, tuple(heads), vocab_multiple)
+    vision = source.spec.vision
+    if vision is not None and vision.mutual and config.mesh.context > 1:
+        raise InputError(
+            "mesh.context=1 for a model whose tokens of a picture see each other",
+            f"mesh.context={config.mesh.context} and model_type {source.spec.family}",
+            "spread weights by mesh.fsdp and mesh.tensor; lower data.row_length for less memory",
+        )
     if source.spec.delta is not None and config.mesh.context > 1:
         raise InputError(
             "mesh.context=1 for a model with layers of Gated DeltaNet",

@@ -50,12 +50,14 @@ def golden(case: str, directory: Path) -> dict:
     for number, (prompt, completions, tiles) in enumerate(cases.groups(case)):
         pictures = inputs(case, number) if tiles else {}
         if tiles:
-            features = model.model.get_image_features(**pictures, return_dict=True).pooler_output
+            features = model.model.get_image_features(pictures["pixel_values"], return_dict=True).pooler_output
             embeddings.append(rounded(torch.cat([x.reshape(-1, x.shape[-1]) for x in features]).detach()))
         else:
             embeddings.append([])
         for completion in completions:
             tokens = torch.tensor([prompt + completion])
+            if case == "gemma3":  # by which it knows the tokens of a picture
+                pictures["token_type_ids"] = (tokens == cases.TOKEN).int()
             own = model(tokens, **pictures).logits[0, len(prompt) - 1 : -1]
             logits.append(rounded(own.detach()))
             logps = torch.log_softmax(own, -1)[torch.arange(len(completion)), torch.tensor(completion)]

@@ -33,6 +33,7 @@ from jaxpref.types import EncodedGroup, Pictures
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 VALUES = 1e-4  # absolute, float32 against torch's float32, on logits of up to 6 and embeddings of up to 9
+SLOW = ("llava", "smolvlm")
 GRADIENTS = 1e-3  # relative to the largest element, and for projections to the norm, of a tensor's gradient
 
 
@@ -140,7 +141,7 @@ def test_embeddings(load, case):
             assert len(ours) == 1 or np.abs(ours[0] - ours[-1]).max() > 100 * VALUES, "tiles and patches differ"
 
 
-@pytest.mark.parametrize("case", ["idefics3", "llava", pytest.param("smolvlm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", ["idefics3", "gemma3", *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW)])
 def test_logits_and_gradients_in_one_row_that_shares_prompts(load, case):
     batch = make_batch(case, share=True)
     assert batch.token_RL.shape[0] == 1, "all groups in one row"
@@ -165,6 +166,30 @@ def test_the_same_on_a_mesh(load, case):
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, shardings)
         check((spec, placed, wanted), make_batch(case, share=False, rows=4), case)
+
+
+@pytest.mark.parametrize("case", ["idefics3", "gemma3"])
+def test_a_prompt_read_into_a_cache(load, case):
+    """Behind padding, and what comes after it one token at a time."""
+    spec, params, wanted = load(case)
+    model = build_model(spec, attention_block=16)
+    prompt, completions, _ = cases.groups(case)[0]
+    tokens, padding, new = np.array(prompt + completions[0]), 3, len(completions[0])
+    index_L = np.full(len(prompt), -1)
+    index_L[tokens[: len(prompt)] == cases.TOKEN] = np.arange(2 * cases.EMBEDDINGS[case])
+    row = lambda x, value: np.concatenate([np.full(padding, value), x])[None].astype(np.int32)
+    pictures = Pictures(cases.pixels(case, 0)[None], row(index_L, -1))
+    cache = model.init_cache(1, padding + len(tokens))
+    positions = row(np.arange(len(prompt)), -1)
+    read = row(tokens[: len(prompt)], 0), positions
+    hidden_RCD, cache = jax.jit(model.extend)(params, *read, cache, jnp.int32(0), pictures)
+    ours = [logits(model, hidden_RCD[:, -1:], model.head(params))[0, 0]]
+    for t in range(len(prompt), len(tokens) - 1):
+        one = tokens[t : t + 1][None].astype(np.int32), np.full((1, 1), t, np.int32)
+        hidden_RCD, cache = jax.jit(model.extend)(params, *one, cache, jnp.int32(padding + t))
+        ours.append(logits(model, hidden_RCD, model.head(params))[0, 0])
+    assert len(ours) == new
+    np.testing.assert_allclose(np.array(ours), wanted["logits"][0], atol=VALUES, rtol=0)
 
 
 @pytest.mark.parametrize("case", cases.CASES)

@@ -33,6 +33,8 @@ def test_an_export_has_the_same_logits_in_transformers(load, case, tmp_path):  #
     for number, (prompt, completions, tiles) in enumerate(cases.groups(case)):
         pictures = inputs(spec.vision, cases.pixels(case, number), case) if tiles else {}
         for completion in completions:
+            if case == "gemma3":
+                pictures["token_type_ids"] = torch.tensor([[int(t == cases.TOKEN) for t in prompt + completion]])
             with torch.no_grad():
                 logits = model.eval()(torch.tensor([prompt + completion]), **pictures).logits[0]
             np.testing.assert_allclose(logits[len(prompt) - 1 : -1].numpy(), next(kept), atol=VALUES, rtol=0)

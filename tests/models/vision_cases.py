@@ -44,9 +44,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             image_token_index=TOKEN, image_seq_length=4,
         ),
     ),
+    "gemma3": (
+        "Gemma3Config",
+        dict(
+            text_config={
+                **{key: value for key, value in _TEXT.items() if key not in ("model_type", "rope_theta")},
+                "num_hidden_layers": 4, "head_dim": 12, "tie_word_embeddings": True, "sliding_window": 10,
+                "query_pre_attn_scalar": 7, "sliding_window_pattern": 3,
+            },
+            vision_config={**_TOWER, "image_size": 46, "model_type": "siglip_vision_model", "vision_use_head": False},
+            mm_tokens_per_image=9, image_token_index=TOKEN, boi_token_index=65, eoi_token_index=66,
+        ),
+    ),
 }  # fmt: skip
 """Name -> transformers' config class, and what it is called with."""
-EMBEDDINGS = {"idefics3": 4, "smolvlm": 1, "llava": 4}
+EMBEDDINGS = {"idefics3": 4, "smolvlm": 1, "llava": 4, "gemma3": 9}
 """Of a tile."""
 
 

@@ -23,6 +23,7 @@ from jaxpref.models.families import (
     attributes,
     gemma2,
     gemma3,
+    gemma3_pictures,
     gpt2,
     gpt_oss,
     granite,
@@ -64,7 +65,7 @@ FAMILIES = {
 }
 
 TEXT_PARTS = {
-    "gemma3": gemma3.text_part,
+    "gemma3": gemma3_pictures.text_part,
     "idefics3": smolvlm.text_part,
     "llava": llava.text_part,
     "qwen3_5": qwen3_5.text_part,
@@ -73,7 +74,12 @@ TEXT_PARTS = {
 """By the `model_type` of multimodal models: what finds the config of the text part."""
 
 
-WITH_PICTURES = {"idefics3": smolvlm, "llava": llava, "smolvlm": smolvlm}
+WITH_PICTURES = {
+    "gemma3": gemma3_pictures,
+    "idefics3": smolvlm,
+    "llava": llava,
+    "smolvlm": smolvlm,
+}
 """By the `model_type` of multimodal models that can be read whole."""
 
 

@@ -1,7 +1,7 @@
 """Gemma 3, text only: five local layers to a global one, each kind with a RoPE of its own.
 
-The models of 4B and more are published with an image encoder, as `model_type: gemma3`.  Their text
-part is read, and written as the text model that it is.
+The models of 4B and more are published with an image encoder, as `model_type: gemma3`
+(`gemma3_pictures.py`).  Their text part is read, and written as the text model that it is.
 """
 
 from typing import Any
@@ -12,7 +12,6 @@ from jaxpref.models.families.hf_config import (
     SLIDING,
     ConfigReader,
     layer_kinds,
-    read_text_part,
 )
 from jaxpref.models.families.rope import read_ropes, written_ropes
 from jaxpref.models.families.tensors import (
@@ -67,18 +66,6 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     kinds = layer_kinds(read, layer_types, read.optional_size("sliding_window"), ropes)
     read.finish()
     return ModelSpec(family="gemma3_text", qk_norm="head", kinds=kinds, **fields)
-
-
-def text_part(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """The config of a multimodal Gemma 3's text part; errors as of `hf_config.read_text_part`."""
-    images = ["vision_config", "mm_tokens_per_image"]
-    images += [
-        f"{token}_token_{end}" for token in ("boi", "eoi", "image") for end in ("index", "id")
-    ]
-    read = ConfigReader(config, "multimodal Gemma 3", where, ignored=images)
-    read.only("model_type", "gemma3")
-    read.only("architectures", ["Gemma3ForConditionalGeneration"])
-    return read_text_part(read, "gemma3_text")
 
 
 def to_hf(spec: ModelSpec) -> dict[str, Any]:
