@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jaxpref.config import Config
 from jaxpref.demo import synthetic
@@ -101,8 +102,8 @@ def _shown_answers(rows: Sequence[Mapping[str, Any]], before: _Answers, after: _
         strict=True,
     ):
         question = row["prompt"][-1]["content"]
-        table.add_row(question, "greedy", old, new)
-        table.add_row("", "sampled", old_drawn, new_drawn, end_section=True)
+        table.add_row(question, "greedy", Text(old), Text(new))
+        table.add_row("", "sampled", Text(old_drawn), Text(new_drawn), end_section=True)
     return table
 
 
