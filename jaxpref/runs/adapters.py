@@ -47,7 +47,10 @@ def adapter_spec(config: AdapterConfig, model: ModelSpec) -> LoraSpec | None:
     if config.path is not None:
         spec = peft.read_spec(config.path, model, modules=True)
         return spec if config.dropout is None else replace(spec, dropout=config.dropout)
-    targets = lora.find_targets(config.targets, peft.target_names(model))
+    names = peft.target_names(model)
+    if config.kind != "lora":  # pictures are of no token, and objective weights are of tokens
+        names = {t: own for t, own in names.items() if lora.path_of(t).startswith("layers/")}
+    targets = lora.find_targets(config.targets, names)
     _check_rank(config.rank, targets, model)
     return LoraSpec(
         config.rank,

@@ -20,7 +20,7 @@ def case(kind: str):
     """x, w, an adapter of one layer that adds something, and weights of every token."""
     spec, keys = SPECS[kind], jax.random.split(jax.random.key(0), 4)
     w = jax.random.normal(keys[0], (1, *W_SHAPE))
-    adapter = lora.init(keys[1], {"attention": {"q": w}}, spec)["layers"]["attention"]["q"]
+    adapter = lora.init(keys[1], {"layers": {"attention": {"q": w}}}, spec)["layers"]["attention"]["q"]
     adapter = {name: leaf + 0.3 for name, leaf in adapter.items()}
     x = jax.random.normal(keys[2], X_SHAPE)
     weights_RLO = jax.random.dirichlet(keys[3], jnp.ones(3), X_SHAPE[:2])
@@ -84,7 +84,7 @@ def test_gradients_reach_every_leaf_and_not_the_weights(kind):
 @pytest.mark.parametrize("kind", SPECS)
 def test_a_new_adapter_adds_nothing(kind):
     w = jnp.ones((2, *W_SHAPE))
-    tree = lora.init(jax.random.key(0), {"attention": {"q": w}}, SPECS[kind])
+    tree = lora.init(jax.random.key(0), {"layers": {"attention": {"q": w}}}, SPECS[kind])
     adapter = tree["layers"]["attention"]["q"]
     assert not adapter["b"].any() and all(leaf.any() for name, leaf in adapter.items() if name != "b")
     assert all(len(leaf) == 2 for leaf in adapter.values()), "stacked over the layers"
