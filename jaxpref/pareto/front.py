@@ -139,6 +139,7 @@ class Front:
         measure: what the axes show.
         points: in the order of tables.
         prompts: of the answers; a prompt that was answered several times is there as often.
+        pictures: of every prompt, as `data:` URLs; empty: none has any.
         about: what else belongs to the record (configuration, versions, seeds, commands), as JSON
             can hold it.
     Errors: InputError where points do not fit each other.
@@ -150,9 +151,10 @@ class Front:
     points: Sequence[Point]
     prompts: Sequence[str] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Sequence[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
-        for key in ("objectives", "points", "prompts"):
+        for key in ("objectives", "points", "prompts", "pictures"):
             object.__setattr__(self, key, list(getattr(self, key)))
         object.__setattr__(self, "about", _plain(self.about))
         if problems := list(self._problems()):
@@ -169,6 +171,8 @@ class Front:
             yield f"objectives: {self.objectives}; two or more of different names are needed"
         if not self.points:
             yield "no points"
+        if self.pictures and len(self.pictures) != len(self.prompts):
+            yield f"pictures of {len(self.pictures)} prompts, of {len(self.prompts)}"
         for name, count in Counter(point.name for point in self.points).items():
             if count > 1:
                 yield f"{count} points named {name}"

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from jaxpref.conditioning.weights import weighted_prompt
 from jaxpref.data.encode import encode_prompts
+from jaxpref.data.pictures.processor import with_read_pictures
 from jaxpref.data.rewrite import configured, groups_of
 from jaxpref.errors import InputError
 from jaxpref.files import whole_file
@@ -97,6 +98,7 @@ def _check_room_for_weights(front: FrontConfig, pieces: Pieces, prompts: Sequenc
         vocabulary=pieces.source.spec.vocab,
         positions=pieces.source.spec.longest_sequence,
         max_new_tokens=front.pareto.answers.max_new_tokens,
+        processor=pieces.processor,
     )
 
 
@@ -169,13 +171,15 @@ def asked_prompts(front: FrontConfig, pieces: Pieces) -> tuple[list[Group], list
     if asked.prompts is None:
         prompts = first_prompts(front, pieces, "eval")
     else:
-        prompts = read_prompts(asked.prompts)[: asked.count]
+        read = read_prompts(asked.prompts)[: asked.count]
+        prompts = [with_read_pictures(prompt, pieces.processor) for prompt in read]
     ids = prompt_ids(
         prompts,
         pieces.tokenizer,
         vocabulary=spec.vocab,
         positions=spec.longest_sequence,
         max_new_tokens=asked.max_new_tokens,
+        processor=pieces.processor,
     )
     return prompts, ids
 
@@ -194,12 +198,14 @@ def first_prompts(front: FrontConfig, pieces: Pieces, side: str) -> list[Group]:
     for objective in front.pareto.objectives:
         paths = getattr(objective, side) or getattr(data, side)
         groups = groups_of(configured(data, paths, side))
-        prompts = [replace(group, completions=(), columns={}) for group in groups]
-        of_objective[objective.name] = prompts
+        of_objective[objective.name] = [
+            with_read_pictures(replace(group, completions=(), columns={}), pieces.processor)
+            for group in groups
+        ]
     fitting = (
         prompt
         for prompt in _in_turns(of_objective)
-        if len(encode_prompts([prompt], pieces.tokenizer)[0]) <= longest
+        if len(encode_prompts([prompt], pieces.tokenizer, pieces.processor)[0]) <= longest
     )
     prompts = list(islice(fitting, asked.count))
     if not prompts:

@@ -38,9 +38,16 @@ def _ratios(front: FrontConfig, policies: FrontPolicies) -> list[np.ndarray]:
     """Per prompt [N, O] log-ratios of the objectives' DPO policies to the reference."""
     prompts, reference = first_prompts(front, policies.pieces, "train"), policies.reference()
     settings = replace(answer_settings(front), sampling=Sampling(1.0), samples=_ANSWERS)
-    ids = encode_prompts(prompts, policies.pieces.tokenizer)
+    pieces = policies.pieces
+    ids = encode_prompts(prompts, pieces.tokenizer, pieces.processor)
     groups = [
-        EncodedGroup(ids[answer.prompt_index], (answer.token_ids,), number, f"answer {number}")
+        EncodedGroup(
+            ids[answer.prompt_index],
+            (answer.token_ids,),
+            number,
+            f"answer {number}",
+            pictures=answer.pictures,
+        )
         for number, answer in enumerate(reference.generate(prompts, settings))
     ]
     logps = [reference.logps(groups)]

@@ -105,7 +105,7 @@ class EvaluationSet:
         for groups in self.held_out.values():
             for group in groups:
                 answers = frozenset(ids.tobytes() for ids in group.completion_ids[:2])
-                first_of.setdefault((group.prompt_ids.tobytes(), answers), group)
+                first_of.setdefault((group.prompt_key, answers), group)
         return [
             replace(group, completion_ids=group.completion_ids[:2], row_id=number, columns={})
             for number, group in enumerate(first_of.values())
@@ -134,11 +134,14 @@ class EvaluationSet:
             for prompt, ids in zip(answers["prompts"], answers["token_ids"], strict=True):
                 number = len(groups)
                 completion_ids = (np.array(ids, np.int32),)
-                groups.append(
-                    EncodedGroup(
-                        self.prompt_ids[prompt], completion_ids, number, f"answer {number}"
-                    )
+                group = EncodedGroup(
+                    self.prompt_ids[prompt],
+                    completion_ids,
+                    number,
+                    f"answer {number}",
+                    pictures=self.prompts[prompt].pictures,
                 )
+                groups.append(group)
         logps_of_row = policy.logps(groups)
         flat = [float(logps_of_row[number][0]) for number in range(len(groups))]
         return split_by_policy(flat, answers_of_policies)
@@ -155,14 +158,14 @@ class EvaluationSet:
 
 
 def _answer_keys(group: EncodedGroup) -> list[AnswerKey]:
-    return [(group.prompt_ids.tobytes(), ids.tobytes()) for ids in group.completion_ids[:2]]
+    return [(group.prompt_key, ids.tobytes()) for ids in group.completion_ids[:2]]
 
 
 def _accuracy(groups: Sequence[EncodedGroup], ratios: Mapping[AnswerKey, float]) -> Estimate:
     chosen_larger = [
         ratios[chosen] > ratios[rejected] for chosen, rejected in map(_answer_keys, groups)
     ]
-    return mean_estimate(chosen_larger, units_of([group.prompt_ids.tobytes() for group in groups]))
+    return mean_estimate(chosen_larger, units_of([group.prompt_key for group in groups]))
 
 
 def split_by_policy(

@@ -20,6 +20,7 @@ from jaxpref.pareto.rewards import judge, judge_digest
 from jaxpref.pareto.run_configs import single_out
 from jaxpref.pareto.settings import front_settings
 from jaxpref.pareto.stages import Stages
+from jaxpref.pareto.thumbnails import thumbnails
 from jaxpref.pareto.told_pairs import HeldOutTexts
 from jaxpref.runs.feed import read_data
 from jaxpref.runs.metrics import read_jsonl
@@ -69,7 +70,9 @@ def measured_front(front: FrontConfig, singles: Mapping[str, Config], stages: St
         points.append(_point(front, entry, measured))
     prompts = [_text(evaluation.prompts[i]) for i in answers[0]["prompts"]]
     title = f"{' against '.join(front.names)}: {as_path(front.run.model.path).name}"
-    return Front(title, front.names, "reward", points, prompts, _about(front))
+    shown = [thumbnails(evaluation.prompts[i]) for i in answers[0]["prompts"]]
+    pictures = shown if any(shown) else []
+    return Front(title, front.names, "reward", points, prompts, _about(front), pictures)
 
 
 def _evaluation_set(
@@ -173,7 +176,15 @@ def _point(front: FrontConfig, entry: Entry, measured: _Measured) -> Point:
 def _text(prompt: Group) -> str:
     if isinstance(prompt.prompt, str):
         return prompt.prompt
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt.prompt)
+    return "\n\n".join(f"{message['role']}: {_content(message)}" for message in prompt.prompt)
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    """A message's text, with a note where a picture stands."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "[picture] ") for part in content)
 
 
 def _about(front: FrontConfig) -> dict[str, Any]:

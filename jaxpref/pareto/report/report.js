@@ -215,6 +215,8 @@ function buildSide(side) {
 function drawAnswers() {
   at("prompt").textContent = front.prompts[view.prompt] ?? "";
   at("prompt").hidden = !front.prompts.length;
+  const pictures = front.pictures[view.prompt] ?? [];
+  at("pictures").replaceChildren(...pictures.map((src) => element("img", { src, alt: "picture of the prompt" })));
   for (const side of ["a", "b"]) {
     const { point, sweep, weights, ...parts } = sides[side];
     parts.select.value = sweepKey(sweep);

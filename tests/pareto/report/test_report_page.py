@@ -4,15 +4,19 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import fronts
 import pytest
+from PIL import Image
 
 from jaxpref.evaluation.bootstrap import Bootstrap
+from jaxpref.pareto.front import read_front
 from jaxpref.pareto.report.write import write_front
+from jaxpref.pareto.thumbnails import thumbnails
+from jaxpref.types import Group, Picture
 
 QUICK = Bootstrap(resamples=100)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -119,6 +123,25 @@ def rows_of(dom: Node) -> list[str]:
 
 def drawn_points(dom: Node) -> set[str]:
     return {mark.attributes["data-point"] for mark in dom.one(id="chart").all("g", class_="point")}
+
+
+@browser
+def test_pictures_stand_beside_the_answers(tmp_path):
+    """Drawn from the page itself, which may load nothing."""
+    Image.new("RGB", (600, 300), "red").save(tmp_path / "red.png")
+    prompt = Group("what?", (), 0, "row 0", pictures=(Picture(file=str(tmp_path / "red.png")),))
+    [url] = thumbnails(prompt)
+    study = fronts.study()
+    pictures = [[url], *[[] for _ in study.prompts[1:]]]
+    write_front(replace(study, pictures=pictures), tmp_path / "front", bootstrap=QUICK)
+    assert read_front(tmp_path / "front").pictures == pictures
+    for number, expected in (1, "256 x 128"), (2, "none"):
+        look = """const image = document.querySelector("#pictures img");
+        if (image) await image.decode();
+        note("size", image ? `${image.naturalWidth} x ${image.naturalHeight}` : "none");"""
+        page = driven(tmp_path / "front" / "report.html", look, tmp_path / f"{number}.html")
+        dom, console = opened(page, f"prompt={number}", tmp_path / f"profile {number}")
+        assert (dom.one(id="size").text, console) == (expected, [])
 
 
 @browser
