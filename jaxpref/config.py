@@ -61,8 +61,8 @@ class AdapterConfig:
     """Share of the adapter's inputs dropped in training; null: that of the adapter at `path`,
     otherwise none."""
     targets: Names | None = None
-    """Adapted weights, as regular expressions: q, attention/q or the checkpoint's q_proj; null: all
-    but experts."""
+    """Adapted weights, as regular expressions: q, attention/q or the checkpoint's q_proj, vision (a
+    tower's), connector; null: all but experts and towers."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead (rsLoRA)."""
     dora: bool = False
