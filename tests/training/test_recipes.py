@@ -94,6 +94,15 @@ def test_files_of_summaries(data):
     assert len(files["eval.jsonl"]) == 5
 
 
+def test_mdpo_is_the_scripts_run():
+    run = load_config(CONFIGS / "mdpo_llava.yaml")
+    [part] = bind(run.objective, OBJECTIVES, TRANSFORMS)
+    assert part.name == "mdpo" and part.hyperparameters == {"beta": 0.1, "conditional": 1, "anchor": 1, "delta": 0}
+    assert run.model.pictures and run.data.columns == {"images": "img_path"}
+    assert (run.adapter.rank, run.adapter.alpha, run.train.batch_size, run.train.epochs) == (64, 128, 32, 3)
+    assert (run.optim.learning_rate, run.optim.b2, run.optim.weight_decay) == (1e-5, 0.98, 0.05)
+
+
 # ---- configs/recipes: models that people have
 
 RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))

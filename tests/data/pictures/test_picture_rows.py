@@ -124,6 +124,14 @@ def test_plain_text_says_itself_where_pictures_stand(load, tokenizer):
     assert text_of(group, tokenizer).endswith("<fake_token_around_image>\nwhat? ")
 
 
+def test_rows_as_the_authors_of_mdpo_write_them(load, tokenizer):
+    """Plain texts; the prompt is a dialog with its picture's place."""
+    dialog = {"prompt": "A chat. USER: <image>\nWhy? ASSISTANT:", "chosen": " So.", "rejected": " No."}
+    (group,), _ = load([{"img_path": "0.png", **dialog}], columns={"images": "img_path"})
+    assert len(group.pictures) == 1 and text_of(group, tokenizer, 0) == " So.<|im_end|>"
+    assert text_of(group, tokenizer).endswith("<fake_token_around_image>\nWhy? ASSISTANT:")
+
+
 def test_rows_with_and_without_pictures_mix(load, processor):
     groups, report = load([row(0), row(1, images=None, prompt="1 + 1 = ", chosen="2", rejected="3"), row(2)])
     assert [len(group.pictures) for group in groups] == [1, 0, 1]
