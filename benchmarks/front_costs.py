@@ -103,6 +103,8 @@ def tries_of(fronts: dict[tuple[float, int], Front]) -> list[Try]:
     tries = []
     for volume in sweep_volumes(whole):
         method, _, number = volume.sweep.method.partition(".")
+        if not number:  # the reference
+            continue
         rate, steps = settings[int(number)]
         costs = [whole.points[index].cost for index in volume.sweep.points]
         everything = total_work(costs)
