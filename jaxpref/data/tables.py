@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxpref.data.pictures.decode import as_rgb
 from jaxpref.data.readers import Rows
+from jaxpref.errors import InputError
 from jaxpref.storage.local_copies import version_of
 from jaxpref.storage.paths import is_bucket
 
@@ -36,6 +38,11 @@ class Table:
 
 def _of_value(value: Any) -> str:
     """Of what JSON does not have: bytes, and pictures and arrays, whose repr leaves out most."""
+    if hasattr(value, "getexif"):  # of PIL: palette and rotation are not among its bytes
+        try:
+            value = as_rgb(value, "")
+        except InputError:  # which reading the row tells with its place
+            return repr(value)
     if hasattr(value, "tobytes"):
         shape = getattr(value, "shape", getattr(value, "size", None))
         return f"{type(value).__name__} {shape} {hashlib.sha256(value.tobytes()).hexdigest()}"

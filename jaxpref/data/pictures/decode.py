@@ -77,21 +77,9 @@ def decoded(data: bytes, where: str) -> "Image.Image":
     Raises:
         RowError: it is refused (see above); `reason` says why.
     """
-    Image = pillow()
     with _broken_is_refused(where):
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        width, height = image.size
-        if width * height > MOST_PIXELS:
-            raise _huge(f"{width} x {height} pixels", where)
-        # A JPEG of several pictures (MPO, as telephones write) has one and its thumbnails.
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-            raise RowError(
-                "animated picture",
-                "one picture in a file",
-                f"{where}: {image.n_frames} in a {image.format}",
-                "store the one that is meant, or drop the row",
-            )
-        return as_rgb(image, where)
+        image = pillow().open(io.BytesIO(data), formats=_FORMATS)
+    return as_rgb(image, where)
 
 
 @contextmanager
@@ -123,6 +111,27 @@ def _huge(size: str, where: str) -> RowError:
 
 def as_rgb(image: "Image.Image", where: str) -> "Image.Image":
     """An open picture upright, in RGB; errors as of `decoded`."""
+    with _broken_is_refused(where):
+        _check_one_of_a_size(image, where)
+        return _upright_rgb(image, where)
+
+
+def _check_one_of_a_size(image: "Image.Image", where: str) -> None:
+    """Before anything is decoded.  Raises: RowError for a huge picture, and for several in one."""
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise _huge(f"{width} x {height} pixels", where)
+    # A JPEG of several pictures (MPO, as telephones write) has one and its thumbnails.
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        raise RowError(
+            "animated picture",
+            "one picture in a file",
+            f"{where}: {image.n_frames} in a {image.format}",
+            "store the one that is meant, or drop the row",
+        )
+
+
+def _upright_rgb(image: "Image.Image", where: str) -> "Image.Image":
     from PIL import ImageOps
 
     Image = pillow()

@@ -1,5 +1,6 @@
 """Stored pictures into RGB: every kind of file right, or refused by its reason."""
 
+import io
 import struct
 import zlib
 
@@ -9,6 +10,8 @@ from PIL import Image
 from tiny_pictures import picture, stored
 
 from jaxpref.data.pictures.decode import MOST_PIXELS, as_rgb, decoded, digest_of, stored_bytes
+from jaxpref.data.pictures.rows import as_picture
+from jaxpref.data.tables import Table
 from jaxpref.errors import RowError
 from jaxpref.types import Picture
 
@@ -133,3 +136,33 @@ def test_files_that_are_missing_or_change(tmp_path):
 
 def test_a_picture_in_memory_is_the_same_as_its_file():
     assert np.array_equal(np.asarray(as_rgb(RGB.convert("RGBA"), WHERE)), np.asarray(RGB))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (stored(RGB, "gif", save_all=True, append_images=[picture(1)]), "animated picture"),
+        (stored(RGB, "jpeg")[:-300], "broken picture"),
+    ],
+)
+def test_an_open_picture_is_refused_as_its_file(data, reason):
+    with pytest.raises(RowError) as caught:
+        as_picture(Image.open(io.BytesIO(data)), WHERE, "data[0]")
+    assert caught.value.reason == reason
+
+
+def test_a_digest_of_rows_knows_palettes_and_rotations():
+    """Pixels and bytes are the same; what is seen of them is not."""
+
+    def digest(image):
+        return Table("data", lambda: iter([({"image": image}, "data[0]")])).digest()
+
+    def jpeg(**options):
+        return Image.open(io.BytesIO(stored(RGB, "jpeg", **options)))
+
+    few, turned = RGB.quantize(4), Image.Exif()
+    other = few.copy()
+    other.putpalette(few.getpalette()[::-1])
+    turned[0x112] = 6
+    assert len({digest(few), digest(other), digest(jpeg()), digest(jpeg(exif=turned))}) == 4
+    assert digest(few) == digest(few.copy()) and digest(jpeg()) == digest(jpeg())
