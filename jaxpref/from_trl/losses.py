@@ -58,6 +58,8 @@ def _dpo(options: Mapping[str, Any]) -> list[dict[str, Any]]:
     for loss, weight in zip(losses, weights, strict=True):
         part = _dpo_part(loss, options)
         parts.append(part | ({"weight": weight} if weight != 1.0 else {}))
+    if options.get("rpo_alpha"):  # of older versions, which had no loss "sft"
+        parts.append({"name": "sft", "weight": options["rpo_alpha"]})
     return parts
 
 

@@ -15,6 +15,7 @@ _OPTIONS_OF = {
         "beta",
         "loss_type",
         "loss_weights",
+        "rpo_alpha",
         "label_smoothing",
         "f_divergence_type",
         "ld_alpha",

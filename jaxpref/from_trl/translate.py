@@ -35,6 +35,7 @@ _LOSS_OPTIONS = (
     "beta",
     "loss_type",
     "loss_weights",
+    "rpo_alpha",
     "label_smoothing",
     "ld_alpha",
     "f_divergence_type",
@@ -167,11 +168,13 @@ def _data(options: Options, trainer: str) -> None:
         made.remarks.append("no data was found: set data.train")
     else:
         made.set("data.train", path if isinstance(path, list) else [path])
-    held_out = options.take("test_datasets") or path
-    test = options.take("dataset_test_split", "test")
+    # A dataset has a test split, which is what data.eval reads of it; files have none.
+    held_out = options.take("test_datasets") or (None if isinstance(path, list) else path)
+    split = options.take("dataset_test_split")
     if strategy not in ("no", False) and held_out is not None:
         made.set("data.eval", held_out if isinstance(held_out, list) else [held_out])
-        made.set("data.eval_split", test)
+        if split is not None:
+            made.set("data.eval_split", split)
     options.copy("dataset_config", "data.config_name")
     options.copy("dataset_train_split", "data.train_split")
     options.copy("truncation_mode", "data.truncation")

@@ -120,6 +120,42 @@ def test_a_script_with_everything_in_it(tmp_path):
     assert comments(text)[-1] == "Given, and asking for nothing: fp16" or "fp16" not in loaded(text)
 
 
+FILES_OF_A_SCRIPT = """
+from datasets import load_dataset, load_from_disk
+from trl import DPOConfig, DPOTrainer
+{}
+DPOTrainer("a/b", args=DPOConfig(eval_strategy="steps", eval_steps=5), {})
+"""
+
+
+@pytest.mark.parametrize(
+    ("loads", "given"),
+    [
+        # The trainer says which is which, whatever the splits are called.
+        (
+            'a = load_dataset("json", data_files="held.jsonl", split="train").select(range(8))\n'
+            'b = load_dataset("json", data_files=["one.jsonl"], split="train")',
+            "train_dataset=b, eval_dataset=a",
+        ),
+        (
+            'rows = load_dataset("json", data_files={"train": "one.jsonl", "validation": "held.jsonl"})',
+            'train_dataset=rows["train"], eval_dataset=rows["validation"]',
+        ),
+    ],
+)
+def test_files_that_a_script_trains_on_and_holds_out(tmp_path, loads, given):
+    settings = loaded(written(tmp_path, "dpo.py", FILES_OF_A_SCRIPT.format(loads, given)))
+    assert settings["data"] == {"train": ["one.jsonl"], "eval": ["held.jsonl"]}
+    assert settings["train"]["eval_every"] == 5
+
+
+def test_files_of_a_script_that_holds_nothing_out(tmp_path):
+    loads = 'rows = load_dataset("json", data_files="one.jsonl")\nmore = load_from_disk("two")'
+    text = written(tmp_path, "dpo.py", FILES_OF_A_SCRIPT.format(loads, "train_dataset=rows"))
+    assert loaded(text)["data"] == {"train": ["one.jsonl"]}
+    assert "line 5 reads two too: add it to data.train or .eval" in " ".join(comments(text))
+
+
 def test_a_script_that_takes_options_from_its_command_line(tmp_path):
     """Those of the first command in the docstring; names that hold them in the script are not values."""
     script = '''"""Full:
@@ -144,6 +180,7 @@ dataset = load_dataset(script_args.dataset_name).map(lambda row: row)
 
 
 LOSSES = {
+    "trl dpo --rpo_alpha 0.2": [{"name": "dpo", "beta": 0.1}, {"name": "sft", "weight": 0.2}],
     "trl dpo --loss_type robust --label_smoothing 0.1 --beta 0.5": [{"name": "rdpo", "beta": 0.5, "eps": 0.1}],
     "trl dpo --loss_type ipo --ld_alpha 0.5": [
         {"name": "ipo", "beta": 0.1, "transform": {"name": "ld", "alpha": 0.5}},
