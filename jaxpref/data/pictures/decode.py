@@ -122,11 +122,12 @@ def _check_one_of_a_size(image: "Image.Image", where: str) -> None:
     if width * height > MOST_PIXELS:
         raise _huge(f"{width} x {height} pixels", where)
     # A JPEG of several pictures (MPO, as telephones write) has one and its thumbnails.
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
         raise RowError(
             "animated picture",
             "one picture in a file",
-            f"{where}: {image.n_frames} in a {image.format}",
+            f"{where}: {frames} in a {image.format}",
             "store the one that is meant, or drop the row",
         )
 
