@@ -32,7 +32,7 @@ from jaxpref.plan.estimate import kernel_seconds
 from jaxpref.plan.program import Program
 from jaxpref.runs.adapters import adapter_spec
 from jaxpref.runs.build import param_shapes
-from jaxpref.sharding import batch_sharding, in_host_memory, make_mesh
+from jaxpref.sharding import batch_sharding, make_mesh
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.optim import make_optimizer, make_schedule
 from jaxpref.step.policy import Frozen
@@ -75,12 +75,10 @@ ATTENTION = [
     ("float32", 256, 1, 4096, 512, False),
 ]
 # name: model, slice, mesh (data, fsdp, tensor), micro-batches, rows, row shape, objectives, and what differs from the
-# defaults: sizes of further axes, options of the model, whether moments and reference lie in the hosts' memory
-# (`offload`), and how often the loops run whose count the data decide:
+# defaults: sizes of further axes, options of the model, and how often the loops run whose count the data decide:
 # `chunks` of loss tokens, and `key_blocks` that a block of queries sees
 CASES = {
     "demo": (SMOLLM2, "v5e:2x2", (1, 4, 1), 3, 4, RowShape(512, 320, 7, 2), ["dpo"]),
-    "demo-offload": (SMOLLM2, "v5e:2x2", (1, 4, 1), 3, 4, RowShape(512, 320, 7, 2), ["dpo"], {"offload": True}),
     # Two phases, a sort over the batch, and the KL to the reference in the head.
     "coupled": (SMOLLM2, "v5e:2x2", (1, 4, 1), 3, 4, RowShape(512, 320, 7, 2), ["aot", "tdpo2"]),
     # Experts, windows, soft caps and layers that are not rotated.
@@ -137,11 +135,7 @@ def main(case: str) -> None:
         trained = {LORA: jax.eval_shape(lambda base: lora.init(jax.random.key(0), base, adapter), params)}
         frozen = Frozen(frozen, {})
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, 0), trained)
-    offload = options.get("offload", False)
-    shardings = state_shardings(shapes, mesh, offload=offload)
-    if offload:
-        in_host = lambda x: place(x, in_host_memory(x.sharding))
-        frozen = Frozen(frozen.base, jax.tree.map(in_host, frozen.reference))
+    shardings = state_shardings(shapes, mesh)
     state = jax.tree.map(place, shapes, shardings)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((micro_batches, *x.shape), x.dtype, sharding=batch_sharding(mesh, leading=1)),
@@ -161,7 +155,6 @@ def main(case: str) -> None:
         "seconds": round(time.time() - began),
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
-        "on_host": memory.host_argument_size_in_bytes,
         "parameters": [leaf.shape for leaf in leaves],
         "count": sum(math.prod(leaf.shape) for leaf in leaves),
         "layers": spec.layers,
