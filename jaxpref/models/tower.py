@@ -41,16 +41,21 @@ class Weights(NamedTuple):
 
 
 def init(key: jax.Array, spec: ModelSpec, weight_init) -> dict[str, Any]:
-    """Random parameters of tower and connector: biases 0, norm scales 1, all others as given."""
+    """Random parameters of tower and connector.
+
+    Biases are 0 and norms do nothing yet: their scales are 1, or 0 where 1 is added (the
+    connector's).
+    """
     leaves = {p: leaf for p, leaf in model_leaves(spec).items() if p.startswith(TOWER_PARTS)}
     flat = {}
     for number, (path, leaf) in enumerate(leaves.items()):
-        shape, name = leaf.shape(spec), path.rsplit("/", 1)[1]
+        shape = leaf.shape(spec)
         if leaf.decay:
             flat[path] = weight_init(jax.random.fold_in(key, number), shape)
+        elif path.startswith("vision/") and path.endswith("/scale"):
+            flat[path] = jnp.ones(shape)
         else:
-            ones = name == "scale" and spec.norm != "rms_plus_one" or path.startswith("vision/")
-            flat[path] = jnp.full(shape, float(name == "scale" and ones))
+            flat[path] = jnp.zeros(shape)
     return nest(flat)
 
 

@@ -131,6 +131,7 @@ def merge(
             dtype=np.dtype(dtype),
             generation_config=first.base.generation_config or None,
             model_card=card,
+            processor=first.base.path if first.base.spec.vision else None,
         )
     )
 
