@@ -55,8 +55,9 @@ MOVES = {
 }
 """Evaluation metric and direction; of all others the margin must grow."""
 
-ON_GIVEN_ANSWERS = [name for name in OBJECTIVES if name != "rloo"]
-"""`rloo` trains on answers of its own: tests/online."""
+ELSEWHERE = {"rloo", "mdpo", "mdpo_masked"}
+"""On answers of its own (tests/online), and on pictures (test_picture_training.py)."""
+ON_GIVEN_ANSWERS = [name for name in OBJECTIVES if name not in ELSEWHERE]
 
 
 @pytest.fixture(scope="module")
