@@ -19,7 +19,9 @@ demo: $(VENV)/.ready
 	$(CPU) $(VENV)/bin/jaxpref demo configs/demo.yaml train.resume=auto
 
 demo-pareto: $(VENV)/.ready
-	$(VENV)/bin/python -m jaxpref.demo.synthetic --rows 1000 --seed 0 --test-fraction 0.1 --out runs/demo_pareto/data
+	$(VENV)/bin/python -m jaxpref.demo.synthetic --rows 1000 --seed 0 --test-fraction 0.1 --out runs/demo_pareto/data --long
+	$(CPU) $(VENV)/bin/jaxpref train configs/demo_pareto_first.yaml train.resume=auto
+	$(CPU) $(VENV)/bin/jaxpref export runs/demo_pareto/first --to runs/demo_pareto/model --step latest
 	$(CPU) $(VENV)/bin/jaxpref pareto configs/demo_pareto.yaml
 
 test: $(VENV)/.ready

@@ -277,6 +277,24 @@ def write(
     return paths
 
 
+LONG_BREVITY = 0.5
+"""Below this score for brevity an answer is long."""
+
+
+def long_answers(rows: Sequence[Mapping]) -> list[dict]:
+    """The long answers of the pairs, rude ones too, as rows of one completion each.
+
+    A model that is first trained on them is wordy and polite half of the time, so that what
+    preferences then change is plain to see.
+    """
+    return [
+        {"prompt": row["prompt"], "completion": row[side]}
+        for row in rows
+        for side in ("chosen", "rejected")
+        if row[f"scores_{side}"]["brevity"] < LONG_BREVITY
+    ]
+
+
 def summary(rows: Sequence[Mapping]) -> str:
     """Kinds of the rows, mean scores, how often chosen wins on each axis, and axes conflict."""
     counts = sorted(Counter(row["kind"] for row in rows).items())
@@ -310,6 +328,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--test-fraction", type=float, default=0.2, help="share of test rows (default 0.2)"
     )
     parser.add_argument("--out", required=True, help="directory for train.jsonl and test.jsonl")
+    parser.add_argument(
+        "--long", action="store_true", help="also long.jsonl: the long answers of the training rows"
+    )
     options = parser.parse_args(arguments)
     try:
         paths = write(options.out, options.rows, options.seed, options.test_fraction)
@@ -318,6 +339,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in paths:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         print(f"{path}: {len(rows)} rows\n{summary(rows)}\n")
+        if options.long and path.name == "train.jsonl":
+            _write_long(path.with_name("long.jsonl"), rows)
+
+
+def _write_long(path: Path, rows: Sequence[Mapping]) -> None:
+    answers = long_answers(rows)
+    with whole_file(path) as partial:
+        lines = "".join(json.dumps(answer) + "\n" for answer in answers)
+        partial.write_text(lines, encoding="utf-8", newline="\n")
+    print(f"{path}: {len(answers)} rows\n")
 
 
 if __name__ == "__main__":
