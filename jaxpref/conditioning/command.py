@@ -24,6 +24,7 @@ from jaxpref.conditioning import (
     score_statistics,
 )
 from jaxpref.conditioning.prompts import Prompt
+from jaxpref.data.pictures.rows import as_column
 from jaxpref.data.rewrite import (
     Source,
     add_source_arguments,
@@ -259,7 +260,7 @@ def _condition_prompts(source: Source, out: Path, change: Callable[[Prompt], Pro
 
 
 def _row_of_prompt(group: Group, prompt: Prompt) -> dict[str, Any]:
-    row: dict[str, Any] = {"prompt": prompt}
+    row: dict[str, Any] = {"prompt": prompt, **as_column(group.pictures)}
     if group.tools:
         row["tools"] = group.tools
     if group.template_kwargs:

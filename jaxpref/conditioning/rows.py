@@ -8,6 +8,8 @@ from typing import Any
 
 from jaxpref.conditioning.prompts import Prompt
 from jaxpref.data.dimensions import Preferred, preferred_pairs, scores_of
+from jaxpref.data.pictures.rows import COLUMNS as PICTURES
+from jaxpref.data.pictures.rows import as_column
 from jaxpref.data.rewrite import Source, group_of, rows_of
 from jaxpref.errors import InputError, RowError
 from jaxpref.types import Group
@@ -33,6 +35,7 @@ _KEYS_OF_ANSWERS = {
     "margins_rejected",
     "margin",
     "probability",
+    *PICTURES,
 }
 """Keys of a row that a pair made of it has anew; it keeps the others."""
 
@@ -127,7 +130,7 @@ def _row_of_pair(row: Mapping[str, Any], pair: Group, prompt: Prompt) -> dict[st
     """A pair as a row: its own texts and numbers, and what else the row had."""
     columns = {name: value for name, value in pair.columns.items() if name != f"scores/{_GOAL}"}
     made = {key: value for key, value in row.items() if key not in _KEYS_OF_ANSWERS}
-    made["prompt"] = prompt
+    made |= {"prompt": prompt, **as_column(pair.pictures)}
     made["chosen"], made["rejected"] = pair.completions[:2]
     for k, side in enumerate(("chosen", "rejected")):
         scores = {

@@ -56,6 +56,7 @@ def read_prompts(pieces: Pieces, side: str) -> Prompts:
     """
     data, spec = pieces.config.data, pieces.source.spec
     groups, dropped = _read(data, paths_of(pieces, side), side)
+    _refuse_pictures(groups)
     rows = len(groups) + dropped.total()
     ids = encode_prompts(groups, pieces.tokenizer)
     check_known_tokens(
@@ -83,6 +84,15 @@ def read_prompts(pieces: Pieces, side: str) -> Prompts:
         )
     check_same_rows("prompts" if side == "train" else "held-out prompts", prompts.encoded())
     return prompts
+
+
+def _refuse_pictures(groups: Sequence[Group]) -> None:
+    if seen := next((group for group in groups if group.pictures), None):
+        raise InputError(
+            "prompts of text; answers to pictures are not drawn while training",
+            f"{seen.where}: {len(seen.pictures)} pictures",
+            "train on pairs, or without pictures (data.columns: {images: null})",
+        )
 
 
 def show_prompts(config: Config, console: Console) -> None:

@@ -217,11 +217,16 @@ def first_prompts(front: FrontConfig, pieces: Pieces, side: str) -> list[Group]:
     return prompts
 
 
+def _key(prompt: Group) -> str:
+    """The same for equal prompts; the same question about another picture is another."""
+    return repr((prompt.prompt, [picture.digest for picture in prompt.pictures]))
+
+
 def _in_turns(of_objective: Mapping[str, list[Group]]) -> Iterator[Group]:
     """The distinct prompts: the first of every objective, then the second, and so on."""
     seen = set()
     for turn in zip_longest(*of_objective.values()):
         for group in turn:
-            if group is not None and (key := repr(group.prompt)) not in seen:
+            if group is not None and (key := _key(group)) not in seen:
                 seen.add(key)
                 yield group

@@ -16,6 +16,7 @@ import numpy as np
 from jaxpref.conditioning.rows import ConditionReport, usable_pairs
 from jaxpref.conditioning.weights import draw_weights, weighted_prompt
 from jaxpref.data.dimensions import scores_of
+from jaxpref.data.pictures.rows import as_column
 from jaxpref.data.rewrite import Source, configured, write_lines
 from jaxpref.errors import InputError
 from jaxpref.pareto.config import BY_ADAPTER, SHARED, FrontConfig
@@ -64,7 +65,7 @@ def labelled_rows(
 
 def _kept(group: Group) -> dict[str, Any]:
     """What a row has beside its answers."""
-    kept = {"prompt": group.prompt}
+    kept = {"prompt": group.prompt, **as_column(group.pictures)}
     if group.tools:
         kept["tools"] = group.tools
     if group.template_kwargs:

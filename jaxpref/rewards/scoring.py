@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxpref.data.dimensions import scores_of
+from jaxpref.data.pictures.rows import with_whole_paths
 from jaxpref.data.rewrite import Source, as_source, check_out, group_of, rows_of, write_lines
 from jaxpref.errors import InputError, RowError
 from jaxpref.processes.together import first_does
@@ -198,7 +199,7 @@ def _scored_rows(
         report.rows[kind] += 1
         if kind == "pair":
             _count_agreement(report, values)
-        yield _with_scores(row, kind, values)
+        yield _with_scores(with_whole_paths(row, where, source.columns), kind, values)
 
 
 def _scalarised(

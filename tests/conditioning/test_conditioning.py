@@ -4,6 +4,7 @@ import json
 import re
 from functools import partial
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +68,17 @@ def test_words_before_texts_and_messages():
     assert instructed(CHAT, "Be brief.") == [{"role": "system", "content": "Be brief."}, *CHAT]
     system = [{"role": "system", "content": "You know."}, *CHAT]
     assert instructed(system, "Be brief.") == [{"role": "system", "content": "Be brief.\n\nYou know."}, *CHAT]
+
+
+def test_tags_beside_pictures():
+    place = {"type": "image"}
+    asked = [{"role": "user", "content": [place, {"type": "text", "text": "what"}, place]}]
+    texts = lambda prompt: [part.get("text") for part in prompt[0]["content"]]
+    assert texts(before(asked, "< x > ")) == [None, "< x > what", None]
+    assert texts(behind(asked, "<a> 1 ")) == [None, "what <a> 1", None]
+    alone = [{"role": "user", "content": [place]}]
+    assert texts(before(alone, "< x > ")) == ["< x > ", None]
+    assert texts(instructed([{**alone[0], "role": "system"}], "Look.")) == ["Look.\n\n", None]
 
 
 # ---- controllable DPO
@@ -248,6 +260,33 @@ def test_training_data_and_prompts_of_each_way(call, tmp_path):
     again = tmp_path / "again.jsonl"
     call(held_out, "--as", "ric", "--statistics", tmp_path / "ric.statistics.json", "--out", again)
     assert read(again) == read(tmp_path / "ric.jsonl")[4:]
+
+
+def test_rows_keep_their_pictures_wherever_they_are_written(call, tmp_path, monkeypatch):
+    """By their column and in a message, of a file that is named from the working directory."""
+    monkeypatch.chdir(tmp_path)
+    held = {"type": "image", "path": "b.png"}
+    prompts = [
+        [{"role": "user", "content": "what"}],
+        [{"role": "user", "content": [held, {"type": "text", "text": "what"}]}],
+    ]
+    answers = {key: [{"role": "assistant", "content": key}] for key in ("chosen", "rejected")}
+    scores = {"scores_chosen": {"help": 1}, "scores_rejected": {"help": 0}}
+    rows = [{"prompt": prompt, **answers, **scores} for prompt in prompts]
+    rows[0]["image"] = "a.png"
+    tiny.write_rows(Path("rows.jsonl"), rows)
+    Path("other").mkdir()
+    words = ["--as", "cdpo", "--out", "other/rows.jsonl", "--scores", "help", "--control", "help"]
+    assert call("rows.jsonl", *words)[0] == 0
+    words = ["--as", "metaalign", "--out", "other/asked.jsonl", "--words", "Be kind."]
+    assert call("rows.jsonl", *words)[0] == 0
+    for file in ("rows", "asked"):
+        made = read(Path(f"other/{file}.jsonl"))
+        named = [row["images"] for row in made]
+        assert named == [[str(tmp_path / "a.png")], [str(tmp_path / "b.png")]]
+        assert not any("image" in row for row in made)
+        places = [part for row in made for part in row["prompt"][-1]["content"] if part["type"] == "image"]
+        assert len(places) == len(made)
 
 
 def test_split_of_a_folder(call, tmp_path):

@@ -74,6 +74,12 @@ def test_samples_of_a_prompt_are_one_unit():
     assert (rate.low, rate.high) == pytest.approx((4 / 6, 1.0))  # the prompt q alone, the prompt r alone
 
 
+def test_prompts_with_other_pictures_are_others():
+    seen = [{"prompt": [{"role": "user", "content": "q"}], "images": [f"{i}.png"]} for i in range(2)]
+    ours, theirs = answers("ours", *zip(seen, "ab", strict=True)), answers("theirs", (seen[1], "b"), (seen[0], "a"))
+    assert in_order_of(ours, theirs).texts == ["a", "b"]
+
+
 def test_answers_are_matched_by_prompt():
     ours = answers("ours", ("q", "1"), ("r", "2"), ("q", "3"))
     theirs = answers("theirs", ("r", "b"), ("q", "a"), ("q", "c"))

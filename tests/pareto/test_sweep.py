@@ -13,13 +13,14 @@ import tiny
 from jaxpref.cli import main
 from jaxpref.errors import InputError
 from jaxpref.pareto.front import read_front
-from jaxpref.pareto.inputs import asked_prompts, start_front
+from jaxpref.pareto.inputs import _in_turns, asked_prompts, start_front
 from jaxpref.pareto.run_configs import point_run, single_run
 from jaxpref.pareto.settings import doubtful_bases, load_front_config, make_front_config
 from jaxpref.pareto.sweep import Watch, run_front
 from jaxpref.runs.build import build
 from jaxpref.runs.lock import sole_writer
 from jaxpref.settings import load_config
+from jaxpref.types import Group, Picture
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
@@ -388,6 +389,11 @@ def test_prompts_are_as_long_as_in_training(files, tmp_path):
     prompts, ids = asked_prompts(config, build(config.run))
     asked = [prompt.prompt for prompt in prompts]
     assert "a" in asked and long[0]["prompt"] not in asked and max(map(len, ids)) <= 16
+
+
+def test_a_question_about_another_picture_is_another_prompt():
+    asked = [Group("what", (), i, f"row {i}", pictures=(Picture(digest=digest),)) for i, digest in enumerate("aba")]
+    assert [group.row_id for group in _in_turns({"likes": asked[:1], "short": asked[1:]})] == [0, 1]
 
 
 def test_weights(files, tmp_path):

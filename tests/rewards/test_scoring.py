@@ -60,6 +60,24 @@ def cache(tmp_path):
 # ---- what is written
 
 
+def test_pictures_are_named_by_their_whole_paths(data, tmp_path, monkeypatch):
+    """The rows are written into another folder, where names would mean other files."""
+    monkeypatch.chdir(tmp_path)
+    held = [{"type": "image", "path": "b.png"}, {"type": "text", "text": "b.png"}]
+    rows = [
+        {**PAIRS[0], "pictures": [{"bytes": None, "path": "a.png"}, "/c.png"]},
+        {**PAIRS[1], "prompt": [{"role": "user", "content": held}]},
+    ]
+    for side in ("chosen", "rejected"):
+        rows[1][side] = [{"role": "assistant", "content": side}]
+    data(rows)
+    source = Source(["data.jsonl"], columns={"images": "pictures"})
+    score_data(source, {"f": counting([])}, tmp_path / "other" / "out.jsonl", cache=None)
+    first, second = read(tmp_path / "other" / "out.jsonl")
+    assert first["pictures"] == [{"bytes": None, "path": str(tmp_path / "a.png")}, "/c.png"]
+    assert second["prompt"][0]["content"] == [{**held[0], "path": str(tmp_path / "b.png")}, held[1]]
+
+
 def test_scores_stand_beside_every_answer_and_nothing_else_changes(data, tmp_path, cache):
     out = tmp_path / "scored.jsonl"
     rewards = {"len": counting([]), "words": open_reward("rule:words")}

@@ -87,7 +87,8 @@ def _file(name: str, place: str, where: str) -> str:
             "download the pictures, and write the names of their files",
         )
     path = as_path(name)
-    return str(path if path.is_absolute() else _folder(where) / name)
+    # By its whole path, so that rows may be written elsewhere and read from another directory.
+    return str(path if path.is_absolute() else (_folder(where) / name).absolute())
 
 
 def _folder(where: str) -> Path:
@@ -125,6 +126,12 @@ def column_pictures(row: Mapping[str, Any], where: str) -> tuple[Picture, ...]:
             as_picture(one, f'{where}, key "{key}[{i}]"', where) for i, one in enumerate(values)
         ]
     return tuple(pictures)
+
+
+def as_column(pictures: Sequence[Picture]) -> dict[str, list]:
+    """What a row has of its pictures, wherever it is written: whole paths; {} where it has none."""
+    stored = [{"bytes": bytes(p.data)} if p.file is None else p.file for p in pictures]
+    return {COLUMNS[0]: stored} if stored else {}
 
 
 def _is_one(value: Any) -> bool:
@@ -191,6 +198,45 @@ def digest_of_files(
                 if file.is_file():
                     digest.update(str(file).encode() + digest_of(file.read_bytes()).encode())
     return digest.hexdigest()
+
+
+def with_whole_paths(
+    row: Mapping[str, Any], where: str, columns: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """A row with whole paths of its pictures, to be written into any folder.
+
+    Args:
+        columns: as `data.columns`.
+    """
+    column = columns.get(COLUMNS[0], COLUMNS[0])
+    if column is None:
+        return dict(row)
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, str):
+            return _file(value, where, where)
+        if isinstance(value, list):
+            return [whole(one) for one in value]
+        if isinstance(value, Mapping) and value.get("bytes") is None and value.get("path"):
+            return {**value, "path": whole(value["path"])}
+        return value
+
+    def of_part(part: Any) -> Any:
+        if not isinstance(part, Mapping) or part.get("type") != IMAGE:
+            return part
+        return {key: whole(value) if key in _HELD else value for key, value in part.items()}
+
+    def of_message(message: Any) -> Any:
+        if not isinstance(message, Mapping) or not isinstance(message.get("content"), list):
+            return message
+        return {**message, "content": [*map(of_part, message["content"])]}
+
+    def of_column(key: str, value: Any) -> Any:
+        if key in (column, COLUMNS[1]):
+            return whole(value)
+        return [*map(of_message, value)] if isinstance(value, list) else value
+
+    return {key: of_column(key, value) for key, value in row.items()}
 
 
 def _named_files(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> Iterator[str]:
