@@ -103,5 +103,5 @@ def _lines(console: Console, every: int | None) -> Update:
 
 
 def _line(what: str, done: int, total: int | None, text: str) -> str:
-    count = f"{what}:" if total is None else f"{what} {done}/{total}"
-    return f"{count}  {text}".rstrip()
+    start = f"{what}: " if total is None else f"{what} {done}/{total}  "
+    return f"{start}{text}".rstrip()

@@ -24,7 +24,7 @@ def shown(steps, every=None, **console) -> str:
 
 def test_lines_come_every_so_often_and_at_the_end():
     text = shown([("scores", 0, None, "loading")] + [("scores", i, 7, f"x{i}") for i in range(1, 8)], every=3)
-    assert text.splitlines() == ["scores:  loading", "scores 3/7  x3", "scores 6/7  x6", "scores 7/7  x7"]
+    assert text.splitlines() == ["scores: loading", "scores 3/7  x3", "scores 6/7  x6", "scores 7/7  x7"]
 
 
 def test_without_an_interval_a_line_comes_every_tenth_of_all():
@@ -75,7 +75,7 @@ def test_a_run_says_in_lines_what_its_metrics_say(show, tiny_files, tmp_path, ca
     if not show:
         assert lines == []
         return
-    assert lines[0] == "step:  loading, compiling"
+    assert lines[0] == "step: loading, compiling"
     logged = {line["step"]: line for line in read_jsonl(tmp_path / "run" / "metrics.jsonl") if "loss" in line}
     assert list(logged) == [3, 6, 9, 10]
     for line, (step, values) in zip(lines[1:], logged.items(), strict=True):

@@ -1,8 +1,9 @@
 """Runs side by side: what differs in their settings, their last metrics, and their curves."""
 
 import base64
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import flatten
-from jaxpref.runs.directory import RUN_FILE, is_run
+from jaxpref.runs.directory import RUN_FILE, is_run, objective_from_python
 from jaxpref.runs.metrics import read_history
 from jaxpref.runs.plots import drawn
 from jaxpref.settings import load_config, to_dict
@@ -47,10 +48,8 @@ class Comparison:
 
     def table(self) -> Table:
         """Settings that differ, and the metrics that most look at first."""
-        shown = [name for name in _METRICS if any(name in row for row in self.rows)]
-        table = Table(
-            "run", *self.settings, "step", *(_METRICS[name] for name in shown), box=SIMPLE
-        )
+        shown = _shown(dict.fromkeys(name for row in self.rows for name in row))
+        table = Table("run", *self.settings, "step", *shown.values(), box=SIMPLE)
         for column in table.columns[1:]:
             column.justify = "right"
         for row in self.rows:
@@ -60,7 +59,8 @@ class Comparison:
     def plot(self, png: str | Path) -> Path:
         """The curves of all runs, as a PNG.  Returns: its path."""
         histories = [read_history(run) for run in self.runs]
-        shown = [name for name in _METRICS if any(name in row for h in histories for row in h)]
+        logged = (name for history in histories for line in history for name in line)
+        shown = _shown(dict.fromkeys(logged))
         columns = min(3, max(len(shown), 1))
         colours = colormaps["viridis"].resampled(max(len(self.runs), 2))
         with drawn(png, max(-(-len(shown) // columns), 1), columns) as axes:
@@ -74,7 +74,7 @@ class Comparison:
                         steps, values = zip(*points, strict=True)
                         label, colour = self._label(row), colours(i / max(len(self.runs) - 1, 1))
                         axis.plot(steps, values, style, label=label, color=colour, markersize=3)
-                axis.set(title=_METRICS[name], xlabel="step")
+                axis.set(title=shown[name], xlabel="step")
             if shown:
                 axes.flat[0].legend()
         return as_path(png)
@@ -114,7 +114,7 @@ def compare(runs: Sequence[Any]) -> Comparison:
         )
     if not paths:
         raise InputError("runs to compare", "none", "name their directories")
-    settings = [_flat(to_dict(load_config(path / RUN_FILE))) for path in paths]
+    settings = [_flat(_settings(path)) for path in paths]
     keys = dict.fromkeys(key for one in settings for key in one)
     differing = [
         key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)
@@ -133,6 +133,25 @@ def _names(paths: Sequence[Path]) -> list[str]:
     """The last parts of the paths, where these tell them apart."""
     names = [path.name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    settings = to_dict(load_config(run / RUN_FILE))
+    if functions := objective_from_python(run):
+        settings["objective"] = [{"name": name} for name in functions]
+    return settings
+
+
+def _shown(logged: Collection[str]) -> dict[str, str]:
+    """Metric -> heading, of those that were logged; held-out sets with names have one each."""
+    shown = {}
+    for metric, heading in _METRICS.items():
+        pattern = re.escape(metric).replace("eval/", "eval/(?:(?P<set>[^/]+)/)?", 1)
+        for name in logged:
+            if matched := re.fullmatch(pattern, name):
+                of_set = matched.groupdict().get("set")
+                shown[name] = f"{heading}, {of_set}" if of_set else heading
+    return shown
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

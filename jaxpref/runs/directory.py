@@ -70,17 +70,23 @@ def load_run(
             f"{run} {'has none' if as_path(run).is_dir() else 'does not exist'}",
             "name the directory that `out` gave the run",
         )
-    from_python = as_path(run) / OBJECTIVE_FILE
-    if from_python.is_file() and objective is None:
+    from_python = objective_from_python(run)
+    if from_python and objective is None:
         raise InputError(
             "the objective that was given to `train` in Python",
-            f"{run} was trained with {', '.join(json.loads(from_python.read_text()))}",
+            f"{run} was trained with {', '.join(from_python)}",
             "pass it again as objective=[...]; of new runs, `name: module:function` in the config "
             "is found without",
         )
     config = load_config(as_path(run) / RUN_FILE, overrides)
     check_on_disk(run, config)
     return config
+
+
+def objective_from_python(run: str | Path) -> list[str]:
+    """Names of the functions that are the objective of a run and not in its config."""
+    file = as_path(run) / OBJECTIVE_FILE
+    return json.loads(file.read_text()) if file.is_file() else []
 
 
 def check_on_disk(run: str | Path, config: Config) -> None:

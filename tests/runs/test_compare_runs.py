@@ -39,6 +39,18 @@ def test_rows_hold_what_differs_and_the_last_metrics(runs):
     assert comparison._repr_html_().count("data:image/png;base64,iVBOR") == 1
 
 
+def test_an_objective_from_python_and_held_out_sets_with_names(runs, tmp_path):
+    """Its name is in no config: functions are not written there."""
+    sets = [{"step": 5, "eval/a/loss": 0.7, "eval/b/loss": 0.2, "eval/a/rewards/accuracies": 0.9}]
+    mine = write_run(tmp_path / "mine", [{"name": "dpo"}], sets)
+    (mine / "objective.json").write_text('["asymmetric"]')
+    comparison = compare([runs[0], mine])
+    assert [row["objective.0.name"] for row in comparison.rows] == ["dpo", "asymmetric"]
+    headings = [column.header for column in comparison.table().columns]
+    assert headings[-5:] == ["loss", "held-out loss", "held-out loss, a", "held-out loss, b", "held-out accuracy, a"]
+    assert comparison.plot(tmp_path / "all.png").is_file()
+
+
 def test_command(runs, tmp_path, capsys):
     assert cli.main(["compare", *map(str, runs), "--png", str(tmp_path / "all.png")]) == 0
     assert "objective.0.beta" in capsys.readouterr().out
