@@ -268,7 +268,7 @@ REF = POLICY._replace(sum=jnp.array([[-4.0, -5.0], [-4.5, -3.5]]))
 def test_a_function_of_ones_own():
     for name in (my_loss, f"{__name__}:my_loss"):
         (part,) = bind([{"name": name, "scale": 0.1}], OBJECTIVES)
-        assert part.columns == ("margin",) and part.needs_reference and len(group_kinds([part])) == 6
+        assert part.columns == ("margin",) and part.needs_reference and len(group_kinds([part])) == 8
         out = part(POLICY, REF, {"margin": jnp.array([0.3, 0.0])})
         assert out.loss_B[0] == pytest.approx(math.log(2), rel=1e-6)
     with pytest.raises(InputError, match="my_loss lacks \\['scale'\\]"):
