@@ -52,6 +52,7 @@ class RowEncoder:
     gold: bool
     """Whether a gold answer is read."""
     columns: Sequence[str] | None
+    """As of `load_groups`."""
     processor: PictureProcessor | None = None
     """As of `load_groups`."""
 

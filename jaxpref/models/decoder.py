@@ -244,8 +244,17 @@ def build_model(
         embedding_RxD = tower.embeddings(spec, params, pictures.patch_Rpad, lora=lora, key=key)
         return Seen(embedding_RxD, pictures.index_RL)
 
-    def run(router, params, rows, key, noise, weights_RLO, pictures):
-        token_RL, position_RL, expiry_RL = rows
+    def run(
+        router,
+        params,
+        token_RL,
+        position_RL,
+        expiry_RL,
+        key=None,
+        noise=None,
+        weights_RLO=None,
+        pictures=None,
+    ):
         rngs = {} if key is None else {"dropout": key}
         visibility = Mask(expiry_RL, position_RL, start_RL=starts(spec, pictures))
         inputs = token_RL, position_RL, expiry_RL > 0, visibility, paths_of(expiry_RL)
@@ -255,31 +264,11 @@ def build_model(
             optional["seen"] = see(params, pictures, key)
         return module.apply(collections(params, lora), *inputs, **optional, rngs=rngs)
 
-    def hidden(
-        params,
-        token_RL,
-        position_RL,
-        expiry_RL,
-        key=None,
-        noise=None,
-        weights_RLO=None,
-        pictures=None,
-    ):
-        rows = token_RL, position_RL, expiry_RL
-        return run(False, params, rows, key, noise, weights_RLO, pictures).x_RLD
+    def hidden(*inputs, **optional):
+        return run(False, *inputs, **optional).x_RLD
 
-    def hidden_and_router(
-        params,
-        token_RL,
-        position_RL,
-        expiry_RL,
-        key=None,
-        noise=None,
-        weights_RLO=None,
-        pictures=None,
-    ):
-        rows = token_RL, position_RL, expiry_RL
-        carry = run(True, params, rows, key, noise, weights_RLO, pictures)
+    def hidden_and_router(*inputs, **optional):
+        carry = run(True, *inputs, **optional)
         return carry.x_RLD, carry.router_RL2E
 
     def head(params):

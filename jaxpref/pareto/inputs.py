@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -194,14 +194,16 @@ def first_prompts(front: FrontConfig, pieces: Pieces, side: str) -> list[Group]:
     asked, data = front.pareto.answers, front.run.data
     positions = pieces.source.spec.longest_sequence
     longest = min(data.max_length or positions, positions - asked.max_new_tokens)
+
+    def without_answers(group: Group) -> Group:
+        return with_read_pictures(replace(group, completions=(), columns={}), pieces.processor)
+
     of_objective = {}
     for objective in front.pareto.objectives:
         paths = getattr(objective, side) or getattr(data, side)
         groups = groups_of(configured(data, paths, side))
-        of_objective[objective.name] = [
-            with_read_pictures(replace(group, completions=(), columns={}), pieces.processor)
-            for group in groups
-        ]
+        # One after another: pictures are read as far as prompts are asked for.
+        of_objective[objective.name] = map(without_answers, groups)
     fitting = (
         prompt
         for prompt in _in_turns(of_objective)
@@ -222,7 +224,7 @@ def _key(prompt: Group) -> str:
     return repr((prompt.prompt, [picture.digest for picture in prompt.pictures]))
 
 
-def _in_turns(of_objective: Mapping[str, list[Group]]) -> Iterator[Group]:
+def _in_turns(of_objective: Mapping[str, Iterable[Group]]) -> Iterator[Group]:
     """The distinct prompts: the first of every objective, then the second, and so on."""
     seen = set()
     for turn in zip_longest(*of_objective.values()):

@@ -22,6 +22,7 @@ Format of a file:
 import json
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -131,13 +132,14 @@ def rounded(x: torch.Tensor) -> list:
     return np.round(x.double().numpy(), 6).tolist()
 
 
-def main() -> None:
-    cases.GOLDEN.mkdir(exist_ok=True)
-    for case in sys.argv[1:] or cases.CASES:
+def main(golden: Callable[[str, Path], dict], folder: Path, every_case: Iterable[str]) -> None:
+    """Writes what `golden` makes of a case in a directory of its own, for those that are named or all."""
+    folder.mkdir(exist_ok=True)
+    for case in sys.argv[1:] or every_case:
         with tempfile.TemporaryDirectory() as directory:
-            (cases.GOLDEN / f"{case}.json").write_text(json.dumps(golden(case, Path(directory))) + "\n")
+            (folder / f"{case}.json").write_text(json.dumps(golden(case, Path(directory))) + "\n")
         print(case)
 
 
 if __name__ == "__main__":
-    main()
+    main(golden, cases.GOLDEN, cases.CASES)

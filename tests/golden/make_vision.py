@@ -18,13 +18,12 @@ Format of a file:
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from make_families import load, rounded
+from make_families import load, main, rounded
 from safetensors.numpy import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
@@ -80,13 +79,5 @@ def golden(case: str, directory: Path) -> dict:
     )
 
 
-def main() -> None:
-    cases.GOLDEN.mkdir(exist_ok=True)
-    for case in sys.argv[1:] or cases.CASES:
-        with tempfile.TemporaryDirectory() as directory:
-            (cases.GOLDEN / f"{case}.json").write_text(json.dumps(golden(case, Path(directory))) + "\n")
-        print(case)
-
-
 if __name__ == "__main__":
-    main()
+    main(golden, cases.GOLDEN, cases.CASES)

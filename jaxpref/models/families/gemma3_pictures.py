@@ -5,12 +5,11 @@ from typing import Any
 
 from jaxpref.models.families import gemma3
 from jaxpref.models.families.hf_config import ConfigReader, read_text_part
-from jaxpref.models.families.tensors import in_multimodal
 from jaxpref.models.families.towers import (
     SIGLIP,
     check_token,
+    forms_of_whole,
     read_tower,
-    tower_tensors,
     written_tower,
 )
 from jaxpref.models.spec import ModelSpec, VisionSpec
@@ -24,14 +23,7 @@ def _connector(prefix: str) -> dict[str, StoredLeaf]:
     }
 
 
-_PUBLISHED, _IN_MEMORY = in_multimodal(gemma3.TENSORS)
-_OUTSIDE = _PUBLISHED | _connector("multi_modal_projector.")
-TENSORS = _OUTSIDE | tower_tensors("vision_tower.vision_model.")
-# As transformers 5 writes them, and as it holds them in memory.
-OTHER_FORMS = (
-    _OUTSIDE | tower_tensors("vision_tower."),
-    _IN_MEMORY | _connector("model.multi_modal_projector.") | tower_tensors("model.vision_tower."),
-)
+TENSORS, *OTHER_FORMS = forms_of_whole(gemma3.TENSORS, _connector)
 # SigLIP's own use of its tower.
 IGNORED_TENSORS = r"(model\.)?vision_tower\.(vision_model\.)?head\..*"
 

@@ -6,12 +6,12 @@ from typing import Any
 from jaxpref.models.families import llama
 from jaxpref.models.families.hf_config import ConfigReader, read_text_part
 from jaxpref.models.families.smolvlm import LLAMA_SIZES
-from jaxpref.models.families.tensors import LLAMA, in_multimodal
+from jaxpref.models.families.tensors import LLAMA
 from jaxpref.models.families.towers import (
     CLIP,
     check_token,
+    forms_of_whole,
     read_tower,
-    tower_tensors,
     written_tower,
 )
 from jaxpref.models.spec import ModelSpec, VisionSpec
@@ -27,14 +27,7 @@ def _connector(prefix: str) -> dict[str, StoredLeaf]:
     }
 
 
-_PUBLISHED, _IN_MEMORY = in_multimodal(LLAMA)
-_OUTSIDE = _PUBLISHED | _connector("multi_modal_projector.")
-TENSORS = _OUTSIDE | tower_tensors("vision_tower.vision_model.")
-# As transformers 5 writes them, and as it holds them in memory.
-OTHER_FORMS = (
-    _OUTSIDE | tower_tensors("vision_tower."),
-    _IN_MEMORY | _connector("model.multi_modal_projector.") | tower_tensors("model.vision_tower."),
-)
+TENSORS, *OTHER_FORMS = forms_of_whole(LLAMA, _connector)
 # Buffers of old checkpoints.
 IGNORED_TENSORS = (
     r"vision_tower\.(vision_model\.)?embeddings\.position_ids"

@@ -1,9 +1,10 @@
 """Towers of models that see pictures, SigLIP and CLIP: their configs and their stored tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxpref.models.families.hf_config import ConfigReader
+from jaxpref.models.families.tensors import in_multimodal
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import StoredLeaf
 
@@ -16,6 +17,24 @@ CLIP: dict[str, Any] = {
     "std": (0.26862954, 0.26130258, 0.27577711),
 }
 """How the published processors of both normalise."""
+
+
+def forms_of_whole(
+    text: Mapping[str, StoredLeaf], connector: Callable[[str], Mapping[str, StoredLeaf]]
+) -> tuple[dict[str, StoredLeaf], ...]:
+    """Of a text model behind a tower: as published, as transformers 5 writes it and holds it.
+
+    Args:
+        connector: its tensors, whose names begin so.
+    """
+    published, in_memory = in_multimodal(text)
+    outside = {**published, **connector("multi_modal_projector.")}
+    inside = {**in_memory, **connector("model.multi_modal_projector.")}
+    return (
+        outside | tower_tensors("vision_tower.vision_model."),
+        outside | tower_tensors("vision_tower."),
+        inside | tower_tensors("model.vision_tower."),
+    )
 
 
 def tower_tensors(prefix: str) -> dict[str, StoredLeaf]:

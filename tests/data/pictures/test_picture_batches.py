@@ -18,16 +18,6 @@ from jaxpref.errors import InputError, RowError
 LAYOUTS = [Layout(384), Layout(384, share_prefix=False), Layout(384, pack=False), Layout(384, False, False)]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_pictures.make_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def processor(tmp_path_factory, tokenizer):
-    return tiny_pictures.make_processor(tmp_path_factory.mktemp("processor"), tokenizer)
-
-
 @pytest.fixture
 def load(tmp_path, tokenizer, processor):
     def run(rows, kind="pair"):

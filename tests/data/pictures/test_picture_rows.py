@@ -23,16 +23,6 @@ from jaxpref.errors import InputError, RowError
 WHERE = "data/train.jsonl, row 3"
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_pictures.make_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def processor(tmp_path_factory, tokenizer):
-    return tiny_pictures.make_processor(tmp_path_factory.mktemp("processor"), tokenizer)
-
-
 @pytest.fixture
 def load(tmp_path, tokenizer, processor):
     """Rows, in a file beside their pictures or in memory, to groups and their report."""
