@@ -7,7 +7,6 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # but for what `quick_compile` keeps: no test finds another's
 
-from contextlib import nullcontext  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
@@ -26,6 +25,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    tiny.OPTIMISED = config.getoption("optimised")
     if file := config.getoption("margins"):
         config.pluginmanager.register(margins.Recorder(Path(file).absolute()))
 
@@ -58,12 +58,12 @@ def compile_cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quick_compile(compile_cache, pytestconfig):
+def quick_compile(compile_cache):
     """Where compiling is most of a test: XLA optimises little, and programs compiled before are taken from disk.
 
     Not with `--optimised`; so `make test-isa` runs the numeric tests.
     """
-    with nullcontext() if pytestconfig.getoption("optimised") else tiny.quick_compile(compile_cache):
+    with tiny.quick_compile(compile_cache):
         yield
 
 

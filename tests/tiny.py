@@ -32,6 +32,8 @@ RANDOM_LLAMA = Path(__file__).parent / "golden" / "llama_tiny"
 LOGP_TOLERANCE = tolerance.decoder(open_checkpoint(RANDOM_LLAMA).spec, score=25.0, value=10.0)
 """1.7e-4 nats: its weights are large (0.4 x normal), so are its scores. Moving every weight by sqrt(width) roundings
 in float64 moves log-probs of text of 12 to 60 tokens by 5e-6 (median) to 1.2e-4 (the worst of 7680)."""
+OPTIMISED = False
+"""Whether the session compiles everything as users do (`--optimised`); set before any test."""
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -207,11 +209,11 @@ def quick_options() -> dict[str, bool]:
 
 @contextmanager
 def quick_compile(cache: Path) -> Iterator[None]:
-    """See the fixture of this name; may be entered again inside itself."""
+    """See the fixture of this name; may be entered again inside itself, and does nothing in an optimised session."""
     from jax._src import compiler
     from jax.experimental.compilation_cache import compilation_cache
 
-    if jax.config.jax_compilation_cache_dir == str(cache):
+    if OPTIMISED or jax.config.jax_compilation_cache_dir == str(cache):
         yield
         return
     settings = {  # name: (for these tests, for the others)
@@ -273,7 +275,8 @@ def flip_bit(file: Path, bit: int = 2) -> None:
 
 def xla_flags(devices: int) -> str:
     """For another process: so many virtual devices, and the flags given from outside, as an instruction set."""
-    quicker = [f"--{name}={str(value).lower()}" for name, value in quick_options().items()]
+    options = {} if OPTIMISED else quick_options()
+    quicker = [f"--{name}={str(value).lower()}" for name, value in options.items()]
     count = f"--xla_force_host_platform_device_count={devices}"  # the last one counts
     return " ".join([os.environ["XLA_FLAGS"], count, *quicker])
 
