@@ -82,7 +82,7 @@ AUTO = "auto"
 
 def _count_or_auto(value: Any) -> Any:
     count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if count or value in (AUTO, None):
+    if count or value == AUTO:
         return value
     raise ValueError("write a whole number (1 or more), or auto")
 

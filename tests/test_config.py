@@ -66,6 +66,7 @@ def test_unknown_key_unlike_any_other_has_no_suggestion():
         ({"train": {"batch_size": True}}, "train.batch_size"),
         ({"train": {"batch_size": 0}}, "train.batch_size"),
         ({"train": {"seed": 2**32}}, "train.seed"),  # jax would take it for 0
+        ({"mesh": {"fsdp": None}}, "mesh.fsdp"),
         ({"optim": {"learning_rate": "1e-5x"}}, "optim.learning_rate"),
         ({"optim": {"learning_rate": -1.0}}, "optim.learning_rate"),
         ({"optim": {"warmup_ratio": 1.5}}, "optim.warmup_ratio"),
