@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxpref.models.peft import load_adapters
     from jaxpref.objectives import ObjectiveOutput
     from jaxpref.online.train import train
+    from jaxpref.processes.start import join
     from jaxpref.rewards import score_data
     from jaxpref.runs.compare import compare
     from jaxpref.runs.export import export_run
@@ -47,6 +48,7 @@ __all__ = [
     "evaluate_run",
     "export_run",
     "generate",
+    "join",
     "load_adapters",
     "load_config",
     "make_config",
@@ -79,6 +81,7 @@ _MODULES = {
     "evaluate_run": "jaxpref.evaluation",
     "export_run": "jaxpref.runs.export",
     "generate": "jaxpref.generation.completions",
+    "join": "jaxpref.processes.start",
     "load_adapters": "jaxpref.models.peft",
     "load_config": "jaxpref.settings",
     "make_config": "jaxpref.settings",

@@ -9,6 +9,7 @@
 set -euo pipefail
 here=$HOME/jaxpref
 run=$here/run
+parcel=$HOME/jaxpref-setup # what setup.sh copied here
 
 # The worker's number in its slice, from where jax.distributed takes it.
 number() {
@@ -21,7 +22,9 @@ say() { echo "$node worker $(number): $*"; }
 # ---- setup
 
 setup() {
-  local parcel=$HOME/jaxpref-setup python=$1 version=$2 requirement=$3 extras=$4
+  local python=$1 version=$2 requirement=$3 extras=$4
+  # The next one is copied into a folder of this name, and would find an old wheel there.
+  trap 'rm -rf "$parcel"' EXIT
   if [[ $(state) == running ]]; then
     say "a run is going on: stop it before you change what it runs" >&2
     exit 1
@@ -30,7 +33,7 @@ setup() {
   if [[ -f $parcel/files.tar.gz ]]; then tar -xzf "$parcel/files.tar.gz" -C "$here"; fi
   if [[ ! $python ]]; then
     python=$here/venv/bin/python
-    install "$version" "$(installed "$requirement" "$parcel" "$extras")"
+    install "$version" "$(installed "$requirement" "$extras")"
   fi
   "$python" -c 'import jaxpref' || exit 1
   echo "$python" >"$here/python"
@@ -45,12 +48,12 @@ installed() {
   local requirement=$1 wheel
   if [[ $requirement == jaxpref* ]]; then
     # jaxpref==0.1.0 and tpu: jaxpref[tpu]==0.1.0
-    echo "jaxpref[$3]${requirement#jaxpref}"
+    echo "jaxpref[$2]${requirement#jaxpref}"
   elif [[ $requirement ]]; then
-    echo "jaxpref[$3] @ $requirement"
+    echo "jaxpref[$2] @ $requirement"
   else
-    wheel=$(echo "$2"/jaxpref-*.whl)
-    echo "jaxpref[$3] @ file://$wheel"
+    wheel=$(echo "$parcel"/jaxpref-*.whl)
+    echo "jaxpref[$2] @ file://$wheel"
   fi
 }
 

@@ -43,7 +43,7 @@ def store() -> distributed._jax.DistributedRuntimeClient:
         raise InputError(
             "processes that have joined each other",
             "jax finds several processes, but jax.distributed is not initialized",
-            "call jaxpref.processes.join() before anything else",
+            "call jaxpref.join() before anything else",
         )
     return client
 

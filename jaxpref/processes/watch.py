@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -236,13 +236,13 @@ class _Watch:
     def _tell_user(self, why: str, then: str = "Start") -> None:
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()  # another thread does it
-        _flush()
         text = (
             f"jaxpref: {why}. Process {self._process} on {socket.gethostname()} ends too. {then} "
             "all of them again by the same commands: a training run goes on from its last "
             "checkpoint, which is whole.\n"
         )
-        os.write(2, text.encode())
+        _print_briefly(sys.stdout.flush)
+        _print_briefly(lambda: os.write(2, text.encode()))
 
     def _say(self, state: str, why: str = "") -> None:
         self._state, self._why = state, why
@@ -317,14 +317,19 @@ class _Watch:
             time.sleep(self._every)  # or its thread ends the process
 
 
-def _flush() -> None:
-    """What was printed so far; not for ever, where nobody reads it."""
-    flusher = threading.Thread(target=sys.stdout.flush, daemon=True)
-    flusher.start()
-    flusher.join(timeout=1.0)
+def _print_briefly(write: Callable[[], object]) -> None:
+    """Where the reader is gone, or does not read, the process must end all the same."""
+
+    def attempt() -> None:
+        with suppress(OSError, ValueError):  # a broken pipe; a closed file
+            write()
+
+    writer = threading.Thread(target=attempt, daemon=True)
+    writer.start()
+    writer.join(timeout=1.0)
 
 
 def _exit(code: int) -> None:
     """Without jax's farewell, for which it waits for all others."""
-    _flush()
+    _print_briefly(sys.stdout.flush)
     os._exit(code)

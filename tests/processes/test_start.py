@@ -12,8 +12,8 @@ import logging, warnings
 import jax
 from rich.console import Console
 from jaxpref.processes.output import first_prints
-from jaxpref.processes.start import join
-join(start_timeout=60)
+import jaxpref
+jaxpref.join(start_timeout=60)
 print(jax.process_index(), "of", jax.process_count())
 first_prints(Console())
 logging.warning("logged")

@@ -1,7 +1,10 @@
 """A process that is killed, frozen or fails while several train: the others end in time and say which it was."""
 
+import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -101,3 +104,49 @@ def test_a_process_without_processor_time_is_waited_for(victim, tiny_files, tmp_
         both[victim].process.send_signal(signal.SIGCONT)
         assert hosts.wait_for_all(both) == [0, 0], both[0].said + both[1].said
     assert tiny.stored_steps(config.out)[-1] == 20
+
+
+WAITS = """
+import sys, time
+from jaxpref.processes.start import join
+join(sys.argv[1], 2, int(sys.argv[2]), heartbeat_timeout=8)
+print("joined", flush=True)
+time.sleep(600)
+"""
+
+
+def unread_pipe(full: bool) -> tuple[int, int]:
+    """(end to read, end to write); nobody reads it, or will ever."""
+    reads, writes = os.pipe()
+    if full:
+        os.set_blocking(writes, False)
+        try:
+            while True:
+                os.write(writes, b" " * 4096)
+        except BlockingIOError:
+            os.set_blocking(writes, True)
+    return reads, writes
+
+
+@pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_it_ends_where_nobody_reads_why(full):
+    """The connection by which it was started is gone, or shown by a program that has stopped."""
+    at = f"localhost:{hosts.free_port()}"
+    reads, writes = unread_pipe(full)
+    start = lambda number, errors: subprocess.Popen(
+        [sys.executable, "-c", WAITS, at, str(number)], stdout=subprocess.PIPE, stderr=errors, text=True
+    )
+    both = [start(0, subprocess.DEVNULL), start(1, writes)]
+    os.close(writes)
+    try:
+        assert [process.stdout.readline() for process in both] == ["joined\n"] * 2
+        if not full:
+            os.close(reads)
+        both[0].kill()
+        assert both[1].wait(timeout=8 + SCHEDULING) == LOST
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+        if full:
+            os.close(reads)

@@ -37,8 +37,10 @@ def test_what_dry_run_prints_is_what_is_called(slices, site):
         if script == "create":
             assert "pod is there already" in site.works(script)
         elif script == "setup":
-            assert (site.cloud.home(nodes[-1], 1) / "jaxpref" / str(site.root)[1:] / "rows.jsonl").is_file()
+            home = site.cloud.home(nodes[-1], 1)
+            assert (home / "jaxpref" / str(site.root)[1:] / "rows.jsonl").is_file()
             site.works(script)
+            assert not (home / "jaxpref-setup").exists(), "an old wheel would be taken for the next one"
         elif script == "delete":
             assert "pod is not there" in site.works(script)
         site.calls()
