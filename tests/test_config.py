@@ -449,3 +449,8 @@ def test_intervals(interval):
 def test_what_is_no_interval(interval):
     with pytest.raises(InputError, match=r"train.save_every"):
         make_config({"train": {"save_every": interval}})
+
+
+def test_mesh_auto_stays_when_another_axis_is_set():
+    mesh = load_config(None, ["mesh=auto", "mesh.tensor=2"]).mesh
+    assert (mesh.fsdp, mesh.tensor) == ("auto", 2)

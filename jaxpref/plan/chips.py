@@ -30,6 +30,10 @@ class Chip:
     this generation are not joined."""
     clock: float
     """Hz, by which cycles become seconds: the peak over the FLOPs of the matrix units per cycle."""
+    sides: int
+    """Axes of the torus that its chips form: 2 or 3."""
+    most: int
+    """Chips of the largest slice."""
     per_chip: int = 1
     """Devices on one chip; the rates are a device's."""
 
@@ -39,32 +43,93 @@ CHIPS = {
     for chip in (
         # v2 and v3: Jouppi et al., "A Domain-Specific Supercomputer for Training Deep Neural
         # Networks", CACM 63(7), 2020.
-        Chip("v2", "v2", PEAK_FLOPS["TPU v2"], 7.48 * GIB, 350e9, 124e9, None, 0.7e9, per_chip=2),
-        Chip("v3", "v3", PEAK_FLOPS["TPU v3"], 15.48 * GIB, 450e9, 164e9, None, 0.94e9, per_chip=2),
+        Chip(
+            "v2",
+            "v2",
+            flops=PEAK_FLOPS["TPU v2"],
+            hbm=7.48 * GIB,
+            hbm_rate=350e9,
+            ici_rate=124e9,
+            dcn_rate=None,
+            clock=0.7e9,
+            sides=2,
+            most=256,
+            per_chip=2,
+        ),
+        Chip(
+            "v3",
+            "v3",
+            flops=PEAK_FLOPS["TPU v3"],
+            hbm=15.48 * GIB,
+            hbm_rate=450e9,
+            ici_rate=164e9,
+            dcn_rate=None,
+            clock=0.94e9,
+            sides=2,
+            most=1024,
+            per_chip=2,
+        ),
         # The compiler's v4 has two devices on a chip.
         Chip(
             "v4",
             "v4",
-            PEAK_FLOPS["TPU v4"] / 2,
-            15.25 * GIB,
-            614e9,
-            75e9,
-            3.1e9,
-            1.05e9,
+            flops=PEAK_FLOPS["TPU v4"] / 2,
+            hbm=15.25 * GIB,
+            hbm_rate=614e9,
+            ici_rate=75e9,
+            dcn_rate=3.1e9,
+            clock=1.05e9,
+            sides=3,
+            most=4096,
             per_chip=2,
         ),
-        Chip("v5e", "v5e", PEAK_FLOPS["TPU v5 lite"], 15.75 * GIB, 819e9, 200e9, 3.1e9, 1.5e9),
-        Chip("v5p", "v5p", PEAK_FLOPS["TPU v5p"], 95.74 * GIB, 2765e9, 600e9, 6.25e9, 1.75e9),
-        Chip("v6e", "v6e", PEAK_FLOPS["TPU v6 lite"], 31.25 * GIB, 1638e9, 400e9, 12.5e9, 1.75e9),
+        Chip(
+            "v5e",
+            "v5e",
+            flops=PEAK_FLOPS["TPU v5 lite"],
+            hbm=15.75 * GIB,
+            hbm_rate=819e9,
+            ici_rate=200e9,
+            dcn_rate=3.1e9,
+            clock=1.5e9,
+            sides=2,
+            most=256,
+        ),
+        Chip(
+            "v5p",
+            "v5p",
+            flops=PEAK_FLOPS["TPU v5p"],
+            hbm=95.74 * GIB,
+            hbm_rate=2765e9,
+            ici_rate=600e9,
+            dcn_rate=6.25e9,
+            clock=1.75e9,
+            sides=3,
+            most=6144,
+        ),
+        Chip(
+            "v6e",
+            "v6e",
+            flops=PEAK_FLOPS["TPU v6 lite"],
+            hbm=31.25 * GIB,
+            hbm_rate=1638e9,
+            ici_rate=400e9,
+            dcn_rate=12.5e9,
+            clock=1.75e9,
+            sides=2,
+            most=256,
+        ),
         Chip(
             "v7x",
             "tpu7x",
-            PEAK_FLOPS["TPU7x"],
-            94.75 * GIB,
-            3690e9,
-            300e9,
-            6.25e9,
-            2.2e9,
+            flops=PEAK_FLOPS["TPU7x"],
+            hbm=94.75 * GIB,
+            hbm_rate=3690e9,
+            ici_rate=300e9,
+            dcn_rate=6.25e9,
+            clock=2.2e9,
+            sides=3,
+            most=9216,
             per_chip=2,
         ),
     )
@@ -122,10 +187,18 @@ def parse_slice(text: str, slices: int = 1) -> Slice:
             f"--topology {text}",
             "write for example v5e:2x4 (8 chips), v5p:2x2x4 (16) or v6e:4x4 (16)",
         )
+    shape = tuple(int(n) for n in match[2].split("x"))
+    if len(shape) != chip.sides or not 1 <= math.prod(shape) <= chip.most:
+        raise InputError(
+            f"a shape of {chip.name}: {chip.sides} sides, {chip.most:,} chips at most",
+            f"--topology {text}: {len(shape)} sides, {math.prod(shape):,} chips",
+            f"write for example {chip.name}:{'2x4' if chip.sides == 2 else '2x2x4'}; --slices N "
+            "joins several",
+        )
     if slices > 1 and chip.dcn_rate is None:
         raise InputError(
             f"one slice of {chip.name}, which are not joined to more",
             f"--slices {slices}",
             "plan for a larger slice, or for a later generation",
         )
-    return Slice(chip, tuple(int(n) for n in match[2].split("x")), slices)
+    return Slice(chip, shape, slices)

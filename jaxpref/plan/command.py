@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -36,6 +37,14 @@ docs/plan.md says how to read the result.
 """
 
 
+_SIZES = {
+    "groups": ("groups to plan for (default: two batches)", None),
+    "prompt": ("tokens of a prompt (default 512)", 512),
+    "answer": ("tokens of a completion (default 256)", 256),
+}
+"""Of the rows that are made: option -> its help and its default."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `jaxpref plan`."""
     parser.add_argument("config", help="YAML file")
@@ -46,22 +55,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GENERATION:SHAPE",
         help=f"the slice, as v5p:4x4x4; generations: {', '.join(CHIPS)}",
     )
-    parser.add_argument("--slices", type=int, help="how many of them, as mesh.slices (its default)")
     parser.add_argument(
-        "--rows-like", metavar="FILE", help="data whose rows give the lengths; in place of --groups"
+        "--slices", type=int, metavar="N", help="how many of them, as mesh.slices (its default)"
     )
-    parser.add_argument("--groups", type=int, help="groups to plan for (default: two batches)")
-    parser.add_argument("--prompt", type=int, default=512, help="tokens of a prompt (default 512)")
     parser.add_argument(
-        "--answer", type=int, default=256, help="tokens of a completion (default 256)"
+        "--rows-like",
+        metavar="FILE",
+        help="data whose rows give the lengths; in place of the next three",
     )
+    for name, (what, _) in _SIZES.items():
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=what)
     parser.add_argument(
         "--search",
         action="store_true",
         help="try meshes, remat, micro_rows, row_length and reference.mode, and show the best",
     )
     parser.add_argument(
-        "--tries", type=int, default=8, help="programs that a search compiles (default 8)"
+        "--tries",
+        type=int,
+        default=8,
+        metavar="N",
+        help="programs that a search compiles (default 8)",
     )
     parser.add_argument("--write", metavar="FILE", help="save the config of the best plan there")
     parser.add_argument("--json", metavar="FILE", help="write all of it there too")
@@ -94,6 +108,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     if options.json:
         with whole_file(options.json) as partial:
             partial.write_text(json.dumps(as_json(said, target), indent=1) + "\n")
+        console.print(f"written: {options.json}")
     if "does_not_fit" in said:
         raise InputError(
             f"a step that fits {target}",
@@ -154,7 +169,7 @@ def _searched(
         raise InputError("a choice that training would accept", "none", "set --tries higher")
     best, *others = found
     if others:
-        console.print(f"the first: {'; '.join(differences(best, others[0], target))}")
+        console.print(f"the best: {'; '.join(differences(best, others[0], target))}")
     return [best.choice.applied(config)], best.said
 
 
@@ -171,12 +186,17 @@ def as_json(said: dict[str, Any], target: Slice) -> dict[str, Any]:
 
 def rows_of(options: argparse.Namespace, config: Config) -> RowSizes:
     """What the options say of the rows to plan for."""
+    given = {name: getattr(options, name) for name in _SIZES}
     if options.rows_like:
+        if any(given.values()):
+            raise InputError(
+                "--rows-like, or sizes of rows",
+                "both",
+                f"leave out {' and '.join(f'--{name}' for name, n in given.items() if n)}",
+            )
         return rows_like(config, options.rows_like)
-    for name in ("groups", "prompt", "answer"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name} of 1 or more", str(value), "give a count of tokens or rows")
+    sizes = {name: value or _SIZES[name][1] for name, value in given.items()}
+    _check_sizes(given, sizes, config.data.max_length)
     parts = bind(config.objective, OBJECTIVES, TRANSFORMS)
     kind, completions = None, None
     if config.online.rewards:
@@ -184,10 +204,24 @@ def rows_of(options: argparse.Namespace, config: Config) -> RowSizes:
         kind = kind_of_rollouts(parts, completions)
     return made_rows(
         parts,
-        groups=options.groups or 2 * config.train.batch_size,
-        prompt=options.prompt,
-        completion=options.answer,
+        groups=sizes["groups"] or 2 * config.train.batch_size,
+        prompt=sizes["prompt"],
+        completion=sizes["answer"],
         completions=completions,
         kind=kind,
         others=len(config.data.other_rewards),
     )
+
+
+def _check_sizes(given: Mapping[str, Any], sizes: Mapping[str, Any], longest: int | None) -> None:
+    """Refuses sizes that no row of training has."""
+    for name, value in given.items():
+        if value is not None and value < 1:
+            raise InputError(f"--{name} of 1 or more", str(value), "give a count of tokens or rows")
+    tokens = sizes["prompt"] + sizes["answer"]
+    if longest is not None and tokens > longest:
+        raise InputError(
+            f"--prompt and --answer of {longest} tokens together at most (data.max_length)",
+            f"{sizes['prompt']} + {sizes['answer']} = {tokens}",
+            "give both as they are in your data, or data with --rows-like",
+        )

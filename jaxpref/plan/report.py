@@ -28,7 +28,7 @@ def show(said: dict[str, Any], target: Slice, console: Console) -> None:
     memory = memory_of(said, target.chip)
     console.print(_memory_table(memory))
     if said["on_host"]:
-        console.print(f"in the host's memory, for a device: {said['on_host'] / GIB:.2f} GiB")
+        console.print(f"in the host's memory, for a device: {_size(said['on_host'])}")
     if "does_not_fit" in said:
         console.print("[bold red]It does not fit.[/]  The compiler says:")
         console.print(said["does_not_fit"], highlight=False, markup=False)
@@ -45,14 +45,14 @@ def show(said: dict[str, Any], target: Slice, console: Console) -> None:
 def _memory_table(memory: Memory) -> Table:
     table = Table(title="HBM of a device", title_justify="left")
     table.add_column("part")
-    table.add_column("GiB", justify="right")
+    table.add_column("size", justify="right")
     for name, size in memory.parts.items():
-        table.add_row(name, f"{size / GIB:.2f}")
+        table.add_row(name, _size(size))
     if memory.total < float("inf"):
-        state = "fits" if memory.fits else f"{(memory.total - memory.capacity) / GIB:.2f} too much"
+        state = "fits" if memory.fits else f"{_size(memory.total - memory.capacity)} too much"
         table.add_row(
-            f"all, of {memory.capacity / GIB:.2f} ({memory.share:.0%}; {state})",
-            f"{memory.total / GIB:.2f}",
+            f"all, of {_size(memory.capacity)} ({memory.share:.0%}; {state})",
+            _size(memory.total),
             style="bold",
         )
     return table
@@ -67,20 +67,18 @@ def _time_table(said: dict[str, Any], time: Estimate, target: Slice) -> Table:
     model = said["model_flops_all"] / said["devices"]
     ici = sum(one["bytes"] for one in sent if not one["dcn"])
     dcn = sum(one["bytes"] for one in sent if one["dcn"])
-    table.add_row("model FLOPs", f"{model / 1e12:.3g} T", f"{time.model_seconds:.2g}")
-    table.add_row("FLOPs of the program", f"{said['flops'] / 1e12:.3g} T", f"{time.compute:.2g}")
-    table.add_row("HBM traffic", f"{_amount(said['bytes_moved'] / 1e9)} GB", f"{time.hbm:.2g}")
+    table.add_row("model FLOPs", _amount(model), f"{time.model_seconds:.2g}")
+    table.add_row("FLOPs of the program", _amount(said["flops"]), f"{time.compute:.2g}")
+    table.add_row("HBM traffic", _amount(said["bytes_moved"], "B"), f"{time.hbm:.2g}")
     if time.by_cycles:
         cycles, seconds = said["cycles"], {k: v / chip.clock for k, v in said["cycles"].items()}
         for name, count in cycles.items():
-            table.add_row(
-                f"compiler's cycles, {name}", f"{count / 1e6:,.0f} M", f"{seconds[name]:.2g}"
-            )
+            table.add_row(f"compiler's cycles, {name}", _amount(count), f"{seconds[name]:.2g}")
     if said["kernel_flops"]:
-        table.add_row("kernels' own FLOPs", f"{said['kernel_flops'] / 1e12:.3g} T", "")
-    table.add_row("sent in the slice (ICI)", f"{ici / 1e9:.3g} GB", f"{time.ici:.2g}")
+        table.add_row("kernels' own FLOPs", _amount(said["kernel_flops"]), "")
+    table.add_row("sent in the slice (ICI)", _amount(ici, "B"), f"{time.ici:.2g}")
     if dcn or target.slices > 1:
-        table.add_row("sent between slices (DCN)", f"{dcn / 1e9:.3g} GB", f"{time.dcn:.2g}")
+        table.add_row("sent between slices (DCN)", _amount(dcn, "B"), f"{time.dcn:.2g}")
     return table
 
 
@@ -88,7 +86,7 @@ def _traffic_table(sent: list[dict[str, Any]], target: Slice) -> Table:
     table = Table(title="collectives, most bytes first", title_justify="left")
     for name in ("kind", "mesh axis", "over"):
         table.add_column(name)
-    for name in ("MB sent", "times"):
+    for name in ("sent", "times"):
         table.add_column(name, justify="right")
     table.add_column("of")
     for one in sent[:_SHOWN]:
@@ -96,14 +94,14 @@ def _traffic_table(sent: list[dict[str, Any]], target: Slice) -> Table:
             one["kind"],
             "+".join(one["axes"]) or "-",
             "DCN" if one["dcn"] else "ICI",
-            _amount(one["bytes"] / 1e6),
+            _amount(one["bytes"], "B"),
             f"{one['times']:,.0f}",
             one["shape"][:48],
         )
     rest = sent[_SHOWN:]
     if rest:
-        mb = sum(one["bytes"] for one in rest) / 1e6
-        table.add_row(f"{len(rest)} more", "", "", _amount(mb), "", "")
+        more = sum(one["bytes"] for one in rest)
+        table.add_row(f"{len(rest)} more", "", "", _amount(more, "B"), "", "")
     return table
 
 
@@ -125,9 +123,18 @@ def _rounded(x: float) -> str:
     return f"{float(f'{x:.2g}'):,.0f}"
 
 
-def _amount(x: float) -> str:
-    """Whole, or two digits of what is small."""
-    return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
+def _amount(x: float, unit: str = "") -> str:
+    """Three digits with an SI prefix: `1.18 TB`, `23 M`, `0`."""
+    prefix, factor = next((p, f) for p, f in _PREFIXES if x >= f or f == 1.0)
+    return f"{float(f'{x / factor:.3g}'):g} {prefix}{unit}".rstrip()
+
+
+_PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
+
+
+def _size(size: float) -> str:
+    """Of memory."""
+    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.2f} MiB"
 
 
 def warnings(said: dict[str, Any], target: Slice) -> Iterator[str]:
@@ -135,7 +142,7 @@ def warnings(said: dict[str, Any], target: Slice) -> Iterator[str]:
     large = 0.01 * target.chip.hbm
     for name, size in said["replicated"].items():
         if size > large:
-            yield f"{name} lies whole on every device: {size / GIB:.2f} GiB"
+            yield f"{name} lies whole on every device: {_size(size)}"
     for one in said["collectives"]:
         if one["kind"] == "all-gather" and one["times"] <= said["micro_batches"]:
             if one["bytes"] > large:
@@ -144,7 +151,7 @@ def warnings(said: dict[str, Any], target: Slice) -> Iterator[str]:
     if said["gathered_activations"] > 0.05 * everything:
         yield (
             "activations are gathered in the layers, where weights alone should be: "
-            f"{said['gathered_activations'] / 1e9:.2g} of {everything / 1e9:.2g} GB sent"
+            f"{_amount(said['gathered_activations'], 'B')} of {_amount(everything, 'B')} sent"
         )
     memory = memory_of(said, target.chip)
     if memory.fits and memory.share > 0.9:

@@ -16,6 +16,7 @@ from jaxpref.data.pack import Layout, assign_rows, row_tokens
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import model_shapes
 from jaxpref.models.spec import ModelSpec
+from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
 from jaxpref.plan.chips import GIB, Slice
 from jaxpref.plan.estimate import estimate, memory_of
 from jaxpref.plan.row_sizes import RowSizes
@@ -51,9 +52,11 @@ class Choice:
         )
 
     def __str__(self) -> str:
+        mesh = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        named = " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1)
         return (
-            f"mesh {self.data} x {self.fsdp} x {self.tensor}, remat {self.remat}, "
-            f"{self.micro_rows} rows of {self.row_length:,}, reference {self.reference}"
+            f"{named or 'one device'}, remat {self.remat}, {self.micro_rows} rows of "
+            f"{self.row_length:,}, reference {self.reference}"
         )
 
 
@@ -63,13 +66,19 @@ class Found:
 
     choice: Choice
     said: dict[str, Any]
+    before: float
+    """The model's FLOPs before the first step, shared by the steps: the log-probs of a cached
+    reference."""
 
     def seconds(self, target: Slice) -> float:
-        """Predicted, halfway between all and no traffic hidden; infinite where it does not fit."""
+        """Predicted, halfway between all and no traffic hidden; infinite where it does not fit.
+
+        What is computed before the first step counts, with the step's utilisation.
+        """
         if "does_not_fit" in self.said or not memory_of(self.said, target.chip).fits:
             return math.inf
         time = estimate(self.said, target.chip)
-        return (time.fastest + time.slowest) / 2
+        return (time.fastest + time.slowest) / 2 * (1 + self.before / self.said["model_flops_all"])
 
 
 def choices(config: Config, spec: ModelSpec, rows: RowSizes, target: Slice) -> list[Choice]:
@@ -78,9 +87,7 @@ def choices(config: Config, spec: ModelSpec, rows: RowSizes, target: Slice) -> l
     shortest = -(-longest // config.row_unit) * config.row_unit
     lengths = [config.data.row_length] if config.data.row_length else []
     lengths += [shortest * factor for factor in (1, 2, 4) if shortest * factor <= 16_384]
-    modes: list[Mode] = [config.reference.mode]
-    if not config.adapter.trained and config.reference.path is None:
-        modes = ["copy", "cache"]
+    modes = reference_modes(config)
     of_step = config.train.batch_size
     found = []
     for mesh in meshes(spec, target, config.mesh.context):
@@ -91,6 +98,20 @@ def choices(config: Config, spec: ModelSpec, rows: RowSizes, target: Slice) -> l
         ):
             found.append(Choice(*mesh, remat, rows_each, length, mode))
     return found
+
+
+def reference_modes(config: Config) -> list[Mode]:
+    """Both where the reference is a copy of all weights that stays as it is; else the config's."""
+    reference = config.reference
+    is_copy = reference.path is None and not (reference.sync_every or reference.offload)
+    if config.adapter.trained or not is_copy or not _needs_reference(config):
+        return [reference.mode]
+    return ["copy", "cache"]
+
+
+def _needs_reference(config: Config) -> bool:
+    parts = bind(config.objective, OBJECTIVES, TRANSFORMS)
+    return any(part.needs_reference for part in parts)
 
 
 def meshes(spec: ModelSpec, target: Slice, context: int) -> list[tuple[int, int, int]]:
@@ -174,7 +195,7 @@ def search(
     tries: int,
     on_try: Callable[[int, int, str], None] = lambda *_: None,
 ) -> list[Found]:
-    """The choices that were compiled, best first.
+    """The choices that were compiled, best first; those that training would refuse are passed by.
 
     Args:
         compiled: config -> what `compiled.compile_and_read` gives.
@@ -182,16 +203,27 @@ def search(
         on_try: called with (how many are done, of how many, what comes next).
     Errors: InputError where nothing can fit.
     """
-    tried = _in_order(config, spec, rows, target)[:tries]
-    found = []
-    for number, choice in enumerate(tried):
-        on_try(number, len(tried), str(choice))
+    found: list[Found] = []
+    for choice in _in_order(config, spec, rows, target):
+        if len(found) == tries:
+            break
+        on_try(len(found), tries, str(choice))
         try:
-            found.append(Found(choice, compiled(choice.applied(config))))
+            said = compiled(choice.applied(config))
         except InputError:
-            continue  # a mesh or row that training would refuse: no plan
-    on_try(len(tried), len(tried), "done")
+            continue
+        found.append(Found(choice, said, flops_before(config, spec, rows, choice)))
+    on_try(len(found), len(found), "done")
     return sorted(found, key=lambda one: one.seconds(target))
+
+
+def flops_before(config: Config, spec: ModelSpec, rows: RowSizes, choice: Choice) -> float:
+    """As of `Found.before`: one pass over the data, which the epochs share."""
+    if choice.reference != "cache" or not _needs_reference(config):
+        return 0.0
+    groups = rows.groups[: config.train.batch_size]
+    forward = forward_flops(spec, groups, share_prefix=config.data.share_prefix)
+    return forward / config.train.epochs
 
 
 def _in_order(config: Config, spec: ModelSpec, rows: RowSizes, target: Slice) -> list[Choice]:
@@ -224,6 +256,6 @@ def differences(first: Found, second: Found, target: Slice) -> Iterator[str]:
             yield f"{field.name} {own} in place of {other}"
     one, two = first.seconds(target), second.seconds(target)
     if math.isfinite(two):
-        yield f"{two / one - 1:.0%} less time than the runner-up" if two > one else "as fast"
+        yield f"the runner-up takes {two / one - 1:.0%} longer" if two > one else "as fast"
     else:
         yield "the runner-up does not fit"

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jaxpref.config import Config
 from jaxpref.errors import InputError
-from jaxpref.fields import objective_list
+from jaxpref.fields import AUTO, objective_list
 from jaxpref.settings.contradictions import contradictions
 from jaxpref.settings.problems import described, location
 from jaxpref.storage.paths import as_path
@@ -51,6 +51,8 @@ def merged_settings(path: str | Path | None, overrides: Sequence[str]) -> dict[s
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
             # `update` reaches into lists: objective.0.beta=0.3.
             merge = key != "data.eval"  # named sets are not added to others
+            if key.startswith("mesh.") and merged.get("mesh") == AUTO:
+                merged.mesh = {"fsdp": AUTO}  # what is short is written out, or it would be lost
             OmegaConf.update(merged, key, parsed["value"], merge=merge, force_add=True)
         settings: Any = OmegaConf.to_container(merged, resolve=True)
         return settings

@@ -21,6 +21,7 @@ from jaxpref.plan.chips import parse_slice
 from jaxpref.plan.collectives import Collective
 from jaxpref.plan.command import rows_of
 from jaxpref.plan.compiled import gathered_activations, step_facts
+from jaxpref.plan.flops import program_flops
 from jaxpref.plan.loops import count_loops
 from jaxpref.plan.planned_step import plan_step
 from jaxpref.plan.row_sizes import made_rows, rows_like
@@ -115,6 +116,9 @@ def test_slices_are_named_by_generation_and_shape():
     for wrong in ("v5p", "v5p:16", "v9:2x2", "v5e:2by4"):
         with pytest.raises(InputError, match="--topology GENERATION:SHAPE"):
             parse_slice(wrong)
+    for wrong, said in {"v5p:4x4": "3 sides", "v6e:2x2x2": "2 sides", "v5e:32x32": "256 chips at most"}.items():
+        with pytest.raises(InputError, match=said):
+            parse_slice(wrong)
 
 
 def test_a_search_counts_attention_in_the_layers_that_have_it():
@@ -126,6 +130,71 @@ def test_a_search_counts_attention_in_the_layers_that_have_it():
     of_attention = search._parameters(more_heads) - search._parameters(spec)
     heads = (2 + spec.attention_gate) * spec.heads + 2 * spec.kv_heads
     assert of_attention == pytest.approx(spec.mixers.count("attention") * spec.width * spec.head_dim * heads, rel=0.01)
+
+
+def test_a_search_caches_only_a_reference_that_is_a_copy(tiny_files, tmp_path):
+    def modes(**changes):
+        return search.reference_modes(of_tiny(tiny_files, tmp_path / "run", **changes))
+
+    assert modes() == ["copy", "cache"]
+    assert modes(reference={"mode": "cache"}) == ["copy", "cache"]
+    assert modes(objective=[{"name": "orpo"}]) == ["copy"]
+    assert modes(adapter={"rank": 4}) == ["copy"]
+    assert modes(reference={"sync_every": 5}) == ["copy"]
+
+
+def test_a_cached_reference_is_no_gain_where_each_row_is_seen_once(tiny_files, tmp_path):
+    """Its pass over the data comes before the first step, and its time is counted."""
+    config = of_tiny(tiny_files, tmp_path / "run")
+    spec = open_checkpoint(config.model.path).spec
+    rows = made_rows(bind(config.objective, OBJECTIVES), groups=8, prompt=10, completion=6)
+
+    def seconds(mode, epochs):
+        choice = search.Choice(4, 1, 1, "none", 4, 64, mode)
+        planned = plan_step([choice.applied(config)], rows, jax.devices()[:4])
+        with jax.set_mesh(planned.pieces.mesh):
+            jaxpr = planned.jitted.trace(*planned.arguments).jaxpr
+        said = step_facts(planned) | {"flops": program_flops(jaxpr, count_loops(planned).at) / 4}
+        said |= dict.fromkeys(("bytes_moved", "kernel_flops", "kernel_bytes", "arguments", "temporaries", "saved"), 0)
+        said |= {"cycles": {}, "collectives": []}
+        trained = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs))
+        before = search.flops_before(trained, spec, rows, choice)
+        return search.Found(choice, said, before).seconds(parse_slice("v5e:2x2"))
+
+    copied = seconds("copy", 1.0)
+    assert seconds("cache", 1.0) > 0.95 * copied and seconds("cache", 8.0) < 0.85 * copied
+
+
+def test_a_search_passes_by_what_training_would_refuse(tiny_files, tmp_path):
+    config = of_tiny(tiny_files, tmp_path / "run")
+    spec = open_checkpoint(config.model.path).spec
+    rows = made_rows(bind(config.objective, OBJECTIVES), groups=8, prompt=10, completion=6)
+    asked = []
+
+    def compiled(one):
+        asked.append(one)
+        if len(asked) % 2:
+            raise InputError("a mesh", "another", "none")
+        return {"does_not_fit": "too large"}
+
+    found = search.search(config, spec, rows, parse_slice("v5e:2x2"), compiled, tries=3)
+    assert len(found) == 3 and len(asked) == 6
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"prompt": 0}, "--prompt of 1 or more"),
+        ({"prompt": 40, "answer": 30}, "40 \\+ 30 = 70"),
+        ({"rows_like": "rows.jsonl", "groups": 3}, "leave out --groups"),
+    ],
+    ids=str,
+)
+def test_sizes_that_no_row_has_are_refused(given, said, tiny_files, tmp_path):
+    config = of_tiny(tiny_files, tmp_path / "run", data={"max_length": 64})
+    options = argparse.Namespace(**{"rows_like": None, "groups": None, "prompt": None, "answer": None} | given)
+    with pytest.raises(InputError, match=said):
+        rows_of(options, config)
 
 
 def test_attentions_kernels_are_counted_on_the_rows_of_the_plan(tiny_files, tmp_path):
