@@ -2,8 +2,9 @@
 
 import base64
 import re
+import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 
 from matplotlib import colormaps
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, ConsoleOptions
+from rich.measure import Measurement
+from rich.table import Column, Table
 
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import flatten
@@ -46,14 +48,35 @@ class Comparison:
     settings: list[str]
     """Keys in which runs differ, as overrides are written."""
 
-    def table(self) -> Table:
-        """Settings that differ, and the metrics that most look at first."""
-        shown = _shown(dict.fromkeys(name for row in self.rows for name in row))
-        table = Table("run", *self.settings, "step", *shown.values(), box=SIMPLE)
-        for column in table.columns[1:]:
-            column.justify = "right"
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        """A table of the settings that differ and the metrics that most look at first.
+
+        Where not all columns have room, further tables below it have the rest.
+        """
+        unbounded = options.update_width(sys.maxsize)
+        columns: list[str] = []
+        for name in self._headings():
+            wider = self._table([*columns, name])
+            width = Measurement.get(console, unbounded, wider).maximum
+            if columns and width > options.max_width:
+                yield self._table(columns)
+                columns = []
+            columns.append(name)
+        yield self._table(columns)
+
+    def _headings(self) -> dict[str, str]:
+        """Key of a row -> its column's heading."""
+        told = {key: key for key in (*self.settings, "step")}
+        return told | _shown(dict.fromkeys(name for row in self.rows for name in row))
+
+    def _table(self, columns: Sequence[str]) -> Table:
+        headings = self._headings()
+        table = Table(Column("run", overflow="fold"), box=SIMPLE)
+        for name in columns:
+            of_set_below = headings[name].replace(", ", "\n")
+            table.add_column(of_set_below, justify="right", overflow="fold")
         for row in self.rows:
-            table.add_row(*(_cell(row.get(k)) for k in ("run", *self.settings, "step", *shown)))
+            table.add_row(*(_cell(row.get(name)) for name in ("run", *columns)))
         return table
 
     def plot(self, png: str | Path) -> Path:
@@ -86,7 +109,7 @@ class Comparison:
     def __repr__(self) -> str:
         console = Console(width=_WIDTH, color_system=None, force_jupyter=False)
         with console.capture() as text:
-            console.print(self.table())
+            console.print(self)
         return text.get().strip("\n")
 
     def _repr_html_(self) -> str:

@@ -19,5 +19,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> None:
     """Prints the table and draws the figure."""
     comparison = compare(options.runs)
-    console.print(comparison.table())
+    console.print(comparison)
     console.print(f"curves {comparison.plot(options.png)}", highlight=False)
