@@ -4,7 +4,7 @@ import base64
 import re
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -51,33 +51,28 @@ class Comparison:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         """A table of the settings that differ and the metrics that most look at first.
 
-        Where not all columns have room, further tables below it have the rest.
+        A run is a row, or where these have no room a column; what has no room then either stands in
+        further tables below.
         """
+        headings = {key: key for key in ("run", *self.settings, "step")}
+        headings |= _shown(dict.fromkeys(name for row in self.rows for name in row))
+        cells = [[_cell(row.get(name)) for name in headings] for row in self.rows]
         unbounded = options.update_width(sys.maxsize)
-        columns: list[str] = []
-        for name in self._headings():
-            wider = self._table([*columns, name])
-            width = Measurement.get(console, unbounded, wider).maximum
-            if columns and width > options.max_width:
-                yield self._table(columns)
+
+        def has_room(table: Table) -> bool:
+            return Measurement.get(console, unbounded, table).maximum <= options.max_width
+
+        whole = _table([*headings.values()], cells)
+        if has_room(whole):
+            yield whole
+            return
+        columns: list[list[str]] = []
+        for run in cells:
+            if columns and not has_room(_table_of_columns(headings, [*columns, run])):
+                yield _table_of_columns(headings, columns)
                 columns = []
-            columns.append(name)
-        yield self._table(columns)
-
-    def _headings(self) -> dict[str, str]:
-        """Key of a row -> its column's heading."""
-        told = {key: key for key in (*self.settings, "step")}
-        return told | _shown(dict.fromkeys(name for row in self.rows for name in row))
-
-    def _table(self, columns: Sequence[str]) -> Table:
-        headings = self._headings()
-        table = Table(Column("run", overflow="fold"), box=SIMPLE)
-        for name in columns:
-            of_set_below = headings[name].replace(", ", "\n")
-            table.add_column(of_set_below, justify="right", overflow="fold")
-        for row in self.rows:
-            table.add_row(*(_cell(row.get(name)) for name in ("run", *columns)))
-        return table
+            columns.append(run)
+        yield _table_of_columns(headings, columns)
 
     def plot(self, png: str | Path) -> Path:
         """The curves of all runs, as a PNG.  Returns: its path."""
@@ -150,6 +145,22 @@ def compare(runs: Sequence[Any]) -> Comparison:
         chosen = {key: one.get(key) for key in differing}
         rows.append({"run": name} | chosen | {"step": last.pop("step", 0)} | last)
     return Comparison(paths, rows, differing)
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Of texts, the first of every row to the left."""
+    table = Table(Column(headings[0], overflow="fold"), box=SIMPLE)
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _table_of_columns(headings: Mapping[str, str], columns: Sequence[Sequence[str]]) -> Table:
+    """As `_table`, a run in every column."""
+    first, *rows = zip(headings.values(), *columns, strict=True)
+    return _table(first, rows)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
