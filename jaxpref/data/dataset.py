@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jaxpref.config import DataConfig
 from jaxpref.data.dimensions import OTHER_REWARDS, Preferred, kind_of_pairs
 from jaxpref.data.foreign import check_columns_key, own_row
-from jaxpref.data.kept_groups import with_row_ids_from, write_batches
+from jaxpref.data.kept_groups import KeptGroups, with_row_ids_from, write_batches
 from jaxpref.data.kinds import kind_of_row
 from jaxpref.data.pictures.other import OTHER_PICTURES
 from jaxpref.data.pictures.processor import PictureProcessor
@@ -242,6 +242,8 @@ def common_columns(groups: Sequence[EncodedGroup]) -> list[str]:
     Errors: InputError when some rows have a column and others lack it, or hold lists of another
     length in it, naming the first of each.
     """
+    if isinstance(groups, KeptGroups) and not groups.have_columns:
+        return []
     names = set(groups[0].columns)
     for group in groups:
         if set(group.columns) != names:

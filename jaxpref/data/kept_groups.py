@@ -219,6 +219,31 @@ class KeptGroups(Sequence[EncodedGroup]):
         return _Places(self)
 
     @property
+    def have_pictures(self) -> bool:
+        return any(part.picture_counts.any() for part in self._parts)
+
+    @property
+    def have_columns(self) -> bool:
+        return any(part.columns.null_count < len(part.columns) for part in self._parts)
+
+    @property
+    def largest_token(self) -> int:
+        texts = (ids for part in self._parts for ids in (part.prompts, part.completions))
+        return max((int(ids.max()) for ids in texts if len(ids)), default=0)
+
+    def lengths(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens of every prompt, tokens of every completion, and completions of every group."""
+        starts = (
+            [getattr(part, name) for part in self._parts]
+            for name in ("prompt_starts", "completion_starts", "first_completions")
+        )
+        prompts, completions, groups = (
+            np.concatenate([np.diff(of_part) for of_part in of_parts]).astype(np.int64)
+            for of_parts in starts
+        )
+        return prompts, completions, groups
+
+    @property
     def row_ids(self) -> np.ndarray:
         return np.concatenate([part.row_ids for part in self._parts])
 

@@ -35,6 +35,7 @@ from jaxpref.data.pack import (
 from jaxpref.data.pictures.layout import first_tiles, tiles_of
 from jaxpref.data.pictures.processor import PictureProcessor
 from jaxpref.data.pictures.tiles import TileReader
+from jaxpref.data.sizes import sizes_of
 from jaxpref.errors import InputError
 from jaxpref.types import Batch, EncodedGroup, Noise, Pictures
 
@@ -218,9 +219,10 @@ class Loader:
         processor: PictureProcessor | None = None,
     ):
         self.groups, self.layout = groups, layout
-        self._lengths = [row_tokens(group, layout.share_prefix) for group in groups]
+        self._sizes = sizes_of(groups)
+        self._lengths = self._sizes.row_tokens_B(layout.share_prefix).tolist()
         self._check()
-        self._completions = max(len(group.completion_ids) for group in groups)
+        self._completions = int(self._sizes.completions_B.max())
         self._loss_on_prompt = loss_on_prompt
         self._order = Order(
             len(groups), batch_size=batch_size, seed=seed, epochs=epochs, max_steps=max_steps
@@ -239,9 +241,10 @@ class Loader:
             TileReader(processor) if processor and self.plan.shape.tiles else None,
         )
 
-    def first_epoch(self) -> list[int]:
+    @property
+    def first_epoch(self) -> np.ndarray:
         """Indices of the groups in the order of the first epoch, whatever the number of steps."""
-        return self._order.first_epoch()
+        return self._order.first_epoch
 
     def iterate(self, owned_rows: Sequence[bool] | None = None) -> Any:
         """A grain iterator of `Step`s with `get_state()` and `set_state()`, which builds ahead.
@@ -278,9 +281,9 @@ class Loader:
         return (self._completions, *shape[1:]) if shape else ()
 
     def _plan(self, micro_rows: int) -> Plan:
-        loss_tokens = [all_loss_tokens(group, self._loss_on_prompt) for group in self.groups]
+        loss_tokens = self._sizes.loss_tokens_B(self._loss_on_prompt).tolist()
+        tiles = self._sizes.tiles_B.tolist()
         most_loss_tokens = most_groups = most_rows = most_tiles = 0
-        tiles = [tiles_of(group) for group in self.groups]
         all_rows = computed_tokens = tokens = 0
         steps = self._order.steps
         for s in range(steps):

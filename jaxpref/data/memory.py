@@ -27,13 +27,19 @@ def tables_in_memory(given: Given, name: str, part: Part) -> list[str | Table]:
             (of which `part` says the split), a function without arguments that gives rows, or an
             iterable of them, which is read once; a path, or a list of paths.
         name: of the argument, for places and messages.
-    Errors: InputError for anything else, and for no rows.
+    Errors: InputError for anything else, for no rows, and for a split of what has none.
     """
     if isinstance(given, str) or _has_paths(given):
         return [given] if isinstance(given, str) else list(given)
     if isinstance(given, Mapping):  # a DatasetDict
         [split] = choose({split: split for split in given}, part, name)
         return [_table(given[split], f'{name}["{split}"]')]
+    if part.split is not None:
+        raise InputError(
+            "a split only of what may have several: a DatasetDict, or paths",
+            f"split={part.split!r} with {name}, rows without splits",
+            f"remove data.{'train' if name == 'data' else 'eval'}_split, or give all splits",
+        )
     return [_table(given, name)]
 
 

@@ -1,8 +1,10 @@
 """Which rows every step of a run trains on, whatever they hold: by seed and batch size alone."""
 
 import math
+from functools import cached_property
 
 import grain
+import numpy as np
 
 from jaxpref.errors import InputError
 
@@ -48,6 +50,7 @@ class Order:
         if seed is not None:
             order = order.shuffle(seed=seed)
         # The last batch of an epoch may be smaller: no row is lost.
+        self._batch_size = batch_size
         self._epoch = order.batch(batch_size, batch_fn=list)
         self.per_epoch = len(self._epoch)
         self.steps = check_steps(count, batch_size, epochs, max_steps)
@@ -55,8 +58,12 @@ class Order:
 
     def __getitem__(self, step: int) -> list[int]:
         """The rows of a step, counted from 0."""
-        return [int(i) for i in self.dataset[step]]
+        if step >= self.per_epoch:
+            return [int(i) for i in self.dataset[step]]
+        first = step * self._batch_size
+        return self.first_epoch[first : first + self._batch_size].tolist()
 
-    def first_epoch(self) -> list[int]:
+    @cached_property
+    def first_epoch(self) -> np.ndarray:
         """The rows in the order of the first epoch, whatever the number of steps."""
-        return [int(i) for s in range(self.per_epoch) for i in self._epoch[s]]
+        return np.array([i for s in range(self.per_epoch) for i in self._epoch[s]], np.int64)

@@ -14,7 +14,7 @@ from jaxpref.data.columns import own_columns
 from jaxpref.data.foreign import FORMATS, OwnRow, check_columns_key, own_row
 from jaxpref.data.kinds import kind_of_row, read_group
 from jaxpref.data.sources import read_all
-from jaxpref.data.splits import Part, part_of_side
+from jaxpref.data.splits import Part, check_split, part_of_side
 from jaxpref.errors import InputError, RowError
 from jaxpref.files import check_destination, whole_file
 from jaxpref.storage.paths import as_path
@@ -79,7 +79,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def source_of(options: argparse.Namespace, paths: Sequence[str]) -> Source:
-    """Paths that are read as those flags say.  Errors: InputError for --columns."""
+    """Paths that are read as those flags say.  Errors: InputError for --columns and --split."""
     columns: dict[str, str | None] = {}
     for item in options.columns:
         ours, separator, theirs = item.partition("=")
@@ -87,6 +87,7 @@ def source_of(options: argparse.Namespace, paths: Sequence[str]) -> Source:
             raise InputError("--columns OURS=THEIRS", item, "write it as prompt=question")
         columns[ours] = None if theirs == "null" else theirs
     check_columns_key(columns)
+    check_split(options.split, paths, "--split")
     part = Part(options.split, "train", options.config_name)
     return Source(paths, part, options.format, options.on_bad_row, columns)
 

@@ -5,11 +5,12 @@ there are several splits.
 """
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from jaxpref.config import DataConfig
 from jaxpref.errors import InputError
+from jaxpref.storage.paths import as_path
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -31,10 +32,33 @@ class Part(NamedTuple):
 
 
 def part_of_side(data: DataConfig, side: str) -> Part:
-    """What a run reads for training (`train`) or as held-out data (`eval`)."""
+    """What a run reads for training (`train`) or as held-out data (`eval`).
+
+    Errors: InputError as of `check_split`.
+    """
     if side == "train":
+        check_split(data.train_split, data.train, "data.train_split")
         return Part(data.train_split, "train", data.config_name)
+    held_out = [path for paths in data.eval_sets.values() for path in paths]
+    check_split(data.eval_split, held_out, "data.eval_split")
     return Part(data.eval_split, "test", data.config_name)
+
+
+def may_have_splits(paths: Sequence[str]) -> bool:
+    """Whether one of the paths is more than a file, which is read whole."""
+    return not all(as_path(path).is_file() for path in paths)
+
+
+def check_split(split: str | None, paths: Sequence[str], key: str) -> None:
+    """A split that is asked for is of one of the paths at least.  Errors: InputError."""
+    if split is not None and paths and not may_have_splits(paths):
+        unset = f" ({key}=null on the command line)" if key.startswith("data.") else ""
+        files = f"the file {paths[0]}" if len(paths) == 1 else f"files alone ({', '.join(paths)})"
+        raise InputError(
+            f"{key} only with a path that may have several splits",
+            f"{key}={split!r} with {files}",
+            f"remove it{unset}, or name the folder or the hub id: a file is read whole",
+        )
 
 
 def split_in_name(stem: str) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -112,6 +113,7 @@ class Report:
             "unit",
             title=self.about["title"],
             title_justify="left",
+            box=SIMPLE,
         )
         table.columns[0].overflow = "fold"  # names of files
         table.columns[1].justify = "right"
@@ -121,7 +123,7 @@ class Report:
             for name, estimate in section.items():
                 ends = estimate.low, estimate.high
                 interval = "" if None in ends else f"{ends[0]:.4g} to {ends[1]:.4g}"
-                label = Text(f"  {name.removesuffix(f'/{title}')}")
+                label = Text(f"  {name.removeprefix(f'{title}/').removesuffix(f'/{title}')}")
                 table.add_row(label, f"{estimate.value:.4g}", interval, unit_of(name))
         console.print(table, highlight=False)
         for name, reason in self.left_out.items():

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from jaxpref.data.splits import Part
+from jaxpref.data.splits import Part, check_split
 from jaxpref.errors import InputError
 from jaxpref.files import GrowingFile, check_destination
 from jaxpref.generation.completions import Completion, Settings, complete
@@ -153,6 +153,7 @@ def run(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
     )
     source, overrides = _source_and_overrides(options)
+    check_split(options.split, [options.prompts], "--split")
     out = None
     if options.out:
         read = [options.prompts]

@@ -7,17 +7,20 @@ the mask, where it stands in its own text by its position; the model must use bo
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen, nnx
+from flax import linen
 
 from jaxpref.errors import InputError
 from jaxpref.models.model import Model
 from jaxpref.models.parameters import OWN, SCALAR_HEADS, leaf_path, nest
 from jaxpref.sharding import LOGICAL, constrain
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 Axes = tuple[str | None, ...]
 """One logical axis per axis of an array (`sharding.LOGICAL`); None: whole on every device."""
@@ -87,7 +90,9 @@ class OwnModel:
         return cls(hidden, head, params, **about)
 
     @classmethod
-    def of_nnx(cls, module: nnx.Module, *, head: Callable[[Any], Any], **about: Any) -> "OwnModel":
+    def of_nnx(
+        cls, module: "nnx.Module", *, head: Callable[[Any], Any], **about: Any
+    ) -> "OwnModel":
         """Of an NNX module, called as `module(token_RL, position_RL, mask)`.
 
         What is not an `nnx.Param` in it stays as it is.
@@ -96,6 +101,8 @@ class OwnModel:
             head: module -> unembedding [V, D].
             about: the other fields.
         """
+        from flax import nnx  # a third of a second, which other models need not wait for
+
         graph, *states = nnx.split(module, nnx.Param, ...)
         params, rest = states
 
@@ -114,6 +121,8 @@ class OwnModel:
             params: in place of its own; None: its own.
         Errors: InputError for anything that does not fit.
         """
+        from flax import nnx
+
         params = self.params if params is None else params
         if params is None:
             raise InputError(

@@ -3,7 +3,10 @@
 import argparse
 import difflib
 import inspect
+import re
+import textwrap
 from collections.abc import Callable, Mapping
+from itertools import chain
 
 from rich.console import Console
 
@@ -34,8 +37,16 @@ def run(options: argparse.Namespace, console: Console) -> None:
                 f"{hint}`jaxpref objectives` lists them all",
             )
     lines = [_in_full(name, known[name]) for name in options.names] or _lists()
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for line in chain.from_iterable(text.splitlines() or [""] for text in lines):
+        shown = _broken(line, console.width) if console.is_terminal else line
+        console.print(shown, highlight=False, markup=False, soft_wrap=True)
+
+
+def _broken(line: str, width: int) -> str:
+    """A line for a terminal, broken between words; what follows a name stays in its column."""
+    name = re.match(r" *\S+ {2,}", line)
+    indent = " " * (len(name[0]) if name else 4)
+    return textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _lists() -> list[str]:

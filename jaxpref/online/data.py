@@ -99,7 +99,7 @@ class RolloutData:
         return PlannedData(
             plan=plan,
             layout=loader.layout,
-            row_ids=[self._largest[i].row_id for i in self._order.first_epoch()],
+            row_ids=[self._largest[i].row_id for i in self._order.first_epoch],
             open_feed=lambda: RolloutFeed(draw, packer, pieces.mesh),
             first_groups=lambda: first,
             evaluator=evaluator,

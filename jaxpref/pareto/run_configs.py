@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
-from jaxpref.config import AdapterKind, Config, LogConfig
+from jaxpref.config import AdapterKind, Config, DataConfig, LogConfig
+from jaxpref.data.splits import may_have_splits
 from jaxpref.pareto.config import BY_ADAPTER, FrontConfig, point_name
 from jaxpref.pareto.labels import label_columns, weight_columns
 from jaxpref.storage.paths import as_path
@@ -39,7 +40,7 @@ def single_run(front: FrontConfig, name: str, train: Sequence[str], eval: Sequen
         train, eval: its pairs, scored where they have to be relabelled.
     """
     relabel = None if front.objective(name).train else name
-    data = replace(front.run.data, train=list(train), eval=list(eval), prefer=relabel)
+    data = replace(_read(front, train, eval), prefer=relabel)
     dpo = {"name": "dpo", "beta": front.pareto.beta}
     out, log = single_out(front, name), _log_of(front, f"dpo-{name}")
     return replace(front.run, out=out, data=data, objective=[dpo], log=log)
@@ -115,9 +116,25 @@ def unevaluated_run(front: FrontConfig, out: str, train: Sequence[str]) -> Confi
     return replace(
         run,
         out=out,
-        data=replace(run.data, train=list(train), eval=[]),
+        data=_read(front, train, []),
         train=replace(run.train, eval_every=None, samples=0),
         log=_log_of(front, as_path(out).name),
+    )
+
+
+def _read(front: FrontConfig, train: Sequence[str], eval: Sequence[str]) -> DataConfig:
+    """The front's `data` with other paths.
+
+    A split that it asks for is of those that may have several, not of files of an objective's own
+    or of this package.
+    """
+    data = front.run.data
+    return replace(
+        data,
+        train=list(train),
+        eval=list(eval),
+        train_split=data.train_split if may_have_splits(train) else None,
+        eval_split=data.eval_split if may_have_splits(eval) else None,
     )
 
 

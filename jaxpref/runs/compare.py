@@ -2,8 +2,9 @@
 
 import base64
 import re
+import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 
 from matplotlib import colormaps
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, ConsoleOptions
+from rich.measure import Measurement
+from rich.table import Column, Table
 
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import flatten
@@ -46,15 +48,31 @@ class Comparison:
     settings: list[str]
     """Keys in which runs differ, as overrides are written."""
 
-    def table(self) -> Table:
-        """Settings that differ, and the metrics that most look at first."""
-        shown = _shown(dict.fromkeys(name for row in self.rows for name in row))
-        table = Table("run", *self.settings, "step", *shown.values(), box=SIMPLE)
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in self.rows:
-            table.add_row(*(_cell(row.get(k)) for k in ("run", *self.settings, "step", *shown)))
-        return table
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        """A table of the settings that differ and the metrics that most look at first.
+
+        A run is a row, or where these have no room a column; what has no room then either stands in
+        further tables below.
+        """
+        headings = {key: key for key in ("run", *self.settings, "step")}
+        headings |= _shown(dict.fromkeys(name for row in self.rows for name in row))
+        cells = [[_cell(row.get(name)) for name in headings] for row in self.rows]
+        unbounded = options.update_width(sys.maxsize)
+
+        def has_room(table: Table) -> bool:
+            return Measurement.get(console, unbounded, table).maximum <= options.max_width
+
+        whole = _table([*headings.values()], cells)
+        if has_room(whole):
+            yield whole
+            return
+        columns: list[list[str]] = []
+        for run in cells:
+            if columns and not has_room(_table_of_columns(headings, [*columns, run])):
+                yield _table_of_columns(headings, columns)
+                columns = []
+            columns.append(run)
+        yield _table_of_columns(headings, columns)
 
     def plot(self, png: str | Path) -> Path:
         """The curves of all runs, as a PNG.  Returns: its path."""
@@ -86,7 +104,7 @@ class Comparison:
     def __repr__(self) -> str:
         console = Console(width=_WIDTH, color_system=None, force_jupyter=False)
         with console.capture() as text:
-            console.print(self.table())
+            console.print(self)
         return text.get().strip("\n")
 
     def _repr_html_(self) -> str:
@@ -127,6 +145,22 @@ def compare(runs: Sequence[Any]) -> Comparison:
         chosen = {key: one.get(key) for key in differing}
         rows.append({"run": name} | chosen | {"step": last.pop("step", 0)} | last)
     return Comparison(paths, rows, differing)
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Of texts, the first of every row to the left."""
+    table = Table(Column(headings[0], overflow="fold"), box=SIMPLE)
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _table_of_columns(headings: Mapping[str, str], columns: Sequence[Sequence[str]]) -> Table:
+    """As `_table`, a run in every column."""
+    first, *rows = zip(headings.values(), *columns, strict=True)
+    return _table(first, rows)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -5,6 +5,7 @@ import argparse
 from rich.console import Console
 
 from jaxpref.runs.compare import compare
+from jaxpref.storage.paths import as_path
 
 EPILOG = """    jaxpref compare runs/a runs/b
     jaxpref compare runs/sweep/* --png sweep.png
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> None:
     """Prints the table and draws the figure."""
-    comparison = compare(options.runs)
-    console.print(comparison.table())
+    # RUNS/* names figures too, as `sweep` leaves one beside its runs.
+    comparison = compare([run for run in options.runs if not as_path(run).is_file()])
+    console.print(comparison)
     console.print(f"curves {comparison.plot(options.png)}", highlight=False)

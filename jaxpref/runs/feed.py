@@ -11,11 +11,13 @@ from rich import get_console
 
 from jaxpref.data.dataset import common_columns, load_groups
 from jaxpref.data.encode import check_known_tokens
+from jaxpref.data.kept_groups import KeptGroups
 from jaxpref.data.loader import Loader, Step
 from jaxpref.data.memory import Given, tables_in_memory
 from jaxpref.data.order import check_steps
-from jaxpref.data.pack import MASKS, UNIFORM, Layout, row_tokens
+from jaxpref.data.pack import MASKS, UNIFORM, Layout
 from jaxpref.data.report import DataReport
+from jaxpref.data.sizes import sizes_of
 from jaxpref.data.splits import part_of_side
 from jaxpref.data.tables import Table
 from jaxpref.errors import InputError
@@ -66,8 +68,9 @@ def read_data(pieces: Pieces, which: str) -> tuple[Sequence[EncodedGroup], DataR
     of_adapter = pieces.model.weight_columns
     check_columns(pieces.parts, common_columns(groups), sorted(report.unread), of_adapter)
     check_weights(groups, {name for part in pieces.parts for name in part.weight_columns})
-    sequences = ((group.where, (group.prompt_ids, *group.completion_ids)) for group in groups)
-    check_known_tokens(sequences, spec.vocab)
+    if not (isinstance(groups, KeptGroups) and groups.largest_token < spec.vocab):
+        sequences = ((group.where, (group.prompt_ids, *group.completion_ids)) for group in groups)
+        check_known_tokens(sequences, spec.vocab)
     check_size(pieces, groups, training=side == "train")
     return groups, report
 
@@ -210,15 +213,14 @@ def check_positions(groups: Sequence[EncodedGroup], spec: ModelSpec) -> None:
 
     Errors: InputError for a sequence that is longer.
     """
-    for group in groups:
-        tokens = len(group.prompt_ids) + max(map(len, group.completion_ids))
-        if tokens > spec.longest_sequence:
-            raise InputError(
-                f"prompt and completion within the model's {spec.longest_sequence} positions",
-                f"{group.where}: {tokens} tokens",
-                "shorten or remove the row, or set data.max_length to "
-                f"{spec.longest_sequence} or less: data.truncation cuts or drops longer rows",
-            )
+    tokens_B = sizes_of(groups).longest_sequence_B()
+    for i in np.flatnonzero(tokens_B > spec.longest_sequence)[:1]:
+        raise InputError(
+            f"prompt and completion within the model's {spec.longest_sequence} positions",
+            f"{groups[i].where}: {tokens_B[i]} tokens",
+            "shorten or remove the row, or set data.max_length to "
+            f"{spec.longest_sequence} or less: data.truncation cuts or drops longer rows",
+        )
 
 
 def row_layout(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Layout:
@@ -234,7 +236,7 @@ def row_layout(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Layout:
     length = data.row_length
     if length is None:
         unit = pieces.config.row_unit
-        longest = max(row_tokens(group, data.share_prefix) for group in groups)
+        longest = int(sizes_of(groups).row_tokens_B(data.share_prefix).max())
         length = -(-longest // unit) * unit
     return Layout(length, data.share_prefix, data.pack, data.length_buckets)
 

@@ -1,7 +1,7 @@
 """How figures look, and the curves of a run as a PNG."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ _PANELS = (
     ("log-probs (nats)", ("logps/chosen", "logps/rejected")),
     ("gradient norm", ("grad_norm",)),
 )
+_NOT_DRAWN = {"entropy", "mean_token_accuracy"}
 
 
 @contextmanager
@@ -66,34 +67,52 @@ def plot_curves(run: str | Path, png: str | Path | None = None) -> Path:
     """
     lines = read_jsonl(as_path(run) / "metrics.jsonl")
     png = as_path(png) if png else as_path(run) / "curves.png"
-    with drawn(png, 2, 3) as axes:
-        for axis, (title, names) in zip(axes.flat, _PANELS, strict=True):
-            for name in names:
-                _curve(axis, lines, name)
+    panels = _panels(dict.fromkeys(name for line in lines for name in line))
+    columns = min(3, max(len(panels), 1))
+    with drawn(png, max(-(-len(panels) // columns), 1), columns) as axes:
+        for axis in axes.flat[len(panels) :]:
+            axis.set_axis_off()
+        for axis, (title, names) in zip(axes.flat, panels.items(), strict=False):
+            for name, held_out in names.items():
+                _curve(axis, lines, name, held_out)
             axis.set(title=title, xlabel="step")
             axis.legend()
     return png
 
 
-def _curve(axis: Any, lines: list[dict[str, Any]], name: str) -> None:
-    train = [(line["step"], line[name]) for line in lines if name in line]
+def _panels(logged: Collection[str]) -> dict[str, dict[str, dict[str, str]]]:
+    """Title -> metric -> what `_held_out` says of it, of all panels that something is drawn in.
+
+    A metric that an objective has beside the usual ones gets a panel of its own: what is evaluated
+    too, for everything else is the trainer's.
+    """
+    usual = {name for _, names in _PANELS for name in names} | _NOT_DRAWN
+    own = [name for name in logged if name not in usual and _held_out(logged, name)]
+    panels = {}
+    for title, names in (*_PANELS, *((name, (name,)) for name in own)):
+        drawn = {name: _held_out(logged, name) for name in names}
+        drawn = {name: sets for name, sets in drawn.items() if sets or name in logged}
+        if drawn:
+            panels[title] = drawn
+    return panels
+
+
+def _held_out(logged: Collection[str], name: str) -> dict[str, str]:
+    """Set -> the name of a metric's evaluations there; a single set has the name ""."""
+    matches = (re.fullmatch(rf"eval/(?:([^/]+)/)?{re.escape(name)}", key) for key in logged)
+    return {match[1] or "": match[0] for match in matches if match}
+
+
+def _curve(axis: Any, lines: list[dict[str, Any]], name: str, held_out: Mapping[str, str]) -> None:
     label = name.rsplit("/", 1)[-1]
-    steps, values = [step for step, _ in train], [value for _, value in train]
-    (line,) = axis.plot(steps, values, label=label)
-    for of_set, points in _held_out(lines, name).items():
-        held_out_steps, held_out_values = zip(*points, strict=True)
-        held_out = f"{label}, {of_set or 'held out'}"
+    (line,) = axis.plot(*_points(lines, name), label=label)
+    for of_set, key in held_out.items():
         # Of several sets each has a colour of its own.
         color = None if of_set else line.get_color()
-        axis.plot(held_out_steps, held_out_values, "o--", color=color, label=held_out)
+        told = f"{label}, {of_set or 'held out'}"
+        axis.plot(*_points(lines, key), "o--", color=color, label=told)
 
 
-def _held_out(lines: list[dict[str, Any]], name: str) -> dict[str, list[tuple[int, float]]]:
-    """Set -> (step, value) of a metric's evaluations; a single set has the name ""."""
-    points: dict[str, list[tuple[int, float]]] = {}
-    for line in lines:
-        for key, value in line.items():
-            match = re.fullmatch(rf"eval/(?:([^/]+)/)?{re.escape(name)}", key)
-            if match:
-                points.setdefault(match[1] or "", []).append((line["step"], value))
-    return points
+def _points(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    points = [(line["step"], line[name]) for line in lines if name in line]
+    return [step for step, _ in points], [value for _, value in points]

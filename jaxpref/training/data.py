@@ -137,7 +137,7 @@ def _planned(
     return PlannedData(
         plan=loader.plan,
         layout=loader.layout,
-        row_ids=row_ids_of(groups)[loader.first_epoch()],
+        row_ids=row_ids_of(groups)[loader.first_epoch],
         open_feed=lambda: LoaderFeed(loader, pieces.mesh),
         first_groups=lambda: loader.groups_of(0),
         evaluator=evaluator,

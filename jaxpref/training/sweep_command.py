@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
     swept = sweep(config, over, shown=shown)
     if is_first():
-        console.print(swept.comparison.table())
+        console.print(swept.comparison)
         console.print(f"curves {swept.figure}", highlight=False)
 
 

@@ -6,10 +6,13 @@ import datasets
 import pytest
 import tiny
 
+from jaxpref import cli
 from jaxpref.config import DataConfig
 from jaxpref.data.dataset import load_groups
+from jaxpref.data.memory import tables_in_memory
 from jaxpref.data.rewrite import configured, read_pairs
-from jaxpref.data.splits import Part, choose, split_in_name
+from jaxpref.data.sources import read_all
+from jaxpref.data.splits import Part, choose, part_of_side, split_in_name
 from jaxpref.errors import InputError
 
 ULTRAFEEDBACK = ["train_prefs", "train_sft", "train_gen", "test_prefs", "test_sft", "test_gen"]
@@ -111,8 +114,25 @@ def test_without_splits_all_is_read_unless_one_is_asked_for(tmp_path):
         for path in (folder, tmp_path / "saved"):
             with pytest.raises(InputError, match="which has none"):
                 read(path, side, train_split="train", eval_split="train")
-    # A file has no splits: one that is asked for is meant for the other paths.
-    assert read(folder / "one.jsonl", train_split="train_prefs") == ["one"]
+
+
+def test_a_split_of_files_alone_is_refused(tmp_path, capsys):
+    """Beside a path that has splits, a file is read whole."""
+    parts = folder_of(tmp_path / "parts", "train_prefs", "train_sft")
+    own = tiny.write_rows(tmp_path / "own.jsonl", rows_of("own"))
+    for side in ("train", "eval"):
+        with pytest.raises(InputError, match=f"data.{side}_split='train_sft' with the file .*own.jsonl(.|\n)*remove"):
+            part_of_side(DataConfig(**{side: [str(own)], f"{side}_split": "train_sft"}), side)
+    data = DataConfig(train=[str(own), str(parts)], train_split="train_sft")
+    rows = read_all(data.train, part_of_side(data, "train"))
+    assert [row["prompt"] for row, _ in rows] == ["own 0", "own 1", "train_sft 0", "train_sft 1"]
+    sets = {"own": [str(own)], "other": [str(parts)]}
+    assert part_of_side(DataConfig(eval=sets, eval_split="train_sft"), "eval").split == "train_sft"
+    with pytest.raises(InputError, match="split='sft' with data, rows without splits(.|\n)*data.train_split"):
+        tables_in_memory(rows_of("own"), "data", Part("sft"))
+    assert cli.main(["score", str(own), "--reward", "words=rule:words", "--out", "scored.jsonl", "--split", "sft"]) == 2
+    assert cli.main(["generate", "no-model", "--prompts", str(own), "--split", "sft"]) == 2
+    assert capsys.readouterr().err.count("--split='sft' with the file") == 2
 
 
 def test_files_of_one_split(tmp_path):

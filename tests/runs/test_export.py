@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from jaxpref.errors import InputError
 from jaxpref.evaluation import evaluate_run
 from jaxpref.models.source import open_checkpoint
+from jaxpref.runs import plots
 from jaxpref.runs.export import export_run
 from jaxpref.runs.plots import plot_curves
 from jaxpref.settings import make_config
@@ -148,6 +149,19 @@ def test_exported_model_answers_as_the_run_does(finished_run, exported, tmp_path
 def test_curves(finished_run, tmp_path):
     png = plot_curves(finished_run.out, tmp_path / "curves.png")
     assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 10_000
+
+
+def test_panels_are_of_what_was_logged():
+    """An objective's own metrics have panels, the trainer's have none; nor has what is nowhere."""
+    logged = ["step", "loss", "eval/a/loss", "margin", "eval/a/margin", "eval/entropy", "entropy", "learning_rate"]
+    logged += ["eval/b/loss", "logps/rejected"]
+    sets = {"a": "eval/a/loss", "b": "eval/b/loss"}
+    panels = {
+        "loss": {"loss": sets},
+        "log-probs (nats)": {"logps/rejected": {}},
+        "margin": {"margin": {"a": "eval/a/margin"}},
+    }
+    assert plots._panels(logged) == panels
 
 
 def test_figures_leave_the_settings_of_matplotlib_alone(finished_run, tmp_path, monkeypatch):

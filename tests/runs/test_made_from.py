@@ -75,7 +75,7 @@ def test_rows_that_changed_are_told_by_file():
 def test_order_is_that_of_the_first_epoch_whatever_follows():
     def order(rows=None, seed=3, **settings):
         loader = Loader(rows or groups(8), batch_size=3, micro_rows=1, layout=Layout(32), seed=seed, **settings)
-        return of_order([loader.groups[i].row_id for i in loader.first_epoch()])
+        return of_order([loader.groups[i].row_id for i in loader.first_epoch])
 
     assert order() == order(epochs=3) == order(max_steps=1)
     assert len({order(), order(seed=4), order(seed=None), order(groups(7))}) == 4

@@ -74,6 +74,7 @@ def test_given_rows_train_as_those_of_files(named, tiny_files, sets, tmp_path, q
     given = {"eval": eval_rows}
     result = jaxpref.train(settings, data=datasets.Dataset.from_list(rows), **given)
     assert result.metrics["loss"] == named.metrics["loss"] and result.last_eval == named.last_eval
+    assert (result.out / "curves.png").read_bytes().startswith(b"\x89PNG")
     again = jaxpref.train(settings, data=lambda: iter(rows), **given)
     assert again.metrics["loss"] == result.metrics["loss"]
     changed = [*rows[:-1], rows[-1] | {"rejected": [{"role": "assistant", "content": "other"}]}]
