@@ -78,7 +78,10 @@ Text = Any
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a row as it is stored, not decoded: a file, or what would stand in one."""
+    """A picture of a row as it is stored, not decoded: a file, or what would stand in one.
+
+    Without both it is known by its digest alone, and cannot be looked at.
+    """
 
     file: str | None = None
     data: Any = None

@@ -3,6 +3,7 @@
 Their places are `data[12]`, as Python names them.
 """
 
+import base64
 import json
 import tempfile
 import weakref
@@ -10,6 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from jaxpref.data.pictures.rows import as_picture
 from jaxpref.data.readers import Rows, arrow_rows, check_row
 from jaxpref.data.splits import Part, choose
 from jaxpref.data.tables import Table
@@ -109,12 +113,38 @@ class _Spooled:
         weakref.finalize(self, self._file.close)
         for row, where in _placed(rows, name):
             try:
-                self._file.write(json.dumps(row) + "\n")
+                self._file.write(json.dumps(row, default=partial(_with_bytes, where=where)) + "\n")
             except TypeError as error:
                 raise InputError(
-                    "rows of what JSON can write", f"{where}: {error}", "convert the value"
+                    "rows of what JSON can write, and of pictures",
+                    f"{where}: {error}",
+                    "convert the value",
                 ) from error
 
     def __call__(self) -> Rows:
         self._file.seek(0)
-        return _placed(map(json.loads, self._file), self._name)
+        return _placed(map(_from_line, self._file), self._name)
+
+
+_BYTES = "jaxpref: bytes in base 64"
+"""Key of what stands for bytes in a line."""
+
+
+def _with_bytes(value: Any, where: str) -> dict[str, str]:
+    """Bytes as JSON can write them; pictures in memory are bytes from here on.
+
+    Errors: TypeError for anything else; as of `as_picture`.
+    """
+    if hasattr(value, "getexif") or (isinstance(value, np.ndarray) and value.dtype == np.uint8):
+        value = as_picture(value, where, where).data
+    if isinstance(value, bytes | bytearray | memoryview):
+        return {_BYTES: base64.b64encode(value).decode()}
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def _from_line(line: str) -> Any:
+    return json.loads(line, object_hook=_without_base64)
+
+
+def _without_base64(value: dict[str, Any]) -> Any:
+    return base64.b64decode(value[_BYTES]) if value.keys() == {_BYTES} else value

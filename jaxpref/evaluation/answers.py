@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxpref.data.pictures.decode import digest_of
+from jaxpref.data.pictures.decode import named
 from jaxpref.data.sources import read_rows
 from jaxpref.errors import InputError
 from jaxpref.generation.completions import Settings, complete
@@ -15,7 +15,7 @@ from jaxpref.generation.mixing import Mix
 from jaxpref.generation.opening import open_source
 from jaxpref.generation.prompts import read_prompts, to_prompt
 from jaxpref.progress import Watch, unwatched
-from jaxpref.types import Group, Picture
+from jaxpref.types import Group
 
 _ANSWERS = {"completion", "completions", "chosen", "rejected"}
 
@@ -36,7 +36,7 @@ class Answers:
         """Of the prompts; equal prompts have equal keys."""
         return [
             json.dumps(
-                [p.prompt, p.tools, dict(p.template_kwargs), [*map(_key, p.pictures)]],
+                [p.prompt, p.tools, dict(p.template_kwargs), [*map(named, p.pictures)]],
                 sort_keys=True,
             )
             for p in self.prompts
@@ -62,11 +62,6 @@ def read_answers(path: str | Path) -> Answers:
         of_prompt = {key: value for key, value in row.items() if key not in _ANSWERS}
         prompts.append(to_prompt(of_prompt, where, number))
     return Answers(str(path), prompts, texts)
-
-
-def _key(picture: Picture) -> str:
-    """The file, or what stands for bytes."""
-    return digest_of(picture.data) if picture.file is None else picture.file
 
 
 def _text(value: Any, where: str) -> str:

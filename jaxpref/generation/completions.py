@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpref.data.pictures.decode import named
 from jaxpref.data.pictures.processor import with_read_pictures
 from jaxpref.errors import InputError
 from jaxpref.generation.decoding import Generator
@@ -77,7 +78,7 @@ class Completion:
         if self.tools:
             line["tools"] = self.tools
         if self.pictures:
-            line["images"] = [picture.file for picture in self.pictures]
+            line["images"] = [named(picture) for picture in self.pictures]
         if self.template_kwargs:
             line["chat_template_kwargs"] = dict(self.template_kwargs)
         return line

@@ -52,6 +52,13 @@ class Checkpoint:
     text_part_of: str | None = None
     """The `model_type` of the multimodal model whose text part this is."""
 
+    @property
+    def tower_layers_run(self) -> int | None:
+        """How many layers of the tower run, where others and its last norm do not (LLaVA)."""
+        if self.own is not None or self.spec.vision is None:
+            return None
+        return self.spec.vision.layers_run
+
     def check_adapter_base(self) -> None:
         """Errors: InputError where PEFT would not find the weights under the names written here."""
         multimodal = self.spec.family if self.own is None and self.spec.vision else None

@@ -89,9 +89,10 @@ def read_prompts(pieces: Pieces, side: str) -> Prompts:
 def _refuse_pictures(groups: Sequence[Group]) -> None:
     if seen := next((group for group in groups if group.pictures), None):
         raise InputError(
-            "prompts of text; answers to pictures are not drawn while training",
+            "prompts of text: with online.rewards no answers are drawn to pictures",
             f"{seen.where}: {len(seen.pictures)} pictures",
-            "train on pairs, or without pictures (data.columns: {images: null})",
+            "draw answers to them first (jaxpref generate), score these, and train on the pairs "
+            "without online.rewards; or leave the rows with pictures out",
         )
 
 

@@ -108,7 +108,10 @@ def plan_step(configs: Sequence[Config], rows: RowSizes, devices: Sequence[Any])
         reference = jax.tree.map(lambda x: _laid_out(x, in_host_memory(x.sharding)), reference)
     moving, reference = (reference, None) if pieces.moving else (None, reference)
     schedule = make_schedule(config.optim, loader.plan.steps)
-    optimizer = make_optimizer(config.optim, schedule, pieces.source.spec.vocab)
+    source = pieces.source
+    optimizer = make_optimizer(
+        config.optim, schedule, source.spec.vocab, tower_layers=source.tower_layers_run
+    )
 
     def first_state(params, moving):
         kept = jax.tree.map(lambda x: x.astype(jnp.float32), moving)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from jaxpref.data.encode import encode_groups
+from jaxpref.errors import InputError
 from jaxpref.models.source import open_checkpoint
 from jaxpref.rewards.reward import WHOLE, Limits, Reward, Values
 from jaxpref.runs.build import dated_tokenizer
@@ -35,8 +36,9 @@ def encode_within(groups: Sequence[Group], tokenizer: Any, limits: Limits) -> li
 
     The row id is the group's index in `groups`; groups of which the limits leave nothing are
     missing.
-    Errors: as of `encode_groups`.
+    Errors: as of `encode_groups`; InputError for pictures.
     """
+    _refuse_pictures(groups)
     numbered = [dataclasses.replace(group, row_id=i, columns={}) for i, group in enumerate(groups)]
     encoded, _ = encode_groups(
         numbered,
@@ -45,6 +47,17 @@ def encode_within(groups: Sequence[Group], tokenizer: Any, limits: Limits) -> li
         truncation=limits.truncation,
     )
     return encoded
+
+
+def _refuse_pictures(groups: Sequence[Group]) -> None:
+    if seen := next((group for group in groups if group.pictures), None):
+        raise InputError(
+            "prompts of text: rewards that models give (a reward head, an implicit reward, "
+            "rule:tokens) see no pictures",
+            f"{seen.where}: {len(seen.pictures)} pictures",
+            "score these rows with a function (FILE.py:function) or with scores of their own, or "
+            "copy them without their pictures",
+        )
 
 
 def token_count_reward(model: str) -> Reward:

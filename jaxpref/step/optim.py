@@ -51,6 +51,7 @@ def make_rule(
     vocab: int | None = None,
     numbers: OptimNumbers | None = None,
     rule: GivenRule = AS_CONFIGURED,
+    tower_layers: int | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule | None]:
     """Optimizer and schedule of a run; None: the optimizer has its own.
 
@@ -61,7 +62,7 @@ def make_rule(
     if schedule is None:
         schedule = make_schedule(config, total_steps, numbers)
     if rule.optimizer is None:
-        optimizer = make_optimizer(config, schedule, vocab, numbers)
+        optimizer = make_optimizer(config, schedule, vocab, numbers, tower_layers)
     elif isinstance(rule.optimizer, optax.GradientTransformation):
         if rule.schedule is not None:
             raise InputError(
@@ -179,6 +180,7 @@ def make_optimizer(
     schedule: optax.Schedule,
     vocab: int | None = None,
     numbers: OptimNumbers | None = None,
+    tower_layers: int | None = None,
 ) -> optax.GradientTransformation:
     """Global-norm clipping, then the optimizer of `config.name`.
 
@@ -188,6 +190,8 @@ def make_optimizer(
         vocab: true rows of the leaves in `VOCAB_LEAVES`, which may be padded with zeros; None: they
             are not.
         numbers: in place of those of the config.
+        tower_layers: of the tower's layers how many are run, where others and the last norm are
+            not (LLaVA); None: all are.
     """
     weight_decay = (numbers or optim_numbers(config)).weight_decay
     if weight_decay is None:
@@ -222,7 +226,24 @@ def make_optimizer(
     clip = optax.identity()
     if config.clip_norm is not None:
         clip = optax.clip_by_global_norm(config.clip_norm)
+    if tower_layers is not None:
+        return optax.chain(clip, rule, _unrun_stay(tower_layers))
     return optax.chain(clip, rule)
+
+
+def _unrun_stay(tower_layers: int) -> optax.GradientTransformation:
+    """What of a tower is not run stays as it is; it has no gradient, but would decay."""
+
+    def update(updates: Any, params: Any) -> Any:
+        def leaf(path, x):
+            name = leaf_path(path)
+            if name.startswith("vision/layers/"):
+                return x.at[tower_layers:].set(0)
+            return jnp.zeros_like(x) if name.startswith("vision/final_norm/") else x
+
+        return jax.tree_util.tree_map_with_path(leaf, updates)
+
+    return optax.stateless(update)
 
 
 def _adamw(

@@ -100,8 +100,10 @@ def step_with(
         steps: of the run.
         rule: optimizer and schedule that were given in Python.
     """
-    vocab = pieces.source.spec.vocab
-    optimizer, schedule = make_rule(pieces.config.optim, steps, vocab, numbers.optim, rule)
+    source, optim = pieces.source, pieces.config.optim
+    optimizer, schedule = make_rule(
+        optim, steps, source.spec.vocab, numbers.optim, rule, source.tower_layers_run
+    )
     loss_spec = loss_spec.with_numbers(numbers.objective)
     combine = Combine.of(pieces.config.optim)
     return make_train_step(loss_spec, optimizer, schedule, pieces.moving, combine)
@@ -267,8 +269,13 @@ def prepare(
     if resumed is not None:
         tell_position(config, resumed, steps.plan.steps, stored.get("stopped", ""))
     trained, base = split(params)
-    vocab = pieces.source.spec.vocab
-    optimizer, schedule = make_rule(config.optim, steps.plan.steps, vocab, rule=rule)
+    optimizer, schedule = make_rule(
+        config.optim,
+        steps.plan.steps,
+        pieces.source.spec.vocab,
+        rule=rule,
+        tower_layers=pieces.source.tower_layers_run,
+    )
     of_rule = of_given_rule(rule, optimizer, schedule, trained)
     made_from.add(of_rule)
     check_same("optimizer and schedule (digests)", of_rule, "copy the same code to every host")

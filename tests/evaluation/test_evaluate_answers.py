@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxpref.errors import InputError
+from jaxpref.data.pictures.decode import named, stored_bytes
+from jaxpref.errors import InputError, RowError
 from jaxpref.evaluation import Bootstrap
 from jaxpref.evaluation.answers import Answers, in_order_of, read_answers
 from jaxpref.evaluation.figures import _edges, plot_generations
@@ -78,6 +79,19 @@ def test_prompts_with_other_pictures_are_others():
     seen = [{"prompt": [{"role": "user", "content": "q"}], "images": [f"{i}.png"]} for i in range(2)]
     ours, theirs = answers("ours", *zip(seen, "ab", strict=True)), answers("theirs", (seen[1], "b"), (seen[0], "a"))
     assert in_order_of(ours, theirs).texts == ["a", "b"]
+
+
+def test_a_picture_of_bytes_is_told_by_its_digest(tmp_path):
+    """As `jaxpref generate` writes it; in a file of answers it is the same picture, and no other."""
+    asked = [{"prompt": [{"role": "user", "content": "q"}], "images": [{"bytes": bytes([i])}]} for i in range(2)]
+    names = [named(prompt.pictures[0]) for prompt in given_prompts(asked)]
+    lines = [{**row, "images": [name], "completion": name} for row, name in zip(asked, names, strict=True)]
+    file = tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ours = answers("ours", (asked[1], "b"), (asked[0], "a"))
+    assert in_order_of(ours, read_answers(file)).texts == names[::-1] and names[0].startswith("sha256:")
+    with pytest.raises(RowError, match=f"row 1: only the digest of its bytes, {names[0]}"):
+        stored_bytes(read_answers(file).prompts[0].pictures[0], f"{file}, row 1")
 
 
 def test_answers_are_matched_by_prompt():

@@ -36,6 +36,10 @@ def test_answers_see_the_pictures(model, prompts, tmp_path):
     together = jaxpref.generate(opened, prompts, max_new_tokens=6)
     assert [len(item.pictures) for item in together] == [1, 1, 0]
     assert together[0].to_json()["images"] == [str(prompts.parent / "0.png")]
+    of_bytes = [{"images": [{"bytes": (prompts.parent / "0.png").read_bytes()}], "prompt": row(0)["prompt"]}]
+    [answer] = jaxpref.generate(opened, of_bytes, max_new_tokens=6)
+    assert answer.to_json()["images"] == [f"sha256:{together[0].pictures[0].digest}"]
+    assert answer.text == together[0].text
     # The other picture, another answer: the same prompt but for its tiles.
     swapped = [{"images": [str(prompts.parent / f"{1 - i}.png")], "prompt": row(i)["prompt"]} for i in range(2)]
     for item, other in zip(together, jaxpref.generate(opened, swapped, max_new_tokens=6), strict=False):

@@ -10,7 +10,7 @@ import tiny
 from jaxpref.data.encode import encode_groups
 from jaxpref.errors import InputError, RowError
 from jaxpref.rewards import Limits, open_reward
-from jaxpref.types import Group
+from jaxpref.types import Group, Picture
 
 PLAIN = "The cat sat on the mat. The dog ran to the park."
 HARD = "Notwithstanding considerable institutional deliberation, comprehensive reorganisation necessitates compromise."
@@ -64,6 +64,14 @@ def test_rules_that_do_not_exist(what):
 @pytest.fixture(scope="module")
 def token_reward(tiny_files):
     return open_reward(f"rule:tokens:{tiny_files.model}")
+
+
+def test_rewards_of_models_see_no_pictures(token_reward):
+    """What would be set for a model of its own (model.pictures) is not what helps here."""
+    seen = Group([{"role": "user", "content": "q"}], (), 0, "rows.jsonl, row 1", pictures=(Picture("a.png"),))
+    with pytest.raises(InputError, match="no pictures") as caught:
+        token_reward([seen], ["a"])
+    assert "rows.jsonl, row 1: 1 pictures" in str(caught.value) and "model.pictures" not in str(caught.value)
 
 
 def test_tokens_are_those_of_training(token_reward):

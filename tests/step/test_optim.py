@@ -170,6 +170,23 @@ def test_first_step_of_a_warmup_moves_nothing(name):
         np.testing.assert_array_equal(leaf, np.ones(leaf.shape))
 
 
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
+def test_what_of_a_tower_is_not_run_stays(name):
+    """LLaVA takes the second-to-last layer's output: no gradient reaches the rest, and decay must not either."""
+    norm = {"scale": jnp.ones((3,)), "bias": jnp.ones((3,))}
+    params = {"vision": {"layers": {"mlp": {"up": jnp.ones((4, 3, 5))}}, "final_norm": norm}}
+    grads = jax.tree.map(jnp.zeros_like, params)
+    grads["vision"]["layers"]["mlp"]["up"] = jnp.zeros((4, 3, 5)).at[:3].set(0.5)
+    config = OptimConfig(name=name, learning_rate=0.1, weight_decay=0.1, decay_mask="all")
+    for layers_run in (3, None):
+        optimizer = make_optimizer(config, lambda _: 0.1, tower_layers=layers_run)
+        updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        up, norm = updates["vision"]["layers"]["mlp"]["up"], updates["vision"]["final_norm"]
+        assert np.all(np.asarray(up[:3]) != 0)
+        for still in (up[3], norm["scale"], norm["bias"]):
+            assert np.all(np.asarray(still) == 0) == (layers_run is not None)
+
+
 def test_decay_follows_the_schedule():
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
     for name in ("adamw", "lion", "adafactor", "muon"):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MOST_PIXELS = 2**26
 """Of a picture, 192 MiB of colours: small files can say that they are larger (decompression
 bombs)."""
+DIGEST = "sha256:"
+"""Begins the name of a picture that has no file."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Pillow knows more, some of which run other programs."""
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
@@ -42,8 +44,15 @@ def stored_bytes(picture: Picture, where: str) -> bytes:
     """The file of a picture.
 
     Raises:
-        RowError: it cannot be read, or is not what it was when its tokens were made.
+        RowError: it is not there, cannot be read, or is not what it was when its tokens were made.
     """
+    if picture.file is None and picture.data is None:
+        raise RowError(
+            "picture that is not there",
+            "a picture",
+            f"{where}: only the digest of its bytes, {named(picture)}",
+            "write the file's name, or its bytes, as in the rows that this one was made of",
+        )
     if picture.file is None:
         data = bytes(picture.data)
     else:
@@ -69,6 +78,13 @@ def stored_bytes(picture: Picture, where: str) -> bytes:
 def digest_of(data: bytes) -> str:
     """Of a picture's bytes."""
     return hashlib.sha256(data).hexdigest()[:32]
+
+
+def named(picture: Picture) -> str:
+    """Which picture it is, in a word: its file, or the digest of its bytes."""
+    if picture.file is not None:
+        return picture.file
+    return DIGEST + (picture.digest or digest_of(picture.data))
 
 
 def decoded(data: bytes, where: str) -> "Image.Image":

@@ -6,6 +6,7 @@ A picture is written as
     {"bytes": ..., "path": ...}         as `datasets.Image` stores it; `path` counts without `bytes`
     bytes                               those of a file
     PIL.Image.Image, numpy.ndarray      in memory; arrays are [H, W], [H, W, 3] or [H, W, 4] uint8
+    "sha256:..."                        the digest of bytes that are not here: tells pictures apart
 
 and stands where a message has a part {"type": "image"}: beside text in `content`, a list of such
 parts and of {"type": "text", "text": ...}.  A part may hold its picture itself, under `image` or
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from jaxpref.data.checks import check_text, shown
-from jaxpref.data.pictures.decode import as_rgb, digest_of, pillow
+from jaxpref.data.pictures.decode import DIGEST, as_rgb, digest_of, named, pillow
 from jaxpref.errors import InputError, RowError
 from jaxpref.storage.paths import as_path
 from jaxpref.types import Picture
@@ -62,6 +63,8 @@ def as_picture(value: Any, place: str, where: str) -> Picture:
         value = value.get("path") if stored is None else stored
     if value is None:
         raise RowError("missing picture", "a picture", f"{place}: null", "add it or drop the row")
+    if isinstance(value, str) and value.startswith(DIGEST):
+        return Picture(digest=value.removeprefix(DIGEST))
     if isinstance(value, str | Path):
         return Picture(file=_file(str(value), place, where))
     if isinstance(value, bytes | bytearray | memoryview):
@@ -130,7 +133,7 @@ def column_pictures(row: Mapping[str, Any], where: str) -> tuple[Picture, ...]:
 
 def as_column(pictures: Sequence[Picture]) -> dict[str, list]:
     """What a row has of its pictures, wherever it is written: whole paths; {} where it has none."""
-    stored = [{"bytes": bytes(p.data)} if p.file is None else p.file for p in pictures]
+    stored = [named(p) if p.data is None else {"bytes": bytes(p.data)} for p in pictures]
     return {COLUMNS[0]: stored} if stored else {}
 
 
@@ -214,7 +217,7 @@ def with_whole_paths(
 
     def whole(value: Any) -> Any:
         if isinstance(value, str):
-            return _file(value, where, where)
+            return named(as_picture(value, where, where))
         if isinstance(value, list):
             return [whole(one) for one in value]
         if isinstance(value, Mapping) and value.get("bytes") is None and value.get("path"):

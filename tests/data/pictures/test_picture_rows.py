@@ -73,6 +73,8 @@ def test_every_form_is_the_same_picture(form, load, tmp_path):
     (alone,), _ = load([{**row(0), "images": None, "image": FORMS[form]}], in_memory=True)
     assert group.prompt_ids.tolist() == alone.prompt_ids.tolist() == expected.prompt_ids.tolist()
     assert group.pictures[0].grid == (3, 1) and group.pictures[0].data == alone.pictures[0].data
+    (given_once,), _ = load(lambda: iter([row(0, images=[FORMS[form]])]), in_memory=True)
+    assert given_once.pictures == group.pictures
 
 
 def test_parquet_as_datasets_writes_it(load, tmp_path, tokenizer, processor):
