@@ -53,14 +53,17 @@ def span_at_equality(
     first_K = np.arange(count_BK.shape[1]) == 0
     shifts = np.stack([moved_BK * np.where(first_K, *both) for both in _DIRECTIONS])
 
-    def loss(shift_BK, sum_BK, draw):
+    def loss(shift_BK, sum_BK, draw, numbers):
         policy, ref = _logps(sum_BK + shift_BK, count_BK), _logps(sum_BK, count_BK)
         uniform_B = jnp.full(len(count_BK), draw)
-        return _mean(part(policy, ref, {**columns, "uniform": uniform_B}))
+        of_part = part.with_numbers(numbers)
+        return _mean(of_part(policy, ref, {**columns, "uniform": uniform_B}))
 
-    likelihoods = _two_models(count_BK)
-    of_shifts = jax.vmap(loss, (0, None, None))
-    losses = np.asarray(jax.jit(jax.vmap(of_shifts, (None, 0, 0)))(shifts, *likelihoods))
+    # Arguments like those of the step: runs that differ in them alone are one program.
+    numbers = part.numbers
+    of_shifts = jax.vmap(loss, (0, None, None, None))
+    of_models = jax.jit(jax.vmap(of_shifts, (None, 0, 0, None)))
+    losses = np.asarray(of_models(shifts, *_two_models(count_BK), numbers))
     one, other = losses
     if not np.allclose(one[0], other[0], rtol=1e-5, atol=1e-6):
         return None

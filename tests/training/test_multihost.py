@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import own_model
 import pytest
 import tiny
 
@@ -95,6 +96,18 @@ for path, objective in [(path, None) for path in config_paths] + [(config_paths[
     except InputError as error:
         refused.append(str(error))
 json.dump(refused, open(seen, "w"))
+"""
+
+# Trains a model of the user's own, and writes what it saw beside the config.
+OWN_MODEL = """
+config_path, folder = sys.argv[4:]
+sys.path.insert(0, folder)
+from own_model import own_model
+
+losses = {}
+keep = lambda step, _, values: losses.update({step: values["loss"]})
+result = train(load_config(config_path), model=own_model(128), on_log=keep)
+json.dump({"losses": losses, "last_eval": result.last_eval}, open(f"{config_path}.seen{number}", "w"))
 """
 
 # The last process gets SIGTERM while the run is loaded.
@@ -272,6 +285,23 @@ def test_losses_do_not_depend_on_the_order_of_devices(count, mesh, adapter, tiny
     assert len(set(losses[0])) == 4, "the warm-up's step of 0 changes nothing, every other does"
     if count > 1:
         assert filled[0] != filled[1], "the processes build other rows"
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_model_of_the_users_own_as_one(tiny_files, tmp_path, compile_cache):
+    """Its heads and its width are split over both. About 40 s."""
+    make = lambda name: tiny.config(
+        tmp_path / name, tiny_files.model, tiny_files.train, tiny_files.held_out,
+        mesh={"fsdp": 2, "tensor": 2}, train={"max_steps": 3},
+    )  # fmt: skip
+    path = write_whole(make("two"), tmp_path / "two.yaml")
+    processes(OWN_MODEL, [(path, Path(own_model.__file__).parent)] * 2, compile_cache)
+    two = seen_by(2, path)
+    one = tiny.run(make("one"), model=own_model.own_model(128))
+    np.testing.assert_array_equal(losses_of(two[0]), losses_of(two[1]))
+    np.testing.assert_allclose(losses_of(two[0]), one.losses, rtol=PROCESS_TOLERANCE)
+    assert two[0]["last_eval"] == pytest.approx(one.result.last_eval, rel=PROCESS_TOLERANCE, abs=PROCESS_TOLERANCE)
+    assert len(set(one.losses)) > 1
 
 
 @pytest.mark.slow
