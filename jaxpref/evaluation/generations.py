@@ -1,5 +1,7 @@
 """Evaluation of generated text: rewards of a policy's answers, and wins against another policy."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +21,7 @@ from jaxpref.evaluation.bootstrap import (
 )
 from jaxpref.evaluation.report import Report, quantiles, split_defined
 from jaxpref.evaluation.sign_test import sign_test
+from jaxpref.processes.agreement import check_same
 from jaxpref.rewards.reward import Reward
 
 WIN_NOTE = (
@@ -58,7 +61,8 @@ def evaluate_answers(
         rewards: each by itself; `jaxpref.rewards.open_reward` makes them.
         against: the other's, to the same prompts.
         about: more to say in the report.
-    Errors: InputError where prompts differ, and for a reward that is not a finite number.
+    Errors: InputError where prompts differ, where hosts have other answers, and for a reward that
+        is not a finite number.
     """
     names = [reward.name for reward in rewards]
     if len(set(names)) < len(names) or not names:
@@ -68,6 +72,9 @@ def evaluate_answers(
             "give every reward a name of its own, and at least one reward",
         )
     other = None if against is None else in_order_of(answers, against)
+    for one in (answers, other):
+        if one is not None:
+            _check_same_answers(one)
     ours, theirs = _scored(rewards, answers, other)
     unit_B = units_of(answers.keys)
 
@@ -107,6 +114,16 @@ def evaluate_answers(
         notes=list(_notes(tests, prompts, bootstrap)),
     )
     return Generations(report, _rows(answers, other, ours, theirs), ours, theirs)
+
+
+def _check_same_answers(answers: Answers) -> None:
+    """Errors: InputError on every process where some have others."""
+    text = json.dumps([answers.keys, answers.texts])
+    check_same(
+        f"answers of {answers.name}",
+        {"number": len(answers.texts), "digest": hashlib.sha256(text.encode()).hexdigest()[:12]},
+        "give every host the same files",
+    )
 
 
 def _scored(

@@ -17,8 +17,9 @@ from jaxpref.generation.pictures import PromptTiles
 from jaxpref.generation.prompts import given_prompts, prompt_ids, read_prompts
 from jaxpref.generation.sampling import Sampling
 from jaxpref.generation.text import Ending
+from jaxpref.runs.agreement import check_same_rows
 from jaxpref.runs.build import Pieces
-from jaxpref.types import Group, Picture
+from jaxpref.types import EncodedGroup, Group, Picture
 
 __all__ = [
     "Completion",
@@ -194,7 +195,8 @@ def complete(
 
     Args:
         pieces, params, mixed: of an opened policy (`generation.opening.open_source`).
-    Errors: InputError for a prompt that does not fit the model, at once.
+    Errors: InputError, at once, for a prompt that does not fit the model, and where hosts have
+        other prompts.
     """
     opened = OpenPolicy(pieces, params, mixed)
     positions, processor = opened.positions, pieces.processor
@@ -207,6 +209,7 @@ def complete(
         max_new_tokens=settings.max_new_tokens,
         processor=processor,
     )
+    check_same_rows("prompts", list(map(_encoded, prompts, ids)))
     tiles = None if processor is None else PromptTiles(processor)
     stops = stop_ids(pieces) if settings.stop_tokens is None else frozenset(settings.stop_tokens)
     ending = Ending(pieces.tokenizer, stops, settings.stops)
@@ -253,6 +256,10 @@ def complete(
                 )
 
     return completions()
+
+
+def _encoded(prompt: Group, ids: np.ndarray) -> EncodedGroup:
+    return EncodedGroup(ids, (), prompt.row_id, prompt.where, pictures=prompt.pictures)
 
 
 def stop_ids(pieces: Pieces) -> frozenset[int]:

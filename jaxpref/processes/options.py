@@ -13,6 +13,18 @@ _GIVEN = {
     "process_id": "--process-id I",
 }
 """Name -> option; all three or none."""
+_MAY_DIFFER = {
+    *_GIVEN,
+    "distributed",
+    "start_timeout",
+    "heartbeat_timeout",
+    "config",
+    "overrides",
+    "cache",
+    "run",
+}
+"""How a process joins; its own files; settings, which are compared once they are read; what is no
+option, the function of the command."""
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +85,7 @@ def join_as_asked(options: argparse.Namespace, console: Console) -> None:
     if not given and not options.distributed:
         return
     # Here: they load jax, for which the help of a command need not wait.
+    from jaxpref.processes.agreement import check_same
     from jaxpref.processes.output import first_prints
     from jaxpref.processes.start import join
 
@@ -84,3 +97,8 @@ def join_as_asked(options: argparse.Namespace, console: Console) -> None:
         heartbeat_timeout=options.heartbeat_timeout,
     )
     first_prints(console)
+    check_same(
+        "options",
+        {name: value for name, value in vars(options).items() if name not in _MAY_DIFFER},
+        "start the same command on every host",
+    )

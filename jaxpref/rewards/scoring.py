@@ -4,6 +4,8 @@ One reward after another goes over the data, so that no two models are in memory
 pass writes the rows.
 """
 
+import hashlib
+import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ from jaxpref.data.dimensions import scores_of
 from jaxpref.data.pictures.rows import with_whole_paths
 from jaxpref.data.rewrite import Source, as_source, check_out, group_of, rows_of, write_lines
 from jaxpref.errors import InputError, RowError
+from jaxpref.processes.agreement import check_same
+from jaxpref.processes.store import process_count
 from jaxpref.processes.together import first_does
 from jaxpref.progress import Watch, unwatched
 from jaxpref.rewards.cache import CACHE_DIR, cached
@@ -125,10 +129,16 @@ def score_data(
 
 
 def _check_rows(source: Source, names: Sequence[str]) -> int:
-    """How many rows there are.  Errors: InputError for a row that has one of the scores already."""
-    total = 0
+    """How many rows there are.
+
+    Errors: InputError for a row that has one of the scores already, and where hosts have other
+        rows.
+    """
+    total, digest = 0, hashlib.sha256()
     for row, where, kind in rows_of(source):
         total += 1
+        if process_count() > 1:
+            digest.update(json.dumps(row, default=lambda value: type(value).__name__).encode())
         for key in _KEYS.get(kind, ()):
             had = row.get(key)
             taken = [name for name in names if isinstance(had, dict) and had.get(name) is not None]
@@ -138,6 +148,11 @@ def _check_rows(source: Source, names: Sequence[str]) -> int:
                     f"{where}: {key} has {', '.join(taken)} already",
                     "choose another name, or write over them (--replace)",
                 )
+    check_same(
+        "rows, in the same order,",
+        {"number": total, "digest": digest.hexdigest()[:12]},
+        "give every host the same files",
+    )
     return total
 
 

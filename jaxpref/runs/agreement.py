@@ -1,11 +1,10 @@
-"""Several processes must have the same run: settings, objective, rows and plan."""
+"""Several processes must have the same run: objective, rows and plan."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 
-from jaxpref.config import Config
 from jaxpref.data.loader import Plan
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import flatten
@@ -13,24 +12,7 @@ from jaxpref.objectives import Part
 from jaxpref.processes.agreement import all_equal, check_same
 from jaxpref.processes.store import exchanged, process_count
 from jaxpref.runs.made_from import add_group, of_objective
-from jaxpref.settings import to_dict
 from jaxpref.types import EncodedGroup
-
-_MAY_DIFFER = (
-    "log",
-    "reference.cache_dir",
-    "compilation_cache",
-    "data.cache",
-    "data.cache_gb",
-)
-"""Sections and keys: what a process shows, and its own disk."""
-
-
-def check_same_settings(config: Config) -> None:
-    """Errors: InputError on every process where some have other settings, with keys and values."""
-    settings = flatten(to_dict(config), ".")
-    same = {key: x for key, x in settings.items() if not _may_differ(key)}
-    check_same("settings", same, "start every process with the same config file and overrides")
 
 
 def check_same_plan(plan: Plan, resume_step: int | None) -> None:
@@ -75,10 +57,6 @@ def check_same_rows(what: str, groups: Sequence[EncodedGroup]) -> None:
         + "; ".join(f"on process {p}: {text.decode()}" for p, text in enumerate(said)),
         "give every host the same files",
     )
-
-
-def _may_differ(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in _MAY_DIFFER)
 
 
 def _digest(group: EncodedGroup) -> bytes:

@@ -30,6 +30,7 @@ from jaxpref.runs.adapters import adapter_spec, below_adapter, reference_adapter
 from jaxpref.runs.compilation_cache import use_compilation_cache
 from jaxpref.runs.compute_dtype import choose_compute_dtype
 from jaxpref.runs.same_files import check_same_files
+from jaxpref.runs.same_settings import check_same_settings
 from jaxpref.settings.contradictions import objective_contradictions
 from jaxpref.sharding import HOST_MEMORY, has_host_memory, make_mesh, vocab_ways
 from jaxpref.step.batch_loss import LossSpec
@@ -108,7 +109,8 @@ def build(
         objective: in place of `config.objective`; may hold functions.
         source: in place of `config.model.path`, when it is open already.
     Errors: InputError for an unknown model, settings that contradict each other, and a mesh that
-        does not fit the devices or does not divide the model; and where hosts have other models.
+        does not fit the devices or does not divide the model; and where hosts have other settings
+        or models.
     """
     use_compilation_cache(config.compilation_cache)
     pieces = build_without_tokenizer(config, objective, source)
@@ -139,6 +141,7 @@ def build_without_tokenizer(
     Args:
         devices: of the mesh; None: all that there are.
     """
+    check_same_settings(config)
     given = {} if devices is None else {"devices": list(devices)}
     mesh = make_mesh(config.mesh, **given)
     config = with_compute_dtype(config, mesh)

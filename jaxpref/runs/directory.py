@@ -21,6 +21,7 @@ from jaxpref.runs.best import BestRule
 from jaxpref.runs.build import Pieces, make_decoder, param_shapes
 from jaxpref.runs.checkpoint import Checkpoints, find_step
 from jaxpref.runs.params import load_params, reference_params, runs_reference, with_adapter
+from jaxpref.runs.same_files import check_same_checkpoint
 from jaxpref.settings import load_config
 from jaxpref.sharding import replicated
 from jaxpref.step.batch_loss import init_running
@@ -195,6 +196,7 @@ def _restore(
     """Fields of a checkpoint's state, laid out as `like` says, and its step."""
     with checkpoints_of(run, config) as checkpoints:
         number = find_step(checkpoints, step)
+        check_same_checkpoint(run, checkpoints.directory, number)
         checkpoints.check_vocabulary(number, vocabulary)
         wanted = {name: tree for name, tree in like.items() if jax.tree.leaves(tree)}
         return like | checkpoints.restore_parts(number, wanted), number

@@ -1,14 +1,17 @@
-"""Models and tokenizers on the disks of several hosts: the same files, or an error that names them.
+"""Models, tokenizers and checkpoints on the disks of several hosts: the same, or an error.
 
 Every process reads the weights that its own devices hold, from its own disk: parts of two
 checkpoints of one shape would make a model that nobody trained.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jaxpref.processes.agreement import check_same
+from jaxpref.processes.store import process_count
+from jaxpref.runs.damage import saved_checksums
 from jaxpref.storage.local_copies import version_of
 from jaxpref.storage.paths import as_path, is_bucket
 
@@ -33,6 +36,18 @@ def check_same_files(paths: Mapping[str, str | Path | None]) -> None:
         for file in _files(as_path(path))
     }
     check_same("model files (digests)", digests, "copy the same model and tokenizer to every host")
+
+
+def check_same_checkpoint(run: str | Path, checkpoints: Path, step: int) -> None:
+    """Errors: InputError on every process where hosts would read other ones of a run."""
+    if process_count() == 1:
+        return
+    sums = json.dumps(saved_checksums(checkpoints, step), sort_keys=True)
+    check_same(
+        f"checkpoint of {run}",
+        {"step": step, "digest": hashlib.sha256(sums.encode()).hexdigest()[:12]},
+        "copy the same run to every host, or name the step",
+    )
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -23,7 +23,6 @@ from jaxpref.runs.adapters import check_trainable
 from jaxpref.runs.agreement import (
     check_same_objective,
     check_same_plan,
-    check_same_settings,
 )
 from jaxpref.runs.best import BestRule
 from jaxpref.runs.build import Pieces, attention_of, build
@@ -237,7 +236,6 @@ def prepare(
     """
     began = time.perf_counter()
     check_same_programs()
-    check_same_settings(config)
     check_trackers(config)
     if config.adapter.quantize:
         qwix()

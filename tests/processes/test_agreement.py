@@ -1,5 +1,6 @@
-"""Hosts with other programs or devices are refused when they join, with both values."""
+"""Hosts with other programs, devices or files are refused, with both values."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -37,6 +38,78 @@ def test_other_sources(tmp_path, compile_cache):
     said = refused(hosts.together(2, "-c", script, "train", "no.yaml"), tmp_path, compile_cache)
     assert "the same versions on every process" in said and "got: sources of jaxpref: '" in said
     assert "on process 0" in said and "on process 1" in said
+
+
+@pytest.mark.slow
+def test_other_options(tmp_path, compile_cache):
+    """Two seeds would draw two texts in one batch."""
+    command = ["-m", "jaxpref.cli", "generate", "no-model", "--prompts", "none.jsonl", "--seed"]
+    commands = [[*command, number, *how] for number, how in enumerate(hosts.together(2))]
+    said = refused(commands, tmp_path, compile_cache)
+    assert "the same options on every process" in said and "got: seed: 0 on process 0, 1 on process 1" in said
+
+
+# What only some commands read; each process has its own.
+READS = """
+import json, os, sys
+import jaxpref
+from jaxpref.evaluation import evaluate_answers, read_answers
+
+folder, model, coordinator, number = sys.argv[1:]
+jaxpref.join(coordinator, 2, int(number))
+os.chdir(f"{folder}/{number}")
+length = jaxpref.rewards.open_reward("rule:words")
+def ask(source, prompts=("n",), *overrides, **given):
+    jaxpref.generate(source, prompts, overrides=["mesh.fsdp=4", *overrides], max_new_tokens=1, **given)
+refused = []
+for read in (
+    lambda: ask(model, "prompts.jsonl"),
+    lambda: ask(model, ["n"], f"model.attention_block={8 << int(number)}"),
+    lambda: ask("run", step="latest"),
+    lambda: ask("run", step="2"),
+    lambda: jaxpref.score_data(["rows.jsonl"], {"length": length}, "scored.jsonl"),
+    lambda: evaluate_answers(read_answers("answers.jsonl"), [length]),
+):
+    try:
+        read()
+    except jaxpref.InputError as error:
+        refused.append(str(error))
+print(json.dumps(refused))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compile", "any_mesh")
+def test_other_prompts_checkpoints_rows_and_answers(tiny_files, tmp_path, compile_cache):
+    train = {"max_steps": 3, "save_every": 2}
+    run = tiny.run(tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, train=train)).out
+    for number in range(2):
+        here = tmp_path / str(number)
+        here.mkdir()
+        tiny.write_rows(here / "prompts.jsonl", [{"prompt": "n 1"}, {"prompt": f"n {number}"}])
+        tiny.write_rows(here / "rows.jsonl", tiny.rows(4)[:: 1 - 2 * number])
+        answers = [{"prompt": "n", "completion": "1"}, {"prompt": "n", "completion": f"{number}"}]
+        tiny.write_rows(here / "answers.jsonl", answers)
+        tiny.copy_run(run, here / "run")
+    # Process 1 has not got the last checkpoint, and of the first another one.
+    shutil.rmtree(tmp_path / "1/run/checkpoints/3")
+    sums = tmp_path / "1/run/checkpoints/2/checksums/metadata"
+    other = json.loads(sums.read_text())
+    other["items"]["progress"] += 1
+    sums.write_text(json.dumps(other))
+    at = f"localhost:{hosts.free_port()}"
+    commands = [["-c", READS, tmp_path, tiny_files.model, at, number] for number in range(2)]
+    with hosts.running(commands, tmp_path, compile_cache) as both:
+        assert hosts.wait_for_all(both) == [0, 0], both[0].said + both[1].said
+        one, other = (json.loads(host.said.splitlines()[-1]) for host in both)
+    assert one == other
+    prompts, settings, latest, step, rows, answers = one
+    assert "the same prompts, in the same order" in prompts and "prompts.jsonl, row 2" in prompts
+    assert "model.attention_block: 8 on process 0, 16 on process 1" in settings
+    assert "the same checkpoint of run" in latest and "step: 3 on process 0, 2 on process 1" in latest
+    assert "the same checkpoint of run" in step and "got: digest: '" in step
+    assert "the same rows, in the same order," in rows and "digest: '" in rows
+    assert "the same answers of answers.jsonl" in answers and "digest: '" in answers
 
 
 @pytest.mark.slow
