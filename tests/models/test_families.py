@@ -6,6 +6,7 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from jaxpref.errors import InputError
@@ -19,7 +20,7 @@ from jaxpref.models.parameters import flatten
 from jaxpref.models.placement import param_specs
 from jaxpref.models.spec import ClampedSwiglu, DeltaNet, LayerKind, LinearRope, Llama3Rope, ModelSpec, VisionSpec
 from jaxpref.models.stored import StoredLeaf, stored_form, stored_shapes, stored_tensors, used_leaves
-from jaxpref.sharding import LOGICAL
+from jaxpref.sharding import AXES, LOGICAL
 
 SMALL = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 64, "hidden_size": 32,
@@ -333,7 +334,8 @@ def test_adapters_and_scalar_heads_lie_as_the_table_says():
     targets = tuple(target for target in lora.TARGETS if f"layers/{target}" in parameters.model_leaves(SPECS["llama"]))
     adapter = lora.init(jax.random.key(0), layers, lora.LoraSpec(2, 2.0, targets, dora=True))
     heads = {"reward": np.zeros((1, 8)), "value": np.zeros((1, 8))}
-    specs = flatten(param_specs({parameters.LORA: adapter, parameters.SCALAR_HEADS: heads}))
+    mesh = AbstractMesh((2, 2, 2, 2), AXES)
+    specs = flatten(param_specs({parameters.LORA: adapter, parameters.SCALAR_HEADS: heads}, mesh))
     assert len(specs) == 3 * 7 + 2
     wanted = {
         "lora/layers/attention/q/a": P(None, ("fsdp", "context"), None),
@@ -347,6 +349,33 @@ def test_adapters_and_scalar_heads_lie_as_the_table_says():
         "scalar_heads/value": P(None, None),
     }
     assert {path: specs[path] for path in wanted} == wanted
+
+
+def test_no_factor_of_an_adapter_lies_whole_where_it_is_divisible():
+    """Those between the rank and heads or ffn: the first axis that is divisible."""
+    shapes = {
+        "attention/q/b": (3, 2, 4, 8),
+        "attention/o/a": (3, 4, 8, 2),
+        "mlp/up/b": (3, 2, 48),
+        "mlp/up/m": (3, 48),
+        "mlp/up/gain": (3,),
+    }
+    tree = parameters.nest({f"lora/layers/{path}": np.zeros(shape) for path, shape in shapes.items()})
+    over = ("fsdp", "context")
+
+    def specs(*sizes):
+        of_paths = flatten(param_specs(tree, AbstractMesh(sizes, AXES)))
+        return [of_paths[f"lora/layers/{path}"] for path in shapes]
+
+    assert specs(1, 2, 2, 2) == [
+        P(None, None, "tensor", over),
+        P(None, "tensor", over, None),
+        P(None, None, ("tensor", *over)),
+        P(None, "tensor"),
+        P(None),
+    ]
+    first_two_axes = [spec[1:3] for spec in specs(2, 2, 1, 1)[:3]]
+    assert first_two_axes == [(over, "tensor"), (("tensor", *over), None), (over, "tensor")]
 
 
 def test_what_follows_from_the_table():

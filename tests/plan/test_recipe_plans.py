@@ -46,7 +46,7 @@ def test_a_recipe_fits_its_slice(name, call, tmp_path):
     plan = json.loads(out.read_text())
     print(text)
     assert plan["memory"]["total"] < 0.9 * plan["memory"]["capacity"]
-    # An adapter's matrices lie whole on every chip where only tensor parallelism would divide them.
-    assert all(size < 0.01 * plan["memory"]["capacity"] for size in plan["replicated"].values())
+    # Scales of norms lie whole on every chip, and nothing else.
+    assert sum(plan["replicated"].values()) < 0.001 * plan["memory"]["capacity"]
     assert not plan["rematerialised"]
     assert plan["mfu"][1] >= LEAST_MFU.get(name, 0)

@@ -155,12 +155,13 @@ def test_moments_lie_as_their_parameters(params):
 
 
 def test_every_leaf_has_a_line_in_the_table(params):
-    specs = param_specs(params[0])
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    specs = param_specs(params[0], mesh)
     assert jax.tree.structure(specs, is_leaf=lambda x: isinstance(x, P)) == jax.tree.structure(params[0])
     broken = jax.tree.map(lambda x: x, params[0])
     broken["layers"]["mlp"] |= {"bias": jnp.zeros((2, 4)), "up": jnp.zeros((2, 4))}
     with pytest.raises(InputError) as error:
-        param_specs(broken)
+        param_specs(broken, mesh)
     assert r"no line for layers/mlp/bias (2, 4); layers/mlp/up (2, 4), in the table as YDF" in str(error.value)
 
 
