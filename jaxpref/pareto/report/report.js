@@ -157,7 +157,8 @@ function buildSide(side) {
     changed();
   };
   const several = objectives.length > 2;
-  state.sliders = (several ? objectives : [objectives[0]]).map((o) =>
+  const weighted = front.points.some((p) => p.weights) ? (several ? objectives : [objectives[0]]) : [];
+  state.sliders = weighted.map((o) =>
     element("input", { type: "range", min: 0, max: 1, step: "any", ariaLabel: `weight of ${o}, ${side.toUpperCase()}` }),
   );
   state.outputs = state.sliders.map(() => element("output"));
@@ -183,7 +184,7 @@ function buildSide(side) {
       state.outputs[j],
     ),
   );
-  const ends = several
+  const ends = weighted.length !== 1
     ? []
     : [
         element(
