@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from jaxpref.data.pictures.processor import open_processor
+from jaxpref.models.families.towers import CLIP
 from jaxpref.models.hf import save_pretrained
 from jaxpref.models.parameters import model_shapes, nest
 from jaxpref.models.spec import ModelSpec, VisionSpec, Windows
@@ -99,14 +100,28 @@ SPEC = ModelSpec(
 )  # fmt: skip
 
 
-def write_model(directory: Path, seed: int = 0) -> Path:
-    """A SmolVLM of random weights, so large that pictures matter."""
-    rng, shapes = np.random.default_rng(seed), model_shapes(SPEC)
+QWEN_PLACE = make_tokenizer("qwen2_5_vl").convert_tokens_to_ids("<|image_pad|>")
+QWEN = ModelSpec(
+    "qwen2_5_vl", 128, 16, 24, 2, 2, 1, 8, 256, 1e4, 1e-5, False, qkv_bias=True, rope_sections=(1, 1, 2),
+    vision=VisionSpec(
+        image_size=16, patch_size=8, width=16, ffn=16, layers=2, heads=2, norm_eps=1e-6, activation="silu",
+        connector="merge", tile_embeddings=1, token_id=QWEN_PLACE,
+        mean=CLIP["mean"], std=CLIP["std"], norm="rms", gated=True, frames=2, windows=ANY_SHAPE.windows,
+    ),
+)  # fmt: skip
+SPECS = {"idefics3": SPEC, "qwen2_5_vl": QWEN}
+
+
+def write_model(directory: Path, seed: int = 0, kind: str = "idefics3") -> Path:
+    """One of random weights, so large that pictures matter."""
+    spec = SPECS[kind]
+    rng, shapes = np.random.default_rng(seed), model_shapes(spec)
     flat = {path: rng.normal(size=shape, scale=0.3).astype(np.float32) for path, shape in shapes.items()}
     params = nest({path: x + (1.0 if path.endswith("scale") else 0.0) for path, x in flat.items()})
     about = {"dtype": np.float32, "generation_config": None, "model_card": "# tiny\n"}
-    save_pretrained(directory, SPEC, params, make_tokenizer(), **about)
-    return write_processor(directory)
+    save_pretrained(directory, spec, params, make_tokenizer(kind), **about)
+    normalised = {"image_mean": spec.vision.mean, "image_std": spec.vision.std}
+    return write_processor(directory, kind, **normalised)
 
 
 def config(out: Path, model_dir: Path, rows_file: Path, *, objective=({"name": "dpo"},), **changes):

@@ -93,6 +93,8 @@ def from_hf(config: dict[str, Any], where: str = "config.json") -> ModelSpec:
     text, sections = _as_qwen2(read, text)
     spec = qwen2.from_hf(text, f"text part of {where}")
     tower = _read_tower(read.mapping("vision_config"), where, spec.width)
+    if spec.head_dim * spec.heads != spec.width:  # transformers reads no head_dim here
+        read.problems.append(f"head_dim = {spec.head_dim}, not hidden_size / num_attention_heads")
     if sum(sections) != spec.head_dim // 2:
         pairs = spec.head_dim // 2
         read.problems.append(f"mrope_section = {list(sections)} of {pairs} rotated pairs")
@@ -120,7 +122,7 @@ def _parts(
     These stand among the others, or in `text_config`, or in both places.
     """
     text = config.get("text_config") or {k: v for k, v in config.items() if k not in _OF_WHOLE}
-    text = {"model_type": _TEXT_TYPE, **text}
+    text = {"model_type": _TEXT_TYPE, **{k: v for k, v in text.items() if k not in _TOKENS}}
     whole = {k: v for k, v in config.items() if k in _OF_WHOLE or text.get(k) != v}
     read = ConfigReader(whole, "Qwen2.5-VL", where, ignored=[*_TOKENS, *ignored, "text_config"])
     read.only("model_type", "qwen2_5_vl")
@@ -200,7 +202,8 @@ def _read_tower(config: dict[str, Any], where: str, width: int) -> dict[str, Any
         "gated": True,
         "frames": read.size("temporal_patch_size"),
     }
-    if not all(type(layer) is int and 0 <= layer < layers for layer in whole_layers):
+    known = range(layers)
+    if not isinstance(whole_layers, list) or not all(layer in known for layer in whole_layers):
         read.problems.append(f"fullatt_block_indexes = {whole_layers} of {layers} layers")
     if not read.problems:
         if tower_width % (4 * heads):
