@@ -297,7 +297,7 @@ def _compare(runs: dict[str, list[dict]]) -> None:
     problems = []
     for name in others:
         difference = {
-            key: _difference(runs[first][0], runs[name][0], key)
+            key: difference_of(runs[first][0], runs[name][0], key)
             for key in (*TOLERANCE, "num_tokens")
         }
         shown = ("-" if difference[key] is None else f"{difference[key]:.1e}" for key in TOLERANCE)
@@ -318,7 +318,7 @@ def _compare(runs: dict[str, list[dict]]) -> None:
         )
 
 
-def _difference(a: dict, b: dict, key: str) -> float | None:
+def difference_of(a: dict, b: dict, key: str) -> float | None:
     """The largest relative difference of any step; None where a side does not say it."""
     if key not in a["steps"][0] or key not in b["steps"][0]:
         return None
@@ -437,7 +437,7 @@ def _records(args: argparse.Namespace, runs: dict[str, list[dict]]) -> list[Reco
             "CPU s/step": [median(run["cpu_seconds"]) for run in entry],
             "peak, GiB": [run["peak_bytes"] / 2**30 for run in entry],
             "to the end of step 1, s": [run["first_step_done"] for run in entry],
-            "loss, largest relative difference": _difference(first, entry[0], "loss"),
+            "loss, largest relative difference": difference_of(first, entry[0], "loss"),
         }
         versions = entry[0]["versions"]
         made.append(record("peers", name, measured, settings=settings, versions=versions))

@@ -1,7 +1,8 @@
 """DPO on pairs about a picture: beside pairs of text with as many tokens, and beside TRL 1.16.
 
     python benchmarks/pictures.py
-    python benchmarks/pictures.py --model small --tiles 1 --entries pictures text
+    python benchmarks/pictures.py --model small --entries pictures text
+    python benchmarks/pictures.py --model smolvlm-256m-sixth --batch 1 --entries pictures trl
 
 The model is random and of SmolVLM-256M's shape; a picture of 4 tiles takes 256 tokens and what
 frames them.  The text pairs have as many tokens, in the same places.  What the tower adds in model
@@ -16,7 +17,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from peers import HERE, python_of, run_side
+from peers import HERE, TOLERANCE, difference_of, python_of, run_side
 from pictures_side import SIZES
 from record import add_argument, append, record
 
@@ -72,7 +73,18 @@ def main() -> None:
     print("\n| | s per step | tokens/s | peak GiB | first loss |\n|---|---|---|---|---|")
     for name, of_entry in runs.items():
         print(_row(name, of_entry))
+    if {"pictures", "trl"} <= runs.keys():
+        _compare(runs["pictures"][0], runs["trl"][0])
     append(args.record, (_record(name, of_entry, args) for name, of_entry in runs.items()))
+
+
+def _compare(ours: dict, theirs: dict) -> None:
+    """Stops before anything is recorded, if the two sides do not train the same thing."""
+    print("\nLargest relative difference of TRL from jaxpref at any step:")
+    apart = {key: difference_of(ours, theirs, key) for key in (*TOLERANCE, "num_tokens")}
+    print(", ".join(f"{key} {value:.1e}" for key, value in apart.items()))
+    if any(value > TOLERANCE.get(key, 0) for key, value in apart.items()):
+        sys.exit("stopped, because this is more than float32's rounding")
 
 
 def _row(name: str, runs: list[dict]) -> str:

@@ -26,6 +26,8 @@ SIZES = {
     # (vocabulary, width, ffn, layers, heads, key heads, head size), (width, ffn, layers, heads),
     # pixels of a tile, of a patch, tokens of a tile
     "smolvlm-256m": ((49280, 576, 1536, 30, 9, 3, 64), (768, 3072, 12, 12), 512, 16, 64),
+    # A sixth of the layers of both, for what takes too long with all of them.
+    "smolvlm-256m-sixth": ((49280, 576, 1536, 5, 9, 3, 64), (768, 3072, 2, 12), 512, 16, 64),
     "small": ((8192, 256, 768, 6, 4, 2, 64), (128, 512, 3, 2), 128, 8, 64),
 }
 
@@ -33,7 +35,7 @@ SIZES = {
 def main() -> None:
     job = json.loads(sys.argv[1])
     work = Path(job["work"])
-    model = _write_model(work / "model", job["model"])
+    model = _write_model(work / "model", job["model"], job["tiles"])
     rng = np.random.default_rng(0)
     pictures, texts = [], []
     width, height = _picture_size(job["model"], job["tiles"])
@@ -111,7 +113,7 @@ def _picture_tokens(name: str, tiles: int) -> int:
     return tiles * (of_tile + 2) + 1 + (2 if tiles > 1 else 0)
 
 
-def _write_model(directory: Path, name: str) -> Path:
+def _write_model(directory: Path, name: str, tiles: int) -> Path:
     from jaxpref.models.hf import save_pretrained
     from jaxpref.models.parameters import model_shapes, nest
 
@@ -130,11 +132,11 @@ def _write_model(directory: Path, name: str) -> Path:
     processor = {
         "image_processor_type": "Idefics3ImageProcessor",
         "processor_class": "Idefics3Processor",
-        "size": {"longest_edge": 3 * tile},
+        "size": {"longest_edge": max(_picture_size(name, tiles))},
         "max_image_size": {"longest_edge": tile},
         "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
-        "do_image_splitting": True,
+        "do_image_splitting": tiles > 1,
     }
     (directory / "preprocessor_config.json").write_text(json.dumps(processor))
     about = {"processor_class": "Idefics3Processor", "image_seq_len": tokens}

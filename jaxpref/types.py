@@ -58,6 +58,7 @@ Dimension letters, suffixes of array names and of einsum strings; each has one m
         r  head size
         w  numbers of which the connector makes an embedding
         u  width between two maps of the connector
+        y  frames that a patch's product is taken of
     models, objectives, step, generation, evaluation, online, pareto, demo
         O  objectives, or their policies and references
         W  resamples of a bootstrap
@@ -89,14 +90,15 @@ class Picture:
     digest: str = ""
     """Of its bytes; "" before they were read."""
     grid: tuple[int, int] = (0, 0)
-    """Rows and columns of the tiles that it is cut into, before one that holds all of it; known
-    once it was read."""
+    """Rows and columns of the tiles that it is cut into; known once it was read."""
+    whole: bool = True
+    """Whether one more tile holds all of it."""
 
     @property
     def tiles(self) -> int:
         """That the model is given of it."""
         rows, columns = self.grid
-        return rows * columns + 1
+        return rows * columns + self.whole
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,18 @@ class Noise(NamedTuple):
     """float32, alpha / sqrt(tokens of the longest sequence of the group); 0 for padding."""
 
 
+class TilePlaces(NamedTuple):
+    """Where the tiles of pictures of any shape lie; tiles of a window lie one behind the other."""
+
+    at_Rp2: Any
+    """int32 row and column in the picture, counted in tiles."""
+    window_Rp2: Any
+    """int32 index along the row's tiles of the first one of its window, and of the one behind the
+    last; 0 and 0 where there is no tile."""
+    picture_Rp2: Any
+    """The same of its picture."""
+
+
 class Pictures(NamedTuple):
     """The pictures of packed rows, and the positions at which their embeddings stand."""
 
@@ -175,6 +189,13 @@ class Pictures(NamedTuple):
     rescaled and normalised on the device (`VisionSpec.mean`)."""
     index_RL: Any
     """int32, which of the row's p * e embeddings stands in place of the token's own; -1: none."""
+    places: TilePlaces | None = None
+    """Of a model that reads pictures of any shape; None: every tile is read alone."""
+    offset_RL3: Any = None
+    """int32, what is added to a token's position to rotate it by time, row and column (M-RoPE);
+    None: nothing."""
+    behind_R: Any = None
+    """int32, the same for all tokens behind a prompt, in decoding."""
 
 
 class Looked(NamedTuple):
@@ -183,6 +204,10 @@ class Looked(NamedTuple):
     patch_Rpad: Any
     """In the compute dtype."""
     index_RL: Any
+    """As of `Pictures`."""
+    offset_RL3: Any = None
+    """As of `Pictures`."""
+    behind_R: Any = None
     """As of `Pictures`."""
 
 
@@ -240,6 +265,8 @@ class Batch(NamedTuple):
         if self.noise is not None:
             cut["noise"] = Noise(*(array[:, :length] for array in self.noise))
         if self.pictures is not None:
-            index_RL = self.pictures.index_RL[:, :length]
-            cut["pictures"] = self.pictures._replace(index_RL=index_RL)
+            pictures = self.pictures._replace(index_RL=self.pictures.index_RL[:, :length])
+            if pictures.offset_RL3 is not None:
+                pictures = pictures._replace(offset_RL3=pictures.offset_RL3[:, :length])
+            cut["pictures"] = pictures
         return self._replace(**cut)

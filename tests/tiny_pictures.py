@@ -11,14 +11,20 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from jaxpref.data.pictures.processor import open_processor
+from jaxpref.models.families.towers import CLIP
 from jaxpref.models.hf import save_pretrained
 from jaxpref.models.parameters import model_shapes, nest
-from jaxpref.models.spec import ModelSpec, VisionSpec
+from jaxpref.models.spec import ModelSpec, VisionSpec, Windows
 
-VISION = SimpleNamespace(image_size=16, tile_embeddings=4, mean=(0.5,) * 3, std=(0.5,) * 3)
+VISION = SimpleNamespace(image_size=16, tile_embeddings=4, mean=(0.5,) * 3, std=(0.5,) * 3, windows=None)
 """What is read of a `VisionSpec`."""
+ANY_SHAPE = SimpleNamespace(**vars(VISION) | {"tile_embeddings": 1, "windows": Windows(2, (1,), 1e4)})
+"""The same of Qwen2.5-VL: tiles are squares of 16 pixels, windows two of them wide and high."""
 
 IDEFICS3_TOKENS = ["<image>", "<fake_token_around_image>", "<global-img>"]
+PLACES = {"gemma3": "<start_of_image>", "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>"}
+"""What a template writes where a picture stands; `<image>` otherwise."""
+QWEN_TOKENS = ["<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"]
 GEMMA_TOKENS = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for part in m['content'] %}"
@@ -39,6 +45,14 @@ PROCESSORS = {
         "crop_size": {"height": 16, "width": 16},
     },
     "gemma3": {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": 16, "width": 16}},
+    "qwen2_5_vl": {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "min_pixels": 4 * 16**2,
+        "max_pixels": 20 * 16**2,
+        "patch_size": 8,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+    },
 }
 """Kind -> what stands in `preprocessor_config.json`, but for mean and deviation."""
 
@@ -51,11 +65,12 @@ def make_tokenizer(kind: str = "idefics3"):
         for name, token in GEMMA_TOKENS.items():
             setattr(tokenizer, name, token)
             setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
+    elif kind == "qwen2_5_vl":
+        tokenizer.add_special_tokens({"additional_special_tokens": QWEN_TOKENS})
     else:
         tiles = [f"<row_{r}_col_{c}>" for r in range(1, 4) for c in range(1, 4)]
         tokenizer.add_special_tokens({"additional_special_tokens": [*IDEFICS3_TOKENS, *tiles]})
-    place = "<start_of_image>" if kind == "gemma3" else "<image>"
-    tokenizer.chat_template = TEMPLATE.replace("PLACE", place)
+    tokenizer.chat_template = TEMPLATE.replace("PLACE", PLACES.get(kind, "<image>"))
     return tokenizer
 
 
@@ -69,8 +84,9 @@ def write_processor(directory: Path, kind: str = "idefics3", **changes) -> Path:
 
 def make_processor(directory: Path, tokenizer, kind: str = "idefics3", **changes):
     """As a run opens it."""
-    token = "<image_soft_token>" if kind == "gemma3" else "<image>"
-    vision = SimpleNamespace(**vars(VISION), token_id=tokenizer.convert_tokens_to_ids(token))
+    token = {"gemma3": "<image_soft_token>", "qwen2_5_vl": "<|image_pad|>"}.get(kind, "<image>")
+    sizes = vars(ANY_SHAPE if kind == "qwen2_5_vl" else VISION)
+    vision = SimpleNamespace(**sizes, token_id=tokenizer.convert_tokens_to_ids(token))
     return open_processor(write_processor(directory, kind, **changes), kind, vision, tokenizer)
 
 
@@ -84,14 +100,28 @@ SPEC = ModelSpec(
 )  # fmt: skip
 
 
-def write_model(directory: Path, seed: int = 0) -> Path:
-    """A SmolVLM of random weights, so large that pictures matter."""
-    rng, shapes = np.random.default_rng(seed), model_shapes(SPEC)
+QWEN_PLACE = make_tokenizer("qwen2_5_vl").convert_tokens_to_ids("<|image_pad|>")
+QWEN = ModelSpec(
+    "qwen2_5_vl", 128, 16, 24, 2, 2, 1, 8, 256, 1e4, 1e-5, False, qkv_bias=True, rope_sections=(1, 1, 2),
+    vision=VisionSpec(
+        image_size=16, patch_size=8, width=16, ffn=16, layers=2, heads=2, norm_eps=1e-6, activation="silu",
+        connector="merge", tile_embeddings=1, token_id=QWEN_PLACE,
+        mean=CLIP["mean"], std=CLIP["std"], norm="rms", gated=True, frames=2, windows=ANY_SHAPE.windows,
+    ),
+)  # fmt: skip
+SPECS = {"idefics3": SPEC, "qwen2_5_vl": QWEN}
+
+
+def write_model(directory: Path, seed: int = 0, kind: str = "idefics3") -> Path:
+    """One of random weights, so large that pictures matter."""
+    spec = SPECS[kind]
+    rng, shapes = np.random.default_rng(seed), model_shapes(spec)
     flat = {path: rng.normal(size=shape, scale=0.3).astype(np.float32) for path, shape in shapes.items()}
     params = nest({path: x + (1.0 if path.endswith("scale") else 0.0) for path, x in flat.items()})
     about = {"dtype": np.float32, "generation_config": None, "model_card": "# tiny\n"}
-    save_pretrained(directory, SPEC, params, make_tokenizer(), **about)
-    return write_processor(directory)
+    save_pretrained(directory, spec, params, make_tokenizer(kind), **about)
+    normalised = {"image_mean": spec.vision.mean, "image_std": spec.vision.std}
+    return write_processor(directory, kind, **normalised)
 
 
 def config(out: Path, model_dir: Path, rows_file: Path, *, objective=({"name": "dpo"},), **changes):

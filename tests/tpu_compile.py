@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +140,7 @@ def main(case: str) -> None:
     state = jax.tree.map(place, shapes, shardings)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((micro_batches, *x.shape), x.dtype, sharding=batch_sharding(mesh, leading=1)),
-        empty_batch(rows, shape, [], tile_size=spec.vision.image_size if spec.vision else 0),
+        empty_batch(rows, shape, [], processor=_processor(spec)),
     )
     replicated = NamedSharding(mesh, P())
     began = time.time()
@@ -164,6 +165,14 @@ def main(case: str) -> None:
         ),
         "program": str(program),
     }))  # fmt: skip
+
+
+def _processor(spec: ModelSpec) -> SimpleNamespace | None:
+    """What is read of a `PictureProcessor`."""
+    vision = spec.vision
+    if vision is None:
+        return None
+    return SimpleNamespace(image_size=vision.image_size, window=vision.windows.side if vision.windows else 0)
 
 
 def cycles(text: str, generation: str, trips: int, key_blocks: int) -> dict[str, float]:

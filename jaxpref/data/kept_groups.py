@@ -52,6 +52,7 @@ def _picture_type() -> "pyarrow.DataType":
             "digest": pyarrow.string(),
             "rows": number,
             "columns": number,
+            "whole": pyarrow.bool_(),
         }
     )
 
@@ -59,14 +60,18 @@ def _picture_type() -> "pyarrow.DataType":
 def _as_struct(picture: Picture) -> dict[str, Any]:
     rows, columns = picture.grid
     about = {"file": picture.file, "data": picture.data, "digest": picture.digest}
-    return {**about, "rows": rows, "columns": columns}
+    return {**about, "rows": rows, "columns": columns, "whole": picture.whole}
 
 
 def _as_picture(struct: "pyarrow.StructScalar") -> Picture:
     """Its bytes are not read before they are used."""
     grid = struct["rows"].as_py(), struct["columns"].as_py()
     return Picture(
-        struct["file"].as_py(), struct["data"].as_buffer(), struct["digest"].as_py(), grid
+        struct["file"].as_py(),
+        struct["data"].as_buffer(),
+        struct["digest"].as_py(),
+        grid,
+        struct["whole"].as_py(),
     )
 
 

@@ -32,12 +32,12 @@ from jaxpref.data.pack import (
     prompt_loss_tokens_of,
     row_tokens,
 )
-from jaxpref.data.pictures.layout import first_tiles, tiles_of
+from jaxpref.data.pictures.layout import first_tiles, tile_pairs_of, tiles_of
 from jaxpref.data.pictures.processor import PictureProcessor
 from jaxpref.data.pictures.tiles import TileReader
 from jaxpref.data.sizes import sizes_of
 from jaxpref.errors import InputError
-from jaxpref.types import Batch, EncodedGroup, Noise, Pictures
+from jaxpref.types import Batch, EncodedGroup, Noise, Pictures, TilePlaces
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Step:
     loss_tokens: int
     tiles: int = 0
     """Of pictures, as `layout.tiles_of` counts them."""
+    tile_pairs: tuple[int, int] = (0, 0)
+    """As of `layout.tile_pairs_of`."""
     made_flops: float = 0.0
     """Model FLOPs of making it, beside training on it: of answers that were drawn for it."""
     made_values: Mapping[str, float] = field(default_factory=dict)
@@ -107,6 +109,7 @@ class Packer:
             owned_rows: as of `Loader.iterate`.
         """
         plan, layout = self.plan, self.layout
+        processor = self.tile_reader.processor if self.tile_reader else None
         lengths = [row_tokens(group, layout.share_prefix) for group in groups]
         rows = assign_rows(lengths, layout)
         flat = empty_batch(
@@ -115,7 +118,7 @@ class Packer:
             self.columns,
             self.masks,
             noise=self.noise_alpha is not None,
-            tile_size=self.tile_reader.processor.image_size if self.tile_reader else 0,
+            processor=processor,
         )
         places: list[tuple[np.ndarray, EncodedGroup]] = []
 
@@ -134,7 +137,7 @@ class Packer:
                     loss_on_prompt=self.loss_on_prompt,
                     rng_of=rng_of,
                     noise_alpha=self.noise_alpha,
-                    processor=self.tile_reader.processor if self.tile_reader else None,
+                    processor=processor,
                 )
                 if isinstance(flat.pictures, Pictures):
                     tiles_pijc = flat.pictures.pixels_Rpijc[r]
@@ -157,6 +160,7 @@ class Packer:
             visible=sum(visible_pairs(group, layout.share_prefix) for group in groups),
             loss_tokens=sum(all_loss_tokens(group, self.loss_on_prompt) for group in groups),
             tiles=sum(map(tiles_of, groups)),
+            tile_pairs=tile_pairs_of(groups, processor),
         )
 
 
@@ -334,8 +338,8 @@ def _map_arrays(function: Callable, x: Any) -> Any:
     """Over arrays in a field of a batch; jax's tree functions are not for the loader's thread."""
     if isinstance(x, dict):
         return {name: function(array) for name, array in x.items()}
-    if isinstance(x, Noise | Pictures):
-        return type(x)(*map(function, x))
+    if isinstance(x, Noise | Pictures | TilePlaces):
+        return type(x)(*(_map_arrays(function, array) for array in x))
     return None if x is None else function(x)
 
 

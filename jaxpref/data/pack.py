@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxpref.data.pictures.layout import first_tiles, point_at_tiles
+from jaxpref.data.pictures.layout import empty_pictures, first_tiles, place_prompt, place_tiles
 from jaxpref.data.pictures.processor import PictureProcessor
-from jaxpref.types import Batch, EncodedGroup, Noise, Pictures
+from jaxpref.types import Batch, EncodedGroup, Noise
 
 UNIFORM = "uniform"
 """Data column that the loader draws itself, anew every step."""
@@ -135,7 +135,7 @@ def empty_batch(
     columns: Sequence[tuple[str, tuple[int, ...]]] = (),
     masks: Sequence[str] = (),
     noise: bool = False,
-    tile_size: int = 0,
+    processor: PictureProcessor | None = None,
 ) -> Batch:
     """Rows of padding.
 
@@ -143,7 +143,7 @@ def empty_batch(
         columns: names of data columns with their shape after [R, G]: `()` or `(K, ...)`.
         masks: names of `MASKS`.
         noise: whether the embeddings get some.
-        tile_size: pixels of a side of the tiles, where there are any.
+        processor: of the pictures, where there are any.
     """
     R, L, S, G, K = rows, shape.length, shape.loss_tokens, shape.groups, shape.completions
     ints = lambda *size: np.zeros(size, np.int32)
@@ -166,12 +166,7 @@ def empty_batch(
         noise=Noise(np.zeros((R, L, 2), np.uint32), np.zeros((R, L), np.float32))
         if noise
         else None,
-        pictures=Pictures(
-            np.zeros((R, shape.tiles, tile_size, tile_size, 3), np.uint8),
-            np.full((R, L), -1, np.int32),
-        )
-        if shape.tiles
-        else None,
+        pictures=empty_pictures(R, L, shape.tiles, processor) if shape.tiles else None,
     )
 
 
@@ -202,20 +197,24 @@ def fill_row(
         batch.segment_RL[r, start:group_end] = g + 1
         if loss_on_prompt:
             filled = _add_prompt_to_loss(batch, r, filled, start, g, group)
+        pictures, behind = batch.pictures, 0
+        if pictures is not None:
+            place_tiles(pictures, r, group, tile, processor)
         prompt_end = start
         for k, ids in enumerate(group.completion_ids):
             if begins_with_prompt(group, k, share_prefix):
                 prompt_end = start + len(group.prompt_ids)
                 expiry = prompt_end + _tokens_behind_prompt(group, k, share_prefix)
                 _write(batch, r, start, group.prompt_ids, position=0, expiry=expiry)
-                if batch.pictures is not None:
-                    index_L = batch.pictures.index_RL[r, start:prompt_end]
-                    point_at_tiles(index_L, group, k, tile, processor)
+                if pictures is not None:
+                    behind = place_prompt(pictures, r, start, group, k, tile, processor)
                 start = prompt_end
             if k == 0 and len(group.prompt_ids):
                 batch.prompt_last_RG[r, g] = prompt_end - 1
             end = start + len(ids)
             _write(batch, r, start, ids, position=len(group.prompt_ids), expiry=end)
+            if pictures is not None and pictures.offset_RL3 is not None:
+                pictures.offset_RL3[r, start:end] = behind
             filled = _add_completion_to_loss(
                 batch, r, filled, start, prompt_end - 1, g, k, group, rng
             )

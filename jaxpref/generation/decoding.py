@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
-from jaxpref.generation.pictures import PromptPictures, stacked_pixels
+from jaxpref.generation.pictures import PromptPictures, stacked_tiles, stacked_tokens
 from jaxpref.generation.sampling import Sampling, choose, row_keys
 from jaxpref.models.chunked_head import logits
 from jaxpref.models.model import Model
@@ -40,11 +40,11 @@ class DecodingModel(NamedTuple):
     start: Callable[[int, int], Any]
     """(rows, length) -> empty state with room for `length` tokens of every row."""
     read: Callable[..., Any]
-    """(params, state, token_RC, position_RC, index, looked=None, index_RC=None) -> state with these
+    """(params, state, token_RC, position_RC, index, looked=None, at=None) -> state with these
     tokens at cache positions [index, index + C).  Position -1 is padding.
 
-    Where prompts have pictures, `looked` is what `look` makes of them, and `index_RC` which of the
-    row's embeddings stands in place of a token (`types.Pictures`)."""
+    Where prompts have pictures, `looked` is what `look` makes of them, and `at` the fields of
+    `types.Pictures` about these tokens."""
     params_for_decoding: Callable[[Any], Any]
     """params -> the same as `next_logits` reads them; called once."""
     state_for_decoding: Callable[[Any], Any]
@@ -71,11 +71,11 @@ def decoding_model(model: Model, unstacked: bool = False) -> DecodingModel:
     """One model as a DecodingModel.  Args: unstacked as of `decodes_unstacked`."""
     unstacked = unstacked and model.unstack_layers is not None
 
-    def read(params, cache, token_RC, position_RC, index, looked=None, index_RC=None):
+    def read(params, cache, token_RC, position_RC, index, looked=None, at=None):
         chunk = token_RC, position_RC, cache, index
         if looked is None:
             return model.extend(params, *chunk)[1]
-        return model.extend(params, *chunk, pictures=looked._replace(index_RL=index_RC))[1]
+        return model.extend(params, *chunk, pictures=looked._replace(**at))[1]
 
     def next_logits(params, cache, token_R, position_R, index):
         x_R1D, cache = model.extend(params, token_R[:, None], position_R[:, None], cache, index)
@@ -208,14 +208,12 @@ class Generator:
         token_RL = np.zeros((rows, length), np.int32)
         position_RL = np.full((rows, length), -1, np.int32)
         last_R, last_position_R = np.zeros(rows, np.int32), np.full(rows, -1, np.int32)
-        at_RL = np.full((rows, length), -1, np.int32)
-        for row, (ids, own) in enumerate(zip(prompts, pictures, strict=True)):
+        for row, ids in enumerate(prompts):
             before_last = len(ids) - 1
             token_RL[row, length - before_last :] = ids[:-1]
             position_RL[row, length - before_last :] = np.arange(before_last)
             last_R[row], last_position_R[row] = ids[-1], before_last
-            if own is not None:
-                at_RL[row, length - before_last :] = own.index_L[:-1]
+        at = stacked_tokens(pictures, rows, length)
         with jax.set_mesh(self._mesh):
             state = _start(self._model.start, rows, length + self.max_new_tokens)
             looked = self._look(pictures, rows)
@@ -225,7 +223,11 @@ class Generator:
                 part = np.s_[:, index : index + size]
                 chunk = [self._put(x) for x in (token_RL[part], position_RL[part], np.int32(index))]
                 if looked is not None:
-                    chunk += [looked, self._put(at_RL[part])]
+                    of_chunk = {
+                        name: self._put(x if name == "behind_R" else x[part])
+                        for name, x in at.items()
+                    }
+                    chunk += [looked, of_chunk]
                 state = _read(self._model.read, self._params, state, *chunk)
             state = self._model.state_for_decoding(state)
         batch = BatchInProgress(
@@ -240,11 +242,10 @@ class Generator:
 
     def _look(self, pictures: Sequence[PromptPictures | None], rows: int) -> Any:
         """What the tower makes of the prompts' pictures; None: there are none."""
-        pixels_Rpijc = stacked_pixels(pictures, rows)
-        if pixels_Rpijc is None:
+        tiles = stacked_tiles(pictures, rows)
+        if tiles is None:
             return None
-        none = self._put(np.zeros((rows, 0), np.int32))
-        return _look(self._model.look, self._params, Pictures(self._put(pixels_Rpijc), none))
+        return _look(self._model.look, self._params, jax.tree.map(self._put, tiles))
 
     def _put(self, x: Any) -> jax.Array:
         return place(x, replicated(self._mesh))

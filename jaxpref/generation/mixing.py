@@ -138,10 +138,10 @@ def mixture_of(models: tuple[tuple[DecodingModel, int], ...], rule: Rule) -> Dec
     def start(rows, length):
         return tuple(model.start(rows, length) for model in each)
 
-    def read(params, states, token_RC, position_RC, index, looked=None, index_RC=None):
+    def read(params, states, token_RC, position_RC, index, looked=None, at=None):
         trees, chunk = whole_params(params, models), (token_RC, position_RC, index)
         return tuple(
-            model.read(tree, state, *chunk, own, index_RC)
+            model.read(tree, state, *chunk, own, at)
             for model, tree, state, own in zip(
                 each, trees, states, looked or [None] * len(each), strict=True
             )

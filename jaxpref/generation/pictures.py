@@ -1,37 +1,65 @@
 """Pictures of prompts: their tiles, and which tokens of the prompt their embeddings stand for."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from jaxpref.data.pictures.layout import point_at_tiles, tiles_of
+from jaxpref.data.pictures.layout import empty_pictures, place_prompt, place_tiles, tiles_of
 from jaxpref.data.pictures.processor import PictureProcessor
 from jaxpref.data.pictures.tiles import TileReader
-from jaxpref.types import EncodedGroup, Picture
+from jaxpref.types import EncodedGroup, Picture, Pictures, TilePlaces
+
+PromptPictures = Pictures
+"""The pictures of one prompt, a row of its own."""
 
 
-class PromptPictures(NamedTuple):
-    """The pictures of a prompt."""
-
-    pixels_pijc: np.ndarray
-    """uint8 tiles."""
-    index_L: np.ndarray
-    """As of `types.Pictures`, of the prompt's tokens."""
-
-
-def stacked_pixels(pictures: Sequence[PromptPictures | None], rows: int) -> np.ndarray | None:
-    """`types.Pictures.pixels_Rpijc` of prompts, and of rows of padding; None without pictures."""
-    tiles = [0 if own is None else len(own.pixels_pijc) for own in pictures]
-    if not any(tiles):
+def stacked_tiles(pictures: Sequence[PromptPictures | None], rows: int) -> Pictures | None:
+    """What the tower reads of prompts, and of rows of padding; None without pictures."""
+    own = {row: prompt for row, prompt in enumerate(pictures) if prompt is not None}
+    if not own:
         return None
-    most = 1 << (max(tiles) - 1).bit_length()  # few shapes are compiled
-    (side,) = {own.pixels_pijc.shape[1:] for own in pictures if own is not None}
-    pixels_Rpijc = np.zeros((rows, most, *side), np.uint8)
-    for row, own in enumerate(pictures):
-        if own is not None:
-            pixels_Rpijc[row, : tiles[row]] = own.pixels_pijc
-    return pixels_Rpijc
+    most = max(prompt.pixels_Rpijc.shape[1] for prompt in own.values())
+    most = 1 << (most - 1).bit_length()  # few shapes are compiled
+
+    def stacked(arrays: dict[int, np.ndarray]) -> np.ndarray:
+        """Arrays [1, p, ...] of rows, as one [R, p, ...]."""
+        one = next(iter(arrays.values()))
+        whole = np.zeros((rows, most, *one.shape[2:]), one.dtype)
+        for row, array in arrays.items():
+            whole[row, : array.shape[1]] = array[0]
+        return whole
+
+    places = None
+    if all(prompt.places is not None for prompt in own.values()):
+        each = zip(*(prompt.places for prompt in own.values()), strict=True)
+        places = TilePlaces(*(stacked(dict(zip(own, arrays, strict=True))) for arrays in each))
+    pixels = stacked({row: prompt.pixels_Rpijc for row, prompt in own.items()})
+    return Pictures(pixels, np.zeros((rows, 0), np.int32), places)
+
+
+def stacked_tokens(
+    pictures: Sequence[PromptPictures | None], rows: int, length: int
+) -> dict[str, np.ndarray]:
+    """The fields of `Pictures` about tokens, of prompts without their last token.
+
+    Args:
+        length: tokens of the rows, at whose ends the prompts lie.
+    """
+    fields: dict[str, np.ndarray] = {"index_RL": np.full((rows, length), -1, np.int32)}
+    if any(prompt is not None and prompt.offset_RL3 is not None for prompt in pictures):
+        fields["offset_RL3"] = np.zeros((rows, length, 3), np.int32)
+        fields["behind_R"] = np.zeros(rows, np.int32)
+    for row, prompt in enumerate(pictures):
+        if prompt is None:
+            continue
+        before_last = prompt.index_RL.shape[1] - 1
+        of_prompt: Any = np.s_[row, length - before_last :]
+        fields["index_RL"][of_prompt] = prompt.index_RL[0, :-1]
+        if "offset_RL3" in fields:
+            fields["offset_RL3"][of_prompt] = prompt.offset_RL3[0, :-1]
+            fields["behind_R"][row] = prompt.behind_R[0]
+    return fields
 
 
 class PromptTiles:
@@ -52,9 +80,8 @@ class PromptTiles:
         if not pictures:
             return None
         group = EncodedGroup(ids, (), 0, where, pictures=tuple(pictures))
-        side = self._processor.image_size
-        pixels_pijc = np.zeros((tiles_of(group), side, side, 3), np.uint8)
-        self._reader.fill([(pixels_pijc, group)])
-        index_L = np.full(len(ids), -1, np.int32)
-        point_at_tiles(index_L, group, 0, 0, self._processor)
-        return PromptPictures(pixels_pijc, index_L)
+        own = empty_pictures(1, len(ids), tiles_of(group), self._processor)
+        self._reader.fill([(own.pixels_Rpijc[0], group)])
+        place_tiles(own, 0, group, 0, self._processor)
+        behind = place_prompt(own, 0, 0, group, 0, 0, self._processor)
+        return own._replace(behind_R=np.full(1, behind, np.int32))

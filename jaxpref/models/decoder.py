@@ -81,13 +81,14 @@ class Decoder(nn.Module):
         noise=None,
         weights_RLO=None,
         seen=None,
+        offset_RL3=None,
     ):
         spec = self.spec
         position_RL = constrain(position_RL, "rows", self.token_axis)
         embed = Embed(spec, self.vocab_rows, self.token_axis, name="embed")
         x_RLD = embed(token_RL, position_RL, self.dtype, noise, seen)
         router_RL2E = jnp.zeros((*token_RL.shape, 2, spec.experts)) if self.router else None
-        rope, numbers = layer_numbers(spec, position_RL)
+        rope, numbers = layer_numbers(spec, position_RL, offset_RL3)
         carry = Carry(x_RLD, {} if memory is None else memory, router_RL2E)
         shared = Shared(rope, real_RL, visibility, paths, weights_RLO)
         if self.unstacked:
@@ -235,8 +236,8 @@ def build_model(
         if remat != "none":
             checkpoint = partial(jax.checkpoint, policy=REMAT_POLICIES[remat])
         options = {"dtype": dtype, "lora": lora, "key": key, "checkpoint": checkpoint}
-        patch_Rpad = tower.patch_features(spec, params, pictures.pixels_Rpijc, **options)
-        return Looked(patch_Rpad, pictures.index_RL)
+        patch_Rpad = tower.patch_features(spec, params, pictures, **options)
+        return Looked(patch_Rpad, pictures.index_RL, pictures.offset_RL3, pictures.behind_R)
 
     def see(params, pictures, key=None):
         if isinstance(pictures, Pictures):
@@ -261,7 +262,7 @@ def build_model(
         module = decoder(attend_packed, "tokens", router)
         optional = {"noise": noise, "weights_RLO": weights_RLO}
         if pictures is not None:
-            optional["seen"] = see(params, pictures, key)
+            optional |= {"seen": see(params, pictures, key), "offset_RL3": pictures.offset_RL3}
         return module.apply(collections(params, lora), *inputs, **optional, rngs=rngs)
 
     def hidden(*inputs, **optional):
@@ -291,9 +292,10 @@ def build_model(
         if spec.delta is not None:
             paths = deltanet.cached_paths(real_RC, spec.delta.taps, chunk)
         inputs = token_RC, position_RC, real_RC, positions, paths, cache["layers"]
+        optional, kept = kv_cache.offsets(cache, token_RC, pictures)
         seen = None if pictures is None else see(params, pictures)
-        carry = module.apply(collections(params, lora), *inputs, seen=seen)
-        return carry.x_RLD, {"layers": carry.memory, "position": position_RI}
+        carry = module.apply(collections(params, lora), *inputs, seen=seen, **optional)
+        return carry.x_RLD, {"layers": carry.memory, "position": position_RI, **kept}
 
     def unstack_layers(params):
         # Cast here, once: a product would cast its weight at every token.

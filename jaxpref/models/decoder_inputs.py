@@ -16,10 +16,13 @@ from jaxpref.types import Looked, Pictures
 _NO_WINDOW = 2**30  # more than any position
 
 
-def layer_numbers(spec: ModelSpec, position_RL):
+def layer_numbers(spec: ModelSpec, position_RL, offset_RL3=None):
     """Rotations, and {name: [Y]} numbers in which the layers differ.
 
     What no layer has is not in the program.
+
+    Args:
+        offset_RL3: as of `types.Pictures`.
     """
     mixers = spec.mixers
     numbers = {"index": jnp.asarray([mixers[:y].count(mixer) for y, mixer in enumerate(mixers)])}
@@ -31,7 +34,7 @@ def layer_numbers(spec: ModelSpec, position_RL):
         return None, numbers
     kinds = [kind.rope for kind in spec.kinds] or ["global"]
     names = list(dict.fromkeys(kinds))
-    tables = [layers.rope_tables(position_RL, spec, name) for name in names]
+    tables = [layers.rope_tables(position_RL, spec, name, offset_RL3) for name in names]
     if len(names) == 1:
         return tables[0], numbers
     numbers["rope"] = jnp.asarray([names.index(kind) for kind in kinds], jnp.int32)

@@ -43,7 +43,8 @@ class States(NamedTuple):
 def init_cache(spec: ModelSpec, rows: int, length: int, dtype: Any) -> dict[str, Any]:
     """An empty cache.
 
-    It holds `layers`, by the kind of layer, and `position` [R, I] int32, -1 where unused.  Layers
+    It holds `layers`, by the kind of layer, `position` [R, I] int32, -1 where unused, and with
+    M-RoPE `offset` [R], as `Pictures.behind_R`.  Layers
     of attention have keys [Y, R, M, H, I] and values [Y, R, M, I, H] in the compute dtype; those of
     Gated DeltaNet have `States` with a leading axis Y.  Keys lie as the product with a query reads
     them fastest on a CPU.
@@ -57,7 +58,23 @@ def init_cache(spec: ModelSpec, rows: int, length: int, dtype: Any) -> dict[str,
     if spec.delta is not None:
         layers["delta"] = _empty_states(spec.delta, spec.mixers.count("delta"), rows, dtype)
     position_RI = constrain(jnp.full((rows, length), -1, jnp.int32), "rows", None)
-    return {"layers": layers, "position": position_RI}
+    cache = {"layers": layers, "position": position_RI}
+    if spec.rope_sections is not None:
+        cache["offset"] = constrain(jnp.zeros((rows,), jnp.int32), "rows")
+    return cache
+
+
+def offsets(cache: Mapping[str, Any], token_RC, pictures) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`Pictures.offset_RL3` of tokens, and what the cache keeps of it; empty without M-RoPE.
+
+    Tokens that come without pictures stand behind them all.
+    """
+    if "offset" not in cache:
+        return {}, {}
+    if pictures is not None:
+        return {"offset_RL3": pictures.offset_RL3}, {"offset": pictures.behind_R}
+    offset_RC3 = jnp.broadcast_to(cache["offset"][:, None, None], (*token_RC.shape, 3))
+    return {"offset_RL3": offset_RC3}, {"offset": cache["offset"]}
 
 
 def _empty_states(delta: DeltaNet, layers: int, rows: int, dtype: Any) -> States:
@@ -79,7 +96,7 @@ def unstack_layers(spec: ModelSpec, cache: Mapping[str, Any]) -> dict[str, Any]:
     if "attention" in layers:
         layers["attention"] = tuple(x.astype(jnp.float32) for x in layers["attention"])
     unstacked = tuple(one_layer(layers, y, spec.mixers) for y in range(spec.layers))
-    return {"layers": unstacked, "position": cache["position"]}
+    return {**cache, "layers": unstacked}
 
 
 def kept_states(memory: States, layer) -> States:

@@ -269,17 +269,24 @@ def rope_amplitude(spec: ModelSpec) -> float:
 
 
 def rope_tables(
-    position_RL: jax.Array, spec: ModelSpec, rope: str | None = "global"
+    position_RL: jax.Array,
+    spec: ModelSpec,
+    rope: str | None = "global",
+    offset_RL3: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """cos and sin of every position's rotation, [R, L, 1, rotary_dim/2] float32.
 
     Args:
         rope: as `LayerKind.rope`; None: no rotation, cos 1 and sin 0.
+        offset_RL3: as of `types.Pictures`.
     """
     position_RL11 = position_RL.astype(jnp.float32)[..., None, None]
     if rope is None:
         still = jnp.zeros((*position_RL.shape, 1, rotary_dim(spec) // 2))
         return jnp.cos(still), still
+    if offset_RL3 is not None:  # one position for every frequency
+        by = np.repeat(np.arange(3), spec.rope_sections)
+        position_RL11 = position_RL11 + offset_RL3[:, :, None, by].astype(jnp.float32)
     angle = position_RL11 * rope_frequencies(spec, rope)[None, None, None, :]
     amplitude = rope_amplitude(spec) if rope == "global" else 1.0
     if amplitude == 1.0:

@@ -110,7 +110,8 @@ def _tower_sizes(spec: ModelSpec) -> dict[str, int]:
         "q": vision.heads,
         "r": vision.head_dim,
         "w": vision.width * (vision.square**2 if vision.connector == "shuffle" else 1),
-        "u": spec.width,
+        "u": vision.width * vision.patches if vision.connector == "merge" else spec.width,
+        "y": vision.frames or 0,
     }
 
 

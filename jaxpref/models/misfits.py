@@ -23,6 +23,8 @@ def misfits(spec: ModelSpec) -> Iterator[str]:
         yield f"{rotary_dim(spec)} rotated numbers of a head are odd"
     if spec.rope_local_theta is None and any(kind.rope == "local" for kind in spec.kinds):
         yield "a layer with the local rope, and no rope_local_theta"
+    if spec.rope_sections is not None and sum(spec.rope_sections) != rotary_dim(spec) // 2:
+        yield f"rope_sections {spec.rope_sections} of {rotary_dim(spec) // 2} rotated pairs"
     rope = spec.rope_scaling
     if isinstance(rope, LongRope) and len(rope.short_factor) != rotary_dim(spec) // 2:
         pairs = rotary_dim(spec) // 2

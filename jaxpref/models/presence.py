@@ -79,24 +79,52 @@ def vision(spec: ModelSpec) -> bool:
     return spec.vision is not None
 
 
+def learned_patch_positions(spec: ModelSpec) -> bool:
+    return spec.vision is not None and spec.vision.windows is None
+
+
+def layer_normed_tower(spec: ModelSpec) -> bool:
+    return spec.vision is not None and spec.vision.norm == "layer"
+
+
+def gated_tower(spec: ModelSpec) -> bool:
+    return spec.vision is not None and spec.vision.gated
+
+
+def frames(spec: ModelSpec) -> bool:
+    return spec.vision is not None and spec.vision.frames is not None
+
+
+def no_frames(spec: ModelSpec) -> bool:
+    return spec.vision is not None and spec.vision.frames is None
+
+
 def class_token(spec: ModelSpec) -> bool:
     return spec.vision is not None and spec.vision.class_token
 
 
-def no_class_token(spec: ModelSpec) -> bool:
-    return spec.vision is not None and not spec.vision.class_token
+def patch_bias(spec: ModelSpec) -> bool:
+    return learned_patch_positions(spec) and not class_token(spec)
 
 
 def mlp_connector(spec: ModelSpec) -> bool:
     return spec.vision is not None and spec.vision.connector == "mlp"
 
 
-def pool_connector(spec: ModelSpec) -> bool:
-    return spec.vision is not None and spec.vision.connector == "pool"
+def merge_connector(spec: ModelSpec) -> bool:
+    return spec.vision is not None and spec.vision.connector == "merge"
+
+
+def two_map_connector(spec: ModelSpec) -> bool:
+    return mlp_connector(spec) or merge_connector(spec)
+
+
+def normed_connector(spec: ModelSpec) -> bool:
+    return spec.vision is not None and spec.vision.connector in ("pool", "merge")
 
 
 def linear_connector(spec: ModelSpec) -> bool:
-    return spec.vision is not None and spec.vision.connector != "mlp"
+    return spec.vision is not None and spec.vision.connector in ("shuffle", "pool")
 
 
 def own_head(spec: ModelSpec) -> bool:

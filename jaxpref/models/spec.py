@@ -105,6 +105,22 @@ class DeltaNet:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """How a tower reads pictures of any shape (Qwen2.5-VL).
+
+    A tile is the square of patches of which one embedding is made, and a picture has as many as it
+    needs.  Patches see those of their window, in some layers all of their picture, and are rotated
+    by row and column in place of learned positions.
+    """
+
+    side: int
+    """Tiles along a side of a window."""
+    whole_layers: tuple[int, ...]
+    """Layers in which patches see all of their picture."""
+    rope_theta: float
+
+
+@dataclass(frozen=True)
 class VisionSpec:
     """Sizes and constants of the tower and the connector that make embeddings of pictures."""
 
@@ -117,11 +133,12 @@ class VisionSpec:
     layers: int
     heads: int
     norm_eps: float
-    activation: Literal["gelu_tanh", "gelu", "quick_gelu"]
-    connector: Literal["shuffle", "mlp", "pool"]
+    activation: Literal["gelu_tanh", "gelu", "quick_gelu", "silu"]
+    connector: Literal["shuffle", "mlp", "pool", "merge"]
     """`shuffle`: patches of a square side by side, then a linear map (Idefics3).  `mlp`: two linear
     maps with an activation between them (LLaVA).  `pool`: the mean over a square, a norm and a
-    linear map (Gemma 3)."""
+    linear map (Gemma 3).  `merge`: a norm, then as `mlp`, but of all patches of a tile
+    together (Qwen2.5-VL)."""
     tile_embeddings: int
     """That the decoder gets of a tile."""
     token_id: int
@@ -139,6 +156,14 @@ class VisionSpec:
     class_token: bool = False
     """CLIP's: before the patches, and none of the decoder's embeddings; a norm comes before the
     first layer, and the patches' product has no bias."""
+    norm: Literal["layer", "rms"] = "layer"
+    gated: bool = False
+    """As of `ModelSpec`."""
+    frames: int | None = None
+    """Of a video, of which a patch's product is taken; a picture stands in each.  None: of a
+    picture alone."""
+    windows: Windows | None = None
+    """None: the patches of a tile see each other, and have learned positions."""
 
     @property
     def head_dim(self) -> int:
@@ -224,6 +249,9 @@ class ModelSpec:
     learned_positions: bool = False
     """One vector per position is added to the embedding, in place of rotation."""
     rope_local_theta: float | None = None
+    rope_sections: tuple[int, int, int] | None = None
+    """Of the frequencies, how many rotate by time, by row and by column of a token that stands for
+    a part of a picture (M-RoPE).  None: all by the position alone, as all do in a text."""
     partial_rotary: float = 1.0
     """Part of each head, from its front, that is rotated."""
     kinds: tuple[LayerKind, ...] = ()

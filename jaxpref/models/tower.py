@@ -1,8 +1,9 @@
 """Tiles of pictures -> the embeddings that stand in place of their tokens: tower and connector.
 
-A tower is a vision transformer whose patches all see each other (SigLIP, CLIP); a connector makes
-of its patches what the decoder takes.  Both are described by `VisionSpec`, and their parameters by
-the lines below `vision` and `connector` in parameters.py.
+A tower is a vision transformer whose patches all see each other (SigLIP, CLIP), or those of a
+window (`tower_windows.py`); a connector makes of its patches what the decoder takes.  Both are
+described by `VisionSpec`, and their parameters by the lines below `vision` and `connector` in
+parameters.py.
 """
 
 from collections.abc import Mapping
@@ -15,13 +16,14 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxpref.models import layers
+from jaxpref.models import layers, tower_windows
 from jaxpref.models.blocks import PRODUCT
 from jaxpref.models.lora import LoraSpec, adapted
 from jaxpref.models.parameters import LORA, model_leaves, nest
 from jaxpref.models.spec import ModelSpec, VisionSpec
 from jaxpref.models.tower_leaves import TOWER_PARTS
 from jaxpref.sharding import constrain
+from jaxpref.types import Pictures
 
 _LOGITS_PER_ROW = 2**24
 """Attention logits that are in memory at a time, at most, per row."""
@@ -47,22 +49,23 @@ def init(key: jax.Array, spec: ModelSpec, weight_init) -> dict[str, Any]:
     connector's).
     """
     leaves = {p: leaf for p, leaf in model_leaves(spec).items() if p.startswith(TOWER_PARTS)}
+    zeros = ("bias", "connector/norm/scale") if _vision(spec).connector == "pool" else ("bias",)
     flat = {}
     for number, (path, leaf) in enumerate(leaves.items()):
         shape = leaf.shape(spec)
         if leaf.decay:
             flat[path] = weight_init(jax.random.fold_in(key, number), shape)
-        elif path.startswith("vision/") and path.endswith("/scale"):
-            flat[path] = jnp.ones(shape)
-        else:
+        elif path.endswith(zeros):
             flat[path] = jnp.zeros(shape)
+        else:
+            flat[path] = jnp.ones(shape)
     return nest(flat)
 
 
 def patch_features(
     spec: ModelSpec,
     params: Mapping[str, Any],
-    pixels_Rpijc: jax.Array,
+    pictures: Pictures,
     *,
     dtype: Any,
     lora: LoraSpec | None = None,
@@ -77,9 +80,13 @@ def patch_features(
         key: of its dropout; None: no dropout.
         checkpoint: what the tower's layers are wrapped in; None: nothing.
     """
-    patch_Rpakoc = _patches(_vision(spec), pixels_Rpijc).astype(dtype)
-    weights = _part("vision", params, key)
-    return _tower(_vision(spec), weights, lora, patch_Rpakoc, checkpoint)
+    vision, weights = _vision(spec), _part("vision", params, key)
+    patch_Rpakoc = _patches(vision, pictures.pixels_Rpijc).astype(dtype)
+    walk = None
+    if vision.windows is not None:
+        assert pictures.places is not None, "of a model that reads pictures of any shape"
+        walk = tower_windows.walk(vision, pictures.places)
+    return _tower(vision, weights, lora, patch_Rpakoc, walk, checkpoint)
 
 
 def embeddings(
@@ -121,47 +128,63 @@ def _patches(vision: VisionSpec, pixels_Rpijc: jax.Array) -> jax.Array:
     return split.reshape(rows, tiles, side * side, size, size, colours)
 
 
-def _tower(vision: VisionSpec, tower: Weights, lora, patch_Rpakoc, checkpoint) -> jax.Array:
+def _tower(vision: VisionSpec, tower: Weights, lora, patch_Rpakoc, walk, checkpoint) -> jax.Array:
     """[R, p, a, d] what the tower makes of the patches, without the class token."""
-    embed, bias = tower.part("embed"), not vision.class_token
+    x_Rpad = _embed(vision, tower.part("embed"), lora, patch_Rpakoc)
+    if vision.class_token:
+        x_Rpad = _norm(vision, tower.params["first_norm"], x_Rpad)
+
+    def layer(x_Rpad, of_layer):
+        params, adapter, key, whole = of_layer
+        attend = _attention if walk is None else partial(tower_windows.attend, walk, whole)
+        return _layer(vision, Weights(params, adapter, key), lora, x_Rpad, attend), None
+
+    stacks = tower.part("layers")
+    run = vision.layers if vision.layers_run is None else vision.layers_run
+    keys = None if tower.key is None else jax.random.split(tower.key, vision.layers)
+    of_layers = stacks.params, stacks.adapter, keys, tower_windows.is_whole(vision)
+    used = jax.tree.map(lambda x: x[:run], of_layers)
+    x_Rpad, _ = lax.scan(layer if checkpoint is None else checkpoint(layer), x_Rpad, used)
+    if "final_norm" in tower.params and vision.layers_run is None:
+        x_Rpad = _norm(vision, tower.params["final_norm"], x_Rpad)
+    return x_Rpad[:, :, 1:] if vision.class_token else x_Rpad
+
+
+def _embed(vision: VisionSpec, embed: Weights, lora, patch_Rpakoc) -> jax.Array:
+    """[R, p, a, d] patches before the first layer, with a class token where there is one."""
     product = partial(_product, lora, "vision/embed")
+    if vision.frames is not None:
+        shape = (*patch_Rpakoc.shape[:3], vision.frames, *patch_Rpakoc.shape[3:])
+        patch_Rpaykoc = jnp.broadcast_to(patch_Rpakoc[:, :, :, None], shape)
+        return product(embed, "patch", "Rpaykoc,cykod->Rpad", patch_Rpaykoc)
+    bias = not vision.class_token
     x_Rpad = product(embed, "patch", "Rpakoc,ckod->Rpad", patch_Rpakoc, bias=bias)
     dtype, position_ad = x_Rpad.dtype, embed.params["position"].astype(x_Rpad.dtype)
     if vision.class_token:
         shape = (*x_Rpad.shape[:2], 1, x_Rpad.shape[3])
         class_Rp1d = jnp.broadcast_to(embed.params["class"].astype(dtype)[None, None, None], shape)
-        x_Rpad = jnp.concatenate([class_Rp1d, x_Rpad], axis=2) + position_ad[None, None]
-        x_Rpad = _norm(vision, tower.params["first_norm"], x_Rpad)
-    else:
-        x_Rpad = x_Rpad + position_ad[None, None]
-
-    def layer(x_Rpad, of_layer):
-        params, adapter, key = of_layer
-        return _layer(vision, Weights(params, adapter, key), lora, x_Rpad), None
-
-    stacks = tower.part("layers")
-    run = vision.layers if vision.layers_run is None else vision.layers_run
-    keys = None if tower.key is None else jax.random.split(tower.key, vision.layers)
-    used = jax.tree.map(lambda x: x[:run], (stacks.params, stacks.adapter, keys))
-    x_Rpad, _ = lax.scan(layer if checkpoint is None else checkpoint(layer), x_Rpad, used)
-    if vision.layers_run is None:
-        x_Rpad = _norm(vision, tower.params["final_norm"], x_Rpad)
-    return x_Rpad[:, :, 1:] if vision.class_token else x_Rpad
+        x_Rpad = jnp.concatenate([class_Rp1d, x_Rpad], axis=2)
+    return x_Rpad + position_ad[None, None]
 
 
-def _layer(vision: VisionSpec, weights: Weights, lora, x_Rpad) -> jax.Array:
+def _layer(vision: VisionSpec, weights: Weights, lora, x_Rpad, attend) -> jax.Array:
+    """Args: attend: (queries, keys, values) -> what the patches' attention gives."""
     attention, mlp = weights.part("attention"), weights.part("mlp")
     product = partial(_product, lora, "vision/layers/attention")
     normed_Rpad = _norm(vision, weights.params["attention_norm"], x_Rpad)
     q, k, v = (
         product(attention, name, "Rpad,dqr->Rpaqr", normed_Rpad, bias=True) for name in "qkv"
     )
-    out_Rpaqr = _attention(q, k, v)
+    out_Rpaqr = attend(q, k, v)
     x_Rpad = x_Rpad + product(attention, "o", "Rpaqr,qrd->Rpad", out_Rpaqr, bias=True)
     product = partial(_product, lora, "vision/layers/mlp")
     normed_Rpad = _norm(vision, weights.params["mlp_norm"], x_Rpad)
     up_Rpaf = product(mlp, "up", "Rpad,df->Rpaf", normed_Rpad, bias=True)
-    hidden_Rpaf = layers.activate(up_Rpaf, vision.activation)
+    if vision.gated:
+        gate_Rpaf = product(mlp, "gate", "Rpad,df->Rpaf", normed_Rpad, bias=True)
+        hidden_Rpaf = layers.activate(gate_Rpaf, vision.activation) * up_Rpaf
+    else:
+        hidden_Rpaf = layers.activate(up_Rpaf, vision.activation)
     x_Rpad = x_Rpad + product(mlp, "down", "Rpaf,fd->Rpad", hidden_Rpaf, bias=True)
     return constrain(x_Rpad, "rows", None, None, None)
 
@@ -194,10 +217,8 @@ def _connector(spec: ModelSpec, weights: Weights, lora, x_Rpad) -> jax.Array:
     params, adapter = jax.tree.map(lambda x: x[0], (weights.params, weights.adapter))
     weights = Weights(params, adapter, weights.key)  # its one layer
     vision, product = _vision(spec), partial(_product, lora, "connector")
-    if vision.connector == "mlp":
-        up_Rpau = product(weights, "up", "Rpad,du->Rpau", x_Rpad, bias=True)
-        hidden_Rpau = layers.activate(up_Rpau, "gelu")
-        return product(weights, "down", "Rpau,uD->RpaD", hidden_Rpau, bias=True)
+    if vision.connector in ("mlp", "merge"):
+        return _two_maps(vision, weights, product, x_Rpad)
     if vision.connector == "shuffle":
         x_Rpew = _squares(vision, x_Rpad)
         x_Rpew = x_Rpew.reshape(*x_Rpew.shape[:3], -1)
@@ -206,6 +227,17 @@ def _connector(spec: ModelSpec, weights: Weights, lora, x_Rpad) -> jax.Array:
         scale_d = 1.0 + weights.params["norm"]["scale"].astype(jnp.float32)
         x_Rpew = layers.rms_norm(pooled_Rped.astype(x_Rpad.dtype), scale_d, vision.norm_eps)
     return product(weights, "project", "Rpew,wD->RpeD", x_Rpew)
+
+
+def _two_maps(vision: VisionSpec, weights: Weights, product, x_Rpad) -> jax.Array:
+    """[R, p, e, D] of every patch, or of all patches of a tile together."""
+    if vision.connector == "mlp":
+        up_Rpeu = product(weights, "up", "Rpad,du->Rpau", x_Rpad, bias=True)
+    else:
+        x_Rpad = layers.rms_norm(x_Rpad, weights.params["norm"]["scale"], vision.norm_eps)
+        up_Rpeu = product(weights, "merge", "Rpad,adu->Rpu", x_Rpad, bias=True)[:, :, None]
+    hidden_Rpeu = layers.activate(up_Rpeu, "gelu")
+    return product(weights, "down", "Rpeu,uD->RpeD", hidden_Rpeu, bias=True)
 
 
 def _squares(vision: VisionSpec, x_Rpad) -> jax.Array:
@@ -218,6 +250,8 @@ def _squares(vision: VisionSpec, x_Rpad) -> jax.Array:
 
 
 def _norm(vision: VisionSpec, params: Mapping[str, Any], x_Rpad) -> jax.Array:
+    if vision.norm == "rms":
+        return layers.rms_norm(x_Rpad, params["scale"], vision.norm_eps)
     return layers.layer_norm(x_Rpad, params["scale"], params["bias"], vision.norm_eps)
 
 

@@ -63,27 +63,45 @@ def step_flops(
         flops += 2.0 * (weights + pairs)
     if step.tiles and isinstance(spec, ModelSpec) and spec.vision is not None:
         of_tower, of_connector = tile_multiply_adds(spec.vision, spec.width)
+        pairs = _pair_multiply_adds(spec.vision, step.tile_pairs)
         runs = policies * (1 + backward * {"trained": 2, "adapted": 1, "frozen": 0}[tower])
         runs = 1 if tower == "frozen" else runs + reference
-        flops += (
-            2.0 * step.tiles * (of_tower * runs + of_connector * (policies * passes + reference))
-        )
+        tower_runs = runs * (step.tiles * of_tower + pairs)
+        connector_runs = (policies * passes + reference) * step.tiles * of_connector
+        flops += 2.0 * (tower_runs + connector_runs)
     return flops
 
 
 def tile_multiply_adds(vision: VisionSpec, width: int) -> tuple[int, int]:
     """Of a tile of a picture in the tower, and in the connector.
 
+    Of a tower whose patches see other tiles too, without attention.
+
     Args:
         width: of the decoder.
     """
     d, tokens = vision.width, vision.patches + vision.class_token
     layers = vision.layers if vision.layers_run is None else vision.layers_run
-    weights = vision.patches * 3 * vision.patch_size**2 * d
-    weights += layers * tokens * (4 * d * d + 2 * d * vision.ffn)
-    tower = weights + layers * 2 * tokens * tokens * d
-    made_of = {"shuffle": vision.square**2 * d, "pool": d, "mlp": d + width}[vision.connector]
-    return tower, vision.tile_embeddings * made_of * width
+    weights = vision.patches * 3 * vision.patch_size**2 * d * (vision.frames or 1)
+    weights += layers * tokens * (4 * d * d + (3 if vision.gated else 2) * d * vision.ffn)
+    attention = 0 if vision.windows else layers * 2 * tokens * tokens * d
+    square = vision.square**2 * d
+    of_embedding = {
+        "shuffle": square * width,
+        "pool": d * width,
+        "mlp": (d + width) * width,
+        "merge": square * (square + width),
+    }
+    return weights + attention, vision.tile_embeddings * of_embedding[vision.connector]
+
+
+def _pair_multiply_adds(vision: VisionSpec, tile_pairs: tuple[int, int]) -> int:
+    """Of attention between the tiles of windows and of pictures (`layout.tile_pairs_of`)."""
+    if vision.windows is None:
+        return 0
+    whole = len(set(vision.windows.whole_layers))
+    pairs = (vision.layers - whole) * tile_pairs[0] + whole * tile_pairs[1]
+    return 2 * vision.width * vision.patches**2 * pairs
 
 
 def forward_flops(

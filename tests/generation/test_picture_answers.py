@@ -9,6 +9,7 @@ import jaxpref
 from jaxpref.data.encode import encode_prompts
 from jaxpref.data.pictures.processor import with_read_pictures
 from jaxpref.errors import InputError
+from jaxpref.generation import decoding
 from jaxpref.generation.answer_logps import answer_logps
 from jaxpref.generation.completions import open_source
 from jaxpref.generation.prompts import given_prompts, prompt_ids, read_prompts
@@ -46,9 +47,11 @@ def test_answers_see_the_pictures(model, prompts, tmp_path):
         assert item.logp != pytest.approx(other.logp, abs=1e-3)
 
 
-def test_decoded_log_probs_are_those_of_packed_rows(model, prompts):
+@pytest.mark.parametrize("kind", ["idefics3", "qwen2_5_vl"])
+def test_decoded_log_probs_are_those_of_packed_rows(kind, prompts, tmp_path, monkeypatch):
     """Read in chunks behind padding, and with a cache, or all at once."""
-    opened = open_source(str(model), overrides=OVERRIDES)
+    monkeypatch.setattr(decoding, "CHUNK", 16)  # less than a picture's tokens
+    opened = open_source(str(tiny_pictures.write_model(tmp_path / "model", kind=kind)), overrides=OVERRIDES)
     processor, groups = opened.pieces.processor, []
     answers = jaxpref.generate(opened, prompts, max_new_tokens=6)
     for i, (prompt, answer) in enumerate(zip(read_prompts(prompts), answers, strict=True)):

@@ -35,10 +35,12 @@ from jaxpref.models.families.towers import CLIP, SIGLIP  # noqa: E402
 
 def inputs(case: str, group: int) -> dict[str, torch.Tensor]:
     """A group's pictures, as its model's forward pass takes them."""
-    how = CLIP if case == "llava" else SIGLIP
+    how = CLIP if case in ("llava", "qwen2_5_vl") else SIGLIP
     tiles = cases.pixels(case, group).astype(np.float32) / np.float32(255)
     normalised = (tiles - np.float32(how["mean"])) / np.float32(how["std"])
     pixel_values = torch.tensor(normalised).permute(0, 3, 1, 2)
+    if case == "qwen2_5_vl":
+        return cases.flat_patches(pixel_values, cases.GRIDS[group])
     return {"pixel_values": pixel_values[None] if case in ("idefics3", "smolvlm") else pixel_values}
 
 
@@ -49,7 +51,7 @@ def golden(case: str, directory: Path) -> dict:
     for number, (prompt, completions, tiles) in enumerate(cases.groups(case)):
         pictures = inputs(case, number) if tiles else {}
         if tiles:
-            features = model.model.get_image_features(pictures["pixel_values"], return_dict=True).pooler_output
+            features = model.model.get_image_features(**pictures, return_dict=True).pooler_output
             embeddings.append(rounded(torch.cat([x.reshape(-1, x.shape[-1]) for x in features]).detach()))
         else:
             embeddings.append([])
@@ -57,6 +59,8 @@ def golden(case: str, directory: Path) -> dict:
             tokens = torch.tensor([prompt + completion])
             if case == "gemma3":  # by which it knows the tokens of a picture
                 pictures["token_type_ids"] = (tokens == cases.TOKEN).int()
+            if case == "qwen2_5_vl" and tiles:
+                pictures["mm_token_type_ids"] = (tokens == cases.TOKEN).int()
             own = model(tokens, **pictures).logits[0, len(prompt) - 1 : -1]
             logits.append(rounded(own.detach()))
             logps = torch.log_softmax(own, -1)[torch.arange(len(completion)), torch.tensor(completion)]

@@ -139,6 +139,20 @@ CASES: dict[str, Case] = {
             image_token_index=64, image_seq_length=4,
         ),
     ),
+    "qwen2_5_vl": Case(
+        "Qwen2_5_VLConfig",
+        dict(
+            text_config={
+                **_BASE, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1,
+                "rope_parameters": dict(_ROPE, mrope_section=[1, 1, 2]),
+            },
+            vision_config=dict(
+                depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=32,
+                fullatt_block_indexes=[0],
+            ),
+            image_token_id=64,
+        ),
+    ),
     "phi3": _case("Phi3", {"window": dict(sliding_window=None)}, sliding_window=6),
     "phi4_mini": _case(
         "Phi3",
@@ -266,7 +280,7 @@ def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def text_name(name: str) -> str | None:
     """A stored name of a multimodal model as its text model's checkpoint has it; None: it is of images."""
-    if re.match(r"vision_tower|multi_modal_projector|model\.(visual|vision_model|connector)", name):
+    if re.match(r"vision_tower|multi_modal_projector|visual|model\.(visual|vision_model|connector)", name):
         return None
     return re.sub(r"^model\.(language|text)_model\.", "model.", name.removeprefix("language_model."))
 

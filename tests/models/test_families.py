@@ -18,7 +18,16 @@ from jaxpref.models.leaf import axis_sizes
 from jaxpref.models.loading import TensorSource, load_tree
 from jaxpref.models.parameters import flatten
 from jaxpref.models.placement import param_specs
-from jaxpref.models.spec import ClampedSwiglu, DeltaNet, LayerKind, LinearRope, Llama3Rope, ModelSpec, VisionSpec
+from jaxpref.models.spec import (
+    ClampedSwiglu,
+    DeltaNet,
+    LayerKind,
+    LinearRope,
+    Llama3Rope,
+    ModelSpec,
+    VisionSpec,
+    Windows,
+)
 from jaxpref.models.stored import StoredLeaf, stored_form, stored_shapes, stored_tensors, used_leaves
 from jaxpref.sharding import AXES, LOGICAL
 
@@ -221,6 +230,11 @@ SPECS = {
     "llava": ModelSpec("llava", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-5, False,
                        vision=VisionSpec(connector="mlp", activation="quick_gelu", tile_embeddings=16, layers_run=3,
                                          class_token=True, **TOWER)),
+    "qwen2_5_vl": ModelSpec("qwen2_5_vl", 20, 8, 12, 3, 4, 2, 6, 32, 1e4, 1e-6, True, qkv_bias=True,
+                            rope_sections=(1, 1, 1), vision=VisionSpec(
+                                connector="merge", activation="silu", tile_embeddings=1, norm="rms", gated=True,
+                                frames=2, windows=Windows(2, (1,), 1e4),
+                                **TOWER | {"image_size": 6, "width": 8, "norm_eps": 1e-6})),
 }  # fmt: skip
 
 

@@ -13,11 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import vision_cases as cases
+from PIL import Image
 from safetensors.numpy import load_file, save_file
+from tiny_pictures import stored
 
 from jaxpref.config import MeshConfig
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import Layout
+from jaxpref.data.pictures.decode import digest_of
+from jaxpref.data.pictures.windows import window_order
+from jaxpref.generation.pictures import PromptTiles
 from jaxpref.models import hf
 from jaxpref.models.chunked_head import logits
 from jaxpref.models.decoder import build_model
@@ -28,7 +33,7 @@ from jaxpref.models.placement import param_shardings
 from jaxpref.models.stored import stored_form, stored_tensors, used_leaves
 from jaxpref.models.tower import embeddings, patch_features
 from jaxpref.sharding import make_mesh
-from jaxpref.types import EncodedGroup, Pictures
+from jaxpref.types import EncodedGroup, Picture
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -56,37 +61,45 @@ def load(tmp_path_factory):
     return load
 
 
+class Cutter:
+    """In place of a checkpoint's processor: a picture is its tiles, row by row."""
+
+    def __init__(self, case):
+        self.image_size, self.tile_embeddings = cases.side(case), cases.EMBEDDINGS[case]
+        self.token_id, self.window = cases.TOKEN, cases.WINDOW if case in cases.ANY_SHAPE else 0
+
+    def tiles(self, image):
+        side, array = self.image_size, np.asarray(image)
+        rows, columns = array.shape[0] // side, array.shape[1] // side
+        tiles = array.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+        return tiles[window_order((rows, columns), self.window)] if self.window else tiles
+
+
+def pictures_of(case, group):
+    """The pictures of a group, as files that are read."""
+    tiles, found = list(cases.pixels(case, group)), []
+    while tiles:
+        rows, columns = cases.GRIDS[group][len(found)] if case in cases.ANY_SHAPE else (1, 1)
+        own, tiles = tiles[: rows * columns], tiles[rows * columns :]
+        lines = [np.concatenate(own[columns * r : columns * (r + 1)], 1) for r in range(rows)]
+        data = stored(Image.fromarray(np.concatenate(lines)))
+        found.append(Picture(data=data, digest=digest_of(data), grid=(rows, columns), whole=False))
+    return tuple(found)
+
+
 def make_batch(case, *, share: bool, rows: int = 1):
     """All groups as one micro-batch, with the pictures of each in its row."""
     found = cases.groups(case)
     groups = [
-        EncodedGroup(np.int32(prompt), tuple(map(np.int32, completions)), i, f"row {i}")
+        EncodedGroup(np.int32(prompt), tuple(map(np.int32, completions)), i, f"row {i}", pictures=pictures_of(case, i))
         for i, (prompt, completions, _) in enumerate(found)
     ]
     length = max(len(prompt) + sum(map(len, completions)) for prompt, completions, _ in found)
     length = -(-(3 if share else 2) * length // 16) * 16
-    layout = Layout(length, share_prefix=share, pack=share)
-    needed = Loader(groups, batch_size=3, micro_rows=rows, layout=layout).plan.micro_batches * rows
-    (step,) = Loader(groups, batch_size=3, micro_rows=needed, layout=layout).iterate()
-    batch = jax.tree.map(lambda x: x[0], step.batch)
-    tiles, at = [], np.full(batch.token_RL.shape, -1, np.int32)
-    for r, row_ids in enumerate(batch.row_id_RG):
-        tiles.append([])
-        for segment, group in enumerate(row_ids, 1):
-            if group < 0:
-                continue
-            prompt = np.array(found[group][0])
-            first = len(tiles[r]) * cases.EMBEDDINGS[case]
-            here = (batch.segment_RL[r] == segment) & (batch.token_RL[r] == cases.TOKEN)
-            before = np.cumsum(prompt == cases.TOKEN) - 1
-            at[r, here] = first + before[batch.position_RL[r, here]]
-            tiles[r] += list(cases.pixels(case, group))
-    most, side = max(map(len, tiles)), cases.side(case)
-    pixels = np.zeros((len(tiles), most, side, side, 3), np.uint8)
-    for r, own in enumerate(tiles):
-        for i, tile in enumerate(own):
-            pixels[r, i] = tile
-    return batch._replace(pictures=Pictures(pixels, at))
+    options = {"layout": Layout(length, share_prefix=share, pack=share), "processor": Cutter(case)}
+    needed = Loader(groups, batch_size=3, micro_rows=rows, **options).plan.micro_batches * rows
+    (step,) = Loader(groups, batch_size=3, micro_rows=needed, **options).iterate()
+    return jax.tree.map(lambda x: x[0], step.batch)
 
 
 def of_completions(batch):
@@ -135,13 +148,18 @@ def test_embeddings(load, case):
     spec, params, wanted = load(case)
     for group, kept in enumerate(wanted["embeddings"]):
         if kept:
-            features = patch_features(spec, params, cases.pixels(case, group)[None], dtype=jnp.float32)
+            prompt = np.int32(cases.groups(case)[group][0])
+            pictures = PromptTiles(Cutter(case)).read(prompt, pictures_of(case, group), "here")
+            features = patch_features(spec, params, pictures, dtype=jnp.float32)
             ours = np.asarray(embeddings(spec, params, features))[0]
+            ours = ours[pictures.index_RL[pictures.index_RL >= 0]]  # in the order of the tokens
             np.testing.assert_allclose(ours, kept, atol=VALUES, rtol=0)
             assert len(ours) == 1 or np.abs(ours[0] - ours[-1]).max() > 100 * VALUES, "tiles and patches differ"
 
 
-@pytest.mark.parametrize("case", ["idefics3", "gemma3", *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW)])
+@pytest.mark.parametrize(
+    "case", ["idefics3", "gemma3", "qwen2_5_vl", *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW)]
+)
 def test_logits_and_gradients_in_one_row_that_shares_prompts(load, case):
     batch = make_batch(case, share=True)
     assert batch.token_RL.shape[0] == 1, "all groups in one row"
@@ -168,17 +186,18 @@ def test_the_same_on_a_mesh(load, case):
         check((spec, placed, wanted), make_batch(case, share=False, rows=4), case)
 
 
-@pytest.mark.parametrize("case", ["idefics3", "gemma3"])
+@pytest.mark.parametrize("case", ["idefics3", "gemma3", "qwen2_5_vl"])
 def test_a_prompt_read_into_a_cache(load, case):
     """Behind padding, and what comes after it one token at a time."""
     spec, params, wanted = load(case)
     model = build_model(spec, attention_block=16)
     prompt, completions, _ = cases.groups(case)[0]
     tokens, padding, new = np.array(prompt + completions[0]), 3, len(completions[0])
-    index_L = np.full(len(prompt), -1)
-    index_L[tokens[: len(prompt)] == cases.TOKEN] = np.arange(2 * cases.EMBEDDINGS[case])
     row = lambda x, value: np.concatenate([np.full(padding, value), x])[None].astype(np.int32)
-    pictures = Pictures(cases.pixels(case, 0)[None], row(index_L, -1))
+    pictures = PromptTiles(Cutter(case)).read(np.int32(prompt), pictures_of(case, 0), "here")
+    pictures = pictures._replace(index_RL=row(pictures.index_RL[0], -1))
+    if pictures.offset_RL3 is not None:
+        pictures = pictures._replace(offset_RL3=np.pad(pictures.offset_RL3, ((0, 0), (padding, 0), (0, 0))))
     cache = model.init_cache(1, padding + len(tokens))
     positions = row(np.arange(len(prompt)), -1)
     read = row(tokens[: len(prompt)], 0), positions

@@ -12,8 +12,9 @@ import tiny
 
 from jaxpref.data.loader import Loader
 from jaxpref.data.pack import Layout
+from jaxpref.data.pictures.windows import tile_pairs
 from jaxpref.errors import InputError
-from jaxpref.models.spec import DeltaNet, LayerKind, ModelSpec, VisionSpec
+from jaxpref.models.spec import DeltaNet, LayerKind, ModelSpec, VisionSpec, Windows
 from jaxpref.runs import flops
 from jaxpref.runs.flops import peak_flops, step_flops, tile_multiply_adds
 from jaxpref.runs.metrics import TRACKER_ID_FILE, Sample, Window, Writers, read_jsonl, tracker_id
@@ -70,6 +71,24 @@ def test_flops_of_pictures():
     frozen = {"reference": True, "frozen": True}
     assert of_pictures(**frozen, tower="frozen") == 2 * 4 * (tower + 3 * connector)
     assert of_pictures(**frozen, tower="adapted") == 2 * 4 * (3 * tower + 3 * connector)
+
+
+def test_flops_of_pictures_of_any_shape():
+    """Two layers on tiles of 4 patches: in one they see their window of 2 x 2 tiles, in one all of a picture."""
+    vision = VisionSpec(
+        image_size=4, patch_size=2, width=8, ffn=7, layers=2, heads=2, norm_eps=1e-6, activation="silu",
+        connector="merge", tile_embeddings=1, token_id=0, mean=(0, 0, 0), std=(1, 1, 1), norm="rms", gated=True,
+        frames=2, windows=Windows(2, (1,), 1e4),
+    )  # fmt: skip
+    tower = 4 * 2 * 12 * 8 + 2 * 4 * (4 * 64 + 3 * 8 * 7)
+    connector = 32 * 32 + 32 * 6
+    assert tile_multiply_adds(vision, 6) == (tower, connector)
+    assert tile_pairs([(3, 3), (1, 2)], 2) == (4**2 + 2 * 2**2 + 1 + 2**2, 9**2 + 2**2)
+    step = replace(one_step(3, (2, 4), share_prefix=True), tiles=11, tile_pairs=(29, 85))
+    of_text = step_flops(SPEC, replace(step, tiles=0), reference=True)
+    attention = 2 * 8 * 4 * 4 * (29 + 85)
+    expected = 2 * 4 * (11 * (tower + connector) + attention)
+    assert step_flops(replace(SPEC, vision=vision), step, reference=True) - of_text == expected
 
 
 def test_flops_of_a_shared_prompt():

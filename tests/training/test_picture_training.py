@@ -86,6 +86,22 @@ def test_the_layout_changes_neither_loss_nor_gradient(name, layout, run, base):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"adapter": {"rank": 2, "targets": ["vision", "connector", "attention/q"]}}])
+def test_pictures_of_any_shape(changes, run, tmp_path):
+    """Qwen2.5-VL: rows of several pictures, one and none, all together and each alone."""
+    model = tiny_pictures.write_model(tmp_path / "model", kind="qwen2_5_vl")
+    two = row(6, images=["0.png", "1.png", "0.png"], prompt=[{"role": "user", "content": "these?"}])
+    rows = tiny_pictures.write_rows(tmp_path / "rows.jsonl", [*map(row, range(4)), two, TEXT])
+    alone = {"data": {"pack": False, "share_prefix": False}, "train": {"micro_rows": 1, "batch_size": 6}}
+    options = {"model": {"path": str(model)}, "rows": rows, "optim": {"learning_rate": 5e-3, "schedule": "constant"}}
+    lines = run(steps=4, train={"batch_size": 6}, **options, **changes)
+    apart = run("apart", steps=4, **alone, **options, **changes)
+    assert values(lines)[0] == pytest.approx((5 * 3 + 2) / 6 * LN2, rel=1e-5) and values(lines)[-1] < values(lines)[0]
+    for key in ("loss", "grad_norm", "logps/other_picture"):
+        assert values(apart, key) == pytest.approx(values(lines, key), rel=1e-3)
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was(run):
     """A step has other crops and tiles than the one before; 7 rows make epochs of two steps."""
     settings = {"save_every": 2, "resume": "auto"}

@@ -7,6 +7,7 @@ itself scales and normalises them.  Which tokens stand for a picture is the proc
     idefics3   SmolVLM too: the picture in tiles with their rows and columns, then all of it in one
     llava      its tokens, one for each patch
     gemma3     its tokens between two that begin and end it
+    qwen2_5_vl a token for each of its squares, of which it has as many as its size needs
 """
 
 import math
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxpref.data.pictures.decode import decoded, digest_of, pillow, stored_bytes
+from jaxpref.data.pictures.windows import Grid, tiles_by_window
 from jaxpref.data.truncation import Dropped, Parts
 from jaxpref.errors import InputError, RowError
 from jaxpref.types import Group, Picture
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FILE = "preprocessor_config.json"
-
-Grid = tuple[int, int]
-"""As of `types.Picture`."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,8 @@ class PictureProcessor:
     begin: str = ""
     """Gemma's: before the tokens of a picture."""
     end: str = ""
+    window: int = 0
+    """Tiles along a side of a window, if the model reads pictures of any shape; 0: it does not."""
 
     # ---- tokens
 
@@ -108,19 +109,29 @@ class PictureProcessor:
     def read(self, picture: Picture, where: str) -> Picture:
         """The picture with its digest and grid, decoded once to see that it can be.
 
-        Raises: RowError as of `decode.py`.
+        Raises: RowError as of `decode.py`, and for a shape that the image processor refuses.
         """
         data = stored_bytes(picture, where)
         image = decoded(data, where)
-        grid = KINDS[self.kind].grid(self.image_processor, *image.size)
-        return replace(picture, digest=digest_of(data), grid=grid)
+        try:
+            grid = KINDS[self.kind].grid(self.image_processor, *image.size)
+        except ValueError as error:
+            raise RowError(
+                "pictures of a refused shape",
+                "a picture of a shape that the model's image processor takes",
+                f"{where}: {image.width} x {image.height} pixels: {error}",
+                "cut the picture, or drop the row",
+            ) from error
+        return replace(picture, digest=digest_of(data), grid=grid, whole=not self.window)
 
     def tiles(self, image: "Image.Image") -> np.ndarray:
-        """[tiles, H, W, 3] uint8 of an RGB picture."""
+        """[tiles, H, W, 3] uint8 of an RGB picture, in the order in which the model reads them."""
         made = self.image_processor(
             [image], do_rescale=False, do_normalize=False, do_convert_rgb=False, return_tensors="np"
         )
         pixels = made["pixel_values"]
+        if self.window:
+            pixels = tiles_by_window(self.image_processor, made, self.window)
         pixels = pixels.reshape(-1, *pixels.shape[-3:])
         return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1), dtype=np.uint8)
 
@@ -210,11 +221,27 @@ def _gemma3_tokens(processor: PictureProcessor) -> Tokens:
     return Tokens(processor.begin, lambda grid: text)
 
 
+def _qwen_grid(image_processor: Any, width: int, height: int) -> Grid:
+    """Raises: ValueError for a picture that is more than 200 times as long as it is wide."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    square, size = image_processor.patch_size * image_processor.merge_size, image_processor.size
+    if image_processor.do_resize:
+        limits = size["shortest_edge"], size["longest_edge"]  # of pixels in all, named as edges
+        height, width = smart_resize(height, width, square, *limits)
+    return height // square, width // square
+
+
+def _qwen_tokens(processor: PictureProcessor) -> Tokens:
+    return Tokens(processor.token, lambda grid: processor.token * (grid[0] * grid[1]))
+
+
 KINDS = {
     "idefics3": Kind(
         ("Idefics3ImageProcessor", "SmolVLMImageProcessor"), _idefics3_tokens, _idefics3_grid
     ),
     "llava": Kind(("CLIPImageProcessor", "LlavaImageProcessor"), _llava_tokens, _one_tile),
+    "qwen2_5_vl": Kind(("Qwen2VLImageProcessor",), _qwen_tokens, _qwen_grid),
     "gemma3": Kind(("Gemma3ImageProcessor",), _gemma3_tokens, _one_tile, ("do_pan_and_scan",)),
 }
 """Model type in `config.json` -> its rules."""
@@ -245,6 +272,7 @@ def open_processor(
         tokenizer.convert_ids_to_tokens(vision.token_id),
         getattr(tokenizer, "boi_token", ""),
         getattr(tokenizer, "eoi_token", ""),
+        vision.windows.side if vision.windows else 0,
     )
     _check_fits(processor, vision, directory)
     return processor

@@ -36,6 +36,7 @@ from jaxpref.models.families import (
     olmo3,
     phi3,
     qwen2,
+    qwen2_5_vl,
     qwen3,
     qwen3_5,
     qwen3_moe,
@@ -68,6 +69,7 @@ TEXT_PARTS = {
     "gemma3": gemma3_pictures.text_part,
     "idefics3": smolvlm.text_part,
     "llava": llava.text_part,
+    "qwen2_5_vl": qwen2_5_vl.text_part,
     "qwen3_5": qwen3_5.text_part,
     "smolvlm": smolvlm.text_part,
 }
@@ -78,6 +80,7 @@ WITH_PICTURES = {
     "gemma3": gemma3_pictures,
     "idefics3": smolvlm,
     "llava": llava,
+    "qwen2_5_vl": qwen2_5_vl,
     "smolvlm": smolvlm,
 }
 """By the `model_type` of multimodal models that can be read whole."""

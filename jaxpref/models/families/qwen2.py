@@ -5,11 +5,13 @@ from typing import Any
 from jaxpref.models.families.hf_config import ConfigReader, read_sizes, written_sizes
 from jaxpref.models.families.qwen import read_kinds, written_kinds
 from jaxpref.models.families.rope import read_rope, written_rope
-from jaxpref.models.families.tensors import LLAMA, ROTARY_BUFFERS
+from jaxpref.models.families.tensors import LLAMA, ROTARY_BUFFERS, inside
 from jaxpref.models.spec import ModelSpec
 
 TENSORS = LLAMA
-IGNORED_TENSORS = ROTARY_BUFFERS
+# Of Qwen2.5-VL's checkpoints, whose text part is read (`qwen2_5_vl.py`).
+OTHER_FORMS = (inside(TENSORS, "language_model"),)
+IGNORED_TENSORS = rf"{ROTARY_BUFFERS}|(model\.)?visual\..*"
 DEFAULTS = {
     "max_position_embeddings": 32768,
     "rms_norm_eps": 1e-06,
