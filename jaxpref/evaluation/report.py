@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,16 +116,23 @@ class Report:
             title_justify="left",
             box=SIMPLE,
         )
-        table.columns[0].overflow = "fold"  # names of files
+        labels = {
+            name: f"  {name.removeprefix(f'{title}/').removesuffix(f'/{title}')}"
+            for title, section in self.sections.items()
+            for name in section
+        }
+        longest = max(map(len, labels.values()), default=0)
+        # Units are broken between words before names are; names of files may be too long for that.
+        table.columns[0].no_wrap = 2 * longest <= console.width
+        table.columns[0].overflow = "fold"
         table.columns[1].justify = "right"
         for title, section in self.sections.items():
             table.add_section()
-            table.add_row(Text(title, "bold"))
+            table.add_row(Text(textwrap.fill(title, max(longest, len("reference"))), "bold"))
             for name, estimate in section.items():
                 ends = estimate.low, estimate.high
                 interval = "" if None in ends else f"{ends[0]:.4g} to {ends[1]:.4g}"
-                label = Text(f"  {name.removeprefix(f'{title}/').removesuffix(f'/{title}')}")
-                table.add_row(label, f"{estimate.value:.4g}", interval, unit_of(name))
+                table.add_row(Text(labels[name]), f"{estimate.value:.4g}", interval, unit_of(name))
         console.print(table, highlight=False)
         for name, reason in self.left_out.items():
             console.print(f"left out: {name}: {reason}", highlight=False, markup=False)

@@ -20,7 +20,7 @@ from jaxpref.errors import InputError
 from jaxpref.models.parameters import flatten
 from jaxpref.runs.directory import RUN_FILE, is_run, objective_from_python
 from jaxpref.runs.metrics import read_history
-from jaxpref.runs.plots import drawn
+from jaxpref.runs.plots import drawn, grid
 from jaxpref.settings import load_config, to_dict
 from jaxpref.storage.paths import as_path
 
@@ -79,9 +79,8 @@ class Comparison:
         histories = [read_history(run) for run in self.runs]
         logged = (name for history in histories for line in history for name in line)
         shown = _shown(dict.fromkeys(logged))
-        columns = min(3, max(len(shown), 1))
         colours = colormaps["viridis"].resampled(max(len(self.runs), 2))
-        with drawn(png, max(-(-len(shown) // columns), 1), columns) as axes:
+        with drawn(png, *grid(len(shown))) as axes:
             for axis in axes.flat[len(shown) :]:
                 axis.set_axis_off()
             for axis, name in zip(axes.flat, shown, strict=False):

@@ -58,6 +58,12 @@ def drawn(
             figure.savefig(partial, format="png", dpi=120)
 
 
+def grid(panels: int) -> tuple[int, int]:
+    """Rows and columns for so many panels, at most three side by side."""
+    columns = 2 if panels == 4 else min(3, max(panels, 1))
+    return max(-(-panels // columns), 1), columns
+
+
 def plot_curves(run: str | Path, png: str | Path | None = None) -> Path:
     """Plots metrics.jsonl of a run: training as lines, evaluations as points.
 
@@ -68,8 +74,7 @@ def plot_curves(run: str | Path, png: str | Path | None = None) -> Path:
     lines = read_jsonl(as_path(run) / "metrics.jsonl")
     png = as_path(png) if png else as_path(run) / "curves.png"
     panels = _panels(dict.fromkeys(name for line in lines for name in line))
-    columns = min(3, max(len(panels), 1))
-    with drawn(png, max(-(-len(panels) // columns), 1), columns) as axes:
+    with drawn(png, *grid(len(panels))) as axes:
         for axis in axes.flat[len(panels) :]:
             axis.set_axis_off()
         for axis, (title, names) in zip(axes.flat, panels.items(), strict=False):

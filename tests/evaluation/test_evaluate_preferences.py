@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from rich.console import Console
 from scipy.special import log_softmax
 
 from jaxpref.errors import InputError
@@ -15,7 +16,7 @@ from jaxpref.evaluation.figures import plot_preferences
 from jaxpref.evaluation.preference_report import UNDEFINED
 from jaxpref.evaluation.preferences import _check_finite, evaluate_groups
 from jaxpref.evaluation.records import Records
-from jaxpref.evaluation.report import split_defined
+from jaxpref.evaluation.report import Report, split_defined
 from jaxpref.models.logprobs import Logps
 from jaxpref.runs.build import build
 from jaxpref.runs.cached_reference import with_reference_logps
@@ -151,6 +152,21 @@ def evaluated(tmp_path, files, rows, **changes):
     params["layers"]["mlp"]["down"] = 1.3 * params["layers"]["mlp"]["down"]
     opened = OpenRun(pieces, params, reference, init_running(pieces.parts), 0)
     return evaluate_groups(opened, groups, report.kind, {"title": "tiny"}, FEW, 10)
+
+
+def test_names_are_whole_on_a_narrow_terminal():
+    """Units are broken between words instead."""
+    names = ["rewards/accuracies_chosen_shorter", "calibration/brier"]
+    sections = {
+        "rewards": {names[0]: Estimate(1.0, 1.234e-6, 1.234e11)},
+        "calibration": {names[1]: Estimate(0.1, 0, 1)},
+    }
+    console = Console(width=80)
+    with console.capture() as shown:
+        Report({"title": "held out", "bootstrap": {"level": 0.95}}, sections).show(console)
+    lines = shown.get().splitlines()
+    assert any(line.startswith("    accuracies_chosen_shorter  ") for line in lines)
+    assert any(line.endswith("at equal") or "0 to 1; 0.25" in line for line in lines) and max(map(len, lines)) <= 80
 
 
 def test_reference_in_a_cache(tiny_files, tmp_path):
