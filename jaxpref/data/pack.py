@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxpref.data.pictures.layout import empty_pictures, first_tiles, place_prompt, place_tiles
 from jaxpref.data.pictures.processor import PictureProcessor
-from jaxpref.types import Batch, EncodedGroup, Noise
+from jaxpref.types import Batch, EncodedGroup, Noise, Pictures
 
 UNIFORM = "uniform"
 """Data column that the loader draws itself, anew every step."""
@@ -197,7 +197,8 @@ def fill_row(
         batch.segment_RL[r, start:group_end] = g + 1
         if loss_on_prompt:
             filled = _add_prompt_to_loss(batch, r, filled, start, g, group)
-        pictures, behind = batch.pictures, 0
+        pictures = batch.pictures if isinstance(batch.pictures, Pictures) else None
+        behind = 0
         if pictures is not None:
             place_tiles(pictures, r, group, tile, processor)
         prompt_end = start

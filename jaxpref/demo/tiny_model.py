@@ -89,7 +89,7 @@ def write_tiny_vision_model(
         activation="gelu_tanh",
         connector="shuffle",
         tile_embeddings=(image_size // patch_size // 2) ** 2,
-        token_id=tokenizer.convert_tokens_to_ids(_OF_PICTURES[0]),
+        token_id=tokenizer.get_vocab()[_OF_PICTURES[0]],
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
     )

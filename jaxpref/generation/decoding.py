@@ -221,7 +221,8 @@ class Generator:
             size = length if whole else CHUNK
             for index in range(0, length, size):
                 part = np.s_[:, index : index + size]
-                chunk = [self._put(x) for x in (token_RL[part], position_RL[part], np.int32(index))]
+                numbers = (token_RL[part], position_RL[part], np.int32(index))
+                chunk: list[Any] = [self._put(x) for x in numbers]
                 if looked is not None:
                     of_chunk = {
                         name: self._put(x if name == "behind_R" else x[part])
