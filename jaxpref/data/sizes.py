@@ -16,10 +16,11 @@ from jaxpref.types import EncodedGroup
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of B groups, with N completions in all, in order; numbers of tokens but for the tiles."""
+    """Of B groups in order; numbers of tokens but for the tiles."""
 
     prompt_B: np.ndarray
-    completion_N: np.ndarray
+    completion_tokens: np.ndarray
+    """Of every completion of all groups, one behind the other."""
     completions_B: np.ndarray
     """How many each group has."""
     last_has_own_prompt_B: np.ndarray
@@ -31,19 +32,19 @@ class Sizes:
         copies_B = np.minimum(self.completions_B, 1 + self.last_has_own_prompt_B)
         if not share_prefix:
             copies_B = self.completions_B
-        return self.prompt_B * copies_B + self._sum_B(self.completion_N)
+        return self.prompt_B * copies_B + self._sum_B(self.completion_tokens)
 
     def loss_tokens_B(self, loss_on_prompt: bool) -> np.ndarray:
         """Without a prompt nothing predicts the first token of a completion."""
-        tokens_B = self._sum_B(self.completion_N) - self.completions_B * (self.prompt_B == 0)
+        tokens_B = self._sum_B(self.completion_tokens) - self.completions_B * (self.prompt_B == 0)
         return tokens_B + np.maximum(self.prompt_B - 1, 0) * loss_on_prompt
 
     def longest_sequence_B(self) -> np.ndarray:
         """The prompt with the longest completion."""
-        return self.prompt_B + np.maximum.reduceat(self.completion_N, self._starts_B1()[:-1])
+        return self.prompt_B + np.maximum.reduceat(self.completion_tokens, self._starts_B1()[:-1])
 
-    def _sum_B(self, values_N: np.ndarray) -> np.ndarray:
-        return np.diff(np.concatenate([[0], np.cumsum(values_N)])[self._starts_B1()])
+    def _sum_B(self, values: np.ndarray) -> np.ndarray:
+        return np.diff(np.concatenate([[0], np.cumsum(values)])[self._starts_B1()])
 
     def _starts_B1(self) -> np.ndarray:
         return np.concatenate([[0], np.cumsum(self.completions_B)])

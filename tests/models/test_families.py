@@ -401,8 +401,9 @@ def test_what_follows_from_the_table():
         ("delta/o", ("nv", "D")), ("vision/layers/attention/q", ("d", "qr")),
         ("vision/layers/attention/k", ("d", "qr")), ("vision/layers/attention/v", ("d", "qr")),
         ("vision/layers/attention/o", ("qr", "d")),
-        ("vision/layers/mlp/up", ("d", "f")), ("vision/layers/mlp/down", ("f", "d")), ("connector/project", ("w", "D")),
-        ("connector/up", ("d", "u")), ("connector/down", ("u", "D")),
+        ("vision/layers/mlp/up", ("d", "f")), ("vision/layers/mlp/down", ("f", "d")),
+        ("vision/layers/mlp/gate", ("d", "f")), ("connector/project", ("w", "D")), ("connector/up", ("d", "u")),
+        ("connector/merge", ("ad", "u")), ("connector/down", ("u", "D")),
     ], "and in this order, by which a new adapter's numbers are drawn"  # fmt: skip
     assert parameters.ADAPTABLE["layers/attention/o"].summed_axes == (1, 2)
     assert parameters.VOCAB_LEAVES == ("embed/table", "head/kernel")
