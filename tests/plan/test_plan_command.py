@@ -78,6 +78,7 @@ def test_a_step_that_does_not_fit_is_said_to(call, tiny_files, tmp_path):
     )  # fmt: skip
     assert code == 2 and "does not fit" in text and "hbm" in text.lower(), err
     assert "reference.mode=cache" in err
+    assert "layers/mlp/up" in text and "float32[64, 4096, 14336]" in text
 
 
 @with_compiler
