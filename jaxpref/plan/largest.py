@@ -11,7 +11,7 @@ from jaxpref.plan.planned_step import PlannedStep
 from jaxpref.sharding import row_ways
 
 
-def largest_arrays(planned: PlannedStep, jaxpr: Any, count: int = 8) -> list[dict[str, Any]]:
+def largest_arrays(planned: PlannedStep, jaxpr: Any, count: int = 12) -> list[dict[str, Any]]:
     """[{"what", "shape", "bytes"}], most bytes on a device first.
 
     Args:
