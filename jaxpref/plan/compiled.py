@@ -24,6 +24,7 @@ from jaxpref.plan.child import refusal
 from jaxpref.plan.chips import Slice, parse_slice
 from jaxpref.plan.collectives import Collective, collectives
 from jaxpref.plan.flops import program_flops
+from jaxpref.plan.largest import largest_arrays
 from jaxpref.plan.loops import Loops, count_loops
 from jaxpref.plan.planned_step import PlannedStep, plan_step
 from jaxpref.plan.program import Instruction, Program
@@ -53,7 +54,8 @@ def compile_and_read(
         configs: as of `plan_step`.
 
     Returns: sizes in bytes and FLOPs of one device, unless the name says otherwise;
-        `does_not_fit`, the compiler's words, in place of what follows from the program.
+        `does_not_fit`, the compiler's words, and `largest`, the largest arrays that are known
+        without it, in place of what follows from the program.
     """
     planned = plan_step(configs, rows, devices)
     loops = count_loops(planned)
@@ -70,7 +72,8 @@ def compile_and_read(
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return answer | {"does_not_fit": str(error)}
+            largest = largest_arrays(planned, traced.jaxpr)
+            return answer | {"does_not_fit": str(error), "largest": largest}
         answer["compile_seconds"] = time.perf_counter() - began
     return answer | read_program(compiled, planned, loops)
 

@@ -44,7 +44,7 @@ def _equation_flops(eqn: Any, trips: Trips, kernels: float, inside: str) -> floa
     if name == "shard_map":
         # Its jaxpr is that of one device.
         return math.prod(params["mesh"].shape.values()) * flops(params["jaxpr"])
-    return sum(map(flops, _inner(params)))
+    return sum(map(flops, inner_jaxprs(params)))
 
 
 def _product_flops(eqn: Any) -> float:
@@ -53,7 +53,7 @@ def _product_flops(eqn: Any) -> float:
     return 2.0 * summed * math.prod(eqn.outvars[0].aval.shape)
 
 
-def _inner(params: dict[str, Any]) -> Iterator[Any]:
+def inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
     """The jaxprs among an equation's parameters (jit, remat, custom gradients)."""
     for value in params.values():
         if hasattr(value, "eqns") or hasattr(value, "jaxpr"):

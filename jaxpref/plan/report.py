@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jaxpref.plan.chips import GIB, Slice
@@ -32,6 +33,7 @@ def show(said: dict[str, Any], target: Slice, console: Console) -> None:
     if "does_not_fit" in said:
         console.print("[bold red]It does not fit.[/]  The compiler says:")
         console.print(said["does_not_fit"], highlight=False, markup=False)
+        console.print(_largest_table(said["largest"]))
         return
     time = estimate(said, target.chip)
     console.print(_time_table(said, time, target))
@@ -55,6 +57,16 @@ def _memory_table(memory: Memory) -> Table:
             _size(memory.total),
             style="bold",
         )
+    return table
+
+
+def _largest_table(largest: list[dict[str, Any]]) -> Table:
+    table = Table(title="the largest arrays, of those known beforehand", title_justify="left")
+    for name in ("what", "of all devices"):
+        table.add_column(name)
+    table.add_column("on a device", justify="right")
+    for one in largest:
+        table.add_row(one["what"], escape(one["shape"]), _size(one["bytes"]))
     return table
 
 

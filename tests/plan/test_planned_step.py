@@ -22,6 +22,7 @@ from jaxpref.plan.collectives import Collective
 from jaxpref.plan.command import rows_of
 from jaxpref.plan.compiled import gathered_activations, step_facts
 from jaxpref.plan.flops import program_flops
+from jaxpref.plan.largest import largest_arrays
 from jaxpref.plan.loops import count_loops
 from jaxpref.plan.planned_step import plan_step
 from jaxpref.plan.row_sizes import made_rows, rows_like
@@ -165,6 +166,23 @@ def test_a_cached_reference_is_no_gain_where_each_row_is_seen_once(tiny_files, t
     assert seconds("cache", 1.0) > 0.95 * copied and seconds("cache", 8.0) < 0.85 * copied
 
 
+def test_the_largest_arrays_are_told_before_a_program_is(tiny_files, tmp_path):
+    config = of_tiny(tiny_files, tmp_path / "run", mesh={"fsdp": 2}, model={"remat": "none"})
+    planned = plan_step([config], rows_like(config, str(tiny_files.train)), jax.devices()[:2])
+    with jax.set_mesh(planned.pieces.mesh):
+        jaxpr = planned.jitted.trace(*planned.arguments).jaxpr
+    largest = largest_arrays(planned, jaxpr, count=1000)
+    sizes = [one["bytes"] for one in largest]
+    assert sizes == sorted(sizes, reverse=True)
+    spec, batch = planned.pieces.source.spec, planned.item.batch.token_RL.shape[1:]
+    told = {(one["what"], one["shape"]): one["bytes"] for one in largest}
+    up = spec.layers * spec.width * spec.ffn * 4 // 2
+    assert told["parameters: layers/mlp/up", f"float32{[spec.layers, spec.width, spec.ffn]}"] == up
+    assert told["gradient", f"float32{[spec.layers, spec.width, spec.ffn]}"] == up
+    kept = [spec.layers, *batch, spec.ffn]
+    assert told["kept for the backward pass", f"float32{kept}"] == math.prod(kept) * 4 // 2
+
+
 def test_a_search_passes_by_what_training_would_refuse(tiny_files, tmp_path):
     config = of_tiny(tiny_files, tmp_path / "run")
     spec = open_checkpoint(config.model.path).spec
@@ -175,7 +193,7 @@ def test_a_search_passes_by_what_training_would_refuse(tiny_files, tmp_path):
         asked.append(one)
         if len(asked) % 2:
             raise InputError("a mesh", "another", "none")
-        return {"does_not_fit": "too large"}
+        return {"does_not_fit": "too large", "largest": []}
 
     found = search.search(config, spec, rows, parse_slice("v5e:2x2"), compiled, tries=3)
     assert len(found) == 3 and len(asked) == 6

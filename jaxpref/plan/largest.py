@@ -1,0 +1,70 @@
+"""The largest arrays of a step that are known without its program: for one that does not fit."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpref.plan.flops import inner_jaxprs
+from jaxpref.plan.planned_step import PlannedStep
+from jaxpref.sharding import row_ways
+
+
+def largest_arrays(planned: PlannedStep, jaxpr: Any, count: int = 12) -> list[dict[str, Any]]:
+    """[{"what", "shape", "bytes"}], most bytes on a device first.
+
+    Args:
+        jaxpr: of the traced step.
+    """
+    found = [*_given(planned), *_stacked(planned, jaxpr)]
+    distinct = {(one["what"], one["shape"]): one for one in found}
+    return sorted(distinct.values(), key=lambda one: -one["bytes"])[:count]
+
+
+def _given(planned: PlannedStep) -> Iterator[dict[str, Any]]:
+    """The step's own arguments."""
+    state, frozen, *_ = planned.arguments
+    names = {
+        "parameters": state.params,
+        "optimizer": state.opt_state,
+        "reference": (frozen.reference, state.ref_params),
+        "frozen": frozen.base,
+    }
+    for name, tree in names.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            shard = leaf.sharding.shard_shape(leaf.shape)
+            yield _told(f"{name}: {where}", leaf, int(np.prod(shard, dtype=np.int64)))
+
+
+def _stacked(planned: PlannedStep, jaxpr: Any) -> Iterator[dict[str, Any]]:
+    """What the loops over the layers give of every layer: kept activations, and gradients."""
+    mesh = planned.pieces.mesh
+    ways = row_ways(mesh) * mesh.shape["context"]
+    for eqn in _equations(jaxpr):
+        if eqn.primitive.name != "scan":
+            continue
+        if eqn.params["length"] != planned.pieces.source.spec.layers:
+            continue
+        is_backward = "transpose" in str(eqn.source_info.name_stack)
+        what = "gradient" if is_backward else "kept for the backward pass"
+        for out in eqn.outvars[eqn.params["num_carry"] :]:
+            yield _told(what, out.aval, out.aval.size // ways)
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """Of a jaxpr and of those inside of its equations."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield eqn
+        for inner in (*inner_jaxprs(eqn.params), *eqn.params.get("branches", ())):
+            yield from _equations(inner)
+
+
+def _told(what: str, array: Any, elements: int) -> dict[str, Any]:
+    """`elements`: on a device."""
+    itemsize = (
+        4 if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended) else array.dtype.itemsize
+    )
+    shape = f"{array.dtype.name}{list(array.shape)}"
+    return {"what": what, "shape": shape, "bytes": elements * itemsize}
