@@ -5,6 +5,7 @@ other.  So windows and pictures are both spans of it, whose patches see each oth
 `attention.py`, with another first and last query per key.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -90,7 +91,7 @@ def attend(walk: Walk, whole, q_Rpaqr, k_Rpaqr, v_Rpaqr) -> jax.Array:
         return jnp.pad(x_RQqr, ((0, 0), (0, padding), (0, 0), (0, 0)))
 
     rotated = lambda x: layers.rotate(sequence(x), walk.cos_RQ1r, walk.sin_RQ1r)
-    mask = jax.tree.map(lambda own, all: jnp.where(whole, all, own), walk.window, walk.picture)
+    mask = jax.tree.map(partial(jnp.where, whole), walk.picture, walk.window)
     out_RQqr = attention(
         rotated(q_Rpaqr),
         rotated(k_Rpaqr),

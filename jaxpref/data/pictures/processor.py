@@ -226,9 +226,8 @@ def _qwen_grid(image_processor: Any, width: int, height: int) -> Grid:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     square, size = image_processor.patch_size * image_processor.merge_size, image_processor.size
-    if image_processor.do_resize:
-        limits = size["shortest_edge"], size["longest_edge"]  # of pixels in all, named as edges
-        height, width = smart_resize(height, width, square, *limits)
+    limits = size["shortest_edge"], size["longest_edge"]  # of pixels in all, named as edges
+    height, width = smart_resize(height, width, square, *limits)
     return height // square, width // square
 
 
@@ -317,6 +316,8 @@ def _check_fits(processor: PictureProcessor, vision: Any, directory: Path) -> No
         if not np.allclose(theirs, ours, rtol=1e-5):
             problems.append(f"image_{name}={list(theirs)} for {list(ours)}")
     problems += [f"{option}=true" for option in KINDS[processor.kind].plain if getattr(own, option)]
+    if processor.window and not own.do_resize:
+        problems.append("do_resize=false")
     if not problems:
         _, height, width, _ = processor.tiles(pillow().new("RGB", (37, 23))).shape
         if height != vision.image_size or width != vision.image_size:

@@ -139,6 +139,8 @@ def test_as_many_places_as_pictures(text, tmp_path):
         ("llava", {"rescale_factor": 1.0}, "rescale_factor"),
         ("llava", {"do_normalize": False}, "do_normalize=False"),
         ("gemma3", {"do_pan_and_scan": True}, "do_pan_and_scan=true"),
+        ("qwen2_5_vl", {"do_resize": False}, "do_resize=false"),
+        ("qwen2_5_vl", {"patch_size": 4}, "tiles of 8 x 8 for 16 pixels"),
         ("idefics3", {"image_processor_type": "CLIPImageProcessor"}, "CLIPImageProcessor"),
         ("idefics3", {"image_processor_type": "NoSuchProcessor"}, "preprocessor_config.json"),
     ],
