@@ -1,9 +1,12 @@
 """Sweeps: which runs they make, in one step where they can be, and what is shown."""
 
 import dataclasses
+from contextlib import contextmanager
 
+import jax
 import pytest
 import tiny
+from jax.experimental.compilation_cache import compilation_cache
 
 import jaxpref
 from jaxpref import cli
@@ -74,6 +77,48 @@ def test_adapters_are_trained_in_one_step(tmp_path, tiny_files):
     )
     assert not (tmp_path / "rates" / "stacked").exists()
     assert "0.1" in repr(one_by_one)
+
+
+@pytest.mark.slow
+def test_runs_that_differ_in_numbers_compile_once(tmp_path, tiny_files, programs_of_its_own):
+    """What a later run asks for is there; with another b1, which is a constant of the step, it is not. About 40 s."""
+    compiled = []
+
+    @contextmanager
+    def shown(title):
+        before = programs_of_its_own()
+        yield lambda *values: None
+        compiled.append(programs_of_its_own() - before)
+
+    run = config(tmp_path / "sweep", tiny_files, compilation_cache=str(tmp_path / "programs"))
+    jaxpref.sweep(run, {"objective.0.beta": [0.1, 0.5], "optim.learning_rate": [1e-3, 1e-2]}, shown=shown)
+    assert compiled[0] > 0 and compiled[1:] == [0, 0, 0]
+    jaxpref.train(dataclasses.replace(run, out=str(tmp_path / "other"), optim=dataclasses.replace(run.optim, b1=0.8)))
+    assert programs_of_its_own() > compiled[0]
+
+
+@pytest.fixture
+def programs_of_its_own():
+    """jax keeps every program, however small; gives how many it did not find and compiled."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_compilation_cache_max_size",
+        "jax_persistent_cache_min_compile_time_secs",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    missed = []
+
+    def count(event: str, **_) -> None:
+        if event == "/jax/compilation_cache/cache_misses":
+            missed.append(event)
+
+    jax.monitoring.register_event_listener(count)
+    yield lambda: len(missed)
+    jax.monitoring.unregister_event_listener(count)
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def cubed(policy, ref, *, beta: float = 0.1):
