@@ -161,6 +161,8 @@ def test_writing_gives_back_what_was_read(name, tmp_path):
     read, written = (load_file(d / peft.WEIGHTS_FILE) for d in (ADAPTERS / name, tmp_path / "out"))
     assert read.keys() == written.keys() and all(np.array_equal(read[k], written[k]) for k in read)
     assert peft.read_spec(tmp_path / "out", base()[0]) == spec
+    header = (tmp_path / "out" / peft.WEIGHTS_FILE).read_bytes()[8:]  # the same bytes each time
+    assert header.startswith(b'{"__metadata__": {"format": "pt", "producer": "jaxpref"}')
     config = json.loads((tmp_path / "out" / peft.CONFIG_FILE).read_text())
     assert config["base_model_name_or_path"] == "org/base"
     assert set(config["target_modules"]) <= {

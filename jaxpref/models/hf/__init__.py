@@ -8,14 +8,13 @@ from jaxpref.models.hf.reader import (
     read_json,
 )
 from jaxpref.models.hf.writer import (
-    METADATA,
     check_model_directory,
     foreign_files,
     save_pretrained,
+    write_safetensors,
 )
 
 __all__ = [
-    "METADATA",
     "WEIGHTS_FILE",
     "check_model_directory",
     "foreign_files",
@@ -24,4 +23,5 @@ __all__ = [
     "open_safetensors",
     "read_json",
     "save_pretrained",
+    "write_safetensors",
 ]

@@ -301,18 +301,32 @@ def _write_shard(
     sizes: Mapping[str, int],
     dtype: np.dtype,
 ) -> None:
+    def fetch(leaf: str, at: tuple[int, ...]) -> np.ndarray:
+        return np.asarray(jax.device_get(leaves[leaf][at] if at else leaves[leaf]))
+
+    shapes = {tensor.name: tensor.shape(sizes) for tensor in shard}
+    built = (_cast(tensor.build(fetch), dtype, tensor.name) for tensor in shard)
+    write_safetensors(path, shapes, dtype, built)
+
+
+def write_safetensors(
+    path: Path, shapes: Mapping[str, Sequence[int]], dtype: np.dtype, tensors: Iterable[np.ndarray]
+) -> None:
     """One safetensors file: the header's length in 8 bytes, the header as JSON, the tensors' bytes.
 
     Written here because the library's writers take all tensors of a file at once, which for a 5 GiB
-    shard is 5 GiB of host memory; this takes one tensor.
+    shard is 5 GiB of host memory; this takes one tensor.  And they write the entries of the
+    metadata in another order each time, so that equal models would be unequal files.
+
+    Args:
+        shapes: name -> shape, in the order of `tensors`.
     """
     assert sys.byteorder == "little", "safetensors is little-endian"
     header: dict[str, Any] = {"__metadata__": METADATA}
     offset = 0
-    for tensor in shard:
-        shape = tensor.shape(sizes)
+    for name, shape in shapes.items():
         end = offset + math.prod(shape) * dtype.itemsize
-        header[tensor.name] = {
+        header[name] = {
             "dtype": DTYPE_CODES[dtype],
             "shape": shape,
             "data_offsets": [offset, end],
@@ -320,15 +334,10 @@ def _write_shard(
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors begin aligned
-
-    def fetch(leaf: str, at: tuple[int, ...]) -> np.ndarray:
-        return np.asarray(jax.device_get(leaves[leaf][at] if at else leaves[leaf]))
-
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in shard:
-            values = _cast(tensor.build(fetch), dtype, tensor.name)
-            file.write(np.ascontiguousarray(values).view(np.uint8).data)
+        for tensor in tensors:
+            file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
 
 
 def _cast(tensor: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

@@ -9,12 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
 from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_directory
 from jaxpref.models.finite import not_finite
-from jaxpref.models.hf import METADATA, foreign_files
+from jaxpref.models.hf import foreign_files, write_safetensors
 from jaxpref.models.leaf import axis_sizes
 from jaxpref.models.lora import TARGETS, LoraSpec
 from jaxpref.models.parameters import flatten
@@ -70,10 +69,11 @@ def save_adapter(
     for tensor in adapter_tensors(model, spec):
         part = np.asarray(jax.device_get(flat[tensor.path][tensor.layer]), np.float32)
         modules.setdefault(tensor.stored.name, []).append(_in_module(tensor, part, sizes))
-    tensors = {name: np.ascontiguousarray(_joined(name, parts)) for name, parts in modules.items()}
+    tensors = {name: _joined(name, parts) for name, parts in modules.items()}
     config = _peft_config(spec, model, base)
     with whole_directory(directory, CONFIG_FILE) as partial:
-        save_file(tensors, partial / WEIGHTS_FILE, METADATA)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        write_safetensors(partial / WEIGHTS_FILE, shapes, np.dtype(np.float32), tensors.values())
         (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (partial / "README.md").write_text(model_card, encoding="utf-8")
 
