@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,35 @@ def _asked(configs: Sequence[Config], rows: RowSizes, target: Slice | None) -> d
         }
         order.write_text(json.dumps(about))
         command = [sys.executable, "-m", "jaxpref.plan.compiled", str(order), str(answer)]
-        done = subprocess.run(command, env=_environment(target), capture_output=True, text=True)
+        done = _run(command, _environment(target))
         if not answer.is_file():
             raise _failure(done)
         return json.loads(answer.read_text()) | {"rematerialised": _rematerialised(done.stderr)}
+
+
+def _run(command: Sequence[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
+    """Of a child that does not outlive this process (`end_with_parent`)."""
+    read, held = os.pipe()
+    try:
+        return subprocess.run(
+            command, env=environment, stdin=read, capture_output=True, text=True, check=False
+        )
+    finally:
+        os.close(read)
+        os.close(held)
+
+
+def end_with_parent() -> None:
+    """In the child: ends when the parent has, however that ended; compiling can take minutes.
+
+    Standard input is a pipe that the parent holds open and never writes to.
+    """
+
+    def wait() -> None:
+        os.read(0, 1)  # not by sys.stdin, whose lock a thread must not hold at the end
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _rematerialised(log: str) -> list[str]:

@@ -20,7 +20,7 @@ from jax.experimental import topologies
 from jaxpref.config import Config
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import LORA
-from jaxpref.plan.child import refusal
+from jaxpref.plan.child import end_with_parent, refusal
 from jaxpref.plan.chips import Slice, parse_slice
 from jaxpref.plan.collectives import Collective, collectives
 from jaxpref.plan.flops import program_flops
@@ -223,6 +223,7 @@ def _is_layers_forward(line: Instruction) -> bool:
 
 def main(order_path: str, answer_path: str) -> None:
     """Does what an order says, and writes the answer."""
+    end_with_parent()
     order = json.loads(Path(order_path).read_text())
     configs = [load_config(path) for path in order["configs"]]
     rows = RowSizes.load(Path(order["rows"]))
