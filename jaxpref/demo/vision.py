@@ -145,12 +145,7 @@ def _preference_config(out: Path, scale: Scale, base: Path, objective: str, seed
         held_out={name: [str(data / f"{name}.jsonl")] for name in (MISLEADING, USUAL)},
         objective=[{"name": objective, "beta": 0.1}],
         optim={"learning_rate": 1e-4, "warmup_steps": 5},
-        train={
-            "batch_size": 32,
-            "max_steps": scale.steps,
-            "eval_every": 20,
-            "seed": seed,
-        },
+        train={"batch_size": 32, "max_steps": scale.steps, "seed": seed},
     )
 
 
