@@ -13,7 +13,7 @@ NUMERIC = tests/step tests/generation/test_generate.py tests/generation/test_mix
 	tests/runs/test_padded_vocab.py $(addprefix tests/models/test_,attention.py kv_cache.py decoder.py experts.py \
 	features.py layers.py logprobs.py lora.py)
 
-.PHONY: demo demo-pareto docs test test-isa test-slow test-tpu test-buckets notebooks lint clean
+.PHONY: demo demo-pareto demo-vision docs test test-isa test-slow test-tpu test-buckets notebooks lint clean
 
 demo: $(VENV)/.ready
 	$(CPU) $(VENV)/bin/jaxpref demo configs/demo.yaml train.resume=auto
@@ -23,6 +23,9 @@ demo-pareto: $(VENV)/.ready
 	$(CPU) $(VENV)/bin/jaxpref train configs/demo_pareto_first.yaml train.resume=auto
 	$(CPU) $(VENV)/bin/jaxpref export runs/demo_pareto/first --to runs/demo_pareto/model --step latest
 	$(CPU) $(VENV)/bin/jaxpref pareto configs/demo_pareto.yaml
+
+demo-vision: $(VENV)/.ready
+	$(CPU) $(VENV)/bin/python -m jaxpref.demo.vision --out runs/demo_vision
 
 test: $(VENV)/.ready
 	$(PYTEST) -m "not slow and not tpu_compiler"
