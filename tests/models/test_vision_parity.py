@@ -186,7 +186,7 @@ def test_the_same_on_a_mesh(load, case):
         check((spec, placed, wanted), make_batch(case, share=False, rows=4), case)
 
 
-@pytest.mark.parametrize("case", ["idefics3", "gemma3", "qwen2_5_vl"])
+@pytest.mark.parametrize("case", ["idefics3", "gemma3", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
 def test_a_prompt_read_into_a_cache(load, case):
     """Behind padding, and what comes after it one token at a time."""
     spec, params, wanted = load(case)
