@@ -1,17 +1,20 @@
 """What a front costs by every method: hypervolume against FLOPs and seconds, tuning apart.
 
-    python benchmarks/front_costs.py configs/demo_pareto.yaml --rates 1e-3 3e-3 1e-2 --steps 8 16
+    python benchmarks/small_front.py runs/small_front       # the data and model of that config
+    python benchmarks/front_costs.py benchmarks/small_front.yaml --rates 1e-3 3e-3 1e-2 --steps 40 \
+        --run-steps 50 150
 
 Every method is run with every learning rate and number of steps, on the same data, prompts, draws
-and rewards, and its best hypervolume counts; what the other tries cost is told apart.  All volumes
-have one reference point and the same resampled prompts.  A front that was killed goes on, and one
-that is there is only read, so the command may be stopped and started.  Prints markdown.
+and rewards, and its best hypervolume counts; what the other tries cost is told apart.  A run that
+serves all weights may take other numbers of steps than the run of a point.  All volumes have one
+reference point and the same resampled prompts.  A front that was killed goes on, and one that is
+there is only read, so the command may be stopped and started.  Prints markdown.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,8 +23,9 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
-from record import add_argument, append, record  # noqa: E402
+from record import Record, add_argument, append, record  # noqa: E402
 
+from jaxpref.pareto.config import CONDITIONED  # noqa: E402
 from jaxpref.pareto.cost import Work, added, total_work  # noqa: E402
 from jaxpref.pareto.front import Front  # noqa: E402
 from jaxpref.pareto.hypervolume import SweepVolume, sweep_volumes  # noqa: E402
@@ -52,7 +56,8 @@ def main() -> None:
     )
     parser.add_argument("config", type=Path, help="of a front; its methods are replaced")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
-    parser.add_argument("--steps", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--steps", type=int, nargs="+", default=[8, 16], help="of a point's run")
+    parser.add_argument("--run-steps", type=int, nargs="+", help="of a run for all weights")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("runs/front_costs"))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more settings")
@@ -60,43 +65,35 @@ def main() -> None:
     options = parser.parse_args()
     if BASELINE not in options.methods:
         parser.error(f"--methods must name {BASELINE}, with which the others are compared")
-    fronts = {
-        (rate, steps): made(options, rate, steps)
-        for steps in options.steps
-        for rate in options.rates
-    }
-    tries = tries_of(fronts)
+    tries = tries_of(all_fronts(options))
     print(table(tries))
-    versions = {"jax": jax.__version__}
-    records = []
-    for item in tries:
-        measured = {
-            "hypervolume": item.volume.volume.value,
-            "TFLOP, whole front": (item.whole.flops or 0.0) / 1e12,
-            "seconds, whole front": item.whole.seconds,
-        }
-        settings = {"rate": item.rate, "steps": item.steps, "config": options.config.name}
-        records.append(
-            record("front_costs", item.method, measured, versions=versions, settings=settings)
-        )
-    append(options.record, records)
+    print(f"\nEvery try:\n\n{all_tries(tries)}")
+    append(options.record, map(recorded, tries))
 
 
-def made(options: argparse.Namespace, rate: float, steps: int) -> Front:
-    """All methods with one learning rate and number of steps."""
-    overrides = [
-        f"out={options.out / f'rate_{rate:g}_steps_{steps}'}",
-        f"optim.learning_rate={rate}",
-        f"train.max_steps={steps}",
-        f"pareto.methods=[{', '.join(options.methods)}]",
-        *options.set,
-    ]
-    config = load_front_config(options.config, overrides)
-    assert not config.pareto.seeds, "one seed per table: remove pareto.seeds"
-    return run_front(config)
+def all_fronts(options: argparse.Namespace) -> dict[tuple[float, int, str], Front]:
+    """(learning rate, steps, kind of methods) -> a front of these methods."""
+    points = [method for method in options.methods if method not in CONDITIONED]
+    runs = [method for method in options.methods if method in CONDITIONED]
+    kinds = {"points": (points, options.steps), "runs": (runs, options.run_steps or options.steps)}
+    fronts = {}
+    for rate in options.rates:
+        for kind, (methods, all_steps) in kinds.items():
+            for steps in all_steps if methods else ():
+                overrides = [
+                    f"out={options.out / f'{kind}_rate_{rate:g}_steps_{steps}'}",
+                    f"optim.learning_rate={rate}",
+                    f"train.max_steps={steps}",
+                    f"pareto.methods=[{', '.join(methods)}]",
+                    *options.set,
+                ]
+                config = load_front_config(options.config, overrides)
+                assert not config.pareto.seeds, "one seed per table: remove pareto.seeds"
+                fronts[rate, steps, kind] = run_front(config)
+    return fronts
 
 
-def tries_of(fronts: dict[tuple[float, int], Front]) -> list[Try]:
+def tries_of(fronts: Mapping[tuple[float, int, str], Front]) -> list[Try]:
     """Every method of every front, their volumes above one reference point."""
     whole = joined(list(fronts.values()))
     settings = list(fronts)
@@ -105,7 +102,7 @@ def tries_of(fronts: dict[tuple[float, int], Front]) -> list[Try]:
         method, _, number = volume.sweep.method.partition(".")
         if not number:  # the reference
             continue
-        rate, steps = settings[int(number)]
+        rate, steps, _ = settings[int(number)]
         costs = [whole.points[index].cost for index in volume.sweep.points]
         everything = total_work(costs)
         own = added(cost.own for cost in costs)
@@ -171,6 +168,36 @@ def table(tries: Sequence[Try]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def all_tries(tries: Sequence[Try]) -> str:
+    """Every method with every learning rate and number of steps, in markdown."""
+    lines = ["| | learning rate | steps | hypervolume | whole front, TFLOP | s |", "|---" * 6 + "|"]
+    for item in sorted(tries, key=lambda item: (item.method, item.steps, item.rate)):
+        volume = item.volume.volume
+        cells = [
+            item.method,
+            f"{item.rate:g}",
+            str(item.steps),
+            f"{volume.value:.3f}, {volume.low:.3f} to {volume.high:.3f}",
+            tera(item.whole.flops),
+            f"{item.whole.seconds:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def recorded(item: Try) -> Record:
+    volume, flops = item.volume.volume, item.whole.flops
+    measured = {
+        "hypervolume": volume.value,
+        "interval from": volume.low,
+        "to": volume.high,
+        "TFLOP, whole front": None if flops is None else flops / 1e12,
+        "s, whole front": item.whole.seconds,
+    }
+    case = f"{item.method}, learning rate {item.rate:g}, {item.steps} steps"
+    return record("front_costs", case, measured, versions={"jax": jax.__version__})
 
 
 def best_of(tries: Sequence[Try], method: str) -> Try:

@@ -63,7 +63,7 @@ def test_the_report_says_what_a_lever_was_predicted_to_gain_and_what_it_did(modu
 
 @pytest.mark.parametrize("script", sorted(path.name for path in FOLDER.glob("*.py")))
 def test_every_benchmark_appends_records(script):
-    if script in {"record.py", "report.py", "step_times.py"} or script.endswith("_side.py"):
+    if script in {"record.py", "report.py", "step_times.py", "small_front.py"} or script.endswith("_side.py"):
         return
     calls = [node for node in ast.walk(ast.parse((FOLDER / script).read_text())) if isinstance(node, ast.Call)]
     assert "append" in {call.func.id for call in calls if isinstance(call.func, ast.Name)}
