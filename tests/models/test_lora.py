@@ -13,7 +13,7 @@ from jaxpref.models.parameters import leaf_at, nest
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 SIZES = {"R": 2, "L": 5, "D": 8, "N": 3, "M": 1, "H": 4, "F": 6, "Z": 2} | {"g": 2, "m": 2, "n": 4, "h": 3, "v": 5}
-SIZES |= {"d": 4, "q": 2, "r": 3, "f": 5, "w": 7, "u": 3}
+SIZES |= {"d": 4, "q": 2, "r": 3, "f": 5, "w": 7, "u": 3, "a": 2}
 EQUATIONS = {
     "attention/q": "RLD,DNH->RLNH",
     "attention/k": "RLD,DMH->RLMH",
