@@ -1,7 +1,7 @@
 """What one process does for all of them, and what they know of each other."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -9,7 +9,9 @@ import jax
 from jaxpref.errors import InputError, RunError
 from jaxpref.processes.store import exchanged, of_first
 
-Result = TypeVar("Result")
+# What JSON can say; so that a path is refused before several processes meet it.
+Json = None | bool | int | float | str | Sequence[Any] | Mapping[str, Any]
+Result = TypeVar("Result", bound=Json)
 
 
 def is_first() -> bool:

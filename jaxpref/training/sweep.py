@@ -84,7 +84,7 @@ def sweep(
                 results.append(train(one, on_log=on_log, **given))
     comparison = compare(results)
     figure = as_path(config.out) / FIGURE
-    first_does(lambda: comparison.plot(figure))
+    first_does(lambda: str(comparison.plot(figure)))
     return Swept(results, comparison, figure)
 
 
