@@ -7,7 +7,7 @@ from rich.console import Console
 
 from jaxpref.demo.vision import MISLEADING, USUAL, Scale, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile", "any_mesh")]
 
 SCALE = Scale(pictures=40, seeing_steps=2, pairs=64, steps=2, held_out=12, seeds=2)
 
