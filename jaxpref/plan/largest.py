@@ -45,12 +45,15 @@ def _stacked(planned: PlannedStep, jaxpr: Any) -> Iterator[dict[str, Any]]:
     for eqn in _equations(jaxpr):
         if eqn.primitive.name != "scan":
             continue
-        if eqn.params["length"] != planned.pieces.source.spec.layers:
+        layers = eqn.params["length"]
+        if layers != planned.pieces.source.spec.layers:
             continue
         is_backward = "transpose" in str(eqn.source_info.name_stack)
         what = "gradient" if is_backward else "kept for the backward pass"
-        for out in eqn.outvars[eqn.params["num_carry"] :]:
-            yield _told(what, out.aval, out.aval.size // ways)
+        of_layer = eqn.params["jaxpr"].out_avals
+        for out, one in zip(eqn.outvars, of_layer, strict=True):
+            if out.aval.shape == (layers, *one.shape):  # and is not carried
+                yield _told(what, out.aval, out.aval.size // ways)
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
