@@ -11,7 +11,6 @@ is told and the labels that it trains on are of one model.
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -25,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxpref.conditioning.weights import draw_weights, weighted_prompt  # noqa: E402
+from jaxpref.data.rewrite import write_lines  # noqa: E402
 from jaxpref.demo.synthetic import generate  # noqa: E402
 from jaxpref.demo.tiny_model import write_tiny_model  # noqa: E402
 from jaxpref.online.train import train  # noqa: E402
@@ -50,9 +50,9 @@ def main() -> None:
     rng = np.random.default_rng(0)
     for split, rows in splits.items():
         for name in OBJECTIVES:
-            write(out / f"{name}-{split}.jsonl", labelled(rows, name, rng))
+            write_lines(out / f"{name}-{split}.jsonl", labelled(rows, name, rng))
     first = list(demonstrations(splits["train"], rng))
-    write(out / "first.jsonl", first)
+    write_lines(out / "first.jsonl", first)
     learn(out, [content(row["prompt"] + row["completion"]) for row in first], options.steps)
 
 
@@ -101,10 +101,6 @@ def learn(out: Path, texts: Sequence[str], steps: int) -> None:
 
 def content(messages: Sequence[dict]) -> str:
     return " ".join(message["content"] for message in messages)
-
-
-def write(path: Path, rows: Sequence[dict] | Iterator[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

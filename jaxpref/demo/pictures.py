@@ -6,14 +6,13 @@ learn to prefer the usual answer without looking at any picture.  Held-out pairs
 looks: those whose rejected answer is the usual one.
 """
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
 from jaxpref.data.pictures.decode import pillow
-from jaxpref.files import whole_file
+from jaxpref.data.rewrite import write_lines
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -100,7 +99,8 @@ def write_answers(file: Path, pictures: int, rng: Random) -> Path:
         question, _ = ASPECTS[aspect]
         rows.append(_asked(image, question) | {"completion": _answer(scene[aspect])})
         rows.append(_asked(image, DESCRIBE) | {"completion": _answer(description(scene))})
-    return _write(file, rows)
+    write_lines(file, rows)
+    return file
 
 
 def description(scene: Scene) -> str:
@@ -123,7 +123,8 @@ def write_pairs(file: Path, pairs: int, rng: Random, *, usual: float) -> Path:
         image = _save(random_scene(rng) | {aspect: right}, file, number, rng)
         answers = {"chosen": _answer(right), "rejected": _answer(wrong)}
         rows.append(_asked(image, question) | answers)
-    return _write(file, rows)
+    write_lines(file, rows)
+    return file
 
 
 def texts() -> list[str]:
@@ -149,9 +150,3 @@ def _asked(image: str, question: str) -> dict:
 
 def _answer(text: str) -> list[dict]:
     return [{"role": "assistant", "content": text}]
-
-
-def _write(file: Path, rows: Iterable[dict]) -> Path:
-    with whole_file(file) as partial:
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 
 from jaxpref.config import Config
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import LORA
+from jaxpref.plan.array_bytes import shard_bytes
 from jaxpref.plan.child import end_with_parent, refusal
 from jaxpref.plan.chips import Slice, parse_slice
 from jaxpref.plan.collectives import Collective, collectives
@@ -117,30 +117,16 @@ def _padded_rows(planned: PlannedStep) -> int:
 
 def _on_device(tree: Any) -> int:
     """Bytes of arrays in the memory of one device."""
-    return sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(tree) if not _is_on_host(leaf))
+    return sum(shard_bytes(leaf) for leaf in jax.tree.leaves(tree) if not _is_on_host(leaf))
 
 
 def _on_host(*trees: Any) -> int:
     """Bytes that one device has in the memory of its host."""
-    return sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(trees) if _is_on_host(leaf))
+    return sum(shard_bytes(leaf) for leaf in jax.tree.leaves(trees) if _is_on_host(leaf))
 
 
 def _is_on_host(leaf: Any) -> bool:
     return leaf.sharding.memory_kind == HOST_MEMORY
-
-
-def _shard_bytes(leaf: Any) -> int:
-    shard = leaf.sharding.shard_shape(leaf.shape)
-    bits = jax.dtypes.itemsize_bits(leaf.dtype) if _is_small(leaf) else 8 * _itemsize(leaf)
-    return int(np.prod(shard, dtype=np.int64)) * bits // 8
-
-
-def _itemsize(leaf: Any) -> int:
-    return 4 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
-
-
-def _is_small(leaf: Any) -> bool:
-    return getattr(leaf.dtype, "name", "").endswith("int4")
 
 
 def _replicated(planned: PlannedStep) -> dict[str, int]:
@@ -151,9 +137,9 @@ def _replicated(planned: PlannedStep) -> dict[str, int]:
     trees["reference"] = planned.frozen.reference
     leaves = jax.tree_util.tree_leaves_with_path(trees)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): _shard_bytes(leaf)
+        jax.tree_util.keystr(path, simple=True, separator="/"): shard_bytes(leaf)
         for path, leaf in leaves
-        if leaf.sharding.is_fully_replicated and _shard_bytes(leaf) > 2**20
+        if leaf.sharding.is_fully_replicated and shard_bytes(leaf) > 2**20
     }
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
+from jaxpref.plan.array_bytes import bytes_of, shard_bytes
 from jaxpref.plan.flops import inner_jaxprs
 from jaxpref.plan.planned_step import PlannedStep
 from jaxpref.sharding import row_ways
@@ -34,8 +34,7 @@ def _given(planned: PlannedStep) -> Iterator[dict[str, Any]]:
     for name, tree in names.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             where = jax.tree_util.keystr(path, simple=True, separator="/")
-            shard = leaf.sharding.shard_shape(leaf.shape)
-            yield _told(f"{name}: {where}", leaf, int(np.prod(shard, dtype=np.int64)))
+            yield _told(f"{name}: {where}", leaf, shard_bytes(leaf))
 
 
 def _stacked(planned: PlannedStep, jaxpr: Any) -> Iterator[dict[str, Any]]:
@@ -53,7 +52,8 @@ def _stacked(planned: PlannedStep, jaxpr: Any) -> Iterator[dict[str, Any]]:
         of_layer = eqn.params["jaxpr"].out_avals
         for out, one in zip(eqn.outvars, of_layer, strict=True):
             if out.aval.shape == (layers, *one.shape):  # and is not carried
-                yield _told(what, out.aval, out.aval.size // ways)
+                on_device = bytes_of(out.aval.dtype, out.aval.size // ways)
+                yield _told(what, out.aval, on_device)
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
@@ -64,10 +64,7 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
             yield from _equations(inner)
 
 
-def _told(what: str, array: Any, elements: int) -> dict[str, Any]:
-    """`elements`: on a device."""
-    itemsize = (
-        4 if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended) else array.dtype.itemsize
-    )
+def _told(what: str, array: Any, on_device: int) -> dict[str, Any]:
+    """`on_device`: bytes of one."""
     shape = f"{array.dtype.name}{list(array.shape)}"
-    return {"what": what, "shape": shape, "bytes": elements * itemsize}
+    return {"what": what, "shape": shape, "bytes": on_device}

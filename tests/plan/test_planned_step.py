@@ -5,6 +5,7 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import plain
 import pytest
@@ -17,6 +18,7 @@ from jaxpref.models.source import open_checkpoint
 from jaxpref.models.tpu_attention import seen_share
 from jaxpref.objectives import OBJECTIVES, bind
 from jaxpref.plan import search
+from jaxpref.plan.array_bytes import bytes_of
 from jaxpref.plan.chips import parse_slice
 from jaxpref.plan.collectives import Collective
 from jaxpref.plan.command import rows_of
@@ -164,6 +166,11 @@ def test_a_cached_reference_is_no_gain_where_each_row_is_seen_once(tiny_files, t
 
     copied = seconds("copy", 1.0)
     assert seconds("cache", 1.0) > 0.95 * copied and seconds("cache", 8.0) < 0.85 * copied
+
+
+def test_numbers_of_four_bits_share_a_byte():
+    assert [bytes_of(jnp.dtype(name), 10) for name in ("int4", "int8", "bfloat16", "float32")] == [5, 10, 20, 40]
+    assert bytes_of(jax.random.key(0).dtype, 1) == 4
 
 
 def test_the_largest_arrays_are_told_before_a_program_is(tiny_files, tmp_path):
