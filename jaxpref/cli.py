@@ -14,6 +14,7 @@ from rich.console import Console
 
 from jaxpref.errors import InputError, RunError, is_dependency
 from jaxpref.files import disk_problem
+from jaxpref.progress import is_screen
 
 if TYPE_CHECKING:
     from jaxpref.config import Config
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 AddArguments = Callable[[argparse.ArgumentParser], None]
 
 console = Console()
-if not console.is_terminal and "COLUMNS" not in os.environ:
+if not is_screen(console) and "COLUMNS" not in os.environ:
     console.width = 200  # files and pipes have no width; rich's 80 columns would break paths
 
 

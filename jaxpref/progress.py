@@ -24,7 +24,12 @@ def unwatched(what: str, done: int, total: int) -> None:
 
 def is_live(console: Console) -> bool:
     """Whether what was shown can be replaced: bars rather than lines."""
-    return console.is_terminal or console.is_jupyter
+    return console.is_jupyter or is_screen(console)
+
+
+def is_screen(console: Console) -> bool:
+    """A terminal that shows the output.  FORCE_COLOR makes rich take a pipe for one too."""
+    return console.is_terminal and console.file.isatty()
 
 
 @contextmanager
@@ -38,7 +43,7 @@ def progress(console: Console, *, show: bool = True, every: int | None = None) -
         yield lambda *_: None
     elif console.is_jupyter:
         yield _notebook_bars()
-    elif console.is_terminal:
+    elif is_screen(console):
         with _terminal_bars(console) as update:
             yield update
     else:

@@ -14,8 +14,13 @@ from jaxpref.runs.metrics import read_jsonl
 from jaxpref.training.run import train
 
 
-def shown(steps, every=None, **console) -> str:
-    file = io.StringIO()
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(steps, every=None, file=None, **console) -> str:
+    file = file or io.StringIO()
     with progress(Console(file=file, width=60, **console), every=every) as update:
         for step in steps:
             update(*step)
@@ -43,8 +48,13 @@ def test_lines_stay_whole_and_are_no_markup():
 
 
 def test_a_terminal_has_a_bar_for_each_work():
-    text = shown([("one", 1, 2, "first"), ("two", 2, 4, "second")], force_terminal=True, color_system=None)
+    text = shown([("one", 1, 2, "first"), ("two", 2, 4, "second")], file=Screen(), color_system=None)
     assert "━" in text and re.search(r"one .*1/2.*first", text) and re.search(r"two .*2/4.*second", text)
+
+
+def test_a_pipe_that_is_to_have_colours_has_lines_all_the_same(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in CI, and for commands in a notebook
+    assert shown([("a", i, 2) for i in (1, 2)], every=1) == "a 1/2\na 2/2\n"
 
 
 def test_a_notebook_has_a_bar_that_is_replaced(monkeypatch):

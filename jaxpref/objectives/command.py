@@ -13,6 +13,7 @@ from rich.console import Console
 from jaxpref.errors import InputError
 from jaxpref.objectives import FAMILIES, OBJECTIVES, TRANSFORMS
 from jaxpref.objectives.about import data, flow, hyperparameters, sections, summary
+from jaxpref.progress import is_screen
 
 EPILOG = """    jaxpref objectives
     jaxpref objectives simpo
@@ -38,7 +39,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
             )
     lines = [_in_full(name, known[name]) for name in options.names] or _lists()
     for line in chain.from_iterable(text.splitlines() or [""] for text in lines):
-        shown = _broken(line, console.width) if console.is_terminal else line
+        shown = _broken(line, console.width) if is_screen(console) else line
         console.print(shown, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -3,7 +3,7 @@
 import argparse
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from jaxpref.pareto.settings import load_front_config
 from jaxpref.plan.child import CACHE, compile_in_child
 from jaxpref.plan.chips import CHIPS, Slice, parse_slice
 from jaxpref.plan.estimate import estimate, memory_of
+from jaxpref.plan.fitting import fitting_rows
 from jaxpref.plan.report import show, warnings
 from jaxpref.plan.row_sizes import RowSizes, made_rows, rows_like
 from jaxpref.plan.search import differences, search
@@ -97,9 +98,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     if options.search:
         configs, said = _searched(options, configs, rows, target, console)
     else:
-        with progress(console) as update:
-            update("compiling", 0, None, f"for {target}; minutes for billions of parameters")
-            said = compile_in_child(configs, rows, target, options.cache)
+        configs, said = _planned(options, configs, rows, target, console)
     show(said, target, console)
     if options.write and "does_not_fit" not in said:
         with whole_file(options.write) as partial:
@@ -141,13 +140,33 @@ def _configs(options: argparse.Namespace) -> list[Config]:
     ]
 
 
+def _planned(
+    options: argparse.Namespace,
+    configs: Sequence[Config],
+    rows: RowSizes,
+    target: Slice,
+    console: Console,
+) -> tuple[Sequence[Config], dict[str, Any]]:
+    """The configs, with `micro_rows: auto` decided, and their plan."""
+    with progress(console) as update:
+
+        def compiled(tried: Sequence[Config]) -> dict[str, Any]:
+            asked = tried[0].train.micro_rows
+            of_rows = "" if asked is None else f", micro_rows {asked}"
+            text = f"for {target}{of_rows}; minutes for billions of parameters"
+            update("compiling", 0, None, text)
+            return compile_in_child(tried, rows, target, options.cache)
+
+        return fitting_rows(configs, target.chip, compiled)
+
+
 def _searched(
     options: argparse.Namespace,
     configs: list[Config],
     rows: RowSizes,
     target: Slice,
     console: Console,
-) -> tuple[list[Config], dict[str, Any]]:
+) -> tuple[Sequence[Config], dict[str, Any]]:
     """The best config and its plan, with a line for every program that was compiled."""
     (config,) = configs
     spec = open_checkpoint(config.model.path, pictures=config.model.pictures).spec

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 _SHARE = {"cpu": 0.5}
 """Of the memory that may be planned for; a host has other things to hold."""
-_SHARE_OF_OTHERS = 0.92
+SHARE_OF_DEVICE = 0.92
 """Of a device, whose memory does not come in one piece."""
 
 
@@ -88,7 +88,7 @@ def _plans(prepared: Prepared) -> Iterator[PlannedData]:
 def _room(mesh: Any, memory: int) -> float:
     """Bytes that may be planned for on a device, the same on every process."""
     device = mesh.local_devices[0]
-    share = _SHARE.get(device.platform, _SHARE_OF_OTHERS)
+    share = _SHARE.get(device.platform, SHARE_OF_DEVICE)
     if device.platform == "cpu":  # whose memory all its virtual devices share
         memory //= len(mesh.local_devices)
     return share * min(int(each) for each in exchanged(str(memory).encode()))

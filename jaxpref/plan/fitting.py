@@ -1,0 +1,51 @@
+"""`train.micro_rows: auto` in a plan: as many rows as a run on these chips would take."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxpref.config import Config
+from jaxpref.fields import AUTO
+from jaxpref.plan.chips import Chip
+from jaxpref.plan.estimate import memory_of
+from jaxpref.training.micro_rows import SHARE_OF_DEVICE
+
+Configs = Sequence[Config]
+
+
+def fitting_rows(
+    configs: Configs, chip: Chip, compiled: Callable[[Configs], dict[str, Any]]
+) -> tuple[Configs, dict[str, Any]]:
+    """The configs with the rows that fit, and their plan.
+
+    Twice as many are tried each time, up to a micro-batch that holds the step, as training does.
+
+    Args:
+        configs: as of `plan_step`.
+        compiled: what the compiler says of such configs.
+
+    Returns: with `auto`, and the plan of the fewest rows, where not even these fit.
+    """
+    said = compiled(configs)
+    if configs[0].train.micro_rows != AUTO:
+        return configs, said
+    while _fits(said, chip):
+        configs = _with_rows(configs, said["micro_rows"])
+        if said["micro_batches"] == 1 or said["on_policy"]:
+            break
+        more = compiled(_with_rows(configs, 2 * said["micro_rows"]))
+        if not _fits(more, chip):
+            break
+        said = more
+    return configs, said
+
+
+def _fits(said: dict[str, Any], chip: Chip) -> bool:
+    return memory_of(said, chip).share <= SHARE_OF_DEVICE
+
+
+def _with_rows(configs: Configs, rows: int) -> Configs:
+    return [
+        dataclasses.replace(one, train=dataclasses.replace(one.train, micro_rows=rows))
+        for one in configs
+    ]
