@@ -59,7 +59,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--data", nargs="+", required=True, metavar="NAME=TRAIN,TEST", help=".jsonl or .jsonl.gz")
+    add(
+        "--data",
+        nargs="+",
+        required=True,
+        metavar="NAME=TRAIN,TEST",
+        help=".jsonl or .jsonl.gz; of NAME=FILE the first pairs are trained on, the next held out",
+    )
     add("--out", type=Path, required=True, help="what was measured, and the figure")
     add("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES))
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -73,7 +79,7 @@ def main() -> None:
     measured: dict[str, dict[str, list[dict]]] = {}
     for item in options.data:
         name, _, files = item.partition("=")
-        measured[name] = of_data(options, name, *map(Path, files.split(",")))
+        measured[name] = of_data(options, name, [Path(file) for file in files.split(",")])
     tables = {name: table(of_objectives) for name, of_objectives in measured.items()}
     for name, rows in tables.items():
         print(f"\n**{name}**\n\n| | {' | '.join(MEASURES)} |\n|---|---|---|---|")
@@ -84,15 +90,22 @@ def main() -> None:
     plot(tables, options.out / "objectives.png")
 
 
-def of_data(options: argparse.Namespace, name: str, train: Path, test: Path) -> dict[str, list]:
-    """Objective -> what was measured, by seed."""
+def of_data(options: argparse.Namespace, name: str, sources: list[Path]) -> dict[str, list]:
+    """Objective -> what was measured, by seed.
+
+    Args:
+        sources: of pairs to train on and of held-out ones, or of both in this order.
+    """
     folder = options.out / name
     folder.mkdir(parents=True, exist_ok=True)
     files = folder / "train.jsonl", folder / "test.jsonl"
     counts = options.steps * PAIRS_A_STEP, options.held_out
-    for source, file, count in zip((train, test), files, counts, strict=True):
+    passed = (0, 0 if len(sources) == 2 else counts[0])
+    for source, file, count, skip in zip(
+        (sources[0], sources[-1]), files, counts, passed, strict=True
+    ):
         if not file.is_file():
-            write_short(source, file, count, options.words)
+            write_short(source, file, range(skip, skip + count), options.words)
     of_objectives: dict[str, list[dict]] = {objective: [] for objective in options.objectives}
     before = cache(lambda: Measurer(options, files))
     for seed, objective in itertools.product(options.seeds, options.objectives):
@@ -108,13 +121,15 @@ def of_data(options: argparse.Namespace, name: str, train: Path, test: Path) -> 
     return of_objectives
 
 
-def write_short(source: Path, file: Path, count: int, words: int) -> None:
-    """The first pairs of which both sides are short, and differ."""
+def write_short(source: Path, file: Path, wanted: range, words: int) -> None:
+    """The wanted ones of the pairs of which both sides are short, and differ."""
     opened = gzip.open if source.suffix == ".gz" else open
     with opened(source, "rt", encoding="utf-8") as lines:
-        short = list(itertools.islice(filter(is_short(words), map(json.loads, lines)), count))
-    if len(short) < count:
-        raise SystemExit(f"{source}: {len(short)} pairs of at most {words} words, {count} wanted")
+        usable = filter(is_short(words), map(json.loads, lines))
+        short = list(itertools.islice(usable, wanted.start, wanted.stop))
+    if len(short) < len(wanted):
+        found = wanted.start + len(short)
+        raise SystemExit(f"{source}: {found} pairs of at most {words} words, {wanted.stop} wanted")
     file.write_text("".join(json.dumps(row) + "\n" for row in short))
 
 
