@@ -98,7 +98,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         configs, said = _searched(options, configs, rows, target, console)
     else:
         with progress(console) as update:
-            update("compiling", 0, None, f"for {target}; minutes for billions of parameters")
+            update("compiling", 0, None, f"for {target}; billions of parameters take minutes")
             said = compile_in_child(configs, rows, target, options.cache)
     show(said, target, console)
     if options.write and "does_not_fit" not in said:

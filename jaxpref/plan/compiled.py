@@ -18,6 +18,7 @@ from jax.experimental import topologies
 
 from jaxpref.config import Config
 from jaxpref.errors import InputError
+from jaxpref.fields import AUTO
 from jaxpref.models.parameters import LORA
 from jaxpref.plan.array_bytes import shard_bytes
 from jaxpref.plan.child import end_with_parent, refusal
@@ -94,6 +95,7 @@ def step_facts(planned: PlannedStep) -> dict[str, Any]:
         "micro_rows": plan.micro_rows,
         "micro_batches": item.micro_batches,
         "points": planned.points,
+        "rows_chosen_later": planned.pieces.config.train.micro_rows == AUTO,
         "on_policy": bool(planned.pieces.config.online.rewards),
         "hbm": {
             "parameters": _on_device(params) + _on_device(planned.frozen.base),

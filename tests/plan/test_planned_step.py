@@ -256,3 +256,12 @@ def test_an_on_policy_run_is_planned_for_as_many_answers_as_it_draws(tiny_files,
     rows = rows_of(options, config)
     assert rows.kind == "ranked" and {len(group.completion_ids) for group in rows.groups} == {3}
     assert step_facts(plan_step([config], rows, jax.devices()[:1]))["on_policy"]
+
+
+def test_micro_rows_that_training_will_choose_are_planned_with_the_fewest_which_is_known(tiny_files, tmp_path):
+    def facts(rows):
+        config = of_tiny(tiny_files, tmp_path / "run", train={"micro_rows": rows}, mesh={"fsdp": 8})
+        return step_facts(plan_step([config], rows_like(config, str(tiny_files.train)), jax.devices()))
+
+    assert (facts("auto")["micro_rows"], facts("auto")["rows_chosen_later"]) == (8, True)
+    assert (facts(16)["micro_rows"], facts(16)["rows_chosen_later"]) == (16, False)
