@@ -295,11 +295,14 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _completion(options: argparse.Namespace) -> None:
     from jaxpref.completion import script, words_behind
+    from jaxpref.pareto.config import ParetoConfig
+    from jaxpref.settings import keys
 
+    front = [key for key, _, _ in keys(ParetoConfig, "pareto.") if "[]" not in key]
     words = {}
     for name in _COMMANDS:
         parsers: Any = _parser([name])._subparsers._group_actions[0].choices
-        words[name] = words_behind(parsers[name])
+        words[name] = words_behind(parsers[name], front if name in ("pareto", "plan") else [])
     text = script(options.shell, words)
     console.print(text, end="", highlight=False, markup=False, soft_wrap=True)
 

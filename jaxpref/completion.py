@@ -27,13 +27,18 @@ complete -o default -o bashdefault -F _jaxpref jaxpref
 _ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n"
 
 
-def words_behind(parser: argparse.ArgumentParser) -> list[str]:
-    """What may stand behind a command: its choices, flags, and keys where it takes overrides."""
+def words_behind(parser: argparse.ArgumentParser, more: Sequence[str]) -> list[str]:
+    """What may stand behind a command: its choices, flags, and keys where it takes overrides.
+
+    Args:
+        more: keys beside those of a run's config.
+    """
     flags = [flag for action in parser._actions for flag in action.option_strings]
     positional = [action for action in parser._actions if not action.option_strings]
     choices = [choice for action in positional for choice in action.choices or []]
     overrides = any(action.dest == "overrides" for action in positional)
-    settings = [f"{key}=" for key, _, _ in keys()] if overrides else []
+    known = [*(key for key, _, _ in keys()), *more] if overrides else []
+    settings = [f"{key}=" for key in known]
     return [*choices, *(flag for flag in flags if flag.startswith("--")), *settings]
 
 

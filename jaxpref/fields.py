@@ -62,8 +62,8 @@ HeldOut = Annotated[
 
 
 def objective_list(parts: Any) -> Any:
-    """An objective may stand alone, and for one with all its defaults its name."""
-    parts = _as_list(parts)
+    """An objective may stand alone, and for one with all its defaults its name, or a function."""
+    parts = [parts] if callable(parts) else _as_list(parts)
     if not isinstance(parts, list):
         return parts
     return [{"name": part} if isinstance(part, str) else part for part in parts]

@@ -7,7 +7,7 @@ mode"): XLA propagates, and `constrain` pins the activations that matter.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -81,6 +81,11 @@ def axis_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
         others = math.prod(size for axis, size in sizes.items() if axis != "fsdp")
         sizes["fsdp"] = max(devices // others, 1)
     return sizes
+
+
+def named_axes(sizes: Mapping[str, int]) -> str:
+    """`data 2 x fsdp 4`: the axes over which a mesh splits anything; empty for one device."""
+    return " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
 
 
 def _is_tpu(devices: Sequence[Any]) -> bool:

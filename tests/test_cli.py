@@ -344,7 +344,7 @@ def test_data_shows_lengths_drops_and_packing(call, tiny_files, tmp_path, any_me
     # q0 + <end of text>: prompt of 2, answers " a0<|im_end|>" of 4 tokens, 10 tokens a group and 12 unshared.
     assert "prefix sharing: 50 tokens instead of 60 (83.3%)" in out
     # Two steps: 4 groups in one row of 48, then 1 group in one row of 48.
-    assert "2 steps of up to 1 micro-batches of 1 rows x 48 tokens; at most 4 groups and 32 loss tokens per row" in out
+    assert "2 steps of up to 1 micro-batch of 1 row x 48 tokens\na row: at most 4 groups and 32 loss tokens\n" in out
     assert f"packing: {50 / 96:.1%} of the row positions" in out
     assert f"{data}, row 1" in out and "q|0" in out
     assert "[chosen: 4 loss tokens]  |a|0|<|im_end|>" in out and "[rejected: 4 loss tokens]" in out

@@ -22,6 +22,8 @@ def script(tmp_path_factory):
     [
         (["jaxpref", "pu"], ["push"]),
         (["jaxpref", "train", "optim.le"], ["optim.learning_rate="]),
+        (["jaxpref", "pareto", "pareto.be"], ["pareto.beta="]),
+        (["jaxpref", "train", "pareto.be"], []),
         (["jaxpref", "export", "--ad"], ["--adapter"]),
         (["jaxpref", "completion", "z"], ["zsh"]),
         (["jaxpref", "export", "optim"], []),

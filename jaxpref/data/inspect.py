@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -14,12 +15,15 @@ from jaxpref.data.kinds import completion_name
 from jaxpref.data.pack import row_tokens
 from jaxpref.data.report import DataReport
 from jaxpref.types import EncodedGroup
+from jaxpref.wording import counted
 
 if TYPE_CHECKING:  # the loader needs jax
     from jaxpref.data.loader import Loader, Plan
 
 _MOST_SHOWN = 16
 """Equal tokens in a row."""
+_RULE = 80
+"""Characters of the line above a data set, at most: files and pipes count as wider."""
 _COLOURS = ("green", "red", "yellow", "cyan", "magenta")
 
 
@@ -32,7 +36,7 @@ def show(
     tokenizer: Any,
 ) -> None:
     """Prints the account of one data set to `console`."""
-    console.rule(name)
+    console.print(Rule(name), width=min(console.width, _RULE))
     console.print(str(report), highlight=False)
     console.print(f"columns for objectives: {_columns(groups)}", highlight=False)
     console.print(_lengths(groups, report.kind))
@@ -44,13 +48,14 @@ def _packing(groups: Sequence[EncodedGroup], plan: "Plan") -> str:
     shape = plan.shape
     unshared = sum(row_tokens(group, share_prefix=False) for group in groups)
     shared = sum(row_tokens(group, share_prefix=True) for group in groups)
-    tiles = f", {shape.tiles} tiles of pictures" if shape.tiles else ""
+    tiles = f", {counted(shape.tiles, 'tile')} of pictures" if shape.tiles else ""
     return (
-        f"{plan.steps} steps of up to {plan.micro_batches} micro-batches of {plan.micro_rows} rows "
-        f"x {shape.length} tokens; at most {shape.groups} groups{tiles} and {shape.loss_tokens} "
-        f"loss tokens per row\n"
-        f"packing: {1 - plan.padding_fraction:.1%} of the row positions hold a token; "
-        f"prefix sharing: {shared} tokens instead of {unshared} ({shared / unshared:.1%})"
+        f"{counted(plan.steps, 'step')} of up to {counted(plan.micro_batches, 'micro-batch')} of "
+        f"{counted(plan.micro_rows, 'row')} x {shape.length:,} tokens\n"
+        f"a row: at most {counted(shape.groups, 'group')}{tiles} and "
+        f"{counted(shape.loss_tokens, 'loss token')}\n"
+        f"packing: {1 - plan.padding_fraction:.1%} of the row positions hold a token\n"
+        f"prefix sharing: {shared:,} tokens instead of {unshared:,} ({shared / unshared:.1%})"
     )
 
 

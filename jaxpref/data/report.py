@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxpref.data.dimensions import Preferred
 from jaxpref.data.encode_report import EncodeReport
+from jaxpref.wording import counted
 
 UNUSABLE = "unusable"
 
@@ -65,7 +66,7 @@ class DataReport:
     def _reading(self) -> list[str]:
         """How rows were read, where that is not plain."""
         return [
-            f"{what}: " + ", ".join(f"{name} ({count:,} rows)" for name, count in counts)
+            f"{what}: " + ", ".join(f"{name} ({counted(count, 'row')})" for name, count in counts)
             for what, counts in (
                 ("read as", sorted(self.read_as.items())),
                 ("columns not read", sorted(self.unread.items())),
@@ -77,8 +78,7 @@ class DataReport:
         return f"<DataReport {self.summary()}>"
 
     def __str__(self) -> str:
-        rows = ", ".join(f"{count} {kind}" for kind, count in sorted(self.rows.items()))
-        lines = [", ".join(self.paths), f"kind of groups: {self.kind}; rows: {rows}"]
+        lines = [", ".join(self.paths), f"kind of groups: {self.kind}; {rows_by_kind(self.rows)}"]
         lines += self._reading()
         for reason, count in sorted(self.unusable.items()):
             lines.append(f"{count} dropped: {reason}")
@@ -94,6 +94,11 @@ class DataReport:
             cut = f"({self.lent_cut} of these cut)"
             lines.append(f"{self.lent} groups lent an answer to another prompt {cut}")
         return "\n".join(lines)
+
+
+def rows_by_kind(rows: Counter) -> str:
+    """`18 rows (pair), 1 row (judged)`."""
+    return ", ".join(f"{counted(count, 'row')} ({kind})" for kind, count in sorted(rows.items()))
 
 
 def dropped_with_reasons(dropped: Counter) -> str:

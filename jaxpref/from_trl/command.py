@@ -25,6 +25,7 @@ EPILOG = """examples:
   jaxpref from-trl qlora-dpo.yml                axolotl's
   jaxpref from-trl run.sh                       the command in it
   jaxpref from-trl -- accelerate launch dpo.py --learning_rate 5e-7
+                                                with its script, if it is there
 
 What has no counterpart is a comment that says what to do instead;
 docs/from_trl.md has all options.
@@ -70,7 +71,10 @@ def translated(words: list[str], trainer: str | None = None) -> Translation:
     """
     path = Path(words[0])
     name = path.name if len(words) == 1 else shlex.join(words)
-    source = _read(path) if len(words) == 1 else read_command(words, "the command")
+    if len(words) == 1:
+        source = _read(path)
+    else:
+        source = _with_script(read_command(words, "the command"), Path())
     if trainer is not None:
         source.trainer = trainer
     return translate(source, f"translated from {name} by jaxpref from-trl")
@@ -95,10 +99,22 @@ def _read(path: Path) -> Source:
             f"{path}: none",
             "name the script's files .py, .yaml or .sh, or give the command behind --",
         )
-    source = read_command(commands[0], str(path))
+    source = _with_script(read_command(commands[0], str(path)), path.parent)
     if len(commands) > 1:
         source.remarks.append(f"the first of {len(commands)} commands in {path.name}")
     return source
+
+
+def _with_script(command: Source, folder: Path) -> Source:
+    """With what the script says that a command starts, where that is here or in `folder`."""
+    if command.script is None:
+        return command
+    for path in (Path(command.script), folder / command.script):
+        if path.is_file():
+            return read_script(path.read_text(encoding="utf-8"), str(path), command)
+    if command.trainer is None:
+        command.remarks.append(f"{command.script} is not here: its command alone was read")
+    return command
 
 
 def _read_yaml(text: str, where: str) -> Source:

@@ -45,7 +45,10 @@ def read_command(words: str | Sequence[str], where: str) -> Source:
         )
     named, at = found
     launcher = _options(words[:named]) if words[0] == "accelerate" else {}
-    source.trainer = words[named] if words[0] == "trl" else _trainer_of_script(words[named])
+    if words[0] == "trl":
+        source.trainer = words[named]
+    else:
+        source.script, source.trainer = words[named], _trainer_of_script(words[named])
     source.options = _options(words[at:])
     config = source.options.pop("config", None)
     if config is not None:

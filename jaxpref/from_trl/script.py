@@ -6,11 +6,11 @@ from typing import Any
 from jaxpref.errors import InputError
 from jaxpref.from_trl.command_line import commands_in, read_command
 from jaxpref.from_trl.script_data import add_data
+from jaxpref.from_trl.script_options import own_options, values_of_own
 from jaxpref.from_trl.source import Source
 from jaxpref.from_trl.syntax import (
     assigned,
     called,
-    called_somewhere,
     keywords_of,
     owner_of,
     value_of,
@@ -41,12 +41,14 @@ _PEFT = {
 _PEFT_DEFAULTS = {"lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
 _MODELS = ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoPeftModelForCausalLM")
 _PARSERS = ("HfArgumentParser", "TrlParser")
-_CHANGES_ROWS = ("map", "filter", "shuffle", "select", "train_test_split", "rename_column")
+_CHANGES_ROWS = ("map", "filter", "shuffle", "select", "rename_column")
 
 
-def read_script(text: str, where: str) -> Source:
-    """Options of a script, or of the first command in its docstring where they come from one.
+def read_script(text: str, where: str, command: Source | None = None) -> Source:
+    """Options of a script, and of the command that starts it, which go before.
 
+    Args:
+        command: None: the first in the script's docstring, where it takes options from one.
     Errors: InputError for text that is no Python, and a script in which no trainer is found.
     """
     try:
@@ -55,28 +57,28 @@ def read_script(text: str, where: str) -> Source:
         raise InputError(
             "a Python script", f"{where}, line {error.lineno}: {error.msg}", "mend that line"
         ) from error
-    source, values = Source(), dict(assigned(tree))
+    source, values = command or Source(), dict(assigned(tree))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    parsed = False
+    own = own_options(tree)
+    if command is None and (own or any(called(call) in _PARSERS for call in calls)):
+        _add_command(source, ast.get_docstring(tree) or "", where, own)
+    values |= values_of_own(tree, own, source.options)
     for call in calls:
         name = called(call)
         if name in CONFIGS:
             source.trainer = CONFIGS[name]
             source.add(keywords_of(call, values))
         elif name in _PARSERS:
-            parsed = True
             classes = {node.id for node in ast.walk(call) if isinstance(node, ast.Name)}
             source.trainer = next((CONFIGS[c] for c in CONFIGS if c in classes), source.trainer)
     for call in calls:
         _read_call(call, source, values)
     add_data(source, tree, values)
-    if parsed or called_somewhere(calls, "ArgumentParser"):
-        _add_command(source, ast.get_docstring(tree) or "", where)
     trainers = {f"{name.removesuffix('Config')}Trainer": t for name, t in CONFIGS.items()}
     if source.trainer is None:
         named = (trainers.get(called(call)) for call in calls)
         source.trainer = next(filter(None, named), None)
-    if source.trainer is None:
+    if source.trainer is None and command is None:
         raise InputError(
             f"a script with one of {', '.join(CONFIGS)}",
             f"{where}: none",
@@ -103,6 +105,12 @@ def _read_call(call: ast.Call, source: Source, values: dict[str, Any]) -> None:
         for own in ("beta", "max_length", "max_prompt_length"):  # of older versions
             if own in keywords:
                 source.add({own: keywords[own]})
+    elif name == "train_test_split":
+        source.remarks.append(
+            f"the script holds out a part of its rows (line {call.lineno}: "
+            f"{ast.unparse(call.func)}): write both parts into files, and name them in data.train "
+            "and data.eval"
+        )
     elif name in _CHANGES_ROWS and isinstance(call.func, ast.Attribute):
         source.remarks.append(
             f"the script changes its rows (line {call.lineno}: {ast.unparse(call.func)}): write "
@@ -121,11 +129,15 @@ def _add_model(source: Source, model: Any, keywords: dict[str, Any]) -> None:
             source.add({ours: keywords[theirs]})
 
 
-def _add_command(source: Source, docstring: str, where: str) -> None:
+def _add_command(source: Source, docstring: str, where: str, own: dict[str, Any]) -> None:
     """Options of the first command in the docstring, where the script takes them from one."""
     commands = commands_in(docstring)
     if not commands:
-        source.remarks.append("the script takes options from its command line: give the command")
+        defaults = f"; those of its own have their defaults ({', '.join(own)})" if own else ""
+        source.remarks.append(
+            f"the script takes options from its command line{defaults}: for others give the "
+            f"command, jaxpref from-trl -- python {where} --option value"
+        )
         return
     read = read_command(commands[0], where)
     source.add(read.options)

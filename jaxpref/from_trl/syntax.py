@@ -30,10 +30,6 @@ def called(call: ast.Call) -> str:
     return function.id if isinstance(function, ast.Name) else ""
 
 
-def called_somewhere(calls: list[ast.Call], name: str) -> bool:
-    return any(called(call) == name for call in calls)
-
-
 def owner_of(call: ast.Call) -> str:
     """The class of a class method that is called."""
     return ast.unparse(call.func).split(".")[-2] if isinstance(call.func, ast.Attribute) else ""
@@ -44,10 +40,9 @@ def keywords_of(call: ast.Call, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def value_of(node: ast.expr, values: dict[str, Any]) -> Any:
-    if isinstance(node, ast.Name) and node.id in values:
-        return values[node.id]
+    """A constant, what `values` has for a name or for an attribute (`args.data`), or Unknown."""
     try:
         return ast.literal_eval(node)
     except ValueError:
         text = ast.unparse(node)
-        return text if text.startswith("torch.") else Unknown(text)
+        return values.get(text, text if text.startswith("torch.") else Unknown(text))

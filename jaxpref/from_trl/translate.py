@@ -187,7 +187,9 @@ def _data(options: Options, trainer: str) -> None:
     if sampling == "sequential":
         made.set("data.shuffle", False)
     if "data.eval" not in made.settings:
-        options.leave("eval_steps", "has no effect without evaluations (eval_strategy) and data")
+        later = "set train.eval_every to it, with data.eval"
+        without = "has no effect without evaluations (eval_strategy) and data"
+        options.leave("eval_steps", later if strategy == "steps" else without)
     elif strategy == "epoch":
         made.set("train.eval_every", "epoch")
     elif strategy == "steps":

@@ -53,4 +53,6 @@ def run(options: argparse.Namespace, console: Console) -> None:
         dtype=options.dtype,
         any_weights=options.any_weights,
     )
-    console.print(f"soup of {len(sources)} written to {options.to}", highlight=False)
+    averaged = ", ".join(f"{source} {weight:g}" for source, weight in sources)
+    console.print(f"averaged {options.how}: {averaged}", highlight=False, markup=False)
+    console.print(f"written to {options.to}", highlight=False, markup=False)

@@ -12,13 +12,14 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from jaxpref.errors import InputError
+from jaxpref.fields import objective_list
 from jaxpref.objectives.contract import NOT_DATA, Needs, Transform
 from jaxpref.objectives.part import Part, group_kinds
 from jaxpref.objectives.user_code import import_named
 
 
 def bind(
-    settings: Sequence[Mapping[str, Any] | Callable],
+    settings: Sequence[Mapping[str, Any] | Callable] | Callable,
     registry: Mapping[str, Callable],
     transforms: Mapping[str, Transform] = {},
 ) -> tuple[Part, ...]:
@@ -26,8 +27,8 @@ def bind(
 
     The list may be `[{name: dpo, weight: 1, beta: 0.1}, {name: sft, weight: 0.5}]`.  A name is one
     of the registry, or `package.module:function` for a function of one's own; in Python the
-    function itself may stand in for the mapping or for its name.  Besides hyperparameters a part
-    may have
+    function itself may stand in for the list, the mapping or its name.  Besides hyperparameters a
+    part may have
         columns      {array parameter: column, or list of columns to stack}, where the data has
                      other names
         transform    a change of the log-probs before the objective: its name,
@@ -37,6 +38,7 @@ def bind(
         cannot share groups.
     """
     parts, problems = [], []
+    settings = objective_list(settings)
     for position, setting in enumerate(settings):
         given = {"name": setting} if callable(setting) else dict(setting)
         try:

@@ -133,7 +133,7 @@ def check_output(name: str, out: Any, groups: int, needs: Needs) -> None:
     if not isinstance(out, ObjectiveOutput):
         raise InputError(
             f"{name} to return an ObjectiveOutput",
-            f"a {type(out).__name__}",
+            _named(out),
             "return ObjectiveOutput(loss_B, weight_B, metrics)",
         )
     if wrong := list(_wrong_shapes(out, groups)) + list(_wrong_statistics(out, needs)):
@@ -143,6 +143,12 @@ def check_output(name: str, out: Any, groups: int, needs: Needs) -> None:
             "; ".join(wrong),
             f"mend {name}: no mean or sum over the groups, no axis kept behind them",
         )
+
+
+def _named(out: Any) -> str:
+    if isinstance(out, jax.Array):
+        return f"an array of shape {list(out.shape)}"
+    return f"a {type(out).__name__}"
 
 
 def _wrong_shapes(out: ObjectiveOutput, groups: int) -> Iterator[str]:

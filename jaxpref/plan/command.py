@@ -153,7 +153,7 @@ def _planned(
         def compiled(tried: Sequence[Config]) -> dict[str, Any]:
             asked = tried[0].train.micro_rows
             of_rows = "" if asked is None else f", micro_rows {asked}"
-            text = f"for {target}{of_rows}; minutes for billions of parameters"
+            text = f"for {target}{of_rows}; billions of parameters take minutes"
             update("compiling", 0, None, text)
             return compile_in_child(tried, rows, target, options.cache)
 

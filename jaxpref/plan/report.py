@@ -9,9 +9,13 @@ from rich.table import Table
 
 from jaxpref.plan.chips import GIB, Slice
 from jaxpref.plan.estimate import Estimate, Memory, estimate, memory_of
+from jaxpref.sharding import named_axes
+from jaxpref.wording import counted
 
 _SHOWN = 8
 """Collectives that the table names."""
+_WIDTH = 48
+"""Characters of a collective's shapes, at most."""
 
 
 def show(said: dict[str, Any], target: Slice, console: Console) -> None:
@@ -20,11 +24,11 @@ def show(said: dict[str, Any], target: Slice, console: Console) -> None:
     Args:
         said: as `compiled.compile_and_read` gives it.
     """
-    mesh = " x ".join(f"{axis} {size}" for axis, size in said["mesh"].items() if size > 1)
     console.print(
-        f"[bold]{target}[/], {said['devices']} devices, mesh {mesh or 'of one device'}; rows of "
-        f"{said['row_length']:,} tokens, {said['micro_batches']} micro-batches of "
-        f"{said['micro_rows']} rows; {said['groups_all']} groups a step"
+        f"[bold]{target}[/], {counted(said['devices'], 'device')}, mesh "
+        f"{named_axes(said['mesh']) or 'of one device'}; rows of {said['row_length']:,} tokens, "
+        f"{counted(said['micro_batches'], 'micro-batch')} of {counted(said['micro_rows'], 'row')}; "
+        f"{counted(said['groups_all'], 'group')} a step"
     )
     memory = memory_of(said, target.chip)
     console.print(_memory_table(memory))
@@ -108,13 +112,17 @@ def _traffic_table(sent: list[dict[str, Any]], target: Slice) -> Table:
             "DCN" if one["dcn"] else "ICI",
             _amount(one["bytes"], "B"),
             f"{one['times']:,.0f}",
-            one["shape"][:48],
+            _cut(one["shape"]),
         )
     rest = sent[_SHOWN:]
     if rest:
         more = sum(one["bytes"] for one in rest)
         table.add_row(f"{len(rest)} more", "", "", _amount(more, "B"), "", "")
     return table
+
+
+def _cut(shapes: str) -> str:
+    return shapes if len(shapes) <= _WIDTH else f"{shapes[: _WIDTH - 3]}..."
 
 
 def _prediction(said: dict[str, Any], time: Estimate) -> str:

@@ -21,6 +21,8 @@ from jaxpref.plan.chips import GIB, Slice
 from jaxpref.plan.estimate import estimate, memory_of
 from jaxpref.plan.row_sizes import RowSizes
 from jaxpref.runs.flops import forward_flops
+from jaxpref.sharding import named_axes
+from jaxpref.wording import counted
 
 Remat = Literal["none", "dots", "full"]
 Mode = Literal["copy", "cache"]
@@ -53,10 +55,9 @@ class Choice:
 
     def __str__(self) -> str:
         mesh = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
-        named = " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1)
         return (
-            f"{named or 'one device'}, remat {self.remat}, {self.micro_rows} rows of "
-            f"{self.row_length:,}, reference {self.reference}"
+            f"{named_axes(mesh) or 'one device'}, remat {self.remat}, "
+            f"{counted(self.micro_rows, 'row')} of {self.row_length:,}, reference {self.reference}"
         )
 
 

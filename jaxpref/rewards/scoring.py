@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxpref.data.dimensions import scores_of
 from jaxpref.data.pictures.rows import with_whole_paths
+from jaxpref.data.report import rows_by_kind
 from jaxpref.data.rewrite import Source, as_source, check_out, group_of, rows_of, write_lines
 from jaxpref.errors import InputError, RowError
 from jaxpref.processes.agreement import check_same
@@ -55,9 +56,8 @@ class ScoreReport:
     `tie`."""
 
     def __str__(self) -> str:
-        rows = ", ".join(f"{count} {kind}" for kind, count in sorted(self.rows.items()))
         lines = [
-            f"{self.out}: {rows}",
+            f"{self.out}: {rows_by_kind(self.rows)}",
             *(f"{count} dropped: {why}" for why, count in sorted(self.dropped.items())),
         ]
         for name, counts in self.agreement.items():

@@ -95,10 +95,11 @@ def _no_paths(pieces: Pieces, which: str) -> InputError:
             f"several: {', '.join(sets)}",
             "name one of them, or its files: data.eval=[FILE]",
         )
+    given = "eval" if which == "eval" else "data"
     return InputError(
         f"at least one path in data.{which}",
         "an empty list",
-        f"set data.{which}=[FILE], or give rows in Python",
+        f"set data.{which}=[FILE], or in Python give rows: {given}=rows",
     )
 
 

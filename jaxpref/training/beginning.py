@@ -4,10 +4,12 @@ import logging
 
 from jaxpref.config import Config
 from jaxpref.errors import InputError
+from jaxpref.fields import AUTO
 from jaxpref.runs.build import Pieces
 from jaxpref.runs.compute_dtype import choose_compute_dtype
 from jaxpref.runs.feed import held_out_sets
 from jaxpref.runs.resume import check_length, how_to_extend
+from jaxpref.sharding import named_axes
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +39,13 @@ def tell_dtype(pieces: Pieces, asked: str, stored: str) -> None:
     else:
         why = choose_compute_dtype(pieces.mesh.devices.flat[0]).why
     _log.info("compute dtype: %s (%s)", pieces.config.model.compute_dtype, why)
+
+
+def tell_mesh(pieces: Pieces) -> None:
+    """Says over which axes the devices lie, where there are several."""
+    if pieces.mesh.size > 1:
+        auto = " (auto)" if pieces.config.mesh.fsdp == AUTO else ""
+        _log.info("mesh: %s%s", named_axes(pieces.mesh.shape), auto)
 
 
 def tell_position(config: Config, step: int, steps: int, stopped: str) -> None:

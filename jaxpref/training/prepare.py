@@ -51,7 +51,7 @@ from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
 from jaxpref.step.train_step import make_train_step
 from jaxpref.storage.paths import as_path
-from jaxpref.training.beginning import check_held_out, tell_dtype, tell_position
+from jaxpref.training.beginning import check_held_out, tell_dtype, tell_mesh, tell_position
 from jaxpref.training.callbacks import Callbacks
 from jaxpref.training.data import Evaluate, FileData, PlannedData, TrainingData
 from jaxpref.training.description import Training, Values
@@ -248,6 +248,7 @@ def prepare(
     check_trainable(pieces.source)
     if pieces.source.own is not None and rule.optimizer is None:
         _check_optimizer_of_own(config.optim.name)
+    tell_mesh(pieces)
     tell_dtype(pieces, asked_dtype, config.model.compute_dtype)
     attention = attention_of(pieces.config, pieces.source)
     _log.info("attention: %s (%s)", attention.name, attention.why)

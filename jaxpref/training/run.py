@@ -41,7 +41,7 @@ from jaxpref.types import Batch
 def train(
     config: Config,
     *,
-    objective: Sequence[Any] | None = None,
+    objective: Sequence[Any] | Callable | None = None,
     data: Given = None,
     eval: Given = None,
     model: OwnModel | None = None,
@@ -55,7 +55,7 @@ def train(
     """Runs (or continues) a training run; of a finished one the results are returned again.
 
     Args:
-        objective: in place of `config.objective`; either list may hold functions.
+        objective: in place of `config.objective`; either may hold functions, or be one.
         data, eval: rows in memory in place of `data.train` and `data.eval`: a list of dicts, a
             pandas frame, a `Dataset` or `DatasetDict` of `datasets`, a generator function; or
             paths.  A run goes on from nothing else, so they are given again where it goes on.

@@ -82,7 +82,7 @@ def test_pairs_and_judged_answers_together(load, texts):
     assert len({g.row_id for g in groups}) == 12
     assert groups[5].where.endswith("1.jsonl, row 1, rejected")
     assert (report.kind, report.rows, report.converted) == ("judged", {"judged": 4, "pair": 4}, 4)
-    assert "kind of groups: judged; rows: 4 judged, 4 pair" in str(report)
+    assert "kind of groups: judged; 4 rows (judged), 4 rows (pair)" in str(report)
     assert "4 pairs made into two judged answers each" in str(report)
 
 

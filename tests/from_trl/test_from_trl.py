@@ -179,6 +179,44 @@ dataset = load_dataset(script_args.dataset_name).map(lambda row: row)
     assert "first command in its docstring" in said and "changes its rows (line 11" in said
 
 
+OWN_OPTIONS = """
+def parse():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-d", "--data-file", default="pairs.jsonl")
+    parser.add_argument("--beta", type=float, required=True)
+    parser.add_argument("--dora", action="store_true")
+    return parser.parse_args()
+
+options = parser.parse_args()
+rows = load_dataset("json", data_files=options.data_file, split="train").train_test_split(test_size=0.1)
+config = DPOConfig(output_dir="mine", beta=options.beta, learning_rate=5e-6, num_train_epochs=2)
+DPOTrainer("a/b", args=config, peft_config=LoraConfig(use_dora=options.dora), train_dataset=rows["train"])
+"""
+
+
+def test_options_of_a_scripts_own(tmp_path, monkeypatch):
+    """They have their defaults, or what a command says, which is read with the script that it starts."""
+    text = written(tmp_path, "train.py", OWN_OPTIONS)
+    settings, said = loaded(text), " ".join(comments(text))
+    assert settings["data"]["train"] == ["pairs.jsonl"] and settings["train"]["epochs"] == 2
+    assert "dora" not in settings["adapter"] and "options.beta -- is known when the script runs" in said
+    assert "have their defaults (data_file, beta, dora)" in said and "name them in data.train and data.eval" in said
+
+    monkeypatch.chdir(tmp_path)
+    call = "accelerate launch --num_processes 2 train.py --data-file other.jsonl --beta 0.3 --dora"
+    text = translated(call.split())
+    settings = loaded(text)
+    assert settings["data"]["train"] == ["other.jsonl"] and settings["objective"] == [{"name": "dpo", "beta": 0.3}]
+    assert settings["adapter"]["dora"] and settings["mesh"] == {"fsdp": 2} and settings["out"] == "mine"
+    assert settings["train"]["epochs"] == 2 and "defaults" not in " ".join(comments(text))
+    (tmp_path / "shell").mkdir()
+    (tmp_path / "shell/run.sh").write_text(call.replace("train.py", "../train.py"))
+    assert loaded(translated(["shell/run.sh"])) == settings
+
+    text = translated("python elsewhere.py --dataset_name a/b --model_name_or_path c/d --beta 0.2".split())
+    assert "elsewhere.py is not here: its command alone was read" in " ".join(comments(text))
+
+
 LOSSES = {
     "trl dpo --rpo_alpha 0.2": [{"name": "dpo", "beta": 0.1}, {"name": "sft", "weight": 0.2}],
     "trl dpo --loss_type robust --label_smoothing 0.1 --beta 0.5": [{"name": "rdpo", "beta": 0.5, "eps": 0.1}],

@@ -43,11 +43,13 @@ def test_what_is_no_mesh(given):
         make_config({"mesh": given})
 
 
-def test_rows_that_an_automatic_mesh_does_not_divide(tmp_path, tiny_files):
-    """Known when the devices are: here there are 8."""
+def test_rows_that_an_automatic_mesh_does_not_divide(tmp_path, tiny_files, caplog):
+    """Known when the devices are: here there are 8, which is said."""
+    caplog.set_level(logging.INFO, "jaxpref")
     config = tiny.long_config(tmp_path / "run", tiny_files, mesh="auto", train={"micro_rows": 3})
     with pytest.raises(InputError, match=r"train.micro_rows as a multiple of mesh.data \* mesh.fsdp = 8"):
         train(config)
+    assert "mesh: fsdp 8 (auto)" in caplog.text
 
 
 # ---- the rows

@@ -83,7 +83,7 @@ def test_given_rows_train_as_those_of_files(named, tiny_files, sets, tmp_path, q
     fewer = {"helpful": eval_rows["helpful"][1:], "harm.less": eval_rows["harm.less"]}
     with pytest.raises(InputError, match=r"data.eval.helpful: the rows gave 6 groups then, 5 now"):
         jaxpref.train(settings, data=rows, eval=fewer)
-    with pytest.raises(InputError, match="data.train(.|\n)*or give rows in Python"):
+    with pytest.raises(InputError, match="data.train(.|\n)*or in Python give rows: data=rows"):
         jaxpref.train(settings, **given)
 
 

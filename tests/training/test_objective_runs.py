@@ -158,7 +158,7 @@ def test_an_objective_from_python_with_columns_of_its_own(tiny_files, tmp_path):
     assert result.last_eval["eval/quality"] == 0.25
     with pytest.raises(InputError, match="trained with own_loss"):
         evaluate_run(result.out)
-    again, _ = evaluate_run(result.out, objective=[own_loss], step="latest")
+    again, _ = evaluate_run(result.out, objective=own_loss, step="latest")
     assert again["eval/loss"] == pytest.approx(result.last_eval["eval/loss"], rel=1e-5)
     data.write_text(data.read_text().replace('"quality_rejected": -1.0', '"quality_rejected": null', 1))
     with pytest.raises(InputError, match='row .*"quality_chosen" has a number, "quality_rejected" has none'):

@@ -53,7 +53,7 @@ def test_account_of_the_data(result):
     shown = jaxpref.show_data(result.pieces.config)
     text = repr(shown)
     assert [one.name for one in shown.sets] == ["train", "eval"] and len(shown.sets[0].groups) == 18
-    assert "18 pair" in text and "packing" in text and "loss tokens]" in text
+    assert "18 rows (pair)" in text and "packing" in text and "loss tokens]" in text
     assert shown._repr_html_().startswith("<pre") and "color" in shown._repr_html_()
 
 
