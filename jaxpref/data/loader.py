@@ -160,7 +160,7 @@ class Packer:
             visible=sum(visible_pairs(group, layout.share_prefix) for group in groups),
             loss_tokens=sum(all_loss_tokens(group, self.loss_on_prompt) for group in groups),
             tiles=sum(map(tiles_of, groups)),
-            tile_pairs=tile_pairs_of(groups, processor),
+            tile_pairs=tile_pairs_of(groups, processor.window if processor else 0),
         )
 
 

@@ -242,7 +242,7 @@ def _table(results: Results, scale: Scale) -> Table:
         f"held-out accuracy, {scale.held_out} pairs of each kind, {scale.seeds} seeds\n"
         "(mean, 95 % interval over pairs; each seed below)"
     )
-    caption = "the base is the reference: its log-ratios are 0, and no pair is won by them"
+    caption = "the base is the reference itself: all its rewards are 0, so that none is higher"
     difference = f"{_SECOND} - {_FIRST}"
     columns = ("pairs", "the right answer has", *results, difference)
     table = Table(*columns, title=title, caption=caption, box=SIMPLE)
@@ -269,12 +269,12 @@ def _cell(right_SB: Sequence[np.ndarray]) -> str:
 def _front(
     results: Results, measured: _Measured, configs: Mapping[tuple[str, int], Config]
 ) -> Front:
-    """For the page: accuracies as two axes, and all answers beside the pictures."""
+    """For the page: accuracies of the rewards as two axes, and all answers beside the pictures."""
     points = []
     for method, of_seeds in results.items():
         for seed, one in enumerate(of_seeds):
             config = configs.get((method, seed))
-            accuracy = {name: _estimate([right_B]) for name, right_B in one.likelier.items()}
+            accuracy = {name: _estimate([right_B]) for name, right_B in one.rewarded.items()}
             points.append(
                 Point(
                     f"{method}-{seed}",

@@ -12,7 +12,7 @@ from typing import Any, cast
 from jaxpref.config import ModelConfig
 from jaxpref.errors import InputError
 from jaxpref.models import hf
-from jaxpref.models.families import TEXT_PARTS
+from jaxpref.models.families import TEXT_PARTS, WITH_PICTURES
 from jaxpref.models.gguf import reader as gguf
 from jaxpref.models.given import load_given
 from jaxpref.models.hf.tokenizer import has_tokenizer, load_tokenizer
@@ -61,18 +61,15 @@ class Checkpoint:
 
     def check_adapter_base(self) -> None:
         """Errors: InputError where PEFT would not find the weights under the names written here."""
-        multimodal = self.spec.family if self.own is None and self.spec.vision else None
-        multimodal = multimodal or self.text_part_of
-        if multimodal is not None:
+        if self.text_part_of is not None:
             raise InputError(
-                "a text model as the base of an adapter for PEFT",
-                f"{self.path} is multimodal ({multimodal}), and PEFT names its weights as "
-                "transformers' multimodal class does",
-                "write the merged model, without --adapter",
+                "a text model, or a multimodal one read whole, as the base of an adapter for PEFT",
+                f"{self.path} is multimodal ({self.text_part_of}) and was read as its text part",
+                "write the merged model, without --adapter; or train with model.pictures=true",
             )
 
 
-def open_checkpoint(path: str | Path, *, pictures: bool = False) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, pictures: bool | None = False) -> Checkpoint:
     """Finds a model and reads its config.
 
     Args:
@@ -81,13 +78,16 @@ def open_checkpoint(path: str | Path, *, pictures: bool = False) -> Checkpoint:
             are no tokenizer files beside it; `pkg://package/path` for either inside an installed
             Python package; or a Hub id `org/name`, with `@revision` if wanted, which is downloaded
             or taken from the cache.
-        pictures: whether a multimodal model is read whole, and not its text part alone.
+        pictures: whether a multimodal model is read whole, and not its text part alone; None: where
+            the whole is understood.
 
     Errors: InputError when nothing is found there, saying what was looked for, or the model is not
         supported.
     """
     local = _local_path(str(path))
     if local.is_dir():
+        if pictures is None:
+            pictures = hf.read_json(local / "config.json").get("model_type") in WITH_PICTURES
         spec = hf.load_spec(local, pictures=pictures)
         model_type = hf.read_json(local / "config.json")["model_type"]
         text_part = model_type in TEXT_PARTS and not pictures

@@ -19,12 +19,22 @@ from jaxpref.files import whole_file
 from jaxpref.generation.completions import Settings
 from jaxpref.generation.prompts import prompt_ids, read_prompts
 from jaxpref.generation.sampling import Sampling
-from jaxpref.pareto.config import CONDITIONED, FrontConfig, ObjectiveConfig
+from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
+from jaxpref.pareto.config import (
+    BY_ADAPTER,
+    CONDITIONED,
+    ON_POLICY,
+    FrontConfig,
+    ObjectiveConfig,
+)
+from jaxpref.pareto.run_configs import conditioned_run, single_run
 from jaxpref.pareto.settings import front_settings, load_front_config
 from jaxpref.processes.together import first_does
-from jaxpref.rewards import open_reward
+from jaxpref.rewards import Reward, open_reward
+from jaxpref.runs.adapters import adapter_spec
 from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.digests import weights_key
+from jaxpref.runs.feed import read_data
 from jaxpref.runs.resume import settled_as
 from jaxpref.storage.local_copies import version_of
 from jaxpref.storage.paths import as_path, is_bucket
@@ -85,8 +95,67 @@ def _check_usable(front: FrontConfig, pieces: Pieces) -> None:
         _check_room_for_weights(front, pieces, prompts)
     objectives = front.pareto.objectives
     rewards = {reward for o in objectives for reward in (o.reward, o.judge) if reward}
-    for reward in sorted(rewards):
-        open_reward(reward)
+    opened = {reward: open_reward(reward) for reward in sorted(rewards)}
+    _check_pictures_are_seen(front, opened)
+    _check_adapters(front, pieces)
+    _check_rows(front, pieces)
+
+
+def _check_adapters(front: FrontConfig, pieces: Pieces) -> None:
+    """Errors: InputError where a method's kind of adapter cannot be put on the weights named."""
+    for method in front.pareto.methods:
+        if method in BY_ADAPTER:
+            config = conditioned_run(front, method, "").adapter
+            adapter_spec(config, pieces.source.spec)
+
+
+def _check_rows(front: FrontConfig, pieces: Pieces) -> None:
+    """Reads all rows as the runs will, one of which would otherwise be trained before the next.
+
+    Errors: as of `read_data`, and for pictures of the shared rows that cannot be used.
+    """
+    for objective in front.pareto.objectives:
+        if objective.train:
+            config = single_run(front, objective.name, objective.train, objective.eval)
+            parts = bind(config.objective, OBJECTIVES, TRANSFORMS)
+            own = replace(pieces, config=config, parts=parts)
+            if "modpo" in front.pareto.methods or front.needs_single(objective.name):
+                read_data(own, "train")
+            if objective.eval:
+                read_data(own, "eval")
+    data = front.run.data
+    if front.relabelled and pieces.processor is not None:
+        for side, paths in (("train", data.train), ("eval", data.eval_sets.get("", []))):
+            if paths:
+                for group in groups_of(configured(data, paths, side)):
+                    with_read_pictures(group, pieces.processor)
+
+
+def _check_pictures_are_seen(front: FrontConfig, rewards: Mapping[str, Reward]) -> None:
+    """Errors: InputError for methods and rewards that do not see the pictures of the rows."""
+    drawing = [method for method in front.pareto.methods if method in ON_POLICY]
+    blind = [f"{method} (pareto.methods) draws answers to texts alone" for method in drawing]
+    blind += [f"{name} sees no pictures" for name, own in rewards.items() if not own.sees_pictures]
+    if not blind:
+        return
+    seen = next((group for group in _all_rows(front) if group.pictures), None)
+    if seen is not None:
+        raise InputError(
+            "methods and rewards that see the pictures of the rows",
+            f"{seen.where} has pictures; {'; '.join(blind)}",
+            "leave out these methods (the others take rows with pictures), and take as rewards "
+            "runs of a model that sees them (model.pictures), functions of texts, or the scores "
+            "of the rows; or leave the rows with pictures out",
+        )
+
+
+def _all_rows(front: FrontConfig) -> Iterator[Group]:
+    """Of the training data of all objectives, then of the held-out data."""
+    data, objectives = front.run.data, front.pareto.objectives
+    for side, shared in (("train", data.train), ("eval", data.eval_sets.get("", []))):
+        paths = [*shared, *(path for own in objectives for path in getattr(own, side))]
+        if paths:
+            yield from groups_of(configured(data, paths, side))
 
 
 def _check_room_for_weights(front: FrontConfig, pieces: Pieces, prompts: Sequence[Group]) -> None:

@@ -86,7 +86,7 @@ def _evaluation_set(
     prompts, ids = asked_prompts(front, policies.pieces)
     data = [run.data for run in singles.values()]
     sources = [configured(each, each.eval_sets.get("", []), "eval") for each in data]
-    texts = HeldOutTexts(sources, policies.pieces.tokenizer)
+    texts = HeldOutTexts(sources, policies.pieces.tokenizer, policies.pieces.processor)
     return EvaluationSet(
         held_out, policies.reference(), prompts, ids, answer_settings(front), texts.told
     )

@@ -135,5 +135,5 @@ def _forward_flops(front: FrontConfig, pool: str, pieces: Pieces) -> float:
     data = front.run.data
     paths = data.train if pool == SHARED else front.objective(pool).train
     pairs = list(groups_of(configured(data, paths, "train")))
-    groups = encode_within(pairs, pieces.tokenizer, limits(front))
+    groups = encode_within(pairs, pieces.tokenizer, limits(front), pieces.processor)
     return forward_flops(pieces.source.spec, groups, share_prefix=data.share_prefix)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxpref.data.encode import encode_prompts
+from jaxpref.data.pictures.processor import PictureProcessor
 from jaxpref.data.rewrite import Source, groups_of
 from jaxpref.pareto.measure import Tell
 from jaxpref.types import EncodedGroup, Group
@@ -18,17 +19,21 @@ class HeldOutTexts:
 
     Args:
         sources: of the pairs.
+        processor: as of `encode_prompts`.
     """
 
-    def __init__(self, sources: Iterable[Source], tokenizer: Any):
-        self._sources, self._tokenizer = list(sources), tokenizer
+    def __init__(
+        self, sources: Iterable[Source], tokenizer: Any, processor: PictureProcessor | None
+    ):
+        self._sources, self._tokenizer, self._processor = list(sources), tokenizer, processor
 
     def told(self, pairs: Sequence[EncodedGroup], tell: Tell) -> list[EncodedGroup]:
         """The pairs with told prompts.  Their answers stay the same tokens."""
-        prompts = [self._prompts[pair.where] for pair in pairs]
-        plain_ids = encode_prompts(prompts, self._tokenizer)
+        # Those of the pairs are read already.
+        prompts = [replace(self._prompts[pair.where], pictures=pair.pictures) for pair in pairs]
+        plain_ids = encode_prompts(prompts, self._tokenizer, self._processor)
         changed = [replace(prompt, prompt=tell(prompt.prompt)) for prompt in prompts]
-        told_ids = encode_prompts(changed, self._tokenizer)
+        told_ids = encode_prompts(changed, self._tokenizer, self._processor)
         return [
             replace(pair, prompt_ids=_cut_alike(told, plain, pair.prompt_ids))
             for pair, plain, told in zip(pairs, plain_ids, told_ids, strict=True)

@@ -12,6 +12,7 @@ from jaxpref.config import Config
 from jaxpref.errors import InputError
 from jaxpref.files import check_destination, whole_file
 from jaxpref.models.source import open_checkpoint
+from jaxpref.models.spec import VisionSpec
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
 from jaxpref.online.rollouts import kind_of_rollouts
 from jaxpref.pareto.run_configs import point_run
@@ -42,6 +43,7 @@ _SIZES = {
     "groups": ("groups to plan for (default: two batches)", None),
     "prompt": ("tokens of a prompt (default 512)", 512),
     "answer": ("tokens of a completion (default 256)", 256),
+    "tiles": ("of the picture in a prompt, whose tokens are among the prompt's (default: none)", 0),
 }
 """Of the rows that are made: option -> its help and its default."""
 
@@ -62,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows-like",
         metavar="FILE",
-        help="data whose rows give the lengths; in place of the next three",
+        help="data whose rows give the lengths; in place of the next four",
     )
     for name, (what, _) in _SIZES.items():
         parser.add_argument(f"--{name}", type=int, metavar="N", help=what)
@@ -90,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> None:
     """`jaxpref plan CONFIG --topology SLICE`."""
-    configs = _configs(options)
+    configs: Sequence[Config] = _configs(options)
     target = parse_slice(options.topology, configs[0].mesh.slices)
     if options.write:
         check_destination(options.write, "a new file for the config", sources=[options.config])
@@ -216,6 +218,8 @@ def rows_of(options: argparse.Namespace, config: Config) -> RowSizes:
         return rows_like(config, options.rows_like)
     sizes = {name: value or _SIZES[name][1] for name, value in given.items()}
     _check_sizes(given, sizes, config.data.max_length)
+    vision = open_checkpoint(config.model.path, pictures=config.model.pictures).spec.vision
+    _check_tiles(vision, given["tiles"], sizes["prompt"])
     parts = bind(config.objective, OBJECTIVES, TRANSFORMS)
     kind, completions = None, None
     if config.online.rewards:
@@ -229,14 +233,45 @@ def rows_of(options: argparse.Namespace, config: Config) -> RowSizes:
         completions=completions,
         kind=kind,
         others=len(config.data.other_rewards),
+        vision=vision,
+        tiles=sizes["tiles"],
     )
+
+
+def _check_tiles(vision: VisionSpec | None, tiles: int | None, prompt: int) -> None:
+    """Errors: InputError for tiles that are not said, are not seen, or have no room."""
+    if vision is None:
+        if tiles:
+            raise InputError(
+                "--tiles with a model that sees pictures",
+                f"--tiles {tiles} with a model of text",
+                "leave it out, or set model.pictures=true",
+            )
+        return
+    each, side = vision.tile_embeddings, vision.image_size
+    if tiles is None:
+        raise InputError(
+            "the size of pictures, for a model that sees them",
+            "neither --rows-like nor --tiles",
+            f"give your data with --rows-like, or --tiles N: a tile has {side} x {side} pixels and "
+            f"takes {each} of the tokens in --prompt; 0: rows of text",
+        )
+    if tiles * each > prompt:
+        raise InputError(
+            f"--prompt of {tiles * each} tokens or more, for {tiles} tiles of {each}",
+            str(prompt),
+            "count the picture's tokens in --prompt",
+        )
 
 
 def _check_sizes(given: Mapping[str, Any], sizes: Mapping[str, Any], longest: int | None) -> None:
     """Refuses sizes that no row of training has."""
     for name, value in given.items():
-        if value is not None and value < 1:
-            raise InputError(f"--{name} of 1 or more", str(value), "give a count of tokens or rows")
+        least = 0 if name == "tiles" else 1
+        if value is not None and value < least:
+            raise InputError(
+                f"--{name} of {least} or more", str(value), "give a count of tokens or rows"
+            )
     tokens = sizes["prompt"] + sizes["answer"]
     if longest is not None and tokens > longest:
         raise InputError(

@@ -99,7 +99,9 @@ def plan_step(configs: Sequence[Config], rows: RowSizes, devices: Sequence[Any])
     config = configs[0]
     pieces = build_without_tokenizer(config, devices=devices)
     check_combinable(config.optim, pieces.parts)
+    pieces = dataclasses.replace(pieces, processor=_tile_sizes(pieces))
     loader = make_loader(pieces, _with_cached_columns(pieces, rows.groups), training=True)
+    loader.packer = dataclasses.replace(loader.packer, tile_reader=_NoPixels(pieces.processor))
     layout = loader.layout
     params = _loaded(pieces)
     trained, base = split(params)
@@ -139,6 +141,35 @@ def plan_step(configs: Sequence[Config], rows: RowSizes, devices: Sequence[Any])
         numbers=numbers,
         points=len(configs),
     )
+
+
+@dataclass(frozen=True)
+class _TileSizes:
+    """What packing reads of a `PictureProcessor`."""
+
+    image_size: int
+    tile_embeddings: int
+    token_id: int
+    window: int
+
+
+def _tile_sizes(pieces: Pieces) -> Any:
+    own = pieces.source.own is not None
+    vision = None if own else pieces.source.spec.vision
+    if vision is None:
+        return None
+    side = vision.windows.side if vision.windows else 0
+    return _TileSizes(vision.image_size, vision.tile_embeddings, vision.token_id, side)
+
+
+@dataclass(frozen=True)
+class _NoPixels:
+    """In place of a `TileReader`: pixels stay 0, for none is read."""
+
+    processor: Any
+
+    def fill(self, places: Any) -> None:
+        pass
 
 
 def _stacked(x: jax.ShapeDtypeStruct, points: int) -> jax.ShapeDtypeStruct:

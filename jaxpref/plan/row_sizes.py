@@ -1,6 +1,7 @@
 """The rows that a plan is made for: lengths of prompts and answers, without a text."""
 
 import dataclasses
+import math
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ import numpy as np
 from jaxpref.config import Config, MeshConfig
 from jaxpref.data.dimensions import OTHER_REWARDS
 from jaxpref.data.pictures.other import OTHER_PICTURES
+from jaxpref.models.spec import VisionSpec
 from jaxpref.objectives import Part, group_kinds
 from jaxpref.objectives.contract import KINDS
 from jaxpref.runs.build import build
 from jaxpref.runs.feed import read_data
-from jaxpref.types import EncodedGroup
+from jaxpref.types import EncodedGroup, Picture
 
 GROUP_ARRAYS = ("weight", "margin", "label", "baseline", "labels", "objective_weights", "sign")
 """Arrays of objectives with one number per group; others have one per completion."""
@@ -50,6 +52,8 @@ def made_rows(
     completions: int | None = None,
     kind: str | None = None,
     others: int = 0,
+    vision: VisionSpec | None = None,
+    tiles: int = 0,
 ) -> RowSizes:
     """Groups of one size; columns that the objectives require are 0.
 
@@ -59,6 +63,8 @@ def made_rows(
         completions: per prompt; None: as many as the kind has, 4 in a ranked list.
         kind: of the groups; None: the first that the objectives take.
         others: rewards of other objectives that `data.other_rewards` names; 0: none.
+        vision: of a model that sees pictures.
+        tiles: of the picture in every prompt, whose tokens are among the prompt's; 0: none.
     """
     kind = kind or group_kinds(parts)[0]
     count = completions or (4 if kind == "ranked" else len(KINDS[kind].split(", ")))
@@ -73,20 +79,31 @@ def made_rows(
     if others and OTHER_REWARDS in columns:
         columns[OTHER_REWARDS] = np.zeros((count, others), np.float32)
     ids = lambda n: np.zeros(n, np.int32)
+    prompt_ids, pictures = ids(prompt), ()
+    if vision is not None and tiles:
+        prompt_ids[: tiles * vision.tile_embeddings] = vision.token_id
+        pictures = (_picture(tiles),)
     return RowSizes(
         tuple(
             EncodedGroup(
-                prompt_ids=ids(prompt),
+                prompt_ids=prompt_ids,
                 completion_ids=tuple(ids(completion) for _ in range(count)),
                 row_id=i,
                 where=f"made group {i + 1}",
                 columns=columns,
+                pictures=pictures,
                 other_pictures=OTHER_PICTURES.get(kind),
             )
             for i in range(groups)
         ),
         kind,
     )
+
+
+def _picture(tiles: int) -> Picture:
+    """One of so many tiles, as nearly square as they allow."""
+    rows = next(n for n in range(math.isqrt(tiles), 0, -1) if tiles % n == 0)
+    return Picture(digest="made", grid=(rows, tiles // rows), whole=False)
 
 
 def _columns_of(part: Part, array: str) -> list[str]:
@@ -105,7 +122,8 @@ def rows_like(config: Config, path: str) -> RowSizes:
     mesh = MeshConfig(data=jax.device_count())
     pieces = build(dataclasses.replace(config, data=data, mesh=mesh))
     groups, report = read_data(pieces, "train")
-    zeros = lambda ids: np.zeros(len(ids), np.int32)
+    of_pictures = None if pieces.processor is None else pieces.processor.token_id
+    zeros = lambda ids: np.where(ids == of_pictures, ids, 0).astype(np.int32)
     return RowSizes(
         tuple(
             dataclasses.replace(

@@ -13,7 +13,9 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from jaxpref.data.pictures.decode import digest_of, stored_bytes
 from jaxpref.errors import InputError
 from jaxpref.processes.together import first_does
 from jaxpref.rewards.reward import Limits, Reward, Values
@@ -64,14 +66,19 @@ def cached(reward: Reward, directory: str | Path = CACHE_DIR) -> Reward:
 
 
 def group_key(group: Group, limits: Limits) -> bytes:
-    """Digest of all that a reward may read of a group."""
-    read = [
+    """Digest of all that a reward may read of a group.
+
+    Errors: RowError for a picture that cannot be read.
+    """
+    read: list[Any] = [
         group.prompt,
         group.completions,
         group.tools,
         dict(group.template_kwargs),
         dataclasses.astuple(limits),
     ]
+    if group.pictures:
+        read.append([digest_of(stored_bytes(picture, group.where)) for picture in group.pictures])
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).digest()
 
 

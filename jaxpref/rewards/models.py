@@ -237,7 +237,7 @@ def _model_reward(
     run = _runner(pieces, functools.cache(load), of_logps, also)
 
     def of_groups(groups: Sequence[Group], limits: Limits) -> list[Values]:
-        encoded = encode_within(groups, pieces.tokenizer, limits)
+        encoded = encode_within(groups, pieces.tokenizer, limits, pieces.processor)
         check_positions(encoded, pieces.source.spec)
         tokens = ((group.where, (group.prompt_ids, *group.completion_ids)) for group in encoded)
         check_known_tokens(tokens, pieces.source.spec.vocab)
@@ -253,18 +253,20 @@ def _model_reward(
         bradley_terry,
         of_groups,
         identity=lambda: f"{identity()} {_reading(pieces)}",
+        sees_pictures=pieces.processor is not None,
     )
 
 
 def _reading(pieces: Pieces) -> str:
-    """How texts become what the model sees, beside the files of its weights."""
+    """How texts and pictures become what the model sees, beside the files of its weights."""
     tokenizer = pieces.tokenizer
-    return f"{pieces.config.model.compute_dtype} {tokenizer.chat_template} {tokenizer.eos_token}"
+    read = f"{pieces.config.model.compute_dtype} {tokenizer.chat_template} {tokenizer.eos_token}"
+    return read if pieces.processor is None else f"{read} {pieces.processor!r}"
 
 
 def _answers(group: EncodedGroup) -> list[tuple[bytes, bytes]]:
-    """Every answer after its prompt, as tokens."""
-    return [(group.prompt_ids.tobytes(), ids.tobytes()) for ids in group.completion_ids]
+    """Every answer as tokens, after its prompt."""
+    return [(group.prompt_key, ids.tobytes()) for ids in group.completion_ids]
 
 
 def _each_answer_once(groups: Sequence[EncodedGroup]) -> Iterator[EncodedGroup]:
@@ -341,4 +343,5 @@ def _loader(pieces: Pieces, groups: Sequence[EncodedGroup]) -> Loader:
         micro_rows=micro_rows(pieces.config.train.micro_rows, pieces.mesh),
         layout=dataclasses.replace(layout, row_length=unit << (units - 1).bit_length()),
         rounded=True,
+        processor=pieces.processor,
     )

@@ -52,6 +52,8 @@ class Reward:
             kept.
         temperature: what `score` and `of_groups` give is divided by it (`rewards/calibrate.py`).
         temperature_error: its standard error; None: not fitted.
+        sees_pictures: whether it may be asked about prompts with pictures, which functions and
+            rules of texts do not look at.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Reward:
     identity: Callable[[], str] | None = None
     temperature: float = 1.0
     temperature_error: float | None = None
+    sees_pictures: bool = True
 
     def __call__(self, prompts: Sequence[Any], answers: Sequence[str]) -> np.ndarray:
         """[n] float64 rewards.

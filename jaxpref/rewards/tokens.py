@@ -1,15 +1,17 @@
 """Groups as the tokens that models score, and the reward that only counts them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from jaxpref.data.encode import encode_groups
+from jaxpref.data.pictures.processor import PictureProcessor
 from jaxpref.errors import InputError
-from jaxpref.models.source import open_checkpoint
+from jaxpref.models.source import Checkpoint, open_checkpoint
 from jaxpref.rewards.reward import WHOLE, Limits, Reward, Values
-from jaxpref.runs.build import dated_tokenizer
+from jaxpref.runs.build import dated_tokenizer, picture_processor
 from jaxpref.runs.directory import is_run, load_run
 from jaxpref.settings import make_config
 from jaxpref.types import EncodedGroup, Group
@@ -31,20 +33,24 @@ def single_rewards(
     return [value for (value,) in of_groups(groups, WHOLE)]
 
 
-def encode_within(groups: Sequence[Group], tokenizer: Any, limits: Limits) -> list[EncodedGroup]:
+def encode_within(
+    groups: Sequence[Group], tokenizer: Any, limits: Limits, processor: PictureProcessor | None
+) -> list[EncodedGroup]:
     """The tokens that a run with these limits would train on, without data columns.
 
     The row id is the group's index in `groups`; groups of which the limits leave nothing are
     missing.
-    Errors: as of `encode_groups`; InputError for pictures.
+    Errors: as of `encode_groups`; InputError for pictures without a processor.
     """
-    _refuse_pictures(groups)
+    if processor is None:
+        _refuse_pictures(groups)
     numbered = [dataclasses.replace(group, row_id=i, columns={}) for i, group in enumerate(groups)]
     encoded, _ = encode_groups(
         numbered,
         tokenizer,
         max_length=limits.max_length,
         truncation=limits.truncation,
+        processor=processor,
     )
     return encoded
 
@@ -52,11 +58,10 @@ def encode_within(groups: Sequence[Group], tokenizer: Any, limits: Limits) -> li
 def _refuse_pictures(groups: Sequence[Group]) -> None:
     if seen := next((group for group in groups if group.pictures), None):
         raise InputError(
-            "prompts of text: rewards that models give (a reward head, an implicit reward, "
-            "rule:tokens) see no pictures",
+            "prompts of text, for a reward of a model that sees no pictures",
             f"{seen.where}: {len(seen.pictures)} pictures",
-            "score these rows with a function (FILE.py:function) or with scores of their own, or "
-            "copy them without their pictures",
+            "take the run of a model that sees them, a function (FILE.py:function) or the rows' "
+            "own scores; or copy the rows without their pictures",
         )
 
 
@@ -71,10 +76,13 @@ def token_count_reward(model: str) -> Reward:
     Args:
         model: whose tokenizer counts: a run, or what `model.path` may name.
     """
-    tokenizer = _tokenizer(model)
+    source, tokenizer = _opened(model)
+    # A text model is asked about texts, whatever files it lacks that say how it sees pictures.
+    processor = functools.cache(lambda: picture_processor(source, tokenizer))
 
     def of_groups(groups: Sequence[Group], limits: Limits) -> list[Values]:
-        encoded = encode_within(groups, tokenizer, limits)
+        sees = processor() if any(group.pictures for group in groups) else None
+        encoded = encode_within(groups, tokenizer, limits, sees)
         rewards = {
             group.row_id: tuple(-len(ids) for ids in group.completion_ids) for group in encoded
         }
@@ -86,11 +94,21 @@ def token_count_reward(model: str) -> Reward:
             f"{tokenizer.chat_template}"
         )
 
-    score = partial(single_rewards, of_groups)
-    return Reward(f"rule:tokens:{model}", score, of_groups=of_groups, identity=identity)
+    return Reward(
+        f"rule:tokens:{model}",
+        partial(single_rewards, of_groups),
+        of_groups=of_groups,
+        identity=identity,
+        sees_pictures=source.spec.vision is not None,
+    )
 
 
-def _tokenizer(model: str) -> Any:
-    config = load_run(model) if is_run(model) else make_config({"model": {"path": model}})
-    _, tokenizer = dated_tokenizer(config, open_checkpoint(config.model.path))
-    return tokenizer
+def _opened(model: str) -> tuple[Checkpoint, Any]:
+    """The checkpoint, whole where it sees pictures, and its tokenizer."""
+    if is_run(model):
+        config = load_run(model)
+        source = open_checkpoint(config.model.path, pictures=config.model.pictures)
+    else:
+        config = make_config({"model": {"path": model}})
+        source = open_checkpoint(model, pictures=None)
+    return source, dated_tokenizer(config, source)[1]

@@ -49,7 +49,9 @@ def adapter_spec(config: AdapterConfig, model: ModelSpec) -> LoraSpec | None:
         return spec if config.dropout is None else replace(spec, dropout=config.dropout)
     names = peft.target_names(model)
     if config.kind != "lora":  # pictures are of no token, and objective weights are of tokens
-        names = {t: own for t, own in names.items() if lora.path_of(t).startswith("layers/")}
+        if config.targets is not None:
+            _check_of_tokens(config.kind, lora.find_targets(config.targets, names))
+        names = {target: own for target, own in names.items() if _is_of_tokens(target)}
     targets = lora.find_targets(config.targets, names)
     _check_rank(config.rank, targets, model)
     return LoraSpec(
@@ -62,6 +64,21 @@ def adapter_spec(config: AdapterConfig, model: ModelSpec) -> LoraSpec | None:
         kind=config.kind,
         objectives=len(config.weight_columns),
     )
+
+
+def _is_of_tokens(target: str) -> bool:
+    """Whether a weight is multiplied with tokens, and not with patches of pictures."""
+    return lora.path_of(target).startswith("layers/")
+
+
+def _check_of_tokens(kind: str, targets: Sequence[str]) -> None:
+    if others := [target for target in targets if not _is_of_tokens(target)]:
+        raise InputError(
+            f"adapter.targets in the decoder, for adapters that objective weights fill ({kind})",
+            f"adapter.targets with {', '.join(others)}, which see pictures, and weights are of "
+            "tokens",
+            f"name weights of the decoder alone, as [q, v], or leave out {kind}",
+        )
 
 
 def adapter_at(

@@ -6,6 +6,7 @@ import jax
 
 from jaxpref.data.loader import Step, visible_pairs
 from jaxpref.data.pack import loss_tokens_of, row_tokens
+from jaxpref.data.pictures.layout import tile_pairs_of, tiles_of
 from jaxpref.models.own import OwnSpec
 from jaxpref.models.spec import DeltaNet, ModelSpec, VisionSpec
 from jaxpref.types import EncodedGroup
@@ -111,7 +112,13 @@ def forward_flops(
     tokens = sum(row_tokens(group, share_prefix) for group in groups)
     loss_tokens = sum(sum(loss_tokens_of(group)) for group in groups)
     visible = sum(visible_pairs(group, share_prefix) for group in groups)
-    return 2.0 * sum(_multiply_adds(spec, tokens, loss_tokens, visible))
+    flops = 2.0 * sum(_multiply_adds(spec, tokens, loss_tokens, visible))
+    tiles = sum(map(tiles_of, groups))
+    if tiles and isinstance(spec, ModelSpec) and spec.vision is not None:
+        window = spec.vision.windows.side if spec.vision.windows else 0
+        pairs = _pair_multiply_adds(spec.vision, tile_pairs_of(groups, window))
+        flops += 2.0 * (tiles * sum(tile_multiply_adds(spec.vision, spec.width)) + pairs)
+    return flops
 
 
 def _multiply_adds(

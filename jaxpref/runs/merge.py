@@ -97,7 +97,8 @@ def merge(
     if adapter is None:
         adapter = how == "factors"
     _check_settings(given, how, adapter, any_weights)
-    soup = [_find(source, float(weight), step) for source, weight in given]
+    pictures = _see_pictures([source for source, _ in given])
+    soup = [_find(source, float(weight), step, pictures) for source, weight in given]
     _check_together(soup, how)
     check = check_adapter_directory if adapter else check_model_directory
     first_does(partial(check, to, sources=[path for item in soup for path in _read_by(item)]))
@@ -139,13 +140,20 @@ def merge(
 # ---- what is merged
 
 
-def _find(source: str | Path, weight: float, step: str) -> Ingredient:
+def _see_pictures(sources: Sequence[str | Path]) -> bool | None:
+    """Whether the models are read whole, as `open_checkpoint` takes it: as a run was trained."""
+    run = next(filter(is_run, sources), None)
+    return None if run is None else load_config(as_path(run) / RUN_FILE).model.pictures
+
+
+def _find(source: str | Path, weight: float, step: str, pictures: bool | None) -> Ingredient:
     """Errors: InputError for a source that is no policy."""
     if is_run(source):
         return _run(source, weight, step)
     if is_adapter(source):
-        return _adapter(source, weight)
-    return Ingredient(source, weight, open_checkpoint(source), str(source), None, None, None)
+        return _adapter(source, weight, pictures)
+    base = open_checkpoint(source, pictures=pictures)
+    return Ingredient(source, weight, base, str(source), None, None, None)
 
 
 def _run(run: str | Path, weight: float, step: str) -> Ingredient:
@@ -175,9 +183,9 @@ def _run(run: str | Path, weight: float, step: str) -> Ingredient:
     )
 
 
-def _adapter(directory: str | Path, weight: float) -> Ingredient:
+def _adapter(directory: str | Path, weight: float, pictures: bool | None) -> Ingredient:
     name = peft.base_of(directory)
-    base = below_adapter(open_checkpoint(name), directory)
+    base = below_adapter(open_checkpoint(name, pictures=pictures), directory)
     lora = peft.read_spec(directory, base.spec, modules=True)
 
     def load() -> dict[str, Any]:

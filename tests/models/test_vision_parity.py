@@ -5,7 +5,7 @@ two tiles, none and one share a row.
 """
 
 import json
-from functools import cache
+from functools import cache, partial
 
 import family_cases
 import jax
@@ -22,12 +22,14 @@ from jaxpref.data.loader import Loader
 from jaxpref.data.pack import Layout
 from jaxpref.data.pictures.decode import digest_of
 from jaxpref.data.pictures.windows import window_order
+from jaxpref.errors import InputError
 from jaxpref.generation.pictures import PromptTiles
-from jaxpref.models import hf
+from jaxpref.models import hf, lora, peft
 from jaxpref.models.chunked_head import logits
 from jaxpref.models.decoder import build_model
 from jaxpref.models.families import forms
 from jaxpref.models.logprobs import completion_logps
+from jaxpref.models.lora import LoraSpec
 from jaxpref.models.parameters import flatten
 from jaxpref.models.placement import param_shardings
 from jaxpref.models.stored import stored_form, stored_tensors, used_leaves
@@ -223,3 +225,31 @@ def test_load_save_load(load, case, tmp_path):
     assert ours.keys() == again.keys() and any(path.startswith("vision/") for path in ours)
     for path, leaf in ours.items():
         np.testing.assert_array_equal(leaf, again[path], err_msg=path, strict=True)
+
+
+@pytest.mark.parametrize("case", ["idefics3", "qwen2_5_vl"])
+def test_an_adapter_for_peft_is_read_as_it_was_written(load, case, tmp_path):
+    """On every part; tower and decoder have modules of one name, and q, k and v of Qwen's tower lie in one."""
+    spec, params, _ = load(case)
+    adapter = LoraSpec(2, 3.0, tuple(peft.target_names(spec)))
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(partial(lora.init, spec=adapter), jax.random.key(0), params)
+    tree = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    peft.save_adapter(tmp_path / "adapter", tree, adapter, spec, base="", model_card="# tiny\n")
+    again, read = peft.load_adapter(tmp_path / "adapter", spec)
+    assert again.targets == adapter.targets
+    weights, ours, theirs = flatten(params), flatten(tree), flatten(read)
+    for target in adapter.targets:
+        path = lora.path_of(target)
+        added = []
+        for spec_of, leaves in ((adapter, ours), (again, theirs)):
+            factors = {part: leaves[f"{path}/{part}"][-1] for part in "ab"}
+            nothing = np.zeros(weights[path].shape[1:], np.float32)
+            added.append(lora.merged(nothing, factors, lora.TARGETS[target], spec_of.on(target).scale))
+        np.testing.assert_allclose(added[1], added[0], rtol=1e-5, atol=1e-6, err_msg=target)
+
+
+def test_an_adapter_on_a_weight_of_no_module_is_not_for_peft(load, tmp_path):
+    spec, _, _ = load("gemma3")
+    adapter = LoraSpec(2, 2.0, ("connector/project",))
+    with pytest.raises(InputError, match="connector/project, which gemma3 holds as model.multi_modal_projector"):
+        peft.save_adapter(tmp_path / "adapter", {}, adapter, spec, base="", model_card="# tiny\n")

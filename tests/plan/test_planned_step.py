@@ -10,6 +10,7 @@ import numpy as np
 import plain
 import pytest
 import tiny
+import tiny_pictures
 
 from jaxpref.errors import InputError
 from jaxpref.models.attention import Mask
@@ -29,6 +30,7 @@ from jaxpref.plan.loops import count_loops
 from jaxpref.plan.planned_step import plan_step
 from jaxpref.plan.row_sizes import made_rows, rows_like
 from jaxpref.runs.build import build, param_shapes
+from jaxpref.runs.flops import step_flops
 from jaxpref.runs.params import load_params, reference_overlay
 from jaxpref.step.policy import split
 
@@ -217,7 +219,9 @@ def test_a_search_passes_by_what_training_would_refuse(tiny_files, tmp_path):
 )
 def test_sizes_that_no_row_has_are_refused(given, said, tiny_files, tmp_path):
     config = of_tiny(tiny_files, tmp_path / "run", data={"max_length": 64})
-    options = argparse.Namespace(**{"rows_like": None, "groups": None, "prompt": None, "answer": None} | given)
+    options = argparse.Namespace(
+        **{"rows_like": None, "groups": None, "prompt": None, "answer": None, "tiles": None} | given
+    )
     with pytest.raises(InputError, match=said):
         rows_of(options, config)
 
@@ -252,7 +256,39 @@ def test_gathered_activations_are_told_from_gathered_weights(tiny_files, tmp_pat
 def test_an_on_policy_run_is_planned_for_as_many_answers_as_it_draws(tiny_files, tmp_path):
     online = {"rewards": {"long": "rule:words"}, "samples": 3}
     config = of_tiny(tiny_files, tmp_path / "run", objective=[{"name": "rloo"}], online=online)
-    options = argparse.Namespace(rows_like=None, groups=8, prompt=10, answer=6)
+    options = argparse.Namespace(rows_like=None, groups=8, prompt=10, answer=6, tiles=None)
     rows = rows_of(options, config)
     assert rows.kind == "ranked" and {len(group.completion_ids) for group in rows.groups} == {3}
     assert step_facts(plan_step([config], rows, jax.devices()[:1]))["on_policy"]
+
+
+@pytest.mark.parametrize("kind", ["idefics3", "qwen2_5_vl"])
+def test_pictures_are_planned_as_training_packs_them(kind, tmp_path):
+    """Arrays and FLOPs of rows like a file, whose pictures nobody decodes."""
+    model = tiny_pictures.write_model(tmp_path / "model", kind=kind)
+    rows = tiny_pictures.write_rows(tmp_path / "rows.jsonl", [*map(tiny_pictures.row, range(4))])
+    config = tiny_pictures.config(tmp_path / "run", model, rows, objective=[{"name": "mdpo"}])
+    planned = plan_step([config], rows_like(config, str(rows)), jax.devices()[:1])
+    loader = tiny.loader_of(config)
+    assert dataclasses.asdict(planned.loader.plan) == dataclasses.asdict(loader.plan)
+    trained = max(loader.iterate(), key=lambda step: step.micro_batches)
+    shapes = lambda batch: jax.tree.map(lambda x: (x.shape, x.dtype.name), batch)
+    assert shapes(planned.item.batch) == shapes(trained.batch) and planned.item.batch.pictures is not None
+    text = dataclasses.replace(planned, item=dataclasses.replace(planned.item, tiles=0))
+    assert planned.model_flops == step_flops(planned.pieces.source.spec, trained, reference=True) > text.model_flops
+
+
+def test_sizes_of_pictures_are_asked_for(tmp_path):
+    model = tiny_pictures.write_model(tmp_path / "model")
+    rows = tiny_pictures.write_rows(tmp_path / "rows.jsonl", [tiny_pictures.row(0)])
+    config = tiny_pictures.config(tmp_path / "run", model, rows)
+    options = lambda tiles: argparse.Namespace(rows_like=None, groups=None, prompt=20, answer=4, tiles=tiles)
+    with pytest.raises(InputError, match="16 x 16 pixels and takes 4 of the tokens"):
+        rows_of(options(None), config)
+    with pytest.raises(InputError, match="24 tokens or more, for 6 tiles of 4"):
+        rows_of(options(6), config)
+    (group, *_) = rows_of(options(5), config).groups
+    assert [picture.tiles for picture in group.pictures] == [5] and len(group.prompt_ids) == 20
+    assert rows_of(options(0), config).groups[0].pictures == ()
+    planned = plan_step([config], rows_of(options(5), config), jax.devices()[:1])
+    assert planned.item.tiles == 5 * planned.item.groups

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import tiny
+import tiny_pictures
 
 from jaxpref.data.encode import encode_groups
 from jaxpref.errors import InputError, RowError
@@ -66,12 +67,27 @@ def token_reward(tiny_files):
     return open_reward(f"rule:tokens:{tiny_files.model}")
 
 
-def test_rewards_of_models_see_no_pictures(token_reward):
+def test_rewards_of_models_of_text_see_no_pictures(token_reward):
     """What would be set for a model of its own (model.pictures) is not what helps here."""
     seen = Group([{"role": "user", "content": "q"}], (), 0, "rows.jsonl, row 1", pictures=(Picture("a.png"),))
-    with pytest.raises(InputError, match="no pictures") as caught:
+    with pytest.raises(InputError, match="sees no pictures") as caught:
         token_reward([seen], ["a"])
     assert "rows.jsonl, row 1: 1 pictures" in str(caught.value) and "model.pictures" not in str(caught.value)
+
+
+def test_tokens_of_answers_after_pictures(tmp_path):
+    """Those of the pictures count where the limit cuts."""
+    reward = open_reward(f"rule:tokens:{tiny_pictures.write_model(tmp_path / 'model')}")
+    tiny_pictures.picture().save(tmp_path / "a.png")
+    prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "q"}]}]
+    group = Group(
+        prompt, ([{"role": "assistant", "content": "abcd"}],), 0, "w", pictures=(Picture(f"{tmp_path}/a.png"),)
+    )
+    processor = tiny_pictures.make_processor(tmp_path, tiny_pictures.make_tokenizer())
+    ((encoded,), _) = encode_groups([group], tiny_pictures.make_tokenizer(), max_length=None, processor=processor)
+    tokens, prompt_tokens = len(encoded.completion_ids[0]), len(encoded.prompt_ids)
+    assert reward.sees_pictures and reward.of([group]) == [(-tokens,)]
+    assert reward.of([group], Limits(prompt_tokens + 2)) == [(-2,)] and tokens > 2
 
 
 def test_tokens_are_those_of_training(token_reward):

@@ -1,4 +1,4 @@
-"""LossSpec a data set: what is written, what is run again, and that training reads it."""
+"""Scores of a data set: what is written, what is run again, and that training reads it."""
 
 import gzip
 import json
@@ -12,8 +12,11 @@ from jaxpref.data.rewrite import Source
 from jaxpref.errors import InputError, RowError
 from jaxpref.evaluation import Bootstrap, evaluate_preferences
 from jaxpref.rewards import Limits, Reward, Scalariser, function_reward, open_reward, score_data
+from jaxpref.rewards.cache import group_key
+from jaxpref.rewards.reward import WHOLE
 from jaxpref.runs.build import build
 from jaxpref.runs.feed import read_data
+from jaxpref.types import Group, Picture
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
@@ -180,6 +183,12 @@ def test_nothing_is_run_twice(data, tmp_path, cache):
     assert len(calls) == 4, "other limits"
     score_data(path, {"a": reward}, tmp_path / "6.jsonl", cache=None)
     assert len(calls) == 5, "nothing was kept"
+
+
+def test_the_same_question_about_another_picture_is_scored_anew():
+    of_bytes = lambda data: Group("q", ("a",), 0, "w", pictures=(Picture(data=data),))
+    keys = {group_key(group, WHOLE) for group in (of_bytes(b"1"), of_bytes(b"2"), Group("q", ("a",), 0, "w"))}
+    assert len(keys) == 3 and group_key(of_bytes(b"1"), WHOLE) in keys
 
 
 def test_after_a_kill_it_goes_on_where_it_was(data, tmp_path, cache):

@@ -24,14 +24,16 @@ def _copies(group: EncodedGroup) -> int:
     return 2 if group.other_pictures == CROPPED else 1
 
 
-def tile_pairs_of(
-    groups: Sequence[EncodedGroup], processor: PictureProcessor | None
-) -> tuple[int, int]:
-    """(tile, tile) pairs within a window, and within a picture, if the model reads any shape."""
-    if processor is None or not processor.window:
+def tile_pairs_of(groups: Sequence[EncodedGroup], window: int) -> tuple[int, int]:
+    """(tile, tile) pairs within a window, and within a picture.
+
+    Args:
+        window: tiles along its side, if the model reads pictures of any shape; 0: it does not.
+    """
+    if not window:
         return 0, 0
     grids = (p.grid for group in groups for p in group.pictures * _copies(group))
-    return tile_pairs(grids, processor.window)
+    return tile_pairs(grids, window)
 
 
 def first_tiles(groups: Sequence[EncodedGroup]) -> Iterator[int]:

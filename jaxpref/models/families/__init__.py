@@ -4,6 +4,7 @@ A family is one module with
 
     TENSORS          leaf path -> `stored.StoredLeaf`, as checkpoints of the family are written
     OTHER_FORMS      more such tables, where checkpoints come in other forms too (optional)
+    IN_MEMORY        that of them with transformers' own names, if it is not the first (optional)
     IGNORED_TENSORS  a regular expression of stored names that are left out
     DEFAULTS         what transformers takes for attributes that a config leaves out (optional)
     from_hf          (config, where) -> ModelSpec
@@ -144,3 +145,9 @@ def forms(family: str) -> tuple[Mapping[str, StoredLeaf], ...]:
     """The tables of stored tensors that checkpoints of a family follow; the first is written."""
     module = family_module(family)
     return (module.TENSORS, *getattr(module, "OTHER_FORMS", ()))
+
+
+def in_memory(family: str) -> Mapping[str, StoredLeaf]:
+    """The form of a family's tensors as transformers holds them, by whose names PEFT goes."""
+    module = family_module(family)
+    return getattr(module, "IN_MEMORY", module.TENSORS)

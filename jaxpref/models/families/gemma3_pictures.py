@@ -24,6 +24,7 @@ def _connector(prefix: str) -> dict[str, StoredLeaf]:
 
 
 TENSORS, *OTHER_FORMS = forms_of_whole(gemma3.TENSORS, _connector)
+IN_MEMORY = OTHER_FORMS[-1]
 # SigLIP's own use of its tower.
 IGNORED_TENSORS = r"(model\.)?vision_tower\.(vision_model\.)?head\..*"
 

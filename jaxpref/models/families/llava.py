@@ -28,6 +28,7 @@ def _connector(prefix: str) -> dict[str, StoredLeaf]:
 
 
 TENSORS, *OTHER_FORMS = forms_of_whole(LLAMA, _connector)
+IN_MEMORY = OTHER_FORMS[-1]
 # Buffers of old checkpoints.
 IGNORED_TENSORS = (
     r"vision_tower\.(vision_model\.)?embeddings\.position_ids"

@@ -39,7 +39,8 @@ def _tower(prefix: str) -> dict[str, StoredLeaf]:
 
 
 TENSORS = LLAMA | _tower("visual.")
-OTHER_FORMS = (inside(LLAMA, "language_model") | _tower("model.visual."),)
+IN_MEMORY = inside(LLAMA, "language_model") | _tower("model.visual.")
+OTHER_FORMS = (IN_MEMORY,)
 IGNORED_TENSORS = r"(?!)"
 
 # What transformers' config classes take for attributes that the file leaves out.

@@ -1,14 +1,17 @@
 """How PEFT names and lays out the tensors of an adapter.
 
+It goes by the modules of transformers' classes (`families.in_memory`).
+
 Where a checkpoint holds several weights fused in one (q, k and v of Phi-3 and GPT-2), PEFT's factor
 A is common to them, and each has its rows of B.  Here each has a factor `a` of its own.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from jaxpref.models.families import family_module
+from jaxpref.models.families import in_memory
 from jaxpref.models.leaf import layers_with
 from jaxpref.models.lora import TARGETS, LoraSpec, path_of
 from jaxpref.models.parameters import ADAPTABLE, VOCAB_LEAVES
@@ -87,14 +90,14 @@ def _rows(leaf: StoredLeaf, outputs: str) -> str:
 
 
 def stored_targets(model: ModelSpec) -> dict[str, StoredLeaf]:
-    """Where the weights that may be adapted are stored, by target."""
-    used = used_leaves(family_module(model.family).TENSORS, model)
+    """Where transformers has the weights that may be adapted, by target."""
+    used = used_leaves(in_memory(model.family), model)
     return {target: used[path_of(target)] for target in TARGETS if path_of(target) in used}
 
 
 def saved_leaves(model: ModelSpec) -> dict[str, StoredLeaf]:
     """The weights that an adapter may bring whole (`modules_to_save`): the embedding, the head."""
-    used = used_leaves(family_module(model.family).TENSORS, model)
+    used = used_leaves(in_memory(model.family), model)
     return {
         path: replace(used[path], name=PREFIX + used[path].name)
         for path in VOCAB_LEAVES
@@ -110,6 +113,17 @@ def module_of(leaf: StoredLeaf, layer: int) -> str:
 def module_in_layer(leaf: StoredLeaf) -> str:
     """`self_attn.q_proj`."""
     return _module(leaf).partition("{layer}.")[2]
+
+
+def module_pattern(leaf: StoredLeaf) -> str:
+    """A regular expression for the modules that hold a weight of all layers."""
+    pieces = re.split(r"\{(?:layer|block)\}", _module(leaf))
+    return r"\d+".join(map(re.escape, pieces))
+
+
+def is_module(leaf: StoredLeaf) -> bool:
+    """Whether a weight is that of a module, for PEFT adapts no other (Gemma 3's connector)."""
+    return leaf.name.endswith(".weight")
 
 
 def _module(leaf: StoredLeaf) -> str:

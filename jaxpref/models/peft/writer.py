@@ -22,10 +22,13 @@ from jaxpref.models.peft.tensors import (
     WEIGHTS_FILE,
     AdapterTensor,
     adapter_tensors,
+    is_module,
     module_in_layer,
+    module_pattern,
     stored_targets,
 )
 from jaxpref.models.spec import ModelSpec
+from jaxpref.models.stored import StoredLeaf
 from jaxpref.storage.paths import as_path
 
 _OUR_FILES = (CONFIG_FILE, WEIGHTS_FILE, "README.md")
@@ -50,11 +53,12 @@ def save_adapter(
     the other, and B is zero where the rows of one would meet the factor of another: the same
     function, with the sum of their ranks.
 
-    Errors: InputError for DoRA on some of such weights, and for a directory that holds anything but
-        an adapter that was written so before.
+    Errors: InputError for DoRA on some of such weights, for weights of no module, and for a
+        directory that holds anything but an adapter that was written so before.
     """
     directory = as_path(directory)
     together = _together(spec, model)
+    _check_modules(spec, model)
     _check_lengths(spec, together, model)
     check_adapter_directory(directory)
     bad = not_finite(tree)
@@ -79,12 +83,30 @@ def save_adapter(
 
 
 def _together(spec: LoraSpec, model: ModelSpec) -> dict[str, list[str]]:
-    """Module inside a layer -> the adapted weights that it holds."""
+    """Module of a layer, as `_named` -> the adapted weights that it holds."""
     modules: dict[str, list[str]] = {}
     leaves = stored_targets(model)
     for target in spec.targets:
-        modules.setdefault(module_in_layer(leaves[target]), []).append(target)
+        modules.setdefault(_named(leaves[target], model), []).append(target)
     return modules
+
+
+def _named(leaf: StoredLeaf, model: ModelSpec) -> str:
+    """A module of every layer: inside the layer, or as a regular expression for its whole name.
+
+    Modules of a tower may have the names of the decoder's.
+    """
+    return module_pattern(leaf) if model.vision else module_in_layer(leaf)
+
+
+def _check_modules(spec: LoraSpec, model: ModelSpec) -> None:
+    leaves = stored_targets(model)
+    if others := [target for target in spec.targets if not is_module(leaves[target])]:
+        raise InputError(
+            "an adapter on weights of modules, which PEFT adapts",
+            f"{', '.join(others)}, which {model.family} holds as {leaves[others[0]].name}",
+            "write the merged model, or train without it (adapter.targets)",
+        )
 
 
 def _check_lengths(spec: LoraSpec, together: dict[str, list[str]], model: ModelSpec) -> None:
@@ -173,13 +195,15 @@ def _close(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=1e-12)
 
 
-def _target_modules(spec: LoraSpec, model: ModelSpec) -> list[str]:
+def _target_modules(spec: LoraSpec, model: ModelSpec) -> list[str] | str:
     """The modules of the adapted weights, as short as PEFT understands them.
 
     PEFT adapts every module whose name ends so: the last part alone says enough where every module
     that ends with it is adapted.
     """
-    modules = {target: module_in_layer(leaf) for target, leaf in stored_targets(model).items()}
+    modules = {target: _named(leaf, model) for target, leaf in stored_targets(model).items()}
+    if model.vision:
+        return "|".join(sorted({modules[target] for target in spec.targets}))
     adapted = {modules[target] for target in spec.targets}
     others = {_last_part(module) for module in modules.values() if module not in adapted}
     return sorted({m if _last_part(m) in others else _last_part(m) for m in adapted})
