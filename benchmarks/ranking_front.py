@@ -11,11 +11,11 @@ others measured.  A film is a completion, its list's genre and decade the prompt
 implicit reward log pi - log pi_ref under a small Llama of random weights.  The methods are those of
 the authors' comparison: one run of COS-DPO for all weights, and for each weight a run on the
 weighted sum of DPO losses, a run of MODPO, and a soup of the weights of the two DPO policies.
+Stopped and called again, it goes on.
 """
 
 import argparse
 import itertools
-import json
 import os
 import sqlite3
 import sys
@@ -37,6 +37,7 @@ from record import add_argument, append, record  # noqa: E402
 
 from jaxpref.conditioning.weights import weighted_prompt  # noqa: E402
 from jaxpref.data.encode import encode_groups  # noqa: E402
+from jaxpref.data.rewrite import write_lines  # noqa: E402
 from jaxpref.demo.tiny_model import write_tiny_model  # noqa: E402
 from jaxpref.evaluation.bootstrap import DEFAULT, estimates, units_of  # noqa: E402
 from jaxpref.generation.answer_logps import answer_logps  # noqa: E402
@@ -243,7 +244,7 @@ class Runs:
     def _trained(self, name: str, rows: Iterable[dict], objective: list[dict], **more: Any) -> Path:
         out, data = self.out / name, self.out / f"{name}.jsonl"
         if not data.is_file():
-            data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_lines(data, rows)
         config = make_config(
             {
                 "out": str(out),
@@ -260,7 +261,7 @@ class Runs:
                 **more,
             }
         )
-        if not (out / "metrics.jsonl").is_file():
+        if not (out / "checkpoints" / str(self.steps)).is_dir():
             train(config)
         return out
 
