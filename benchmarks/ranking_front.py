@@ -35,7 +35,7 @@ import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 from record import add_argument, append, record  # noqa: E402
 
-from jaxpref.conditioning.weights import weighted_prompt  # noqa: E402
+from jaxpref.conditioning.weights import weight_draw, weighted_prompt  # noqa: E402
 from jaxpref.data.encode import encode_groups  # noqa: E402
 from jaxpref.data.rewrite import write_lines  # noqa: E402
 from jaxpref.demo.tiny_model import write_tiny_model  # noqa: E402
@@ -203,9 +203,8 @@ class Runs:
     def conditioned(self) -> Path:
         columns = {"labels": LABELS, "objective_weights": weight_columns(OBJECTIVES)}
         passes = -(-self.steps * BATCH // len(self.rows))
-        rows = conditioned_rows(
-            self.rows, OBJECTIVES, passes=passes, concentration=1.0, seed=0, told=True
-        )
+        draw = weight_draw(len(OBJECTIVES), 1.0, ())
+        rows = conditioned_rows(self.rows, OBJECTIVES, passes=passes, draw=draw, seed=0, told=True)
         return self._trained(
             "cos_dpo", rows, [{"name": "cos_dpo", "beta": BETA, "columns": columns}]
         )
