@@ -2,11 +2,12 @@
 
     python benchmarks/small_front.py runs/small_front       # the data and model of that config
     python benchmarks/front_costs.py benchmarks/small_front.yaml --rates 1e-3 3e-3 1e-2 --steps 40 \
-        --run-steps 50 150
+        --run-steps 45 --longer 3e-3:150
 
 Every method is run with every learning rate and number of steps, on the same data, prompts, draws
 and rewards, and its best hypervolume counts; what the other tries cost is told apart.  A run that
-serves all weights may take other numbers of steps than the run of a point.  All volumes have one
+serves all weights may take other numbers of steps than the run of a point, and one more try of its
+own.  All volumes have one
 reference point and the same resampled prompts.  A front that was killed goes on, and one that is
 there is only read, so the command may be stopped and started.  Prints markdown.
 """
@@ -58,6 +59,9 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--steps", type=int, nargs="+", default=[8, 16], help="of a point's run")
     parser.add_argument("--run-steps", type=int, nargs="+", help="of a run for all weights")
+    parser.add_argument(
+        "--longer", type=rate_and_steps, metavar="RATE:STEPS", help="a further try of these runs"
+    )
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("runs/front_costs"))
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more settings")
@@ -71,25 +75,40 @@ def main() -> None:
     append(options.record, map(recorded, tries))
 
 
+def rate_and_steps(text: str) -> tuple[float, int]:
+    rate, steps = text.split(":")
+    return float(rate), int(steps)
+
+
 def all_fronts(options: argparse.Namespace) -> dict[tuple[float, int, str], Front]:
     """(learning rate, steps, kind of methods) -> a front of these methods."""
-    points = [method for method in options.methods if method not in CONDITIONED]
-    runs = [method for method in options.methods if method in CONDITIONED]
-    kinds = {"points": (points, options.steps), "runs": (runs, options.run_steps or options.steps)}
+    methods = {
+        "points": [method for method in options.methods if method not in CONDITIONED],
+        "runs": [method for method in options.methods if method in CONDITIONED],
+    }
+    all_steps = {"points": options.steps, "runs": options.run_steps or options.steps}
+    wanted = [
+        (rate, steps, kind)
+        for rate in options.rates
+        for kind in methods
+        for steps in all_steps[kind]
+    ]
+    if options.longer:
+        wanted.append((*options.longer, "runs"))
     fronts = {}
-    for rate in options.rates:
-        for kind, (methods, all_steps) in kinds.items():
-            for steps in all_steps if methods else ():
-                overrides = [
-                    f"out={options.out / f'{kind}_rate_{rate:g}_steps_{steps}'}",
-                    f"optim.learning_rate={rate}",
-                    f"train.max_steps={steps}",
-                    f"pareto.methods=[{', '.join(methods)}]",
-                    *options.set,
-                ]
-                config = load_front_config(options.config, overrides)
-                assert not config.pareto.seeds, "one seed per table: remove pareto.seeds"
-                fronts[rate, steps, kind] = run_front(config)
+    for rate, steps, kind in wanted:
+        if not methods[kind]:
+            continue
+        overrides = [
+            f"out={options.out / f'{kind}_rate_{rate:g}_steps_{steps}'}",
+            f"optim.learning_rate={rate}",
+            f"train.max_steps={steps}",
+            f"pareto.methods=[{', '.join(methods[kind])}]",
+            *options.set,
+        ]
+        config = load_front_config(options.config, overrides)
+        assert not config.pareto.seeds, "one seed per table: remove pareto.seeds"
+        fronts[rate, steps, kind] = run_front(config)
     return fronts
 
 

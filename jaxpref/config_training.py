@@ -1,6 +1,6 @@
 """The sections of a run's configuration that say how it trains: config.py has the others."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -20,6 +20,9 @@ class OnlineConfig:
     """Draw weights of their own for every prompt and step, from a Dirichlet distribution of this
     concentration, and write them into the prompt: one policy for all weights (MO-ODPO). 1 draws
     uniformly. null: the weights above for all."""
+    weight_vectors: list[list[Annotated[float, Field(ge=0)]]] = Field(default_factory=list)
+    """The same, but drawn among these vectors alone, each in the order of the rewards: one policy
+    for a few weights, which it learns sooner than all."""
     scales: Scales = Field(default_factory=dict)
     """What a reward is divided by first; 1 where it is not named."""
     aggregation: Literal["sum", "normalize_then_sum"] = "sum"

@@ -4,7 +4,7 @@ One policy then serves all weights, trained on rows that each have weights of th
 MO-ODPO).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -36,3 +36,17 @@ def draw_weights(rng: np.random.Generator, count: int, concentration: float) -> 
     ends = np.cumsum(rng.dirichlet(np.full(count, concentration)))[:-1]
     cuts = [0, *np.round(hundredths * ends).astype(int), hundredths]
     return (np.diff(cuts) / hundredths).tolist()
+
+
+def weight_draw(
+    count: int, concentration: float | None, vectors: Sequence[Sequence[float]]
+) -> Callable[[np.random.Generator], list[float]]:
+    """How the weights of a row are drawn.
+
+    Args:
+        concentration: as of `draw_weights`; None: each of the vectors is as likely as the others.
+        vectors: each of `count` weights.
+    """
+    if concentration is not None:
+        return lambda rng: draw_weights(rng, count, concentration)
+    return lambda rng: list(vectors[rng.integers(len(vectors))])

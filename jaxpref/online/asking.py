@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxpref.conditioning.weights import draw_weights, weighted_prompt
+from jaxpref.conditioning.weights import weight_draw, weighted_prompt
 from jaxpref.config import OnlineConfig
 from jaxpref.data.encode import encode_prompts
 from jaxpref.data.order import Order
@@ -34,18 +34,21 @@ class Asked(NamedTuple):
 class Asking:
     """The prompts of a run, asked in steps.
 
-    With `online.dirichlet` each has weights of its own in every step, which depend on the seed, the
-    step and the row alone.
+    With `online.dirichlet` or `online.weight_vectors` each has weights of its own in every step,
+    which depend on the seed, the step and the row alone.
     """
 
     def __init__(self, pieces: Pieces, prompts: Prompts):
         self._prompts, self._tokenizer = prompts, pieces.tokenizer
         self._online, self._seed = pieces.config.online, pieces.config.train.seed
+        online = self._online
+        self._told = online.dirichlet is not None or bool(online.weight_vectors)
+        self._draw = weight_draw(len(online.rewards), online.dirichlet, online.weight_vectors)
 
     def at(self, step: int, members: Sequence[int]) -> Asked:
         """The prompts of these numbers, as they are asked in a step."""
         prompts = [self._prompts.groups[i] for i in members]
-        if self._online.dirichlet is None:
+        if not self._told:
             weight_BO = np.tile(weights_of(self._online), (len(prompts), 1))
             return Asked(prompts, prompts, [self._prompts.ids[i] for i in members], weight_BO)
         weights = [self._drawn(step, prompt) for prompt in prompts]
@@ -64,7 +67,7 @@ class Asking:
         """Every prompt's token ids at their longest in a run, and tokens of the shortest prompt."""
         longest = list(self.all(0).ids)
         shortest = min(map(len, longest))
-        if self._online.dirichlet is None:
+        if not self._told:
             return longest, shortest
         for step in range(order.steps):
             members = order[step]
@@ -76,9 +79,7 @@ class Asking:
     def _drawn(self, step: int, prompt: Group) -> dict[str, float]:
         """Reward -> weight."""
         rng = np.random.default_rng((self._seed, step, prompt.row_id, _WEIGHTS))
-        names = list(self._online.rewards)
-        drawn = draw_weights(rng, len(names), self._online.dirichlet)
-        return dict(zip(names, drawn, strict=True))
+        return dict(zip(self._online.rewards, self._draw(rng), strict=True))
 
 
 def weights_of(online: OnlineConfig) -> np.ndarray:

@@ -121,9 +121,10 @@ class ParetoConfig:
     whose prompts say them; panacea and pblora, whose adapter reads them (adapter.kind).  On answers
     of their own, judged by the rewards (section `online`): rloo, online_dpo (pairs labelled by the
     weighted reward), mo_odpo (the same, one run for all weights)."""
-    dirichlet: float = Field(default=1.0, gt=0)
+    dirichlet: float | None = Field(default=1.0, gt=0)
     """Concentration of the Dirichlet distribution from which weights are drawn for every row, where
-    one run serves all: 1 is uniform, less draws more near the ends."""
+    one run serves all: 1 is uniform, less draws more near the ends.  null: the weights of the
+    front's points alone, which such a run learns sooner."""
     answers: AnswersConfig = Field(default_factory=AnswersConfig)
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(default_factory=list)
     """The whole front once per seed, in place of train.seed, measured on the same prompts: measures

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxpref.conditioning.rows import ConditionReport, usable_pairs
-from jaxpref.conditioning.weights import draw_weights, weighted_prompt
+from jaxpref.conditioning.weights import weight_draw, weighted_prompt
 from jaxpref.data.dimensions import scores_of
 from jaxpref.data.pictures.rows import as_column
 from jaxpref.data.rewrite import Source, configured, write_lines
@@ -85,7 +85,7 @@ def conditioned_rows(
     names: Sequence[str],
     *,
     passes: int,
-    concentration: float,
+    draw: Callable[[np.random.Generator], Sequence[float]],
     seed: int,
     told: bool,
 ) -> Iterator[dict]:
@@ -96,15 +96,14 @@ def conditioned_rows(
 
     Args:
         rows: as `labelled_rows` gives them.
-        concentration: as of `draw_weights`.
+        draw: the weights of a row, as `weight_draw` gives it.
         told: the prompts say the weights.
     """
     counts = Counter(name for row in rows for name in names if row[f"{_LABEL}{name}"])
     for number in range(passes):
         for i, row in enumerate(rows):
             rng = np.random.default_rng((seed, number, i))
-            drawn = draw_weights(rng, len(names), concentration)
-            weights = dict(zip(names, drawn, strict=True))
+            weights = dict(zip(names, draw(rng), strict=True))
             sizes = {name: len(rows) / max(counts[name], 1) for name in names}
             labels = {name: row[f"{_LABEL}{name}"] * sizes[name] for name in names}
             prompt = weighted_prompt(row["prompt"], weights) if told else row["prompt"]
@@ -152,11 +151,12 @@ def write_conditioned_rows(front: FrontConfig, method: str, labelled: str, stage
         text = as_path(labelled).read_text(encoding="utf-8")
         # A text may hold other characters that end lines, which JSON does not escape.
         lines = [json.loads(line) for line in text.split("\n") if line]
+        points = [list(point.values()) for point in front.points]
         return conditioned_rows(
             lines,
             front.names,
             passes=_passes(front, len(lines)),
-            concentration=front.pareto.dirichlet,
+            draw=weight_draw(len(front.names), front.pareto.dirichlet, points),
             seed=front.run.train.seed,
             told=method not in BY_ADAPTER,
         )

@@ -30,12 +30,15 @@ def on_policy_run(
     else:
         out = point_out(front, weights, method)
     run = unevaluated_run(front, out, _prompts(front))
+    serves_all = weights is None
+    points = [list(point.values()) for point in front.points]
     online = replace(
         run.online,
         rewards={objective: _reward(front, objective) for objective in front.names},
         scales={objective: _scale(front, objective, stages) for objective in front.names},
         weights=dict(weights or {}),
-        dirichlet=front.pareto.dirichlet if weights is None else None,
+        dirichlet=front.pareto.dirichlet if serves_all else None,
+        weight_vectors=points if serves_all and front.pareto.dirichlet is None else [],
         samples=run.online.samples if name == "rloo" else 2,
     )
     objective = [{"name": name, "beta": front.pareto.beta}]

@@ -221,10 +221,11 @@ def _run_contradictions(pareto: ParetoConfig, run: Config) -> Iterator[str]:
 
 def _online_contradictions(pareto: ParetoConfig, run: Config) -> Iterator[str]:
     online = run.online
-    if online.rewards or online.weights or online.scales or online.dirichlet:
+    draws = online.dirichlet or online.weight_vectors
+    if online.rewards or online.weights or online.scales or draws:
         yield (
-            "online.rewards, weights, scales and dirichlet: a front chooses them for every run: "
-            "remove them; see pareto.dirichlet"
+            "online.rewards, weights, scales, dirichlet and weight_vectors: a front chooses them "
+            "for every run: remove them; see pareto.dirichlet"
         )
     methods = [method for method in pareto.methods if method in ON_POLICY]
     for objective in pareto.objectives:

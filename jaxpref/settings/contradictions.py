@@ -160,7 +160,7 @@ def _adapter(config: Config) -> Iterator[str]:
 def _online(config: Config) -> Iterator[str]:
     online, data, reference = config.online, config.data, config.reference
     if not online.rewards:
-        for key in ("weights", "scales", "dirichlet"):
+        for key in ("weights", "scales", "dirichlet", "weight_vectors"):
             if getattr(online, key):
                 yield f"online.{key} is set but online.rewards is empty"
         return
@@ -172,8 +172,13 @@ def _online(config: Config) -> Iterator[str]:
         yield "online.weights: all are 0"
     if unknown := ", ".join(online.scales.keys() - online.rewards.keys()):
         yield f"online.scales names {unknown}, which is none of online.rewards: {names}"
-    if online.dirichlet and (online.weights or len(online.rewards) < 2):
-        yield "online.dirichlet draws the weights of two or more rewards: remove online.weights"
+    for key in ("dirichlet", "weight_vectors"):
+        if getattr(online, key) and (online.weights or len(online.rewards) < 2):
+            yield f"online.{key} draws the weights of two or more rewards: remove online.weights"
+    if online.dirichlet and online.weight_vectors:
+        yield "online.dirichlet and online.weight_vectors both draw weights: remove one of them"
+    if any(len(x) != len(online.rewards) or not any(x) for x in online.weight_vectors):
+        yield f"online.weight_vectors: give each a weight for {names}, one of them above 0"
     for name, what in online.rewards.items():
         if what.startswith("column:"):
             yield (

@@ -139,6 +139,16 @@ def test_prompts_say_their_weights(tiny_files, tmp_path):
     np.testing.assert_array_equal(asked.weight_BO[1], asking.at(3, [1]).weight_BO[0])
 
 
+def test_weights_may_be_drawn_among_a_few(tiny_files, tmp_path):
+    vectors = [[0.25, 0.75], [1.0, 0.0]]
+    pieces = build(config(tmp_path / "run", tiny_files, online={"weights": {}, "weight_vectors": vectors}))
+    asking = Asking(pieces, read_prompts(pieces, "train"))
+    asked = [asking.at(step, [0]) for step in range(20)]
+    assert {tuple(item.weight_BO[0]) for item in asked} == set(map(tuple, vectors))
+    said = {item.given[0].prompt[-1]["content"] for item in asked}
+    assert said == {"< vowels: 0.25 > < short: 0.75 > n 0", "< vowels: 1 > < short: 0 > n 0"}
+
+
 def test_objectives_decide_what_answers_are():
     kind = lambda name, samples: kind_of_rollouts(bind([{"name": name}], OBJECTIVES), samples)
     assert (kind("dpo", 2), kind("rloo", 2), kind("rloo", 4), kind("plackett_luce", 3)) == ("pair", *["ranked"] * 3)
@@ -154,6 +164,8 @@ def test_objectives_decide_what_answers_are():
         ({"weights": {"vowels": 1.0}}, "online.weights names vowels"),
         ({"scales": {"long": 2.0}}, "online.scales names long"),
         ({"dirichlet": 1.0}, "remove online.weights"),
+        ({"weights": {}, "dirichlet": 1.0, "weight_vectors": [[0.5, 0.5]]}, "both draw weights"),
+        ({"weights": {}, "weight_vectors": [[0.5, 0.5], [1.0]]}, "a weight for vowels, short"),
         ({"rewards": {"old": "column:old"}, "weights": {}}, "a score that is in the data"),
         ({"max_new_tokens": 2000}, "leaves no room for a prompt"),
     ],

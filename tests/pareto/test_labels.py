@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxpref.conditioning.weights import draw_weights, weighted_prompt
+from jaxpref.conditioning.weights import draw_weights, weight_draw, weighted_prompt
 from jaxpref.data.rewrite import Source
 from jaxpref.errors import InputError
 from jaxpref.pareto.config import SHARED
@@ -26,6 +26,13 @@ def test_weights_are_hundredths_that_sum_to_one():
     np.testing.assert_allclose(np.mean(drawn, 0), 1 / 3, atol=0.05)
     near_ends = [max(draw_weights(np.random.default_rng(seed), 3, 0.1)) for seed in range(300)]
     assert np.mean(near_ends) > np.mean([max(w) for w in drawn]) + 0.2
+
+
+def test_weights_are_drawn_among_vectors_alike():
+    vectors = [[0.1, 0.9], [0.5, 0.5], [1.0, 0.0]]
+    draw = weight_draw(2, None, vectors)
+    drawn = [draw(np.random.default_rng(seed)) for seed in range(300)]
+    assert all(80 < drawn.count(vector) < 120 for vector in vectors)
 
 
 def test_weights_stand_in_the_prompt():
@@ -67,7 +74,7 @@ def test_every_pass_draws_weights_anew_and_labels_weigh_alike():
     rows = [{"prompt": f"n {i}", "label/likes": float(i < 3), "label/short": -float(i == 3)} for i in range(4)]
 
     def make(seed, told=True):
-        settings = {"passes": 200, "concentration": 1.0, "seed": seed, "told": told}
+        settings = {"passes": 200, "draw": weight_draw(2, 1.0, ()), "seed": seed, "told": told}
         return list(conditioned_rows(rows, NAMES, **settings))
 
     made = make(0)

@@ -43,8 +43,12 @@ def test_the_runs_have_the_same_prompts_rewards_and_beta(tiny_files, tmp_path):
         assert run.online.scales == {"likes": 1.0, "short": 4.0} and run.objective[0]["beta"] == 0.3
     assert runs["rloo"].online.weights == weights and runs["rloo"].online.dirichlet is None
     assert runs["mo_odpo"].online.weights == {} and runs["mo_odpo"].online.dirichlet == 0.5
+    assert runs["mo_odpo"].online.weight_vectors == []
     assert [runs[method].online.samples for method in METHODS] == [3, 2, 2]
     assert len({run.out for run in runs.values()}) == 3
+    front = make_front_config(settings(tmp_path, tiny_files, dirichlet=None))
+    online = on_policy_run(front, "mo_odpo", None, stages).online
+    assert (online.dirichlet, online.weight_vectors) == (None, [[0.2, 0.8], [0.6, 0.4]])
 
 
 def test_a_run_names_itself_and_answers_nothing_on_the_way(tiny_files, tmp_path):
