@@ -40,12 +40,14 @@ def test_losses_and_checkpoints_are_those_of_a_run_on_the_devices(tiny_files, tm
     there = run(tmp_path / "there")
     here = run(tmp_path / "here", **OFFLOADED)
     assert memories == [({"device"}, {"device"}), ({"pinned_host"}, {"pinned_host"})]
-    assert here.losses == there.losses and here.result.last_eval == there.result.last_eval
+    # Two programs: XLA adds up in another order where it updates layer by layer.
+    assert here.losses == pytest.approx(there.losses, rel=1e-6)
+    assert here.result.last_eval == pytest.approx(there.result.last_eval, rel=1e-5)
     # Killed after the second step, and gone on with from its checkpoint.
     run(tmp_path / "killed", die_at=3, **OFFLOADED)
     again = run(tmp_path / "killed", **OFFLOADED)
     assert memories[-1] == ({"pinned_host"}, {"pinned_host"})
-    assert again.losses == there.losses[2:]
+    assert again.losses == here.losses[2:]
 
 
 def test_devices_without_host_memory_are_refused(tiny_files, tmp_path, monkeypatch):
