@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> None:
     """`jaxpref plan CONFIG --topology SLICE`."""
-    configs = _configs(options)
+    configs: Sequence[Config] = _configs(options)
     target = parse_slice(options.topology, configs[0].mesh.slices)
     if options.write:
         check_destination(options.write, "a new file for the config", sources=[options.config])
@@ -162,7 +162,7 @@ def _planned(
 
 def _searched(
     options: argparse.Namespace,
-    configs: list[Config],
+    configs: Sequence[Config],
     rows: RowSizes,
     target: Slice,
     console: Console,
