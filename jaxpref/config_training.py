@@ -91,8 +91,8 @@ class OptimConfig:
     takes 2 bytes less of every trained parameter. The second moment stays float32: bfloat16 would
     round the change of a step, at most 1 - b2 of it, away."""
     offload: bool = False
-    """Keep the moments in the hosts' memory between steps; not of adapters that are trained
-    together."""
+    """Keep the moments in the hosts' memory between steps, brought to the devices layer by layer
+    (of adafactor and muon at once); not of adapters that are trained together."""
 
 
 @dataclass(frozen=True, config=STRICT)

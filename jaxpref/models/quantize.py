@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxpref.errors import InputError, optional_package
 from jaxpref.models.parameters import ADAPTABLE
 from jaxpref.models.transposed import Transposed, transposed_back
+from jaxpref.sharding import on_devices
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,12 @@ def is_quantised(w: Any) -> bool:
 
 
 def as_array(w: Any, dtype: Any) -> jax.Array:
-    """A weight as numbers of `dtype`, whether it is quantised, transposed or neither."""
+    """A weight as numbers of `dtype` on the devices: quantised, transposed, on the host, or not."""
     if isinstance(w, Transposed):
         return transposed_back(w).astype(dtype)
     if is_quantised(w):
         w = qwix().dequantize(w)
-    return w.astype(dtype)
+    return on_devices(w).astype(dtype)
 
 
 def quantised(w: jax.Array | np.ndarray, path: str, quantisation: Quantisation) -> Any:

@@ -164,7 +164,7 @@ def _planned(
 
 def _searched(
     options: argparse.Namespace,
-    configs: list[Config],
+    configs: Sequence[Config],
     rows: RowSizes,
     target: Slice,
     console: Console,

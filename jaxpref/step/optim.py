@@ -11,6 +11,7 @@ from optax import contrib
 from jaxpref.config import OptimConfig
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import OWN, UNDECAYED, VOCAB_LEAVES, find_leaf, leaf_path
+from jaxpref.step.offloaded import brought_by_layer, brought_whole
 
 _MUON_RMS = 0.2
 """Root mean square of Muon's updates, AdamW's usual one (Liu et al., arXiv 2502.16982)."""
@@ -70,7 +71,7 @@ def make_rule(
                 "schedule= beside an optimizer= that has its own learning rate",
                 "give the function, as optimizer=optax.adamw or optimizer=lambda schedule: ...",
             )
-        return rule.optimizer, None
+        return _given(config, rule.optimizer), None
     else:
         optimizer = rule.optimizer(schedule) if callable(rule.optimizer) else None
     if not isinstance(optimizer, optax.GradientTransformation) or not callable(schedule):
@@ -80,7 +81,14 @@ def make_rule(
             f"optimizer={rule.optimizer!r:.200}, schedule={rule.schedule!r:.200}",
             "as in optimizer=optax.adamw, schedule=optax.cosine_decay_schedule(1e-5, 1000)",
         )
-    return optimizer, schedule
+    return optimizer if rule.optimizer is None else _given(config, optimizer), schedule
+
+
+def _given(
+    config: OptimConfig, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Of an optimizer of the user's own nothing is known but its state."""
+    return brought_whole(optimizer) if config.offload else optimizer
 
 
 def warmup_steps(config: OptimConfig, total_steps: int) -> int:
@@ -223,6 +231,9 @@ def make_optimizer(
         rule = optax.sgd(
             schedule, momentum=config.momentum or None, accumulator_dtype=config.moment_dtype
         )
+    if config.offload:
+        by_element = config.name in ("adamw", "lion", "sgd")
+        rule = brought_by_layer(rule) if by_element else brought_whole(rule)
     clip = optax.identity()
     if config.clip_norm is not None:
         clip = optax.clip_by_global_norm(config.clip_norm)

@@ -9,7 +9,9 @@ with something laid over it, top level by top level.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxpref.models.parameters import LORA, SCALAR_HEADS
+import jax
+
+from jaxpref.models.parameters import CAST_BY_PRODUCTS, LORA, SCALAR_HEADS, leaf_path
 from jaxpref.sharding import on_devices
 
 
@@ -26,8 +28,16 @@ class Frozen(NamedTuple):
         return {**self.base, **params}
 
     def reference_params(self) -> dict[str, Any] | None:
-        """The reference's parameters, on the devices."""
-        return None if self.reference is None else {**self.base, **on_devices(self.reference)}
+        """The reference's parameters, on the devices, but for what products bring there."""
+        if self.reference is None:
+            return None
+
+        def brought(path, x):
+            name = leaf_path(path)
+            in_product = name in CAST_BY_PRODUCTS and name.startswith("layers/")
+            return x if in_product else on_devices(x)
+
+        return {**self.base, **jax.tree_util.tree_map_with_path(brought, self.reference)}
 
 
 def split(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

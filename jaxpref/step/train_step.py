@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from jaxpref.models.placement import constrain_params
-from jaxpref.sharding import on_devices
 from jaxpref.step.batch_loss import LossSpec, all_logps, finish_metrics, loss_and_sums
 from jaxpref.step.combine import Combine
 from jaxpref.step.gradients import coupled_gradient, split_gradient, whole_gradient
@@ -56,8 +55,7 @@ def make_train_step(
             metrics |= combined
         grads = constrain_params(grads, loss_spec.model.axes)
 
-        opt_state = on_devices(state.opt_state)
-        updates, opt_state = optimizer.update(grads, opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ref_params = state.ref_params
         if moving:
