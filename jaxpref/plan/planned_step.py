@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxpref.config import Config
 from jaxpref.data.loader import Loader, Step
+from jaxpref.data.pictures.tiles import TileReader
 from jaxpref.models import lora
 from jaxpref.models.parameters import CAST_BY_PRODUCTS, LORA, cast_for_products, leaf_path
 from jaxpref.models.placement import param_shardings
@@ -162,11 +163,8 @@ def _tile_sizes(pieces: Pieces) -> Any:
     return _TileSizes(vision.image_size, vision.tile_embeddings, vision.token_id, side)
 
 
-@dataclass(frozen=True)
-class _NoPixels:
-    """In place of a `TileReader`: pixels stay 0, for none is read."""
-
-    processor: Any
+class _NoPixels(TileReader):
+    """Reads no picture: the pixels stay 0."""
 
     def fill(self, places: Any) -> None:
         pass

@@ -79,7 +79,8 @@ def made_rows(
     if others and OTHER_REWARDS in columns:
         columns[OTHER_REWARDS] = np.zeros((count, others), np.float32)
     ids = lambda n: np.zeros(n, np.int32)
-    prompt_ids, pictures = ids(prompt), ()
+    prompt_ids = ids(prompt)
+    pictures: tuple[Picture, ...] = ()
     if vision is not None and tiles:
         prompt_ids[: tiles * vision.tile_embeddings] = vision.token_id
         pictures = (_picture(tiles),)

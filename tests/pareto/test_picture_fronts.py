@@ -57,8 +57,8 @@ def test_a_front_on_pictures(files, tmp_path):
     found = run_front(front_config(files, out), Watch(say=lambda line: None))
     names = [f"{method}_0.3_0.7" for method in METHODS[1:]]
     assert [point.name for point in found.points] == ["reference", "dpo_one", "dpo_two", *names]
-    assert len(found.pictures) == len(found.prompts) == 4 and all(found.pictures)
-    assert "data:image/png;base64" in (out / "report.html").read_text()
+    assert len(found.prompts) == 4
+    assert len({url for [url] in found.pictures}) == 4 and found.pictures[0][0].startswith("data:image/png;base64")
 
     # MODPO's other reward is the implicit one of that objective's policy, which sees the pictures.
     rows = [json.loads(line) for line in (out / "data" / "two-train-implicit.jsonl").read_text().splitlines()]
