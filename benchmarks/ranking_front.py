@@ -164,14 +164,17 @@ def _text(film: Sequence[Any], known_studios: set[str]) -> str:
 
 
 def pairs(of: Iterable[List], each: int = 20) -> list[dict]:
-    """`each` pairs of every list, with the labels of both objectives; 0 where grades are equal."""
+    """`each` pairs of every list at most, with the labels of both objectives.
+
+    A label is 0 where grades are equal; films of which the same is known are no pair.
+    """
     rng, rows = np.random.default_rng(1), []
     for item in of:
         all_pairs = list(itertools.combinations(range(LIST), 2))
         for index in rng.choice(len(all_pairs), each, replace=False):
             i, j = all_pairs[index]
             labels = np.sign(item.grade_OK[:, i] - item.grade_OK[:, j])
-            if labels.any():
+            if labels.any() and item.films[i] != item.films[j]:
                 row = {"prompt": item.prompt, "chosen": item.films[i], "rejected": item.films[j]}
                 rows.append(row | dict(zip(LABELS, map(float, labels), strict=True)))
     return rows
@@ -279,21 +282,26 @@ class Measure:
 
     def __init__(self, model: Path, of: Sequence[List]):
         self.model, self.lists = model, of
+        self._of_model: dict[tuple[str, ...], np.ndarray] = {}
         rng = np.random.default_rng(2)
         self.random = np.mean([self._ndcg(rng.random((len(of), LIST))) for _ in range(100)], (0, 1))
         """[O] of a random order, the reference point of hypervolumes."""
 
     def __call__(self, policy: Path, prompt_of: Callable[[str], str]) -> np.ndarray:
         """[Q, O] NDCG@10 of every list, ranked by log pi - log pi_ref."""
-        groups = [Group(prompt_of(x.prompt), x.films, i, "") for i, x in enumerate(self.lists)]
-        scores = {}
-        for source in (policy, self.model):
-            step = "latest" if (source / "config.yaml").is_file() else "best"
-            opened = open_source(source, step=step)
-            encoded, _ = encode_groups(groups, opened.pieces.tokenizer, max_length=None)
-            logps = answer_logps(opened, encoded)
-            scores[source] = np.array([logps[i] for i in range(len(groups))])
-        return self._ndcg(scores[policy] - scores[self.model])
+        prompts = tuple(prompt_of(x.prompt) for x in self.lists)
+        if prompts not in self._of_model:
+            self._of_model[prompts] = self._logps(self.model, prompts)
+        return self._ndcg(self._logps(policy, prompts) - self._of_model[prompts])
+
+    def _logps(self, source: Path, prompts: Sequence[str]) -> np.ndarray:
+        """[Q, K] log-probs of the films of every list after its prompt."""
+        groups = [Group(prompts[i], x.films, i, "") for i, x in enumerate(self.lists)]
+        step = "latest" if (source / "config.yaml").is_file() else "best"
+        opened = open_source(source, step=step)
+        encoded, _ = encode_groups(groups, opened.pieces.tokenizer, max_length=None)
+        logps = answer_logps(opened, encoded)
+        return np.array([logps[i] for i in range(len(groups))])
 
     def _ndcg(self, score_QK: np.ndarray) -> np.ndarray:
         discount_K = 1 / np.log2(np.arange(2, CUT + 2))
