@@ -49,4 +49,4 @@ def weight_draw(
     """
     if concentration is not None:
         return lambda rng: draw_weights(rng, count, concentration)
-    return lambda rng: list(vectors[rng.integers(len(vectors))])
+    return lambda rng: list(vectors[int(rng.integers(len(vectors)))])

@@ -86,7 +86,7 @@ def evaluate_run(
     *,
     step: str = "best",
     overrides: Sequence[str] = (),
-    objective: Sequence[Any] | None = None,
+    objective: Sequence[Any] | Callable | None = None,
     eval: Given = None,
 ) -> tuple[dict[str, float], int]:
     """Metrics of a run's checkpoint on its held-out data, and the checkpoint's step.

@@ -5,7 +5,7 @@ every *side*, a set of completions; rewards and what follows from them where the
 rewards; calibration for pairs alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def evaluate_preferences(
     *,
     step: str = "best",
     overrides: Sequence[str] = (),
-    objective: Sequence[Any] | None = None,
+    objective: Sequence[Any] | Callable | None = None,
     eval: Given = None,
     of_set: str = "",
     bootstrap: Bootstrap = DEFAULT,

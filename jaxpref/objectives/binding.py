@@ -38,15 +38,15 @@ def bind(
         cannot share groups.
     """
     parts, problems = [], []
-    settings = objective_list(settings)
-    for position, setting in enumerate(settings):
+    listed = objective_list(settings)
+    for position, setting in enumerate(listed):
         given = {"name": setting} if callable(setting) else dict(setting)
         try:
             parts.append(_bind_one(given, registry, transforms))
         except InputError as error:
             line = f"objective[{position}]: {error.got} ({error.fix})"
             problems.append(" ".join(line.split()))
-    if not settings:
+    if not listed:
         problems.append("objective: an empty list")
     if not problems and not group_kinds(parts):
         each = "; ".join(

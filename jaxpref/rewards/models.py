@@ -38,7 +38,7 @@ def run_reward(
     *,
     step: str = "best",
     overrides: Sequence[str] = (),
-    objective: Sequence[Any] | None = None,
+    objective: Sequence[Any] | Callable | None = None,
     beta: float | None = None,
 ) -> Reward:
     """The reward that a run has learned: its scalar head if it has one, else its implicit reward.

@@ -101,7 +101,9 @@ class Pieces:
 
 
 def build(
-    config: Config, objective: Sequence[Any] | None = None, source: Checkpoint | None = None
+    config: Config,
+    objective: Sequence[Any] | Callable | None = None,
+    source: Checkpoint | None = None,
 ) -> Pieces:
     """Opens the model, its weights unread, and checks that all settings fit together.
 
@@ -132,7 +134,7 @@ def picture_processor(source: Checkpoint, tokenizer: Any) -> PictureProcessor | 
 
 def build_without_tokenizer(
     config: Config,
-    objective: Sequence[Any] | None = None,
+    objective: Sequence[Any] | Callable | None = None,
     source: Checkpoint | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Pieces:

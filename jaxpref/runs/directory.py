@@ -1,7 +1,7 @@
 """A run on disk: its config, its checkpoints and what they hold, read onto mesh or host."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,9 @@ def check_run_directory(out: str | Path) -> None:
 
 
 def load_run(
-    run: str | Path, overrides: Sequence[str] = (), objective: Sequence[Any] | None = None
+    run: str | Path,
+    overrides: Sequence[str] = (),
+    objective: Sequence[Any] | Callable | None = None,
 ) -> Config:
     """The config of a run directory, with overrides.
 

@@ -1,6 +1,6 @@
 """A run's checkpoint as a directory that transformers, or PEFT, loads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def export_run(
     *,
     step: str = "best",
     dtype: str = "float32",
-    objective: Sequence[Any] | None = None,
+    objective: Sequence[Any] | Callable | None = None,
     adapter: bool = False,
     weights: Sequence[float] | None = None,
 ) -> int:

@@ -216,7 +216,7 @@ class Prepared:
 
 def prepare(
     config: Config,
-    objective: Sequence[Any] | None = None,
+    objective: Sequence[Any] | Callable | None = None,
     source: Checkpoint | None = None,
     rule: GivenRule = AS_CONFIGURED,
     data: Given = None,

@@ -112,7 +112,7 @@ def train(
 
 
 def _training(
-    objective: Sequence[Any] | None,
+    objective: Sequence[Any] | Callable | None,
     callbacks: Sequence[Any],
     prepared: Prepared,
     params: Any,
