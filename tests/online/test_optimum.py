@@ -66,9 +66,9 @@ def test_rloo(tmp_path):
 
 
 def model_that_reads_weights(directory: Path) -> Path:
-    """A model that gives the nine nearly all probability, whatever weights the prompt says."""
+    """A model that gives the nine nearly all probability, whichever of the weights the prompt says."""
     directory.mkdir()
-    lines = [{"prompt": told((w, 1 - w)), "completion": text} for w in np.linspace(0, 1, 21) for text in TEXTS]
+    lines = [{"prompt": told(w), "completion": text} for w in WEIGHTS for text in TEXTS]
     data = tiny.write_rows(directory / "rows.jsonl", lines)
     config = tiny.config(
         directory / "first",
@@ -96,15 +96,15 @@ def told_logps(source: Path, w) -> np.ndarray:
     return np.array([float(values[i][0]) for i in range(len(TEXTS))])
 
 
-@pytest.mark.xfail(strict=True, reason="so small a model hardly reads the weights: it ends up to 0.2 off, and more")
+@pytest.mark.xfail(strict=True, reason="0.015 to 0.035 off, from 0.23 to 0.33: it comes near, but not so near")
 def test_mo_odpo(tmp_path):
-    """One policy, whose prompts say the weights.
+    """One policy, whose prompts say one of three weight vectors: of all, so small a model hardly reads the numbers.
 
     Labels are probabilities (`mmpo`): a pair that is labelled for certain has no optimum to compare with.
     """
     model = model_that_reads_weights(tmp_path / "known")
-    online = {"dirichlet": 1.0, "samples": 2}
-    out = run(tmp_path, model, {"name": "mmpo", "beta": BETA}, online, groups=128, steps=400, data={"row_length": 256})
+    online = {"weight_vectors": [list(w) for w in WEIGHTS], "samples": 2}
+    out = run(tmp_path, model, {"name": "mmpo", "beta": BETA}, online, groups=24, steps=300, data={"row_length": 256})
     for w in WEIGHTS:
         before, after = told_logps(model, w), told_logps(out, w)
         optimum = normal(before + np.array(w) @ REWARDS[:2] / BETA)
