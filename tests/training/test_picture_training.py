@@ -101,6 +101,29 @@ def test_pictures_of_any_shape(changes, run, tmp_path):
         assert values(apart, key) == pytest.approx(values(lines, key), rel=1e-3)
 
 
+ANY_SHAPE_LAYOUTS = {
+    "context": {"mesh": {"fsdp": 4, "context": 2}},
+    "masked": {"objective": [{"name": "mdpo_masked"}]},
+    "masked, context": {"objective": [{"name": "mdpo_masked"}], "mesh": {"fsdp": 2, "data": 2, "context": 2}},
+}
+
+
+@pytest.mark.slow
+def test_pictures_of_any_shape_over_a_mesh(run, tmp_path):
+    """Rows are cut inside of pictures: positions by row and column, and windows of the tower, stay what they are."""
+    model = tiny_pictures.write_model(tmp_path / "model", kind="qwen2_5_vl")
+    rows = tiny_pictures.write_rows(tmp_path / "rows.jsonl", [*map(row, range(4)), TEXT])
+    tiny_pictures.picture(0, 90, 20).save(tmp_path / "0.png")
+    options = {"model": {"path": str(model)}, "rows": rows, "steps": 2, "train": {"batch_size": 5}}
+    found = {name: run(name, **options, **layout) for name, layout in ANY_SHAPE_LAYOUTS.items()}
+    options |= {"data": {"pack": False, "share_prefix": False}, "train": {"micro_rows": 1, "batch_size": 5}}
+    masked = run("masked, alone", **options, objective=[{"name": "mdpo_masked"}])
+    expected = {"context": run("alone", **options), "masked": masked, "masked, context": masked}
+    for name, lines in found.items():
+        for key in ("loss", "grad_norm", "logps/other_picture"):
+            assert values(lines, key) == pytest.approx(values(expected[name], key), rel=1e-3)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_where_it_was(run):
     """A step has other crops and tiles than the one before; 7 rows make epochs of two steps."""
