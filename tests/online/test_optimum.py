@@ -36,7 +36,7 @@ def reward(objective, answer):
     return float(values[TEXTS.index(answer)]) if answer in TEXTS else float(values.min())
 
 
-def run(directory: Path, model: Path, objective, online, *, groups, steps, **settings):
+def run(directory: Path, model: Path, objective, online, *, groups, steps, rate=4e-3, **settings):
     """A run that answers the one prompt `groups` times in every step."""
     prompts = tiny.write_rows(directory / "prompts.jsonl", [{"prompt": PROMPT}] * groups)
     rewards = {"a": f"{__file__}:first", "b": f"{__file__}:second"}
@@ -48,7 +48,7 @@ def run(directory: Path, model: Path, objective, online, *, groups, steps, **set
         objective=[objective],
         online={"rewards": rewards, "samples": samples, "max_new_tokens": 4, "decode_rows": samples * groups} | online,
         train={"batch_size": groups, "max_steps": steps, "micro_rows": 8, "log_every": steps},
-        optim={"learning_rate": 4e-3, "schedule": "cosine", "warmup_steps": 5, "clip_norm": None},
+        optim={"learning_rate": rate, "schedule": "cosine", "warmup_steps": 5, "clip_norm": None},
         **settings,
     )
     return train(config).out
@@ -96,15 +96,15 @@ def told_logps(source: Path, w) -> np.ndarray:
     return np.array([float(values[i][0]) for i in range(len(TEXTS))])
 
 
-@pytest.mark.xfail(strict=True, reason="0.015 to 0.035 off, from 0.23 to 0.33: it comes near, but not so near")
 def test_mo_odpo(tmp_path):
     """One policy, whose prompts say one of three weight vectors: of all, so small a model hardly reads the numbers.
 
-    Labels are probabilities (`mmpo`): a pair that is labelled for certain has no optimum to compare with.
+    Labels are probabilities (`mmpo`): a pair that is labelled for certain has no optimum to compare with.  At three
+    times this learning rate answers that have become rare are never drawn again.
     """
     model = model_that_reads_weights(tmp_path / "known")
-    online = {"weight_vectors": [list(w) for w in WEIGHTS], "samples": 2}
-    out = run(tmp_path, model, {"name": "mmpo", "beta": BETA}, online, groups=24, steps=300, data={"row_length": 256})
+    online, objective = {"weight_vectors": [list(w) for w in WEIGHTS], "samples": 2}, {"name": "mmpo", "beta": BETA}
+    out = run(tmp_path, model, objective, online, groups=64, steps=700, rate=1e-3, data={"row_length": 256})
     for w in WEIGHTS:
         before, after = told_logps(model, w), told_logps(out, w)
         optimum = normal(before + np.array(w) @ REWARDS[:2] / BETA)
