@@ -9,8 +9,10 @@ the share of critics who liked them, and how many wrote about them.  A list is 2
 and decade, graded 0 to 4 in each objective by its fifths; four lists of five are trained on, the
 others measured.  A film is a completion, its list's genre and decade the prompt, and its score the
 implicit reward log pi - log pi_ref under a small Llama of random weights.  The methods are those of
-the authors' comparison: one run of COS-DPO for all weights, and for each weight a run on the
-weighted sum of DPO losses, a run of MODPO, and a soup of the weights of the two DPO policies.
+the authors' comparison: one run of COS-DPO for all weights (as long as five others; each row has
+one of the five weights, where the authors draw from a Dirichlet distribution), and for each weight
+a run on the weighted sum of DPO losses, a run of MODPO, and a soup of the weights of the two DPO
+policies; beside them COS-DPO's loss with the weights in an adapter (PBLoRA).
 Stopped and called again, it goes on.
 """
 
@@ -92,7 +94,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=300, help="of every run")
+    parser.add_argument("--steps", type=int, default=120, help="of a run for one weight")
+    parser.add_argument(
+        "--conditioned-steps", type=int, help="of the run for all; None: as those together"
+    )
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate")
     add_argument(parser)
     options = parser.parse_args()
@@ -102,13 +107,14 @@ def main() -> None:
     train_lists, test_lists = lists()
     texts = [f"{x.prompt} {told(x.prompt, 0.37)} {' '.join(x.films)}" for x in train_lists]
     model = write_tiny_model(out / "model", texts, vocabulary=1024, width=64, layers=2)
-    runs = Runs(out, model, options.steps, options.rate, pairs(train_lists))
+    conditioned = options.conditioned_steps or len(SHARES) * options.steps
+    runs = Runs(out, model, options.steps, conditioned, options.rate, pairs(train_lists))
     measure = Measure(model, test_lists)
     fronts = {way: measured(out, way, make, measure) for way, make in runs.ways().items()}
     print(table(fronts, measure))
     draw(fronts, out / "ranking_front.png")
     versions = {"jax": jax.__version__}
-    settings = {"steps": options.steps, "rate": options.rate}
+    settings = {"steps": options.steps, "conditioned": conditioned, "rate": options.rate}
     for way, ndcg_PQO in fronts.items():
         values = {"hypervolume": measure.volume(ndcg_PQO)[0]}
         append(
@@ -188,29 +194,55 @@ def told(prompt: str, share: float) -> str:
 
 
 class Runs:
-    """The policies of every method, on the same pairs, trained for as many steps."""
+    """The policies of every method, on the same pairs.
 
-    def __init__(self, out: Path, model: Path, steps: int, rate: float, rows: Sequence[dict]):
-        self.out, self.model, self.steps, self.rate = out, model, steps, rate
+    Args:
+        steps: of a run for one weight.
+        conditioned: those of the run for all.
+        rate: learning rate.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        model: Path,
+        steps: int,
+        conditioned: int,
+        rate: float,
+        rows: Sequence[dict],
+    ):
+        self.out, self.model, self.rate = out, model, rate
+        self.steps, self.conditioned_steps = steps, conditioned
         self.rows = rows
 
     def ways(self) -> dict[str, Callable[[float], tuple[Path, bool]]]:
         """Method -> its policy for a share of the first objective, and whether prompts say it."""
         return {
-            "COS-DPO, one run": lambda share: (self.conditioned(), True),
+            "COS-DPO, one run": lambda share: (self.conditioned(told=True), True),
+            "PBLoRA, one run": lambda share: (self.in_adapter(share), False),
             "weighted sum of DPO losses": lambda share: (self.weighted_sum(share), False),
             "soup of weights": lambda share: (self.soup(share), False),
             "MODPO": lambda share: (self.modpo(share), False),
         }
 
-    def conditioned(self) -> Path:
+    def conditioned(self, *, told: bool, **more: Any) -> Path:
+        """One run for all weights, which prompts say (COS-DPO), or which an adapter reads."""
         columns = {"labels": LABELS, "objective_weights": weight_columns(OBJECTIVES)}
-        passes = -(-self.steps * BATCH // len(self.rows))
-        draw = weight_draw(len(OBJECTIVES), 1.0, ())
-        rows = conditioned_rows(self.rows, OBJECTIVES, passes=passes, draw=draw, seed=0, told=True)
-        return self._trained(
-            "cos_dpo", rows, [{"name": "cos_dpo", "beta": BETA, "columns": columns}]
-        )
+        steps = self.conditioned_steps
+        passes = -(-steps * BATCH // len(self.rows))
+        draw = weight_draw(len(OBJECTIVES), None, [(share, 1 - share) for share in SHARES])
+        rows = conditioned_rows(self.rows, OBJECTIVES, passes=passes, draw=draw, seed=0, told=told)
+        objective = [{"name": "cos_dpo", "beta": BETA, "columns": columns}]
+        name = f"{'cos_dpo' if told else 'pblora'}_{steps}"
+        return self._trained(name, rows, objective, steps, **more)
+
+    def in_adapter(self, share: float) -> Path:
+        adapter = {"kind": "pblora", "rank": 16, "weight_columns": weight_columns(OBJECTIVES)}
+        run = self.conditioned(told=False, adapter=adapter, optim=self._optim(5 * self.rate))
+        to = self.out / f"pblora_{share:g}"
+        if not to.is_dir():
+            export_run(run, to, step="latest", weights=[share, 1 - share])
+        return to
 
     def weighted_sum(self, share: float) -> Path:
         parts = [
@@ -243,7 +275,15 @@ class Runs:
         extra = {"extra": [str(self._exported(other))], "cache_dir": str(self.out / "cache")}
         return self._trained(f"modpo_{share:g}", rows, objective, reference=extra)
 
-    def _trained(self, name: str, rows: Iterable[dict], objective: list[dict], **more: Any) -> Path:
+    def _trained(
+        self,
+        name: str,
+        rows: Iterable[dict],
+        objective: list[dict],
+        steps: int | None = None,
+        **more: Any,
+    ) -> Path:
+        steps = steps or self.steps
         out, data = self.out / name, self.out / f"{name}.jsonl"
         if not data.is_file():
             write_lines(data, rows)
@@ -253,19 +293,23 @@ class Runs:
                 "model": {"path": str(self.model), "attention_block": 64, "remat": "none"},
                 "data": {"train": [str(data)], "row_length": 512},
                 "objective": objective,
-                "optim": {"learning_rate": self.rate, "schedule": "cosine", "warmup_ratio": 0.05},
+                "optim": self._optim(self.rate),
                 "train": {
                     "batch_size": BATCH,
-                    "max_steps": self.steps,
+                    "max_steps": steps,
                     "micro_rows": 4,
                     "log_every": 50,
                 },
                 **more,
             }
         )
-        if not (out / "checkpoints" / str(self.steps)).is_dir():
+        if not (out / "checkpoints" / str(steps)).is_dir():
             train(config)
         return out
+
+    @staticmethod
+    def _optim(rate: float) -> dict[str, Any]:
+        return {"learning_rate": rate, "schedule": "cosine", "warmup_ratio": 0.05}
 
     def _exported(self, run: Path) -> Path:
         to = run.with_name(f"{run.name}_exported")
