@@ -399,13 +399,13 @@ def table(fronts: Mapping[str, np.ndarray], measure: Measure) -> str:
 def draw(fronts: Mapping[str, np.ndarray], to: Path) -> None:
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(5, 4), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(5, 4.6), layout="constrained")
     for way, ndcg_PQO in fronts.items():
         mean_PO = ndcg_PQO.mean(1)
         axes.plot(mean_PO[:, 0], mean_PO[:, 1], marker="o", label=way)
     axes.set_xlabel(f"NDCG@{CUT}, {OBJECTIVES[0]}")
     axes.set_ylabel(f"NDCG@{CUT}, {OBJECTIVES[1]}")
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(to, dpi=120)
 
 

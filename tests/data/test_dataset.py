@@ -163,9 +163,9 @@ def test_one_line_says_what_is_dropped_cut_and_not_read(load):
     _, report = load(rows, max_length=20, on_bad_row="drop", columns=["weight"])
     assert report.summary() == (
         "4 rows, 2 groups (pair); 2 dropped (empty completion: 1, prompt as long as max_length: 1); "
-        "1 completions and 0 prompts cut; columns not read: id (2 rows), margin (1 rows)"
+        "1 completions and 0 prompts cut; columns not read: id (2 rows), margin (1 row)"
     )
-    assert "columns not read: id (2 rows), margin (1 rows)" in str(report)
+    assert "columns not read: id (2 rows), margin (1 row)" in str(report)
 
 
 def test_nothing_left_is_an_error_with_the_counted_reasons(load):
@@ -211,8 +211,8 @@ def test_rows_of_other_projects(load, texts):
     groups, report = load([orca, PAIRS[0]])
     assert texts(groups[0]) == ["blue<|im_end|>\n", "red<|im_end|>\n"]
     assert report.unread == {"source": 1}
-    assert "read as: orca (1 rows)\ncolumns not read: source (1 rows)" in str(report)
-    assert report.summary().endswith("read as: orca (1 rows); columns not read: source (1 rows)")
+    assert "read as: orca (1 row)\ncolumns not read: source (1 row)" in str(report)
+    assert report.summary().endswith("read as: orca (1 row); columns not read: source (1 row)")
     named = [{"q": "Sky?", "good": "blue", "bad": "red", "prompt": "old"}]
     groups, report = load(named, format="orca", columns_key={"question": "q", "chosen": "good", "rejected": "bad"})
     assert report.unread == {"prompt": 1} and texts(groups[0]) == texts(load([orca])[0][0])
