@@ -21,7 +21,8 @@ _KNOWN = (*_MOVED_WITH_THE_SUM, "collision", "kl")
 """Optional fields of `Logps` whose values at equality can be made up here."""
 
 _DIRECTIONS = ((0, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))
-"""How rounding may move the log-ratios of completion 0 and of all others."""
+"""How rounding may move the log-ratios of completion 0 and of all others; and each may be moved as
+the loss rises or falls fastest, as where groups have labels."""
 
 
 class Span(NamedTuple):
@@ -59,11 +60,15 @@ def span_at_equality(
         of_part = part.with_numbers(numbers)
         return _mean(of_part(policy, ref, {**columns, "uniform": uniform_B}))
 
+    def losses_of(sum_BK, draw, numbers):
+        slope_BK = jax.grad(loss)(jnp.zeros_like(moved_BK), sum_BK, draw, numbers)
+        steepest_BK = moved_BK * jnp.sign(jnp.nan_to_num(slope_BK))
+        moves = jnp.concatenate([shifts, jnp.stack([steepest_BK, -steepest_BK])])
+        return jax.vmap(loss, (0, None, None, None))(moves, sum_BK, draw, numbers)
+
     # Arguments like those of the step: runs that differ in them alone are one program.
-    numbers = part.numbers
-    of_shifts = jax.vmap(loss, (0, None, None, None))
-    of_models = jax.jit(jax.vmap(of_shifts, (None, 0, 0, None)))
-    losses = np.asarray(of_models(shifts, *_two_models(count_BK), numbers))
+    of_models = jax.jit(jax.vmap(losses_of, (0, 0, None)))
+    losses = np.asarray(of_models(*_two_models(count_BK), part.numbers))
     one, other = losses
     if not np.allclose(one[0], other[0], rtol=1e-5, atol=1e-6):
         return None

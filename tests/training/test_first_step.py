@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxpref.data.loader import Loader
+from jaxpref.data.loader import Packer
 from jaxpref.runs.build import build
 from jaxpref.runs.feed import make_loader, read_data
 from jaxpref.step import gradients
@@ -111,15 +111,15 @@ def test_packing_that_gives_a_margin_to_another_pair_stops_the_run(tiny_files, t
     data = tiny.write_rows(tmp_path / "rows.jsonl", rows)
     changes = {"objective": [{"name": "margin_dpo"}], "train": {"batch_size": 6, "max_steps": 1}}
     train(tiny.config(tmp_path / "good", tiny_files.model, data, **changes))
-    build_step = Loader._build
+    pack = Packer.pack
 
     def shifted(self, *args):
-        step = build_step(self, *args)
+        step = pack(self, *args)
         margin = step.batch.columns["margin"]
         held = step.batch.valid_RG > 0
         margin[held] = np.roll(margin[held], 1)
         return step
 
-    monkeypatch.setattr(Loader, "_build", shifted)
+    monkeypatch.setattr(Packer, "pack", shifted)
     with pytest.raises(FirstLossError):
         train(tiny.config(tmp_path / "bad", tiny_files.model, data, **changes))
