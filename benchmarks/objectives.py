@@ -74,6 +74,7 @@ def main() -> None:
     add("--words", type=int, default=160, help="of prompt and answer, at most (default 160)")
     add("--learning-rate", type=float, default=2e-4)
     add("--model", default=MODEL)
+    add("--kept", action="store_true", help="run nothing: table and figure of what OUT holds")
     add_argument(parser)
     options = parser.parse_args()
     measured: dict[str, dict[str, list[dict]]] = {}
@@ -82,9 +83,10 @@ def main() -> None:
         measured[name] = of_data(options, name, [Path(file) for file in files.split(",")])
     tables = {name: table(of_objectives) for name, of_objectives in measured.items()}
     for name, rows in tables.items():
-        print(f"\n**{name}**\n\n| | {' | '.join(MEASURES)} |\n|---|---|---|---|")
+        print(f"\n**{name}**\n\n| | seeds | {' | '.join(MEASURES)} |\n|---|---|---|---|---|")
         for objective, row in rows.items():
-            print(f"| {objective} | {' | '.join(shown(row[measure]) for measure in MEASURES)} |")
+            cells = [str(len(measured[name][objective])), *(shown(row[m]) for m in MEASURES)]
+            print(f"| {objective} | {' | '.join(cells)} |")
             of_row = {key: [e.low, e.value, e.high] for key, e in row.items()}
             append(options.record, [record("objectives", f"{name}, {objective}", of_row)])
     plot(tables, options.out / "objectives.png")
@@ -110,6 +112,8 @@ def of_data(options: argparse.Namespace, name: str, sources: list[Path]) -> dict
     before = cache(lambda: Measurer(options, files))
     for seed, objective in itertools.product(options.seeds, options.objectives):
         kept = folder / f"{objective}-{seed}.json"
+        if options.kept and not kept.is_file():
+            continue
         if not kept.is_file():
             config = config_of(options, files, folder / f"{objective}-{seed}", objective, seed)
             jaxpref.train(config)
@@ -118,7 +122,7 @@ def of_data(options: argparse.Namespace, name: str, sources: list[Path]) -> dict
             kept.with_suffix(".new").rename(kept)
         of_objectives[objective].append(json.loads(kept.read_text()))
         print(f"{name}, {objective}, seed {seed}: done", flush=True)
-    return of_objectives
+    return {objective: runs for objective, runs in of_objectives.items() if runs}
 
 
 def write_short(source: Path, file: Path, wanted: range, words: int) -> None:
@@ -245,7 +249,8 @@ def plot(tables: dict[str, dict[str, dict[str, Estimate]]], png: Path) -> None:
                 )
             axis.axhline(0.5, color=GREY, linestyle="--")
             axis.set(xlabel="KL of drawn answers (nats)", ylabel="held-out accuracy", title=name)
-            axis.legend()
+        handles = axis.get_legend_handles_labels()
+        axis.figure.legend(*handles, loc="outside lower center", ncols=len(OBJECTIVES))
 
 
 def colours() -> Iterator[Any]:
