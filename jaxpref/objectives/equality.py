@@ -21,8 +21,7 @@ _KNOWN = (*_MOVED_WITH_THE_SUM, "collision", "kl")
 """Optional fields of `Logps` whose values at equality can be made up here."""
 
 _DIRECTIONS = ((0, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))
-"""How rounding may move the log-ratios of completion 0 and of all others; and each may be moved as
-the loss rises or falls fastest, as where groups have labels."""
+"""How rounding may move the log-ratios of completion 0 and of all others."""
 
 
 class Span(NamedTuple):
@@ -35,7 +34,12 @@ class Span(NamedTuple):
 
 
 def span_at_equality(
-    part: Part, count_BK: np.ndarray, columns: Mapping[str, Any], rounding: float
+    part: Part,
+    count_BK: np.ndarray,
+    columns: Mapping[str, Any],
+    rounding: float,
+    *,
+    each: bool = False,
 ) -> Span | None:
     """The loss of one objective over these groups, policy and reference being the same model.
 
@@ -47,6 +51,8 @@ def span_at_equality(
         columns: as `Part.__call__` takes them, without `uniform`.
         rounding: how far a log-ratio may lie from 0, in nats for one token; it grows with the root
             of their number.
+        each: every log-ratio may be moved its own way, as the loss rises or falls fastest, and not
+            only all alike: where answers have labels, these may part.  Takes longer to compile.
     """
     if not part.needs_reference or not set(part.needs.logps) <= set(_KNOWN):
         return None
@@ -61,9 +67,11 @@ def span_at_equality(
         return _mean(of_part(policy, ref, {**columns, "uniform": uniform_B}))
 
     def losses_of(sum_BK, draw, numbers):
-        slope_BK = jax.grad(loss)(jnp.zeros_like(moved_BK), sum_BK, draw, numbers)
-        steepest_BK = moved_BK * jnp.sign(jnp.nan_to_num(slope_BK))
-        moves = jnp.concatenate([shifts, jnp.stack([steepest_BK, -steepest_BK])])
+        moves = shifts
+        if each:
+            slope_BK = jax.grad(loss)(jnp.zeros_like(moved_BK), sum_BK, draw, numbers)
+            steepest_BK = moved_BK * jnp.sign(jnp.nan_to_num(slope_BK))
+            moves = jnp.concatenate([shifts, jnp.stack([steepest_BK, -steepest_BK])])
         return jax.vmap(loss, (0, None, None, None))(moves, sum_BK, draw, numbers)
 
     # Arguments like those of the step: runs that differ in them alone are one program.

@@ -4,7 +4,7 @@ There an objective's value follows from the data (`objectives/equality.py`).  A 
 in place of ln 2 says that packing, masks, dtypes or denominators are wrong, before any checkpoint.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,28 +52,43 @@ def first_loss_check(
         return None
 
     def check(metrics: Mapping[str, Any]) -> None:
-        spans = _spans(groups(), points, _rounding(pieces, stacked=len(points) > 1))
-        for part in points[0]:
-            name = "loss" if len(points[0]) == 1 else f"loss/{part.name}"
-            losses = np.atleast_1d(metrics[name])
-            for loss, span in zip(losses, spans[part.name], strict=True):
-                if span is not None and not span.low <= loss <= span.high:
-                    raise FirstLossError(_said(name, float(loss), part, span))
+        rounding = _rounding(pieces, stacked=len(points) > 1)
+        for each in (False, True):  # the wider span takes longer, and few losses need it
+            spans = _spans(groups(), points, rounding, each)
+            outside = next(_outside(metrics, points[0], spans), None)
+            if outside is None:
+                return
+        raise FirstLossError(_said(*outside))
 
     return check
 
 
+def _outside(
+    metrics: Mapping[str, Any], parts: Sequence[Part], spans: Mapping[str, Sequence[Span | None]]
+) -> Iterator[tuple[str, float, Part, Span]]:
+    """(metric, its value, part, where it must lie) of what lies elsewhere."""
+    for part in parts:
+        name = "loss" if len(parts) == 1 else f"loss/{part.name}"
+        losses = np.atleast_1d(metrics[name])
+        for loss, span in zip(losses, spans[part.name], strict=True):
+            if span is not None and not span.low <= loss <= span.high:
+                yield name, float(loss), part, span
+
+
 def _spans(
-    groups: Sequence[EncodedGroup], points: Sequence[Sequence[Part]], rounding: float
+    groups: Sequence[EncodedGroup], points: Sequence[Sequence[Part]], rounding: float, each: bool
 ) -> dict[str, list[Span | None]]:
-    """Part -> where its loss must lie, for each of several policies."""
+    """Part -> where its loss must lie, for each of several policies.
+
+    Args: as of `span_at_equality`.
+    """
     count_BK, columns = _arrays(groups)
     spans: dict[str, list[Span | None]] = {}
     for parts in points:
         running = init_running(parts)
         for part in parts:
             own = {"running": running[part.name]} if part.name in running else {}
-            span = span_at_equality(part, count_BK, columns | own, rounding)
+            span = span_at_equality(part, count_BK, columns | own, rounding, each=each)
             spans.setdefault(part.name, []).append(_of_metric(span, part, parts))
     return spans
 

@@ -124,7 +124,7 @@ def test_rounding_may_move_answers_with_a_label_against_those_without(name):
     """All moved alike, what the desirable lose the others gain; a run in bfloat16 was refused for that."""
     (part,) = bind([{"name": name, "beta": 0.1}], OBJECTIVES)
     count = np.array([[4, 9], [16, 4]], np.float32)
-    span = span_at_equality(part, count, {"label": np.array([1.0, 0.0], np.float32)}, 0.15)
+    span = span_at_equality(part, count, {"label": np.array([1.0, 0.0], np.float32)}, 0.15, each=True)
     off = 0.1 * 0.15 * np.array([2, 4])
     assert span.low == pytest.approx(np.mean(1 / (1 + np.exp(off))), abs=1e-4)
     assert span.high >= np.mean(1 / (1 + np.exp(-off))) - 1e-4
