@@ -33,7 +33,6 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
-import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 from record import add_argument, append, record  # noqa: E402
 
@@ -49,10 +48,9 @@ from jaxpref.pareto.hypervolume import hypervolume  # noqa: E402
 from jaxpref.pareto.labels import conditioned_rows, label_columns, weight_columns  # noqa: E402
 from jaxpref.runs.export import export_run  # noqa: E402
 from jaxpref.runs.merge import merge  # noqa: E402
+from jaxpref.runs.plots import BLUE, GREEN, GREY, ORANGE, drawn  # noqa: E402
 from jaxpref.settings import make_config  # noqa: E402
 from jaxpref.types import Group  # noqa: E402
-
-matplotlib.use("Agg")
 
 OBJECTIVES = ("acclaim", "reach")
 """Share of critics who liked a film, and number of reviews."""
@@ -397,16 +395,13 @@ def table(fronts: Mapping[str, np.ndarray], measure: Measure) -> str:
 
 
 def draw(fronts: Mapping[str, np.ndarray], to: Path) -> None:
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(5, 4.6), layout="constrained")
-    for way, ndcg_PQO in fronts.items():
-        mean_PO = ndcg_PQO.mean(1)
-        axes.plot(mean_PO[:, 0], mean_PO[:, 1], marker="o", label=way)
-    axes.set_xlabel(f"NDCG@{CUT}, {OBJECTIVES[0]}")
-    axes.set_ylabel(f"NDCG@{CUT}, {OBJECTIVES[1]}")
-    figure.legend(loc="outside lower center", ncols=2)
-    figure.savefig(to, dpi=120)
+    with drawn(to, 1, 1, panel=(5, 4.6)) as ((axes,),):
+        colours = (BLUE, ORANGE, GREEN, GREY, "black")
+        for (way, ndcg_PQO), colour in zip(fronts.items(), colours, strict=True):
+            mean_PO = ndcg_PQO.mean(1)
+            axes.plot(mean_PO[:, 0], mean_PO[:, 1], marker="o", color=colour, label=way)
+        axes.set(xlabel=f"NDCG@{CUT}, {OBJECTIVES[0]}", ylabel=f"NDCG@{CUT}, {OBJECTIVES[1]}")
+        axes.figure.legend(loc="outside lower center", ncols=2)
 
 
 if __name__ == "__main__":

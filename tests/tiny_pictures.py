@@ -16,9 +16,10 @@ from jaxpref.models.hf import save_pretrained
 from jaxpref.models.parameters import model_shapes, nest
 from jaxpref.models.spec import ModelSpec, VisionSpec, Windows
 
-VISION = SimpleNamespace(image_size=16, tile_embeddings=4, mean=(0.5,) * 3, std=(0.5,) * 3, windows=None)
+VISION = SimpleNamespace(image_size=16, tile_embeddings=4, mean=(0.5,) * 3, std=(0.5,) * 3, window=0)
 """What is read of a `VisionSpec`."""
-ANY_SHAPE = SimpleNamespace(**vars(VISION) | {"tile_embeddings": 1, "windows": Windows(2, (1,), 1e4)})
+WINDOWS = Windows(2, (1,), 1e4)
+ANY_SHAPE = SimpleNamespace(**vars(VISION) | {"tile_embeddings": 1, "window": WINDOWS.side})
 """The same of Qwen2.5-VL: tiles are squares of 16 pixels, windows two of them wide and high."""
 
 IDEFICS3_TOKENS = ["<image>", "<fake_token_around_image>", "<global-img>"]
@@ -106,7 +107,7 @@ QWEN = ModelSpec(
     vision=VisionSpec(
         image_size=16, patch_size=8, width=16, ffn=16, layers=2, heads=2, norm_eps=1e-6, activation="silu",
         connector="merge", tile_embeddings=1, token_id=QWEN_PLACE,
-        mean=CLIP["mean"], std=CLIP["std"], norm="rms", gated=True, frames=2, windows=ANY_SHAPE.windows,
+        mean=CLIP["mean"], std=CLIP["std"], norm="rms", gated=True, frames=2, windows=WINDOWS,
     ),
 )  # fmt: skip
 SPECS = {"idefics3": SPEC, "qwen2_5_vl": QWEN}

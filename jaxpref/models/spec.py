@@ -166,6 +166,11 @@ class VisionSpec:
     """None: the patches of a tile see each other, and have learned positions."""
 
     @property
+    def window(self) -> int:
+        """Tiles along a window's side, of a tower that reads pictures of any shape; else 0."""
+        return self.windows.side if self.windows else 0
+
+    @property
     def head_dim(self) -> int:
         return self.width // self.heads
 

@@ -20,7 +20,7 @@ from jaxpref.pareto.settings import load_front_config
 from jaxpref.plan.child import CACHE, compile_in_child
 from jaxpref.plan.chips import CHIPS, Slice, parse_slice
 from jaxpref.plan.estimate import estimate, memory_of
-from jaxpref.plan.fitting import fitting_rows
+from jaxpref.plan.fitting import Compiled, fitting_rows
 from jaxpref.plan.report import show, warnings
 from jaxpref.plan.row_sizes import RowSizes, made_rows, rows_like
 from jaxpref.plan.search import differences, search
@@ -97,10 +97,14 @@ def run(options: argparse.Namespace, console: Console) -> None:
     if options.write:
         check_destination(options.write, "a new file for the config", sources=[options.config])
     rows = rows_of(options, configs[0])
+
+    def compiled(tried: Sequence[Config]) -> dict[str, Any]:
+        return compile_in_child(tried, rows, target, options.cache)
+
     if options.search:
-        configs, said = _searched(options, configs, rows, target, console)
+        configs, said = _searched(configs, rows, target, compiled, options.tries, console)
     else:
-        configs, said = _planned(options, configs, rows, target, console)
+        configs, said = _planned(configs, target, compiled, console)
     show(said, target, console)
     if options.write and "does_not_fit" not in said:
         with whole_file(options.write) as partial:
@@ -143,30 +147,27 @@ def _configs(options: argparse.Namespace) -> list[Config]:
 
 
 def _planned(
-    options: argparse.Namespace,
-    configs: Sequence[Config],
-    rows: RowSizes,
-    target: Slice,
-    console: Console,
+    configs: Sequence[Config], target: Slice, compiled: Compiled, console: Console
 ) -> tuple[Sequence[Config], dict[str, Any]]:
     """The configs, with `micro_rows: auto` decided, and their plan."""
     with progress(console) as update:
 
-        def compiled(tried: Sequence[Config]) -> dict[str, Any]:
+        def shown(tried: Sequence[Config]) -> dict[str, Any]:
             asked = tried[0].train.micro_rows
             of_rows = "" if asked is None else f", micro_rows {asked}"
             text = f"for {target}{of_rows}; billions of parameters take minutes"
             update("compiling", 0, None, text)
-            return compile_in_child(tried, rows, target, options.cache)
+            return compiled(tried)
 
-        return fitting_rows(configs, target.chip, compiled)
+        return fitting_rows(configs, target.chip, shown)
 
 
 def _searched(
-    options: argparse.Namespace,
     configs: Sequence[Config],
     rows: RowSizes,
     target: Slice,
+    compiled: Compiled,
+    tries: int,
     console: Console,
 ) -> tuple[Sequence[Config], dict[str, Any]]:
     """The best config and its plan, with a line for every program that was compiled."""
@@ -178,8 +179,8 @@ def _searched(
             spec,
             rows,
             target,
-            lambda one: compile_in_child([one], rows, target, options.cache),
-            tries=options.tries,
+            lambda one: compiled([one]),
+            tries=tries,
             on_try=lambda number, of, what: update("compiling", number, of, what),
         )
     for one in found:

@@ -11,18 +11,16 @@ from jaxpref.plan.estimate import memory_of
 from jaxpref.training.micro_rows import SHARE_OF_DEVICE
 
 Configs = Sequence[Config]
+Compiled = Callable[[Configs], dict[str, Any]]
+"""Configs, as of `plan_step` -> what the compiler says of them."""
 
 
 def fitting_rows(
-    configs: Configs, chip: Chip, compiled: Callable[[Configs], dict[str, Any]]
+    configs: Configs, chip: Chip, compiled: Compiled
 ) -> tuple[Configs, dict[str, Any]]:
     """The configs with the rows that fit, and their plan.
 
     Twice as many are tried each time, up to a micro-batch that holds the step, as training does.
-
-    Args:
-        configs: as of `plan_step`.
-        compiled: what the compiler says of such configs.
 
     Returns: with `auto`, and the plan of the fewest rows, where not even these fit.
     """

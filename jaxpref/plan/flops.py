@@ -58,3 +58,11 @@ def inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
     for value in params.values():
         if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
             yield value
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Of a jaxpr and of those inside of its equations."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield eqn
+        for inner in (*inner_jaxprs(eqn.params), *eqn.params.get("branches", ())):
+            yield from equations(inner)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxpref.plan.array_bytes import bytes_of, shard_bytes
-from jaxpref.plan.flops import inner_jaxprs
+from jaxpref.plan.flops import equations
 from jaxpref.plan.planned_step import PlannedStep
 from jaxpref.sharding import row_ways
 
@@ -41,7 +41,7 @@ def _stacked(planned: PlannedStep, jaxpr: Any) -> Iterator[dict[str, Any]]:
     """What the loops over the layers give of every layer: kept activations, and gradients."""
     mesh = planned.pieces.mesh
     ways = row_ways(mesh) * mesh.shape["context"]
-    for eqn in _equations(jaxpr):
+    for eqn in equations(jaxpr):
         if eqn.primitive.name != "scan":
             continue
         layers = eqn.params["length"]
@@ -54,14 +54,6 @@ def _stacked(planned: PlannedStep, jaxpr: Any) -> Iterator[dict[str, Any]]:
             if out.aval.shape == (layers, *one.shape):  # and is not carried
                 on_device = bytes_of(out.aval.dtype, out.aval.size // ways)
                 yield _told(what, out.aval, on_device)
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """Of a jaxpr and of those inside of its equations."""
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        yield eqn
-        for inner in (*inner_jaxprs(eqn.params), *eqn.params.get("branches", ())):
-            yield from _equations(inner)
 
 
 def _told(what: str, array: Any, on_device: int) -> dict[str, Any]:

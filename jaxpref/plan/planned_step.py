@@ -159,8 +159,7 @@ def _tile_sizes(pieces: Pieces) -> Any:
     vision = None if own else pieces.source.spec.vision
     if vision is None:
         return None
-    side = vision.windows.side if vision.windows else 0
-    return _TileSizes(vision.image_size, vision.tile_embeddings, vision.token_id, side)
+    return _TileSizes(vision.image_size, vision.tile_embeddings, vision.token_id, vision.window)
 
 
 class _NoPixels(TileReader):

@@ -115,8 +115,7 @@ def forward_flops(
     flops = 2.0 * sum(_multiply_adds(spec, tokens, loss_tokens, visible))
     tiles = sum(map(tiles_of, groups))
     if tiles and isinstance(spec, ModelSpec) and spec.vision is not None:
-        window = spec.vision.windows.side if spec.vision.windows else 0
-        pairs = _pair_multiply_adds(spec.vision, tile_pairs_of(groups, window))
+        pairs = _pair_multiply_adds(spec.vision, tile_pairs_of(groups, spec.vision.window))
         flops += 2.0 * (tiles * sum(tile_multiply_adds(spec.vision, spec.width)) + pairs)
     return flops
 

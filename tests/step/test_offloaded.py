@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 from jaxpref.config import OptimConfig
 from jaxpref.models.parameters import nest
+from jaxpref.plan.flops import equations
 from jaxpref.step.optim import make_optimizer, make_schedule
 
 SHAPES = {
@@ -76,10 +76,3 @@ def test_no_stack_of_layers_is_brought_whole():
         if equation.primitive.name == "device_put" and equation.outvars[0].aval.memory_space == jax.memory.Space.Device
     }
     assert brought == {(7, 3), (3,), (3, 2), (5,)}, "of the stacks one layer, of the others all"
-
-
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jaxprs_in_params(equation.params):
-            yield from equations(inner)

@@ -271,7 +271,7 @@ def open_processor(
         tokenizer.convert_ids_to_tokens(vision.token_id),
         getattr(tokenizer, "boi_token", ""),
         getattr(tokenizer, "eoi_token", ""),
-        vision.windows.side if vision.windows else 0,
+        vision.window,
     )
     _check_fits(processor, vision, directory)
     return processor
