@@ -18,7 +18,7 @@ from jaxpref.models.layers import gate_units
 from jaxpref.models.parameters import find_leaf
 from jaxpref.models.routing import Routing
 from jaxpref.models.spec import ClampedSwiglu
-from jaxpref.sharding import LOGICAL, logical_spec
+from jaxpref.sharding import LOGICAL, logical_spec, on_devices
 
 _LARGEST_BLOCK = 128
 _SMALLEST_BLOCK = 8
@@ -57,6 +57,7 @@ def mix(
     """
     no_expert = weights.gate.shape[0]
     expert_RLU = jnp.where(real_RL[:, :, None], routing.expert_RLU, no_expert)
+    weights = on_devices(weights)  # those of one layer
     return _mix(x_RLD, expert_RLU, routing.weight_RLU, weights, activation, token_axis)
 
 

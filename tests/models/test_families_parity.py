@@ -32,6 +32,7 @@ from jaxpref.models.source import open_checkpoint
 from jaxpref.models.spec import ModelSpec
 from jaxpref.models.stored import stored_tensors, used_leaves
 from jaxpref.sharding import make_mesh
+from jaxpref.step.policy import Frozen
 from jaxpref.types import EncodedGroup
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -243,6 +244,21 @@ def test_other_stored_forms(load, case, tmp_path):
         again = flatten(hf.load_params(tmp_path, spec))
         for path, leaf in leaves.items():
             np.testing.assert_array_equal(leaf, again[path], err_msg=path, strict=True)
+
+
+@pytest.mark.parametrize("case", ["gpt_oss", "llama", "mixtral", "qwen3_5"])
+def test_matrices_in_the_hosts_memory_come_where_they_are_read(load, case):
+    """As a reference with `reference.offload`: products, experts and other mixers bring their own."""
+    spec, params, _ = load(case)
+    model = build_model(spec, dtype=jnp.float32, remat="none", attention_block=8)
+    host = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host")
+
+    @jax.jit
+    def logps(reference):
+        return completion_logps(model, Frozen({}, reference).reference_params(), make_batch(PACKED), chunk=8).sum
+
+    found = logps(jax.device_put(params, host))
+    np.testing.assert_allclose(found, logps(jax.tree.map(jnp.asarray, params)), rtol=1e-6)
 
 
 def test_a_multimodal_model_carries_no_adapter_for_peft(tmp_path, caplog):
