@@ -14,6 +14,7 @@ from jaxpref.data.dataset import common_columns
 from jaxpref.data.kinds import completion_name
 from jaxpref.data.pack import row_tokens
 from jaxpref.data.report import DataReport
+from jaxpref.text_tables import whole
 from jaxpref.types import EncodedGroup
 from jaxpref.wording import counted
 
@@ -39,7 +40,7 @@ def show(
     console.print(Rule(name), width=min(console.width, _RULE))
     console.print(str(report), highlight=False)
     console.print(f"columns for objectives: {_columns(groups)}", highlight=False)
-    console.print(_lengths(groups, report.kind))
+    console.print(whole(_lengths(groups, report.kind)))
     console.print(_packing(groups, loader.plan), highlight=False)
     console.print(sample(groups[0], tokenizer, report.kind))
 

@@ -25,6 +25,7 @@ from jaxpref.runs.directory import run_params
 from jaxpref.runs.export import export_run
 from jaxpref.runs.params import load_params
 from jaxpref.storage.paths import as_path
+from jaxpref.text_tables import whole
 
 ROWS, SEED, TEST_FRACTION = 1000, 0, 0.1
 _NEW_TOKENS = 32
@@ -62,8 +63,8 @@ def demo(
     report(result)
     params, _ = run_params(pieces, config.out, "latest")
     after = _answer(pieces, params, rows)
-    console.print(_shown_answers(rows, before, after))
-    console.print(_shown_scores(rows, before, after))
+    console.print(whole(_shown_answers(rows, before, after)))
+    console.print(whole(_shown_scores(rows, before, after)))
     export = as_path(config.out) / "export"
     export_run(config.out, export, step="latest")
     console.print(f"export      {export}  (loads in transformers)", highlight=False)

@@ -38,6 +38,7 @@ from jaxpref.runs.export import export_run
 from jaxpref.runs.feed import read_data, which_of
 from jaxpref.runs.metrics import read_jsonl
 from jaxpref.settings import make_config
+from jaxpref.text_tables import whole
 from jaxpref.training.run import train
 from jaxpref.types import EncodedGroup
 
@@ -92,7 +93,7 @@ def run(out: Path, scale: Scale, console: Console) -> None:
     for (method, _), config in configs.items():
         of_seeds = results.setdefault(method, [])
         of_seeds.append(measured.of(measured.policies.run(config.out)))
-    console.print(_table(results, scale))
+    console.print(whole(_table(results, scale)))
     write_front(_front(results, measured, configs), out)
     console.print(f"written: {out / 'report.html'}", highlight=False)
 

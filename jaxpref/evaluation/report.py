@@ -18,6 +18,7 @@ from rich.text import Text
 from jaxpref.evaluation.bootstrap import Estimate
 from jaxpref.files import whole_file
 from jaxpref.storage.paths import as_path
+from jaxpref.text_tables import whole
 
 _UNITS = {
     "rewards/accuracies": "share of groups",
@@ -124,7 +125,6 @@ class Report:
         longest = max(map(len, labels.values()), default=0)
         # Units are broken between words before names are; names of files may be too long for that.
         table.columns[0].no_wrap = 2 * longest <= console.width
-        table.columns[0].overflow = "fold"
         table.columns[1].justify = "right"
         for title, section in self.sections.items():
             table.add_section()
@@ -133,7 +133,7 @@ class Report:
                 ends = estimate.low, estimate.high
                 interval = "" if None in ends else f"{ends[0]:.4g} to {ends[1]:.4g}"
                 table.add_row(Text(labels[name]), f"{estimate.value:.4g}", interval, unit_of(name))
-        console.print(table, highlight=False)
+        console.print(whole(table), highlight=False)
         for name, reason in self.left_out.items():
             console.print(f"left out: {name}: {reason}", highlight=False, markup=False)
         for note in self.notes:

@@ -22,6 +22,7 @@ from jaxpref.pareto.sweep import Watch, run_front
 from jaxpref.processes.together import is_first
 from jaxpref.settings import keys_help, named, numbers
 from jaxpref.storage.paths import as_path
+from jaxpref.text_tables import whole
 from jaxpref.training.progress import training_progress
 
 EPILOG = """the config is that of a run (`jaxpref train --help`) without `objective`, with a
@@ -163,7 +164,7 @@ def show(front: Front, results: dict, console: Console) -> None:
         below = {of: f"\n{estimate.value:.2f}" for of, estimate in accuracy.items()}
         cells = [_shown(reward[of]) + below.get(of, "") for of in front.objectives]
         table.add_row(name, *cells)
-    console.print(table)
+    console.print(whole(table))
     for sweep in results["sweeps"]:
         console.print(
             f"{sweep['label']}: hypervolume {sweep['hypervolume']['value']:.4g}", highlight=False
@@ -171,16 +172,22 @@ def show(front: Front, results: dict, console: Console) -> None:
     point_of = ", ".join(f"{name} {x:.4g}" for name, x in results["reference_point"].items())
     console.print(f"above the reference point {point_of}", highlight=False)
     if results["measures"]:
-        console.print(_measures_table(results))
+        console.print(whole(_measures_table(results)))
     for violation in results["violations"]:
         console.print(f"not monotone: {violation}", highlight=False, markup=False)
+
+
+_HYPHENATED = {"hypervolume": "hyper-\nvolume", "controllability": "controll-\nability"}
+"""Headings that are too long for seven columns of 80 characters."""
 
 
 def _measures_table(results: Mapping[str, Any]) -> Table:
     """A row per method, and a row for every difference of two."""
     caption = "less is better for " + ", ".join(name.replace("_", " ") for name in LESS_IS_BETTER)
-    headings = [name.replace("_", " ") for name in MEASURES]
-    table = Table("method", *headings, caption=caption, box=SIMPLE, pad_edge=False)
+    headings = [_HYPHENATED.get(name, name.replace("_", " ")) for name in MEASURES]
+    table = Table(
+        "method", *headings, caption=caption, box=SIMPLE, pad_edge=False, collapse_padding=True
+    )
     table.caption_justify = "left"
     for row in results["measures"]:
         table.add_row(row["method"], *_cells(row["measures"]))

@@ -10,6 +10,7 @@ from rich.table import Table
 from jaxpref.plan.chips import GIB, Slice
 from jaxpref.plan.estimate import Estimate, Memory, estimate, memory_of
 from jaxpref.sharding import named_axes
+from jaxpref.text_tables import whole
 from jaxpref.wording import counted
 
 _SHOWN = 8
@@ -31,18 +32,18 @@ def show(said: dict[str, Any], target: Slice, console: Console) -> None:
         f"{counted(said['groups_all'], 'group')} a step"
     )
     memory = memory_of(said, target.chip)
-    console.print(_memory_table(memory))
+    console.print(whole(_memory_table(memory)))
     if said["on_host"]:
         console.print(f"in the host's memory, for a device: {_size(said['on_host'])}")
     if "does_not_fit" in said:
         console.print("[bold red]It does not fit.[/]  The compiler says:")
         console.print(said["does_not_fit"], highlight=False, markup=False)
-        console.print(_largest_table(said["largest"]))
+        console.print(whole(_largest_table(said["largest"])))
         return
     time = estimate(said, target.chip)
-    console.print(_time_table(said, time, target))
+    console.print(whole(_time_table(said, time, target)))
     if said["collectives"]:
-        console.print(_traffic_table(said["collectives"], target))
+        console.print(whole(_traffic_table(said["collectives"], target)))
     console.print(_prediction(said, time))
     for warning in warnings(said, target):
         console.print(f"[yellow]look at:[/] {warning}")

@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from rich.box import SIMPLE
 from rich.console import Console, ConsoleOptions
 from rich.measure import Measurement
-from rich.table import Column, Table
+from rich.table import Table
 
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import flatten
@@ -23,6 +23,7 @@ from jaxpref.runs.metrics import read_history
 from jaxpref.runs.plots import drawn, grid
 from jaxpref.settings import load_config, to_dict
 from jaxpref.storage.paths import as_path
+from jaxpref.text_tables import whole
 
 _METRICS = {
     "loss": "loss",
@@ -148,12 +149,12 @@ def compare(runs: Sequence[Any]) -> Comparison:
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """Of texts, the first of every row to the left."""
-    table = Table(Column(headings[0], overflow="fold"), box=SIMPLE)
+    table = Table(headings[0], box=SIMPLE)
     for heading in headings[1:]:
-        table.add_column(heading, justify="right", overflow="fold")
+        table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(*row)
-    return table
+    return whole(table)
 
 
 def _table_of_columns(headings: Mapping[str, str], columns: Sequence[Sequence[str]]) -> Table:
