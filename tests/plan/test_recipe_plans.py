@@ -11,19 +11,30 @@ from published import CONFIGS
 from jaxpref.settings import merged_settings
 
 RECIPES = Path(__file__).parents[2] / "configs"
+HEADERS = {
+    path.relative_to(RECIPES).with_suffix("").as_posix(): path.read_text().partition("\nout:")[0]
+    for path in sorted(RECIPES.rglob("*.yaml"))
+}
 PLANNED = {
-    path.stem: match
-    for path in sorted(RECIPES.glob("*.yaml"))
-    if (match := re.search(r"--topology (\S+) (.*)", path.read_text().partition("\nout:")[0]))
+    name: match
+    for name, header in HEADERS.items()
+    if (match := re.search(r"--topology (\S+) (.*)", header))
 }
 """Recipe -> its slice, and the other options of the plan in its header."""
+SAID = {
+    name: match
+    for name, header in HEADERS.items()
+    if (match := re.search(r"([\d.]+) of ([\d.]+) GiB a chip, .* MFU (?:\d+ to )?(\d+) %", header))
+}
+"""Recipe -> GiB of a chip, of how many, and the MFU at best, as its header says them."""
 
 LEAST_MFU = {"llama31_8b_dpo_v5p": 0.5, "llama31_8b_dpo_v6e": 0.4}
 """Of the better end of the predicted range; 0.59 and 0.42 when it was written."""
 
 
 def test_every_recipe_for_a_tpu_has_a_plan():
-    assert len(PLANNED) >= 8
+    assert len(PLANNED) >= 8 + 10
+    assert len([name for name in SAID if name.startswith("recipes/")]) == len(list((RECIPES / "recipes").iterdir()))
     for name, match in PLANNED.items():
         generation = re.search(r"_(v\d\w)", name)
         assert generation is None or match[1].startswith(generation[1]), name
@@ -50,3 +61,6 @@ def test_a_recipe_fits_its_slice(name, call, tmp_path):
     assert sum(plan["replicated"].values()) < 0.001 * plan["memory"]["capacity"]
     assert not plan["rematerialised"]
     assert plan["mfu"][1] >= LEAST_MFU.get(name, 0)
+    if name in SAID:
+        taken, capacity = (f"{plan['memory'][part] / 2**30:.1f}" for part in ("total", "capacity"))
+        assert (taken, capacity, f"{100 * plan['mfu'][1]:.0f}") == SAID[name].groups()
