@@ -113,3 +113,12 @@ def test_names_and_paths_of_sets_are_checked(changes, said):
 def test_evaluations_need_held_out_data(tmp_path, tiny_files):
     with pytest.raises(InputError, match="train.eval_every(.|\n)*an empty data.eval"):
         jaxpref.train(config(tmp_path / "run", tiny_files))
+
+
+@pytest.mark.parametrize("name", ["a/b", "loss", 1])
+def test_names_of_sets_in_memory_are_checked_too(name, tmp_path, tiny_files):
+    settings = config(tmp_path / "run", tiny_files, train={"eval_every": None})
+    with pytest.raises(InputError, match=rf"eval\[{name!r}\]"):
+        jaxpref.show_data(settings, eval={name: tiny.rows(2)})
+    with pytest.raises(InputError, match="a held-out set(.|\n)*eval={}"):
+        jaxpref.show_data(settings, eval={})
