@@ -66,7 +66,8 @@ def sweep(
     Args:
         over: key as in overrides, `objective.0.beta` or `optim.learning_rate`, -> its values.
         shown: how progress is shown; None: as `train` does.
-        given: to `train`, of every run; they are then trained one after another.
+        given: to `train`, of every run; they are then trained one after another.  Callbacks are
+            the same objects in all of them; EarlyStopping begins anew in each.
     Errors: InputError for values that do not fit, before anything is trained, and those of `train`.
     """
     configs = swept_configs(config, over)

@@ -45,6 +45,7 @@ def test_sets_are_reported_under_their_names(named, sets, quick_compile):
     logged = [line for line in read_jsonl(named.out / "metrics.jsonl") if "eval/helpful/loss" in line]
     assert [line["step"] for line in logged] == [0, 2, 3] and values.items() <= logged[-1].items()
     assert "eval/helpful/rewards/accuracies" in named.best
+    assert all(f"held out ({name}): loss 0.6931 -> {values[f'eval/{name}/loss']:.4g}" in repr(named) for name in SETS)
 
 
 def test_a_set_decides_which_checkpoint_is_the_best():
