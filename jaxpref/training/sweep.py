@@ -101,6 +101,10 @@ def swept_configs(config: Config, over: Mapping[str, Sequence[Any]]) -> list[Con
             ", ".join(f"{key}={over[key]!r}" for key in wrong) or "no key",
             "give as in {'objective.0.beta': [0.1, 0.3]}",
         )
+    if "out" in over:
+        raise InputError(
+            "keys of settings", "out, below which every run has its directory", "remove it"
+        )
     out, configs = as_path(config.out), []
     for values in itertools.product(*over.values()):
         chosen = dict(zip(over, values, strict=True))
