@@ -282,8 +282,9 @@ def _write_tfds(config: "Config", directory: str) -> None:
         return (row for row, _ in read_all(paths, part_of_side(config.data, side)))
 
     splits = {name: partial(rows, *of_set) for name, of_set in sets.items() if of_set[1]}
-    tfds.write(splits, directory)
-    console.print(f"{', '.join(splits)} written to {directory}", highlight=False)
+    counts = tfds.write(splits, directory)
+    told = ", ".join(f"{name}: {count:,} rows" for name, count in counts.items())
+    console.print(f"{told}; written to {directory}", highlight=False)
 
 
 def _demo(options: argparse.Namespace) -> None:

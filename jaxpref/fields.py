@@ -41,7 +41,8 @@ Paths = Annotated[list[LocalPath], OneOrMore]
 Names = Annotated[list[str], OneOrMore]
 
 
-def _set_name(name: str) -> str:
+def set_name(name: str) -> str:
+    """The name of a held-out set.  Errors: ValueError; TypeError for no text."""
     if not re.fullmatch(r"[\w.-]+", name) or name == "loss":
         raise ValueError("a set's name has letters, digits, _, . and - alone, and is not `loss`")
     return name
@@ -55,7 +56,7 @@ PATHS, SETS = "(paths)", "(sets)"
 """The two forms of `HeldOut`, as pydantic's errors name them."""
 HeldOut = Annotated[
     Annotated[Paths, Tag(PATHS)]
-    | Annotated[dict[Annotated[str, AfterValidator(_set_name)], Paths], Tag(SETS)],
+    | Annotated[dict[Annotated[str, AfterValidator(set_name)], Paths], Tag(SETS)],
     Discriminator(_kind_of_sets),
 ]
 """Paths of one set, or of several by their names."""

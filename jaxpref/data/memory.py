@@ -4,10 +4,12 @@ Their places are `data[12]`, as Python names them.
 """
 
 import base64
+import inspect
 import json
+import os
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,9 +35,12 @@ def tables_in_memory(given: Given, name: str, part: Part) -> list[str | Table]:
         name: of the argument, for places and messages.
     Errors: InputError for anything else, for no rows, and for a split of what has none.
     """
-    if isinstance(given, str) or _has_paths(given):
-        return [given] if isinstance(given, str) else list(given)
+    if callable(given):
+        return tables_in_memory(_called(given, name), name, part)
+    if paths := _paths(given, name):
+        return paths
     if isinstance(given, Mapping):  # a DatasetDict
+        _check_splits(given, name)
         [split] = choose({split: split for split in given}, part, name)
         return [_table(given[split], f'{name}["{split}"]')]
     if part.split is not None:
@@ -47,8 +52,48 @@ def tables_in_memory(given: Given, name: str, part: Part) -> list[str | Table]:
     return [_table(given, name)]
 
 
-def _has_paths(given: Given) -> bool:
-    return isinstance(given, list | tuple) and bool(given) and isinstance(given[0], str)
+def _called(function: Callable[[], Any], name: str) -> Given:
+    """What a function without arguments gives.  Errors: InputError for one that asks for some."""
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise InputError(
+            "a function without arguments", f"{name}: {error}", f"give {name}=lambda: ROWS"
+        ) from error
+    except ValueError:  # of C, without a signature
+        pass
+    return function()
+
+
+def _paths(given: Given, name: str) -> list[str | Table]:
+    """Paths, if it is these.  Errors: InputError for paths and rows in one list."""
+    if isinstance(given, str | os.PathLike):
+        return [os.fspath(given)]
+    if not isinstance(given, list | tuple) or not given:
+        return []
+    if not isinstance(given[0], str | os.PathLike):
+        return []
+    for index, one in enumerate(given):
+        if not isinstance(one, str | os.PathLike):
+            raise InputError(
+                "paths alone, or rows alone",
+                f"{name}[0]: a path, {name}[{index}]: a {type(one).__name__}",
+                "read the files into rows first, or write the rows to a file",
+            )
+    return [os.fspath(one) for one in given]
+
+
+def _check_splits(given: Mapping[str, Any], name: str) -> None:
+    """Errors: InputError for columns, for paths, or for one row, where splits are expected."""
+    for key, part in given.items():
+        of_rows = not isinstance(part, list | tuple) or all(isinstance(x, dict) for x in part[:1])
+        if isinstance(part, str | os.PathLike) or not of_rows:
+            raise InputError(
+                "rows, or a dict of splits with rows in each",
+                f"{name}[{key!r}]: {type(part).__name__} without rows",
+                "of columns make rows with datasets.Dataset.from_dict, put one row into a list, "
+                "and give paths without splits",
+            )
 
 
 def _table(given: Given, name: str) -> Table:
@@ -58,15 +103,14 @@ def _table(given: Given, name: str) -> Table:
         return Table(name, partial(_frame_rows, given, name))
     if isinstance(given, Sequence) and not isinstance(given, bytes):
         return Table(name, partial(_placed, given, name))
-    rows = given() if callable(given) else given
-    if not isinstance(rows, Iterable):
+    if not isinstance(given, Iterable):
         raise InputError(
             f"{name}: paths, a list of rows (dicts), a pandas frame, a Dataset, or a function "
             "that gives rows",
             f"{name}: {type(given).__name__}",
             "give one of these",
         )
-    return Table(name, _Spooled(rows, name))
+    return Table(name, _Spooled(given, name))
 
 
 def _is_of(package: str, given: Given) -> bool:
@@ -94,11 +138,16 @@ def _frame_rows(frame: Any, name: str) -> Rows:
     """What pandas counts as missing is null."""
     import pyarrow
 
+    if frame.ndim != 2:
+        raise InputError("a frame of rows", f"{name}: a Series", "give the frame that it is of")
+    # An index with a name is a column that was moved there, as by `set_index`.
+    named = [level for level in frame.index.names if level is not None]
+    frame = frame.reset_index([level for level in named if level not in frame.columns])
     try:
         table = pyarrow.Table.from_pandas(frame, preserve_index=False)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ValueError) as error:
         raise InputError(
-            "a frame whose columns hold values of one type each",
+            "a frame whose columns have names of their own, and values of one type each",
             f"{name}: {' '.join(map(str, error.args))}",
             'mend that column, or give frame.to_dict("records")',
         ) from error
@@ -111,7 +160,7 @@ class _Spooled:
     def __init__(self, rows: Iterable[Any], name: str):
         self._file, self._name = tempfile.TemporaryFile("w+", encoding="utf-8"), name
         weakref.finalize(self, self._file.close)
-        for row, where in _placed(rows, name):
+        for row, where in _placed(_told(rows, name), name):
             try:
                 self._file.write(json.dumps(row, default=partial(_with_bytes, where=where)) + "\n")
             except TypeError as error:
@@ -126,17 +175,31 @@ class _Spooled:
         return _placed(map(_from_line, self._file), self._name)
 
 
+def _told(rows: Iterable[Any], name: str) -> Iterator[Any]:
+    """The rows; an error of the user's own code says after how many it came."""
+    count = 0
+    try:
+        for row in rows:
+            yield row
+            count += 1
+    except Exception as error:
+        error.add_note(f"raised while {name}[{count}] was asked for")
+        raise
+
+
 _BYTES = "jaxpref: bytes in base 64"
 """Key of what stands for bytes in a line."""
 
 
-def _with_bytes(value: Any, where: str) -> dict[str, str]:
-    """Bytes as JSON can write them; pictures in memory are bytes from here on.
+def _with_bytes(value: Any, where: str) -> Any:
+    """Bytes and numpy's numbers as JSON can write them; pictures in memory are bytes from here on.
 
     Errors: TypeError for anything else; as of `as_picture`.
     """
     if hasattr(value, "getexif") or (isinstance(value, np.ndarray) and value.dtype == np.uint8):
         value = as_picture(value, where, where).data
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, bytes | bytearray | memoryview):
         return {_BYTES: base64.b64encode(value).decode()}
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")

@@ -128,12 +128,33 @@ def _folder_table(folder: Path, wanted: Part) -> Table:
         _refuse(wanted.config_name, "config_name", f"{folder}, which is of one configuration")
         return tfds.table_of(str(folder), wanted)
     files = sorted(p for p in folder.iterdir() if p.is_file() and _holds_rows(p))
+    if not files and not is_bucket(folder):
+        if chosen := _configuration(folder, wanted.config_name):
+            return tfds.table_of(str(chosen), wanted)
     if not files or _declares_configs(folder / "README.md"):
         return _copied_table(folder, wanted)
     _refuse(wanted.config_name, "config_name", f"{folder}, which has no configurations")
     splits = {path: split_in_name(path.name[: -len(suffix(path) or "")]) for path in files}
     in_order = dict(sorted(splits.items(), key=lambda item: item[1] or ""))
     return _table_of(folder, choose(in_order, wanted, _contents(folder)))
+
+
+def _configuration(folder: Path, wanted: str | None) -> Path | None:
+    """Of the directories of a builder's configurations in a folder, that of the wanted one.
+
+    Returns: None where there are none.
+    Errors: InputError where there are several, or others.
+    """
+    found = [path for path in sorted(folder.iterdir()) if path.is_dir() and tfds.is_builder(path)]
+    chosen = [path for path in found if wanted in (None, path.name)]
+    if found and len(chosen) != 1:
+        names = ", ".join(path.name for path in found)
+        raise InputError(
+            "one configuration of the data set",
+            f"{folder} (config_name={wanted!r}), which has {names}",
+            "set `config_name` (data.config_name or --config-name) to one of them",
+        )
+    return chosen[0] if chosen else None
 
 
 def _holds_rows(path: Path) -> bool:

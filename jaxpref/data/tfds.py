@@ -4,9 +4,12 @@ Its features come out as they went in: text is bytes there, and a list of object
 lists.  Numbers with a point are kept in 32 bits, whatever the features say.
 """
 
+import contextlib
+import io
 import json
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -68,7 +71,14 @@ def table_of(path: str, wanted: Part) -> Table:
 
     def rows() -> Rows:
         for index in range(len(source)):
-            yield convert(source[index]), f"{label} ({split}), index {index}"
+            where = f"{label} ({split}), index {index}"
+            try:
+                row = convert(source[index])
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    "text in UTF-8", f"{where}: {error}", "write the data set again"
+                ) from error
+            yield row, where
 
     if not len(source):
         raise InputError(
@@ -117,6 +127,8 @@ def _split(builder: Any, wanted: Part, label: str) -> str:
     """In tensorflow-datasets' own words."""
     if wanted.split is not None and not re.fullmatch(r"[\w.-]+", wanted.split):
         return wanted.split
+    if wanted.split == "all" and "all" not in builder.info.splits:
+        return "+".join(builder.info.splits)
     [split] = choose({name: name for name in builder.info.splits}, wanted, label)
     return split
 
@@ -140,7 +152,21 @@ def _converter(feature: Any) -> Callable[[Any], Any]:
     if isinstance(feature, features.Text):
         as_json = feature.doc.desc == _AS_JSON
         return lambda value: json.loads(value) if as_json else value.decode()
-    return lambda value: value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    return _plain
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as Python's; bytes that are text, in tensors of strings, as text."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:  # a picture, or the like
+        return value
 
 
 def _object(converters: Mapping[str, Callable]) -> Callable[[Any], Any]:
@@ -158,7 +184,9 @@ def _objects(converters: Mapping[str, Callable]) -> Callable[[Any], Any]:
 # ---- writing
 
 
-def write(splits: Mapping[str, Callable[[], Iterable[dict]]], directory: str | Path) -> None:
+def write(
+    splits: Mapping[str, Callable[[], Iterable[dict]]], directory: str | Path
+) -> dict[str, int]:
     """Writes rows as the directory of a builder, in their order.
 
     A column of one form in all rows is a feature of that form.  Any other is a text that holds
@@ -167,19 +195,24 @@ def write(splits: Mapping[str, Callable[[], Iterable[dict]]], directory: str | P
 
     Args:
         splits: name -> what gives its rows, from the first, any number of times.
-    Errors: InputError for a directory that exists.
+    Returns: name of a split -> how many rows it has.
+    Errors: InputError for a directory that exists, and for values that JSON cannot write.
     """
     tfds = _library()
     to = check_destination(directory, "a new directory for the data set")
     forms = _forms(row for rows in splits.values() for row in rows())
+    counts = dict.fromkeys(splits, 0)
     features = {name: _feature(form, tfds.features) for name, form in forms.items()}
 
-    def stored(rows: Iterable[dict]) -> Iterator[tuple[int, dict]]:
-        for index, row in enumerate(rows):
+    def stored(split: str) -> Iterator[tuple[int, dict]]:
+        for index, row in enumerate(splits[split]()):
+            counts[split] += 1
             yield (
                 index,
                 {
-                    name: json.dumps(row.get(name)) if form is None else row[name]
+                    name: _json(row, name, f"{split}, row {index + 1}")
+                    if form is None
+                    else row[name]
                     for name, form in forms.items()
                 },
             )
@@ -196,16 +229,30 @@ def write(splits: Mapping[str, Callable[[], Iterable[dict]]], directory: str | P
             )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            return {name: stored(rows()) for name, rows in splits.items()}
+            return {name: stored(name) for name in splits}
 
         def _generate_examples(self) -> None:
             """Not called: the splits are generators already."""
 
+    tfds.display_progress_bar(sys.stderr.isatty())  # elsewhere its bars are a line per state
     with tempfile.TemporaryDirectory() as scratch:
         builder = Written(data_dir=scratch, file_format="array_record")
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(io.StringIO()):  # which names the scratch directory
+            builder.download_and_prepare()
         with whole_directory(to, _FEATURES) as partial:
             shutil.copytree(builder.data_dir, partial, dirs_exist_ok=True)
+    return counts
+
+
+def _json(row: dict, name: str, where: str) -> str:
+    try:
+        return json.dumps(row.get(name))
+    except TypeError as error:
+        raise InputError(
+            "values that JSON can write",
+            f'{where}, key "{name}": {error}',
+            "make a text or a number of it in the file, or remove the column there",
+        ) from error
 
 
 Form = Any

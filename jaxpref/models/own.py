@@ -123,6 +123,7 @@ class OwnModel:
         """
         from flax import nnx
 
+        self._check_tree(params)
         params = self.params if params is None else params
         if params is None:
             raise InputError(
@@ -139,6 +140,19 @@ class OwnModel:
         axes |= _checked_axes(self.axes or {}, flat)
         shapes = {p: jax.ShapeDtypeStruct(np.shape(x), jnp.float32) for p, x in flat.items()}
         return OpenOwnModel(self, structure, flat, shapes, axes)
+
+    def _check_tree(self, params: Any) -> None:
+        """Errors: InputError for parameters in another tree than the model's own."""
+        trees: list[Any] = [
+            jax.tree.structure(linen.meta.unbox(tree)) for tree in (params, self.params)
+        ]
+        both = params is not None and self.params is not None
+        if both and trees[0] != trees[1]:
+            raise InputError(
+                f"params in the tree of the model's own, {trees[1]}",
+                f"params={trees[0]}",
+                "give the params of this model, such as Result.params",
+            )
 
 
 def _check_leaves(flat: Mapping[str, Any]) -> None:

@@ -132,6 +132,13 @@ def given_model(config: ModelConfig, model: OwnModel | None, params: Any) -> Che
         at_path = open_checkpoint(config.path, pictures=config.pictures)
         load_params = partial(load_given, params, at_path.spec)
         return replace(at_path, load_params=load_params, in_memory=True)
+    if not isinstance(model, OwnModel):
+        raise InputError(
+            "a jaxpref.OwnModel",
+            f"model={type(model).__name__}",
+            "make one of a module: OwnModel.of_linen(module, params, head=...) or "
+            "OwnModel.of_nnx(module, head=...)",
+        )
     own = model.opened(params)
 
     def load_tokenizer() -> Any:

@@ -116,14 +116,17 @@ class Comparison:
         )
 
 
-def compare(runs: Sequence[Any]) -> Comparison:
+def compare(runs: Any) -> Comparison:
     """Runs side by side.
 
     Args:
-        runs: directories of runs, or what `train` returned.
+        runs: directories of runs, what `train` returned, and sweeps for all their runs; one of
+            these, or a list of them.
     Errors: InputError for a directory that holds none.
     """
-    paths = [as_path(getattr(run, "out", run)) for run in runs]
+    given = list(runs) if isinstance(runs, Iterable) and not isinstance(runs, str) else [runs]
+    each = [run for one in given for run in getattr(one, "results", [one])]
+    paths = [as_path(getattr(run, "out", run)) for run in each]
     if missing := [str(path) for path in paths if not is_run(path)]:
         raise InputError(
             f"directories of runs, with {RUN_FILE} in each",

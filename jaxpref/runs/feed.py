@@ -21,6 +21,7 @@ from jaxpref.data.sizes import sizes_of
 from jaxpref.data.splits import part_of_side
 from jaxpref.data.tables import Table
 from jaxpref.errors import InputError
+from jaxpref.fields import set_name
 from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives import asked_logps, check_columns, group_kinds
 from jaxpref.progress import progress
@@ -129,10 +130,11 @@ def with_given(pieces: Pieces, data: Given, held_out: Given) -> Pieces:
     Args:
         data, held_out: as of `data.memory.tables_in_memory`; None: the config's.  Several held-out
             sets are a dict, {name: rows}.
-    Errors: as of `tables_in_memory`.
+    Errors: as of `tables_in_memory` and `_check_names`.
     """
     sets = {"train": ("data", data), "eval": ("eval", held_out)}
     if type(held_out) is dict:
+        _check_names(held_out)
         del sets["eval"]
         sets |= {which_of(name): (f"eval[{name!r}]", rows) for name, rows in held_out.items()}
     given = {
@@ -143,6 +145,23 @@ def with_given(pieces: Pieces, data: Given, held_out: Given) -> Pieces:
         if rows is not None
     }
     return replace(pieces, given=given)
+
+
+def _check_names(sets: Mapping[str, Given]) -> None:
+    """Errors: InputError for no set, and for names that data.eval does not take either."""
+    for name in sets:
+        try:
+            set_name(name)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                "names of held-out sets that metrics can have",
+                f"eval[{name!r}]: {error}",
+                "rename it",
+            ) from error
+    if not sets:
+        raise InputError(
+            "a held-out set", "eval={}", "give {name: rows}, or leave `eval` out for data.eval"
+        )
 
 
 def check_size(pieces: Pieces, groups: Sequence[EncodedGroup], *, training: bool) -> None:

@@ -36,13 +36,19 @@ class Moment:
     """What `log` was given."""
     why_stop: str = ""
     evaluates: bool = False
+    has_held_out: bool = True
 
     def stop(self, why: str = "a callback asked for it") -> None:
         """Evaluates, saves and ends the run; started again, it stays ended."""
         self.why_stop = why
 
     def evaluate(self) -> None:
-        """Evaluates on the held-out data before the next step."""
+        """Evaluates on the held-out data before the next step.
+
+        Errors: InputError where there is none.
+        """
+        if not self.has_held_out:
+            raise InputError("held-out data", "now.evaluate() in a run without", _NO_HELD_OUT)
         self.evaluates = True
 
     def log(self, name: str, value: float) -> None:
@@ -50,15 +56,26 @@ class Moment:
 
         In an evaluation it may be named by `train.best_metric` too.
 
-        Errors: InputError for one that is not finite.
+        Errors: InputError for one that is not finite, and for the name of one of the others.
         """
-        if not np.isfinite(value):
+        if not isinstance(name, str) or name in self.values:
+            raise InputError(
+                "a name that the run does not log itself", f"{name!r}", "log under another name"
+            )
+        try:
+            number = float(value)
+        except (TypeError, ValueError) as error:
+            raise InputError("a number to log", f"{name}={value!r}", "give one number") from error
+        if not np.isfinite(number):
             raise InputError("a finite number to log", f"{name}={value}", "leave it out")
-        self.added[name] = float(value)
+        self.added[name] = number
 
     def generate(self, prompts: Sequence[Any], **settings: Any) -> list[Completion]:
         """Answers of the policy as it is now; arguments as of `Result.generate`."""
         return generate(OpenPolicy(self.pieces, self.params), prompts, **settings)
+
+
+_NO_HELD_OUT = "set data.eval=[FILE], or in Python give rows: eval=rows"
 
 
 class Callback:
@@ -105,6 +122,8 @@ class EarlyStopping(Callback):
         self._waited = 0
 
     def on_evaluate(self, now: Moment) -> None:
+        if now.step == 0:  # another run, as of a sweep
+            self._best, self._waited = None, 0
         values = {**now.values, **now.added}
         if self.metric not in values:
             raise InputError(
@@ -130,22 +149,47 @@ class EarlyStopping(Callback):
         self._best, self._waited = state["best"], state["waited"]
 
 
+def as_callbacks(given: Any) -> list[Callback]:
+    """Callbacks of what `train` is given: one, or several; functions are called as `on_log`.
+
+    Errors: InputError for anything else, and for a class in place of a callback.
+    """
+    several = given if isinstance(given, Sequence) else [given]
+    wrong = [
+        one
+        for one in several
+        if isinstance(one, type) or not (isinstance(one, Callback) or callable(one))
+    ]
+    if wrong:
+        raise InputError(
+            "callbacks: functions of a Moment, and instances of Callback",
+            f"{wrong[0]!r}",
+            "give as in callbacks=[jaxpref.EarlyStopping(), my_function]",
+        )
+    return [one if isinstance(one, Callback) else _Function(one) for one in several]
+
+
 class Callbacks:
     """All callbacks of a run, as the loop sees them.
 
     Args:
         given: callbacks, or functions of a `Moment`, which are called as `on_log`.
         policy: state of the run -> the policy's parameters.
+        has_held_out: whether the run evaluates.
+    Errors: InputError for EarlyStopping where nothing is evaluated; as of `as_callbacks`.
     """
 
     def __init__(
         self,
-        given: Sequence[Callback | Callable[[Moment], None]] = (),
+        given: Callback | Callable[[Moment], None] | Sequence[Any] = (),
         pieces: Pieces | None = None,
         policy: Callable[[Any], Any] | None = None,
+        has_held_out: bool = True,
     ):
-        self._callbacks = [one if isinstance(one, Callback) else _Function(one) for one in given]
-        self._pieces, self._policy = pieces, policy
+        self._callbacks = as_callbacks(given)
+        self._pieces, self._policy, self._has_held_out = pieces, policy, has_held_out
+        if not has_held_out and any(isinstance(one, EarlyStopping) for one in self._callbacks):
+            raise InputError("held-out data for EarlyStopping", "a run without", _NO_HELD_OUT)
         self.why_stop, self._evaluates = "", False
 
     def logged(self, step: int, steps: int, values: Mapping[str, Any], state: Any) -> dict:
@@ -176,7 +220,14 @@ class Callbacks:
     ) -> dict[str, float]:
         if not self._callbacks:
             return {}
-        now = Moment(step, steps, values, self._policy(state), self._pieces)
+        now = Moment(
+            step,
+            steps,
+            values,
+            self._policy(state),
+            self._pieces,
+            has_held_out=self._has_held_out,
+        )
         for one in self._callbacks:
             getattr(one, what)(now)
         stops, evaluates = _of_first_process(bool(now.why_stop), now.evaluates)

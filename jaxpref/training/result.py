@@ -1,6 +1,7 @@
 """What a training run ends with."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,11 +76,20 @@ class Result:
             for name, told in _SHOWN.items()
             if name in self.metrics
         ]
-        held_out = [
-            f"{told} {self.first_eval[f'eval/{name}']:.4g} -> {self.last_eval[f'eval/{name}']:.4g}"
-            for name, told in _SHOWN.items()
-            if f"eval/{name}" in self.first_eval and f"eval/{name}" in self.last_eval
-        ]
-        if held_out:
-            parts.append(f"held out: {', '.join(held_out)}")
+        for name in _held_out_sets(self.first_eval):
+            at = f"eval/{name}/" if name else "eval/"
+            held_out = [
+                f"{told} {self.first_eval[at + metric]:.4g} -> {self.last_eval[at + metric]:.4g}"
+                for metric, told in _SHOWN.items()
+                if at + metric in self.first_eval and at + metric in self.last_eval
+            ]
+            if held_out:
+                of_set = f" ({name})" if name else ""
+                parts.append(f"held out{of_set}: {', '.join(held_out)}")
         return f"<Result {'; '.join(parts)}; best: {self.best}>"
+
+
+def _held_out_sets(values: Iterable[str]) -> list[str]:
+    """Names of held-out sets in the metrics of an evaluation; of a single one it is empty."""
+    matched = (re.fullmatch(r"eval/(?:([\w.-]+)/)?loss", name) for name in values)
+    return [found[1] or "" for found in matched if found]

@@ -26,7 +26,7 @@ from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState, state_shardings
 from jaxpref.storage.paths import as_path
 from jaxpref.training import loop
-from jaxpref.training.callbacks import Callback, Callbacks, Moment
+from jaxpref.training.callbacks import Callback, Callbacks, Moment, as_callbacks
 from jaxpref.training.data import FileData, PlannedData
 from jaxpref.training.description import Training
 from jaxpref.training.micro_rows import with_fitting_rows
@@ -46,7 +46,7 @@ def train(
     eval: Given = None,
     model: OwnModel | None = None,
     params: Any = None,
-    callbacks: Sequence[Callback | Callable[[Moment], None]] = (),
+    callbacks: Callback | Callable[[Moment], None] | Sequence[Any] = (),
     optimizer: Any = None,
     schedule: Callable[[Any], Any] | None = None,
     on_log: OnLog | None = None,
@@ -78,6 +78,7 @@ def train(
         NotWrittenError where the disk takes no more, with what is safe.
         Preempted after SIGTERM and Interrupted after Ctrl-C, once the state is saved.
     """
+    callbacks = as_callbacks(callbacks)
     if objective is None and any(callable(part.get("name")) for part in config.objective):
         # The config is written down, which functions cannot be.
         objective, config = config.objective, replace(config, objective=Config().objective)
@@ -177,7 +178,9 @@ def _training(
         deciding=lambda values: values,
         step_flops=flops,
         writers=lambda first: Writers(as_path(config.out), config, first),
-        callbacks=Callbacks(callbacks, pieces, lambda state: frozen.policy(state.params)),
+        callbacks=Callbacks(
+            callbacks, pieces, lambda state: frozen.policy(state.params), evaluator is not None
+        ),
         points=[pieces.parts],
     )
     return training, pieces

@@ -66,7 +66,8 @@ def sweep(
     Args:
         over: key as in overrides, `objective.0.beta` or `optim.learning_rate`, -> its values.
         shown: how progress is shown; None: as `train` does.
-        given: to `train`, of every run; they are then trained one after another.
+        given: to `train`, of every run; they are then trained one after another.  Callbacks are
+            the same objects in all of them; EarlyStopping begins anew in each.
     Errors: InputError for values that do not fit, before anything is trained, and those of `train`.
     """
     configs = swept_configs(config, over)
@@ -99,6 +100,10 @@ def swept_configs(config: Config, over: Mapping[str, Sequence[Any]]) -> list[Con
             "keys with lists of values",
             ", ".join(f"{key}={over[key]!r}" for key in wrong) or "no key",
             "give as in {'objective.0.beta': [0.1, 0.3]}",
+        )
+    if "out" in over:
+        raise InputError(
+            "keys of settings", "out, below which every run has its directory", "remove it"
         )
     out, configs = as_path(config.out), []
     for values in itertools.product(*over.values()):

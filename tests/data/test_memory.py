@@ -30,6 +30,10 @@ GIVEN = {
     "frame": lambda: pandas.DataFrame(ROWS),
     "dataset": lambda: datasets.Dataset.from_list(ROWS),
     "formatted dataset": lambda: datasets.Dataset.from_list(ROWS).with_format("numpy", columns=["prompt"]),
+    "frame with an index": lambda: pandas.DataFrame(ROWS).set_index("chosen"),
+    "function of a frame": lambda: lambda: pandas.DataFrame(ROWS),
+    "function of splits": lambda: lambda: datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}),
+    "numpy's numbers": lambda: (row | {"score_chosen": np.float64(row["score_chosen"])} for row in ROWS),
     "streamed": lambda: datasets.Dataset.from_list(ROWS).to_iterable_dataset(),
 }
 
@@ -47,7 +51,8 @@ def test_every_kind_gives_the_groups_of_a_file(kind, tmp_path):
     file = str(tiny.write_rows(tmp_path / "rows.jsonl", ROWS))
     expected, _ = load_groups(DataConfig(), tiny.make_tokenizer(), [file], "train", columns=["score"])
     groups, report = loaded(GIVEN[kind]())
-    assert report.paths == ["data"] and [group.where for group in groups] == [f"data[{i}]" for i in range(12)]
+    name = 'data["train"]' if kind == "function of splits" else "data"
+    assert report.paths == [name] and [group.where for group in groups] == [f"{name}[{i}]" for i in range(12)]
     for one, other in zip(groups, expected, strict=True):
         assert one.prompt_ids.tolist() == other.prompt_ids.tolist()
         assert [ids.tolist() for ids in one.completion_ids] == [ids.tolist() for ids in other.completion_ids]
@@ -66,7 +71,10 @@ def test_splits_of_a_dataset_dict():
 
 def test_paths_are_paths(tmp_path):
     file = str(tiny.write_rows(tmp_path / "rows.jsonl", ROWS))
-    assert loaded(file)[0][0].where == loaded([file])[0][0].where == f"{file}, row 1"
+    for given in (file, [file], tmp_path / "rows.jsonl", [tmp_path / "rows.jsonl"], lambda: file):
+        assert loaded(given)[0][0].where == f"{file}, row 1"
+    with pytest.raises(InputError, match=r"data\[0\]: a path, data\[1\]: a dict"):
+        loaded([file, ROWS[0]])
 
 
 def test_missing_values_of_a_frame_are_null():
@@ -88,10 +96,25 @@ def test_a_function_is_called_once():
     assert len(loaded(rows)[0]) == 12 and len(calls) == 1
 
 
+def test_an_error_of_a_generator_says_where_it_was():
+    def rows():
+        yield from ROWS[:2]
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine") as caught:
+        loaded(rows)
+    assert caught.value.__notes__ == ["raised while data[2] was asked for"]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         (3, "data: int"),
+        (lambda count: ROWS, "a function without arguments(.|\n)*data: missing"),
+        (pandas.DataFrame(ROWS)["chosen"], "data: a Series"),
+        (pandas.DataFrame([["a", "b"]], columns=["chosen", "chosen"]), "names of their own(.|\n)*Duplicate"),
+        ({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}, r"data\['prompt'\]: list without rows"),
+        (ROWS[0] | {"prompt": "a"}, r"data\['prompt'\]: str without rows"),
         ([], "data, which holds none"),
         ([ROWS[0], "text"], r"data\[1\]: a str"),
         ([ROWS[0], ROWS[1] | {"rejected": []}], r'data\[1\], key "rejected"'),

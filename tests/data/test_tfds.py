@@ -2,6 +2,7 @@
 
 import json
 import sys
+from datetime import date
 
 import numpy as np
 import pytest
@@ -55,12 +56,14 @@ KINDS = {
 }
 
 
-def build(folder, features, rows, name="made"):
+def build(folder, features, rows, name="made", configuration=None):
     """A builder in the plainest form: shuffled, as tensorflow-datasets does."""
+    configurations = [tfds.core.BuilderConfig(name=configuration, version="1.0.0")] if configuration else []
 
     class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         # Its name is not known to the package: what reads it has its files alone.
         VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS = configurations
 
         def _info(self):
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
@@ -99,12 +102,39 @@ def test_builders_give_the_groups_of_files(kind, tmp_path):
     assert "tensorflow" not in sys.modules
 
 
+def test_strings_that_are_no_text_features_are_text(tmp_path):
+    strings = tfds.features.Tensor(shape=(2,), dtype=np.str_)
+    row = {"prompt": "ä", "pair": ["é", "b"], "list": ["ü"], "raw": b"\xff\xd8"}
+    features = {"prompt": np.str_, "pair": strings, "list": tfds.features.Sequence(np.str_), "raw": np.object_}
+    assert [row for row, _ in read_rows(build(tmp_path, features, [row] * 17), "test")] == [row]
+
+
+def test_text_that_is_not_in_utf8_is_told_with_its_place(tmp_path):
+    folder = build(tmp_path, {"prompt": TEXT}, [{"prompt": b"\xff"}] * 17)
+    with pytest.raises(InputError, match=r"text in UTF-8(.|\n)*\(train\), index 0"):
+        list(read_rows(folder, "train"))
+
+
+def test_configurations_of_a_builder_are_chosen_by_name(tmp_path):
+    features, rows = KINDS["pair"]
+    build(tmp_path, features, rows, configuration="one")
+    folder = str(tmp_path / "made")
+    assert len(groups_of([folder])) == 16, "the only one"
+    build(tmp_path, features, rows[:17], configuration="two")
+    assert len(groups_of([folder], "eval", config_name="one")) == 4
+    assert len(groups_of([folder], "eval", config_name="two")) == 1
+    for wanted in (None, "three"):
+        with pytest.raises(InputError, match=rf"config_name={wanted!r}(.|\n)*one, two"):
+            groups_of([folder], config_name=wanted)
+
+
 def test_splits_in_tensorflow_datasets_own_words(tmp_path):
     folder = build(tmp_path, *KINDS["pair"])
     every = [row["prompt"] for row, _ in read_rows(folder, "train")]
     for split, expected in {"train[:75%]": every[:12], "train[75%:]": every[12:], "train[2:4]": every[2:4]}.items():
         assert [row["prompt"] for row, _ in read_rows(folder, split)] == expected
     assert len(list(read_rows(folder, "train[:25%]+test"))) == 8
+    assert len(list(read_rows(folder, "all"))) == 20
     assert len(groups_of([folder], train_split="train[:50%]")) == 8
     for split in ("train[:x]", "validation", "nope[:3]"):
         with pytest.raises(InputError, match="split"):
@@ -151,6 +181,12 @@ def test_what_is_written_is_read_again(rows, tmp_path):
         ours.write({"train": lambda: iter(rows)}, tmp_path / "written")
 
 
+def test_what_json_cannot_write_is_told_with_its_place(tmp_path):
+    with pytest.raises(InputError, match=r'train, row 2, key "day": (.|\n)*date'):
+        ours.write({"train": lambda: iter([{"day": None}, {"day": date(2024, 1, 31)}])}, tmp_path / "written")
+    assert not (tmp_path / "written").exists()
+
+
 def test_plain_columns_are_features_that_others_can_read(tmp_path):
     ours.write({"train": lambda: iter(tiny.rows(5))}, tmp_path / "written")
     source = tfds.builder_from_directory(str(tmp_path / "written")).as_data_source("train")
@@ -161,7 +197,9 @@ def test_the_command_writes_the_data_of_a_config(call, tiny_files, tmp_path, any
     raw = tiny.settings(tmp_path / "run", tiny_files.model, tiny_files.train, tiny_files.held_out)
     (tmp_path / "config.yaml").write_text(json.dumps(raw))
     code, out, err = call("data", tmp_path / "config.yaml", "--write-tfds", tmp_path / "written")
-    assert code == 0 and str(tmp_path / "written") in out, err
+    assert code == 0, err
+    assert f"train: 18 rows, test: 6 rows; written to {tmp_path / 'written'}" in " ".join(out.split())
+    assert "Dataset rows" not in out + err, "which names a directory that is gone"
     written = [str(tmp_path / "written")]
     for side, file in {"train": tiny_files.train, "eval": tiny_files.held_out}.items():
         for one, other in zip(groups_of(written, side), groups_of([str(file)], side), strict=True):

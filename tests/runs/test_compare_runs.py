@@ -1,6 +1,7 @@
 """Runs side by side, from what runs leave on disk."""
 
 import json
+from types import SimpleNamespace
 
 import pandas
 import pytest
@@ -10,6 +11,7 @@ from jaxpref import cli
 from jaxpref.errors import InputError
 from jaxpref.runs.compare import compare
 from jaxpref.settings import make_config, save_config
+from jaxpref.training.sweep import Swept
 
 
 def write_run(directory, objective, lines, **settings):
@@ -82,3 +84,10 @@ def test_command(runs, tmp_path, capsys):
 def test_what_is_no_run_is_named(runs, tmp_path):
     with pytest.raises(InputError, match="none"):
         compare([runs[0], tmp_path / "none"])
+
+
+def test_one_run_and_sweeps_need_no_list(runs, tmp_path):
+    swept = Swept([SimpleNamespace(out=run) for run in runs], compare(runs), tmp_path / "sweep.png")
+    for given in (swept, [swept], iter(runs)):
+        assert compare(given).runs == runs
+    assert compare(str(runs[0])).runs == compare(runs[0]).runs == runs[:1]

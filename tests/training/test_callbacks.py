@@ -11,6 +11,7 @@ import tiny
 import jaxpref
 from jaxpref.errors import InputError
 from jaxpref.runs.metrics import read_history
+from jaxpref.training.callbacks import as_callbacks
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
 
@@ -85,8 +86,40 @@ def test_early_stopping_counts_across_restarts():
         stopping = restarted
         stopped.append(bool(now.why_stop))
     assert stopped == [False, False, False, True, False, False, True]
+    again = jaxpref.Moment(0, 9, {"eval/loss": 9.0}, None, None)
+    stopping.on_evaluate(again)
+    assert stopping.state() == {"best": 9.0, "waited": 0}, "another run of a sweep begins anew"
     with pytest.raises(InputError, match="eval/lost"):
         jaxpref.EarlyStopping("eval/lost").on_evaluate(jaxpref.Moment(0, 9, {"eval/loss": 1.0}, None, None))
+
+
+@pytest.mark.parametrize("given", [[jaxpref.EarlyStopping], [3], "stop", [None]])
+def test_what_is_no_callback_is_refused(given, tmp_path, tiny_files):
+    with pytest.raises(InputError, match="instances of Callback"):
+        jaxpref.train(config(tmp_path / "run", tiny_files), callbacks=given)
+
+
+def test_one_callback_needs_no_list():
+    stopping = jaxpref.EarlyStopping()
+    assert as_callbacks(stopping) == [stopping] and len(as_callbacks(print)) == 1
+
+
+def test_what_would_never_be_evaluated_is_refused(tmp_path, tiny_files):
+    run = tiny.config(tmp_path / "run", tiny_files.model, tiny_files.train, train={"max_steps": 1})
+    with pytest.raises(InputError, match="held-out data for EarlyStopping(.|\n)*eval=rows"):
+        jaxpref.train(run, callbacks=jaxpref.EarlyStopping())
+    with pytest.raises(InputError, match="now.evaluate(.|\n)*eval=rows"):
+        jaxpref.train(run, callbacks=lambda now: now.evaluate())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("loss", 1.0), (3, 1.0), ("mine", "a"), ("mine", np.inf), ("mine", [1, 2])]
+)
+def test_what_cannot_be_logged_is_refused(name, value):
+    now = jaxpref.Moment(1, 9, {"loss": 2.0}, None, None)
+    with pytest.raises(InputError, match=str(name)):
+        now.log(name, value)
+    assert not now.added
 
 
 @pytest.mark.slow

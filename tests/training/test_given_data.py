@@ -45,6 +45,7 @@ def test_sets_are_reported_under_their_names(named, sets, quick_compile):
     logged = [line for line in read_jsonl(named.out / "metrics.jsonl") if "eval/helpful/loss" in line]
     assert [line["step"] for line in logged] == [0, 2, 3] and values.items() <= logged[-1].items()
     assert "eval/helpful/rewards/accuracies" in named.best
+    assert all(f"held out ({name}): loss 0.6931 -> {values[f'eval/{name}/loss']:.4g}" in repr(named) for name in SETS)
 
 
 def test_a_set_decides_which_checkpoint_is_the_best():
@@ -113,3 +114,12 @@ def test_names_and_paths_of_sets_are_checked(changes, said):
 def test_evaluations_need_held_out_data(tmp_path, tiny_files):
     with pytest.raises(InputError, match="train.eval_every(.|\n)*an empty data.eval"):
         jaxpref.train(config(tmp_path / "run", tiny_files))
+
+
+@pytest.mark.parametrize("name", ["a/b", "loss", 1])
+def test_names_of_sets_in_memory_are_checked_too(name, tmp_path, tiny_files):
+    settings = config(tmp_path / "run", tiny_files, train={"eval_every": None})
+    with pytest.raises(InputError, match=rf"eval\[{name!r}\]"):
+        jaxpref.show_data(settings, eval={name: tiny.rows(2)})
+    with pytest.raises(InputError, match="a held-out set(.|\n)*eval={}"):
+        jaxpref.show_data(settings, eval={})

@@ -124,6 +124,10 @@ def test_what_does_not_fit_is_named(tmp_path, tiny_files):
         jaxpref.train(run, model=dataclasses.replace(own(), head=lambda params: params["embed"]["embedding"].T))
     with pytest.raises(InputError, match="without params="):
         jaxpref.train(run, model=dataclasses.replace(own(), params=None))
+    with pytest.raises(InputError, match=r"(?s)model=Bag.*OwnModel.of_nnx"):
+        jaxpref.train(run, model=Bag(nnx.Rngs(0)))
+    with pytest.raises(InputError, match="(?s)the tree of the model's own.*other"):
+        jaxpref.train(run, model=own(), params={"other": np.zeros(3, np.float32)})
     with pytest.raises(InputError, match="neftune"):
         jaxpref.train(config(tmp_path / "run", tiny_files, train={"neftune_alpha": 5.0}), model=own())
     with pytest.raises(InputError, match="optim.name=muon"):

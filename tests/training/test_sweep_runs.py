@@ -39,6 +39,7 @@ def test_every_combination_has_a_directory(tmp_path, tiny_files):
         ({"optim.learning_rate": ["fast"]}, "learning_rate"),
         ({"optim.learning_rate": 0.1}, "lists of values"),
         ({"train.seed": [1, 1]}, "differ"),
+        ({"out": ["a", "b"]}, "out, below which"),
     ):
         with pytest.raises(InputError, match=named):
             swept_configs(config(tmp_path, tiny_files), wrong)
