@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable
+from typing import Any
 
 from jaxpref.objectives.contract import KINDS, Needs
 
@@ -66,6 +67,15 @@ def hyperparameters(function: Callable) -> dict[str, str]:
             required = parameter.default is parameter.empty
             shown[parameter.name] = " (required)" if required else f" = {parameter.default}"
     return shown
+
+
+def defaults(function: Callable) -> dict[str, Any]:
+    """Hyperparameter -> the value that it has where none is set."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+    }
 
 
 def flow(text: str) -> str:

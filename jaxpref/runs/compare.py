@@ -18,6 +18,8 @@ from rich.table import Table
 
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import flatten
+from jaxpref.objectives import OBJECTIVES
+from jaxpref.objectives.about import defaults
 from jaxpref.runs.directory import RUN_FILE, is_run, objective_from_python
 from jaxpref.runs.metrics import read_history
 from jaxpref.runs.plots import drawn, grid
@@ -135,8 +137,10 @@ def compare(runs: Any) -> Comparison:
         )
     if not paths:
         raise InputError("runs to compare", "none", "name their directories")
-    settings = [_flat(_settings(path)) for path in paths]
-    keys = dict.fromkeys(key for one in settings for key in one)
+    chosen_in = [_settings(path) for path in paths]
+    keys = dict.fromkeys(key for one in chosen_in for key in _flat(one))
+    # What nobody sets is not shown, but what one run sets is compared with the others' defaults.
+    settings = [_flat(_with_defaults(one)) for one in chosen_in]
     differing = [
         key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)
     ]
@@ -189,6 +193,16 @@ def _shown(logged: Collection[str]) -> dict[str, str]:
                 of_set = matched.groupdict().get("set")
                 shown[name] = f"{heading}, {of_set}" if of_set else heading
     return shown
+
+
+def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with what objectives have where nothing is set."""
+    objective = []
+    for part in settings["objective"]:
+        function = OBJECTIVES.get(part["name"])
+        unset = {} if function is None else defaults(function)
+        objective.append({"weight": 1.0} | unset | part)
+    return {**settings, "objective": objective}
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,7 @@ HEADERS = {
     path.relative_to(RECIPES).with_suffix("").as_posix(): path.read_text().partition("\nout:")[0]
     for path in sorted(RECIPES.rglob("*.yaml"))
 }
-PLANNED = {
-    name: match
-    for name, header in HEADERS.items()
-    if (match := re.search(r"--topology (\S+) (.*)", header))
-}
+PLANNED = {name: match for name, header in HEADERS.items() if (match := re.search(r"--topology (\S+) (.*)", header))}
 """Recipe -> its slice, and the other options of the plan in its header."""
 SAID = {
     name: match

@@ -42,6 +42,16 @@ def test_rows_hold_what_differs_and_the_last_metrics(runs):
     assert comparison._repr_html_().count("data:image/png;base64,iVBOR") == 1
 
 
+def test_a_default_that_is_written_out_is_no_difference(tmp_path):
+    """Nor are defaults of hyperparameters that no run sets worth a row."""
+    given = [{"name": "dpo"}], [{"name": "dpo", "beta": 0.1, "weight": 1.0}], [{"name": "kto", "desirable_weight": 2.0}]
+    runs = [write_run(tmp_path / str(i), objective, []) for i, objective in enumerate(given)]
+    assert compare(runs[:2]).settings == []
+    comparison = compare(runs)
+    assert comparison.settings == ["objective.0.name", "objective.0.desirable_weight"]
+    assert [row["objective.0.desirable_weight"] for row in comparison.rows] == [None, None, 2.0]
+
+
 def test_an_objective_from_python_and_held_out_sets_with_names(runs, tmp_path):
     """Its name is in no config: functions are not written there."""
     sets = [{"step": 5, "eval/a/loss": 0.7, "eval/b/loss": 0.2, "eval/a/rewards/accuracies": 0.9}]
