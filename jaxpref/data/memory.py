@@ -102,6 +102,7 @@ def _table(given: Given, name: str) -> Table:
     if _is_of("pandas", given):
         return Table(name, partial(_frame_rows, given, name))
     if isinstance(given, Sequence) and not isinstance(given, bytes):
+        _check_no_tables(given, name)
         return Table(name, partial(_placed, given, name))
     if not isinstance(given, Iterable):
         raise InputError(
@@ -111,6 +112,17 @@ def _table(given: Given, name: str) -> Table:
             "give one of these",
         )
     return Table(name, _Spooled(given, name))
+
+
+def _check_no_tables(given: Sequence[Any], name: str) -> None:
+    """Errors: InputError for whole tables in a list."""
+    if given and (_is_of("datasets", given[0]) or _is_of("pandas", given[0])):
+        raise InputError(
+            "rows, or one table of them",
+            f"{name}[0]: a {type(given[0]).__name__}",
+            "join them with datasets.concatenate_datasets or pandas.concat; several held-out sets "
+            "are a dict, eval={name: rows}",
+        )
 
 
 def _is_of(package: str, given: Given) -> bool:

@@ -63,8 +63,10 @@ def table_of(path: str, wanted: Part) -> Table:
     builder = _named(path, wanted) if path.startswith(NAME) else _of_directory(Path(path))
     split = _split(builder, wanted, label)
     try:
-        source = builder.as_data_source(split)
-        files = [Path(file) for file in _info(builder, split).filepaths]
+        info = _info(builder, split)
+        # Of no rows the library would say that it has no paths.
+        source = builder.as_data_source(split) if info.num_examples else ()
+        files = [Path(file) for file in info.filepaths]
     except Exception as error:  # unknown splits, other file formats: each its own type
         raise _unreadable(f"{label} (split={split!r})", error) from error
     convert = _converter(builder.info.features)

@@ -103,7 +103,8 @@ def how_to_extend(config: Config) -> str:
         ends += f" and optim.warmup_ratio={optim.warmup_ratio:g}"
     return (
         f"the learning rate was planned for these steps ({ends}); for more, start a new run from "
-        "this one's policy: `jaxpref export`, then model.path or adapter.path"
+        "this one's policy: `jaxpref export`, then model.path or adapter.path; of a model given in "
+        "Python, params=result.params"
     )
 
 

@@ -1,5 +1,6 @@
 """Optimizers and schedules (optax)."""
 
+import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -73,7 +74,7 @@ def make_rule(
             )
         return _given(config, rule.optimizer), None
     else:
-        optimizer = rule.optimizer(schedule) if callable(rule.optimizer) else None
+        optimizer = rule.optimizer(schedule) if _takes(rule.optimizer, schedule) else None
     if not isinstance(optimizer, optax.GradientTransformation) or not callable(schedule):
         raise InputError(
             "an optax.GradientTransformation or a function of a schedule that makes one, and as "
@@ -84,10 +85,36 @@ def make_rule(
     return optimizer if rule.optimizer is None else _given(config, optimizer), schedule
 
 
+def _takes(function: Any, schedule: Any) -> bool:
+    """Whether it is a function of one argument."""
+    try:
+        inspect.signature(function).bind(schedule)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _check_update(optimizer: optax.GradientTransformation) -> None:
+    """Errors: InputError for an optimizer that asks for more than gradients, as lbfgs does."""
+    weights = {"weight": jnp.zeros(1)}
+    try:
+        jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), weights)
+    except TypeError as error:
+        if "keyword-only" in str(error):
+            raise InputError(
+                "an optimizer whose update takes gradients, state and parameters alone",
+                f"optimizer={optimizer!r:.100}: {error}",
+                "give one without a line search: a step has the loss at one point",
+            ) from error
+    except Exception:  # it may know the model's own tree, and not this one
+        pass
+
+
 def _given(
     config: OptimConfig, optimizer: optax.GradientTransformation
 ) -> optax.GradientTransformation:
     """Of an optimizer of the user's own nothing is known but its state."""
+    _check_update(optimizer)
     return brought_whole(optimizer) if config.offload else optimizer
 
 

@@ -116,6 +116,7 @@ def test_an_error_of_a_generator_says_where_it_was():
         ({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}, r"data\['prompt'\]: list without rows"),
         (ROWS[0] | {"prompt": "a"}, r"data\['prompt'\]: str without rows"),
         ([], "data, which holds none"),
+        ([pandas.DataFrame(ROWS)], r"data\[0\]: a DataFrame(.|\n)*pandas.concat"),
         ([ROWS[0], "text"], r"data\[1\]: a str"),
         ([ROWS[0], ROWS[1] | {"rejected": []}], r'data\[1\], key "rejected"'),
         ([ROWS[0] | {"score_chosen": float("nan")}], r'data\[0\], key "score_chosen": NaN'),

@@ -139,6 +139,8 @@ def test_splits_in_tensorflow_datasets_own_words(tmp_path):
     for split in ("train[:x]", "validation", "nope[:3]"):
         with pytest.raises(InputError, match="split"):
             list(read_rows(folder, split))
+    with pytest.raises(InputError, match=r"at least one row(.|\n)*train\[:0\]"):
+        list(read_rows(folder, "train[:0]"))
 
 
 def test_tables_of_a_name_and_their_digests(tmp_path, monkeypatch):

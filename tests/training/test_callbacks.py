@@ -145,5 +145,8 @@ def test_optimizer_and_schedule(tmp_path, tiny_files):
         jaxpref.train(dataclasses.replace(run), optimizer=other, schedule=halving)
     with pytest.raises(InputError, match="its own learning rate"):
         jaxpref.train(config(tmp_path / "both", tiny_files), optimizer=optax.sgd(1.0), schedule=halving)
-    with pytest.raises(InputError, match="optax.GradientTransformation"):
-        jaxpref.train(config(tmp_path / "none", tiny_files), optimizer="adamw")
+    for wrong in ("adamw", lambda: optax.sgd(1.0)):
+        with pytest.raises(InputError, match="optax.GradientTransformation"):
+            jaxpref.train(config(tmp_path / "none", tiny_files), optimizer=wrong)
+    with pytest.raises(InputError, match="without a line search"):
+        jaxpref.train(config(tmp_path / "search", tiny_files), optimizer=optax.lbfgs())
