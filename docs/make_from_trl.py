@@ -29,7 +29,7 @@ DIFFERENT = {
     "save_total_limit": "the latest two and the best",
     "lora_r": "no adapter unless it is asked for",
     "lora_alpha": "the rank, a scale of 1",
-    "lora_dropout": "none",
+    "lora_dropout": "",
     "project": "",
 }
 """Option -> why its default here is another; a test finds them."""

@@ -14,7 +14,7 @@ LINK = re.compile(r"(!?)\[([^]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def lay_out(folder: Path) -> None:
-    """Writes the pages, and the files that they show or name."""
+    """Writes the pages, the files that they show or name, and the style."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     for page in pages:
         place = _place(page, folder)
@@ -22,6 +22,7 @@ def lay_out(folder: Path) -> None:
         text = page.read_text(encoding="utf-8")
         linked = LINK.sub(lambda match, page=page: _linked(match, page, pages, folder), text)
         place.write_text(linked, encoding="utf-8")
+    shutil.copyfile(ROOT / "docs/site.css", folder / "site.css")
 
 
 def _place(path: Path, folder: Path) -> Path:

@@ -117,6 +117,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+class _Commands(argparse.HelpFormatter):
+    """Names of commands beside what they do: argparse forgets that they are indented."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog)
+        self._action_max_length = max(map(len, _COMMANDS)) + 2 * self._indent_increment
+
+
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of these arguments.
 
@@ -124,7 +132,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     of the others need not wait.
     """
     parser = argparse.ArgumentParser(
-        prog="jaxpref", description="Aligns Flax language models with preferences."
+        prog="jaxpref",
+        description="Aligns Flax language models with preferences.",
+        formatter_class=_Commands,
     )
     parser.add_argument("--version", action="version", version=f"jaxpref {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -295,15 +305,24 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _completion(options: argparse.Namespace) -> None:
+    from dataclasses import fields
+
     from jaxpref.completion import script, words_behind
+    from jaxpref.config import Config
+    from jaxpref.objectives import OBJECTIVES, TRANSFORMS
     from jaxpref.pareto.config import ParetoConfig
     from jaxpref.settings import keys
 
+    asked = {
+        "keys": [*(field.name for field in fields(Config)), *(key for key, _, _ in keys())],
+        "objectives": [*OBJECTIVES, *TRANSFORMS],
+    }
     front = [key for key, _, _ in keys(ParetoConfig, "pareto.") if "[]" not in key]
     words = {}
     for name in _COMMANDS:
         parsers: Any = _parser([name])._subparsers._group_actions[0].choices
-        words[name] = words_behind(parsers[name], front if name in ("pareto", "plan") else [])
+        behind = words_behind(parsers[name], front if name in ("pareto", "plan") else [])
+        words[name] = [*behind, *asked.get(name, [])]
     text = script(options.shell, words)
     console.print(text, end="", highlight=False, markup=False, soft_wrap=True)
 

@@ -10,7 +10,7 @@ EPILOG = """put it where the shell reads it at its start:
   jaxpref completion zsh >> ~/.zshrc
 """
 
-_SCRIPT = """_jaxpref() {{
+_BASH = """_jaxpref() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} command=${{COMP_WORDS[1]}} words=""
   if [ "$COMP_CWORD" -eq 1 ]; then
     words="{commands}"
@@ -24,7 +24,26 @@ _SCRIPT = """_jaxpref() {{
 }}
 complete -o default -o bashdefault -F _jaxpref jaxpref
 """
-_ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n"
+_ZSH = """(( $+functions[compdef] )) || {{ autoload -Uz compinit && compinit }}
+_jaxpref_words() {{
+  local command=$1 words=""
+  case "$command" in
+{cases}
+  esac
+  print -r -- "$words"
+}}
+_jaxpref() {{
+  local -a known=({commands})
+  local ret=1
+  (( CURRENT > 2 )) && known=(${{=$(_jaxpref_words "$words[2]")}})
+  compadd -S "" -- ${{(M)known:#*=}} && ret=0
+  compadd -- ${{known:#*=}} && ret=0
+  (( CURRENT > 2 )) && _files && ret=0
+  return ret
+}}
+compdef _jaxpref jaxpref
+"""
+"""zsh's own way: its bash completion cannot leave out the space behind key=."""
 
 
 def words_behind(parser: argparse.ArgumentParser, more: Sequence[str]) -> list[str]:
@@ -49,5 +68,5 @@ def script(shell: str, words: Mapping[str, Sequence[str]]) -> str:
         words: command -> what may stand behind it; files are completed beside them.
     """
     cases = [f'      {name}) words="{" ".join(own)}" ;;' for name, own in words.items()]
-    start = _ZSH if shell == "zsh" else ""
-    return start + _SCRIPT.format(commands=" ".join(words), cases="\n".join(cases))
+    text = _ZSH if shell == "zsh" else _BASH
+    return text.format(commands=" ".join(words), cases="\n".join(cases))

@@ -156,3 +156,9 @@ def test_files_named_in_prose_exist(name):
     for file in re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|yaml))[`:]", text(name)):
         places = [ROOT / file, ROOT / "jaxpref" / file, *(ROOT / "jaxpref").rglob(file)]
         assert any(place.exists() for place in places), file
+
+
+def test_a_broken_link_fails_the_site():
+    """mkdocs counts warnings for `strict` only where it would print them."""
+    built = re.findall(r"mkdocs build(.*)", text("Makefile"))
+    assert built and not any("-q" in options for options in built) and "strict: true" in text("mkdocs.yml")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxpref.from_trl.dataset_lists import add_datasets
 from jaxpref.from_trl.source import Source
 
 _NAMES = {
@@ -33,13 +34,13 @@ _DEFAULTS = {
     "logging_steps": 500,
     "learning_rate": None,
     "seed": 42,
+    "save_strategy": "epoch",
 }
 _LOSSES: dict[str, dict[str, Any]] = {
     "ipo": {"loss_type": ["ipo"]},
-    "simpo": {"loss_type": "simpo", "cpo_alpha": 0},
+    "simpo": {"loss_type": "simpo"},
 }
 _TRAINERS = {"dpo": "dpo", "ipo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "cpo"}
-_DATA_KEYS = ("path", "split", "name", "ds_type", "data_files")
 
 
 def is_axolotl(settings: Mapping[str, Any]) -> bool:
@@ -65,9 +66,9 @@ def read_axolotl(settings: Mapping[str, Any]) -> Source:
             given.pop(name, None)
     if given.pop("lora_target_linear", False):
         options["lora_target_modules"] = "all-linear"
-    _read_data(source, options, given.pop("datasets", []), "dataset_name", "dataset_train_split")
+    add_datasets(source, options, given.pop("datasets", []), "dataset_name", "dataset_train_split")
     tests = given.pop("test_datasets", [])
-    _read_data(source, options, tests, "test_datasets", "dataset_test_split")
+    add_datasets(source, options, tests, "test_datasets", "dataset_test_split")
     for key in ("evals_per_epoch", "saves_per_epoch"):
         times = given.pop(key, None)
         if isinstance(times, int) and times > 0:
@@ -77,32 +78,21 @@ def read_axolotl(settings: Mapping[str, Any]) -> Source:
         given.pop("val_set_size")
     if "wandb_project" in given:
         options["report_to"] = "wandb"
+    if "cosine_min_lr_ratio" in given:
+        options["lr_scheduler_kwargs"] = {"min_lr_rate": given.pop("cosine_min_lr_ratio")}
+    if given.get("save_steps"):
+        options["save_strategy"] = "steps"
     for name, value in given.items():
         options[_NAMES.get(name, name)] = value
+    if "test_datasets" in options and "eval_strategy" not in given:
+        options["eval_strategy"] = "steps" if given.get("eval_steps") else "epoch"
+    if rl == "simpo" and "cpo_alpha" not in given:
+        source.remarks.append(
+            "axolotl's simpo adds the likelihood, as TRL's cpo_alpha is 1 by default; SimPO alone "
+            "is objective: [{name: simpo}]"
+        )
     source.options = options
     if "train.eval_every" in source.ours and "test_datasets" not in options:
         del source.ours["train.eval_every"]
         source.remarks.append("name held-out data in data.eval, then set train.eval_every: epoch")
     return source
-
-
-def _read_data(
-    source: Source, options: dict[str, Any], datasets: Any, name: str, split: str
-) -> None:
-    paths = []
-    for item in datasets or []:
-        own = item if isinstance(item, Mapping) else {"path": item}
-        files = own.get("data_files")
-        paths += (files if isinstance(files, list) else [files]) if files else [own.get("path")]
-        if own.get("split"):
-            options[split] = own["split"]
-        if own.get("name"):
-            options["dataset_config"] = own["name"]
-        other = {key: value for key, value in own.items() if key not in _DATA_KEYS and value}
-        if other:
-            source.remarks.append(
-                f"{own.get('path')}: how its rows are read ({', '.join(map(str, other))}) is told "
-                "by data.format and data.columns; see `jaxpref data CONFIG.yaml`"
-            )
-    if paths:
-        options[name] = paths

@@ -12,6 +12,7 @@ from rich.console import Console
 from jaxpref.errors import InputError
 from jaxpref.from_trl.axolotl import is_axolotl, read_axolotl
 from jaxpref.from_trl.command_line import commands_in, read_command
+from jaxpref.from_trl.dataset_lists import add_datasets
 from jaxpref.from_trl.script import read_script
 from jaxpref.from_trl.source import TRAINERS, Source
 from jaxpref.from_trl.translate import translate
@@ -74,7 +75,7 @@ def translated(words: list[str], trainer: str | None = None) -> Translation:
     if len(words) == 1:
         source = _read(path)
     else:
-        source = _with_script(read_command(words, "the command"), Path())
+        source = _with_files(read_command(words, "the command"), Path())
     if trainer is not None:
         source.trainer = trainer
     return translate(source, f"translated from {name} by jaxpref from-trl")
@@ -99,25 +100,66 @@ def _read(path: Path) -> Source:
             f"{path}: none",
             "name the script's files .py, .yaml or .sh, or give the command behind --",
         )
-    source = _with_script(read_command(commands[0], str(path)), path.parent)
+    source = _with_files(read_command(commands[0], str(path)), path.parent)
     if len(commands) > 1:
         source.remarks.append(f"the first of {len(commands)} commands in {path.name}")
     return source
 
 
-def _with_script(command: Source, folder: Path) -> Source:
-    """With what the script says that a command starts, where that is here or in `folder`."""
+def _with_files(command: Source, folder: Path) -> Source:
+    """With what its config and its script say, where those are here or in `folder`.
+
+    The command goes before its config, and that before the script.
+    """
+    if command.config is not None:
+        config = _found(command.config, folder)
+        if config is None:
+            command.remarks.append(f"{command.config} is not here: the command reads it first")
+        else:
+            settings = _mapping(config.read_text(encoding="utf-8"), str(config))
+            command.add(_trls_options(settings, command))
     if command.script is None:
         return command
-    for path in (Path(command.script), folder / command.script):
-        if path.is_file():
-            return read_script(path.read_text(encoding="utf-8"), str(path), command)
+    script = _found(command.script, folder)
+    if script is not None:
+        return read_script(script.read_text(encoding="utf-8"), str(script), command)
     if command.trainer is None:
         command.remarks.append(f"{command.script} is not here: its command alone was read")
     return command
 
 
+def _found(name: str, folder: Path) -> Path | None:
+    return next((path for path in (Path(name), folder / name) if path.is_file()), None)
+
+
 def _read_yaml(text: str, where: str) -> Source:
+    settings = _mapping(text, where)
+    if is_axolotl(settings):
+        return read_axolotl(settings)
+    source = Source()
+    source.options = _trls_options(settings, source)
+    if not {"model_name_or_path", "dataset_name", "output_dir"} & source.options.keys():
+        raise InputError(
+            "a YAML file of TRL's (model_name_or_path, dataset_name) or axolotl's (base_model)",
+            f"{where}: {', '.join(map(str, settings)) or 'nothing'}",
+            "give the file that the trainer is started with",
+        )
+    return source
+
+
+def _trls_options(settings: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """Those of a YAML file of TRL's; lists of datasets and `no_` are read as its command does."""
+    given = {key: value for key, value in settings.items() if key not in ("config", "env")}
+    options: dict[str, Any] = {}
+    datasets = given.pop("datasets", None)
+    for name, value in given.items():
+        positive = str(name).removeprefix("no_")
+        options[positive] = value if positive == name else not value
+    add_datasets(source, options, datasets, "dataset_name", "dataset_train_split")
+    return options
+
+
+def _mapping(text: str, where: str) -> Mapping[str, Any]:
     try:
         settings = read_yaml(text)
     except yaml.YAMLError as error:
@@ -126,16 +168,4 @@ def _read_yaml(text: str, where: str) -> Source:
         ) from error
     if not isinstance(settings, Mapping):
         raise InputError("a YAML mapping", f"{where}: a list or nothing", "write option: value")
-    if is_axolotl(settings):
-        return read_axolotl(settings)
-    given: dict[str, Any] = dict(settings)
-    source = Source(options=given)
-    if "config" in given or "env" in given:
-        given.pop("env", None)
-    if not {"model_name_or_path", "dataset_name", "output_dir", "datasets"} & given.keys():
-        raise InputError(
-            "a YAML file of TRL's (model_name_or_path, dataset_name) or axolotl's (base_model)",
-            f"{where}: {', '.join(map(str, given)) or 'nothing'}",
-            "give the file that the trainer is started with",
-        )
-    return source
+    return settings

@@ -50,9 +50,7 @@ def read_command(words: str | Sequence[str], where: str) -> Source:
     else:
         source.script, source.trainer = words[named], _trainer_of_script(words[named])
     source.options = _options(words[at:])
-    config = source.options.pop("config", None)
-    if config is not None:
-        source.remarks.append(f"translate {config} too: the command reads it first")
+    source.config = source.options.pop("config", None)
     devices = source.options.pop("num_processes", None) or launcher.get("num_processes")
     if words[0] == "torchrun":
         devices = _options(words[:named]).get("nproc_per_node")

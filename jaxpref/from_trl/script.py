@@ -24,6 +24,7 @@ CONFIGS = {
     "RewardConfig": "reward",
 }
 """TRL's class of options -> trainer."""
+_TRAINERS = {name.removesuffix("Config"): trainer for name, trainer in CONFIGS.items()}
 
 _PEFT = {
     "r": "lora_r",
@@ -39,7 +40,32 @@ _PEFT = {
 }
 """PEFT's name -> TRL's option."""
 _PEFT_DEFAULTS = {"lora_r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
-_MODELS = ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoPeftModelForCausalLM")
+_UNSLOTH_DEFAULTS = {
+    "lora_r": 16,
+    "lora_alpha": 16,
+    "lora_dropout": 0.0,
+    "lora_target_modules": "all-linear",
+}
+_MODELS = (
+    "AutoModelForCausalLM",
+    "AutoModelForSequenceClassification",
+    "AutoPeftModelForCausalLM",
+    "FastLanguageModel",
+)
+_MODEL = {name: name for name in ("attn_implementation", "load_in_4bit", "load_in_8bit")}
+_MODEL |= {"revision": "model_revision", "torch_dtype": "dtype", "dtype": "dtype"}
+"""transformers' name -> TRL's option."""
+_BITS = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type")
+_GIVEN_ELSEWHERE = (
+    "args",
+    "train_dataset",
+    "eval_dataset",
+    "tokenizer",
+    "processing_class",
+    "peft_config",
+    "quantization_config",
+)
+"""Arguments of trainers that are read where the script makes them, or that have nothing to say."""
 _PARSERS = ("HfArgumentParser", "TrlParser")
 _CHANGES_ROWS = ("map", "filter", "shuffle", "select", "rename_column")
 
@@ -57,7 +83,7 @@ def read_script(text: str, where: str, command: Source | None = None) -> Source:
         raise InputError(
             "a Python script", f"{where}, line {error.lineno}: {error.msg}", "mend that line"
         ) from error
-    source, values = command or Source(), dict(assigned(tree))
+    source, values = command or Source(), assigned(tree)
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     own = own_options(tree)
     if command is None and (own or any(called(call) in _PARSERS for call in calls)):
@@ -67,16 +93,15 @@ def read_script(text: str, where: str, command: Source | None = None) -> Source:
         name = called(call)
         if name in CONFIGS:
             source.trainer = CONFIGS[name]
-            source.add(keywords_of(call, values))
+            source.add(_first(call, values) | keywords_of(call, values))
         elif name in _PARSERS:
             classes = {node.id for node in ast.walk(call) if isinstance(node, ast.Name)}
             source.trainer = next((CONFIGS[c] for c in CONFIGS if c in classes), source.trainer)
     for call in calls:
         _read_call(call, source, values)
     add_data(source, tree, values)
-    trainers = {f"{name.removesuffix('Config')}Trainer": t for name, t in CONFIGS.items()}
     if source.trainer is None:
-        named = (trainers.get(called(call)) for call in calls)
+        named = (_TRAINERS.get(called(call).removesuffix("Trainer")) for call in calls)
         source.trainer = next(filter(None, named), None)
     if source.trainer is None and command is None:
         raise InputError(
@@ -87,24 +112,30 @@ def read_script(text: str, where: str, command: Source | None = None) -> Source:
     return source
 
 
+def _first(call: ast.Call, values: dict[str, Any]) -> dict[str, Any]:
+    """The one option that scripts give by its place."""
+    return {"output_dir": value_of(call.args[0], values)} if call.args else {}
+
+
 def _read_call(call: ast.Call, source: Source, values: dict[str, Any]) -> None:
     """What a single call says of model and adapter."""
     name, keywords = called(call), keywords_of(call, values)
     first = value_of(call.args[0], values) if call.args else None
-    if name == "LoraConfig":
+    unsloth = name == "get_peft_model" and owner_of(call) == "FastLanguageModel"
+    if name == "LoraConfig" or unsloth:
+        keywords.pop("model", None)
         known = {_PEFT.get(key, f"peft {key}"): value for key, value in keywords.items()}
-        source.add({"use_peft": True, **_PEFT_DEFAULTS, **known})
+        defaults = _UNSLOTH_DEFAULTS if unsloth else _PEFT_DEFAULTS
+        source.add({"use_peft": True, **defaults, **known})
     elif name == "BitsAndBytesConfig":
-        source.add({key: value for key, value in keywords.items() if key.startswith("load_in")})
+        source.add({key: value for key, value in keywords.items() if key in _BITS})
     elif name == "from_pretrained" and owner_of(call) in _MODELS:
-        _add_model(source, keywords.get("pretrained_model_name_or_path", first), keywords)
-    elif name.endswith("Trainer"):
-        model = keywords.get("model", first)
-        if isinstance(model, str):
-            source.add({"model_name_or_path": model})
-        for own in ("beta", "max_length", "max_prompt_length"):  # of older versions
-            if own in keywords:
-                source.add({own: keywords[own]})
+        named = keywords.get("pretrained_model_name_or_path", keywords.get("model_name", first))
+        _add_model(source, named, keywords)
+    elif name.removesuffix("Trainer") in _TRAINERS:
+        _add_trainer(source, keywords, first)
+    elif name == "TrainingArguments":  # of versions that had no configs of their own
+        source.add({"learning_rate": 5e-5} | _first(call, values) | keywords)
     elif name == "train_test_split":
         source.remarks.append(
             f"the script holds out a part of its rows (line {call.lineno}: "
@@ -118,15 +149,24 @@ def _read_call(call: ast.Call, source: Source, values: dict[str, Any]) -> None:
         )
 
 
+def _add_trainer(source: Source, keywords: dict[str, Any], first: Any) -> None:
+    """What a trainer is given: models by name, options of older versions, and what is Python."""
+    model = keywords.pop("model", first)
+    if isinstance(model, str):
+        source.add({"model_name_or_path": model})
+    reference = keywords.pop("ref_model", None)
+    if isinstance(reference, str):
+        source.add({"ref_model": reference})
+    source.add({key: v for key, v in keywords.items() if key not in _GIVEN_ELSEWHERE})
+
+
 def _add_model(source: Source, model: Any, keywords: dict[str, Any]) -> None:
     before = source.options.get("model_name_or_path")
     if before is None and model is not None:
         source.add({"model_name_or_path": model})
     elif before is not None and model != before and isinstance(model, str):
         source.add({"ref_model": model})
-    for theirs, ours in (("revision", "model_revision"), ("attn_implementation",) * 2):
-        if theirs in keywords:
-            source.add({ours: keywords[theirs]})
+    source.add({_MODEL[key]: value for key, value in keywords.items() if key in _MODEL})
 
 
 def _add_command(source: Source, docstring: str, where: str, own: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxpref.from_trl.source import Source
+from jaxpref.from_trl.source import Source, Unknown
 from jaxpref.from_trl.syntax import called, keywords_of, value_of
 
 _LOADERS = ("load_dataset", "load_from_disk")
@@ -57,6 +57,8 @@ def _add(source: Source, loaded: _Loaded) -> None:
     options, path = source.options, loaded.path
     name = "test_datasets" if loaded.held_out else "dataset_name"
     split = "dataset_test_split" if loaded.held_out else "dataset_train_split"
+    if isinstance(path, Unknown) and path.text.endswith(".dataset_name") and name in options:
+        return  # what the option of that name says
     if options.get(name, path) != path:
         shown = ", ".join(path) if isinstance(path, list) else path
         key = "data.eval" if loaded.held_out else "data.train or .eval"

@@ -60,6 +60,8 @@ class Source:
     """One of TRAINERS, or another name where the file says it; None: it does not say."""
     script: str | None = None
     """Of a command: the script that it starts."""
+    config: str | None = None
+    """Of a command: the YAML file that it reads first."""
     remarks: list[str] = field(default_factory=list)
     """What a reader of the translation should know of what was read."""
     ours: dict[str, Any] = field(default_factory=dict)

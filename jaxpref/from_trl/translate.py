@@ -50,6 +50,8 @@ _LOSS_OPTIONS = (
     "center_rewards_coefficient",
     "router_aux_loss_coef",
 )
+_OTHERWISE_HERE = {"fsdp": "set mesh.fsdp, a number of devices; mesh: auto takes all of them"}
+"""Options under names that mean something else here."""
 _ASKS_FOR_NOTHING = (None, False, "none", "", [])
 
 
@@ -87,7 +89,8 @@ def translate(source: Source, title: str) -> Translation:
         if any(value is nothing or value == nothing for nothing in _ASKS_FOR_NOTHING):
             made.nothing.append(name)
         else:
-            made.left.append((name, value, answer(name) or "has no counterpart"))
+            said = _OTHERWISE_HERE.get(name) or answer(name) or "has no counterpart"
+            made.left.append((name, value, said))
     return made
 
 

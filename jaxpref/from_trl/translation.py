@@ -5,6 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxpref.from_trl.source import Unknown
+from jaxpref.settings.other_trainers import NOT_NEEDED
+
+_CALLED = "is Python: give it to jaxpref.train(config, "
+_PYTHON = {
+    "callbacks": f"{_CALLED}callbacks=[...]), which has jaxpref.EarlyStopping",
+    "optimizers": f"{_CALLED}optimizer=..., schedule=...)",
+    "compute_metrics": f"{_CALLED}callbacks=[...])",
+    "data_collator": "not needed: rows are packed, see data.pack",
+}
+"""Arguments of trainers that no config can hold -> what to do instead."""
 
 
 @dataclass
@@ -42,7 +52,9 @@ class Options:
         self._rest = {}
         for name, value in given.items():
             if isinstance(value, Unknown):
-                made.left.append((name, value, "is known when the script runs: set it by hand"))
+                unneeded = f"not needed: {NOT_NEEDED[name]}" if name in NOT_NEEDED else None
+                by_hand = "is known when the script runs: set it by hand"
+                made.left.append((name, value, _PYTHON.get(name) or unneeded or by_hand))
             else:
                 self._rest[name] = value
 

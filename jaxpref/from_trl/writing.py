@@ -88,9 +88,17 @@ def _inline(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {_inline(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_inline, value)) + "]"
-    if isinstance(value, str) and yaml.safe_load(f"[{value}]") != [value]:
-        return json.dumps(value)
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str) and _reads_as_itself(value):
+        return value
+    return json.dumps(value)
+
+
+def _reads_as_itself(text: str) -> bool:
+    """Whether it needs no quotes, as `train` and unlike `train[:10%]` and `no`."""
+    try:
+        return yaml.safe_load(f"[{text}]") == [text]
+    except yaml.YAMLError:
+        return False
 
 
 def _number(value: float) -> str:

@@ -209,6 +209,8 @@ OTHERWISE = {
     "dataset_num_proc": "one process per processor tokenises data.train",
     "dataset_prepared_path": "set data.cache: a directory for token ids, or none",
     "val_set_size": "name held-out data in data.eval",
+    "test_split_size": "name held-out data in data.eval",
+    "streaming": "data.train is read whole before the first step",
     "max_prompt_length": "data.max_length limits prompt and completion together",
     "max_completion_length": "data.max_length limits prompt and completion together",
     "max_target_length": "data.max_length limits prompt and completion together",

@@ -1,220 +1,17 @@
-"""Translations of TRL's scripts, YAML and commands, and of axolotl's YAML: settings that load, and comments."""
+"""Translations of TRL's YAML and commands, and of axolotl's YAML: settings that load, and comments."""
 
 import json
 from pathlib import Path
 
 import pytest
-import yaml
+from translations import comments, loaded, translated, written
 
 from jaxpref import cli
 from jaxpref.errors import InputError
-from jaxpref.from_trl import command
 from jaxpref.from_trl.translate import DEFAULTS
-from jaxpref.from_trl.writing import as_yaml
-from jaxpref.settings import load_config, make_config
+from jaxpref.settings import load_config
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/trl_options.json").read_text())["options"]
-
-
-def translated(words, trainer=None):
-    return as_yaml(command.translated(words, trainer))
-
-
-def written(tmp_path, name, text, **options):
-    path = tmp_path / name
-    path.write_text(text)
-    return translated([str(path)], **options)
-
-
-def loaded(text):
-    """The settings of a translation, which must be valid."""
-    settings = yaml.safe_load(text)
-    make_config(settings)
-    return settings
-
-
-def comments(text):
-    joined = text.replace("\n#  ", "")
-    return [line[2:] for line in joined.splitlines() if line.startswith("# ")]
-
-
-SCRIPT = """
-from datasets import load_dataset
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-from trl import DPOConfig, DPOTrainer
-
-MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
-quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-model = AutoModelForCausalLM.from_pretrained(MODEL, quantization_config=quantization)
-train = load_dataset("trl-lib/ultrafeedback_binarized", split="train")
-test = load_dataset("trl-lib/ultrafeedback_binarized", split="test")
-args = DPOConfig(
-    output_dir="out/dpo",
-    beta=0.3,
-    loss_type=["sigmoid", "sft"],
-    loss_weights=[1.0, 0.2],
-    learning_rate=5e-6,
-    lr_scheduler_type="cosine_with_min_lr",
-    lr_scheduler_kwargs={"min_lr": 5e-7},
-    warmup_steps=0.1,
-    num_train_epochs=0.5,
-    per_device_train_batch_size=2,
-    gradient_accumulation_steps=8,
-    optim="paged_adamw_8bit",
-    eval_strategy="steps",
-    eval_steps=100,
-    save_strategy="epoch",
-    report_to=["wandb"],
-    run_name="qwen-dpo",
-    neftune_noise_alpha=5,
-    dataloader_num_workers=8,
-    logging_dir=get_dir(),
-    fp16=False,
-)
-DPOTrainer(
-    model,
-    args=args,
-    train_dataset=train,
-    eval_dataset=test,
-    peft_config=LoraConfig(r=32, lora_alpha=64, target_modules=["q_proj", "o_proj"], init_lora_weights="pissa"),
-).train()
-raise SystemExit("never run")
-"""
-
-
-def test_a_script_with_everything_in_it(tmp_path):
-    text = written(tmp_path, "dpo.py", SCRIPT)
-    assert loaded(text) == {
-        "out": "out/dpo",
-        "model": {"path": "Qwen/Qwen2.5-0.5B-Instruct"},
-        "adapter": {"rank": 32, "alpha": 64.0, "targets": ["q_proj", "o_proj"], "quantize": "nf4"},
-        "data": {
-            "train": ["trl-lib/ultrafeedback_binarized"],
-            "eval": ["trl-lib/ultrafeedback_binarized"],
-            "eval_split": "test",
-            "train_split": "train",
-        },
-        "objective": [{"name": "dpo", "beta": 0.3}, {"name": "sft", "weight": 0.2}],
-        "optim": {
-            "moment_dtype": "bfloat16",
-            "learning_rate": 5e-6,
-            "schedule": "cosine",
-            "min_ratio": 0.1,
-            "warmup_ratio": 0.1,
-        },
-        "train": {
-            "eval_every": 100,
-            "batch_size": 16,
-            "epochs": 0.5,
-            "seed": 42,
-            "log_every": 10,
-            "neftune_alpha": 5.0,
-            "save_every": "epoch",
-        },
-        "log": {"wandb": True, "name": "qwen-dpo"},
-    }
-    left = [line for line in comments(text) if " -- " in line]
-    assert [line.partition(":")[0] for line in left] == ["logging_dir", "dataloader_num_workers", "init_lora_weights"]
-    assert "is known when the script runs" in left[0] and "get_dir()" in left[0]
-    assert comments(text)[-1] == "Given, and asking for nothing: fp16" or "fp16" not in loaded(text)
-
-
-FILES_OF_A_SCRIPT = """
-from datasets import load_dataset, load_from_disk
-from trl import DPOConfig, DPOTrainer
-{}
-DPOTrainer("a/b", args=DPOConfig(eval_strategy="steps", eval_steps=5), {})
-"""
-
-
-@pytest.mark.parametrize(
-    ("loads", "given"),
-    [
-        # The trainer says which is which, whatever the splits are called.
-        (
-            'a = load_dataset("json", data_files="held.jsonl", split="train").select(range(8))\n'
-            'b = load_dataset("json", data_files=["one.jsonl"], split="train")',
-            "train_dataset=b, eval_dataset=a",
-        ),
-        (
-            'rows = load_dataset("json", data_files={"train": "one.jsonl", "validation": "held.jsonl"})',
-            'train_dataset=rows["train"], eval_dataset=rows["validation"]',
-        ),
-    ],
-)
-def test_files_that_a_script_trains_on_and_holds_out(tmp_path, loads, given):
-    settings = loaded(written(tmp_path, "dpo.py", FILES_OF_A_SCRIPT.format(loads, given)))
-    assert settings["data"] == {"train": ["one.jsonl"], "eval": ["held.jsonl"]}
-    assert settings["train"]["eval_every"] == 5
-
-
-def test_files_of_a_script_that_holds_nothing_out(tmp_path):
-    loads = 'rows = load_dataset("json", data_files="one.jsonl")\nmore = load_from_disk("two")'
-    text = written(tmp_path, "dpo.py", FILES_OF_A_SCRIPT.format(loads, "train_dataset=rows"))
-    assert loaded(text)["data"] == {"train": ["one.jsonl"]}
-    assert "line 5 reads two too: add it to data.train or .eval" in " ".join(comments(text))
-
-
-def test_a_script_that_takes_options_from_its_command_line(tmp_path):
-    """Those of the first command in the docstring; names that hold them in the script are not values."""
-    script = '''"""Full:
-    accelerate launch kto.py \\
-        --dataset_name a/b --model_name_or_path c/d --learning_rate 5e-7 \\
-        --no_remove_unused_columns --desirable_weight 1.33
-LoRA:
-    python kto.py --use_peft
-"""
-parser = HfArgumentParser((ScriptArguments, KTOConfig, ModelConfig))
-script_args, training_args, model_args = parser.parse_args_into_dataclasses()
-model = AutoModelForCausalLM.from_pretrained(model_args.model_name_or_path)
-dataset = load_dataset(script_args.dataset_name).map(lambda row: row)
-'''
-    text = written(tmp_path, "run.py", script)
-    settings = loaded(text)
-    assert settings["model"] == {"path": "c/d"} and settings["data"] == {"train": ["a/b"]}
-    assert settings["objective"] == [{"name": "kto", "beta": 0.1, "desirable_weight": 1.33}]
-    assert "adapter" not in settings and settings["train"]["epochs"] == 3.0
-    said = " ".join(comments(text))
-    assert "first command in its docstring" in said and "changes its rows (line 11" in said
-
-
-OWN_OPTIONS = """
-def parse():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("-d", "--data-file", default="pairs.jsonl")
-    parser.add_argument("--beta", type=float, required=True)
-    parser.add_argument("--dora", action="store_true")
-    return parser.parse_args()
-
-options = parser.parse_args()
-rows = load_dataset("json", data_files=options.data_file, split="train").train_test_split(test_size=0.1)
-config = DPOConfig(output_dir="mine", beta=options.beta, learning_rate=5e-6, num_train_epochs=2)
-DPOTrainer("a/b", args=config, peft_config=LoraConfig(use_dora=options.dora), train_dataset=rows["train"])
-"""
-
-
-def test_options_of_a_scripts_own(tmp_path, monkeypatch):
-    """They have their defaults, or what a command says, which is read with the script that it starts."""
-    text = written(tmp_path, "train.py", OWN_OPTIONS)
-    settings, said = loaded(text), " ".join(comments(text))
-    assert settings["data"]["train"] == ["pairs.jsonl"] and settings["train"]["epochs"] == 2
-    assert "dora" not in settings["adapter"] and "options.beta -- is known when the script runs" in said
-    assert "have their defaults (data_file, beta, dora)" in said and "name them in data.train and data.eval" in said
-
-    monkeypatch.chdir(tmp_path)
-    call = "accelerate launch --num_processes 2 train.py --data-file other.jsonl --beta 0.3 --dora"
-    text = translated(call.split())
-    settings = loaded(text)
-    assert settings["data"]["train"] == ["other.jsonl"] and settings["objective"] == [{"name": "dpo", "beta": 0.3}]
-    assert settings["adapter"]["dora"] and settings["mesh"] == {"fsdp": 2} and settings["out"] == "mine"
-    assert settings["train"]["epochs"] == 2 and "defaults" not in " ".join(comments(text))
-    (tmp_path / "shell").mkdir()
-    (tmp_path / "shell/run.sh").write_text(call.replace("train.py", "../train.py"))
-    assert loaded(translated(["shell/run.sh"])) == settings
-
-    text = translated("python elsewhere.py --dataset_name a/b --model_name_or_path c/d --beta 0.2".split())
-    assert "elsewhere.py is not here: its command alone was read" in " ".join(comments(text))
 
 
 LOSSES = {
@@ -257,6 +54,22 @@ def test_yaml_of_trls_command(tmp_path):
     assert settings["objective"] == [{"name": "kto", "beta": 0.2}]
     assert settings["adapter"] == {"rank": 16, "alpha": 32.0, "dropout": 0.05, "targets": ["q_proj", "v_proj"]}
     assert settings["optim"]["learning_rate"] == 1e-5
+
+
+def test_the_yaml_that_a_command_reads(tmp_path, monkeypatch):
+    """The command goes before it; `no_` and lists of datasets are read as TRL reads them."""
+    text = "model_name_or_path: c/d\nbeta: 0.2\nlearning_rate: 1e-5\nno_remove_unused_columns: true\n"
+    text += "datasets: [{path: a/b, split: 'train[:5%]'}, {path: a/c, split: 'train[:5%]', columns: [chosen]}]\n"
+    (tmp_path / "c.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    text = translated("trl cpo --config c.yaml --beta 0.3 --loss_type simpo --cpo_alpha 0".split())
+    settings = loaded(text)
+    assert settings["objective"] == [{"name": "simpo", "beta": 0.3, "gamma": 0.5}]
+    assert settings["data"] == {"train": ["a/b", "a/c"], "train_split": "train[:5%]"}
+    assert settings["optim"]["learning_rate"] == 1e-5 and " -- " not in text
+    assert "a/c: how its rows are read (columns)" in " ".join(comments(text))
+    elsewhere = translated("trl dpo --config other.yaml --model_name_or_path c/d".split())
+    assert "other.yaml is not here" in " ".join(comments(elsewhere))
 
 
 ASSUMED = {
@@ -324,6 +137,37 @@ flash_attention: true
     }
     said = " ".join(comments(text))
     assert "val_set_size: 0.05 -- name held-out data in data.eval" in said and "flash_attention" in said
+
+
+def test_yaml_of_axolotl_that_holds_data_out(tmp_path):
+    text = """
+base_model: a/b
+rl: simpo
+rl_beta: 2.0
+simpo_gamma: 1.0
+datasets:
+  - {path: c/d, type: chat_template.argilla}
+  - {data_files: [e.jsonl], ds_type: json, type: chatml.intel, split: "train[:9]"}
+test_datasets:
+  - {path: c/d, split: "test[:5%]"}
+output_dir: o
+learning_rate: 8e-6
+lr_scheduler: cosine
+cosine_min_lr_ratio: 0.1
+fsdp: [full_shard]
+"""
+    translation = written(tmp_path, "simpo.yml", text + "eval_steps: 10\n")
+    settings, said = loaded(translation), " ".join(comments(translation))
+    assert settings["data"] == {"train": ["c/d", "e.jsonl"], "eval": ["c/d"], "eval_split": "test[:5%]"}
+    assert settings["train"]["eval_every"] == 10 and settings["train"]["save_every"] == "epoch"
+    # axolotl leaves cpo_alpha at TRL's default
+    assert settings["objective"] == [{"name": "cpo_simpo", "beta": 2.0, "gamma": 1.0, "alpha": 1.0}]
+    assert "SimPO alone is objective" in said and "e.jsonl: how its rows are read (type)" in said
+    assert "split differs among the datasets (None, train[:9])" in said and "fsdp: ['full_shard'] -- set mesh" in said
+    assert settings["optim"]["min_ratio"] == 0.1
+    settings = loaded(written(tmp_path, "simpo.yml", text + "cpo_alpha: 0\nsave_steps: 7\n"))
+    assert settings["objective"] == [{"name": "simpo", "beta": 2.0, "gamma": 1.0}]
+    assert settings["train"]["save_every"] == 7 and settings["train"]["eval_every"] == "epoch"
 
 
 @pytest.mark.parametrize(
