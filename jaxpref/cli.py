@@ -4,9 +4,8 @@ import argparse
 import importlib
 import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,7 @@ from jaxpref.files import disk_problem
 from jaxpref.progress import is_screen
 
 if TYPE_CHECKING:
-    from jaxpref.config import Config
-    from jaxpref.training.result import Result
+    pass
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
 
@@ -216,51 +214,10 @@ def _completion_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from jaxpref.online.command import report, run_with_progress
     from jaxpref.settings import load_config
 
-    report(run_with_progress(load_config(options.config, options.overrides)))
-
-
-def run_with_progress(config: "Config") -> "Result":
-    """Trains and shows the progress; what a run says of itself at the start is printed."""
-    from jaxpref.online.train import train
-
-    # What `report` needs at the end is missed at the beginning.
-    from jaxpref.runs import plots  # noqa: F401
-    from jaxpref.training.progress import training_progress
-
-    _log.setLevel(logging.INFO)
-    with training_progress(console, config.train.log_every, show=config.log.progress) as on_log:
-        return train(config, on_log=on_log)
-
-
-def report(result: "Result") -> None:
-    """Draws a run's curves; prints where its results are, and its accuracy before and after."""
-    from jaxpref.processes.together import is_first
-    from jaxpref.runs.plots import plot_curves
-
-    if not is_first():
-        return
-    for name in (name for name in result.first_eval if name in result.last_eval):
-        match = re.fullmatch("eval/(?:([^/]+)/)?rewards/accuracies", name)
-        if match is None:
-            continue
-        before, after = result.first_eval[name], result.last_eval[name]
-        of_set = f" ({match[1]})" if match[1] else ""
-        tie = " (the policy is the reference: every pair ties)" if before == 0 else ""
-        console.print(
-            f"held-out reward accuracy{of_set}: {before:.3f} before{tie}, "
-            f"[bold]{after:.3f}[/bold] after {result.steps} steps"
-        )
-    name = "eval/reward"
-    if name in result.first_eval and name in result.last_eval:
-        before, after = result.first_eval[name], result.last_eval[name]
-        console.print(
-            f"reward of answers to held-out prompts: {before:.3f} before, "
-            f"[bold]{after:.3f}[/bold] after {result.steps} steps"
-        )
-    console.print(f"curves      {plot_curves(result.out)}", highlight=False)
-    console.print(f"checkpoints {result.out / 'checkpoints'}; best: {result.best}", highlight=False)
+    report(run_with_progress(load_config(options.config, options.overrides), console), console)
 
 
 def _data(options: argparse.Namespace) -> None:
@@ -269,7 +226,9 @@ def _data(options: argparse.Namespace) -> None:
 
     config = load_config(options.config, options.overrides)
     if options.write_tfds:
-        _write_tfds(config, options.write_tfds)
+        from jaxpref.online.command import write_tfds
+
+        write_tfds(config, options.write_tfds, console)
     elif config.online.rewards:
         from jaxpref.online.prompts import show_prompts
 
@@ -278,30 +237,11 @@ def _data(options: argparse.Namespace) -> None:
         show_data(config).show(console)
 
 
-def _write_tfds(config: "Config", directory: str) -> None:
-    from functools import partial
-
-    from jaxpref.data import tfds
-    from jaxpref.data.sources import read_all
-    from jaxpref.data.splits import part_of_side
-
-    sets = {"train": ("train", config.data.train)}
-    sets |= {name or "test": ("eval", paths) for name, paths in config.data.eval_sets.items()}
-
-    def rows(side: str, paths: Sequence[str]) -> Iterator[dict]:
-        return (row for row, _ in read_all(paths, part_of_side(config.data, side)))
-
-    splits = {name: partial(rows, *of_set) for name, of_set in sets.items() if of_set[1]}
-    counts = tfds.write(splits, directory)
-    told = ", ".join(f"{name}: {count:,} rows" for name, count in counts.items())
-    console.print(f"{told}; written to {directory}", highlight=False)
-
-
 def _demo(options: argparse.Namespace) -> None:
     from jaxpref.demo.command import demo
     from jaxpref.settings import load_config
 
-    demo(load_config(options.config, options.overrides), console, run_with_progress, report)
+    demo(load_config(options.config, options.overrides), console)
 
 
 def _completion(options: argparse.Namespace) -> None:

@@ -266,8 +266,9 @@ def test_distributed_without_a_cluster(tmp_path):
 def test_a_missing_package_is_told_before_the_run(call, tiny_files, tmp_path, monkeypatch):
     """One that draws at the end; what a user's own function lacks keeps its traceback."""
     config, _ = written(tmp_path, tiny_files)
-    monkeypatch.delitem(sys.modules, "jaxpref.runs.plots", raising=False)
-    monkeypatch.delattr("jaxpref.runs.plots", raising=False)
+    for module in ("jaxpref.runs.plots", "jaxpref.online.command"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.delattr(module, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = call("train", config)
     assert code == 2 and "matplotlib" in err and "install jaxpref again" in err

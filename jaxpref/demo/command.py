@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jaxpref.evaluation.bootstrap import DEFAULT, Estimate, estimates, mean
 from jaxpref.generation.completions import Settings, complete
 from jaxpref.generation.prompts import given_prompts
 from jaxpref.generation.sampling import Sampling
+from jaxpref.online.command import report, run_with_progress
 from jaxpref.processes.together import first_does
 from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.directory import run_params
@@ -42,15 +43,8 @@ class _Answers:
     """One to each of those that are shown."""
 
 
-def demo(
-    config: Config, console: Console, run: Callable[[Config], Any], report: Callable[[Any], None]
-) -> None:
-    """Writes the data, trains, shows answers before and after, scores them, exports the model.
-
-    Args:
-        run: trains a config (with a progress bar) and returns its result.
-        report: prints the result's summary.
-    """
+def demo(config: Config, console: Console) -> None:
+    """Writes the data, trains, shows answers before and after, scores them, exports the model."""
     began = time.perf_counter()
     data = Path(config.data.train[0]).parent
     first_does(lambda: _write_data(data))
@@ -59,8 +53,7 @@ def demo(
     pieces = build(config)
     console.print(f"the model answers {len(rows)} unseen questions", highlight=False)
     before = _answer(pieces, load_params(pieces), rows)
-    result = run(config)
-    report(result)
+    report(run_with_progress(config, console), console)
     params, _ = run_params(pieces, config.out, "latest")
     after = _answer(pieces, params, rows)
     console.print(whole(_shown_answers(rows, before, after)))
