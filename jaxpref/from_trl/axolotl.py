@@ -62,8 +62,11 @@ def read_axolotl(settings: Mapping[str, Any]) -> Source:
     if adapter in ("lora", "qlora"):
         options |= {"use_peft": True, "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
     else:
+        if adapter:
+            source.remarks.append(f"adapter: {adapter} has no counterpart; adapter.rank is LoRA's")
         for name in ("load_in_4bit", "load_in_8bit"):
-            given.pop(name, None)
+            if given.pop(name, None):
+                source.remarks.append(f"{name} is left out: adapter.quantize is for LoRA")
     if given.pop("lora_target_linear", False):
         options["lora_target_modules"] = "all-linear"
     add_datasets(source, options, given.pop("datasets", []), "dataset_name", "dataset_train_split")

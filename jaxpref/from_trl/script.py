@@ -67,6 +67,7 @@ _GIVEN_ELSEWHERE = (
 )
 """Arguments of trainers that are read where the script makes them, or that have nothing to say."""
 _PARSERS = ("HfArgumentParser", "TrlParser")
+_PARSED = ("parse_args_and_config", "parse_args_into_dataclasses")
 _CHANGES_ROWS = ("map", "filter", "shuffle", "select", "rename_column")
 
 
@@ -99,6 +100,7 @@ def read_script(text: str, where: str, command: Source | None = None) -> Source:
             source.trainer = next((CONFIGS[c] for c in CONFIGS if c in classes), source.trainer)
     for call in calls:
         _read_call(call, source, values)
+    _set_later(tree, source, values)
     add_data(source, tree, values)
     if source.trainer is None:
         named = (_TRAINERS.get(called(call).removesuffix("Trainer")) for call in calls)
@@ -115,6 +117,34 @@ def read_script(text: str, where: str, command: Source | None = None) -> Source:
 def _first(call: ast.Call, values: dict[str, Any]) -> dict[str, Any]:
     """The one option that scripts give by its place."""
     return {"output_dir": value_of(call.args[0], values)} if call.args else {}
+
+
+def _set_later(tree: ast.AST, source: Source, values: dict[str, Any]) -> None:
+    """Options that are set on a config once it is made, which then hold whatever was said before.
+
+    One under a condition is a remark.
+    """
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+    makers = (*CONFIGS, "TrainingArguments", *_PARSED)
+    configs = {
+        name.id
+        for node in nodes
+        if isinstance(node.value, ast.Call) and called(node.value) in makers
+        for name in ast.walk(node.targets[0])
+        if isinstance(name, ast.Name)
+    }
+    branches = [node for node in ast.walk(tree) if isinstance(node, ast.If | ast.Try | ast.For)]
+    conditional = {id(inner) for branch in branches for inner in ast.walk(branch)}
+    for node in nodes:
+        [target, *_] = node.targets
+        if not isinstance(target, ast.Attribute) or ast.unparse(target.value) not in configs:
+            continue
+        if id(node) in conditional:
+            source.remarks.append(
+                f"line {node.lineno} ({ast.unparse(node)}) depends on a condition: set it by hand"
+            )
+        else:
+            source.options[target.attr] = value_of(node.value, values)
 
 
 def _read_call(call: ast.Call, source: Source, values: dict[str, Any]) -> None:

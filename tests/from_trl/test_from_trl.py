@@ -139,6 +139,14 @@ flash_attention: true
     assert "val_set_size: 0.05 -- name held-out data in data.eval" in said and "flash_attention" in said
 
 
+def test_adapters_of_axolotl_that_are_none_here(tmp_path):
+    given = "base_model: m\nrl: dpo\ndatasets: [{path: d}]\nadapter: llama-adapter\nload_in_8bit: true\n"
+    text = written(tmp_path, "axolotl.yaml", given)
+    assert "adapter" not in loaded(text)
+    said = "\n".join(comments(text))
+    assert "adapter: llama-adapter has no counterpart" in said and "load_in_8bit is left out" in said
+
+
 def test_yaml_of_axolotl_that_holds_data_out(tmp_path):
     text = """
 base_model: a/b

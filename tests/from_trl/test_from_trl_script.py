@@ -237,3 +237,21 @@ def test_options_of_a_scripts_own(tmp_path, monkeypatch):
 
     text = translated("python elsewhere.py --dataset_name a/b --model_name_or_path c/d --beta 0.2".split())
     assert "elsewhere.py is not here: its command alone was read" in " ".join(comments(text))
+
+
+def test_options_that_are_set_once_the_config_is_made(tmp_path):
+    """They hold, whatever was said before; under a condition, what holds only the run knows."""
+    set_later = """args.beta = 0.7
+args.seed = pick()
+if debug:
+    args.max_steps = 3
+model.config.use_cache = False
+"""
+    script = SCRIPT.replace("DPOTrainer(\n", f"{set_later}DPOTrainer(\n")
+    text = written(tmp_path, "dpo.py", script)
+    settings = loaded(text)
+    assert settings["objective"][0]["beta"] == 0.7 and "max_steps" not in settings["train"]
+    said = comments(text)
+    assert any("seed" in line and "pick()" in line for line in said)
+    assert any("args.max_steps = 3" in line and "condition" in line for line in said)
+    assert not any("use_cache" in line for line in said)
