@@ -13,7 +13,7 @@ NUMERIC = tests/step tests/generation/test_generate.py tests/generation/test_mix
 	tests/runs/test_padded_vocab.py $(addprefix tests/models/test_,attention.py kv_cache.py decoder.py experts.py \
 	features.py layers.py logprobs.py lora.py)
 
-.PHONY: demo demo-pareto demo-vision docs test test-isa test-slow test-tpu test-buckets notebooks lint clean
+.PHONY: demo demo-pareto demo-vision docs test test-isa test-wheel test-slow test-tpu test-buckets notebooks lint clean
 
 demo: $(VENV)/.ready
 	$(CPU) $(VENV)/bin/jaxpref demo configs/demo.yaml train.resume=auto
@@ -35,6 +35,10 @@ test: $(VENV)/.ready
 ISA ?= AVX2
 test-isa: $(VENV)/.ready
 	XLA_FLAGS=--xla_cpu_max_isa=$(ISA) $(PYTEST) --optimised -m "not slow and not tpu_compiler" $(NUMERIC)
+
+# The wheel: built, installed elsewhere, and run; README's install lines name its extras.
+test-wheel: $(VENV)/.ready
+	$(VENV)/bin/python -m pytest tests/test_wheel.py
 
 test-slow: $(VENV)/.ready
 	$(PYTEST) -m slow
