@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,10 @@ CACHE = "auto"
 """jaxpref/plans among the user's caches."""
 
 
+class CompilerCrashed(RunError):
+    """The compiler did not refuse a program, it ended its process."""
+
+
 def compile_in_child(
     configs: Sequence[Config],
     rows: RowSizes,
@@ -41,7 +46,8 @@ def compile_in_child(
         configs: as of `plan_step`.
         target: the slice; None: this machine's own devices.
         cache: directory of earlier answers; None: none.
-    Errors: InputError where libtpu is missing, and what the child refuses; RunError where it dies.
+    Errors: InputError where libtpu is missing, and what the child refuses; CompilerCrashed where a
+        signal ends it, RunError where it dies otherwise.
     """
     if target is not None and importlib.util.find_spec("libtpu") is None:
         raise InputError(
@@ -158,6 +164,14 @@ def _failure(done: subprocess.CompletedProcess) -> Exception:
     lines = done.stderr.strip().splitlines()
     if lines and lines[-1].startswith(_REFUSED):
         return InputError(*json.loads(lines[-1].removeprefix(_REFUSED)))
+    if done.returncode < 0:
+        return CompilerCrashed(
+            f"the compiler's process was ended by signal {-done.returncode} "
+            f"({signal.strsignal(-done.returncode)}; libtpu {_version('libtpu')}), and said no "
+            "reason.  9 is what a machine without memory sends.  Any other is a fault of the "
+            "compiler, at which a run with these settings ends too: half or twice as many rows "
+            "(train.micro_rows) or another data.row_length may be compiled"
+        )
     said = "\n".join(lines[-15:]) or "nothing"
     return RunError(f"the compiler's process ended with {done.returncode}; it said:\n{said}")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxpref.config import Config
 from jaxpref.fields import AUTO
+from jaxpref.plan.child import CompilerCrashed
 from jaxpref.plan.chips import Chip
 from jaxpref.plan.estimate import memory_of
 from jaxpref.training.micro_rows import SHARE_OF_DEVICE
@@ -22,7 +23,8 @@ def fitting_rows(
 
     Twice as many are tried each time, up to a micro-batch that holds the step, as training does.
 
-    Returns: with `auto`, and the plan of the fewest rows, where not even these fit.
+    Returns: with `auto`, and the plan of the fewest rows, where not even these fit.  `crashed_at`
+        in the plan: rows at which the compiler crashed, fewer of which are planned.
     """
     said = compiled(configs)
     if configs[0].train.micro_rows != AUTO:
@@ -31,7 +33,10 @@ def fitting_rows(
         configs = _with_rows(configs, said["micro_rows"])
         if said["micro_batches"] == 1 or said["on_policy"]:
             break
-        more = compiled(_with_rows(configs, 2 * said["micro_rows"]))
+        try:
+            more = compiled(_with_rows(configs, 2 * said["micro_rows"]))
+        except CompilerCrashed:
+            return configs, said | {"crashed_at": 2 * said["micro_rows"]}
         if not _fits(more, chip):
             break
         said = more

@@ -161,6 +161,11 @@ def _size(size: float) -> str:
 def warnings(said: dict[str, Any], target: Slice) -> Iterator[str]:
     """What deserves a look, in words."""
     large = 0.01 * target.chip.hbm
+    if "crashed_at" in said:
+        yield (
+            f"with {said['crashed_at']} rows the compiler crashes, at which a run with "
+            f"train.micro_rows=auto ends: set train.micro_rows={said['micro_rows']}"
+        )
     for name, size in said["replicated"].items():
         if size > large:
             yield f"{name} lies whole on every device: {_size(size)}"

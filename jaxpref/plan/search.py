@@ -17,6 +17,7 @@ from jaxpref.errors import InputError
 from jaxpref.models.parameters import model_shapes
 from jaxpref.models.spec import ModelSpec
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, bind
+from jaxpref.plan.child import CompilerCrashed
 from jaxpref.plan.chips import GIB, Slice
 from jaxpref.plan.estimate import estimate, memory_of
 from jaxpref.plan.row_sizes import RowSizes
@@ -196,7 +197,9 @@ def search(
     tries: int,
     on_try: Callable[[int, int, str], None] = lambda *_: None,
 ) -> list[Found]:
-    """The choices that were compiled, best first; those that training would refuse are passed by.
+    """The choices that were compiled, best first.
+
+    Those that training would refuse are passed by, and those on which the compiler crashes.
 
     Args:
         compiled: config -> what `compiled.compile_and_read` gives.
@@ -213,7 +216,16 @@ def search(
             said = compiled(choice.applied(config))
         except InputError:
             continue
+        except CompilerCrashed:
+            on_try(len(found), tries, f"{choice}: the compiler crashed")
+            continue
         found.append(Found(choice, said, flops_before(config, spec, rows, choice)))
+    if not found:
+        raise InputError(
+            "a choice that can be compiled",
+            "none of all that a search considers",
+            "plan one of them without --search, which says why",
+        )
     on_try(len(found), len(found), "done")
     return sorted(found, key=lambda one: one.seconds(target))
 

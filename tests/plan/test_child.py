@@ -1,8 +1,11 @@
 """The process that compiles for `jaxpref plan`."""
 
+import os
 import subprocess
 import sys
 import time
+
+from jaxpref.plan.child import CompilerCrashed, _failure, _run
 
 PARENT = """
 import os, sys
@@ -20,6 +23,15 @@ def test_a_child_ends_with_its_parent_however_that_ended(tmp_path):
     parent.kill()
     parent.wait()
     within(10, lambda: ended(int(pid)))
+
+
+def test_a_compiler_that_ends_its_process_is_told_from_one_that_refuses():
+    child = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    failure = _failure(_run([sys.executable, "-c", child], dict(os.environ)))
+    assert isinstance(failure, CompilerCrashed)
+    assert "signal 11" in str(failure) and "train.micro_rows" in str(failure)
+    failure = _failure(_run([sys.executable, "-c", "raise SystemExit('why')"], dict(os.environ)))
+    assert not isinstance(failure, CompilerCrashed) and "why" in str(failure)
 
 
 def ended(pid: int) -> bool:

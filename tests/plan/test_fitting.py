@@ -3,6 +3,7 @@
 import pytest
 
 from jaxpref import make_config
+from jaxpref.plan.child import CompilerCrashed
 from jaxpref.plan.chips import CHIPS
 from jaxpref.plan.fitting import fitting_rows
 
@@ -53,6 +54,19 @@ def test_rows_that_are_drawn_in_training_stay():
 def test_the_fewest_rows_are_shown_where_they_do_not_fit():
     assert planned(0.9) == (["auto"], "auto", 2)
     assert planned(0.1, does_not_fit="why") == (["auto"], "auto", 2)
+
+
+def test_rows_at_which_the_compiler_crashes_are_not_taken():
+    def compiled(configs):
+        rows = configs[0].train.micro_rows
+        if rows == 8:
+            raise CompilerCrashed("signal 11")
+        return said(2 if rows == "auto" else rows, 0.01)
+
+    (one,), plan = fitting_rows([config("auto")], CHIP, compiled)
+    assert (one.train.micro_rows, plan["micro_rows"], plan["crashed_at"]) == (4, 4, 8)
+    with pytest.raises(CompilerCrashed):
+        fitting_rows([config(8)], CHIP, compiled)
 
 
 @pytest.mark.parametrize("rows", [None, 4])
