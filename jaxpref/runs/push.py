@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from rich.console import Console
 
 from jaxpref.errors import InputError, RunError
-from jaxpref.runs.directory import is_run
+from jaxpref.runs.directory import RUN_FILE, is_run
 from jaxpref.runs.export import export_run
 
 EPILOG = """examples:
@@ -38,8 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--private", action="store_true", help="if the repository is made now")
     parser.add_argument("--revision", help="branch; default: main")
     parser.add_argument("--message", default="Upload by jaxpref", help="of the commit")
-    parser.add_argument("--step", default="best", help="best (default), latest or a number")
-    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--step", help="of a run: best (default), latest or a number")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="of a run's weights (default bfloat16)",
+    )
     parser.add_argument("--adapter", action="store_true", help="the adapter alone, for PEFT")
     parser.add_argument("--dry-run", action="store_true", help="upload nothing, list the files")
 
@@ -82,20 +86,36 @@ def _exported(options: argparse.Namespace) -> Iterator[Path]:
     """The directory to upload."""
     source = Path(options.source)
     if any((source / name).is_file() for name in _EXPORTED):
+        _check_nothing_to_export(options)
         yield source
         return
     if not is_run(options.source):
         raise InputError(
             "the directory of a run, or one that `jaxpref export` wrote",
-            f"{options.source}: neither run.yaml nor {' or '.join(_EXPORTED)}",
+            f"{options.source}: neither {RUN_FILE} nor {' or '.join(_EXPORTED)}",
             "name the `out` of a run",
         )
     with tempfile.TemporaryDirectory() as scratch:
         to = Path(scratch) / "export"
         export_run(
-            options.source, to, step=options.step, dtype=options.dtype, adapter=options.adapter
+            options.source,
+            to,
+            step=options.step or "best",
+            dtype=options.dtype or "bfloat16",
+            adapter=options.adapter,
         )
         yield to
+
+
+def _check_nothing_to_export(options: argparse.Namespace) -> None:
+    """Errors: InputError for options of an export beside a directory that is uploaded as it is."""
+    given = [name for name in ("step", "dtype", "adapter") if getattr(options, name)]
+    if given:
+        raise InputError(
+            "a run, with " + " and ".join(f"--{name}" for name in given),
+            f"{options.source}, which was exported before and is uploaded as it is",
+            "name the run in its place, or remove these options",
+        )
 
 
 def _files(directory: Path) -> Iterator[tuple[str, int]]:

@@ -131,6 +131,12 @@ def test_a_run_is_exported_and_uploaded(hub, finished_run, monkeypatch):
     assert json.loads(files["config.json"])["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize("options", [["--step", "9"], ["--dtype", "float32"], ["--adapter"]])
+def test_an_export_is_not_exported_again(hub, exported, options, capsys):
+    assert cli.main(["push", str(exported), "--to", "me/tiny", "--dry-run", *options]) == 2
+    assert f"a run, with {options[0]}" in capsys.readouterr().err
+
+
 def test_a_dry_run_lists_the_files_and_asks_nobody(hub, exported, capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_unknown")
     assert cli.main(["push", str(exported), "--to", "me/tiny", "--dry-run"]) == 0
@@ -163,4 +169,5 @@ def test_no_token(hub, exported, monkeypatch, capsys):
 
 def test_what_is_neither_run_nor_export(hub, tmp_path, capsys):
     assert cli.main(["push", str(tmp_path), "--to", "me/tiny"]) == 2
-    assert "jaxpref export" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "jaxpref export" in error and "neither config.yaml nor config.json" in error
