@@ -389,6 +389,7 @@ def test_help_fits_the_terminal(columns, capsys, monkeypatch):
         ([], ["optim", "The optimizer and its learning rate.", "outside of sections: out"]),
         (["mesh"], ["mesh.fsdp = 1", "mesh.slices = 1"]),
         (["train.epochs"], ["train.epochs = 1.0"]),
+        (["train.epochs", "mesh.fsdp"], ["train.epochs = 1.0", "mesh.fsdp = 1"]),
         (["neftune"], ["train.neftune_alpha = null"]),
         (["Checkpoint", "keep"], ["train.keep = 2"]),
     ],
@@ -397,6 +398,12 @@ def test_keys_are_found_by_section_and_word(words, said, capsys):
     assert cli.main(["keys", *words]) == 0
     out = capsys.readouterr().out
     assert all(text in out for text in said) and ("adapter.rank" in out) is False
+
+
+def test_further_words_choose_among_a_section(capsys):
+    assert cli.main(["keys", "optim", "warmup"]) == 0
+    out = capsys.readouterr().out
+    assert "optim.warmup_steps" in out and "optim.learning_rate" not in out
 
 
 def test_every_section_says_what_it_is_about():

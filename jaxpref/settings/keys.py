@@ -110,9 +110,11 @@ def asked(words: Sequence[str]) -> list[str]:
         return [*shown, f"{'':<{width}}  outside of sections: {', '.join(others)}"]
     wanted = [word.lower() for word in words]
     everything = list(keys())
-    found = [item for item in everything if item[0] == wanted[0]]
-    if wanted[0] in SECTIONS:
-        found = [item for item in everything if item[0].startswith(f"{wanted[0]}.")]
+    found = [item for item in everything if item[0] in wanted]
+    if len(found) < len(set(wanted)):  # they are not all keys
+        section, rest = wanted[0] in SECTIONS, wanted[1:]
+        found = [item for item in everything if item[0].startswith(f"{wanted[0]}.") and section]
+        found = [item for item in found if _holds(item, rest)]
     if not found:
         found = [item for item in everything if _holds(item, wanted)]
     if not found:
