@@ -92,21 +92,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _cdpo_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--control", metavar="A,B", help="cdpo: the scores that are asked for (default: all)")
-    add("--subsets", action="store_true", help="cdpo: ask for a random part of them in every row")
+    add(
+        "--subsets",
+        action="store_true",
+        default=None,
+        help="cdpo: ask for a random part of them in every row",
+    )
     add(
         "--strength",
         type=float,
-        default=1.0,
         help="cdpo: lambda, of the distance from what is asked for (default 1)",
     )
     add(
         "--copies",
         type=int,
-        default=1,
         help="cdpo: of every row, each with its own draw (default 1)",
     )
-    add("--digits", type=int, default=1, help="cdpo: decimals of what is asked for (default 1)")
-    add("--seed", type=int, default=0, help="cdpo: of the draws (default 0)")
+    add("--digits", type=int, help="cdpo: decimals of what is asked for (default 1)")
+    add("--seed", type=int, help="cdpo: of the draws (default 0)")
     add(
         "--target",
         action="append",
@@ -120,7 +123,6 @@ def _ric_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--ending",
-        default="",
         metavar="TEXT",
         help="ric: tags go before it where a text prompt ends so",
     )
@@ -132,7 +134,6 @@ def _ric_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--map",
-        default="linf",
         choices=RIC_MAPS,
         help="ric, for answers: from weights to scores (default linf)",
     )
@@ -153,6 +154,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
 def _run(options: argparse.Namespace, console: Console) -> None:
     out, source = check_out(options.out, options.data), source_of(options, options.data)
+    _check_flags(options)
     change = _change_of_prompts(options)
     if change is not None:
         written = _condition_prompts(source, out, change)
@@ -161,6 +163,33 @@ def _run(options: argparse.Namespace, console: Console) -> None:
     report = ConditionReport()
     write_lines(out, _training_rows(options, source, out, report))
     console.print(f"{out}: {report}", highlight=False)
+
+
+_FLAGS = {
+    "cdpo": (("scores", "control", "subsets", "strength", "copies", "digits", "seed"), ("target",)),
+    "ric": (("scores", "statistics", "ending"), ("weights", "statistics", "ending", "map")),
+    "metaalign": (("preference",), ("words",)),
+}
+"""Method -> the flags that it reads to make training data, and those for prompts; the first of the
+latter says which of the two it is."""
+
+
+def _check_flags(options: argparse.Namespace) -> None:
+    """Errors: InputError for flags that the method does not read, or not beside the others."""
+    training, asking = _FLAGS[options.method]
+    for_prompts = bool(getattr(options, asking[0]))
+    read = asking if for_prompts else training
+    if options.method == "ric" and options.statistics and not for_prompts:
+        read = tuple(name for name in read if name != "scores")  # they stand in the statistics
+    known = {name for flags in _FLAGS.values() for both in flags for name in both}
+    unread = sorted(name for name in known - set(read) if getattr(options, name) not in (None, []))
+    if unread:
+        ways = f"--as {options.method}" + (f" with --{asking[0]}" if for_prompts else "")
+        raise InputError(
+            f"{ways}: flags out of {', '.join('--' + name for name in read)}",
+            ", ".join("--" + name for name in unread),
+            "remove these flags, or choose the way that they belong to",
+        )
 
 
 def _training_rows(
@@ -173,20 +202,18 @@ def _training_rows(
         return metaalign_rows(source, preferences, report)
     if options.method == "ric" and options.statistics:
         statistics = _read_statistics(options.statistics)
-        return ric_rows(source, statistics, report, ending=options.ending)
+        return ric_rows(source, statistics, report, ending=options.ending or "")
     scores = _list(options.scores)
     if not scores:
         for_prompts = "--target" if options.method == "cdpo" else "--weights"
         raise _missing(f"--scores A,B, or {for_prompts} for prompts")
     if options.method == "cdpo":
+        draws = ("subsets", "strength", "copies", "digits", "seed")
+        given = {name: getattr(options, name) for name in draws}
         how = ControllableDPO(
             scores,
             _list(options.control) or scores,
-            options.subsets,
-            options.strength,
-            options.copies,
-            options.digits,
-            options.seed,
+            **{name: value for name, value in given.items() if value is not None},
         )
         return cdpo_rows(source, how, report)
     to = check_destination(
@@ -197,7 +224,7 @@ def _training_rows(
     )
     statistics = score_statistics(source, scores)
     _write_statistics(to, statistics)
-    return ric_rows(source, statistics, report, ending=options.ending)
+    return ric_rows(source, statistics, report, ending=options.ending or "")
 
 
 def _change_of_prompts(options: argparse.Namespace) -> Callable[[Prompt], Prompt] | None:
@@ -207,8 +234,8 @@ def _change_of_prompts(options: argparse.Namespace) -> Callable[[Prompt], Prompt
         return lambda prompt: cdpo_prompt(prompt, targets)
     if options.method == "ric" and options.weights:
         weights = numbers(named(options.weights.split(","), "--weights"))
-        scores = _targets(weights, options.statistics, options.map)
-        return lambda prompt: ric_prompt(prompt, scores, ending=options.ending)
+        scores = _targets(weights, options.statistics, options.map or "linf")
+        return lambda prompt: ric_prompt(prompt, scores, ending=options.ending or "")
     if options.method == "metaalign" and options.words:
         return lambda prompt: instructed(prompt, options.words)
     return None

@@ -314,6 +314,11 @@ def test_split_of_a_folder(call, tmp_path):
         (("--as", "ric", "--weights", "help=1"), "--statistics FILE"),
         (("--as", "metaalign", "--preference", "help"), "NAME=..."),
         (("--as", "cdpo", "--scores", "help", "--copies", "0"), "copies >= 1"),
+        (("--as", "cdpo", "--scores", "help", "--weights", "help=1"), "got: --weights"),
+        (("--as", "cdpo", "--target", "help=1", "--copies", "1", "--subsets"), "got: --copies, --subsets"),
+        (("--as", "ric", "--scores", "help", "--map", "linf"), "got: --map"),
+        (("--as", "ric", "--scores", "help", "--statistics", "x.json"), "got: --scores"),
+        (("--as", "metaalign", "--words", "Be kind.", "--preference", "help=Be kind."), "got: --preference"),
     ],
 )
 def test_bad_commands(call, tmp_path, arguments, said):
