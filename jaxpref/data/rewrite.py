@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxpref.config import DataConfig
+from jaxpref.data.checks import shown
 from jaxpref.data.columns import own_columns
 from jaxpref.data.foreign import FORMATS, OwnRow, check_columns_key, own_row
 from jaxpref.data.kinds import kind_of_row, read_group
@@ -39,11 +40,19 @@ class Source:
         return own_row(row, where, self.format, self.columns)
 
 
-def as_source(data: str | Sequence[str] | Source) -> Source:
-    """Paths as a source; a source as it is."""
+def as_source(data: str | Path | Sequence[str | Path] | Source) -> Source:
+    """Paths as a source; a source as it is.  Errors: InputError for anything else."""
     if isinstance(data, Source):
         return data
-    return Source([data] if isinstance(data, str) else list(data))
+    paths = [data] if isinstance(data, str | Path) or not isinstance(data, Iterable) else list(data)
+    for path in paths:
+        if not isinstance(path, str | Path):
+            raise InputError(
+                "paths of data, or a jaxpref.rewards.Source",
+                shown(path),
+                "write rows in memory to a .jsonl file first",
+            )
+    return Source([str(path) for path in paths])
 
 
 def configured(data: DataConfig, paths: Sequence[str], side: str) -> Source:

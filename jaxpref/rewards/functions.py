@@ -32,15 +32,21 @@ def function_reward(function: Callable[[Any, str], float] | str, name: str | Non
 
     def score(prompts: Sequence[Group], answers: Sequence[str]) -> list[float]:
         pairs = zip(prompts, answers, strict=True)
-        return first_does(
-            lambda: [_plain(judge(prompt.prompt, answer)) for prompt, answer in pairs]
-        )
+        return first_does(lambda: [_judged(judge, *pair) for pair in pairs])
 
     def identity() -> str:
         return f"function {function} {_source_digest(judge)}"
 
     kept = isinstance(function, str) and _source_file(judge) is not None
     return Reward(name or label, score, identity=identity if kept else None)
+
+
+def _judged(judge: Callable[[Any, str], float], prompt: Group, answer: str) -> Any:
+    try:
+        return _plain(judge(prompt.prompt, answer))
+    except Exception as error:  # of the user's own code: it stays as it is, and says for what
+        error.add_note(f"raised by the reward for {prompt.where}, answer {answer[:60]!r}")
+        raise
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpref.data.truncation import TRUNCATIONS
 from jaxpref.errors import InputError, RowError
 from jaxpref.generation.prompts import given_prompts
 from jaxpref.types import Group
@@ -24,6 +25,18 @@ class Limits:
     exceed."""
     truncation: str = "keep_start"
     """What happens beyond it, as in `data.encode.encode_groups`."""
+
+    def __post_init__(self):
+        problems = []
+        length = self.max_length
+        if length is not None and not (type(length) is int and length >= 1):
+            problems.append(f"max_length={length!r}: a whole number from 1")
+        if self.truncation not in TRUNCATIONS:
+            problems.append(f"truncation={self.truncation!r}: one of {', '.join(TRUNCATIONS)}")
+        if problems:
+            raise InputError(
+                "limits that can be kept", "; ".join(problems), "change these settings"
+            )
 
 
 WHOLE = Limits()
@@ -86,6 +99,12 @@ class Reward:
         made = iter(given_prompts(texts))
         groups = [prompt if isinstance(prompt, Group) else next(made) for prompt in prompts]
         rewards = list(self.score(groups, list(answers)))
+        if len(rewards) != len(answers):
+            raise InputError(
+                f"a number for each answer from the reward {self.name}",
+                f"{len(rewards)} for {len(answers)} answers",
+                "let the reward return as many numbers as it is given answers",
+            )
         for group, answer, reward in zip(groups, answers, rewards, strict=True):
             self._check(reward, f"{group.where}, answer {answer[:60]!r}")
         return np.array([float(reward) for reward in rewards]) / self.temperature

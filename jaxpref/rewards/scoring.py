@@ -5,6 +5,7 @@ pass writes the rows.
 """
 
 import hashlib
+import inspect
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpref.data.checks import shown
 from jaxpref.data.dimensions import scores_of
 from jaxpref.data.pictures.rows import with_whole_paths
 from jaxpref.data.report import rows_by_kind
@@ -103,6 +105,7 @@ def score_data(
         refuse.
     """
     source, scalarise = as_source(data), dict(scalarise or {})
+    _check_kinds(rewards, scalarise, chunk)
     out = as_path(first_does(lambda: str(check_out(out, source.paths))))
     names = [*rewards, *scalarise]
     if len(set(names)) < len(names) or not names:
@@ -114,7 +117,7 @@ def score_data(
     total = _check_rows(source, () if replace else names)
     report, scores = ScoreReport(str(out)), {}
     for name, reward in rewards.items():
-        opened = reward if isinstance(reward, Reward) else reward()
+        opened = reward if isinstance(reward, Reward) else _made(name, reward)
         if cache is not None:
             opened = cached(opened, cache)
         scores[name] = []
@@ -126,6 +129,49 @@ def score_data(
     first_does(lambda: write_lines(out, rows))
     deque(rows, maxlen=0)  # the other processes count them for the report
     return report
+
+
+def _check_kinds(rewards: Any, scalarise: Mapping[str, Any], chunk: Any) -> None:
+    """Errors: InputError for what is no reward, no scalariser, and no number of rows."""
+    given = rewards.items() if isinstance(rewards, Mapping) else [("", rewards)]
+    for name, reward in given:
+        if not name or not (isinstance(reward, Reward) or callable(reward)):
+            raise InputError(
+                "rewards as {NAME: reward}",
+                f"rewards{f'[{name!r}]' if name else ''}: {shown(reward)}",
+                "make rewards of texts by jaxpref.rewards.open_reward('rule:words'), of functions "
+                "by jaxpref.rewards.function_reward(function)",
+            )
+    for name, scalariser in scalarise.items():
+        if not isinstance(scalariser, Scalariser):
+            raise InputError(
+                "scalarise as {NAME: jaxpref.rewards.Scalariser}",
+                f"scalarise[{name!r}]: {shown(scalariser)}",
+                "write it as Scalariser('worst_case', {'helpful': 0.6, 'brief': 0.4})",
+            )
+    if not isinstance(chunk, int) or chunk < 1:
+        raise InputError("a chunk of at least 1 row", f"chunk={chunk!r}", f"{CHUNK} is usual")
+
+
+def _made(name: str, make: Callable[[], Reward]) -> Reward:
+    """Errors: InputError for a function that does not make a reward, as a judge of answers."""
+    try:
+        inspect.signature(make).bind()
+    except (TypeError, ValueError) as error:
+        raise _no_maker(name, str(error)) from error
+    made = make()
+    if not isinstance(made, Reward):
+        raise _no_maker(name, f"it gives {shown(made)}")
+    return made
+
+
+def _no_maker(name: str, why: str) -> InputError:
+    return InputError(
+        "a reward, or a function without arguments that makes one",
+        f"rewards[{name!r}]: {why}",
+        "of a function (prompt, answer) -> number make a reward by "
+        "jaxpref.rewards.function_reward(function)",
+    )
 
 
 def _check_rows(source: Source, names: Sequence[str]) -> int:

@@ -378,6 +378,36 @@ def test_the_command_scores_calibrates_and_scalarises(call, data, tmp_path, cach
         assert scores["both"] == pytest.approx(0.5 * scores["brief"] + 0.5 * scores["kind"])
 
 
+def test_arguments_of_another_kind_are_told(data, tmp_path):
+    path, words = data(PAIRS), open_reward("rule:words")
+    both = Scalariser("linear", {"a": 1.0})
+    for given, settings, said in [
+        ((path, {"a": "rule:words"}), {}, "rewards.'a'.: str 'rule:words'"),
+        ((path, words), {}, "rewards: Reward"),
+        ((path, {"a": lambda prompt, answer: 1.0}), {}, "missing a required argument(.|\n)*function_reward"),
+        ((path, {"a": lambda: 1.0}), {}, "it gives float 1.0"),
+        ((path, {"a": words}), {"scalarise": {"b": "linear:a=1"}}, "scalarise.'b'.: str"),
+        ((path, {"a": words}), {"chunk": 0}, "chunk=0"),
+        ((PAIRS, {"a": words}), {}, "paths of data(.|\n)*dict"),
+        ((None, {"a": words}), {}, "paths of data(.|\n)*NoneType"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            score_data(*given, tmp_path / "out.jsonl", cache=None, **settings)
+    for settings, said in (({"max_length": 0}, "max_length=0"), ({"truncation": "end"}, "truncation='end': one of")):
+        with pytest.raises(InputError, match=said):
+            Limits(**settings)
+    assert not (tmp_path / "out.jsonl").exists()
+    score_data(tmp_path / "data.jsonl", {"a": words}, tmp_path / "out.jsonl", cache=None, scalarise={"b": both})
+    assert read(tmp_path / "out.jsonl")[0]["scores_chosen"] == {"a": -1.0, "b": -1.0}
+
+
+def test_an_error_in_a_judge_says_for_which_answer(data, tmp_path):
+    judge = function_reward(lambda prompt, answer: 1 / (answer != " a a"), "judge")
+    with pytest.raises(ZeroDivisionError) as error:
+        score_data(data(PAIRS), {"a": judge}, tmp_path / "out.jsonl", cache=None)
+    assert error.value.__notes__ == [f"raised by the reward for {tmp_path / 'data.jsonl'}, row 2, answer ' a a'"]
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
