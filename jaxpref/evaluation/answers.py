@@ -43,6 +43,11 @@ class Answers:
         ]
 
 
+def is_file_of_answers(source: str) -> bool:
+    """Whether a name is that of a file of answers; else it is a policy's."""
+    return source.endswith((".jsonl", ".jsonl.gz"))
+
+
 def read_answers(path: str | Path) -> Answers:
     """Answers from a file of rows with `prompt` and `completion`.
 
@@ -81,7 +86,7 @@ def generated_answers(
     prompts: str | Path,
     settings: Settings,
     *,
-    step: str = "best",
+    step: str | int = "best",
     overrides: Sequence[str] = (),
     watch: Watch = unwatched,
 ) -> Answers:

@@ -8,7 +8,12 @@ from typing import Any
 from rich.console import Console
 
 from jaxpref.errors import InputError
-from jaxpref.evaluation.answers import Answers, generated_answers, read_answers
+from jaxpref.evaluation.answers import (
+    Answers,
+    generated_answers,
+    is_file_of_answers,
+    read_answers,
+)
 from jaxpref.evaluation.bootstrap import DEFAULT, Bootstrap
 from jaxpref.evaluation.calibration import BINS
 from jaxpref.evaluation.figures import plot_generations, plot_preferences
@@ -59,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="directory of a run; with --reward also a model, or a .jsonl file of answers",
     )
-    add("--step", default="best", help="of a run: best (default), latest or a number")
+    add("--step", help="of a run: best (default), latest or a number")
     add(
         "--out",
         metavar="FILE.json",
@@ -145,7 +150,7 @@ def _on_set(name: str, options: argparse.Namespace, bootstrap: Bootstrap, consol
     with progress(console, show=is_first()) as watch:
         preferences = evaluate_preferences(
             options.source,
-            step=options.step,
+            step=options.step or "best",
             overrides=options.overrides,
             of_set=name,
             bootstrap=bootstrap,
@@ -174,16 +179,18 @@ def _on_answers(options: argparse.Namespace, bootstrap: Bootstrap, console: Cons
             "--bins and --reward",
             "remove --bins: answers have no reliability diagram",
         )
+    _check_used(options)
     to = _destination(options)
     rewards = [
         open_reward(what, overrides=for_all_models(options.overrides)) for what in options.reward
     ]
-    answers = _answers(options.source, options, options.step, console)
+    step = options.step or "best"
+    answers = _answers(options.source, options, step, console)
     against = None
     if options.against is not None:
         against = _answers(options.against, options, "best", console)
     about = {
-        "step": options.step,
+        "step": step,
         "prompts_from": options.prompts,
         "generation": _generation_options(options),
         "seed": options.seed,
@@ -198,6 +205,22 @@ def _on_answers(options: argparse.Namespace, bootstrap: Bootstrap, console: Cons
             plot_generations(generations, to.with_suffix(".png")),
         ]
         _show(generations.report, written, console)
+
+
+def _check_used(options: argparse.Namespace) -> None:
+    """Errors: InputError for options about answers that are generated, where files have them."""
+    sides = [options.source, *([options.against] if options.against else [])]
+    unused = [] if options.step is None or not is_file_of_answers(options.source) else ["step"]
+    if all(map(is_file_of_answers, sides)):
+        given = ("prompts", *_GENERATION)
+        unused += [name for name in given if getattr(options, name) is not None]
+    if unused:
+        raise InputError(
+            "no options about answers that are generated, where files have the answers",
+            f"{', '.join('--' + name.replace('_', '-') for name in unused)} with "
+            f"{' and '.join(sides)}",
+            "remove these options, or name a run or a model in place of the file",
+        )
 
 
 def _generation_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -251,12 +274,15 @@ def _destination(options: argparse.Namespace) -> Path:
         )
     against = f"_against_{as_path(options.against).stem}" if options.against else ""
     prompts = as_path(options.prompts).stem if options.prompts else "prompts"
-    return as_path(options.source) / "eval" / f"answers_{prompts}_{options.step}{against}.json"
+    file = f"answers_{prompts}_{options.step or 'best'}{against}.json"
+    return as_path(options.source) / "eval" / file
 
 
-def _answers(source: str, options: argparse.Namespace, step: str, console: Console) -> Answers:
+def _answers(
+    source: str, options: argparse.Namespace, step: str | int, console: Console
+) -> Answers:
     """Those of a file, or generated now."""
-    if source.endswith(".jsonl"):
+    if is_file_of_answers(source):
         return read_answers(source)
     if options.prompts is None:
         raise InputError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpref.data.checks import shown
 from jaxpref.errors import InputError
 from jaxpref.evaluation.answers import Answers, in_order_of
 from jaxpref.evaluation.bootstrap import (
@@ -64,6 +65,7 @@ def evaluate_answers(
     Errors: InputError where prompts differ, where hosts have other answers, and for a reward that
         is not a finite number.
     """
+    _check_kinds(answers, rewards, against)
     names = [reward.name for reward in rewards]
     if len(set(names)) < len(names) or not names:
         raise InputError(
@@ -114,6 +116,27 @@ def evaluate_answers(
         notes=list(_notes(tests, prompts, bootstrap)),
     )
     return Generations(report, _rows(answers, other, ours, theirs), ours, theirs)
+
+
+def _check_kinds(answers: Any, rewards: Any, against: Any) -> None:
+    """Errors: InputError for paths, policies and names in place of what is made of them."""
+    for name, one in (("answers", answers), ("against", against)):
+        if not isinstance(one, Answers | None if name == "against" else Answers):
+            raise InputError(
+                "answers that were read or generated",
+                f"{name}: {shown(one)}",
+                "make them by jaxpref.evaluation.read_answers(FILE) or generated_answers(RUN, "
+                "PROMPTS, SETTINGS)",
+            )
+    given = rewards if isinstance(rewards, list | tuple) else [rewards]
+    wrong = [reward for reward in given if not isinstance(reward, Reward)]
+    if wrong or given is not rewards:
+        raise InputError(
+            "a list of rewards",
+            f"rewards: {shown(wrong[0] if wrong else rewards)}",
+            "make each by jaxpref.rewards.open_reward('rule:words') or function_reward(function), "
+            "and put it into a list",
+        )
 
 
 def _check_same_answers(answers: Answers) -> None:

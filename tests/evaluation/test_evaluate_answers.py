@@ -230,6 +230,34 @@ def test_options_that_do_not_fit(arguments, said, call, finished_run):
     assert code == 2 and said in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--step", "9"], "--step with"),
+        (["--against", "b.jsonl", "--prompts", "p.jsonl", "--samples", "2"], "--prompts, --samples with a.jsonl and b"),
+    ],
+)
+def test_options_that_a_file_of_answers_has_no_use_for(options, said, call):
+    code, _, err = call("a.jsonl", "--reward", "rule:words", "--out", "x.json", *options)
+    assert code == 2 and said in err and "Traceback" not in err
+
+
+def test_what_is_no_answers_or_rewards_is_told():
+    one = answers("ours", ("a", "b"))
+    for given, said in [
+        (("a.jsonl", [LENGTH]), "answers: str 'a.jsonl'"),
+        ((one, ["rule:words"]), "rewards: str 'rule:words'"),
+        ((one, LENGTH), "a list of rewards"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            evaluate_answers(*given)
+    with pytest.raises(InputError, match="against: str"):
+        evaluate_answers(one, [LENGTH], against="b.jsonl")
+    short = Reward("short", lambda prompts, answers: [])
+    with pytest.raises(InputError, match="0 for 1 answers"):
+        evaluate_answers(one, [short])
+
+
 def test_held_out_data_are_not_written_over(call, finished_run, tiny_files, tmp_path):
     data = tmp_path / "held_out.jsonl"
     data.write_bytes(tiny_files.held_out.read_bytes())
