@@ -18,7 +18,7 @@ from jaxpref.errors import InputError
 from jaxpref.files import GrowingFile, check_destination
 from jaxpref.generation.completions import Completion, Settings, complete
 from jaxpref.generation.mixed_distribution import DIVERGENCES
-from jaxpref.generation.mixing import Mix, parse_policies
+from jaxpref.generation.mixing import Mix
 from jaxpref.generation.opening import open_source
 from jaxpref.generation.prompts import read_prompts
 from jaxpref.generation.sampling import Sampling
@@ -156,6 +156,7 @@ def run(options: argparse.Namespace) -> None:
     check_split(options.split, [options.prompts], "--split")
     out = None
     if options.out:
+        _check_is_text(options.out)
         read = [options.prompts]
         read += [source] if isinstance(source, str) else [path for path, _ in source.policies]
         new = "a new file for the completions"
@@ -211,7 +212,18 @@ def _source_and_overrides(options: argparse.Namespace) -> tuple[str | Mix, list[
                 "RUN_OR_MODEL or --mix", f"{options.source} and --mix", "remove one of them"
             )
         overrides.insert(0, options.source)
-    return Mix(parse_policies(options.mix), **mix_options), overrides
+    return Mix(options.mix, **mix_options), overrides
+
+
+def _check_is_text(out: str) -> None:
+    """Errors: InputError for a name by which lines of text would be read as something else."""
+    ending = as_path(out).suffix
+    if ending in (".gz", ".json", ".parquet"):
+        raise InputError(
+            "--out with the name of a file of JSON lines",
+            f"{out}, as which {ending} would be read back",
+            "give it a name that ends in .jsonl",
+        )
 
 
 def _ignored_settings(generation_config: Mapping[str, Any]) -> str:

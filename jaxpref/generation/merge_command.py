@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    from jaxpref.generation.mixing import parse_policies  # waits for jax, as help need not
-    from jaxpref.runs.merge import merge
+    from jaxpref.runs.merge import merge  # waits for jax, as help need not
+    from jaxpref.settings import parse_policies
 
     sources = [policy for text in options.sources for policy in parse_policies(text)]
     merge(

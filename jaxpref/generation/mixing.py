@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jaxpref.errors import InputError
 from jaxpref.generation.decoding import DecodingModel
 from jaxpref.generation.mixed_distribution import DIVERGENCES, Divergence, Rule, mixed_logits
+from jaxpref.generation.sampling import is_number, is_whole
+from jaxpref.settings import weighted_policies
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Mix:
     """
 
     policies: Any
-    """Run, model or PEFT adapter directory -> weight, 0 or more.  The reference takes the remaining
+    """Run, model or PEFT adapter directory -> weight, 0 or more; also as pairs of these, or as the
+    text that `--mix` takes.  The reference takes the remaining
     weight, 1 minus the sum, which may be negative.  The first one's tokenizer, chat template and
     mesh are used."""
     divergence: Divergence = "reverse_kl"
@@ -48,9 +51,7 @@ class Mix:
     """Only the k most likely tokens of the first policy; under the reverse KL only."""
 
     def __post_init__(self):
-        given = self.policies.items() if isinstance(self.policies, Mapping) else self.policies
-        policies = tuple((source, float(weight)) for source, weight in given)
-        object.__setattr__(self, "policies", policies)
+        object.__setattr__(self, "policies", weighted_policies(self.policies))
         if problems := list(self._problems()):
             raise InputError(
                 "a mix of policies that can be decoded",
@@ -69,8 +70,10 @@ class Mix:
                 )
         if self.divergence not in DIVERGENCES:
             yield f"divergence={self.divergence!r}: one of {', '.join(DIVERGENCES)}"
-        if not 0 < self.alpha < math.inf:
-            yield f"alpha={self.alpha}: more than 0"
+        if not (is_number(self.alpha) and 0 < self.alpha < math.inf):
+            yield f"alpha={self.alpha!r}: a number, more than 0"
+        elif self.divergence != "alpha" and self.alpha != Mix.alpha:
+            yield f"alpha={self.alpha} has no effect with {self.divergence}"
         if self.reference is None and self.divergence != "reverse_kl":
             yield (
                 f"{self.divergence} is relative to the reference that the policies were trained "
@@ -86,8 +89,8 @@ class Mix:
             yield from self._first_top_k_problems()
 
     def _first_top_k_problems(self) -> Iterator[str]:
-        if self.first_top_k < 1:
-            yield f"first_top_k={self.first_top_k}: a whole number from 1"
+        if not (is_whole(self.first_top_k) and self.first_top_k >= 1):
+            yield f"first_top_k={self.first_top_k!r}: a whole number from 1"
         if self.divergence != "reverse_kl":
             yield f"first_top_k with {self.divergence}: it is defined under the reverse KL"
         if self.policies and self.policies[0][1] == 0:
@@ -104,24 +107,6 @@ class Mix:
     @property
     def rule(self) -> Rule:
         return Rule(self.divergence, self.alpha, self.needs_reference, self.first_top_k)
-
-
-def parse_policies(text: str) -> tuple[tuple[str, float], ...]:
-    """`run_a:0.3,run_b:0.7` -> policies of a Mix."""
-    return tuple(_parse_policy(item) for item in text.split(","))
-
-
-def _parse_policy(item: str) -> tuple[str, float]:
-    source, _, weight = item.strip().rpartition(":")
-    try:
-        parsed = float(weight)
-    except ValueError:
-        parsed = None
-    if not source or parsed is None:
-        raise InputError(
-            "policies with weights, as run_a:0.3,run_b:0.7", f"{item!r}", "write SOURCE:WEIGHT"
-        )
-    return source, parsed
 
 
 @cache  # the same functions for the same models, so that other weights compile nothing

@@ -10,6 +10,8 @@ and of a sharded vocabulary only sums travel.  Of several equal logits at the th
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,13 +44,14 @@ class Sampling:
 
     def __post_init__(self):
         problems = []
-        if not 0 <= self.temperature < math.inf:
-            problems.append(f"temperature={self.temperature}: 0 (greedy) or more")
-        if self.top_k is not None and not (isinstance(self.top_k, int) and self.top_k >= 1):
-            problems.append(f"top_k={self.top_k}: a whole number from 1")
+        if not (is_number(self.temperature) and 0 <= self.temperature < math.inf):
+            problems.append(f"temperature={self.temperature!r}: a number, 0 (greedy) or more")
+        if self.top_k is not None and not (is_whole(self.top_k) and self.top_k >= 1):
+            problems.append(f"top_k={self.top_k!r}: a whole number from 1")
         for name in ("top_p", "min_p"):
-            if (value := getattr(self, name)) is not None and not 0 < value <= 1:
-                problems.append(f"{name}={value}: more than 0, at most 1")
+            value = getattr(self, name)
+            if value is not None and not (is_number(value) and 0 < value <= 1):
+                problems.append(f"{name}={value!r}: a number, more than 0, at most 1")
         if self.greedy:
             given = [
                 name for name in ("top_k", "top_p", "min_p") if getattr(self, name) is not None
@@ -62,6 +65,16 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, of Python or numpy; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    """The same of a whole number: 2.0 is none."""
+    return is_number(value) and isinstance(value, Integral)
 
 
 def row_keys(seed: int, numbers: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -28,7 +28,7 @@ def export_run(
     run: str | Path,
     to: str | Path,
     *,
-    step: str = "best",
+    step: str | int = "best",
     dtype: str = "float32",
     objective: Sequence[Any] | Callable | None = None,
     adapter: bool = False,
@@ -45,11 +45,12 @@ def export_run(
         step: `best`, `latest` or a number.
         dtype: of the written weights: float32, bfloat16 or float16.
         objective: as given to `train`, when it was.
-        adapter: write a PEFT directory with the adapter alone, in float32.
+        adapter: write a PEFT directory with the adapter alone, which is in float32.
         weights: of the objectives, at which an adapter that serves all of them is written.
     Errors: InputError for a run or a directory that does not fit, and a directory that holds the
         run or a model that it was made from.
     """
+    check_dtype(dtype, adapter)
     config = load_run(run, objective=objective)
     source = open_checkpoint(config.model.path, pictures=config.model.pictures)
     check = check_adapter_directory if adapter else check_model_directory
@@ -106,6 +107,24 @@ def export_run(
 
     first_does(write)
     return number
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Of the weights that are written."""
+
+
+def check_dtype(dtype: str, adapter: bool) -> None:
+    """Errors: InputError for another dtype, and for one that an adapter is not written in."""
+    if dtype not in DTYPES:
+        raise InputError(
+            f"a dtype: {', '.join(DTYPES)}", f"dtype={dtype!r}", "name one of these, as text"
+        )
+    if adapter and dtype != "float32":
+        raise InputError(
+            "float32, in which adapters are written",
+            f"dtype={dtype} with an adapter alone",
+            "leave the dtype out, or write the whole model",
+        )
 
 
 def _check_has_adapter(run: str | Path, lora: LoraSpec | None, rewards: Mapping[str, Any]) -> None:

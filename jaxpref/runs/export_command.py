@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _weights(text: str) -> list[float]:
-    return [float(weight) for weight in text.split(",")]
+    try:
+        return [float(weight) for weight in text.split(",")]
+    except ValueError as error:
+        said = f"{text!r}: numbers with commas between them, as 0.3,0.7"
+        raise argparse.ArgumentTypeError(said) from error
 
 
 def destination_arguments(parser: argparse.ArgumentParser) -> None:

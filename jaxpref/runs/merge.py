@@ -39,9 +39,9 @@ from jaxpref.processes.together import first_does
 from jaxpref.runs.adapters import adapter_spec, below_adapter, check_one_policy, quantisation
 from jaxpref.runs.digests import weights_key
 from jaxpref.runs.directory import RUN_FILE, as_policy, host_params, is_run, models_of
-from jaxpref.runs.export import merged_params
+from jaxpref.runs.export import check_dtype, merged_params
 from jaxpref.runs.model_card import soup_card
-from jaxpref.settings import load_config
+from jaxpref.settings import load_config, weighted_policies
 from jaxpref.storage.paths import as_path
 
 How = Literal["weights", "deltas", "factors"]
@@ -68,12 +68,12 @@ class Ingredient:
 
 
 def merge(
-    sources: Mapping[str | Path, float] | Sequence[tuple[str | Path, float]],
+    sources: Mapping[str | Path, float] | Sequence[tuple[str | Path, float]] | str,
     to: str | Path,
     *,
     how: How,
     adapter: bool | None = None,
-    step: str = "best",
+    step: str | int = "best",
     dtype: str = "float32",
     any_weights: bool = False,
 ) -> None:
@@ -93,12 +93,14 @@ def merge(
     Errors: InputError for sources that do not fit together, and for a directory that holds one of
         them or a model that it was made from, before weights are read.
     """
-    given = list(sources.items()) if isinstance(sources, Mapping) else list(sources)
+    given = weighted_policies(sources)
     if adapter is None:
         adapter = how == "factors"
     _check_settings(given, how, adapter, any_weights)
+    check_dtype(dtype, adapter)
+    _check_step(step, [source for source, _ in given])
     pictures = _see_pictures([source for source, _ in given])
-    soup = [_find(source, float(weight), step, pictures) for source, weight in given]
+    soup = [_find(source, weight, step, pictures) for source, weight in given]
     _check_together(soup, how)
     check = check_adapter_directory if adapter else check_model_directory
     first_does(partial(check, to, sources=[path for item in soup for path in _read_by(item)]))
@@ -106,8 +108,11 @@ def merge(
     first = soup[0]
     if adapter:
         first.base.check_adapter_base()
+    weights: dict[str, float] = {}
+    for source, weight in given:  # one that is given twice counts with both
+        weights[str(source)] = weights.get(str(source), 0.0) + weight
     card = soup_card(
-        {str(source): float(weight) for source, weight in given},
+        weights,
         how,
         first.base_name,
         adapter=adapter,
@@ -146,7 +151,7 @@ def _see_pictures(sources: Sequence[str | Path]) -> bool | None:
     return None if run is None else load_config(as_path(run) / RUN_FILE).model.pictures
 
 
-def _find(source: str | Path, weight: float, step: str, pictures: bool | None) -> Ingredient:
+def _find(source: str | Path, weight: float, step: str | int, pictures: bool | None) -> Ingredient:
     """Errors: InputError for a source that is no policy."""
     if is_run(source):
         return _run(source, weight, step)
@@ -156,7 +161,7 @@ def _find(source: str | Path, weight: float, step: str, pictures: bool | None) -
     return Ingredient(source, weight, base, str(source), None, None, None)
 
 
-def _run(run: str | Path, weight: float, step: str) -> Ingredient:
+def _run(run: str | Path, weight: float, step: str | int) -> Ingredient:
     trained = load_config(as_path(run) / RUN_FILE)
     if "reward" in asked_logps(bind(trained.objective, OBJECTIVES, TRANSFORMS)):
         raise InputError(
@@ -279,7 +284,7 @@ def _check_settings(
     given: Sequence[tuple[Any, float]], how: str, adapter: bool, any_weights: bool
 ) -> None:
     """Errors: InputError for settings that make no soup, all of them together."""
-    weights = [float(weight) for _, weight in given]
+    weights = [weight for _, weight in given]
     problems = []
     if how not in HOWS:
         problems.append(f"how={how!r}: one of {', '.join(HOWS)}")
@@ -290,6 +295,8 @@ def _check_settings(
         problems += [f"a weight of {weight}, which is below 0" for weight in weights if weight < 0]
         if not math.isclose(math.fsum(weights), 1.0, abs_tol=1e-6):
             problems.append(f"weights that sum to {math.fsum(weights):g}")
+    if weights and not any(weights):
+        problems.append("no weight but 0, of which nothing is made")
     if adapter and how == "weights":
         problems.append("an adapter of whole weights: take deltas")
     if problems:
@@ -298,6 +305,16 @@ def _check_settings(
             "; ".join(problems),
             "change these; where weights of another sum or sign are meant, add --any-weights "
             "(any_weights=True in Python)",
+        )
+
+
+def _check_step(step: str | int, sources: Sequence[str | Path]) -> None:
+    """Errors: InputError for a step where no source is a run."""
+    if step != "best" and not any(map(is_run, sources)):
+        raise InputError(
+            "`step` with a run among the sources",
+            f"step={step!r} with {', '.join(map(str, sources))}",
+            "remove `step`, or name the directory of a run",
         )
 
 

@@ -1,6 +1,12 @@
 """Settings as people write them: read, overridden, checked for contradictions, and written."""
 
-from jaxpref.settings.flags import for_all_models, named, numbers
+from jaxpref.settings.flags import (
+    for_all_models,
+    named,
+    numbers,
+    parse_policies,
+    weighted_policies,
+)
 from jaxpref.settings.keys import keys, keys_help
 from jaxpref.settings.problems import described
 from jaxpref.settings.reading import (
@@ -22,7 +28,9 @@ __all__ = [
     "merged_settings",
     "named",
     "numbers",
+    "parse_policies",
     "save_config",
     "to_dict",
+    "weighted_policies",
     "with_settings",
 ]

@@ -1,6 +1,7 @@
 """Values of command-line flags that several commands take."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from jaxpref.errors import InputError
 
@@ -46,3 +47,41 @@ def for_all_models(overrides: Iterable[str]) -> list[str]:
             "remove the other overrides",
         )
     return overrides
+
+
+def weighted_policies(given: Any) -> tuple[tuple[Any, float], ...]:
+    """Policies with their weights.
+
+    Args:
+        given: source -> weight, pairs of these, or a text as of `parse_policies`.
+    Errors: InputError for anything else.
+    """
+    if isinstance(given, str):
+        return parse_policies(given)
+    try:
+        pairs = given.items() if isinstance(given, Mapping) else given
+        return tuple((source, float(weight)) for source, weight in pairs)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "policies with weights, as {run_a: 0.3, run_b: 0.7}",
+            f"{given!r:.200}: {error}",
+            "give every policy a number as its weight",
+        ) from error
+
+
+def parse_policies(text: str) -> tuple[tuple[str, float], ...]:
+    """`run_a:0.3,run_b:0.7` -> policies of a mix or a soup."""
+    return tuple(_parse_policy(item) for item in text.split(","))
+
+
+def _parse_policy(item: str) -> tuple[str, float]:
+    source, _, weight = item.strip().rpartition(":")
+    try:
+        parsed = float(weight)
+    except ValueError:
+        parsed = None
+    if not source or parsed is None:
+        raise InputError(
+            "policies with weights, as run_a:0.3,run_b:0.7", f"{item!r}", "write SOURCE:WEIGHT"
+        )
+    return source, parsed

@@ -98,12 +98,13 @@ def test_interrupted_run_keeps_what_was_written(call, tiny_files, prompts, tmp_p
         (("--temperature", -1), "temperature=-1.0"),
         (("--max-new-tokens", 300), "256 positions"),
         (("--step", "7"), "a run"),
+        (("--out", "out.jsonl.gz"), "ends in .jsonl"),
     ],
 )
 def test_bad_options_end_before_anything_is_written(call, tiny_files, prompts, tmp_path, options, said):
     code, _, err = call(tiny_files.model, "--prompts", prompts, "--out", tmp_path / "out.jsonl", *options)
     assert code == 2 and said in err and "Traceback" not in err
-    assert not (tmp_path / "out.jsonl").exists()
+    assert not list(tmp_path.glob("out.*"))
 
 
 def test_nothing_is_overwritten(call, tiny_files, prompts, tmp_path):

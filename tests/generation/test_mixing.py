@@ -18,7 +18,6 @@ from jaxpref.errors import InputError
 from jaxpref.generation.answer_logps import answer_logps
 from jaxpref.generation.completions import Settings, complete
 from jaxpref.generation.mixed_distribution import DIVERGENCES, Rule, mixed_logits
-from jaxpref.generation.mixing import parse_policies
 from jaxpref.generation.opening import open_source, reweighted
 from jaxpref.generation.prompts import given_prompts
 from jaxpref.generation.sampling import Sampling
@@ -27,6 +26,7 @@ from jaxpref.models.parameters import LORA
 from jaxpref.models.peft import save_adapter
 from jaxpref.models.source import open_checkpoint
 from jaxpref.runs.sequence_logps import compute_logps
+from jaxpref.settings import parse_policies
 from jaxpref.types import EncodedGroup
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
@@ -538,6 +538,11 @@ def test_options_that_do_not_fit(words, said, capsys, tmp_path):
         ({"policies": {"a": 1.0}, "divergence": "jsd", "reference": "r", "first_top_k": 3}, "under the reverse KL"),
         ({"policies": {"a": 0.0, "b": 1.0}, "first_top_k": 3}, "is not run"),
         ({"policies": {"a": float("nan")}}, "a:nan"),
+        ({"policies": {"a": "much"}}, "'much'"),
+        ({"policies": ["a", "b"]}, "{run_a: 0.3, run_b: 0.7}"),
+        ({"policies": {"a": 1.0}, "alpha": 0.3}, "alpha=0.3 has no effect with reverse_kl"),
+        ({"policies": {"a": 1.0}, "divergence": "alpha", "alpha": "0.3", "reference": "r"}, "alpha='0.3'"),
+        ({"policies": {"a": 1.0}, "first_top_k": 2.5}, "first_top_k=2.5: a whole number"),
     ],
 )
 def test_mixes_that_cannot_be_decoded(settings, said):
@@ -572,6 +577,7 @@ def test_step_needs_a_run(sources):
 
 def test_policies_in_words():
     assert parse_policies("a/b:0.3,pkg://c/d.gguf:0.7") == (("a/b", 0.3), ("pkg://c/d.gguf", 0.7))
+    assert Mix("a/b:0.3,c:0.7").policies == (("a/b", 0.3), ("c", 0.7))
     for text in ("a", "a:b", ":0.3", "a:0.5,"):
         with pytest.raises(InputError, match="SOURCE:WEIGHT"):
             parse_policies(text)

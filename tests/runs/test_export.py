@@ -77,6 +77,16 @@ def test_smaller_dtypes(finished_run, exported, tmp_path, dtype):
         np.testing.assert_array_equal(value, whole[name].astype(dtype), err_msg=name)
 
 
+def test_a_dtype_that_nothing_is_written_in(finished_run, tmp_path):
+    for settings, said in (
+        ({"dtype": "fp16"}, "float16"),
+        ({"dtype": "bfloat16", "adapter": True}, "float32, in which"),
+    ):
+        with pytest.raises(InputError, match=said):
+            export_run(finished_run.out, tmp_path / "to", **settings)
+    assert not (tmp_path / "to").exists()
+
+
 def test_foreign_directory_is_refused_and_left_alone(finished_run, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(InputError, match="thesis.tex"):

@@ -257,6 +257,13 @@ def test_cards_say_what_it_is(sources, tmp_path):
         assert front["library_name"] == ("peft" if how == "factors" else "transformers")
 
 
+def test_the_card_has_all_the_weight_of_a_source_that_is_given_twice(sources, tmp_path):
+    models = sources[0]
+    merge([(models[0], 0.25), (models[1], 0.25), (models[0], 0.5)], tmp_path / "to", how="weights")
+    lines = [line for line in (tmp_path / "to" / "README.md").read_text().splitlines() if str(models[0]) in line]
+    assert any("0.75" in line for line in lines)
+
+
 def test_command(sources, tmp_path, capsys):
     models, alike, _ = sources
     call = lambda *words: cli.main(["merge", *map(str, words)])
@@ -291,6 +298,11 @@ def test_soups_that_would_mean_nothing(sources, tmp_path, tiny_files):
     refused("a weight of nan", {models[0]: float("nan"), models[1]: 1.0}, "weights", tmp_path, any_weights=True)
     refused("one of weights", {models[0]: 0.5, models[1]: 0.5}, "slerp", tmp_path)
     refused("take deltas", {models[0]: 0.5, models[1]: 0.5}, "weights", tmp_path, adapter=True)
+    refused("no weight but 0", {models[0]: 0.0, models[1]: 0.0}, "weights", tmp_path, any_weights=True)
+    refused("{run_a: 0.3, run_b: 0.7}", models[:2], "weights", tmp_path)
+    refused("dtype='int8'", {models[0]: 0.5, models[1]: 0.5}, "weights", tmp_path, dtype="int8")
+    refused("in which adapters", {alike[0]: 0.5, alike[1]: 0.5}, "factors", tmp_path, dtype="bfloat16")
+    refused("a run among the sources", {models[0]: 0.5, models[1]: 0.5}, "weights", tmp_path, step="latest")
     refused("has no adapter", {models[0]: 0.5, alike[0]: 0.5}, "deltas", tmp_path)
     refused("rank, scale and weights", {alike[0]: 0.5, other: 0.5}, "factors", tmp_path)
     dora = adapter(models[0], tmp_path / "dora", 5, dora=True)
