@@ -84,7 +84,7 @@ def as_metrics(sums: dict[str, Any], pieces: Pieces, of_set: str = "") -> dict[s
 def evaluate_run(
     run: str | Path,
     *,
-    step: str = "best",
+    step: str | int = "best",
     overrides: Sequence[str] = (),
     objective: Sequence[Any] | Callable | None = None,
     eval: Given = None,

@@ -53,7 +53,7 @@ class Preferences:
 def evaluate_preferences(
     run: str | Path,
     *,
-    step: str = "best",
+    step: str | int = "best",
     overrides: Sequence[str] = (),
     objective: Sequence[Any] | Callable | None = None,
     eval: Given = None,

@@ -27,7 +27,7 @@ def answer_logps(
     source: str | Path | Mix | OpenPolicy,
     groups: Sequence[EncodedGroup],
     *,
-    step: str = "best",
+    step: str | int = "best",
     overrides: Sequence[str] = (),
 ) -> dict[int, np.ndarray]:
     """{row id: [K] summed log-probs, nats} of the groups' completions.

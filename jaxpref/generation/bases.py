@@ -19,7 +19,7 @@ class _BaseKey(NamedTuple):
     path: str
     compute_dtype: str
     quantisation: Quantisation | None
-    step: str | None = None
+    step: str | int | None = None
     """Of a run that trained the weights."""
     modules_of: Path | None = None
     """Of a base below an adapter that brings its own embedding or head."""
@@ -37,7 +37,7 @@ class Bases:
         return list(self._trees.values())
 
     def read(
-        self, source: Source, step: str, *, reference: bool = False
+        self, source: Source, step: str | int, *, reference: bool = False
     ) -> tuple[int, dict[str, Any]]:
         """A policy's base, by its number, and what is laid over it.
 
@@ -72,7 +72,7 @@ class Bases:
         return key
 
 
-def _base_key(source: Source, step: str) -> _BaseKey:
+def _base_key(source: Source, step: str | int) -> _BaseKey:
     pieces = source.pieces
     dtype = pieces.config.model.compute_dtype
     model = str(pieces.source.path.resolve())
@@ -84,13 +84,13 @@ def _base_key(source: Source, step: str) -> _BaseKey:
     return _BaseKey(model, dtype, None)
 
 
-def _all_params(source: Source, step: str) -> Any:
+def _all_params(source: Source, step: str | int) -> Any:
     if source.is_run:
         return run_params(source.pieces, source.path, step)[0]
     return load_params(source.pieces)
 
 
-def _adapter_params(source: Source, step: str, base: Any) -> Any:
+def _adapter_params(source: Source, step: str | int, base: Any) -> Any:
     """An adapter with the weights below it, which are `base` unless that is None."""
     if source.is_run:
         return run_params(source.pieces, source.path, step, base=base)[0]

@@ -1,6 +1,6 @@
 """Text from a policy: a run's checkpoint or any model, for prompts from a file or from Python."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from jaxpref.generation.mixing import Mix
 from jaxpref.generation.opening import MixedModels, OpenPolicy, open_policy, open_source
 from jaxpref.generation.pictures import PromptTiles
 from jaxpref.generation.prompts import given_prompts, prompt_ids, read_prompts
-from jaxpref.generation.sampling import Sampling
+from jaxpref.generation.sampling import Sampling, is_whole
 from jaxpref.generation.text import Ending
 from jaxpref.runs.agreement import check_same_rows
 from jaxpref.runs.build import Pieces
+from jaxpref.storage.paths import as_path
 from jaxpref.types import EncodedGroup, Group, Picture
 
 __all__ = [
@@ -104,18 +105,22 @@ class Settings:
 
     def __post_init__(self):
         problems = [
-            f"{name}={getattr(self, name)}: a whole number from 1"
+            f"{name}={getattr(self, name)!r}: a whole number from 1"
             for name in ("samples", "max_new_tokens", "batch_size")
-            if getattr(self, name) < 1
+            if not (is_whole(getattr(self, name)) and getattr(self, name) >= 1)
         ]
-        if self.sampling.greedy and self.samples > 1:
+        if self.sampling.greedy and is_whole(self.samples) and self.samples > 1:
             problems.append(
                 f"samples={self.samples} at temperature 0 would all be the same: set a temperature"
             )
         if "" in self.stops:
             problems.append("a stop string without text")
-        if not 0 <= self.seed < 2**32:  # jax would take the last 32 bits
-            problems.append(f"seed={self.seed}: from 0 to 2^32 - 1")
+        problems += [f"stops: {x!r}, which is no text" for x in self.stops if type(x) is not str]
+        for token in self.stop_tokens or ():
+            if not (is_whole(token) and token >= 0):
+                problems.append(f"stop_tokens: {token!r}, which is no token id")
+        if not (is_whole(self.seed) and 0 <= self.seed < 2**32):  # jax would take the last 32 bits
+            problems.append(f"seed={self.seed!r}: a whole number from 0 to 2^32 - 1")
         if problems:
             raise InputError(
                 "settings for generation that fit together",
@@ -135,10 +140,10 @@ def generate(
     samples: int = 1,
     max_new_tokens: int = 256,
     stops: str | Sequence[str] = (),
-    stop_tokens: Sequence[int] | None = None,
+    stop_tokens: int | Sequence[int] | None = None,
     seed: int = 0,
     batch_size: int = 32,
-    step: str = "best",
+    step: str | int = "best",
     overrides: Sequence[str] = (),
 ) -> list[Completion]:
     """Completions of prompts by a run or a model, in the order of prompts and samples.
@@ -151,7 +156,7 @@ def generate(
         source: directory of a run; a model, as `model.path` of a config; a PEFT adapter directory;
             a `Mix` of these, which decide every token together; or what `open_source` opened.
         prompts: a file (`jaxpref.generation.prompts.read_prompts`), or texts, lists of messages, or
-            rows.
+            rows; or a frame or dataset of rows.
         temperature, top_k, top_p, min_p: see `Sampling`; temperature 0 is greedy.
         samples, max_new_tokens, stops, stop_tokens, seed, batch_size: see `Settings`.
         step: of a run, or of all runs of a mix: best, latest or a number.
@@ -162,12 +167,12 @@ def generate(
         Sampling(temperature, top_k, top_p, min_p),
         samples,
         max_new_tokens,
-        (stops,) if isinstance(stops, str) else tuple(stops),
-        None if stop_tokens is None else tuple(stop_tokens),
+        _one_or_more("stops", () if stops is None else stops),
+        None if stop_tokens is None else _one_or_more("stop_tokens", stop_tokens),
         seed,
         batch_size,
     )
-    groups = read_prompts(prompts) if isinstance(prompts, str | Path) else given_prompts(prompts)
+    groups = _groups(prompts)
     if isinstance(source, OpenPolicy):
         opened = source
         if step != "best" or overrides:
@@ -180,6 +185,29 @@ def generate(
         opened = open_source(source, step=step, overrides=overrides)
     done = complete(opened.pieces, opened.params, groups, settings, opened.mixed)
     return sorted(done, key=lambda item: (item.prompt_index, item.sample))
+
+
+def _groups(prompts: Any) -> list[Group]:
+    """Errors: InputError for a prompt where a file of prompts, or a list, is expected."""
+    if not isinstance(prompts, str | Path):
+        return given_prompts(prompts)
+    if len(str(prompts).split()) > 1 and not as_path(prompts).exists():
+        raise InputError(
+            "a file of prompts, or a list of prompts",
+            f"{str(prompts)!r:.80}, which is no file",
+            "write prompts=[...], also for a single prompt",
+        )
+    return read_prompts(prompts)
+
+
+def _one_or_more(name: str, given: Any) -> tuple[Any, ...]:
+    """One text or token id, or several.  Errors: InputError for a mapping, or no iterable."""
+    if isinstance(given, str) or is_whole(given):
+        return (given,)
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        got = f"{name}={given!r}, a {type(given).__name__}"
+        raise InputError(f"{name}: one, or a list of them", got, f"write {name}=[...]")
+    return tuple(given)
 
 
 def complete(
@@ -211,7 +239,7 @@ def complete(
     )
     check_same_rows("prompts", list(map(_encoded, prompts, ids)))
     tiles = None if processor is None else PromptTiles(processor)
-    stops = stop_ids(pieces) if settings.stop_tokens is None else frozenset(settings.stop_tokens)
+    stops = _stop_ids(pieces, settings)
     ending = Ending(pieces.tokenizer, stops, settings.stops)
     generator = Generator(
         opened.decoding_model,
@@ -256,6 +284,20 @@ def complete(
                 )
 
     return completions()
+
+
+def _stop_ids(pieces: Pieces, settings: Settings) -> frozenset[int]:
+    """What ends a completion.  Errors: InputError for an id that the model never draws."""
+    if settings.stop_tokens is None:
+        return stop_ids(pieces)
+    vocabulary = pieces.source.spec.vocab
+    if unknown := [token for token in settings.stop_tokens if token >= vocabulary]:
+        raise InputError(
+            f"stop tokens of the model's {vocabulary}: 0 to {vocabulary - 1}",
+            ", ".join(map(str, unknown)),
+            "look the ids up in the model's tokenizer",
+        )
+    return frozenset(settings.stop_tokens)
 
 
 def _encoded(prompt: Group, ids: np.ndarray) -> EncodedGroup:

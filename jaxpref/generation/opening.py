@@ -64,7 +64,7 @@ class OpenPolicy(NamedTuple):
 
 
 def open_source(
-    source: str | Path | Mix, *, step: str = "best", overrides: Sequence[str] = ()
+    source: str | Path | Mix, *, step: str | int = "best", overrides: Sequence[str] = ()
 ) -> OpenPolicy:
     """A policy or several, with their parameters on the mesh.
 
@@ -84,7 +84,7 @@ def open_source(
 
 
 def open_policy(
-    source: str | Path, *, step: str = "best", overrides: Sequence[str] = ()
+    source: str | Path, *, step: str | int = "best", overrides: Sequence[str] = ()
 ) -> tuple[Pieces, Any]:
     """A single policy, with its parameters on the mesh; arguments as of `open_source`."""
     opened = open_source(source, step=step, overrides=overrides)
@@ -138,7 +138,7 @@ def mesh_overrides(mesh: Mesh) -> list[str]:
     return [f"mesh.{axis}={size}" for axis, size in mesh.shape.items()]
 
 
-def _open_mix(mix: Mix, step: str, overrides: Sequence[str]) -> OpenPolicy:
+def _open_mix(mix: Mix, step: str | int, overrides: Sequence[str]) -> OpenPolicy:
     taking_part = [(path, weight) for path, weight in mix.policies if weight > 0]
     paths = [path for path, _ in taking_part]
     if mix.needs_reference:
@@ -158,7 +158,9 @@ def _open_mix(mix: Mix, step: str, overrides: Sequence[str]) -> OpenPolicy:
     return opened_mix(sources[0].pieces, mixed, weights, bases.trees, overlays)
 
 
-def _find_sources(paths: Sequence[str | Path], step: str, overrides: Sequence[str]) -> list[Source]:
+def _find_sources(
+    paths: Sequence[str | Path], step: str | int, overrides: Sequence[str]
+) -> list[Source]:
     """The sources of a mix, on one mesh, because they are parts of one program."""
     any_run = any(is_run(path) for path in paths)
     sources: list[Source] = []

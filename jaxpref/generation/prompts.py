@@ -1,7 +1,7 @@
 """Prompts: texts and conversations, from files or Python, as token ids."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from jaxpref.data.checks import check_text, shown
 from jaxpref.data.encode import check_known_tokens, encode_prompts
 from jaxpref.data.foreign import own_row
 from jaxpref.data.kinds import kind_of_row, read_group
+from jaxpref.data.memory import tables_in_memory
 from jaxpref.data.messages import read_messages
 from jaxpref.data.pictures.processor import PictureProcessor
 from jaxpref.data.pictures.rows import column_pictures, place_pictures
@@ -43,10 +44,35 @@ def read_prompts(path: str | Path, part: Part | None = None) -> list[Group]:
     return [to_prompt(row, where, number) for number, (row, where) in enumerate(rows)]
 
 
-def given_prompts(prompts: Sequence[Any]) -> list[Group]:
-    """The same for prompts in Python: texts, lists of messages, or rows as in a file."""
-    rows = (value if isinstance(value, Mapping) else {"prompt": value} for value in prompts)
-    return [to_prompt(row, f"prompts[{number}]", number) for number, row in enumerate(rows)]
+def given_prompts(prompts: Iterable[Any]) -> list[Group]:
+    """The same for prompts in Python: texts, lists of messages, or rows as in a file.
+
+    They may also be the rows of a pandas frame, or of a dataset of `datasets`.
+    Errors: InputError for one prompt where several are expected, naming what to write.
+    """
+    given = enumerate(_given_rows(prompts))
+    return [to_prompt(row, f"prompts[{number}]", number) for number, row in given]
+
+
+def _given_rows(prompts: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
+        raise InputError(
+            "a list of prompts: texts, lists of messages, or rows",
+            f"prompts={shown(prompts)}",
+            "write prompts=[...], also for a single one",
+        )
+    if getattr(prompts, "ndim", 1) == 2:  # a frame, which would give the names of its columns
+        tables: Any = tables_in_memory(prompts, "prompts", Part(default="test"))
+        prompts = (row for row, _ in tables[0].rows())
+    for number, value in enumerate(prompts):
+        if isinstance(value, Mapping) and "role" in value and "prompt" not in value:
+            raise InputError(
+                "prompts: texts, lists of messages, or rows",
+                f"prompts[{number}], a message by itself: {shown(value)}",
+                "put the messages of a conversation into a list of their own: "
+                "prompts=[[{...}, {...}]]",
+            )
+        yield value if isinstance(value, Mapping) else {"prompt": value}
 
 
 def to_prompt(

@@ -22,7 +22,7 @@ class Source(NamedTuple):
     is_run: bool
 
 
-def find_source(path: str | Path, step: str, overrides: Sequence[str]) -> Source:
+def find_source(path: str | Path, step: str | int, overrides: Sequence[str]) -> Source:
     """The policy at a path; arguments as of `opening.open_source`.
 
     Errors: InputError for a `step` of something that is no run, and what `build` raises.

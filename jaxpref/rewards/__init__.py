@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-def open_reward(what: str, *, step: str = "best", overrides: Sequence[str] = ()) -> Reward:
+def open_reward(what: str, *, step: str | int = "best", overrides: Sequence[str] = ()) -> Reward:
     """The reward that a text names.
 
     Args:

@@ -36,7 +36,7 @@ from jaxpref.types import EncodedGroup, Group
 def run_reward(
     run: str | Path,
     *,
-    step: str = "best",
+    step: str | int = "best",
     overrides: Sequence[str] = (),
     objective: Sequence[Any] | Callable | None = None,
     beta: float | None = None,

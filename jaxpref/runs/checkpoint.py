@@ -309,7 +309,7 @@ def _abstract(state: TrainState) -> TrainState:
     )
 
 
-def find_step(checkpoints: Checkpoints, wanted: str) -> int:
+def find_step(checkpoints: Checkpoints, wanted: str | int) -> int:
     """The existing step that is meant by `best`, `latest` or a number.
 
     `best` is the latest where none was saved with an evaluation.
@@ -320,7 +320,7 @@ def find_step(checkpoints: Checkpoints, wanted: str) -> int:
         step = checkpoints.best() or checkpoints.latest()
     elif wanted == "latest":
         step = checkpoints.latest()
-    elif wanted.isdigit():
+    elif str(wanted).isdecimal():  # from Python also a number
         step = int(wanted)
     if step is None or step not in steps:
         raise InputError(

@@ -72,7 +72,7 @@ def model_digest(pieces: Pieces, adapter: str | Path | None = None) -> str:
     return " ".join(keys)
 
 
-def checkpoint_digest(pieces: Pieces, run: str | Path, step: str) -> str:
+def checkpoint_digest(pieces: Pieces, run: str | Path, step: str | int) -> str:
     """Of all files of a run's checkpoint.
 
     Args:

@@ -152,7 +152,7 @@ def checkpoints_of(run: str | Path, config: Config) -> Checkpoints:
 
 
 def run_state(
-    pieces: Pieces, run: str | Path, step: str, *, objective: bool = False, base: Any = None
+    pieces: Pieces, run: str | Path, step: str | int, *, objective: bool = False, base: Any = None
 ) -> tuple[dict[str, Any], int]:
     """`params` of a run's checkpoint on the mesh, and its step.
 
@@ -186,14 +186,16 @@ def run_state(
     return state | {"params": {**base, **state["params"]}}, number
 
 
-def run_params(pieces: Pieces, run: str | Path, step: str, *, base: Any = None) -> tuple[Any, int]:
+def run_params(
+    pieces: Pieces, run: str | Path, step: str | int, *, base: Any = None
+) -> tuple[Any, int]:
     """Parameters of a run's checkpoint on the mesh, and its step; `base` as of `run_state`."""
     state, number = run_state(pieces, run, step, base=base)
     return state["params"], number
 
 
 def _restore(
-    config: Config, run: str | Path, step: str, like: dict[str, Any], vocabulary: int
+    config: Config, run: str | Path, step: str | int, like: dict[str, Any], vocabulary: int
 ) -> tuple[dict[str, Any], int]:
     """Fields of a checkpoint's state, laid out as `like` says, and its step."""
     with checkpoints_of(run, config) as checkpoints:
@@ -210,7 +212,7 @@ def host_params(
     parts: Sequence[Part],
     adapter: LoraSpec | None,
     run: str | Path,
-    step: str,
+    step: str | int,
 ) -> tuple[dict[str, Any], int]:
     """The trained parameters of a checkpoint, as numpy arrays on this host, and its step.
 
@@ -242,7 +244,7 @@ class OpenRun:
     step: int
 
 
-def open_run(pieces: Pieces, run: str | Path, step: str) -> OpenRun:
+def open_run(pieces: Pieces, run: str | Path, step: str | int) -> OpenRun:
     """Reads a checkpoint and the reference of its objective.
 
     Args:

@@ -38,6 +38,10 @@ def merged_settings(path: str | Path | None, overrides: Sequence[str]) -> dict[s
 
     Errors: InputError if it cannot be read.
     """
+    if isinstance(overrides, str):
+        raise InputError(
+            "a list of overrides", f"overrides={overrides!r}", f"write overrides=[{overrides!r}]"
+        )
     raw = {} if path is None else _read(path)
     bare = [item for item in overrides if "=" not in item]
     if bare:

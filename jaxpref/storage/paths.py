@@ -29,6 +29,10 @@ def as_path(name: str | Path) -> Path:
         missing, and a bucket that does not exist or cannot be read.
     """
     if not isinstance(name, str):
+        if not hasattr(name, "expanduser"):
+            kind = type(name).__name__
+            how = "give its directory: .out" if hasattr(name, "out") else "give a text or a Path"
+            raise InputError("the path of a file or directory", f"a {kind}: {name!r:.80}", how)
         return name.expanduser()
     scheme = _scheme(name)
     if scheme is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas
 import pytest
 import tiny
 
@@ -16,7 +17,7 @@ from jaxpref.errors import InputError
 from jaxpref.generation import decoding
 from jaxpref.generation.completions import Settings, complete, generate, stop_ids
 from jaxpref.generation.decoding import DecodingModel, Generator, decodes_unstacked, decoding_model
-from jaxpref.generation.opening import open_policy
+from jaxpref.generation.opening import OpenPolicy, open_policy
 from jaxpref.generation.prompts import given_prompts
 from jaxpref.generation.sampling import Sampling
 from jaxpref.models.chunked_head import logits
@@ -289,11 +290,11 @@ def test_a_policy_may_be_a_mixture(opened):
 
 
 def test_a_runs_checkpoint_is_decoded(finished_run, opened):
-    found = {step: generate(finished_run.out, PROMPTS[:2], max_new_tokens=8, step=step) for step in ("9", "best")}
+    found = {step: generate(finished_run.out, PROMPTS[:2], max_new_tokens=8, step=step) for step in (9, "best")}
     first = generate(finished_run.config.model.path, PROMPTS[:2], max_new_tokens=8)
     assert [[c.prompt_index for c in cs] for cs in (*found.values(), first)] == [[0, 1]] * 3
     stored = tiny.stored_state(finished_run.out, 9)["params"]
-    for c in found["9"]:
+    for c in found[9]:
         prompt = opened[0].tokenizer(c.prompt)["input_ids"]
         logps = without_cache(opened, [*prompt, *c.token_ids], stored)[len(prompt) - 1 : -1]
         np.testing.assert_allclose(c.token_logps, logps.max(-1), atol=tiny.LOGP_TOLERANCE)
@@ -325,8 +326,57 @@ def test_settings_that_do_not_fit_are_all_named():
         Settings(samples=2, max_new_tokens=0, stops=("",), seed=-1, batch_size=0)
     for part in ("samples=2 at temperature 0", "max_new_tokens=0", "stop string", "seed=-1", "batch_size=0"):
         assert part in str(error.value)
-    with pytest.raises(InputError, match=r"seed=4294967296: from 0 to 2\^32 - 1"):
+    with pytest.raises(InputError, match=r"seed=4294967296: a whole number from 0 to 2\^32 - 1"):
         Settings(seed=2**32)
+
+
+def test_settings_of_another_kind_are_named():
+    settings = {
+        "samples": 1.5, "max_new_tokens": "4", "batch_size": True, "seed": None,
+        "stops": (5,), "stop_tokens": ("<|im_end|>", -1),
+    }  # fmt: skip
+    with pytest.raises(InputError) as error:
+        Settings(**settings)
+    parts = ["samples=1.5", "max_new_tokens='4'", "batch_size=True", "seed=None", "stops: 5", "stop_tokens: '<|im"]
+    for part in [*parts, "stop_tokens: -1"]:
+        assert part in str(error.value)
+    with pytest.raises(InputError, match="temperature='0.5'.*top_k=True.*top_p='x'"):
+        Sampling("0.5", True, "x")
+    Settings(Sampling(np.float32(0.5), np.int64(3)), np.int64(2), np.int32(4))
+
+
+def test_what_ends_an_answer_may_be_one_or_several(opened):
+    policy = OpenPolicy(*opened)
+    [one], [several] = (generate(policy, ["a"], max_new_tokens=3, stop_tokens=x) for x in (0, [0]))
+    assert one.text == several.text == generate(policy, ["a"], max_new_tokens=3, stops=None, stop_tokens=[0])[0].text
+    for settings in ({"stops": 5.0}, {"stop_tokens": {"a": 1}}):
+        with pytest.raises(InputError, match=f"{next(iter(settings))}=.*, a (float|dict)"):
+            generate(policy, ["a"], **settings)
+    with pytest.raises(InputError, match="0 to 127(.|\n)*got: 128"):
+        generate(policy, ["a"], max_new_tokens=3, stop_tokens=[5, 128])
+
+
+def test_prompts_in_python_are_a_list_of_them():
+    """A row, a frame or a conversation would otherwise be taken for the prompts that it iterates over."""
+    frame = pandas.DataFrame({"prompt": ["a", "b"], "note": [1, 2]})
+    assert [group.prompt for group in given_prompts(frame)] == ["a", "b"]
+    assert [group.prompt for group in given_prompts(x for x in "ab")] == ["a", "b"]
+    for wrong, said in [
+        ({"prompt": "a"}, r"prompts=dict(.|\n)*prompts=\[\.\.\.\]"),
+        (None, r"prompts=NoneType"),
+        ([{"role": "user", "content": "a"}], r"prompts\[0\], a message by itself(.|\n)*prompts=\[\[\{"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            given_prompts(wrong)
+    with pytest.raises(InputError, match=r"'what is it\?', which is no file(.|\n)*prompts=\[\.\.\.\]"):
+        generate("model", "what is it?")
+
+
+def test_what_is_no_path_or_list_is_told(tmp_path):
+    with pytest.raises(InputError, match="the path of a file or directory(.|\n)*NoneType"):
+        generate(None, ["a"])
+    with pytest.raises(InputError, match=r"write overrides=\['mesh.data=1'\]"):
+        generate(tmp_path, ["a"], overrides="mesh.data=1")
 
 
 def test_prompt_beyond_the_models_positions(opened):
