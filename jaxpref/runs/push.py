@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
-        help="of a run's weights (default bfloat16)",
+        help="of a run's weights (default bfloat16; an adapter's are in float32)",
     )
     parser.add_argument("--adapter", action="store_true", help="the adapter alone, for PEFT")
     parser.add_argument("--dry-run", action="store_true", help="upload nothing, list the files")
@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> None:
     if options.dry_run:
+        _check_name(options.to)
         with _exported(options) as directory:
             for path, size in _files(directory):
                 console.print(f"{size:>15,} bytes  {path}", highlight=False)
@@ -101,7 +102,7 @@ def _exported(options: argparse.Namespace) -> Iterator[Path]:
             options.source,
             to,
             step=options.step or "best",
-            dtype=options.dtype or "bfloat16",
+            dtype=options.dtype or ("float32" if options.adapter else "bfloat16"),
             adapter=options.adapter,
         )
         yield to
@@ -150,6 +151,10 @@ def _check_token(api: HfApi) -> None:
                 "a token that the Hugging Face Hub knows", f"answer {_status(error)}", how
             ) from error
         raise _failed(error) from error
+    except Exception as error:
+        if not _is_of_network(error):
+            raise
+        raise _failed(error) from error
     if token.get("role") == "read":
         raise InputError("a token that may write", "one that may only read", how)
 
@@ -167,11 +172,21 @@ def _told(name: str) -> Iterator[None]:
                 "give the token leave to write, or name a repository of your own in --to",
             ) from error
         raise _failed(error) from error
+    except Exception as error:
+        if not _is_of_network(error):
+            raise
+        raise _failed(error) from error
+
+
+def _is_of_network(error: Exception) -> bool:
+    """Whether no answer came; huggingface_hub's versions use clients of other packages."""
+    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return not packages.isdisjoint({"httpx", "httpx2", "requests"})
 
 
 def _status(error: HfHubHTTPError) -> int | None:
     return None if error.response is None else error.response.status_code
 
 
-def _failed(error: HfHubHTTPError) -> RunError:
+def _failed(error: Exception) -> RunError:
     return RunError(f"the Hugging Face Hub did not take it: {error}. Nothing here has changed.")

@@ -160,6 +160,24 @@ def test_what_the_hub_refuses_is_said_before_anything_is_exported(hub, token, to
     assert all(text in error for text in said) and hub.repositories == {}
 
 
+def test_a_hub_that_does_not_answer(exported, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    assert cli.main(["push", str(exported), "--to", "me/tiny"]) == 1
+    assert "did not take it" in capsys.readouterr().err
+
+
+def test_adapters_are_in_float32_unless_another_dtype_is_asked_for(hub, monkeypatch, capsys, tmp_path):
+    asked = []
+    monkeypatch.setattr("jaxpref.runs.push.is_run", lambda _: True)
+    monkeypatch.setattr("jaxpref.runs.push.export_run", lambda *_, dtype, **__: asked.append(dtype))
+    for options in ([], ["--adapter"], ["--adapter", "--dtype", "float16"]):
+        cli.main(["push", str(tmp_path), "--to", "me/tiny", "--dry-run", *options])
+    assert asked == ["bfloat16", "float32", "float16"]
+    assert cli.main(["push", str(tmp_path), "--to", "me my", "--dry-run"]) == 2 and len(asked) == 3
+
+
 def test_no_token(hub, exported, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(exported / "none"))
