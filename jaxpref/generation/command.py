@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -179,6 +179,12 @@ def run(options: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             console.print("interrupted; what was finished is written")
             sys.exit(INTERRUPTED)
+        except BrokenPipeError:
+            if out is not None:
+                raise
+            _let_go_of_output()
+            console.print("nobody reads standard output any more: ended")
+            sys.exit(1)
     console.print(summary, highlight=False)
 
 
@@ -246,6 +252,12 @@ def _output(path: Path | None) -> AbstractContextManager[TextIO | GrowingFile]:
         return closing(GrowingFile(path, seconds=_UPLOAD_SECONDS))
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("x", encoding="utf-8")
+
+
+def _let_go_of_output() -> None:
+    """What is still to be flushed to standard output goes nowhere, or Python would fail at exit."""
+    with suppress(OSError, ValueError):  # one that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _write(

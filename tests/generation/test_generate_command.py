@@ -1,11 +1,14 @@
 """`jaxpref generate`: the lines that it writes, and how it ends."""
 
+import io
 import json
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import tiny
 
+from jaxpref.generation import command
 from jaxpref.generation.completions import generate
 from jaxpref.generation.decoding import Generator
 
@@ -88,6 +91,17 @@ def test_interrupted_run_keeps_what_was_written(call, tiny_files, prompts, tmp_p
     assert end.value.code == 130
     [line] = (tmp_path / "out.jsonl").read_text().splitlines()
     assert json.loads(line)["tokens"] <= 3
+
+
+def test_a_reader_that_is_gone_ends_it(call, tiny_files, prompts, monkeypatch, capsys):
+    class Gone(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(command, "_output", lambda _: nullcontext(Gone()))
+    with pytest.raises(SystemExit) as end:
+        call(tiny_files.model, "--prompts", prompts, "--max-new-tokens", 3)
+    assert end.value.code == 1 and "nobody reads standard output" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
