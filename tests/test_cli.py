@@ -330,6 +330,7 @@ def test_an_objective_is_shown_with_its_settings_and_source(call):
     file, line = re.search(r"^Code: (.*):(\d+)$", out, re.MULTILINE).groups()
     assert "def dpo(" in "".join(Path(file).read_text().splitlines()[int(line) - 1 : int(line) + 2])
     refused(call("objectives", "dpoo"), "did you mean dpo?")
+    refused(call("objectives", "DPO"), "did you mean dpo?")
 
 
 def test_data_shows_lengths_drops_and_packing(call, tiny_files, tmp_path, any_mesh):

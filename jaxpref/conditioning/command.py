@@ -259,16 +259,31 @@ def _read_statistics(path: str | None) -> dict[str, ScoreStatistics]:
             "none" if path is None else f"{path}: no such file",
             "name the .statistics.json beside the file of training data",
         )
-    stored = json.loads(as_path(path).read_text())
+    try:
+        return _stored_statistics(as_path(path))
+    except _OTHER_CONTENT as error:
+        raise InputError(
+            "statistics that the conditioning of the training data wrote",
+            f"{path}: {type(error).__name__}: {error}",
+            "name the .statistics.json beside the file of training data",
+        ) from error
+
+
+_OTHER_CONTENT = (ValueError, TypeError, AttributeError)
+"""What reading statistics raises for no JSON, or JSON of another kind."""
+
+
+def _stored_statistics(path: Path) -> dict[str, ScoreStatistics]:
+    stored = json.loads(path.read_text())
     return {name: ScoreStatistics(**values) for name, values in stored.items()}
 
 
 def _no_statistics(path: Path) -> list[str]:
     """The path's name, where it does not hold what `_write_statistics` wrote."""
     try:
-        _read_statistics(str(path))
+        _stored_statistics(path)
         return []
-    except (ValueError, TypeError, AttributeError):  # no JSON, or JSON of another kind
+    except _OTHER_CONTENT:
         return [path.name]
 
 

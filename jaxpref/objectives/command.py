@@ -30,7 +30,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     known = {**OBJECTIVES, **{name: transform.function for name, transform in TRANSFORMS.items()}}
     for name in options.names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
+            close = difflib.get_close_matches(name.lower(), known, 1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise InputError(
                 "the name of an objective or a transform",

@@ -1,5 +1,6 @@
 """Values of command-line flags that several commands take."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,9 +24,12 @@ def named(items: Sequence[str], flag: str) -> dict[str, str]:
 
 
 def numbers(named: Mapping[str, str]) -> dict[str, float]:
-    """The values as numbers.  Errors: InputError for one that is none."""
+    """The values as numbers.  Errors: InputError for one that is none, or not finite."""
     try:
-        return {name: float(value) for name, value in named.items()}
+        values = {name: float(value) for name, value in named.items()}
+        if wrong := [name for name, value in values.items() if not math.isfinite(value)]:
+            raise ValueError(f"not finite: {', '.join(wrong)}")
+        return values
     except ValueError as error:
         raise InputError(
             "numbers", f"{dict(named)}: {error}", "write each value as a number, as 0.5"
