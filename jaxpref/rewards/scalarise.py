@@ -104,6 +104,12 @@ class Scalariser:
     parameter: float | None = None
     """Temperature of soft_max_min, penalty of uncertainty; None: the default."""
 
+    def __post_init__(self):
+        """Errors: InputError as of `scalarised`, before anything is scored."""
+        scalarised(
+            np.zeros((1, len(self.weights))), self.kind, [*self.weights.values()], self.parameter
+        )
+
     def __call__(self, scores: Mapping[str, Sequence[float]]) -> np.ndarray:
         """[...] of every answer.
 
@@ -159,12 +165,12 @@ def read_scalariser(text: str) -> Scalariser:
     try:
         pairs = [part.rsplit("=", 1) for part in rest.split(",")] if colon else []
         weights = {name: float(weight) for name, weight in pairs}
-        scalariser = Scalariser(kind, weights, float(parameter) if at else None)
+        number = float(parameter) if at else None
     except ValueError as error:
         raise _unreadable(text) from error
     if kind not in SCALARISERS or not weights or len(weights) < len(pairs):
         raise _unreadable(text)
-    return scalariser
+    return Scalariser(kind, weights, number)
 
 
 def _unreadable(text: str) -> InputError:
