@@ -38,10 +38,12 @@ class Bootstrap:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.resamples < 100 or not 0 < self.level < 1 or self.seed < 0:
+        counts = all(isinstance(x, int | np.integer) for x in (self.resamples, self.seed))
+        in_bounds = counts and self.resamples >= 100 and self.seed >= 0
+        if not (in_bounds and isinstance(self.level, float) and 0 < self.level < 1):
             raise InputError(
                 "at least 100 resamples, a level between 0 and 1, a seed of 0 or more",
-                f"resamples={self.resamples}, level={self.level}, seed={self.seed}",
+                f"resamples={self.resamples!r}, level={self.level!r}, seed={self.seed!r}",
                 "2000 resamples at level 0.95 with seed 0 are usual",
             )
 
@@ -58,6 +60,16 @@ class Bootstrap:
 
 
 DEFAULT = Bootstrap()
+
+
+def check_bootstrap(bootstrap: Any) -> None:
+    """Errors: InputError for anything but a `Bootstrap`."""
+    if not isinstance(bootstrap, Bootstrap):
+        raise InputError(
+            "a jaxpref.evaluation.Bootstrap",
+            f"bootstrap={bootstrap!r}",
+            "write bootstrap=Bootstrap(resamples=2000)",
+        )
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,8 @@ class Predictions:
 
 def check_bins(bins: int) -> None:
     """Errors: InputError for none."""
-    if bins < 1:
-        raise InputError("at least one bin", f"bins={bins}", f"choose 1 or more; {BINS} is usual")
+    if not isinstance(bins, int) or bins < 1:
+        raise InputError("at least one bin", f"bins={bins!r}", f"choose 1 or more; {BINS} is usual")
 
 
 def predictions(margin_B: np.ndarray, bins: int = BINS) -> Predictions:

@@ -15,6 +15,7 @@ from jaxpref.evaluation.bootstrap import (
     DEFAULT,
     Bootstrap,
     Estimate,
+    check_bootstrap,
     correlation,
     estimates,
     mean,
@@ -66,6 +67,7 @@ def evaluate_answers(
         is not a finite number.
     """
     _check_kinds(answers, rewards, against)
+    check_bootstrap(bootstrap)
     names = [reward.name for reward in rewards]
     if len(set(names)) < len(names) or not names:
         raise InputError(

@@ -15,7 +15,7 @@ import numpy as np
 from jaxpref.data.memory import Given
 from jaxpref.errors import InputError
 from jaxpref.evaluation import calibration
-from jaxpref.evaluation.bootstrap import DEFAULT, Bootstrap, estimates
+from jaxpref.evaluation.bootstrap import DEFAULT, Bootstrap, check_bootstrap, estimates
 from jaxpref.evaluation.held_out import as_metrics
 from jaxpref.evaluation.preference_report import (
     UNDEFINED,
@@ -76,6 +76,7 @@ def evaluate_preferences(
         bounds.
     """
     calibration.check_bins(bins)
+    check_bootstrap(bootstrap)
     pieces = build(load_run(run, overrides, objective), objective)
     pieces = with_given(pieces, None, eval)
     groups, data = read_data(pieces, which_of(of_set))

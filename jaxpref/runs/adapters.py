@@ -96,7 +96,9 @@ def adapter_at(
         raise InputError(
             "an adapter for all weights" if spec.kind == "lora" else wanted,
             f"weights {list(weights)} for adapter.kind={spec.kind}",
-            "give one weight per objective, in the order of the run's adapter.weight_columns",
+            "leave the weights out: this adapter is one policy"
+            if spec.kind == "lora"
+            else "give one weight per objective, in the order of the run's adapter.weight_columns",
         )
     groups = {
         group: {name: conditioned.at_weights(own, weights) for name, own in adapters.items()}

@@ -59,7 +59,7 @@ def export_run(
     lora = adapter_spec(config.adapter, source.spec)
     params, number = host_params(config, source, parts, lora, run, step)
     if weights is not None:
-        _check_has_adapter(run, lora, {})
+        _check_has_adapter(run, lora, {}, "weights" if not adapter else "adapter")
         params[LORA], lora = adapter_at(params[LORA], lora, weights)
     elif lora is not None:
         check_one_policy(run, lora)
@@ -77,7 +77,7 @@ def export_run(
         weights=weights,
     )
     if adapter:
-        _check_has_adapter(run, lora, rewards)
+        _check_has_adapter(run, lora, rewards, "adapter")
         source.check_adapter_base()
         base = config.model.path
         first_does(
@@ -127,12 +127,15 @@ def check_dtype(dtype: str, adapter: bool) -> None:
         )
 
 
-def _check_has_adapter(run: str | Path, lora: LoraSpec | None, rewards: Mapping[str, Any]) -> None:
+def _check_has_adapter(
+    run: str | Path, lora: LoraSpec | None, rewards: Mapping[str, Any], asked: str
+) -> None:
+    """Args: asked: the option that needs one."""
     if lora is None:
         raise InputError(
             "a run that trained an adapter",
             f"{run} trained the weights",
-            "export without --adapter: the whole model is written",
+            f"export without --{asked}: the whole model is written",
         )
     if rewards:
         raise InputError(

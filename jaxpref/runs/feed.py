@@ -96,7 +96,15 @@ def _no_paths(pieces: Pieces, which: str) -> InputError:
             f"several: {', '.join(sets)}",
             "name one of them, or its files: data.eval=[FILE]",
         )
-    given = "eval" if which == "eval" else "data"
+    side, _, name = which.partition(".")
+    if name:
+        known = ", ".join(filter(None, held_out_sets(pieces))) or "none, only held-out data as such"
+        return InputError(
+            "the name of a set of held-out data",
+            f"{name!r}; there are {known}",
+            "name one of these",
+        )
+    given = "eval" if side == "eval" else "data"
     return InputError(
         f"at least one path in data.{which}",
         "an empty list",

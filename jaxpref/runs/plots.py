@@ -11,6 +11,7 @@ from matplotlib import rcsetup
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from jaxpref.errors import InputError
 from jaxpref.files import whole_file
 from jaxpref.runs.metrics import read_jsonl
 from jaxpref.storage.paths import as_path
@@ -71,7 +72,12 @@ def plot_curves(run: str | Path, png: str | Path | None = None) -> Path:
         png: None: `curves.png` in the run's directory.
     Returns: the path of the PNG.
     """
-    lines = read_jsonl(as_path(run) / "metrics.jsonl")
+    file = as_path(run) / "metrics.jsonl"
+    if not file.is_file():
+        raise InputError(
+            "a run that has logged metrics", f"{file}: no such file", "name the `out` of a run"
+        )
+    lines = read_jsonl(file)
     png = as_path(png) if png else as_path(run) / "curves.png"
     panels = _panels(dict.fromkeys(name for line in lines for name in line))
     with drawn(png, *grid(len(panels))) as axes:

@@ -253,6 +253,11 @@ def test_what_is_no_answers_or_rewards_is_told():
             evaluate_answers(*given)
     with pytest.raises(InputError, match="against: str"):
         evaluate_answers(one, [LENGTH], against="b.jsonl")
+    for settings in ({"resamples": 200.5}, {"level": "0.9"}, {"seed": None}):
+        with pytest.raises(InputError, match=f"{next(iter(settings))}={next(iter(settings.values()))!r}"):
+            Bootstrap(**settings)
+    with pytest.raises(InputError, match="bootstrap=200"):
+        evaluate_answers(one, [LENGTH], bootstrap=200)
     short = Reward("short", lambda prompts, answers: [])
     with pytest.raises(InputError, match="0 for 1 answers"):
         evaluate_answers(one, [short])

@@ -12,7 +12,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from jaxpref.errors import InputError
-from jaxpref.evaluation import evaluate_run
+from jaxpref.evaluation import evaluate_preferences, evaluate_run
 from jaxpref.models.source import open_checkpoint
 from jaxpref.runs import plots
 from jaxpref.runs.export import export_run
@@ -85,6 +85,20 @@ def test_a_dtype_that_nothing_is_written_in(finished_run, tmp_path):
         with pytest.raises(InputError, match=said):
             export_run(finished_run.out, tmp_path / "to", **settings)
     assert not (tmp_path / "to").exists()
+
+
+def test_weights_of_objectives_that_a_run_does_not_read(finished_run, tmp_path):
+    with pytest.raises(InputError, match="export without --weights"):
+        export_run(finished_run.out, tmp_path / "to", weights=[0.3, 0.7])
+
+
+def test_sets_figures_and_bins_that_there_are_none_of(finished_run, tmp_path):
+    with pytest.raises(InputError, match="'other'; there are none(.|\n)*name one of these"):
+        evaluate_preferences(finished_run.out, of_set="other")
+    with pytest.raises(InputError, match="bins=2.5"):
+        evaluate_preferences(finished_run.out, bins=2.5)
+    with pytest.raises(InputError, match="metrics.jsonl: no such file"):
+        plot_curves(tmp_path)
 
 
 def test_foreign_directory_is_refused_and_left_alone(finished_run, tmp_path):
