@@ -311,7 +311,11 @@ def _row_of_prompt(group: Group, prompt: Prompt) -> dict[str, Any]:
 
 
 def _list(text: str | None) -> list[str]:
-    return [name for name in (text or "").split(",") if name]
+    """Errors: InputError for a name that stands there twice."""
+    names = [name for name in (text or "").split(",") if name]
+    if len(set(names)) < len(names):
+        raise InputError("different scores", text, "name each once")
+    return names
 
 
 def _missing(flag: str) -> InputError:

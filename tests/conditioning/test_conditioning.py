@@ -311,6 +311,7 @@ def test_split_of_a_folder(call, tmp_path):
         (("--as", "ric"), "--scores A,B"),
         (("--as", "metaalign"), "--preference SCORE=WORDS"),
         (("--as", "cdpo", "--target", "help=x"), "numbers"),
+        (("--as", "ric", "--scores", "help,honest,help"), "different scores"),
         (("--as", "cdpo", "--target", "help=nan"), "not finite: help"),
         (("--as", "ric", "--weights", "help=1"), "--statistics FILE"),
         (("--as", "ric", "--weights", "help=1", "--statistics", __file__), "statistics that the conditioning"),
