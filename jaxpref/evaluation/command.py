@@ -17,7 +17,7 @@ from jaxpref.evaluation.answers import (
 from jaxpref.evaluation.bootstrap import DEFAULT, Bootstrap
 from jaxpref.evaluation.calibration import BINS
 from jaxpref.evaluation.figures import plot_generations, plot_preferences
-from jaxpref.evaluation.generations import evaluate_answers
+from jaxpref.evaluation.generations import evaluate_answers, names_of
 from jaxpref.evaluation.preferences import evaluate_preferences
 from jaxpref.evaluation.report import Report, is_report, write_rows
 from jaxpref.files import check_destination
@@ -184,10 +184,13 @@ def _on_answers(options: argparse.Namespace, bootstrap: Bootstrap, console: Cons
     rewards = [
         open_reward(what, overrides=for_all_models(options.overrides)) for what in options.reward
     ]
+    names_of(rewards)  # before anything is generated
     step = options.step or "best"
-    answers = _answers(options.source, options, step, console)
     against = None
-    if options.against is not None:
+    if options.against is not None and is_file_of_answers(options.against):
+        against = read_answers(options.against)  # told before anything is generated
+    answers = _answers(options.source, options, step, console)
+    if options.against is not None and against is None:
         against = _answers(options.against, options, "best", console)
     about = {
         "step": step,

@@ -68,13 +68,7 @@ def evaluate_answers(
     """
     _check_kinds(answers, rewards, against)
     check_bootstrap(bootstrap)
-    names = [reward.name for reward in rewards]
-    if len(set(names)) < len(names) or not names:
-        raise InputError(
-            "one reward or more, of different names",
-            ", ".join(names) or "none",
-            "give every reward a name of its own, and at least one reward",
-        )
+    names = names_of(rewards)
     other = None if against is None else in_order_of(answers, against)
     for one in (answers, other):
         if one is not None:
@@ -118,6 +112,18 @@ def evaluate_answers(
         notes=list(_notes(tests, prompts, bootstrap)),
     )
     return Generations(report, _rows(answers, other, ours, theirs), ours, theirs)
+
+
+def names_of(rewards: Sequence[Reward]) -> list[str]:
+    """Errors: InputError for none, and for two of one name."""
+    names = [reward.name for reward in rewards]
+    if len(set(names)) < len(names) or not names:
+        raise InputError(
+            "one reward or more, of different names",
+            ", ".join(names) or "none",
+            "give every reward a name of its own, and at least one reward",
+        )
+    return names
 
 
 def _check_kinds(answers: Any, rewards: Any, against: Any) -> None:

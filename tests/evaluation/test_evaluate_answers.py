@@ -242,6 +242,19 @@ def test_options_that_a_file_of_answers_has_no_use_for(options, said, call):
     assert code == 2 and said in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--reward", "rule:words", "--reward", "rule:words"], "of different names"),
+        (["--reward", "rule:words", "--against", "none.jsonl"], "none.jsonl, which does not exist"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_is_generated(options, said, call, finished_run, monkeypatch):
+    monkeypatch.setattr("jaxpref.evaluation.command.generated_answers", lambda *_, **__: pytest.fail("generated"))
+    code, _, err = call(finished_run.out, "--prompts", "p.txt", *options)
+    assert code == 2 and said in err
+
+
 def test_what_is_no_answers_or_rewards_is_told():
     one = answers("ours", ("a", "b"))
     for given, said in [
