@@ -18,6 +18,7 @@ from jaxpref.rewards.reward import Limits
 from jaxpref.rewards.rules import RULES_HELP
 from jaxpref.rewards.scalarise import read_scalariser
 from jaxpref.rewards.scoring import CHUNK, score_data
+from jaxpref.runs.directory import is_run
 from jaxpref.settings import for_all_models, named
 from jaxpref.storage.paths import as_path
 
@@ -105,6 +106,12 @@ def run(options: argparse.Namespace, console: Console) -> None:
     among_data = [item for item in options.data if item not in source.paths]
     overrides = for_all_models([*options.overrides, *among_data])
     rewards, pairs = named(options.reward, "--reward"), _calibration(options)
+    if options.step != "best" and not any(map(is_run, rewards.values())):
+        raise InputError(
+            "--step with the run of a --reward",
+            f"--step {options.step} with {', '.join(rewards.values()) or 'no reward'}",
+            "remove --step, or name a run",
+        )
     cache = None if options.cache == "none" else options.cache
     if options.chunk < 1:
         raise InputError("--chunk of at least 1", str(options.chunk), f"{CHUNK} is usual")

@@ -418,6 +418,7 @@ def test_an_error_in_a_judge_says_for_which_answer(data, tmp_path):
         (("--reward", "a=rule:words", "--reward", "b=rule:words", "--calibrate", "c=x"), "--calibrate with a name"),
         (("--reward", "a=rule:words", "data.max_length=3"), "mesh.*, model.compute_dtype or data.date"),
         (("--reward", "a=rule:words", "--chunk", "0"), "--chunk"),
+        (("--reward", "a=rule:words", "--step", "9"), "--step 9 with rule:words"),
         (("--reward", "a=nothing"), "none of these"),
         (("--scalarise", "b=linear@3:a=1"), "no parameter for linear"),
         (("--scalarise", "b=lower_third:a=1"), "three rewards or more"),
