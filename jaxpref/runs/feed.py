@@ -96,15 +96,11 @@ def _no_paths(pieces: Pieces, which: str) -> InputError:
             f"several: {', '.join(sets)}",
             "name one of them, or its files: data.eval=[FILE]",
         )
-    side, _, name = which.partition(".")
-    if name:
-        known = ", ".join(filter(None, held_out_sets(pieces))) or "none, only held-out data as such"
-        return InputError(
-            "the name of a set of held-out data",
-            f"{name!r}; there are {known}",
-            "name one of these",
-        )
-    given = "eval" if side == "eval" else "data"
+    if name := which.partition(".")[2]:
+        known = ", ".join(filter(None, held_out_sets(pieces))) or "none"
+        got = f"{name!r}; there are {known}"
+        return InputError("the name of a set of held-out data", got, "name one of these, or none")
+    given = "eval" if which == "eval" else "data"
     return InputError(
         f"at least one path in data.{which}",
         "an empty list",

@@ -93,7 +93,7 @@ def test_weights_of_objectives_that_a_run_does_not_read(finished_run, tmp_path):
 
 
 def test_sets_figures_and_bins_that_there_are_none_of(finished_run, tmp_path):
-    with pytest.raises(InputError, match="'other'; there are none(.|\n)*name one of these"):
+    with pytest.raises(InputError, match="'other'; there are none(.|\n)*name one of these, or none"):
         evaluate_preferences(finished_run.out, of_set="other")
     with pytest.raises(InputError, match="bins=2.5"):
         evaluate_preferences(finished_run.out, bins=2.5)
