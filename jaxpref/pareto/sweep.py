@@ -56,6 +56,7 @@ from jaxpref.rewards import Reward, run_reward, score_data
 from jaxpref.runs.adapters import BASE
 from jaxpref.runs.export import export_run
 from jaxpref.runs.lock import sole_writer
+from jaxpref.settings import check_made
 from jaxpref.storage.paths import as_path
 from jaxpref.training.result import Result
 from jaxpref.training.stacked import train_stacked
@@ -88,6 +89,7 @@ def run_front(front: FrontConfig, watch: Watch = Watch()) -> Front:
     Errors: InputError for a directory of another front, and what training, scoring and generation
         raise.
     """
+    check_made(front, FrontConfig, "jaxpref.pareto.make_front_config")
     if front.pareto.seeds:
         return of_seeds([run_front(one, watch) for one in _of_each_seed(front)])
     with sole_writer(front.run.out):

@@ -4,6 +4,9 @@ from jaxpref.settings.flags import for_all_models, named, numbers
 from jaxpref.settings.keys import keys, keys_help
 from jaxpref.settings.problems import described
 from jaxpref.settings.reading import (
+    as_json,
+    check_made,
+    check_mapping,
     load_config,
     make_config,
     merged_settings,
@@ -13,6 +16,9 @@ from jaxpref.settings.reading import (
 )
 
 __all__ = [
+    "as_json",
+    "check_made",
+    "check_mapping",
     "described",
     "for_all_models",
     "keys",

@@ -16,7 +16,7 @@ from jaxpref.errors import InputError
 from jaxpref.processes.together import first_does
 from jaxpref.runs.compare import Comparison, compare
 from jaxpref.runs.directory import is_run
-from jaxpref.settings import with_settings
+from jaxpref.settings import check_made, with_settings
 from jaxpref.storage.paths import as_path
 from jaxpref.training.progress import OnLog, training_progress
 from jaxpref.training.result import Result
@@ -70,6 +70,7 @@ def sweep(
             the same objects in all of them; EarlyStopping begins anew in each.
     Errors: InputError for values that do not fit, before anything is trained, and those of `train`.
     """
+    check_made(config, Config, "jaxpref.make_config")
     configs = swept_configs(config, over)
     if shown is None:
 
