@@ -95,6 +95,12 @@ def swept_configs(config: Config, over: Mapping[str, Sequence[Any]]) -> list[Con
 
     Errors: InputError for an unknown key, a value that does not fit, and one that is there twice.
     """
+    if not isinstance(over, Mapping):
+        raise InputError(
+            "a dict of keys and their values",
+            f"{over!r:.100}",
+            "give as in {'objective.0.beta': [0.1, 0.3]}",
+        )
     wrong = [key for key, values in over.items() if not _is_list(values)]
     if wrong or not over:
         raise InputError(
