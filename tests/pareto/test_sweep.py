@@ -195,8 +195,12 @@ def test_a_judge_may_be_mended(front, monkeypatch):
 
 def test_other_settings_and_other_files_are_refused(front, files):
     _, out, config = front
-    with pytest.raises(InputError, match="with which"):
-        run_front(make_front_config(settings(out, files, methods=["modpo"])), QUIET)
+    raw = settings(out, files, methods=["modpo"])
+    raw["train"] |= {"seed": 3}
+    with pytest.raises(InputError, match=r"with which(.|\n)*changed: train.seed 0 -> 3; pareto.methods \['dpo', 'mo"):
+        run_front(make_front_config(raw), QUIET)
+    noisy = replace(config, run=replace(config.run, log=replace(config.run.log, progress=True)))
+    assert start_front(noisy, out).run.log.progress and start_front(config, out) == config
     text = files.train.read_text()
     try:
         files.train.write_text(text + text.splitlines()[0] + "\n")
