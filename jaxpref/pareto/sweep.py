@@ -36,7 +36,7 @@ from jaxpref.pareto.config import (
 )
 from jaxpref.pareto.front import Front
 from jaxpref.pareto.inputs import start_front
-from jaxpref.pareto.labels import write_conditioned_rows, write_labels
+from jaxpref.pareto.labels import check_preferences, write_conditioned_rows, write_labels
 from jaxpref.pareto.on_policy import on_policy_run, on_policy_stage
 from jaxpref.pareto.policies import LATEST
 from jaxpref.pareto.record import measured_front
@@ -127,6 +127,7 @@ class _Sweep:
             if objective.temperature == "fit":
                 temperature(front, objective.name, self.stages)
         pools = self._scored(self._pools(), "explicit", self._explicit_rewards())
+        self.stages("preferences", lambda: check_preferences(front, pools))
         self._train_singles(pools)
         if set(front.pareto.methods) & set(LABELLED):
             self._train_on_labels(pools)
