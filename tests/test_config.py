@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+import jaxpref
 from jaxpref import cli
 from jaxpref.config import Config, DataConfig, ReferenceConfig
 from jaxpref.errors import InputError
@@ -195,6 +197,15 @@ def test_python_values_that_stand_for_plain_ones():
     assert make_config({"data": {"train": np.array(["a.jsonl", "b.jsonl"])}}).data.train == ["a.jsonl", "b.jsonl"]
     with pytest.raises(InputError, match="of function(.|\n)*an objective alone"):
         make_config({"out": lambda: "runs/mine"})
+    for raw in (None, "a.yaml", config):
+        with pytest.raises(InputError, match="as a dict, for make_config(.|\n)*load_config reads a YAML"):
+            make_config(raw)
+
+
+@pytest.mark.parametrize("function", [jaxpref.train, partial(jaxpref.sweep, over={"train.seed": [0, 1]})])
+def test_settings_that_were_not_made_a_config_are_told(function):
+    with pytest.raises(InputError, match="a Config\n.* of dict\n.*make_config"):
+        function({"out": "runs/mine"})
 
 
 def test_one_item_may_stand_alone_where_a_list_is_wanted():

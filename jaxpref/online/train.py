@@ -6,6 +6,7 @@ from jaxpref.config import Config
 from jaxpref.online.data import RolloutData
 from jaxpref.processes.together import is_first
 from jaxpref.runs.plots import plot_curves
+from jaxpref.settings import check_made
 from jaxpref.training import run
 from jaxpref.training.data import FileData
 from jaxpref.training.prepare import ReadData
@@ -23,6 +24,7 @@ def train(config: Config, **given: Any) -> Result:
             schedule, data, eval, on_log.
     Errors: as of `training.run.train`.
     """
+    check_made(config, Config, "jaxpref.make_config")
     read: ReadData = RolloutData if config.online.rewards else FileData
     result = run.train(config, read=read, **given)
     if given.get("on_log") is None and is_first():

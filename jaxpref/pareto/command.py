@@ -1,6 +1,7 @@
 """`jaxpref pareto`: a whole front from one config, or the report of a finished one again."""
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from jaxpref.errors import InputError
 from jaxpref.evaluation.bootstrap import Estimate
 from jaxpref.pareto.compare import compared
 from jaxpref.pareto.config import ParetoConfig
-from jaxpref.pareto.front import Front, read_front, read_reference_point
+from jaxpref.pareto.front import Front, read_front, read_pairs, read_reference_point
 from jaxpref.pareto.measures import LESS_IS_BETTER, MEASURES
 from jaxpref.pareto.report.write import write_front
 from jaxpref.pareto.settings import load_front_config
@@ -87,6 +88,12 @@ def run(options: argparse.Namespace, console: Console) -> None:
     """
     reference = numbers(named(options.reference_point, "--reference-point")) or None
     pairs = None
+    if options.out and not options.compare:
+        raise InputError(
+            "--out with --compare alone",
+            f"--out {options.out}",
+            "write the directory of a new front as out=DIR; a finished one is drawn where it is",
+        )
     if options.compare:
         front, pairs, out, kept = _comparison(options)
     elif options.source is None:
@@ -96,7 +103,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     elif as_path(options.source).is_dir():
         _refuse_settings(options.overrides)
         front, out = read_front(options.source), as_path(options.source)
-        kept = read_reference_point(options.source)
+        kept, pairs = read_reference_point(options.source), read_pairs(options.source) or None
     else:
         front, out, kept = *_made(options, reference, console), None
     if not is_first():
@@ -112,10 +119,11 @@ def _made(
 ) -> tuple[Front, Path]:
     """A new front, or one that goes on, and its directory."""
     config = load_front_config(options.source, options.overrides)
-    if reference is not None and set(reference) != set(config.names):
+    complete = reference is None or set(reference) == set(config.names)
+    if not complete or not all(map(math.isfinite, (reference or {}).values())):
         raise InputError(
-            f"--reference-point with a value for each of {', '.join(config.names)}",
-            ", ".join(reference),
+            f"--reference-point with a finite value for each of {', '.join(config.names)}",
+            ", ".join(f"{name}={value}" for name, value in (reference or {}).items()),
             "give one value per objective; write settings before --reference-point",
         )
     settings = config.run

@@ -231,11 +231,21 @@ def read_reference_point(path: str | Path) -> dict[str, float]:
     return _read(path, "results", _Results).reference_point
 
 
+def read_pairs(path: str | Path) -> list[tuple[str, str]]:
+    """The pairs of methods, (method, baseline), whose differences a written front has.
+
+    Args, errors: as of `read_front`.
+    """
+    differences = _read(path, "results", _Results).differences
+    return [(difference["method"], difference["baseline"]) for difference in differences]
+
+
 @dataclass(frozen=True)
 class _Results:
     """What is read again of what follows from a front."""
 
     reference_point: dict[str, float]
+    differences: list[dict[str, Any]] = field(default_factory=list)
 
 
 def _read(path: str | Path, key: str, record: type[Record]) -> Record:

@@ -35,13 +35,15 @@ from jaxpref.runs.adapters import adapter_spec
 from jaxpref.runs.build import Pieces, build
 from jaxpref.runs.digests import weights_key
 from jaxpref.runs.feed import read_data
-from jaxpref.runs.resume import settled_as
+from jaxpref.runs.resume import MAY_CHANGE, settled_as
 from jaxpref.storage.local_copies import version_of
 from jaxpref.storage.paths import as_path, is_bucket
 from jaxpref.types import Group
 
 CONFIG = "front.yaml"
 INPUTS = "inputs.json"
+_MAY_CHANGE = tuple(key for key in MAY_CHANGE if key != "out")
+"""What a front may go on with changed; not `out`, in which its stages name files."""
 _PATH_OF_FUNCTION = ".py:"
 """In a reward that is a function in a file, `FILE.py:FUNCTION`."""
 
@@ -58,12 +60,7 @@ def start_front(front: FrontConfig, out: Path) -> FrontConfig:
     before = load_front_config(settings_file) if settings_file.is_file() else None
     if before:
         front = replace(front, run=settled_as(front.run, before.run))
-    if before and before != front:
-        raise InputError(
-            f"the settings with which {out} was started",
-            f"{settings_file} has others",
-            "restore them, or choose another `out` for a new front",
-        )
+        _check_same_settings(out, before, front)
     pieces = build(front.run)
     front = replace(front, run=settled_as(front.run, pieces.config))
     digests = first_does(lambda: dict(_digests(front, pieces)))
@@ -85,6 +82,31 @@ def start_front(front: FrontConfig, out: Path) -> FrontConfig:
 
     first_does(write)
     return front
+
+
+def _check_same_settings(out: Path, before: FrontConfig, now: FrontConfig) -> None:
+    """Errors: InputError naming what has changed, but for what runs may go on with changed."""
+    old, new = (
+        {key: value for key, value in front_settings(front).items() if key not in _MAY_CHANGE}
+        for front in (before, now)
+    )
+    changed = list(_differences(old, new))
+    if changed:
+        raise InputError(
+            f"the settings with which {out} was started ({CONFIG})",
+            "changed: " + "; ".join(changed),
+            "restore them, or choose another `out` for a new front",
+        )
+
+
+def _differences(old: Mapping, new: Mapping, prefix: str = "") -> Iterator[str]:
+    """Settings that differ, as `pareto.beta 0.1 -> 0.3`."""
+    for key in {**old, **new}:
+        one, other = old.get(key), new.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from _differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            yield f"{prefix}{key} {one!r:.100} -> {other!r:.100}"
 
 
 def _check_usable(front: FrontConfig, pieces: Pieces) -> None:

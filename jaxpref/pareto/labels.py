@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,46 @@ def conditioned_rows(
             yield {**row, "prompt": prompt, **_keyed(_LABEL, labels), **_keyed(_WEIGHT, weights)}
 
 
+def check_preferences(
+    front: FrontConfig, pools: Mapping[str, Mapping[str, Sequence[str]]]
+) -> dict[str, Any]:
+    """A stage that ends with an InputError for a reward that prefers no shared answer it labels.
+
+    Training would find that out, or the measurements at its end.
+
+    Args:
+        pools: as of `write_labels`, `eval` too.
+    """
+    shared = pools.get(SHARED, {})
+    for side, paths in shared.items():
+        names = set(front.relabelled if side == "eval" else _training_on_own_labels(front))
+        if not names:  # the rows may then be other than pairs
+            continue
+        source = configured(front.run.data, paths, side)
+        for _, group, _ in usable_pairs(source, front.relabelled, ConditionReport()):
+            names -= {name for name in names if len(set(scores_of(group, name))) > 1}
+            if not names:
+                break
+        if names:
+            raise _no_preference(names, f"pairs of data.{side}")
+    return {}
+
+
+def _training_on_own_labels(front: FrontConfig) -> list[str]:
+    """Objectives that relabel the pairs of a run: of DPO, or of MODPO as its base."""
+    bases = set(map(front.base, front.points)) if "modpo" in front.pareto.methods else set()
+    return [name for name in front.relabelled if front.needs_single(name) or name in bases]
+
+
+def _no_preference(names: Collection[str], pairs: str) -> InputError:
+    return InputError(
+        "a pair that every objective has a preference on",
+        f"none for {', '.join(sorted(names))}: its reward is the same for both answers of all "
+        f"{pairs}",
+        "take other pairs, or another reward for it; choose another `out` for it",
+    )
+
+
 def write_labels(
     front: FrontConfig, pools: Mapping[str, Mapping[str, Sequence[str]]], stages: Stages
 ) -> str:
@@ -130,11 +170,7 @@ def write_labels(
                 unseen -= {name for name in unseen if row[f"{_LABEL}{name}"]}
                 yield row
         if unseen:
-            raise InputError(
-                "a pair that every objective has a preference on",
-                f"none for {', '.join(sorted(unseen))}: its reward is the same for both answers",
-                "take other pairs, or another reward for it",
-            )
+            raise _no_preference(unseen, "pairs")
 
     return _written(front, "labels", rows, stages)
 

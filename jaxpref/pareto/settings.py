@@ -19,7 +19,14 @@ from jaxpref.pareto.config import (
     ParetoConfig,
     describe,
 )
-from jaxpref.settings import described, make_config, merged_settings, to_dict
+from jaxpref.settings import (
+    as_json,
+    check_mapping,
+    described,
+    make_config,
+    merged_settings,
+    to_dict,
+)
 
 SMALL_BASE = 0.1
 """Below this weight of the base the sigmoid saturates (arXiv 2310.03708).
@@ -38,7 +45,9 @@ def load_front_config(path: str | Path, overrides: Sequence[str] = ()) -> FrontC
 
 def make_front_config(raw: Mapping[str, Any], *, where: str = "configuration") -> FrontConfig:
     """The front of a plain nested mapping; errors as in `load_front_config`."""
-    raw, problems, run, pareto = dict(raw), [], None, None
+    check_mapping(raw, "make_front_config")
+    of_functions = "a reward that is a function stands as FILE.py:FUNCTION"
+    raw, problems, run, pareto = as_json(raw, where, of_functions), [], None, None
     section = raw.pop("pareto", {})
     if "objective" in raw:
         problems.append(
@@ -48,7 +57,10 @@ def make_front_config(raw: Mapping[str, Any], *, where: str = "configuration") -
     try:
         run = make_config(raw, where=where)
     except InputError as error:
-        problems += error.got.split("\n  - ")[1:]
+        listed = error.got.split("\n  - ")[1:]
+        if not listed:
+            raise
+        problems += listed
     try:
         pareto = TypeAdapter(ParetoConfig).validate_json(json.dumps(section))
     except ValidationError as error:
@@ -80,6 +92,8 @@ def _contradictions(pareto: ParetoConfig, run: Config | None) -> Iterator[str]:
     yield from _weight_contradictions(pareto, names)
     for objective in pareto.objectives:
         yield from _objective_contradictions(objective, run)
+    if pareto.answers.prompts == "":
+        yield "pareto.answers.prompts is an empty text: name a file, or leave it out"
     if run is not None:
         if isinstance(run.data.eval, dict):
             yield "data.eval: a front has one set of held-out pairs: give a list of paths"
@@ -92,6 +106,8 @@ def _name_contradictions(pareto: ParetoConfig, names: Sequence[str]) -> Iterator
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII):
             yield f"pareto.objectives: {name!r} is no name of letters, digits, - and _"
+    if not pareto.methods:
+        yield "pareto.methods: none; name one or more"
     if len(set(pareto.methods)) < len(pareto.methods):
         yield f"pareto.methods: {', '.join(pareto.methods)}: name each once"
     if len(set(pareto.seeds)) < len(pareto.seeds):
@@ -134,6 +150,9 @@ def _repeated_weights(rows: Sequence[Sequence[float]]) -> Iterator[str]:
 
 def _objective_contradictions(objective: ObjectiveConfig, run: Config | None) -> Iterator[str]:
     name = f"pareto.objectives: {objective.name}"
+    for key in ("reward", "judge"):
+        if getattr(objective, key) == "":
+            yield f"{name}: {key} is an empty text: name a reward, or leave it out"
     if objective.reward is None:
         yield from _learned_reward_contradictions(objective, name)
     elif bool(objective.train) != bool(objective.eval):

@@ -36,7 +36,7 @@ from jaxpref.pareto.config import (
 )
 from jaxpref.pareto.front import Front
 from jaxpref.pareto.inputs import start_front
-from jaxpref.pareto.labels import write_conditioned_rows, write_labels
+from jaxpref.pareto.labels import check_preferences, write_conditioned_rows, write_labels
 from jaxpref.pareto.on_policy import on_policy_run, on_policy_stage
 from jaxpref.pareto.policies import LATEST
 from jaxpref.pareto.record import measured_front
@@ -56,6 +56,7 @@ from jaxpref.rewards import Reward, run_reward, score_data
 from jaxpref.runs.adapters import BASE
 from jaxpref.runs.export import export_run
 from jaxpref.runs.lock import sole_writer
+from jaxpref.settings import check_made
 from jaxpref.storage.paths import as_path
 from jaxpref.training.result import Result
 from jaxpref.training.stacked import train_stacked
@@ -88,6 +89,7 @@ def run_front(front: FrontConfig, watch: Watch = Watch()) -> Front:
     Errors: InputError for a directory of another front, and what training, scoring and generation
         raise.
     """
+    check_made(front, FrontConfig, "jaxpref.pareto.make_front_config")
     if front.pareto.seeds:
         return of_seeds([run_front(one, watch) for one in _of_each_seed(front)])
     with sole_writer(front.run.out):
@@ -125,6 +127,7 @@ class _Sweep:
             if objective.temperature == "fit":
                 temperature(front, objective.name, self.stages)
         pools = self._scored(self._pools(), "explicit", self._explicit_rewards())
+        self.stages("preferences", lambda: check_preferences(front, pools))
         self._train_singles(pools)
         if set(front.pareto.methods) & set(LABELLED):
             self._train_on_labels(pools)

@@ -23,16 +23,24 @@ def function_reward(function: Callable[[Any, str], float] | str, name: str | Non
     Args:
         function: itself, or where it is: `package.module:function`, or `file.py:function`.
         name: None: the function's.
-    Errors: InputError when there is no such function.
+    Errors: InputError when there is no such function, and for one that cannot be called so.
     """
     if isinstance(function, str):
         judge, label = _find(function), function
     else:
         judge, label = function, getattr(function, "__name__", "reward")
+    _check_takes_answers(judge, label)
+
+    def of_one(prompt: Group, answer: str) -> Any:
+        try:
+            return _plain(judge(prompt.prompt, answer))
+        except Exception as error:
+            error.add_note(f"in the reward {label}, of {prompt.where}, answer {answer[:60]!r}")
+            raise
 
     def score(prompts: Sequence[Group], answers: Sequence[str]) -> list[float]:
         pairs = zip(prompts, answers, strict=True)
-        return first_does(lambda: [_judged(judge, *pair) for pair in pairs])
+        return first_does(lambda: [of_one(prompt, answer) for prompt, answer in pairs])
 
     def identity() -> str:
         return f"function {function} {_source_digest(judge)}"
@@ -41,12 +49,23 @@ def function_reward(function: Callable[[Any, str], float] | str, name: str | Non
     return Reward(name or label, score, identity=identity if kept else None)
 
 
-def _judged(judge: Callable[[Any, str], float], prompt: Group, answer: str) -> Any:
+def _check_takes_answers(judge: Callable, label: str) -> None:
+    """Errors: InputError for what no prompt and answer can be given to, or gives no number.
+
+    Rewards are opened before anything is trained, and called much later.
+    """
     try:
-        return _plain(judge(prompt.prompt, answer))
-    except Exception as error:  # of the user's own code: it stays as it is, and says for what
-        error.add_note(f"raised by the reward for {prompt.where}, answer {answer[:60]!r}")
-        raise
+        signature = inspect.signature(judge)
+    except (TypeError, ValueError):  # of some that are built in nothing is known
+        return
+    wanted, takes_both = "a function (prompt, answer) -> number", "let it take prompt and answer"
+    try:
+        signature.bind("prompt", "answer")
+    except TypeError as error:
+        raise InputError(wanted, f"{label}{signature}: {error}", takes_both) from error
+    if inspect.iscoroutinefunction(judge) or inspect.isgeneratorfunction(judge):
+        what = "a coroutine" if inspect.iscoroutinefunction(judge) else "a generator"
+        raise InputError(wanted, f"{label}: it gives {what}", "let it return the number itself")
 
 
 def _plain(value: Any) -> Any:

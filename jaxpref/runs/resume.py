@@ -14,7 +14,7 @@ from jaxpref.step.optim import depends_on_total
 from jaxpref.storage.paths import as_path
 
 # Sections, and keys of other sections, in which a run may differ from the one that it continues.
-_MAY_CHANGE = ("mesh", "log", "out", "compilation_cache")
+MAY_CHANGE = ("mesh", "log", "out", "compilation_cache")
 _MAY_CHANGE_KEYS = {
     "train": (
         "log_every",
@@ -122,7 +122,7 @@ def check_length(config: Config, step: int, steps: int) -> None:
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Settings that decide what is trained and that differ: (key, how it is told)."""
     for section, value in new.items():
-        if section in _MAY_CHANGE:
+        if section in MAY_CHANGE:
             continue
         if not isinstance(value, dict):
             if json.dumps(old[section]) != json.dumps(value):

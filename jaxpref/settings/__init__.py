@@ -10,6 +10,9 @@ from jaxpref.settings.flags import (
 from jaxpref.settings.keys import keys, keys_help
 from jaxpref.settings.problems import described
 from jaxpref.settings.reading import (
+    as_json,
+    check_made,
+    check_mapping,
     load_config,
     make_config,
     merged_settings,
@@ -19,6 +22,9 @@ from jaxpref.settings.reading import (
 )
 
 __all__ = [
+    "as_json",
+    "check_made",
+    "check_mapping",
     "described",
     "for_all_models",
     "keys",

@@ -173,13 +173,17 @@ def _online(config: Config) -> Iterator[str]:
     if unknown := ", ".join(online.scales.keys() - online.rewards.keys()):
         yield f"online.scales names {unknown}, which is none of online.rewards: {names}"
     for key in ("dirichlet", "weight_vectors"):
-        if getattr(online, key) and (online.weights or len(online.rewards) < 2):
-            yield f"online.{key} draws the weights of two or more rewards: remove online.weights"
+        if getattr(online, key) and len(online.rewards) < 2:
+            yield f"online.{key} draws the weights of two or more, not of {names}: remove it"
+        elif getattr(online, key) and online.weights:
+            yield f"online.{key} draws the weights of the rewards: remove online.weights"
     if online.dirichlet and online.weight_vectors:
         yield "online.dirichlet and online.weight_vectors both draw weights: remove one of them"
     if any(len(x) != len(online.rewards) or not any(x) for x in online.weight_vectors):
         yield f"online.weight_vectors: give each a weight for {names}, one of them above 0"
     for name, what in online.rewards.items():
+        if not name or not what:
+            yield f"online.rewards: {name!r} is {what!r}: give name and reward"
         if what.startswith("column:"):
             yield (
                 f"online.rewards: {name} is {what}, a score that is in the data: name a reward "

@@ -1,6 +1,7 @@
 """What is wrong with a config, each problem in a line."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -13,6 +14,8 @@ from jaxpref.settings.keys import keys
 from jaxpref.settings.other_trainers import answer
 
 _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+_PATHS = re.compile(r"(data|pareto\.objectives\.\d+)\.(train|eval)\..*")
+"""Keys of items of paths."""
 _ROWS_FOR_FILES = (
     "names of files, folders or data sets are expected, got rows: write them into a .jsonl file, "
     "one JSON object a line"
@@ -29,7 +32,7 @@ def described(error: ValidationError, cls: type = Config, prefix: str = "") -> l
     known, lines = [name for name, _, _ in keys(cls, prefix)], []
     for (key, _), same in groupby(error.errors(), _kind):
         first, *others = same
-        place = prefix + ".".join(map(str, location(first)))
+        place = ".".join(map(str, [*prefix.split(".")[:-1], *location(first)]))
         more = f" (and {len(others)} more items of {prefix}{key})" if others else ""
         lines.append(f"{place}{more}: {_said(first, place, known)}")
     return lines
@@ -51,8 +54,9 @@ def _said(problem: Mapping[str, Any], key: str, known: Sequence[str]) -> str:
         return f"unknown key{_instead(key, known)}"
     if problem["type"] == "dataclass_type":
         inner = [name.removeprefix(f"{key}.") for name in known if name.startswith(f"{key}.")]
+        inner = [name for name in inner if "[]" not in name]  # of the items of a list
         return f"a section with keys ({', '.join(inner)}) is expected, got {got!r:.80}"
-    if key.startswith(("data.train.", "data.eval.")) and isinstance(got, Mapping):
+    if _PATHS.fullmatch(key) and isinstance(got, Mapping):
         return _ROWS_FOR_FILES
     return f"{problem['msg']}, got {got!r:.80}"
 

@@ -20,6 +20,10 @@ from jaxpref.settings.contradictions import contradictions
 from jaxpref.settings.problems import described, location
 from jaxpref.storage.paths import as_path
 
+_OF_FUNCTIONS = (
+    "a function may be an objective alone; one that rewards answers is named FILE.py:FUNCTION"
+)
+
 # ---- reading a config
 
 
@@ -95,8 +99,9 @@ def make_config(raw: Mapping[str, Any], *, where: str = "configuration") -> Conf
     """
     adapter = TypeAdapter(Config)
     problems: list[str] = []
+    check_mapping(raw, "make_config")
     raw, functions = _without_functions(raw)
-    raw = _with_todays_names(_as_json(raw, where))
+    raw = _with_todays_names(as_json(raw, where, _OF_FUNCTIONS))
     try:
         config = adapter.validate_json(json.dumps(raw))
     except ValidationError as error:
@@ -167,8 +172,31 @@ def _with_functions(config: Config, functions: Mapping[int, Callable]) -> Config
     return dataclasses.replace(config, objective=parts)
 
 
-def _as_json(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The settings as a YAML file would hold them.  Errors: InputError for what none can hold."""
+def check_mapping(raw: Any, function: str) -> None:
+    """Errors: InputError for what is no mapping of settings; `function` wants one."""
+    if not isinstance(raw, Mapping):
+        raise InputError(
+            f"settings as a dict, for {function}",
+            f"{raw!r:.200} of {type(raw).__name__}",
+            f"give {{'out': ..., ...}}; {function.replace('make_', 'load_')} reads a YAML file",
+        )
+
+
+def check_made(config: Any, cls: type, function: str) -> None:
+    """Errors: InputError for what is no config of this class; `function` makes them."""
+    if not isinstance(config, cls):
+        got = f"{' '.join(repr(config).split()):.100} of {type(config).__name__}"
+        fix = f"make one with {function}({{...}}), or with {function.replace('make_', 'load_')}"
+        raise InputError(f"a {cls.__name__}", got, f"{fix} from a YAML file")
+
+
+def as_json(raw: Mapping[str, Any], where: str, of_functions: str) -> dict[str, Any]:
+    """The settings as a YAML file would hold them.
+
+    Args:
+        of_functions: where a function may stand, for the error.
+    Errors: InputError for what none can hold.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, os.PathLike):
@@ -180,7 +208,7 @@ def _as_json(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise InputError(
             "settings of text, numbers, lists and mappings",
             f"{where}: {value!r:.200} of {type(value).__name__}",
-            "give what a YAML file could hold; a function may be an objective alone",
+            f"give what a YAML file could hold; {of_functions}",
         )
 
     return json.loads(json.dumps(raw, default=plain))

@@ -1,14 +1,22 @@
 """Which runs can be trained in one step: they differ in numbers among hyperparameters alone."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from jaxpref.config import Config
 from jaxpref.errors import InputError
+from jaxpref.files import whole_file
 from jaxpref.objectives import OBJECTIVES, TRANSFORMS, Part, bind
+from jaxpref.processes.together import first_does
 from jaxpref.settings import to_dict
+from jaxpref.storage.paths import as_path
+
+RUNS = "runs.json"
+"""In the directory of the common state."""
 
 
 class NotStackable(InputError):
@@ -51,6 +59,33 @@ def check_stackable(configs: Sequence[Config]) -> None:
         raise NotStackable(
             "runs with an `out` each", f"out={', '.join(outs)}", "give every run its own `out`"
         )
+
+
+def write_runs(configs: Sequence[Config], out: str | Path) -> None:
+    """Writes down which adapter of the common state is whose."""
+    with whole_file(as_path(out) / RUNS) as partial:
+        partial.write_text(json.dumps(_told_apart(configs), indent=1) + "\n", encoding="utf-8")
+
+
+def check_same_runs(configs: Sequence[Config], out: str | Path) -> None:
+    """Errors: NotStackable where the common state is of other runs, or of these in another order.
+
+    A state without a list of its runs is of a version that wrote none.
+    """
+    file = as_path(out) / RUNS
+    before = first_does(lambda: json.loads(file.read_text()) if file.is_file() else None)
+    if before not in (None, _told_apart(configs)):
+        raise NotStackable(
+            f"the runs with which {out} was started, in their order: {json.dumps(before)}",
+            json.dumps(_told_apart(configs)),
+            "give the same ones, choose another directory, or train the runs one by one",
+        )
+
+
+def _told_apart(configs: Sequence[Config]) -> list:
+    """The objectives, in which alone runs of a stack differ, as JSON gives them back."""
+    text = json.dumps([config.objective for config in configs], default=lambda own: own.__name__)
+    return json.loads(text)
 
 
 def stacked_numbers(configs: Sequence[Config]) -> list[dict[str, np.ndarray]]:

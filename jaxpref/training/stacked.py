@@ -45,7 +45,13 @@ from jaxpref.training.preemption import TermFlag
 from jaxpref.training.prepare import Prepared, StepNumbers, prepare
 from jaxpref.training.progress import OnLog
 from jaxpref.training.result import Result
-from jaxpref.training.stackable import NotStackable, check_stackable, stacked_numbers
+from jaxpref.training.stackable import (
+    NotStackable,
+    check_same_runs,
+    check_stackable,
+    stacked_numbers,
+    write_runs,
+)
 from jaxpref.types import Batch
 
 
@@ -78,6 +84,7 @@ def train_stacked(
 def _train_stacked(configs: Sequence[Config], out: str | Path, on_log: OnLog) -> list[Result]:
     for config in configs:
         check_run_directory(config.out)
+    check_same_runs(configs, out)
     if (as_path(out) / CHECKPOINTS).is_dir():
         for config in configs:
             if is_run(config.out):  # killed before it began, a run has none
@@ -167,6 +174,7 @@ def _training(
     """
     pieces, frozen = prepared.pieces, prepared.frozen
     if jax.process_index() == 0:
+        write_runs(configs, prepared.config.out)
         prepared.write_settings(prepared.config)
         for config in configs:
             prepared.write_settings(settled_as(config, prepared.config))

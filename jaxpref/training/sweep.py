@@ -16,7 +16,7 @@ from jaxpref.errors import InputError
 from jaxpref.processes.together import first_does
 from jaxpref.runs.compare import Comparison, compare
 from jaxpref.runs.directory import is_run
-from jaxpref.settings import with_settings
+from jaxpref.settings import check_made, with_settings
 from jaxpref.storage.paths import as_path
 from jaxpref.training.progress import OnLog, training_progress
 from jaxpref.training.result import Result
@@ -70,6 +70,7 @@ def sweep(
             the same objects in all of them; EarlyStopping begins anew in each.
     Errors: InputError for values that do not fit, before anything is trained, and those of `train`.
     """
+    check_made(config, Config, "jaxpref.make_config")
     configs = swept_configs(config, over)
     if shown is None:
 
@@ -94,6 +95,12 @@ def swept_configs(config: Config, over: Mapping[str, Sequence[Any]]) -> list[Con
 
     Errors: InputError for an unknown key, a value that does not fit, and one that is there twice.
     """
+    if not isinstance(over, Mapping):
+        raise InputError(
+            "a dict of keys and their values",
+            f"{over!r:.100}",
+            "give as in {'objective.0.beta': [0.1, 0.3]}",
+        )
     wrong = [key for key, values in over.items() if not _is_list(values)]
     if wrong or not over:
         raise InputError(

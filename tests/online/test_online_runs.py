@@ -166,7 +166,13 @@ def test_objectives_decide_what_answers_are():
         ({"dirichlet": 1.0}, "remove online.weights"),
         ({"weights": {}, "dirichlet": 1.0, "weight_vectors": [[0.5, 0.5]]}, "both draw weights"),
         ({"weights": {}, "weight_vectors": [[0.5, 0.5], [1.0]]}, "a weight for vowels, short"),
+        (
+            {"rewards": {"old": "rule:words"}, "weights": {}, "dirichlet": 1.0},
+            "two or more, not of old: remove it",
+        ),
         ({"rewards": {"old": "column:old"}, "weights": {}}, "a score that is in the data"),
+        ({"rewards": {"old": ""}, "weights": {}}, "'old' is '': give name"),
+        ({"rewards": {"": "rule:words"}, "weights": {}}, "'' is 'rule:words': give name"),
         ({"max_new_tokens": 2000}, "leaves no room for a prompt"),
     ],
 )

@@ -67,10 +67,14 @@ def test_the_command_holds_the_second_front_against_the_first(two, tmp_path, cal
     # The lower point of the two, which a later report keeps.
     lower = {name: min(read_reference_point(tmp_path / d)[name] for d in ("old", "new")) for name in fronts.OBJECTIVES}
     assert read_reference_point(made) == lower
+    assert call("pareto", made)[0] == 0
+    assert json.loads((made / "front.json").read_text())["results"] == results
     code, _, _ = call("pareto", made, "--reference-point", "helpful=-9", "harmless=-8")
     assert code == 0 and read_reference_point(made) == {"helpful": -9.0, "harmless": -8.0}
     assert call("pareto", made)[0] == 0 and read_reference_point(made) == {"helpful": -9.0, "harmless": -8.0}
     assert read_front(made).title == "new against old"
+    code, _, err = call("pareto", made, "--out", tmp_path / "copy")
+    assert code == 2 and "out=DIR" in err and not (tmp_path / "copy").exists()
 
 
 def test_fronts_of_other_prompts_are_not_compared(two, tmp_path, call):

@@ -1,5 +1,6 @@
 """Pairs with a label of every objective, and the same with drawn weights in their prompts."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,13 @@ from jaxpref.conditioning.weights import draw_weights, weight_draw, weighted_pro
 from jaxpref.data.rewrite import Source
 from jaxpref.errors import InputError
 from jaxpref.pareto.config import SHARED
-from jaxpref.pareto.labels import conditioned_rows, labelled_rows, write_conditioned_rows, write_labels
+from jaxpref.pareto.labels import (
+    check_preferences,
+    conditioned_rows,
+    labelled_rows,
+    write_conditioned_rows,
+    write_labels,
+)
 from jaxpref.pareto.settings import make_front_config
 from jaxpref.pareto.stages import Stages
 
@@ -111,6 +118,22 @@ def test_any_text_survives_in_the_files(tmp_path):
     rows = write_conditioned_rows(front, "cos_dpo", write_labels(front, pools, stages), stages)
     (row,) = (json.loads(line) for line in Path(rows).read_text().split("\n") if line)
     assert row["prompt"].endswith(prompt) and (row["label/likes"], row["label/short"]) == (1.0, -1.0)
+
+
+@pytest.mark.parametrize("side, method", [("train", "dpo"), ("eval", "raco"), ("train", "raco")])
+def test_a_reward_that_prefers_nothing_is_told_before_training(tmp_path, side, method):
+    """Held-out pairs are relabelled for every method, training pairs for those with runs on one label."""
+    front, pools, _ = front_of(tmp_path, scored((1, 2), (2, 1)))
+    ties = tiny.write_rows(tmp_path / "ties.jsonl", [scored((1, 2), (3, 3))])
+    front = dataclasses.replace(front, pareto=dataclasses.replace(front.pareto, methods=[method]))
+    shared = pools[SHARED] | {"eval": pools[SHARED]["train"]}
+    assert check_preferences(front, {SHARED: shared}) == check_preferences(front, {}) == {}
+    given = {SHARED: shared | {side: [str(ties)]}}
+    if (side, method) == ("train", "raco"):  # it is told with its labels
+        assert check_preferences(front, given) == {}
+        return
+    with pytest.raises(InputError, match=f"none for likes: .*of all pairs of data.{side}"):
+        check_preferences(front, given)
 
 
 def test_an_objective_without_labels_is_told(tmp_path):

@@ -195,8 +195,12 @@ def test_a_judge_may_be_mended(front, monkeypatch):
 
 def test_other_settings_and_other_files_are_refused(front, files):
     _, out, config = front
-    with pytest.raises(InputError, match="with which"):
-        run_front(make_front_config(settings(out, files, methods=["modpo"])), QUIET)
+    raw = settings(out, files, methods=["modpo"])
+    raw["train"] |= {"seed": 3}
+    with pytest.raises(InputError, match=r"with which(.|\n)*changed: train.seed 0 -> 3; pareto.methods \['dpo', 'mo"):
+        run_front(make_front_config(raw), QUIET)
+    noisy = replace(config, run=replace(config.run, log=replace(config.run.log, progress=True)))
+    assert start_front(noisy, out).run.log.progress and start_front(config, out) == config
     text = files.train.read_text()
     try:
         files.train.write_text(text + text.splitlines()[0] + "\n")
@@ -296,11 +300,45 @@ def test_the_command_writes_and_draws_again(files, tmp_path, capsys):
         ({"dirichlet": 0.0}, "pareto.dirichlet"),
         ({"weights": []}, "no vector"),
         ({"weights": [[1, 1], [2, 2.00001]]}, "the same point"),
+        ({"methods": []}, "methods: none"),
+        ({"answers": {"prompts": ""}}, "answers.prompts is an empty text"),
+        ({"objectives": [{"name": "likes", "reward": ""}, {"name": "short"}]}, "likes: reward is an empty text"),
+        ({"objectives": [{"name": "likes"}, {"name": "short", "reward": len}]}, "FILE.py:FUNCTION"),
+        ({"objectives": [{"name": "likes", "train": tiny.rows(2)}]}, "objectives.train.*got rows: write them into"),
     ],
 )
 def test_what_is_wrong_is_said(files, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         make_front_config(settings(tmp_path / "front", files, **changes))
+
+
+def test_settings_in_python_may_hold_paths_and_arrays(files, tmp_path):
+    raw = settings(tmp_path / "front", files)
+    written = make_front_config(raw)
+    raw["pareto"]["weights"] = np.array(WEIGHTS, np.float64)
+    raw["pareto"]["objectives"][0] |= {"train": [files.train], "eval": files.held_out}
+    assert make_front_config(raw) == written
+
+
+@pytest.mark.parametrize("section", [None, []])
+def test_a_section_that_is_none_is_named(files, tmp_path, section):
+    with pytest.raises(InputError, match=r"- pareto: a section with keys \(objectives, weights, "):
+        make_front_config(settings(tmp_path / "front", files) | {"pareto": section})
+
+
+def test_what_is_wrong_with_the_runs_is_not_lost(files, tmp_path):
+    """An error of their settings that is no list of keys."""
+    raw = settings(tmp_path / "front", files)
+    with pytest.raises(InputError, match="data.margins, its former name"):
+        make_front_config(raw | {"data": {"margins": [], "other_rewards": []}})
+
+
+def test_what_is_no_front_config_is_told(files, tmp_path):
+    raw = settings(tmp_path / "front", files)
+    with pytest.raises(InputError, match="a FrontConfig\n.* of dict\n.*make_front_config"):
+        run_front(raw)
+    with pytest.raises(InputError, match="settings as a dict, for make_front_config"):
+        make_front_config(make_front_config(raw))
 
 
 @pytest.mark.slow

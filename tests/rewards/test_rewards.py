@@ -57,6 +57,29 @@ def test_functions_by_name(tmp_path):
         assert said in caught.value.got
 
 
+async def later(prompt, answer):
+    return 1.0
+
+
+def one_by_one(prompt, answer):
+    yield 1.0
+
+
+@pytest.mark.parametrize(
+    "function, said",
+    [(lambda answer: 1.0, "too many positional"), (later, "a coroutine"), (one_by_one, "a generator")],
+)
+def test_a_function_that_cannot_be_a_reward_is_refused_before_it_is_called(function, said):
+    with pytest.raises(InputError, match=said):
+        function_reward(function)
+
+
+def test_an_error_of_a_function_says_of_what():
+    with pytest.raises(ZeroDivisionError) as caught:
+        function_reward(lambda prompt, answer: 1 / len(answer), "mine")(["q", "q"], ["fine", ""])
+    assert caught.value.__notes__ == ["in the reward <lambda>, of prompts[1], answer ''"]
+
+
 @pytest.mark.parametrize("value", [float("nan"), None, "3", True, np.array([1.0, 2.0])])
 def test_what_is_no_finite_number_is_refused_with_its_prompt(value):
     reward = Reward("odd", lambda prompts, answers: [0.5, value])

@@ -405,7 +405,7 @@ def test_an_error_in_a_judge_says_for_which_answer(data, tmp_path):
     judge = function_reward(lambda prompt, answer: 1 / (answer != " a a"), "judge")
     with pytest.raises(ZeroDivisionError) as error:
         score_data(data(PAIRS), {"a": judge}, tmp_path / "out.jsonl", cache=None)
-    assert error.value.__notes__ == [f"raised by the reward for {tmp_path / 'data.jsonl'}, row 2, answer ' a a'"]
+    assert error.value.__notes__ == [f"in the reward judge, of {tmp_path / 'data.jsonl'}, row 2, answer ' a a'"]
 
 
 @pytest.mark.parametrize(

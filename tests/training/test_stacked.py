@@ -15,6 +15,7 @@ from jaxpref.runs.directory import run_params
 from jaxpref.runs.lock import sole_writer
 from jaxpref.settings import load_config
 from jaxpref.training.run import train
+from jaxpref.training.stackable import NotStackable, check_same_runs, write_runs
 from jaxpref.training.stacked import train_stacked
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
@@ -40,6 +41,17 @@ def files(tmp_path_factory):
     model = tiny.write_model(directory / "model")
     train_rows = tiny.write_rows(directory / "train.jsonl", scored(tiny.rows(18)))
     return tiny.Files(model, train_rows, tiny.write_rows(directory / "test.jsonl", scored(tiny.rows(6, first=100))))
+
+
+def test_a_common_state_is_of_its_runs_in_their_order(files, tmp_path):
+    configs = [config_of(files, tmp_path / f"{w[0]}", w) for w in ([0.8, 0.2], [0.3, 0.7], [0.5, 0.5])]
+    first, second, third = configs
+    write_runs([first, second], tmp_path / "stack")
+    check_same_runs([first, second], tmp_path / "stack")
+    check_same_runs([first, third], tmp_path / "another")
+    for others in ([second, first], [first, third], configs, [first]):
+        with pytest.raises(NotStackable, match="stack was started, in their order"):
+            check_same_runs(others, tmp_path / "stack")
 
 
 def config_of(files, out, w, **changes):

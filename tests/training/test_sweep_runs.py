@@ -73,6 +73,11 @@ def test_adapters_are_trained_in_one_step(tmp_path, tiny_files):
     again = jaxpref.sweep(run, {"objective.0.beta": [0.1, 0.5]})
     assert again.comparison.rows == swept.comparison.rows
 
+    other = jaxpref.sweep(run, {"objective.0.beta": [0.1, 0.3]})  # beside the common state of other runs
+    assert other.results[0].last_eval == swept.results[0].last_eval
+    losses = [result.last_eval["eval/loss"] for result in (swept.results[0], other.results[1], swept.results[1])]
+    assert losses == sorted(losses, reverse=True) and len(set(losses)) == 3
+
     one_by_one = jaxpref.sweep(
         config(tmp_path / "rates", tiny_files, adapter={"rank": 2}), {"optim.learning_rate": [1e-3, 0.1]}
     )
