@@ -35,7 +35,8 @@ def function_reward(function: Callable[[Any, str], float] | str, name: str | Non
         try:
             return _plain(judge(prompt.prompt, answer))
         except Exception as error:
-            error.add_note(f"in the reward {name or label}, of {prompt.where}, answer {answer[:60]!r}")
+            of = f"{prompt.where}, answer {answer[:60]!r}"
+            error.add_note(f"in the reward {name or label}, of {of}")
             raise
 
     def score(prompts: Sequence[Group], answers: Sequence[str]) -> list[float]:

@@ -77,7 +77,7 @@ def test_a_function_that_cannot_be_a_reward_is_refused_before_it_is_called(funct
 def test_an_error_of_a_function_says_of_what():
     with pytest.raises(ZeroDivisionError) as caught:
         function_reward(lambda prompt, answer: 1 / len(answer), "mine")(["q", "q"], ["fine", ""])
-    assert caught.value.__notes__ == ["in the reward <lambda>, of prompts[1], answer ''"]
+    assert caught.value.__notes__ == ["in the reward mine, of prompts[1], answer ''"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), None, "3", True, np.array([1.0, 2.0])])
