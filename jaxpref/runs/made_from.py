@@ -21,7 +21,7 @@ from jaxpref.runs.code_digest import code_digest
 from jaxpref.runs.digests import placed_digest, weights_key
 from jaxpref.runs.params import reference_source
 from jaxpref.runs.program_digest import program_digest
-from jaxpref.step.optim import GivenRule
+from jaxpref.step.given_rule import GivenRule
 from jaxpref.storage.paths import as_path
 from jaxpref.types import EncodedGroup
 

@@ -1,6 +1,5 @@
 """Optimizers and schedules (optax)."""
 
-import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from optax import contrib
 from jaxpref.config import OptimConfig
 from jaxpref.errors import InputError
 from jaxpref.models.parameters import OWN, UNDECAYED, VOCAB_LEAVES, find_leaf, leaf_path
+from jaxpref.step.given_rule import AS_CONFIGURED, GivenRule, given_optimizer, takes
 from jaxpref.step.offloaded import brought_by_layer, brought_whole
 
 _MUON_RMS = 0.2
@@ -32,19 +32,6 @@ class OptimNumbers(NamedTuple):
 def optim_numbers(config: OptimConfig) -> OptimNumbers:
     """The numbers of a config."""
     return OptimNumbers(config.learning_rate, config.weight_decay or None)
-
-
-class GivenRule(NamedTuple):
-    """An optimizer and a schedule of the user's own, in place of the config's."""
-
-    optimizer: Any = None
-    """An `optax.GradientTransformation`, or a function of a schedule that makes one, as
-    `optax.adamw` is; None: the config's.  It replaces clipping and decay too."""
-    schedule: optax.Schedule | None = None
-    """Step t = 0, 1, ... -> learning rate; None: the config's."""
-
-
-AS_CONFIGURED = GivenRule()
 
 
 def make_rule(
@@ -72,9 +59,9 @@ def make_rule(
                 "schedule= beside an optimizer= that has its own learning rate",
                 "give the function, as optimizer=optax.adamw or optimizer=lambda schedule: ...",
             )
-        return _given(config, rule.optimizer), None
+        return given_optimizer(config, rule.optimizer), None
     else:
-        optimizer = rule.optimizer(schedule) if _takes(rule.optimizer, schedule) else None
+        optimizer = rule.optimizer(schedule) if takes(rule.optimizer, schedule) else None
     if not isinstance(optimizer, optax.GradientTransformation) or not callable(schedule):
         raise InputError(
             "an optax.GradientTransformation or a function of a schedule that makes one, and as "
@@ -82,40 +69,7 @@ def make_rule(
             f"optimizer={rule.optimizer!r:.200}, schedule={rule.schedule!r:.200}",
             "as in optimizer=optax.adamw, schedule=optax.cosine_decay_schedule(1e-5, 1000)",
         )
-    return optimizer if rule.optimizer is None else _given(config, optimizer), schedule
-
-
-def _takes(function: Any, schedule: Any) -> bool:
-    """Whether it is a function of one argument."""
-    try:
-        inspect.signature(function).bind(schedule)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _check_update(optimizer: optax.GradientTransformation) -> None:
-    """Errors: InputError for an optimizer that asks for more than gradients, as lbfgs does."""
-    weights = {"weight": jnp.zeros(1)}
-    try:
-        jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), weights)
-    except TypeError as error:
-        if "keyword-only" in str(error):
-            raise InputError(
-                "an optimizer whose update takes gradients, state and parameters alone",
-                f"optimizer={optimizer!r:.100}: {error}",
-                "give one without a line search: a step has the loss at one point",
-            ) from error
-    except Exception:  # it may know the model's own tree, and not this one
-        pass
-
-
-def _given(
-    config: OptimConfig, optimizer: optax.GradientTransformation
-) -> optax.GradientTransformation:
-    """Of an optimizer of the user's own nothing is known but its state."""
-    _check_update(optimizer)
-    return brought_whole(optimizer) if config.offload else optimizer
+    return optimizer if rule.optimizer is None else given_optimizer(config, optimizer), schedule
 
 
 def warmup_steps(config: OptimConfig, total_steps: int) -> int:

@@ -46,7 +46,8 @@ from jaxpref.settings import save_config
 from jaxpref.sharding import in_host_memory
 from jaxpref.step.batch_loss import LossSpec
 from jaxpref.step.combine import Combine, check_combinable
-from jaxpref.step.optim import AS_CONFIGURED, GivenRule, OptimNumbers, make_rule, optim_numbers
+from jaxpref.step.given_rule import AS_CONFIGURED, GivenRule
+from jaxpref.step.optim import OptimNumbers, make_rule, optim_numbers
 from jaxpref.step.policy import Frozen, split
 from jaxpref.step.state import TrainState, init_state
 from jaxpref.step.train_step import make_train_step

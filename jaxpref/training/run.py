@@ -21,7 +21,7 @@ from jaxpref.runs.directory import MODEL_FILE, OBJECTIVE_FILE
 from jaxpref.runs.flops import step_flops
 from jaxpref.runs.lock import sole_writer
 from jaxpref.runs.metrics import Sample, Writers
-from jaxpref.step.optim import GivenRule
+from jaxpref.step.given_rule import GivenRule
 from jaxpref.step.policy import Frozen
 from jaxpref.step.state import TrainState, state_shardings
 from jaxpref.storage.paths import as_path

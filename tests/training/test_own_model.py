@@ -15,7 +15,7 @@ from flax import nnx
 import jaxpref
 from jaxpref.errors import InputError
 from jaxpref.models.source import given_model, open_checkpoint
-from jaxpref.step.optim import GivenRule
+from jaxpref.step.given_rule import GivenRule
 from jaxpref.training.prepare import prepare
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "any_mesh")
