@@ -180,5 +180,5 @@ def test_a_changed_weight_is_refused_when_going_on(both, files, tmp_path):
     together, _, _ = both
     stack = both[1][0].out.parent / "stack"
     changed = [dataclasses.replace(together[0], objective=together[1].objective), *together[1:]]
-    with pytest.raises(InputError, match="changed"):
+    with pytest.raises(InputError, match="the runs with which"):
         train_stacked(changed, stack)
