@@ -226,9 +226,11 @@ def _data(options: argparse.Namespace) -> None:
 
     config = load_config(options.config, options.overrides)
     if options.write_tfds:
-        from jaxpref.online.command import write_tfds
+        from jaxpref.data.write_tfds import write_tfds
 
-        write_tfds(config, options.write_tfds, console)
+        counts = write_tfds(config.data, options.write_tfds)
+        told = ", ".join(f"{name}: {count:,} rows" for name, count in counts.items())
+        console.print(f"{told}; written to {options.write_tfds}", highlight=False)
     elif config.online.rewards:
         from jaxpref.online.prompts import show_prompts
 

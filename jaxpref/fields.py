@@ -26,6 +26,9 @@ def _a_day(text: str) -> str:
     return date.fromisoformat(text).isoformat()
 
 
+WRITTEN_DTYPES = ("float32", "bfloat16", "float16")
+"""Dtypes of the weights in a directory that is written for transformers."""
+
 Day = Annotated[str, AfterValidator(_a_day)]
 """YYYY-MM-DD."""
 

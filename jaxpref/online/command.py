@@ -1,16 +1,11 @@
-"""`jaxpref train`, and the rows of a config written by `jaxpref data`: what these show."""
+"""`jaxpref train`: a run with its progress, and what is shown at its end."""
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
-from functools import partial
 
 from rich.console import Console
 
 from jaxpref.config import Config
-from jaxpref.data import tfds
-from jaxpref.data.sources import read_all
-from jaxpref.data.splits import part_of_side
 from jaxpref.online.train import train
 from jaxpref.processes.together import is_first
 from jaxpref.runs.plots import plot_curves  # missing, it is missed before a run, not after
@@ -49,17 +44,3 @@ def report(result: Result, console: Console) -> None:
         )
     console.print(f"curves      {plot_curves(result.out)}", highlight=False)
     console.print(f"checkpoints {result.out / 'checkpoints'}; best: {result.best}", highlight=False)
-
-
-def write_tfds(config: Config, directory: str, console: Console) -> None:
-    """Writes the rows of a config for tensorflow-datasets, and says how many they are."""
-    sets = {"train": ("train", config.data.train)}
-    sets |= {name or "test": ("eval", paths) for name, paths in config.data.eval_sets.items()}
-
-    def rows(side: str, paths: Sequence[str]) -> Iterator[dict]:
-        return (row for row, _ in read_all(paths, part_of_side(config.data, side)))
-
-    splits = {name: partial(rows, *of_set) for name, of_set in sets.items() if of_set[1]}
-    counts = tfds.write(splits, directory)
-    told = ", ".join(f"{name}: {count:,} rows" for name, count in counts.items())
-    console.print(f"{told}; written to {directory}", highlight=False)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxpref.errors import InputError
+from jaxpref.fields import WRITTEN_DTYPES
 from jaxpref.models.hf import check_model_directory, save_pretrained
 from jaxpref.models.loading import whole
 from jaxpref.models.lora import TARGETS, LoraSpec, merged
@@ -109,15 +110,13 @@ def export_run(
     return number
 
 
-DTYPES = ("float32", "bfloat16", "float16")
-"""Of the weights that are written."""
-
-
 def check_dtype(dtype: str, adapter: bool) -> None:
     """Errors: InputError for another dtype, and for one that an adapter is not written in."""
-    if dtype not in DTYPES:
+    if dtype not in WRITTEN_DTYPES:
         raise InputError(
-            f"a dtype: {', '.join(DTYPES)}", f"dtype={dtype!r}", "name one of these, as text"
+            f"a dtype: {', '.join(WRITTEN_DTYPES)}",
+            f"dtype={dtype!r}",
+            "name one of these, as text",
         )
     if adapter and dtype != "float32":
         raise InputError(

@@ -4,6 +4,8 @@ import argparse
 
 from rich.console import Console
 
+from jaxpref.fields import WRITTEN_DTYPES
+
 EPILOG = """examples:
   jaxpref export runs/dpo --to model               an adapter is merged into it
   jaxpref export runs/dpo --to adapter --adapter   the adapter alone, for PEFT
@@ -39,7 +41,7 @@ def destination_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", required=True, metavar="DIR", help="where to; must not hold anything else"
     )
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--dtype", default="float32", choices=WRITTEN_DTYPES)
 
 
 def run(options: argparse.Namespace, console: Console) -> None:

@@ -17,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from rich.console import Console
 
 from jaxpref.errors import InputError, RunError
+from jaxpref.fields import WRITTEN_DTYPES
 from jaxpref.runs.directory import RUN_FILE, is_run
 from jaxpref.runs.export import export_run
 
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", help="of a run: best (default), latest or a number")
     parser.add_argument(
         "--dtype",
-        choices=["float32", "bfloat16", "float16"],
+        choices=WRITTEN_DTYPES,
         help="of a run's weights (default bfloat16; an adapter's are in float32)",
     )
     parser.add_argument("--adapter", action="store_true", help="the adapter alone, for PEFT")

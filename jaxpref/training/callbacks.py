@@ -173,20 +173,20 @@ class Callbacks:
     """All callbacks of a run, as the loop sees them.
 
     Args:
-        given: callbacks, or functions of a `Moment`, which are called as `on_log`.
+        callbacks: as `as_callbacks` makes them of what `train` is given.
         policy: state of the run -> the policy's parameters.
         has_held_out: whether the run evaluates.
-    Errors: InputError for EarlyStopping where nothing is evaluated; as of `as_callbacks`.
+    Errors: InputError for EarlyStopping where nothing is evaluated.
     """
 
     def __init__(
         self,
-        given: Callback | Callable[[Moment], None] | Sequence[Any] = (),
+        callbacks: Sequence[Callback] = (),
         pieces: Pieces | None = None,
         policy: Callable[[Any], Any] | None = None,
         has_held_out: bool = True,
     ):
-        self._callbacks = as_callbacks(given)
+        self._callbacks = callbacks
         self._pieces, self._policy, self._has_held_out = pieces, policy, has_held_out
         if not has_held_out and any(isinstance(one, EarlyStopping) for one in self._callbacks):
             raise InputError("held-out data for EarlyStopping", "a run without", _NO_HELD_OUT)
